@@ -1,0 +1,55 @@
+# PYTHON makes the virtual environment: 3.11 or 3.12.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+CODE := kenya_birds tests examples benchmarks train_hf.py push_model.py
+
+.PHONY: help install test demo quality style clean
+
+help:
+	@echo "make demo     set up, then synthesise an archive, train on it and ask the model what it hears"
+	@echo "make test     set up, then run the tests"
+	@echo "make quality  check format, lint and types"
+	@echo "make style    format, and mend what the linter can"
+	@echo "make clean    remove the environment and what the demo wrote"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing (about 6 GB, a few minutes) ..."
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: install
+	rm -rf $(DEMO)
+	$(BIN)/kenya-birds synthesize $(DEMO)/archive --recordings 16 --duration_s 60 --species 8 --annotations 320
+	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process 2 train_hf.py --data_dir $(DEMO)/archive --output_dir $(DEMO)/model \
+		--cache_dir $(DEMO)/cache --use_cpu --backbone test_convnext --init_from scratch \
+		--num_train_epochs 8 --learning_rate 3e-3 --per_device_train_batch_size 16
+	@# The first annotation of a recording that was not trained on.
+	@recording=$$(awk -F, '$$2 == "test" { print $$1; exit }' $(DEMO)/model/splits.csv); \
+	annotation=$$(grep "^$$recording" $(DEMO)/archive/annotations.csv | head -n 1); \
+	echo "Annotated: $$annotation"; set -x; \
+	$(BIN)/python examples/listen.py $(DEMO)/model $(DEMO)/archive/soundscape_data/$$recording \
+		--center_s $$(echo "$$annotation" | cut -d, -f2)
+	@echo "The archive is in $(DEMO)/archive, the model with its card (README.md), metrics and pictures in $(DEMO)/model."
+
+quality: install
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+
+style: install
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+clean:
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,41 @@
+"""What every command shares: errors in one line, and the package's log on stderr."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kenya_birds.errors import UserError
+
+
+@contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """Ends the process with one line on stderr and exit code 2 when a `UserError` reaches it.
+
+    Args:
+        program: Name of the command, put in front of the message.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turns exceptions of these kinds into `UserError`, round code whose arguments the user chose."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(str(error)) from None
+
+
+def show_log(level: int = logging.INFO) -> None:
+    """Shows what the package logs, from `level` on, on stderr; other libraries' logs stay as they are."""
+    logger = logging.getLogger("kenya_birds")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(level)
+    logger.propagate = False

@@ -1,0 +1,197 @@
+"""Assigns whole recordings to train, validation and test: the nested, grouped and stratified strategy of the seed."""
+
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+from kenya_birds.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+
+
+def seed_split(
+    annotations: pd.DataFrame,
+    *,
+    test_size: float = 0.2,
+    validation_size: float = 0.2,
+    fold: int = 0,
+    seed: int = 42,
+) -> pd.DataFrame:
+    """Splits recordings as the project's first classifier did.
+
+    The test fold is one of `ceil(1 / test_size)`; the validation fold is one of as many as give `validation_size` of
+    the whole from what is left. Classes that occur in too few recordings to reach every fold of both are
+    "problematic", and so is a recording that holds one. Problematic recordings are divided by nested GroupKFold, the
+    others by nested StratifiedGroupKFold, and the two parts are joined. A part with fewer recordings than folds joins
+    the other, and where all recordings are fewer than folds there are as many folds as recordings; both are logged.
+
+    Args:
+        annotations: `recording` and `species` of every annotation, rare classes already dropped.
+        test_size: Share of the test split, between 0 and 0.5.
+        validation_size: Share of the validation split, between 0 and 0.5.
+        fold: Which of the outer folds is the test split, from 0; all of them together test every recording once.
+        seed: Seed of the folds' shuffling.
+
+    Returns:
+        `recording` and `split` ("train", "validation" or "test"), one row per recording, sorted by recording.
+
+    Raises:
+        UserError: If there are fewer than three recordings, or an argument is out of range.
+    """
+    for name, size in (("test_size", test_size), ("validation_size", validation_size)):
+        if not 0 < size <= 0.5:
+            raise UserError(f"{name} is {size}: expected a share above 0 and at most 0.5")
+    outer = math.ceil(round(1 / test_size, 9))
+    inner = max(2, math.ceil(round((1 - test_size) / validation_size, 9)))
+    recordings = annotations["recording"].nunique()
+    if recordings < 3:
+        raise UserError(
+            f"{recordings} recordings cannot be split into train, validation and test: a recording stays whole, so at "
+            "least 3 are needed"
+        )
+    if recordings < max(outer, inner + 1):
+        logger.warning(
+            "Only %d recordings for %d test and %d validation folds: using %d and %d folds, so the splits are larger "
+            "than asked for and will not be stratified well",
+            recordings,
+            outer,
+            inner,
+            min(outer, recordings),
+            min(inner, recordings - 1),
+        )
+        outer, inner = min(outer, recordings), min(inner, recordings - 1)
+    if not 0 <= fold < outer:
+        raise UserError(f"fold is {fold}: expected 0 to {outer - 1}, as there are {outer} test folds")
+
+    problematic = problematic_classes(annotations, outer, inner)
+    is_problematic = annotations["recording"].isin(
+        annotations.loc[annotations["species"].isin(problematic), "recording"]
+    )
+    parts = {
+        "problematic": annotations[is_problematic],
+        "stratifiable": annotations[~is_problematic],
+    }
+    sizes = {name: part["recording"].nunique() for name, part in parts.items()}
+    too_small = [name for name, size in sizes.items() if 0 < size < max(outer, inner + 1)]
+    if too_small:
+        strategy = "stratifiable" if sizes["stratifiable"] >= sizes["problematic"] else "problematic"
+        logger.warning(
+            "%d problematic and %d stratifiable recordings: too few of the %s ones for %d and %d folds, so all are "
+            "divided as %s",
+            sizes["problematic"],
+            sizes["stratifiable"],
+            " and ".join(too_small),
+            outer,
+            inner,
+            strategy,
+        )
+        parts = {strategy: annotations}
+
+    tables = [
+        _nested_folds(part, name == "stratifiable", outer, inner, fold, seed)
+        for name, part in parts.items()
+        if not part.empty
+    ]
+    table = pd.concat(tables).sort_values("recording").reset_index(drop=True)
+    _log_uncovered_classes(annotations, table)
+    return table
+
+
+def problematic_classes(annotations: pd.DataFrame, outer: int, inner: int) -> list[str]:
+    """Classes in too few recordings to reach each of `outer` folds, or each of `inner` folds of what is left.
+
+    A test fold takes at least one of a class's recordings, so `inner + 1` recordings are needed for the second.
+    """
+    recordings_per_class = annotations.groupby("species")["recording"].nunique()
+    return sorted(recordings_per_class[recordings_per_class < max(outer, inner + 1)].index)
+
+
+def read_splits(path: str | Path) -> pd.DataFrame:
+    """Reads a split table: `recording` and `split`, one row per recording.
+
+    Raises:
+        UserError: If the file cannot be read or a column is missing.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the split table {path}: {error}") from None
+    missing = [column for column in ("recording", "split") if column not in table.columns]
+    if missing:
+        raise UserError(f"{path} has no column {missing}: expected recording,split, found {list(table.columns)}")
+    return table[["recording", "split"]]
+
+
+def check_splits(table: pd.DataFrame, recordings: set[str]) -> None:
+    """Checks a split table against the recordings that have clips.
+
+    Raises:
+        UserError: If a split or recording is unknown, a recording stands in the table twice or not at all, or a split
+            is empty.
+    """
+    problems = {
+        f"has splits other than {', '.join(SPLITS)}": sorted(set(table["split"]) - set(SPLITS)),
+        "has recordings that the archive has no clips of": sorted(set(table["recording"]) - recordings),
+        "lacks recordings of the archive": sorted(recordings - set(table["recording"])),
+        "has recordings twice": sorted(set(table.loc[table["recording"].duplicated(), "recording"])),
+        "has no recording in": [split for split in SPLITS if split not in set(table["split"])],
+    }
+    for problem, found in problems.items():
+        if found:
+            raise UserError(f"the split table {problem}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}")
+
+
+def _nested_folds(
+    annotations: pd.DataFrame, stratify: bool, outer: int, inner: int, fold: int, seed: int
+) -> pd.DataFrame:
+    rest, test = _fold(annotations, stratify, outer, fold, seed)
+    train, validation = _fold(rest, stratify, inner, fold % inner, seed)
+    parts = {"train": train, "validation": validation, "test": test}
+    return pd.concat(
+        pd.DataFrame({"recording": part["recording"].unique(), "split": split}) for split, part in parts.items()
+    )
+
+
+def _fold(
+    annotations: pd.DataFrame, stratify: bool, folds: int, fold: int, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(the other folds, fold number `fold`) of the annotations, recordings kept whole."""
+    groups = annotations["recording"].to_numpy()
+    target = annotations["species"].to_numpy()
+    folders = [GroupKFold(folds, shuffle=True, random_state=seed)]
+    if stratify and np.unique(target, return_counts=True)[1].max() >= folds:
+        folders.insert(0, StratifiedGroupKFold(folds, shuffle=True, random_state=seed))
+    for folder in folders:
+        rest, chosen = list(folder.split(target, target, groups))[fold]
+        # StratifiedGroupKFold may leave a fold empty where groups are few.
+        if len(rest) and len(chosen):
+            break
+        logger.warning("Stratified folds left one of %d empty: using folds that are grouped only", folds)
+    return annotations.iloc[rest], annotations.iloc[chosen]
+
+
+def _log_uncovered_classes(annotations: pd.DataFrame, table: pd.DataFrame) -> None:
+    split_of = table.set_index("recording")["split"]
+    present = annotations.assign(split=annotations["recording"].map(split_of)).groupby("split")["species"].unique()
+    every = set(annotations["species"])
+    for split, consequence in (
+        ("train", "cannot be learned"),
+        ("validation", "do not count in choosing the best checkpoint"),
+        ("test", "cannot be scored"),
+    ):
+        absent = sorted(every - set(present.get(split, [])))
+        if absent:
+            logger.warning(
+                "%d of %d classes have no clip in %s and %s: %s",
+                len(absent),
+                len(every),
+                split,
+                consequence,
+                ", ".join(absent),
+            )

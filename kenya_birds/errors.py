@@ -1,0 +1,9 @@
+"""What a user can get wrong."""
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used.
+
+    The message says what was expected, what was found, where, and what to do. Library callers can catch it; commands
+    print it as one line and exit with code 2.
+    """

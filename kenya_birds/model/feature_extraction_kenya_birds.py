@@ -1,0 +1,261 @@
+"""From waveforms to the model's input: the one front end of training, `pipeline`, detection and export."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torchaudio.functional
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.utils import logging
+
+from .signal_kenya_birds import (
+    high_pass,
+    mel_spectrogram,
+    peak_normalize,
+    power_spectrogram,
+    power_to_db,
+    reassigned_spectrogram,
+    reduce_noise,
+    standardize,
+)
+
+logger = logging.get_logger(__name__)
+
+FEATURE_TYPES = ("mel", "stft", "reassigned")
+NOISE_REDUCTIONS = ("stationary", "nonstationary", "none")
+
+
+class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
+    """Cuts or pads clips to one length, cleans the waveform, and computes a log power spectrogram.
+
+    The waveform stage is noise reduction, high-pass, pre-emphasis and peak normalisation, in this order; each can be
+    off. Then power in mel bands (`mel`), in the bins of the Fourier transform (`stft`) or reassigned in time and
+    frequency (`reassigned`) becomes dB, is cut `top_db` below the clip's loudest cell, and is standardised.
+
+    The defaults are those of the winner of BirdCLEF 2023 (Kenyan birds) with a range of 150 to 15,000 Hz. This
+    project's first classifier used
+    `sampling_rate=22050, f_min_hz=280, f_max_hz=7600, pre_emphasis=0.97, high_pass_hz=0`.
+
+    Args:
+        sampling_rate (`int`, defaults to 32000): Rate of the waveforms in Hz.
+        clip_s (`float`, defaults to 3.0): Length of a clip in seconds. Longer input is cropped to its middle, shorter
+            input is padded with zeros on both sides.
+        noise_reduction (`str`, defaults to `"stationary"`): `"stationary"`, `"nonstationary"` or `"none"`.
+        prop_decrease (`float`, defaults to 0.9): How much of the noise is taken away, 0 to 1.
+        high_pass_hz (`float`, defaults to 150.0): Cutoff of the high-pass; 0 is off.
+        pre_emphasis (`float`, defaults to 0.0): Coefficient of `y[t] = x[t] - c * x[t - 1]`; 0 is off.
+        do_peak_normalize (`bool`, defaults to `True`): Whether each clip is scaled to a peak of 1.
+        feature_type (`str`, defaults to `"mel"`): `"mel"`, `"stft"` or `"reassigned"`.
+        n_fft (`int`, defaults to 2048): Samples of a frame.
+        hop_length (`int`, defaults to 512): Samples between frames.
+        n_mels (`int`, defaults to 128): Number of bands of `mel` and `reassigned` features.
+        f_min_hz (`float`, defaults to 150.0): Lowest frequency of the features.
+        f_max_hz (`float`, defaults to 15000.0): Highest frequency of the features.
+        top_db (`float`, defaults to 80.0): Range of the features.
+        do_standardize (`bool`, defaults to `True`): Whether each clip's features get mean 0 and standard deviation 1.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    model_input_names = ["input_features"]  # noqa: RUF012  (the base class declares it so)
+
+    def __init__(
+        self,
+        sampling_rate: int = 32_000,
+        clip_s: float = 3.0,
+        noise_reduction: str = "stationary",
+        prop_decrease: float = 0.9,
+        high_pass_hz: float = 150.0,
+        pre_emphasis: float = 0.0,
+        do_peak_normalize: bool = True,
+        feature_type: str = "mel",
+        n_fft: int = 2048,
+        hop_length: int = 512,
+        n_mels: int = 128,
+        f_min_hz: float = 150.0,
+        f_max_hz: float = 15_000.0,
+        top_db: float = 80.0,
+        do_standardize: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.pop("feature_size", None)
+        kwargs.pop("padding_value", None)
+        super().__init__(feature_size=n_mels, sampling_rate=sampling_rate, padding_value=0.0, **kwargs)
+        self.clip_s = clip_s
+        self.noise_reduction = noise_reduction
+        self.prop_decrease = prop_decrease
+        self.high_pass_hz = high_pass_hz
+        self.pre_emphasis = pre_emphasis
+        self.do_peak_normalize = do_peak_normalize
+        self.feature_type = feature_type
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        self.n_mels = n_mels
+        self.f_min_hz = f_min_hz
+        self.f_max_hz = f_max_hz
+        self.top_db = top_db
+        self.do_standardize = do_standardize
+        self._check()
+
+    def _check(self) -> None:
+        expectations = {
+            f"feature_type is {self.feature_type!r}, expected one of {FEATURE_TYPES}": self.feature_type
+            in FEATURE_TYPES,
+            f"noise_reduction is {self.noise_reduction!r}, expected one of {NOISE_REDUCTIONS}": self.noise_reduction
+            in NOISE_REDUCTIONS,
+            f"prop_decrease is {self.prop_decrease}, expected 0 to 1": 0 <= self.prop_decrease <= 1,
+            f"high_pass_hz is {self.high_pass_hz}, expected 0 (off) to half of sampling_rate={self.sampling_rate}": (
+                0 <= self.high_pass_hz < self.sampling_rate / 2
+            ),
+            f"pre_emphasis is {self.pre_emphasis}, expected 0 (off) to 1": 0 <= self.pre_emphasis <= 1,
+            f"f_min_hz and f_max_hz are {self.f_min_hz} and {self.f_max_hz}, expected them in this order, from 0 to "
+            f"half of sampling_rate={self.sampling_rate}": 0
+            <= self.f_min_hz
+            < self.f_max_hz
+            <= self.sampling_rate / 2,
+            f"hop_length and n_fft are {self.hop_length} and {self.n_fft}, expected 0 < hop_length <= n_fft": (
+                0 < self.hop_length <= self.n_fft
+            ),
+            f"clip_s is {self.clip_s}, expected at least 2048 samples and one frame of n_fft={self.n_fft} samples": (
+                self.clip_samples >= max(2048, self.n_fft)
+            ),
+            f"n_mels is {self.n_mels} and top_db is {self.top_db}, expected both above 0": (
+                self.n_mels > 0 and self.top_db > 0
+            ),
+        }
+        for problem, holds in expectations.items():
+            if not holds:
+                raise ValueError(problem)
+
+    @property
+    def clip_samples(self) -> int:
+        """Samples of a clip."""
+        return round(self.clip_s * self.sampling_rate)
+
+    def __call__(
+        self,
+        raw_speech: np.ndarray | torch.Tensor | Sequence[float] | Sequence[np.ndarray] | Sequence[torch.Tensor],
+        sampling_rate: int | None = None,
+        return_tensors: str | None = None,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Computes the features of one waveform or a batch.
+
+        Args:
+            raw_speech: A mono waveform of shape `(samples,)` or a batch: shape `(batch, samples)`, or a sequence of
+                waveforms of any lengths. Floats in [-1, 1], or int16. The name is the one that transformers uses.
+            sampling_rate: Rate of the waveforms in Hz. Pass it, so that a wrong one is noticed.
+            return_tensors: `"pt"` or `"np"`; by default a list of numpy arrays.
+            device: Where to compute; by default where the tensors are, or the CPU.
+            **kwargs: Further arguments that callers of transformers' extractors pass; not used.
+
+        Returns:
+            `input_features`: float32, shape `(batch, bands, frames)`.
+
+        Raises:
+            ValueError: If the sampling rate is not the extractor's, or a waveform is empty, not mono, neither float
+                nor int16, or holds NaN or infinite samples.
+        """
+        if sampling_rate is None:
+            logger.warning_once(
+                f"It is strongly recommended to pass the `sampling_rate` argument to `{type(self).__name__}()`. "
+                "Failing to do so can result in silent errors that might be hard to debug."
+            )
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"{type(self).__name__} expects waveforms sampled at {self.sampling_rate} Hz, but was given "
+                f"sampling_rate={sampling_rate}: resample them first (torchaudio.functional.resample)"
+            )
+        with torch.no_grad():
+            features = self.extract(self._batch(raw_speech, device))
+        if return_tensors == "pt":
+            return BatchFeature({"input_features": features})
+        arrays = features.cpu().numpy()
+        return BatchFeature({"input_features": list(arrays)}, tensor_type=return_tensors)
+
+    def extract(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Features of waveforms that are cut to length already.
+
+        Args:
+            waveform: Float, finite, shape `(batch, clip_samples)`.
+
+        Returns:
+            Shape `(batch, bands, frames)`, float32, on the same device.
+        """
+        return self.spectral_features(self.clean(waveform))
+
+    def clean(self, waveform: torch.Tensor) -> torch.Tensor:
+        """The waveform stage: noise reduction, high-pass, pre-emphasis, peak normalisation; keeps the shape."""
+        if self.noise_reduction != "none":
+            stationary = self.noise_reduction == "stationary"
+            waveform = reduce_noise(waveform, self.sampling_rate, stationary, self.prop_decrease)
+        if self.high_pass_hz:
+            waveform = high_pass(waveform, self.sampling_rate, self.high_pass_hz)
+        if self.pre_emphasis:
+            waveform = torchaudio.functional.preemphasis(waveform, self.pre_emphasis)
+        return peak_normalize(waveform) if self.do_peak_normalize else waveform
+
+    def spectral_features(self, waveform: torch.Tensor) -> torch.Tensor:
+        """The feature stage: waveform `(batch, clip_samples)` to log power `(batch, bands, frames)`."""
+        if self.feature_type == "stft":
+            bin_hz = self.sampling_rate / self.n_fft
+            low, high = math.ceil(self.f_min_hz / bin_hz), int(self.f_max_hz // bin_hz)
+            power = power_spectrogram(waveform, self.n_fft, self.hop_length)[:, low : high + 1]
+        else:
+            spectrogram = mel_spectrogram if self.feature_type == "mel" else reassigned_spectrogram
+            power = spectrogram(
+                waveform,
+                sampling_rate=self.sampling_rate,
+                n_fft=self.n_fft,
+                hop_length=self.hop_length,
+                n_mels=self.n_mels,
+                f_min_hz=self.f_min_hz,
+                f_max_hz=self.f_max_hz,
+            )
+        features = power_to_db(power, self.top_db)
+        return standardize(features) if self.do_standardize else features
+
+    def _batch(self, raw_speech: Any, device: str | torch.device | None) -> torch.Tensor:
+        """The input as float32 of shape `(batch, clip_samples)` on the device."""
+        if isinstance(raw_speech, np.ndarray | torch.Tensor):
+            waveforms = list(raw_speech) if raw_speech.ndim > 1 else [raw_speech]
+        elif len(raw_speech) and np.ndim(raw_speech[0]) == 0:
+            waveforms = [np.asarray(raw_speech, dtype=np.float32)]
+        else:
+            waveforms = list(raw_speech)
+        if not waveforms:
+            raise ValueError("expected at least one waveform, found an empty batch")
+        clips = [self._clip(waveform, index, device) for index, waveform in enumerate(waveforms)]
+        batch = torch.stack(clips)
+        if batch.dtype == torch.int16:
+            return batch.to(torch.float32) / 32768
+        finite = batch.isfinite().all(dim=-1)
+        if not finite.all():
+            index = int((~finite).nonzero()[0])
+            raise ValueError(
+                f"waveform {index} of the batch has samples that are NaN or infinite: leave it out or mend it"
+            )
+        return batch
+
+    def _clip(self, waveform: Any, index: int, device: str | torch.device | None) -> torch.Tensor:
+        """One waveform, cropped to its middle or padded with zeros on both sides."""
+        clip = torch.as_tensor(waveform, device=device)
+        if clip.ndim != 1 or len(clip) == 0:
+            raise ValueError(
+                f"waveform {index} of the batch has shape {tuple(clip.shape)}, expected (samples,): mono, not empty"
+            )
+        if clip.dtype != torch.int16:
+            if not clip.is_floating_point():
+                raise ValueError(f"waveform {index} of the batch is {clip.dtype}, expected floats in [-1, 1] or int16")
+            clip = clip.to(torch.float32)
+        surplus = len(clip) - self.clip_samples
+        if surplus >= 0:
+            return clip[surplus // 2 : surplus // 2 + self.clip_samples]
+        return torch.nn.functional.pad(clip, (-surplus // 2, -surplus - -surplus // 2))
+
+
+KenyaBirdsFeatureExtractor.register_for_auto_class()

@@ -1,0 +1,156 @@
+"""The bird classifier: a timm image model that looks at one-channel spectrograms."""
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from .configuration_kenya_birds import KenyaBirdsConfig
+
+
+class KenyaBirdsForAudioClassification(PreTrainedModel):
+    """A timm backbone with average pooling and a linear classifier over species.
+
+    Args:
+        config: The configuration; `config.backbone` names the timm model. It is built with random weights.
+
+    Raises:
+        ValueError: If timm does not know the backbone, or it takes images of one size only.
+    """
+
+    config_class = KenyaBirdsConfig
+    base_model_prefix = "backbone"
+    main_input_name = "input_features"
+    # The loss that `forward` returns is a mean over the batch; the trainer has its own.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: KenyaBirdsConfig) -> None:
+        super().__init__(config)
+        self.backbone = backbone = build_backbone(config)
+        self.embedding_size: int = getattr(backbone, "head_hidden_size", backbone.num_features)
+        self.dropout = nn.Dropout(config.drop_rate)
+        self.classifier = nn.Linear(self.embedding_size, config.num_labels)
+        self.supports_gradient_checkpointing = _has_gradient_checkpointing(backbone)
+        self.post_init()
+
+    def embed(self, input_features: torch.Tensor) -> torch.Tensor:
+        """Embeddings of clips: what the classifier sees.
+
+        Args:
+            input_features: Shape `(batch, bands, frames)`, as the feature extractor returns them.
+
+        Returns:
+            Shape `(batch, embedding_size)`.
+        """
+        backbone: Any = self.backbone
+        return backbone(input_features.unsqueeze(1))  # (B, bands, frames) -> (B, 1, bands, frames) -> (B, D)
+
+    def forward(
+        self,
+        input_features: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
+        """Scores clips.
+
+        Args:
+            input_features: Shape `(batch, bands, frames)`.
+            labels: Class ids of shape `(batch,)`, or zeros and ones of shape `(batch, num_labels)` where the problem
+                is multi-label. With them, the output has an unweighted loss.
+            return_dict: Whether to return an output object rather than a tuple; by default what the config says.
+
+        Returns:
+            `logits` of shape `(batch, num_labels)`, and `loss` if labels were given.
+        """
+        logits = self.classifier(self.dropout(self.embed(input_features)))
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits, labels, self.config.problem_type).mean()
+        if return_dict if return_dict is not None else self.config.return_dict:
+            return SequenceClassifierOutput(loss=loss, logits=logits)
+        return (logits,) if loss is None else (loss, logits)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # timm initialises its modules when it builds them: left are the classifier and what no checkpoint holds.
+        if module is self.classifier:
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        elif hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()  # type: ignore[operator]
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        backbone: Any = self.backbone
+        backbone.set_grad_checkpointing(enable)
+
+
+def build_backbone(config: KenyaBirdsConfig, **kwargs: Any) -> Any:
+    """The timm model that `config` names: one input channel, no classifier, pooled output.
+
+    Args:
+        config: The configuration.
+        **kwargs: Further arguments of `timm.create_model`, such as `pretrained=True`.
+
+    Raises:
+        ValueError: If timm does not know the name, or the model takes images of one size only.
+    """
+    name = config.backbone.split(".")[0]
+    if not timm.is_model(name):
+        similar = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() names them all"
+        raise ValueError(f"timm {timm.__version__} has no model '{config.backbone}': {hint}")
+    tagged = timm.list_pretrained(f"{name}.*")
+    if "." in config.backbone and config.backbone not in tagged:
+        raise ValueError(
+            f"timm {timm.__version__} has no weights '{config.backbone}': there are {', '.join(tagged) or 'none'}"
+        )
+    pretrained_cfg = timm.get_pretrained_cfg(config.backbone)
+    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
+        raise ValueError(
+            f"backbone '{config.backbone}' takes images of one size only, spectrograms have another: choose a "
+            "convolutional one, such as a ConvNeXt or an EfficientNet"
+        )
+    if config.drop_path_rate:
+        kwargs["drop_path_rate"] = config.drop_path_rate
+    return timm.create_model(config.backbone, in_chans=1, num_classes=0, **{"pretrained": False, **kwargs})
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
+    """Loss of each clip, not reduced: cross-entropy, or binary cross-entropy of each class where multi-label.
+
+    Args:
+        logits: Shape `(batch, num_labels)`.
+        labels: Class ids `(batch,)`, or zeros and ones `(batch, num_labels)`.
+        problem_type: `"multi_label_classification"`, `"single_label_classification"` or None, which is single-label.
+
+    Returns:
+        Shape `(batch,)`, or `(batch, num_labels)` where multi-label; float32.
+
+    Raises:
+        ValueError: If `problem_type` is another.
+    """
+    logits = logits.float()
+    if problem_type == "multi_label_classification":
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+    if problem_type in (None, "single_label_classification"):
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+    raise ValueError(
+        f"problem_type is {problem_type!r}, expected 'single_label_classification' or 'multi_label_classification'"
+    )
+
+
+def _has_gradient_checkpointing(backbone: Any) -> bool:
+    try:
+        backbone.set_grad_checkpointing(True)
+        backbone.set_grad_checkpointing(False)
+    except (AttributeError, AssertionError):
+        # timm asserts where a model does not support it.
+        return False
+    return True
+
+
+KenyaBirdsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")

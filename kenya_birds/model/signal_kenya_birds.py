@@ -1,0 +1,232 @@
+"""Signal processing of waveforms and spectrograms: pure, batched functions of tensors, on their input's device."""
+
+import math
+from functools import lru_cache
+
+import torch
+import torchaudio.functional
+
+# Quieter than the last bit of 16-bit sound (-90 dBFS): keeps ratios of spectra finite where a clip is all zeros.
+DITHER_AMPLITUDE = 1e-6
+# Clips whose peak is below this (-80 dBFS) count as silent and are not brought up to full scale.
+SILENCE_AMPLITUDE = 1e-4
+MIN_POWER = 1e-10
+
+
+def reduce_noise(
+    waveform: torch.Tensor, sampling_rate: int, stationary: bool = True, prop_decrease: float = 0.9
+) -> torch.Tensor:
+    """Spectral gating by `noisereduce` (T. Sainburg, https://github.com/timsainb/noisereduce), its batched torch form.
+
+    Args:
+        waveform: Shape `(batch, samples)`, at least 2048 samples.
+        sampling_rate: In Hz.
+        stationary: One noise threshold per frequency for the whole clip (mean plus 1.5 standard deviations of the
+            level in dB), or one that follows the level over time.
+        prop_decrease: How much of what lies below the threshold is taken away, 0 to 1.
+
+    Returns:
+        Shape `(batch, samples)`; where the gate's last hop is incomplete, zeros.
+
+    Raises:
+        ImportError: If `noisereduce` is not installed.
+    """
+    gate = _noise_gate(sampling_rate, stationary, prop_decrease).to(waveform.device)
+    if not stationary:
+        waveform = waveform + _dither(waveform.shape[-1]).to(waveform)
+    denoised = gate(waveform)
+    return torch.nn.functional.pad(denoised, (0, waveform.shape[-1] - denoised.shape[-1]))
+
+
+def high_pass(waveform: torch.Tensor, sampling_rate: int, cutoff_hz: float, order: int = 4) -> torch.Tensor:
+    """Zero-phase Butterworth high-pass, applied to the spectrum: `|H(f)| = 1 / sqrt(1 + (cutoff / f)^(2 * order))`.
+
+    Args:
+        waveform: Shape `(batch, samples)`.
+        sampling_rate: In Hz.
+        cutoff_hz: Where the level is down by 3 dB.
+        order: The level falls by `6 * order` dB an octave below the cutoff.
+
+    Returns:
+        Shape `(batch, samples)`.
+    """
+    samples = waveform.shape[-1]
+    # Room for the filter's response, so that one end of the clip does not reach into the other.
+    padded = fast_fft_length(samples + round(4 * sampling_rate / cutoff_hz))
+    frequency_hz = torch.fft.rfftfreq(padded, 1 / sampling_rate, device=waveform.device)
+    gain = 1 / torch.sqrt(1 + (cutoff_hz / frequency_hz.clamp(min=1e-3)) ** (2 * order))
+    return torch.fft.irfft(torch.fft.rfft(waveform, n=padded) * gain, n=padded)[..., :samples]
+
+
+def peak_normalize(waveform: torch.Tensor) -> torch.Tensor:
+    """Scales each clip of `(batch, samples)` to a peak of 1; clips that peak below -80 dBFS are scaled as if at it."""
+    peak = waveform.abs().amax(dim=-1, keepdim=True)
+    return waveform / peak.clamp(min=SILENCE_AMPLITUDE)
+
+
+def stft(waveform: torch.Tensor, window: torch.Tensor, hop_length: int) -> torch.Tensor:
+    """Short-time Fourier transform with centred frames and zeros past the ends.
+
+    Args:
+        waveform: Shape `(batch, samples)`.
+        window: Shape `(n_fft,)`.
+        hop_length: Samples between frames.
+
+    Returns:
+        Complex, shape `(batch, 1 + n_fft // 2, 1 + samples // hop_length)`.
+    """
+    return torch.stft(
+        waveform,
+        n_fft=len(window),
+        hop_length=hop_length,
+        window=window,
+        center=True,
+        pad_mode="constant",
+        return_complex=True,
+    )
+
+
+def power_spectrogram(waveform: torch.Tensor, n_fft: int, hop_length: int) -> torch.Tensor:
+    """Squared magnitude of the STFT with a Hann window, shape `(batch, 1 + n_fft // 2, frames)`."""
+    window = hann_window(n_fft, waveform.device)
+    return stft(waveform, window, hop_length).abs().square()
+
+
+def mel_spectrogram(
+    waveform: torch.Tensor,
+    sampling_rate: int,
+    n_fft: int,
+    hop_length: int,
+    n_mels: int,
+    f_min_hz: float,
+    f_max_hz: float,
+) -> torch.Tensor:
+    """Power in mel bands (Slaney's scale and area normalisation, as librosa's default), `(batch, n_mels, frames)`."""
+    bank = mel_filter_bank(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, waveform.device)
+    return bank @ power_spectrogram(waveform, n_fft, hop_length)
+
+
+def reassigned_spectrogram(
+    waveform: torch.Tensor,
+    sampling_rate: int,
+    n_fft: int,
+    hop_length: int,
+    n_mels: int,
+    f_min_hz: float,
+    f_max_hz: float,
+) -> torch.Tensor:
+    """Time-frequency reassigned power, gathered on a grid of mel bands and frames.
+
+    Each bin's power goes to the centre of gravity of its energy: instantaneous frequency and group delay, from two
+    further STFTs with the window's derivative and the time-weighted window (F. Auger and P. Flandrin, "Improving the
+    readability of time-frequency and time-scale representations by the reassignment method", IEEE Trans. Signal
+    Processing 43(5), 1995, eqs. 18 and 19). What lands outside the grid is left out.
+
+    Args:
+        waveform: Shape `(batch, samples)`.
+        sampling_rate: In Hz.
+        n_fft: Samples of a frame.
+        hop_length: Samples between frames, and between columns of the grid.
+        n_mels: Bands of the grid, of equal width on Slaney's mel scale.
+        f_min_hz: Lower edge of the lowest band.
+        f_max_hz: Upper edge of the highest band.
+
+    Returns:
+        Shape `(batch, n_mels, 1 + samples // hop_length)`.
+    """
+    device = waveform.device
+    window = hann_window(n_fft, device)
+    offset = torch.arange(n_fft, device=device) - n_fft // 2
+    derivative = torch.pi / n_fft * torch.sin(2 * torch.pi * torch.arange(n_fft, device=device) / n_fft)
+
+    spectrum = stft(waveform, window, hop_length)  # (B, F, T)
+    power = spectrum.abs().square()
+    inverse = spectrum.conj() / power.clamp(min=MIN_POWER)
+    # Corrections in radians per sample, and in samples.
+    frequency_shift = -(stft(waveform, derivative, hop_length) * inverse).imag
+    time_shift = (stft(waveform, window * offset, hop_length) * inverse).real
+
+    bins, frames = power.shape[1:]
+    bin_hz = torch.arange(bins, device=device)[:, None] * (sampling_rate / n_fft)
+    frequency_hz = bin_hz + frequency_shift * (sampling_rate / (2 * torch.pi))
+    frame = (torch.arange(frames, device=device) + time_shift / hop_length).round().long()
+    low, high = hz_to_mel(torch.tensor([f_min_hz, f_max_hz], device=device))
+    band = ((hz_to_mel(frequency_hz.clamp(min=0)) - low) / (high - low) * n_mels).floor().long()
+
+    inside = (band >= 0) & (band < n_mels) & (frame >= 0) & (frame < frames) & (power > MIN_POWER)
+    cell = torch.where(inside, band * frames + frame, 0).flatten(1)
+    grid = power.new_zeros(len(power), n_mels * frames)
+    grid.scatter_add_(1, cell, (power * inside).flatten(1))
+    return grid.view(len(power), n_mels, frames)
+
+
+def power_to_db(power: torch.Tensor, top_db: float) -> torch.Tensor:
+    """Power `(batch, bands, frames)` in dB, at least 1e-10 (-100 dB), cut `top_db` below each clip's maximum."""
+    level_db = 10 * torch.log10(power.clamp(min=MIN_POWER))
+    return torch.maximum(level_db, level_db.amax(dim=(1, 2), keepdim=True) - top_db)
+
+
+def standardize(features: torch.Tensor) -> torch.Tensor:
+    """Gives each clip of `(batch, bands, frames)` mean 0 and standard deviation 1; a constant clip becomes zeros."""
+    centred = features - features.mean(dim=(1, 2), keepdim=True)
+    return centred / centred.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-3)
+
+
+def hz_to_mel(frequency_hz: torch.Tensor) -> torch.Tensor:
+    """Slaney's mel scale: linear up to 1 kHz (15 mel), logarithmic above (27 mel for each factor of 6.4)."""
+    logarithmic = 15 + 27 * torch.log(frequency_hz.clamp(min=1000.0) / 1000) / math.log(6.4)
+    return torch.where(frequency_hz < 1000, frequency_hz * 3 / 200, logarithmic)
+
+
+@lru_cache(maxsize=32)
+def fast_fft_length(samples: int) -> int:
+    """The least number from `samples` on that has no prime factor above 5: others make the FFT slow."""
+    while True:
+        rest = samples
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return samples
+        samples += 1
+
+
+@lru_cache(maxsize=32)
+def hann_window(n_fft: int, device: torch.device) -> torch.Tensor:
+    """Periodic Hann window of shape `(n_fft,)`; shared, not to be written to."""
+    return torch.hann_window(n_fft, device=device)
+
+
+@lru_cache(maxsize=32)
+def mel_filter_bank(
+    sampling_rate: int, n_fft: int, n_mels: int, f_min_hz: float, f_max_hz: float, device: torch.device
+) -> torch.Tensor:
+    """Mel filters of shape `(n_mels, 1 + n_fft // 2)`; shared, not to be written to."""
+    bank = torchaudio.functional.melscale_fbanks(
+        n_freqs=1 + n_fft // 2,
+        f_min=f_min_hz,
+        f_max=f_max_hz,
+        n_mels=n_mels,
+        sample_rate=sampling_rate,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return bank.T.contiguous().to(device)
+
+
+@lru_cache(maxsize=8)
+def _noise_gate(sampling_rate: int, stationary: bool, prop_decrease: float) -> torch.nn.Module:
+    try:
+        from noisereduce.torchgate import TorchGate
+    except ImportError as error:
+        raise ImportError(
+            "This model's feature extractor reduces noise with noisereduce, which is not installed: "
+            "pip install noisereduce"
+        ) from error
+    return TorchGate(sr=sampling_rate, nonstationary=not stationary, prop_decrease=prop_decrease)
+
+
+@lru_cache(maxsize=8)
+def _dither(samples: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return DITHER_AMPLITUDE * torch.randn(samples, generator=generator)

@@ -1,0 +1,157 @@
+"""The trainer: features on the device, weighted loss, weighted sampling."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, Trainer
+
+from kenya_birds.data.audio import decode_wav
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.metrics import classification_metrics
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification, classification_loss
+from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
+from kenya_birds.training.weighting import WeightedClipSampler, power_weights
+
+logger = logging.getLogger(__name__)
+
+
+class ClipCollator:
+    """Stacks rows of `load_clips` into a batch.
+
+    Args:
+        num_labels: Number of classes.
+        multi_label: Whether the target is every species in the clip, rather than the annotated one.
+    """
+
+    def __init__(self, num_labels: int, multi_label: bool) -> None:
+        self.num_labels = num_labels
+        self.multi_label = multi_label
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Collates.
+
+        Returns:
+            `waveform`: int16 of shape `(batch, samples)`. `labels`: class ids of shape `(batch,)`, or zeros and ones
+            of shape `(batch, num_labels)`.
+        """
+        waveform = torch.from_numpy(np.stack([decode_wav(row["audio"]["bytes"]) for row in rows]))
+        if not self.multi_label:
+            return {"waveform": waveform, "labels": torch.tensor([row["label"] for row in rows])}
+        labels = torch.zeros(len(rows), self.num_labels)
+        for target, row in zip(labels, rows, strict=True):
+            target[row["labels"]] = 1.0
+        return {"waveform": waveform, "labels": labels}
+
+
+class KenyaBirdsTrainer(Trainer):
+    """Trains a bird classifier on clips of `load_clips`.
+
+    Waveforms reach the device as int16 and become features there, by the same feature extractor that is saved with the
+    model. The loss weighs classes by `args.loss_weight_power` and is divided by the number of clips (elements, where
+    multi-label) of the whole step, over all processes and accumulated batches: how a batch is spread does not matter.
+
+    Args:
+        model: The classifier.
+        args: The arguments.
+        feature_extractor: The front end, saved with every checkpoint.
+        train_dataset: Training clips.
+        eval_dataset: Validation clips.
+
+    Raises:
+        UserError: If one process would drive several GPUs.
+    """
+
+    def __init__(
+        self,
+        model: KenyaBirdsForAudioClassification,
+        args: KenyaBirdsTrainingArguments,
+        feature_extractor: KenyaBirdsFeatureExtractor,
+        train_dataset: Dataset,
+        eval_dataset: Dataset,
+    ) -> None:
+        if args.n_gpu > 1:
+            raise UserError(
+                f"{args.n_gpu} GPUs but one process: start with `accelerate launch --multi_gpu train_hf.py ...`, or "
+                "show one GPU only (CUDA_VISIBLE_DEVICES=0)"
+            )
+        self.multi_label = model.config.problem_type == "multi_label_classification"
+        num_labels = model.config.num_labels
+        self.labels_per_clip = [labels if self.multi_label else [label] for labels, label in _targets(train_dataset)]
+        self.class_counts = np.bincount(np.concatenate(self.labels_per_clip), minlength=num_labels)
+        self.class_weights = torch.tensor(
+            power_weights(self.class_counts, args.loss_weight_power), dtype=torch.float32
+        )
+        if args.loss_weight_power + args.sampler_weight_power > 1:
+            logger.warning(
+                "loss_weight_power %.2g and sampler_weight_power %.2g together weigh rare classes by more than their "
+                "inverse frequency",
+                args.loss_weight_power,
+                args.sampler_weight_power,
+            )
+        patience = args.early_stopping_patience
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=ClipCollator(num_labels, self.multi_label),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=feature_extractor,
+            compute_metrics=lambda prediction: classification_metrics(*prediction, multi_label=self.multi_label),
+            callbacks=[EarlyStoppingCallback(patience)] if patience and args.load_best_model_at_end else None,
+        )
+        # The loss below divides by the number of items in the whole step: let Trainer count them, and not scale again.
+        self.model_accepts_loss_kwargs = True
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = dict(super()._prepare_inputs(inputs))
+        waveform = inputs.pop("waveform")
+        features = self.processing_class(
+            waveform, sampling_rate=self.processing_class.sampling_rate, return_tensors="pt", device=waveform.device
+        )
+        return {**inputs, **features}
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Weighted loss, summed over this batch and divided by the items of the whole step."""
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        losses = classification_loss(outputs.logits, labels, self.model.config.problem_type)
+        weights = self.class_weights.to(losses.device)
+        loss = (losses * (weights if self.multi_label else weights[labels])).sum()
+        if num_items_in_batch is None:
+            loss = loss / labels.numel()
+        else:
+            loss = loss / num_items_in_batch
+            if self.args.average_tokens_across_devices:
+                # The items were counted over all processes, and gradients are averaged over them.
+                loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+        power = self.args.sampler_weight_power
+        if not power:
+            return super()._get_train_sampler(train_dataset)
+        weights = power_weights(self.class_counts, power)
+        # A clip with several species is drawn as often as its rarest one asks for.
+        return WeightedClipSampler(
+            [max((weights[label] for label in labels), default=0.0) for labels in self.labels_per_clip],
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+        )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Zero: Trainer's estimate is for text models and would be wrong here."""
+        return 0
+
+
+def _targets(dataset: Dataset) -> list[tuple[list[int], int]]:
+    columns = dataset.select_columns(["labels", "label"])
+    return list(zip(columns["labels"], columns["label"], strict=True))

@@ -1,0 +1,313 @@
+"""A Hub on this machine: the part of its HTTP interface that publishing and loading a model use.
+
+`FakeHub.redirect` points the client of this process at it, `FakeHub.environment` that of another process. It speaks
+only the LFS way of sending large files, not Xet.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import secrets
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import yaml
+from huggingface_hub import constants
+
+LFS_SUFFIXES = (".safetensors", ".png")
+REPO = r"(?P<repo>[^/]+/[^/]+?)"
+REVISION = r"(?P<revision>[^/]+)"
+
+
+class FakeHub:
+    """Serves while used as a context manager.
+
+    Attributes:
+        endpoint: Address to give to the client.
+        token: The one token that it accepts, of the account `user`.
+        repos: What it holds: by `owner/name`, whether it is private, and its commits, oldest first. Of a commit,
+            `files` is what was sent in it and `tree` all that the repository holds after it.
+        requests: What it was asked, as `METHOD path`.
+        refuse_token: Whether it refuses every token (401).
+        read_only: Whether it accepts the token for reading only (403).
+        refuse_uploads: Whether it refuses the bytes of large files (403).
+        fail_next: How many of the next requests whose path holds `fail_on` it answers with 503.
+    """
+
+    def __init__(self, user="ann"):
+        self.user = user
+        self.token = "hf_" + secrets.token_hex(16)
+        self.repos = {}
+        self.requests = []
+        self.refuse_token = False
+        self.read_only = False
+        self.refuse_uploads = False
+        self.fail_next = 0
+        self.fail_on = ""
+        self.blobs = {}
+        self.tickets = {}
+        self.lock = threading.Lock()
+
+    def __enter__(self):
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def redirect(self, monkeypatch, home):
+        """Makes this process's client use this Hub, logged in to it, until the test ends."""
+        monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
+        template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", f"{home}/token")
+        monkeypatch.delenv("HF_OIDC_RESOURCE", raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("HF_TOKEN", self.token)
+        # A connection made earlier could still go through a proxy.
+        huggingface_hub.close_session()
+
+    def environment(self, home):
+        """Gives the environment of a process that uses this Hub, logged in to it, with its caches in `home`."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+        used = {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "HF_TOKEN": self.token}
+        return {**kept, **used, "NO_PROXY": "127.0.0.1"}
+
+    def commit_at(self, repo, revision):
+        commits = self.repos[repo]["commits"]
+        if revision in ("main", "HEAD"):
+            return commits[-1] if commits else None
+        return next((commit for commit in commits if commit["oid"] == revision), None)
+
+
+class _Answer(Exception):
+    """What ends the handling of a request early."""
+
+    def __init__(self, status, message, code=None):
+        self.status, self.message, self.code = status, message, code
+
+
+def _is_lfs(path):
+    return path.endswith(LFS_SUFFIXES)
+
+
+def _git_oid(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _oid(path, content):
+    return hashlib.sha256(content).hexdigest() if _is_lfs(path) else _git_oid(content)
+
+
+def _entry(path, content):
+    entry = {"type": "file", "path": path, "size": len(content), "oid": _git_oid(content)}
+    if _is_lfs(path):
+        entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 130}
+    return entry
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: FakeHub
+
+    def log_message(self, *_):
+        pass
+
+    def handle_request(self):
+        path = urlsplit(self.path).path
+        # Read before anything is answered: what is left unread would be taken for the next request.
+        assert "Transfer-Encoding" not in self.headers, "the client is not expected to send a body of unknown length"
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with self.hub.lock:
+            self.hub.requests.append(f"{self.command} {path}")
+            try:
+                if self.hub.fail_next > 0 and self.hub.fail_on in path:
+                    self.hub.fail_next -= 1
+                    self.send(b"<html>Service Unavailable</html>", 503, {"Content-Type": "text/html"})
+                else:
+                    self.route(path)
+            except _Answer as answer:
+                headers = {"X-Error-Message": answer.message}
+                if answer.code:
+                    headers["X-Error-Code"] = answer.code
+                self.send_json({"error": answer.message}, answer.status, headers)
+        status, headers, content = self.answer
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def route(self, path):
+        method = "GET" if self.command == "HEAD" else self.command
+        for route_method, pattern, action in _ROUTES:
+            if route_method == method and (match := re.fullmatch(pattern, path)):
+                parts = {name: unquote(value) for name, value in match.groupdict().items() if value is not None}
+                return action(self, **parts)
+        raise _Answer(404, "Not Found")
+
+    def send(self, content, status=200, headers=None):
+        self.answer = status, {"Content-Length": len(content), **(headers or {})}, content
+
+    def send_json(self, data, status=200, headers=None):
+        self.send(json.dumps(data).encode(), status, {"Content-Type": "application/json", **(headers or {})})
+
+    def is_logged_in(self):
+        given = self.headers.get("Authorization")
+        if given is None:
+            return False
+        if self.hub.refuse_token or given != f"Bearer {self.hub.token}":
+            raise _Answer(401, "Invalid credentials in Authorization header")
+        return True
+
+    def need_login(self, write=True):
+        if not self.is_logged_in():
+            raise _Answer(401, "Invalid username or password.")
+        if write and self.hub.read_only:
+            raise _Answer(403, "You don't have the rights to write with this token")
+
+    def find(self, repo, revision=None):
+        """Gives the commit, or None where the repository has none yet."""
+        logged_in = self.is_logged_in()
+        if repo not in self.hub.repos:
+            raise _Answer(404, "Repository not found", "RepoNotFound")
+        if self.hub.repos[repo]["private"] and not logged_in:
+            raise _Answer(401, "Repository not found", "RepoNotFound")
+        commit = self.hub.commit_at(repo, revision or "main")
+        if commit is None and revision not in (None, "main"):
+            raise _Answer(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit
+
+    def whoami(self):
+        self.need_login(write=False)
+        self.send_json({"type": "user", "name": self.hub.user, "orgs": [], "auth": {"type": "access_token"}})
+
+    def create(self):
+        self.need_login()
+        asked = json.loads(self.body)
+        owner = asked.get("organization") or self.hub.user
+        if owner != self.hub.user:
+            raise _Answer(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
+        repo = f"{owner}/{asked['name']}"
+        exists = repo in self.hub.repos
+        if not exists:
+            private = asked.get("visibility") == "private" or bool(asked.get("private"))
+            self.hub.repos[repo] = {"private": private, "commits": []}
+        answer = {"url": f"{self.hub.endpoint}/{repo}"}
+        self.send_json(answer, 409 if exists else 200)
+
+    def validate_yaml(self):
+        header = re.match(r"---\n(.*?)\n---\n", json.loads(self.body)["content"], re.DOTALL)
+        try:
+            data = yaml.safe_load(header[1]) if header else None
+        except yaml.YAMLError:
+            return self.send_json({"errors": [{"message": "YAML metadata is not valid"}], "warnings": []}, 400)
+        warnings = [] if data else [{"message": "empty or missing yaml metadata in repo card"}]
+        self.send_json({"errors": [], "warnings": warnings})
+
+    def preupload(self, repo, revision):
+        self.need_login()
+        commit = self.find(repo, revision)
+        tree = commit["tree"] if commit else {}
+        files = []
+        for path in (file["path"] for file in json.loads(self.body)["files"]):
+            oid = _oid(path, tree[path]) if path in tree else None
+            mode = "lfs" if _is_lfs(path) else "regular"
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self.send_json({"files": files})
+
+    def lfs_batch(self, repo):
+        self.need_login()
+        self.find(repo)
+        objects = []
+        for wanted in json.loads(self.body)["objects"]:
+            answer = {"oid": wanted["oid"], "size": wanted["size"]}
+            if wanted["oid"] not in self.hub.blobs:
+                # The address itself is the permission to upload, as one signed for a storage service is.
+                ticket = secrets.token_hex(16)
+                self.hub.tickets[ticket] = wanted["oid"]
+                answer["actions"] = {"upload": {"href": f"{self.hub.endpoint}/lfs-upload/{ticket}"}}
+            objects.append(answer)
+        self.send_json({"transfer": "basic", "objects": objects})
+
+    def lfs_upload(self, ticket):
+        oid = self.hub.tickets.get(ticket)
+        if self.hub.refuse_uploads or oid is None or hashlib.sha256(self.body).hexdigest() != oid:
+            raise _Answer(403, "Signature does not match")
+        self.hub.blobs[oid] = self.body
+        self.send(b"")
+
+    def commit(self, repo, revision):
+        self.need_login()
+        parent = self.find(repo, revision)
+        tree, files, message = dict(parent["tree"]) if parent else {}, {}, ""
+        for operation in map(json.loads, self.body.splitlines()):
+            value = operation["value"]
+            match operation["key"]:
+                case "header":
+                    message = value["summary"]
+                case "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    if value["oid"] not in self.hub.blobs:
+                        raise _Answer(400, f"LFS object of {value['path']} was not uploaded")
+                    files[value["path"]] = self.hub.blobs[value["oid"]]
+                case "deletedFile":
+                    tree.pop(value["path"], None)
+        tree.update(files)
+        commits = self.hub.repos[repo]["commits"]
+        described = [len(commits), message, sorted((path, _oid(path, content)) for path, content in tree.items())]
+        oid = hashlib.sha1(json.dumps(described).encode()).hexdigest()
+        commits.append({"oid": oid, "message": message, "files": files, "tree": tree})
+        url = f"{self.hub.endpoint}/{repo}/commit/{oid}"
+        self.send_json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
+
+    def info(self, repo, revision=None):
+        commit = self.find(repo, revision)
+        siblings = [{"rfilename": path} for path in (commit["tree"] if commit else {})]
+        about = {"id": repo, "modelId": repo, "private": self.hub.repos[repo]["private"], "tags": [], "downloads": 0}
+        self.send_json({**about, "sha": commit["oid"] if commit else None, "siblings": siblings})
+
+    def tree(self, repo, revision, folder=None):
+        commit = self.find(repo, revision)
+        # Only top-level files are ever published, so there is no folder to list.
+        if folder is not None:
+            raise _Answer(404, f"{folder} does not exist", "EntryNotFound")
+        self.send_json([_entry(path, content) for path, content in (commit["tree"] if commit else {}).items()])
+
+    def resolve(self, repo, revision, path):
+        commit = self.find(repo, revision)
+        if commit is None or path not in commit["tree"]:
+            raise _Answer(404, "Entry not found", "EntryNotFound")
+        content = commit["tree"][path]
+        headers = {"X-Repo-Commit": commit["oid"], "ETag": f'"{_oid(path, content)}"', "Accept-Ranges": "none"}
+        if _is_lfs(path):
+            headers |= {"X-Linked-Etag": f'"{_oid(path, content)}"', "X-Linked-Size": len(content)}
+        self.send(content, headers={"Content-Type": "application/octet-stream", **headers})
+
+
+_ROUTES = [
+    ("GET", "/api/whoami-v2", _Handler.whoami),
+    ("POST", "/api/repos/create", _Handler.create),
+    ("POST", "/api/validate-yaml", _Handler.validate_yaml),
+    ("POST", f"/api/models/{REPO}/preupload/{REVISION}", _Handler.preupload),
+    ("POST", f"/api/models/{REPO}/commit/{REVISION}", _Handler.commit),
+    ("GET", f"/api/models/{REPO}/tree/{REVISION}(/(?P<folder>.+))?", _Handler.tree),
+    ("GET", f"/api/models/{REPO}(/revision/{REVISION})?", _Handler.info),
+    ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("PUT", "/lfs-upload/(?P<ticket>[0-9a-f]+)", _Handler.lfs_upload),
+    ("GET", f"/{REPO}/resolve/{REVISION}/(?P<path>.+)", _Handler.resolve),
+]
