@@ -75,16 +75,13 @@ def read_archive(data_dir: str | Path) -> Archive:
             species is not in `species.csv`, or nothing usable is left.
     """
     data_dir = Path(data_dir)
-    if not data_dir.is_dir():
-        raise UserError(
-            f"no archive at {data_dir}: expected a folder with {ANNOTATIONS_FILE} and {RECORDINGS_FOLDER}/"
-        )
+    _check_layout(data_dir)
     annotations = _read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS)
     species = _read_table(data_dir / SPECIES_FILE, SPECIES_COLUMNS)
     if annotations.empty:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE} has no annotations: expected at least one row")
     for column in ("start_s", "end_s"):
-        annotations[column] = _as_seconds(annotations[column], data_dir / ANNOTATIONS_FILE, column)
+        annotations[column] = _as_seconds(annotations, column, data_dir / ANNOTATIONS_FILE)
     species = _index_species(species, data_dir / SPECIES_FILE)
 
     unknown_codes = annotations[~annotations["species"].isin([*species.index, UNKNOWN_SPECIES])]
@@ -144,6 +141,8 @@ def archive_fingerprint(data_dir: str | Path) -> str:
     for table in (ANNOTATIONS_FILE, SPECIES_FILE):
         digest.update((data_dir / table).read_bytes())
     for path in sorted((data_dir / RECORDINGS_FOLDER).iterdir()):
+        if not path.is_file():  # a folder, or a link to nothing
+            continue
         status = path.stat()
         digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()[:16]
@@ -165,23 +164,27 @@ def _check_layout(data_dir: Path) -> None:
 def _read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     """The named columns as stripped strings under our names, plus `row`, the line in the file."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is not a UTF-8 table of comma-separated values: {error}") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas would take the first cell of each row for its name
+        raise UserError(f"{path} has more cells in its rows than names in its header {list(table.columns)}")
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise UserError(f"{path} has no column {missing}: expected {list(columns)}, found {list(table.columns)}")
     table = table[list(columns)].rename(columns=columns).apply(lambda column: column.str.strip())
     table.insert(0, "row", range(2, len(table) + 2))
-    return table
+    return table[(table[list(columns.values())] != "").any(axis=1)].reset_index(drop=True)
 
 
-def _as_seconds(column: pd.Series, path: Path, name: str) -> pd.Series:
-    seconds = pd.to_numeric(column, errors="coerce")
-    bad = column[seconds.isna() | seconds.isin([float("inf"), float("-inf")])]
-    if len(bad):
+def _as_seconds(annotations: pd.DataFrame, column: str, path: Path) -> pd.Series:
+    seconds = pd.to_numeric(annotations[column], errors="coerce")
+    bad = annotations[seconds.isna() | seconds.isin([float("inf"), float("-inf")])]
+    if not bad.empty:
+        first = bad.iloc[0]
         raise UserError(
-            f"{path} line {bad.index[0] + 2}: {name} is '{bad.iloc[0]}', expected seconds ({len(bad)} such rows)"
+            f"{path} line {first.row}, {first.recording}: {column} is '{first[column]}', expected seconds "
+            f"({len(bad)} such rows): correct it"
         )
     return seconds.astype(float)
 

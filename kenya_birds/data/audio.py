@@ -15,6 +15,8 @@ from kenya_birds.errors import UserError
 
 # Context kept on both sides of a resampled window, in output samples: longer than the resampler's filter.
 RESAMPLING_MARGIN = 4096
+# libsndfile says 2^63 - 1 of a FLAC file whose header has no length; no recording has this many.
+MAX_FRAMES = 2**40
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,15 @@ def read_header(path: Path) -> AudioHeader:
     """Reads a recording's header.
 
     Raises:
-        UserError: If the file is not audio that libsndfile reads, or holds no samples.
+        UserError: If the file is not audio that libsndfile reads, holds no samples, or does not say how many.
     """
-    try:
-        info = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise UserError(f"{path} cannot be read as audio ({error}): fetch the file again") from None
-    if info.frames <= 0:
+    with _open(path) as file:
+        header = AudioHeader(file.frames, file.samplerate, file.channels)
+    if header.frames <= 0:
         raise UserError(f"{path} holds no samples: fetch the file again")
-    return AudioHeader(info.frames, info.samplerate, info.channels)
+    if header.frames > MAX_FRAMES:
+        raise UserError(f"{path} does not say how long it is, as FLAC that was streamed: encode it again from a file")
+    return header
 
 
 class RecordingReader:
@@ -69,10 +71,7 @@ class RecordingReader:
     def __init__(self, path: Path, sampling_rate: int) -> None:
         self.path = path
         self.sampling_rate = sampling_rate
-        try:
-            self._file = soundfile.SoundFile(str(path))
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise UserError(f"{path} cannot be read as audio ({error}): fetch the file again") from None
+        self._file = _open(path)
         common = math.gcd(sampling_rate, self._file.samplerate)
         self._out_step = sampling_rate // common
         self._in_step = self._file.samplerate // common
@@ -130,6 +129,13 @@ class RecordingReader:
             f"{self.path} cannot be decoded at {frame / self._file.samplerate:.3f} s ({reason}): "
             "the file is damaged, fetch it again or remove its annotations"
         )
+
+
+def _open(path: Path) -> soundfile.SoundFile:
+    try:
+        return soundfile.SoundFile(str(path))
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: the name ends in .raw
+        raise UserError(f"{path} cannot be read as audio ({error}): fetch the file again") from None
 
 
 def to_int16(waveform: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import pandas as pd
 import pyarrow as pa
+import sklearn
 from datasets.builder import Key
 from datasets.exceptions import DatasetGenerationError
 
@@ -47,10 +48,19 @@ class ClipsConfig(datasets.BuilderConfig):
     fold: int = 0
     split_seed: int = 42
 
+    def __post_init__(self) -> None:
+        """Checks the clips' rate and length; the rest is checked where it is used."""
+        super().__post_init__()
+        if not (self.sampling_rate > 0 and 1 <= self.clip_s * self.sampling_rate < float("inf")):
+            raise UserError(
+                f"sampling_rate is {self.sampling_rate} Hz and clip_s is {self.clip_s} s: expected a clip of one sample "
+                "or more"
+            )
+
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
-        """Adds the archive's fingerprint, so that a changed archive is cut anew."""
-        fingerprint = archive_fingerprint(self.data_dir)
-        return super().create_config_id({**config_kwargs, "archive": fingerprint}, custom_features)
+        """Adds the archive's fingerprint, so that a changed archive is cut anew, and what `seed_split` depends on."""
+        made_from = {"archive": archive_fingerprint(self.data_dir), "scikit-learn": sklearn.__version__}
+        return super().create_config_id({**config_kwargs, **made_from}, custom_features)
 
 
 class KenyaBirds(datasets.ArrowBasedBuilder):
@@ -77,6 +87,7 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
     """
 
     BUILDER_CONFIG_CLASS = ClipsConfig
+    # To be raised when the same archive and settings would give other clips or splits: the cache goes by it.
     VERSION = datasets.Version("1.0.0")
 
     archive: Archive
@@ -217,8 +228,10 @@ def build_clips(builder: KenyaBirds, num_proc: int | None = None) -> datasets.Da
         whose samples `decode_wav` gives without FFmpeg.
 
     Raises:
-        UserError: If a recording stops being readable.
+        UserError: If a recording cannot be decoded, or `num_proc` is below 1.
     """
+    if num_proc is not None and num_proc < 1:
+        raise UserError(f"num_proc is {num_proc}: expected 1 or more processes")
     try:
         builder.download_and_prepare(num_proc=num_proc)
     except DatasetGenerationError:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def seed_split(
         test_size: Share of the test split, between 0 and 0.5.
         validation_size: Share of the validation split, between 0 and 0.5.
         fold: Which of the outer folds is the test split, from 0; all of them together test every recording once.
-        seed: Seed of the folds' shuffling.
+        seed: Seed of the folds' shuffling; StratifiedGroupKFold shuffles only recordings that have like species.
 
     Returns:
         `recording` and `split` ("train", "validation" or "test"), one row per recording, sorted by recording.
@@ -55,17 +56,19 @@ def seed_split(
             f"{recordings} recordings cannot be split into train, validation and test: a recording stays whole, so at "
             "least 3 are needed"
         )
-    if recordings < max(outer, inner + 1):
+    if not _fits(recordings, outer, inner):
+        asked = outer, inner
+        # One of two folds of three recordings would leave a single one for training and validation.
+        outer = 3 if recordings == 3 else min(outer, recordings)
+        inner = min(inner, recordings - math.ceil(recordings / outer))
         logger.warning(
-            "Only %d recordings for %d test and %d validation folds: using %d and %d folds, so the splits are larger "
-            "than asked for and will not be stratified well",
+            "Only %d recordings for %d test and %d validation folds: using %d and %d folds, so the splits differ from "
+            "the shares asked for and will not be stratified well",
             recordings,
+            *asked,
             outer,
             inner,
-            min(outer, recordings),
-            min(inner, recordings - 1),
         )
-        outer, inner = min(outer, recordings), min(inner, recordings - 1)
     if not 0 <= fold < outer:
         raise UserError(f"fold is {fold}: expected 0 to {outer - 1}, as there are {outer} test folds")
 
@@ -78,7 +81,7 @@ def seed_split(
         "stratifiable": annotations[~is_problematic],
     }
     sizes = {name: part["recording"].nunique() for name, part in parts.items()}
-    too_small = [name for name, size in sizes.items() if 0 < size < max(outer, inner + 1)]
+    too_small = [name for name, size in sizes.items() if size and not _fits(size, outer, inner)]
     if too_small:
         strategy = "stratifiable" if sizes["stratifiable"] >= sizes["problematic"] else "problematic"
         logger.warning(
@@ -147,11 +150,16 @@ def check_splits(table: pd.DataFrame, recordings: set[str]) -> None:
             raise UserError(f"the split table {problem}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}")
 
 
+def _fits(recordings: int, outer: int, inner: int) -> bool:
+    """Whether each of `outer` folds gets a recording and leaves enough of them for `inner` folds."""
+    return recordings >= outer and recordings - math.ceil(recordings / outer) >= inner
+
+
 def _nested_folds(
     annotations: pd.DataFrame, stratify: bool, outer: int, inner: int, fold: int, seed: int
 ) -> pd.DataFrame:
-    rest, test = _fold(annotations, stratify, outer, fold, seed)
-    train, validation = _fold(rest, stratify, inner, fold % inner, seed)
+    rest, test = _fold(annotations, stratify, outer, fold, seed, least_rest=inner)
+    train, validation = _fold(rest, stratify, inner, fold % inner, seed, least_rest=1)
     parts = {"train": train, "validation": validation, "test": test}
     return pd.concat(
         pd.DataFrame({"recording": part["recording"].unique(), "split": split}) for split, part in parts.items()
@@ -159,20 +167,25 @@ def _nested_folds(
 
 
 def _fold(
-    annotations: pd.DataFrame, stratify: bool, folds: int, fold: int, seed: int
+    annotations: pd.DataFrame, stratify: bool, folds: int, fold: int, seed: int, least_rest: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(the other folds, fold number `fold`) of the annotations, recordings kept whole."""
+    """(the other folds, fold number `fold`) of the annotations, recordings kept whole, `least_rest` in the first."""
     groups = annotations["recording"].to_numpy()
     target = annotations["species"].to_numpy()
     folders = [GroupKFold(folds, shuffle=True, random_state=seed)]
     if stratify and np.unique(target, return_counts=True)[1].max() >= folds:
         folders.insert(0, StratifiedGroupKFold(folds, shuffle=True, random_state=seed))
     for folder in folders:
-        rest, chosen = list(folder.split(target, target, groups))[fold]
-        # StratifiedGroupKFold may leave a fold empty where groups are few.
-        if len(rest) and len(chosen):
+        with warnings.catch_warnings():
+            # What comes of a class with fewer annotations than folds is told by `_log_uncovered_classes`.
+            warnings.filterwarnings("ignore", message="The least populated class")
+            pairs = list(folder.split(target, target, groups))
+        # StratifiedGroupKFold may leave a fold empty, or nearly everything in one, where recordings are few. All folds
+        # are looked at, so that those of one cross-validation are made alike.
+        if all(len(chosen) and len(np.unique(groups[rest])) >= least_rest for rest, chosen in pairs):
             break
-        logger.warning("Stratified folds left one of %d empty: using folds that are grouped only", folds)
+        logger.warning("%d stratified folds would be too unequal: using folds that are grouped only", folds)
+    rest, chosen = pairs[fold]
     return annotations.iloc[rest], annotations.iloc[chosen]
 
 

@@ -25,6 +25,8 @@ logger = logging.get_logger(__name__)
 
 FEATURE_TYPES = ("mel", "stft", "reassigned")
 NOISE_REDUCTIONS = ("stationary", "nonstationary", "none")
+# Spectra of louder floats would overflow: no sound, but what is read from a damaged file.
+MAX_AMPLITUDE = 1e9
 
 
 class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
@@ -101,32 +103,46 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         self._check()
 
     def _check(self) -> None:
-        expectations = {
-            f"feature_type is {self.feature_type!r}, expected one of {FEATURE_TYPES}": self.feature_type
-            in FEATURE_TYPES,
-            f"noise_reduction is {self.noise_reduction!r}, expected one of {NOISE_REDUCTIONS}": self.noise_reduction
-            in NOISE_REDUCTIONS,
-            f"prop_decrease is {self.prop_decrease}, expected 0 to 1": 0 <= self.prop_decrease <= 1,
-            f"high_pass_hz is {self.high_pass_hz}, expected 0 (off) to half of sampling_rate={self.sampling_rate}": (
-                0 <= self.high_pass_hz < self.sampling_rate / 2
+        rate, bin_hz = self.sampling_rate, self.sampling_rate / max(self.n_fft, 1)
+        rules = [
+            (
+                self.feature_type in FEATURE_TYPES,
+                f"feature_type is {self.feature_type!r}, expected one of {FEATURE_TYPES}",
             ),
-            f"pre_emphasis is {self.pre_emphasis}, expected 0 (off) to 1": 0 <= self.pre_emphasis <= 1,
-            f"f_min_hz and f_max_hz are {self.f_min_hz} and {self.f_max_hz}, expected them in this order, from 0 to "
-            f"half of sampling_rate={self.sampling_rate}": 0
-            <= self.f_min_hz
-            < self.f_max_hz
-            <= self.sampling_rate / 2,
-            f"hop_length and n_fft are {self.hop_length} and {self.n_fft}, expected 0 < hop_length <= n_fft": (
-                0 < self.hop_length <= self.n_fft
+            (
+                self.noise_reduction in NOISE_REDUCTIONS,
+                f"noise_reduction is {self.noise_reduction!r}, expected one of {NOISE_REDUCTIONS}",
             ),
-            f"clip_s is {self.clip_s}, expected at least 2048 samples and one frame of n_fft={self.n_fft} samples": (
-                self.clip_samples >= max(2048, self.n_fft)
+            (
+                # From here to there the gate's smoothing, 500 Hz and 50 ms wide, spans a bin and a hop.
+                self.noise_reduction == "none" or 5120 <= rate <= 256_000,
+                f"sampling_rate is {rate}, expected 5120 to 256000 Hz where noise_reduction is not 'none'",
             ),
-            f"n_mels is {self.n_mels} and top_db is {self.top_db}, expected both above 0": (
-                self.n_mels > 0 and self.top_db > 0
+            (0 <= self.prop_decrease <= 1, f"prop_decrease is {self.prop_decrease}, expected 0 to 1"),
+            (
+                self.high_pass_hz == 0 or 1 <= self.high_pass_hz < rate / 2,
+                f"high_pass_hz is {self.high_pass_hz}, expected 0 (off), or 1 to half of sampling_rate={rate}",
             ),
-        }
-        for problem, holds in expectations.items():
+            (0 <= self.pre_emphasis <= 1, f"pre_emphasis is {self.pre_emphasis}, expected 0 (off) to 1"),
+            (
+                0 < self.hop_length <= self.n_fft,
+                f"hop_length and n_fft are {self.hop_length} and {self.n_fft}, expected 0 < hop_length <= n_fft",
+            ),
+            (
+                0 <= self.f_min_hz <= self.f_max_hz - bin_hz and self.f_max_hz <= rate / 2,
+                f"f_min_hz and f_max_hz are {self.f_min_hz} and {self.f_max_hz}, expected them in this order, from 0 "
+                f"to half of sampling_rate={rate}, at least one bin ({bin_hz:.1f} Hz) apart",
+            ),
+            (
+                self.clip_samples >= max(2048, self.n_fft),
+                f"clip_s is {self.clip_s}, expected at least 2048 samples and one frame of n_fft={self.n_fft} samples",
+            ),
+            (
+                self.n_mels > 0 and self.top_db > 0,
+                f"n_mels is {self.n_mels} and top_db is {self.top_db}, expected both above 0",
+            ),
+        ]
+        for holds, problem in rules:
             if not holds:
                 raise ValueError(problem)
 
@@ -158,7 +174,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             ValueError: If the sampling rate is not the extractor's, or a waveform is empty, not mono, neither float
-                nor int16, or holds NaN or infinite samples.
+                nor int16, or holds samples that are NaN, infinite or far beyond full scale.
         """
         if sampling_rate is None:
             logger.warning_once(
@@ -170,8 +186,10 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
                 f"{type(self).__name__} expects waveforms sampled at {self.sampling_rate} Hz, but was given "
                 f"sampling_rate={sampling_rate}: resample them first (torchaudio.functional.resample)"
             )
-        with torch.no_grad():
-            features = self.extract(self._batch(raw_speech, device))
+        batch = self._batch(raw_speech, device)
+        # Under a caller's autocast mel power would lose its digits, or overflow.
+        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
+            features = self.extract(batch)
         if return_tensors == "pt":
             return BatchFeature({"input_features": features})
         arrays = features.cpu().numpy()
@@ -221,41 +239,57 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
 
     def _batch(self, raw_speech: Any, device: str | torch.device | None) -> torch.Tensor:
         """The input as float32 of shape `(batch, clip_samples)` on the device."""
-        if isinstance(raw_speech, np.ndarray | torch.Tensor):
-            waveforms = list(raw_speech) if raw_speech.ndim > 1 else [raw_speech]
-        elif len(raw_speech) and np.ndim(raw_speech[0]) == 0:
-            waveforms = [np.asarray(raw_speech, dtype=np.float32)]
-        else:
-            waveforms = list(raw_speech)
-        if not waveforms:
+        is_array = isinstance(raw_speech, np.ndarray | torch.Tensor)
+        if is_array and raw_speech.ndim == 2:
+            if not 0 < len(raw_speech) <= raw_speech.shape[1]:
+                raise ValueError(
+                    f"the batch has shape {tuple(raw_speech.shape)}, expected (batch, samples): mono, not empty"
+                )
+            return self._clips(raw_speech, 0, device)
+        if is_array or (len(raw_speech) and np.ndim(raw_speech[0]) == 0):
+            raw_speech = [raw_speech]
+        if not raw_speech:
             raise ValueError("expected at least one waveform, found an empty batch")
-        clips = [self._clip(waveform, index, device) for index, waveform in enumerate(waveforms)]
-        batch = torch.stack(clips)
-        if batch.dtype == torch.int16:
-            return batch.to(torch.float32) / 32768
-        finite = batch.isfinite().all(dim=-1)
-        if not finite.all():
-            index = int((~finite).nonzero()[0])
-            raise ValueError(
-                f"waveform {index} of the batch has samples that are NaN or infinite: leave it out or mend it"
-            )
-        return batch
+        return torch.cat([self._clips(_row(waveform, i), i, device) for i, waveform in enumerate(raw_speech)])
 
-    def _clip(self, waveform: Any, index: int, device: str | torch.device | None) -> torch.Tensor:
-        """One waveform, cropped to its middle or padded with zeros on both sides."""
-        clip = torch.as_tensor(waveform, device=device)
-        if clip.ndim != 1 or len(clip) == 0:
-            raise ValueError(
-                f"waveform {index} of the batch has shape {tuple(clip.shape)}, expected (samples,): mono, not empty"
-            )
-        if clip.dtype != torch.int16:
-            if not clip.is_floating_point():
-                raise ValueError(f"waveform {index} of the batch is {clip.dtype}, expected floats in [-1, 1] or int16")
-            clip = clip.to(torch.float32)
-        surplus = len(clip) - self.clip_samples
-        if surplus >= 0:
-            return clip[surplus // 2 : surplus // 2 + self.clip_samples]
-        return torch.nn.functional.pad(clip, (-surplus // 2, -surplus - -surplus // 2))
+    def _clips(
+        self, waveform: np.ndarray | torch.Tensor, first: int, device: str | torch.device | None
+    ) -> torch.Tensor:
+        """Waveforms `(n, samples)`, cropped to their middle or padded with zeros on both sides."""
+        surplus = waveform.shape[1] - self.clip_samples
+        if surplus > 0:
+            waveform = waveform[:, surplus // 2 : surplus // 2 + self.clip_samples]
+        if isinstance(waveform, np.ndarray):
+            # A copy: torch refuses the other byte order and negative strides, and warns of read-only memory.
+            waveform = torch.from_numpy(waveform.astype(waveform.dtype.newbyteorder("="), order="C"))
+        clips = waveform.to(device)
+        if clips.dtype == torch.int16:
+            clips = clips.to(torch.float32) / 32768
+        elif clips.is_floating_point():
+            clips = clips.to(torch.float32)
+            # The comparison is false for NaN too.
+            sane = clips.abs().amax(dim=1) < MAX_AMPLITUDE
+            if not sane.all():
+                index = first + int(sane.int().argmin())
+                raise ValueError(
+                    f"waveform {index} of the batch has samples that are NaN, infinite or far beyond full scale: "
+                    "leave it out or mend it"
+                )
+        else:
+            raise ValueError(f"waveform {first} of the batch is {clips.dtype}, expected floats in [-1, 1] or int16")
+        missing = max(-surplus, 0)
+        return torch.nn.functional.pad(clips, (missing // 2, missing - missing // 2))
+
+
+def _row(waveform: Any, index: int) -> np.ndarray | torch.Tensor:
+    """A waveform of shape `(samples,)` as `(1, samples)`."""
+    if not isinstance(waveform, torch.Tensor):
+        waveform = np.asarray(waveform)
+    if waveform.ndim != 1 or len(waveform) == 0:
+        raise ValueError(
+            f"waveform {index} of the batch has shape {tuple(waveform.shape)}, expected (samples,): mono, not empty"
+        )
+    return waveform[None]
 
 
 KenyaBirdsFeatureExtractor.register_for_auto_class()

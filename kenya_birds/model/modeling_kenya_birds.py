@@ -15,6 +15,8 @@ from .configuration_kenya_birds import KenyaBirdsConfig
 class KenyaBirdsForAudioClassification(PreTrainedModel):
     """A timm backbone with average pooling and a linear classifier over species.
 
+    Features are padded with zeros to the next multiple of 32 bands and frames.
+
     Args:
         config: The configuration; `config.backbone` names the timm model. It is built with random weights.
 
@@ -46,8 +48,11 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         Returns:
             Shape `(batch, embedding_size)`.
         """
+        bands, frames = input_features.shape[1:]
+        # A backbone halves the size five times: most drop what is left over (28 of 188 frames), and some fail on it.
+        padded = nn.functional.pad(input_features, (0, -frames % 32, 0, -bands % 32))
         backbone: Any = self.backbone
-        return backbone(input_features.unsqueeze(1))  # (B, bands, frames) -> (B, 1, bands, frames) -> (B, D)
+        return backbone(padded.unsqueeze(1))  # (B, bands, frames) -> (B, 1, bands, frames) -> (B, D)
 
     def forward(
         self,
@@ -86,6 +91,7 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         backbone: Any = self.backbone
         backbone.set_grad_checkpointing(enable)
+        self.gradient_checkpointing = enable
 
 
 def build_backbone(config: KenyaBirdsConfig, **kwargs: Any) -> Any:
@@ -116,7 +122,12 @@ def build_backbone(config: KenyaBirdsConfig, **kwargs: Any) -> Any:
         )
     if config.drop_path_rate:
         kwargs["drop_path_rate"] = config.drop_path_rate
-    return timm.create_model(config.backbone, in_chans=1, num_classes=0, **{"pretrained": False, **kwargs})
+    try:
+        return timm.create_model(config.backbone, in_chans=1, num_classes=0, **{"pretrained": False, **kwargs})
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise ValueError(f"backbone '{config.backbone}' has no stochastic depth: drop_path_rate must be 0") from None
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:

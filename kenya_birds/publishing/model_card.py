@@ -32,12 +32,13 @@ def render_model_card(model_dir: Path, model_id: str, template: Path) -> str:
     summary = read_json(model_dir / SUMMARY_FILE)
     metrics = read_json(model_dir / METRICS_FILE)
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
+    model_name = model_id.rpartition("/")[2]
     metadata = ModelCardData(
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=["bioacoustics", "birds", "soundscape", "timm", config["backbone"].split(".")[0]],
-        model_name=model_id.rpartition("/")[2] or model_id,
+        model_name=model_name,
         eval_results=[
             EvalResult(
                 task_type="audio-classification",
@@ -55,6 +56,7 @@ def render_model_card(model_dir: Path, model_id: str, template: Path) -> str:
         metadata,
         template_path=str(template),
         model_id=model_id,
+        model_name=model_name,
         config=config,
         extractor=read_json(model_dir / "preprocessor_config.json"),
         summary=summary,

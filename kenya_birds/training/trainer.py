@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 
 from kenya_birds.data.audio import decode_wav
 from kenya_birds.errors import UserError
@@ -14,7 +14,7 @@ from kenya_birds.evaluation.metrics import classification_metrics
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification, classification_loss
 from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
-from kenya_birds.training.weighting import WeightedClipSampler, power_weights
+from kenya_birds.training.weighting import ClipSampler, power_weights
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class KenyaBirdsTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=feature_extractor,
-            compute_metrics=lambda prediction: classification_metrics(*prediction, multi_label=self.multi_label),
+            compute_metrics=self._metrics,
             callbacks=[EarlyStoppingCallback(patience)] if patience and args.load_best_model_at_end else None,
         )
         # The loss below divides by the number of items in the whole step: let Trainer count them, and not scale again.
@@ -124,9 +124,7 @@ class KenyaBirdsTrainer(Trainer):
         """Weighted loss, summed over this batch and divided by the items of the whole step."""
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        losses = classification_loss(outputs.logits, labels, self.model.config.problem_type)
-        weights = self.class_weights.to(losses.device)
-        loss = (losses * (weights if self.multi_label else weights[labels])).sum()
+        loss = self._weighted_losses(outputs.logits, labels).sum()
         if num_items_in_batch is None:
             loss = loss / labels.numel()
         else:
@@ -136,15 +134,35 @@ class KenyaBirdsTrainer(Trainer):
                 loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
-        power = self.args.sampler_weight_power
-        if not power:
-            return super()._get_train_sampler(train_dataset)
-        weights = power_weights(self.class_counts, power)
-        # A clip with several species is drawn as often as its rarest one asks for.
-        return WeightedClipSampler(
-            [max((weights[label] for label in labels), default=0.0) for labels in self.labels_per_clip],
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[None, Any, Any]:
+        """Logits and labels of a batch; the loss is computed from all of them together (see `_metrics`).
+
+        A mean of the batches' losses would count the clips twice with which several processes fill up the last batch.
+        """
+        _, logits, labels = super().prediction_step(*args, **kwargs)
+        return None, logits, labels
+
+    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        logits, labels = prediction
+        losses = self._weighted_losses(torch.as_tensor(logits), torch.as_tensor(labels))
+        return {"loss": losses.mean().item(), **classification_metrics(logits, labels, multi_label=self.multi_label)}
+
+    def _weighted_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        losses = classification_loss(logits, labels, self.model.config.problem_type)
+        weights = self.class_weights.to(losses.device)
+        return losses * (weights if self.multi_label else weights[labels])
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> ClipSampler:
+        weights = None
+        if self.args.sampler_weight_power:
+            class_weights = power_weights(self.class_counts, self.args.sampler_weight_power)
+            # A clip with several species is drawn as often as its rarest one asks for.
+            weights = [max((class_weights[label] for label in labels), default=0.0) for labels in self.labels_per_clip]
+        return ClipSampler(
+            len(self.labels_per_clip),
+            self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            weights=weights,
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -32,29 +32,42 @@ def power_weights(counts: Sequence[int] | np.ndarray, power: float) -> np.ndarra
     return weights * numbers.sum() / (weights * numbers).sum()
 
 
-class WeightedClipSampler(Sampler[int]):
-    """Draws clips with replacement, in proportion to their weights; as many an epoch as there are clips.
+class ClipSampler(Sampler[int]):
+    """Draws an epoch of clips: each once in random order, or with replacement in proportion to weights.
 
     The draw depends on the seed and the epoch alone, so that every process draws the same and a resumed run goes on
-    with the same clips.
+    with the same clips. Clips that would make an incomplete last step are left out, other ones in every epoch: an
+    epoch is the same however many processes share a step.
 
     Args:
-        weights: One per clip, not all zero.
+        clips: Number of clips to draw from.
+        clips_per_step: Clips of one optimiser step, over all processes and accumulated batches.
         seed: Seed of the draws.
+        weights: One per clip, not all zero; by default each clip is drawn once.
     """
 
-    def __init__(self, weights: Sequence[float] | np.ndarray, seed: int) -> None:
-        self.weights = torch.as_tensor(np.asarray(weights), dtype=torch.float64)
+    def __init__(
+        self, clips: int, clips_per_step: int, seed: int, weights: Sequence[float] | np.ndarray | None = None
+    ) -> None:
+        self.clips = clips
+        self.length = clips - clips % clips_per_step if clips >= clips_per_step else clips
         self.seed = seed
         self.epoch = 0
+        self.weights = None if weights is None else torch.as_tensor(np.asarray(weights), dtype=torch.float64)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch's draw; called by the trainer."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.weights)
+        return self.length
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        yield from torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist()
+        # Not seed + epoch: runs with seeds next to each other would share their draws.
+        seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
+        if self.weights is None:
+            drawn = torch.randperm(self.clips, generator=generator)[: self.length]
+        else:
+            drawn = torch.multinomial(self.weights, self.length, replacement=True, generator=generator)
+        yield from drawn.tolist()

@@ -1,0 +1,29 @@
+"""What all tests share: caches of their own, no network, and one small archive with its clips."""
+
+import os
+import tempfile
+
+import pytest
+
+# Hugging Face's libraries read these when they are imported: here nothing has, and the fixtures import ours late.
+_home = tempfile.TemporaryDirectory(prefix="kenya_birds_tests_")
+os.environ["HF_HOME"] = _home.name
+os.environ["HF_DATASETS_CACHE"] = f"{_home.name}/datasets"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def small_archive(tmp_path_factory):
+    """8 recordings of 20 s and 6 species, 5 of them with 10 annotations or more; copy it to change it."""
+    from kenya_birds.data.synthetic import synthesize_archive
+
+    folder = tmp_path_factory.mktemp("shared") / "archive"
+    return synthesize_archive(folder, recordings=8, duration_s=20, species=6, annotations=140, seed=1)
+
+
+@pytest.fixture(scope="session")
+def clips(small_archive, tmp_path_factory):
+    """The clips of the small archive by split: 135 of 5 species."""
+    from kenya_birds.data.dataset import load_clips
+
+    return load_clips(small_archive, cache_dir=tmp_path_factory.mktemp("clips"), min_annotations=8)

@@ -1,0 +1,325 @@
+import logging
+import os
+import re
+
+import pandas as pd
+import pytest
+import soundfile
+from archives import HEADER, edit, noise, write_archive
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kenya_birds.data.archive import archive_fingerprint, read_archive, select_classes
+from kenya_birds.errors import UserError
+
+ROWS = [
+    ("b.flac", 4.0, "owl1"),
+    ("a.flac", (1.0, 2.5), "owl1"),
+    ("a.flac", 3.25, "lark2"),
+]
+
+
+@pytest.fixture
+def archive(tmp_path):
+    return write_archive(tmp_path / "archive", ROWS)
+
+
+def refused(data_dir, *words):
+    """Reading the archive ends in an error with all of these words."""
+    with pytest.raises(UserError) as caught:
+        read_archive(data_dir)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+
+
+def annotate(data_dir, *lines, header=HEADER):
+    (data_dir / "annotations.csv").write_text("\n".join([header, *lines]) + "\n")
+
+
+# What is read
+
+
+def test_annotations_keep_their_order_and_get_the_middle_of_the_call(archive):
+    assert read_archive(archive).annotations.to_dict("list") == {
+        "recording": ["b.flac", "a.flac", "a.flac"],
+        "center_s": [4.0, 1.75, 3.25],
+        "species": ["owl1", "owl1", "lark2"],
+    }
+
+
+def test_headers_tell_length_rate_and_channels(archive):
+    soundfile.write(archive / "soundscape_data" / "b.flac", noise(4.5, 44_100).repeat(2).reshape(-1, 2), 44_100)
+    headers = read_archive(archive).headers
+    assert sorted(headers) == ["a.flac", "b.flac"]
+    assert (headers["a.flac"].frames, headers["a.flac"].sample_rate_hz, headers["a.flac"].channels) == (
+        80_000,
+        8_000,
+        1,
+    )
+    assert (headers["b.flac"].duration_s, headers["b.flac"].channels) == (4.5, 2)
+
+
+def test_recordings_without_annotations_are_not_read(archive):
+    (archive / "soundscape_data" / "notes.txt").write_text("not audio")
+    assert sorted(read_archive(archive).headers) == ["a.flac", "b.flac"]
+
+
+def test_names_of_species_are_found_by_code(archive):
+    names = read_archive(archive).species_names(["owl1"])
+    assert names == {"owl1": {"scientific_name": "Avis owl1", "common_name": "Bird owl1"}}
+
+
+def test_tables_may_have_other_columns_another_order_spaces_blank_lines_and_a_byte_order_mark(archive):
+    plain = read_archive(archive)
+    table = pd.read_csv(archive / "annotations.csv").assign(**{"Low Freq (Hz)": 300})
+    text = table[table.columns[::-1]].to_csv(index=False).replace("owl1,", " owl1 ,").replace("\n", "\r\n")
+    (archive / "annotations.csv").write_text(f"\ufeff{text}\r\n,,,,\r\n", newline="")
+    edit(archive / "species.csv", "Scientific", "\ufeffScientific")
+    pd.testing.assert_frame_equal(read_archive(archive).annotations, plain.annotations)
+
+
+def test_a_species_called_na_is_a_species(tmp_path):
+    archive = write_archive(tmp_path / "archive", [("a.flac", 1.0, "NA"), ("a.flac", 1.0, "null")])
+    assert read_archive(archive).annotations["species"].tolist() == ["NA", "null"]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", ["annotations.csv", "species.csv"])
+def test_a_missing_table_is_named(archive, name):
+    (archive / name).unlink()
+    refused(archive, name, str(archive))
+
+
+def test_a_missing_archive_or_folder_of_recordings_is_named(archive, tmp_path):
+    refused(tmp_path / "nowhere", str(tmp_path / "nowhere"), "annotations.csv", "soundscape_data")
+    (archive / "soundscape_data").rename(archive / "recordings")
+    refused(archive, "soundscape_data", str(archive))
+
+
+@pytest.mark.parametrize("column", ["Filename", "Start Time (s)", "End Time (s)", "Species eBird Code"])
+def test_a_missing_column_is_named_with_what_was_found(archive, column):
+    edit(archive / "annotations.csv", column, "Other")
+    refused(archive, "annotations.csv", column, "'Other'")
+
+
+def test_a_missing_column_of_species_is_named(archive):
+    edit(archive / "species.csv", "Common Name", "Name")
+    refused(archive, "species.csv", "Common Name", "'Name'")
+
+
+def test_missing_recordings_are_counted_and_named(archive):
+    (archive / "soundscape_data" / "b.flac").unlink()
+    refused(archive, "1 of 2 annotated recordings", "b.flac", str(archive / "soundscape_data"))
+
+
+def test_a_table_without_rows_is_an_empty_archive(archive):
+    annotate(archive)
+    refused(archive, "annotations.csv has no annotations")
+    (archive / "annotations.csv").write_text("")
+    refused(archive, "annotations.csv")
+
+
+def test_a_table_that_is_not_a_table_is_refused(archive):
+    (archive / "annotations.csv").write_bytes(b"Filename,\xff\xfe\n")
+    refused(archive, "annotations.csv", "UTF-8")
+    annotate(archive, "a.flac,1.0,1.0,owl1", "a.flac,1.0,1.0,owl1,300,7000")
+    refused(archive, "annotations.csv", "line 3")
+
+
+def test_rows_longer_than_the_header_are_refused_and_not_read_one_column_off(archive):
+    annotate(archive, "a.flac,1.0,1.0,owl1,300", "a.flac,1.0,1.0,owl1,300")
+    refused(archive, "annotations.csv", "more cells in its rows")
+
+
+@pytest.mark.parametrize("time", ["", "nan", "inf", "-inf", "soon", "1:30", "1e999"])
+@pytest.mark.parametrize("column", ["start_s", "end_s"])
+def test_a_time_that_is_not_a_number_is_told_with_its_line_and_recording(archive, column, time):
+    cells = {"start_s": "1.0", "end_s": "1.0", column: time}
+    annotate(archive, "b.flac,1.0,1.0,owl1", "", f"a.flac,{cells['start_s']},{cells['end_s']},owl1")
+    refused(archive, "annotations.csv line 4, a.flac", f"{column} is '{time}'", "expected seconds")
+
+
+def test_a_species_code_that_the_list_lacks_is_told_with_its_line(archive):
+    annotate(archive, "a.flac,1.0,1.0,owl1", "a.flac,1.0,1.0,dodo1", "a.flac,1.0,1.0,")
+    refused(archive, "annotations.csv line 3", "'dodo1'", "2 such rows", "species.csv")
+
+
+def test_a_species_code_listed_twice_is_refused(archive):
+    edit(archive / "species.csv", "Avis owl1", "Avis altera,owl1,Other Owl\nAvis owl1")
+    refused(archive, "species.csv line 4", "'owl1'", "twice")
+
+
+@pytest.mark.parametrize("name", ["../x.flac", "sub/x.flac", "/tmp/x.flac", "..", ".", "", "..\\x.flac"])
+def test_a_recording_outside_its_folder_is_refused_even_if_it_exists(archive, name):
+    for path in (archive / "x.flac", archive / "soundscape_data" / "sub" / "x.flac"):
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, noise(10), 8_000)
+    annotate(archive, "a.flac,1.0,1.0,owl1", f"{name},1.0,1.0,owl1")
+    refused(archive, "annotations.csv line 3", f"'{name}'", "not a plain file name")
+
+
+@pytest.mark.parametrize("name", ["x.flac", "x.wav", "x.raw", "x.txt"])
+@pytest.mark.parametrize("content", [b"", b"this is not sound " * 100])
+def test_a_recording_that_is_not_audio_is_named(archive, name, content):
+    (archive / "soundscape_data" / name).write_bytes(content)
+    annotate(archive, f"{name},1.0,1.0,owl1")
+    refused(archive, str(archive / "soundscape_data" / name), "cannot be read as audio")
+
+
+def test_a_recording_without_samples_is_named(archive):
+    soundfile.write(archive / "soundscape_data" / "a.wav", noise(0), 8_000)
+    annotate(archive, "a.wav,1.0,1.0,owl1")
+    refused(archive, str(archive / "soundscape_data" / "a.wav"), "no samples")
+
+
+def test_a_recording_that_does_not_say_how_long_it_is_is_named(archive):
+    path = archive / "soundscape_data" / "a.flac"
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the number of samples in FLAC's first block, of 36 bits
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    refused(archive, str(path), "how long")
+
+
+# What is set aside
+
+
+def test_what_cannot_be_used_is_set_aside_counted_and_told(archive, caplog):
+    annotate(
+        archive,
+        "a.flac,1.0,1.0,owl1",
+        "a.flac,9.0,12.0,owl1",
+        "a.flac,10.0,10.0,owl1",
+        "b.flac,-1.0,0.5,lark2",
+        "b.flac,3.0,2.0,lark2",
+        "b.flac,3.0,3.0,????",
+    )
+    with caplog.at_level(logging.WARNING, "kenya_birds"):
+        read = read_archive(archive)
+    assert read.annotations["species"].tolist() == ["owl1"]
+    assert read.set_aside.to_dict("list") == {
+        "row": [3, 4, 5, 6, 7],
+        "recording": ["a.flac", "a.flac", "b.flac", "b.flac", "b.flac"],
+        "reason": [
+            "past the end of the recording",
+            "past the end of the recording",
+            "before the start of the recording",
+            "ends before it starts",
+            "unknown bird",
+        ],
+    }
+    assert (
+        "Set aside 2 of 6 annotations: past the end of the recording (first: line 3 of annotations.csv, a.flac)"
+        in (caplog.messages)
+    )
+    assert len(caplog.messages) == 4
+
+
+def test_a_call_over_an_edge_is_used_when_its_centre_is_in_the_recording(archive):
+    annotate(archive, "a.flac,-1.0,1.0,owl1", "a.flac,9.0,10.9,owl1")
+    read = read_archive(archive)
+    assert read.annotations["center_s"].tolist() == [0.0, 9.95]
+    assert read.set_aside.empty
+
+
+def test_an_archive_of_which_nothing_can_be_used_is_refused(archive):
+    annotate(archive, "a.flac,11.0,11.0,owl1", "a.flac,1.0,1.0,????")
+    refused(archive, "annotations.csv", "none of its 2 annotations")
+
+
+@pytest.fixture(scope="module")
+def changing_archive(tmp_path_factory):
+    return write_archive(tmp_path_factory.mktemp("changing") / "archive", ROWS)
+
+
+TIMES = st.floats(-5, 15, allow_nan=False).map(lambda time: round(time, 2))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["a.flac", "b.flac"]), TIMES, TIMES, st.sampled_from(["owl1", "????"]))))
+def test_every_row_is_either_used_or_set_aside(changing_archive, rows):
+    rows = [("a.flac", 1.0, 1.0, "owl1"), *rows]
+    annotate(changing_archive, *(",".join(map(str, row)) for row in rows))
+    read = read_archive(changing_archive)
+    used = [
+        (recording, (start + end) / 2, code)
+        for recording, start, end, code in rows
+        if code == "owl1" and start <= end and 0 <= (start + end) / 2 < 10
+    ]
+    assert list(read.annotations.itertuples(index=False, name=None)) == used
+    assert len(read.annotations) + len(read.set_aside) == len(rows)
+
+
+# Classes
+
+
+def table_of(**counts):
+    return pd.DataFrame({"species": [code for code, count in counts.items() for _ in range(count)]})
+
+
+def test_rare_classes_are_dropped_and_told(caplog):
+    with caplog.at_level(logging.WARNING, "kenya_birds"):
+        assert select_classes(table_of(owl=10, wren=9, lark=30, auk=2), 10) == ["lark", "owl"]
+    assert caplog.messages == [
+        "Dropped 2 of 4 species with fewer than 10 annotations (11 annotations): auk (2), wren (9)"
+    ]
+
+
+def test_nothing_is_told_where_nothing_is_dropped(caplog):
+    select_classes(table_of(owl=10, lark=30), 10)
+    assert not caplog.messages
+
+
+def test_class_ids_do_not_depend_on_the_order_of_the_table():
+    table = table_of(wren=12, owl=11, lark=30)
+    assert (
+        select_classes(table, 10)
+        == select_classes(table.sample(frac=1, random_state=0), 10)
+        == ["lark", "owl", "wren"]
+    )
+
+
+def test_a_single_class_is_not_enough():
+    with pytest.raises(UserError, match=re.escape("only 1 of 2 species have at least 10 annotations")):
+        select_classes(table_of(owl=10, wren=9), 10)
+
+
+# Fingerprint
+
+
+def test_the_fingerprint_is_the_same_while_the_archive_is(archive):
+    before = archive_fingerprint(archive)
+    (archive / "recording_location.txt").write_text("Baringo")
+    assert archive_fingerprint(archive) == before
+
+
+def test_the_fingerprint_changes_with_tables_and_recordings(archive):
+    path = archive / "soundscape_data" / "a.flac"
+    seen = [archive_fingerprint(archive)]
+    changes = [
+        lambda: edit(archive / "annotations.csv", "3.25", "3.26"),
+        lambda: edit(archive / "species.csv", "Bird owl1", "Bird owl2"),
+        lambda: soundfile.write(path, noise(9), 8_000),
+        lambda: os.utime(path, ns=(0, 0)),
+        lambda: path.rename(path.with_name("c.flac")),
+        lambda: path.with_name("c.flac").unlink(),
+    ]
+    for change in changes:
+        change()
+        seen.append(archive_fingerprint(archive))
+    assert len(set(seen)) == len(changes) + 1
+
+
+def test_the_fingerprint_of_an_archive_with_a_missing_table_is_refused(archive):
+    (archive / "species.csv").unlink()
+    with pytest.raises(UserError, match=r"species\.csv"):
+        archive_fingerprint(archive)
+
+
+def test_a_link_to_nothing_is_a_missing_recording(archive):
+    (archive / "soundscape_data" / "b.flac").unlink()
+    (archive / "soundscape_data" / "b.flac").symlink_to(archive / "elsewhere.flac")
+    archive_fingerprint(archive)
+    refused(archive, "b.flac", "1 of 2 annotated recordings")

@@ -1,0 +1,217 @@
+import io
+import re
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from archives import noise
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kenya_birds.data.audio import AudioHeader, RecordingReader, decode_wav, encode_wav, read_header, to_int16
+from kenya_birds.errors import UserError
+
+RATE = 32_000
+
+
+def write(path, samples, rate=RATE, subtype="PCM_16"):
+    soundfile.write(path, samples, rate, subtype=subtype)
+    return path
+
+
+def read(path, start, samples, rate=RATE):
+    with RecordingReader(path, rate) as reader:
+        return reader.read(start, samples)
+
+
+def padded(whole, start, samples):
+    """The window of a recording that is silent before its start and after its end."""
+    margin = abs(start) + samples
+    return np.pad(whole, margin)[margin + start : margin + start + samples]
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    samples = noise(2, RATE)
+    return write(tmp_path_factory.mktemp("audio") / "mono.flac", samples), samples
+
+
+# At its own rate
+
+
+@settings(max_examples=60, deadline=None)
+@given(start=st.integers(-70_000, 70_000), samples=st.integers(0, 70_000))
+@example(start=0, samples=64_000)
+@example(start=-1, samples=64_002)
+def test_sixteen_bits_come_back_exactly_with_zeros_outside(recording, start, samples):
+    path, whole = recording
+    np.testing.assert_array_equal(read(path, start, samples), padded(whole, start, samples))
+
+
+def test_windows_may_be_read_in_any_order(recording):
+    path, whole = recording
+    with RecordingReader(path, RATE) as reader:
+        for start in (50_000, 0, 63_999, 20_000, 20_000):
+            np.testing.assert_array_equal(reader.read(start, 100), padded(whole, start, 100))
+
+
+def test_full_scale_comes_back_exactly(tmp_path):
+    extremes = np.array([-32768, 32767, -1, 0, 1] * 100, dtype=np.int16)
+    np.testing.assert_array_equal(read(write(tmp_path / "a.wav", extremes), 0, 500), extremes)
+
+
+def test_several_channels_become_their_mean(tmp_path):
+    channels = np.stack([noise(1, RATE, seed) for seed in (1, 2)], axis=1)
+    mono = read(write(tmp_path / "stereo.flac", channels), 100, 1000)
+    np.testing.assert_array_equal(mono, np.rint(channels[100:1100].mean(axis=1)).astype(np.int16))
+
+
+def test_finer_sound_is_rounded_and_louder_sound_is_clipped(tmp_path):
+    path = write(tmp_path / "float.wav", np.array([0.25, 1.4 / 32768, 1.6 / 32768, 1.5, -1.5]), subtype="FLOAT")
+    assert read(path, 0, 5).tolist() == [8192, 1, 2, 32767, -32768]
+    fine = np.array([3 << 16, (3 << 16) + (1 << 15) + 256, -(5 << 16)], dtype=np.int32)
+    assert read(write(tmp_path / "fine.flac", fine, subtype="PCM_24"), 0, 3).tolist() == [3, 4, -5]
+
+
+# At another rate
+
+
+@pytest.fixture(scope="module", params=[8_000, 22_050, 44_100, 48_000, 96_000, 44_099])
+def other_rate(request, tmp_path_factory):
+    """A stereo recording of 3 s at another rate, and the mean of its channels."""
+    rate = request.param
+    channels = np.stack([noise(3, rate, seed) for seed in (1, 2)], axis=1)
+    path = write(tmp_path_factory.mktemp("audio") / "other.flac", channels, rate)
+    return path, rate, channels.mean(axis=1) / 32768
+
+
+@settings(max_examples=15, deadline=None)
+@given(start=st.integers(-100_000, 100_000), samples=st.integers(1, 100_000))
+@example(start=-500, samples=1000)
+@example(start=95_500, samples=1000)
+def test_a_window_is_what_the_recording_between_silences_resampled_has_there(other_rate, start, samples):
+    path, rate, sound = other_rate
+    whole = to_int16(soxr.resample(np.pad(sound, 4 * rate), rate, RATE)).astype(int)
+    window = read(path, start, samples)
+    assert np.abs(window - whole[4 * RATE + start : 4 * RATE + start + samples]).max() <= 1
+    # The filter rings past the edges; 0.1 s away there is silence.
+    far = ~padded(np.ones(len(whole) - 8 * RATE + 6400, bool), start + 3200, samples)
+    assert not window[far].any()
+
+
+def test_away_from_the_edges_a_window_is_what_the_recording_alone_resampled_has_there(other_rate):
+    path, rate, sound = other_rate
+    whole = to_int16(soxr.resample(sound, rate, RATE)).astype(int)
+    assert len(whole) == 3 * RATE
+    for start in (50, 12_345, 40_000, 94_000):
+        assert np.abs(read(path, start, 1950) - whole[start : start + 1950]).max() <= 1
+
+
+@pytest.mark.parametrize("rate", [22_050, 44_100, 48_000])
+def test_a_tone_keeps_its_frequency_level_and_phase(tmp_path, rate):
+    def tone(at):
+        return 0.5 * np.sin(2 * np.pi * 1000 * np.arange(2 * at) / at)
+
+    window = read(write(tmp_path / "tone.wav", tone(rate), rate), 20_011, 5_000)
+    assert np.abs(window - tone(RATE)[20_011:25_011] * 32768).max() < 3
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_a_click_stays_at_its_time(tmp_path, rate):
+    click = np.zeros(2 * rate, dtype=np.int16)
+    click[rate] = 20_000
+    assert np.abs(read(write(tmp_path / "click.flac", click, rate), RATE - 777, 2000)).argmax() == 777
+
+
+# What cannot be read
+
+
+def test_the_header_is_told(tmp_path):
+    path = write(tmp_path / "a.flac", np.zeros((96_000, 2), np.int16), 48_000)
+    assert read_header(path) == AudioHeader(frames=96_000, sample_rate_hz=48_000, channels=2)
+    assert read_header(path).duration_s == 2.0
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.wav", "a.raw"])
+@pytest.mark.parametrize("open_recording", [read_header, lambda path: RecordingReader(path, RATE)])
+def test_a_file_that_is_not_audio_is_named(tmp_path, name, open_recording):
+    path = tmp_path / name
+    path.write_text("not audio")
+    for _ in ("not audio", "missing"):
+        with pytest.raises(UserError, match=re.escape(f"{path} cannot be read as audio")):
+            open_recording(path)
+        path.unlink(missing_ok=True)
+
+
+def damages(content):
+    half = len(content) // 2
+    yield from (content[: int(len(content) * share)] for share in (0.1, 0.5, 0.9, 0.999))
+    yield content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+    yield content[:half] + bytes(20_000) + content[half + 20_000 :]
+    yield content[:half] + content[half + 20_000 :]
+
+
+@pytest.mark.parametrize("rate", [RATE, 22_050])
+def test_a_damaged_recording_gives_the_right_sound_or_an_error_that_names_it(recording, tmp_path, rate):
+    path, whole = recording
+    for content in damages(path.read_bytes()):
+        damaged = tmp_path / "damaged.flac"
+        damaged.write_bytes(content)
+        errors = 0
+        for start in range(0, 2 * rate - 500, 500):
+            # A reader of its own for each window, so that none is lost to what another met.
+            try:
+                window = read(damaged, start, 500, rate)
+            except UserError as error:
+                message = str(error)
+                errors += 1
+            else:
+                expected = padded(whole, start, 500) if rate == RATE else read(path, start, 500, rate)
+                np.testing.assert_array_equal(window, expected)
+        assert errors
+        assert re.search(r"damaged\.flac cannot be decoded at \d\.\d{3} s \(", message)
+
+
+def test_the_time_of_the_damage_is_told_in_the_recording_s_own_time(tmp_path):
+    path = write(tmp_path / "a.wav", noise(2, 48_000), 48_000)
+    with RecordingReader(path, 48_000) as reader:
+        reader._file = ShortFile(path, lost=60_000)
+        with pytest.raises(UserError, match=r"cannot be decoded at 1\.250 s \(96000 frames promised\)"):
+            reader.read(0, 96_000)
+
+
+class ShortFile(soundfile.SoundFile):
+    """A file of which a decoder gives less than its header promises, without an error."""
+
+    def __init__(self, path, lost):
+        super().__init__(path)
+        self.lost = lost
+
+    def read(self, *args, **settings):
+        return super().read(*args, **settings)[: self.lost]
+
+
+# As clips are stored
+
+
+SAMPLES = st.lists(st.integers(-32768, 32767), max_size=50).map(lambda values: np.array(values, dtype=np.int16))
+
+
+@given(SAMPLES, st.sampled_from([8_000, 32_000, 44_100]))
+def test_encoding_and_decoding_give_the_same_samples(samples, rate):
+    decoded = decode_wav(encode_wav(samples, rate))
+    assert decoded.dtype == np.int16
+    np.testing.assert_array_equal(decoded, samples)
+
+
+def test_encoded_clips_are_wav_files_that_others_read():
+    samples = noise(0.1, RATE)
+    found, rate = soundfile.read(io.BytesIO(encode_wav(samples, RATE)), dtype="int16")
+    assert rate == RATE
+    np.testing.assert_array_equal(found, samples)
+
+
+@given(SAMPLES)
+def test_floats_of_sixteen_bits_become_the_same_integers(samples):
+    np.testing.assert_array_equal(to_int16(samples.astype(np.float32) / 32768), samples)

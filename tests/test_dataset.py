@@ -1,0 +1,421 @@
+import io
+import logging
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from archives import RATE, edit, noise, write_archive
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kenya_birds.data.archive import Archive, read_archive
+from kenya_birds.data.audio import decode_wav
+from kenya_birds.data.dataset import build_clips, clips_builder, load_clips, plan_clips
+from kenya_birds.data.splits import SPLITS
+from kenya_birds.errors import UserError
+
+# For archives of `write_archive`, whose recordings are at this rate.
+SETTINGS = {"sampling_rate": RATE, "clip_s": 1.0, "min_annotations": 2}
+
+
+def rows_of(clips):
+    """The rows of all splits, in order of recording and centre, audio as bytes."""
+    rows = [{**row, "split": split, "audio": row["audio"]["bytes"]} for split in clips for row in clips[split]]
+    return sorted(rows, key=lambda row: (row["recording"], row["center_s"], row["label"]))
+
+
+def waveform(row):
+    return decode_wav(row["audio"])
+
+
+def window(recording, start, samples):
+    """A slice of a recording, with zeros where it has no samples."""
+    padded = np.pad(recording, samples)
+    return padded[samples + start : 2 * samples + start]
+
+
+def everything_in(folder):
+    """Content of all files in a folder but locks, and when each was written."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in Path(folder).rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Four recordings of 10 s, each with a call in the middle and one near each end."""
+    rows = [(f"r{i}.flac", time, code) for i in range(4) for time, code in [(0.2, "wren"), (5.0, "owl"), (9.9, "owl")]]
+    return write_archive(tmp_path / "archive", rows)
+
+
+@pytest.fixture
+def load(archive, tmp_path):
+    def load(**changes):
+        return load_clips(archive, **{"cache_dir": tmp_path / "cache", **SETTINGS, **changes})
+
+    return load
+
+
+# Clips
+
+
+def test_clips_have_the_columns_that_are_promised(clips):
+    assert list(clips) == list(SPLITS)
+    classes = datasets.ClassLabel(names=["synbuz1", "synhar1", "synswe1", "syntri1", "synwhi1"])
+    for split in clips:
+        assert clips[split].features == {
+            "audio": datasets.Audio(sampling_rate=32_000, decode=False),
+            "label": classes,
+            "labels": datasets.List(classes),
+            "recording": datasets.Value("string"),
+            "start_s": datasets.Value("float64"),
+            "center_s": datasets.Value("float64"),
+        }
+
+
+def test_every_annotation_of_a_frequent_species_has_one_clip(clips, small_archive):
+    names = clips["train"].features["label"].names
+    found = [(row["recording"], row["center_s"], names[row["label"]]) for row in rows_of(clips)]
+    table = pd.read_csv(small_archive / "annotations.csv", usecols=[0, 1, 3])
+    expected = table[table.iloc[:, 2] != "synwhi2"]
+    assert sorted(found) == sorted(expected.itertuples(index=False, name=None))
+    assert len(table) - len(expected) == 5
+
+
+def test_clips_are_the_recording_s_own_samples_round_the_centre(clips, small_archive):
+    recordings = {
+        path.name: soundfile.read(path, dtype="int16")[0] for path in (small_archive / "soundscape_data").iterdir()
+    }
+    for row in rows_of(clips):
+        start = round(row["center_s"] * 32_000) - 48_000
+        assert round(row["start_s"] * 32_000) == start
+        np.testing.assert_array_equal(waveform(row), window(recordings[row["recording"]], start, 96_000))
+
+
+def test_no_recording_is_in_two_splits_and_each_follows_the_order_of_time(clips):
+    recordings = [set(clips[split]["recording"]) for split in clips]
+    assert sum(map(len, recordings)) == len(set.union(*recordings)) == 8
+    for split in clips:
+        keys = list(zip(clips[split]["recording"], clips[split]["center_s"], strict=True))
+        assert keys == sorted(keys)
+
+
+def test_labels_are_all_species_whose_centre_lies_in_the_window(clips):
+    rows = rows_of(clips)
+    for row in rows:
+        expected = {
+            other["label"]
+            for other in rows
+            if other["recording"] == row["recording"] and -1.5 <= round(other["center_s"] - row["center_s"], 6) < 1.5
+        }
+        assert row["labels"] == sorted(expected)
+        assert row["label"] in row["labels"]
+    assert any(len(row["labels"]) > 1 for row in rows)
+
+
+def test_windows_past_the_ends_are_filled_with_zeros(load, archive):
+    for row in rows_of(load()):
+        recording, _ = soundfile.read(archive / "soundscape_data" / row["recording"], dtype="int16")
+        begin = {0.2: -0.3, 5.0: 4.5, 9.9: 9.4}[row["center_s"]]
+        assert row["start_s"] == pytest.approx(begin)
+        sound = waveform(row)
+        assert len(sound) == RATE
+        np.testing.assert_array_equal(sound, window(recording, round(begin * RATE), RATE))
+        if begin < 0:
+            assert not sound[:2400].any()
+            np.testing.assert_array_equal(sound[2400:], recording[:5600])
+        if begin > 9:
+            np.testing.assert_array_equal(sound[:4800], recording[-4800:])
+            assert not sound[4800:].any()
+
+
+def test_the_middle_of_a_long_call_is_the_centre(tmp_path):
+    rows = [(f"r{i}.flac", (2.0, 5.0), code) for i in range(3) for code in ("owl", "wren")]
+    row = rows_of(load_clips(write_archive(tmp_path / "archive", rows), cache_dir=tmp_path, **SETTINGS))[0]
+    assert (row["start_s"], row["center_s"]) == (3.0, 3.5)
+
+
+def test_clips_have_the_rate_and_length_asked_for(load):
+    found = load(sampling_rate=12_000, clip_s=0.5)
+    assert found["train"].features["audio"].sampling_rate == 12_000
+    for row in rows_of(found):
+        assert soundfile.info(io.BytesIO(row["audio"])).samplerate == 12_000
+        assert len(waveform(row)) == 6_000
+
+
+def test_clips_are_made_and_read_without_torchcodec_and_so_ffmpeg(load, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    monkeypatch.setattr(datasets.config, "TORCHCODEC_AVAILABLE", False)
+    assert all(waveform(row).any() for row in rows_of(load()))
+
+
+def test_recordings_with_many_clips_are_cut_whole(tmp_path):
+    rows = [(f"r{i}.flac", time / 10, "owl" if i else "wren") for i in range(3) for time in range(65)]
+    found = load_clips(write_archive(tmp_path / "archive", [*rows, ("r1.flac", 9.0, "wren")]), cache_dir=tmp_path)
+    assert sum(found.num_rows.values()) == len(rows) + 1
+    assert [row["center_s"] for row in rows_of(found) if row["recording"] == "r0.flac"] == [t / 10 for t in range(65)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 400), st.sampled_from(["owl", "wren", "rare"]))),
+    st.sampled_from([0.01, 0.99, 1.0, 1.01]),
+)
+def test_windows_are_centred_and_hold_their_first_moment_but_not_the_one_after_their_last(rows, clip_s):
+    table = pd.DataFrame(rows, columns=["recording", "center_s", "species"])
+    table["center_s"] /= 100
+    archive = Archive(Path(), table, pd.DataFrame(), {}, pd.DataFrame())
+    planned = plan_clips(archive, ["owl", "wren"], 100, clip_s)
+    samples = round(clip_s * 100)
+    known = [(recording, center, code) for recording, center, code in rows if code != "rare"]
+    assert sorted(zip(planned.recording, planned.center_s, planned.species, strict=True)) == sorted(
+        (recording, center / 100, code) for recording, center, code in known
+    )
+    for clip in planned.itertuples():
+        assert clip.start == round(clip.center_s * 100) - samples // 2
+        inside = {
+            ["owl", "wren"].index(code)
+            for recording, center, code in known
+            if recording == clip.recording and clip.start <= center < clip.start + samples
+        }
+        assert clip.labels == sorted(inside)
+
+
+# One label space
+
+
+def test_class_ids_are_the_same_in_every_split_and_fold(load):
+    names = {tuple(found[split].features["label"].names) for found in (load(fold=0), load(fold=1)) for split in found}
+    assert names == {("owl", "wren")}
+
+
+def test_rare_species_are_dropped_from_labels_too_and_told(archive, load, caplog):
+    edit(archive / "annotations.csv", "r1.flac,5.0,5.0,owl\n", "r1.flac,5.0,5.0,owl\nr1.flac,5.1,5.1,auk\n")
+    edit(archive / "species.csv", "Avis owl", "Avis auk,auk,Auk\nAvis owl")
+    with caplog.at_level(logging.WARNING, "kenya_birds"):
+        found = load()
+    assert found["train"].features["label"].names == ["owl", "wren"]
+    assert sum(found.num_rows.values()) == 12
+    assert all(row["labels"] == [row["label"]] for row in rows_of(found))
+    assert any("Dropped 1 of 3 species" in message and "auk (1)" in message for message in caplog.messages)
+
+
+def test_a_class_in_one_recording_only_is_kept(archive, load):
+    edit(archive / "annotations.csv", "r1.flac,5.0,5.0,owl\n", "r1.flac,3.0,3.0,auk\nr1.flac,7.1,7.1,auk\n")
+    edit(archive / "species.csv", "Avis owl", "Avis auk,auk,Auk\nAvis owl")
+    found = load()
+    assert found["train"].features["label"].names == ["auk", "owl", "wren"]
+    assert sum(0 in found[split]["label"] for split in found) == 1
+
+
+# The cache
+
+
+def test_clips_are_kept_in_the_folder_asked_for(load, tmp_path):
+    default = Path(datasets.config.HF_DATASETS_CACHE)
+    before = everything_in(default)
+    load(cache_dir=tmp_path / "mine")
+    assert {Path(name).suffix for name in everything_in(tmp_path / "mine")} == {".arrow", ".json"}
+    assert everything_in(default) == before
+    found = load(cache_dir=None)
+    assert Path(found["train"].cache_files[0]["filename"]).is_relative_to(default)
+
+
+def test_nothing_is_cut_again_while_settings_and_archive_stay(load, tmp_path):
+    first = rows_of(load())
+    before = everything_in(tmp_path / "cache")
+    assert rows_of(load()) == first
+    assert everything_in(tmp_path / "cache") == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampling_rate": 4_000},
+        {"clip_s": 0.5},
+        {"min_annotations": 3},
+        {"fold": 1},
+        {"split_seed": 7},
+        {"test_size": 0.5},
+        {"validation_size": 0.25},
+        {"splits": pd.DataFrame({"recording": [f"r{i}.flac" for i in range(4)], "split": [*SPLITS, "test"]})},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_other_settings_are_cut_anew_beside_the_old(load, tmp_path, change):
+    first, before = rows_of(load()), everything_in(tmp_path / "cache")
+    load(**change)
+    after = everything_in(tmp_path / "cache")
+    assert before.items() < after.items()
+    assert len(after) == 2 * len(before)
+    assert rows_of(load()) == first
+
+
+def test_a_changed_table_is_cut_anew(load, archive):
+    load()
+    edit(archive / "annotations.csv", "r1.flac,5.0,5.0,owl", "r1.flac,6.0,6.0,owl")
+    centers = [row["center_s"] for row in rows_of(load()) if row["recording"] == "r1.flac"]
+    assert centers == [0.2, 6.0, 9.9]
+
+
+def test_a_changed_recording_is_cut_anew(load, archive):
+    load()
+    soundfile.write(archive / "soundscape_data" / "r1.flac", noise(10, seed=99), RATE)
+    found = [waveform(row) for row in rows_of(load()) if row["recording"] == "r1.flac"]
+    np.testing.assert_array_equal(found[1], noise(10, seed=99)[36_000:44_000])
+
+
+def test_several_processes_cut_the_same_clips(load, tmp_path):
+    assert rows_of(load(num_proc=2, cache_dir=tmp_path / "two")) == rows_of(load(cache_dir=tmp_path / "one"))
+
+
+def test_clips_can_be_streamed_without_being_kept(load, archive, tmp_path):
+    cut = rows_of(load())
+    builder = clips_builder(archive, cache_dir=tmp_path / "streamed", **SETTINGS)
+    streams = builder.as_streaming_dataset()
+    assert rows_of(streams) == cut
+    assert not everything_in(tmp_path / "streamed")
+
+
+def test_parquet_which_the_hub_keeps_holds_the_same_clips(load, tmp_path):
+    found = load()
+    for split in found:
+        found[split].to_parquet(tmp_path / f"{split}.parquet")
+    files = {split: str(tmp_path / f"{split}.parquet") for split in found}
+    again = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "parquet"))
+    assert again["train"].features == found["train"].features
+    assert rows_of(again) == rows_of(found)
+
+
+# Splits
+
+
+def test_given_splits_are_used(load, archive, tmp_path):
+    given = pd.DataFrame({"recording": [f"r{i}.flac" for i in (3, 2, 1, 0)], "split": ["test", "train", *SPLITS[:2]]})
+    found = load(splits=given)
+    assert {split: sorted(set(found[split]["recording"])) for split in found} == {
+        "train": ["r1.flac", "r2.flac"],
+        "validation": ["r0.flac"],
+        "test": ["r3.flac"],
+    }
+    builder = clips_builder(archive, cache_dir=tmp_path / "cache", splits=given, **SETTINGS)
+    pd.testing.assert_frame_equal(builder.splits, given.sort_values("recording").reset_index(drop=True))
+
+
+def test_the_builder_s_splits_give_the_same_clips_again(load, archive, tmp_path):
+    builder = clips_builder(archive, cache_dir=tmp_path / "cache", **SETTINGS)
+    assert rows_of(load(splits=builder.splits)) == rows_of(build_clips(builder))
+
+
+@pytest.mark.parametrize(
+    ("recordings", "message"),
+    [
+        (["r0.flac", "r1.flac", "r2.flac"], r"lacks recordings of the archive: r3\.flac"),
+        (["r0.flac", "r1.flac", "r2.flac", "r3.flac", "r4.flac"], r"no clips of: r4\.flac"),
+        (["r0.flac", "r1.flac", "r2.flac", "r3.flac", "r0.flac"], r"twice: r0\.flac"),
+    ],
+)
+def test_splits_that_do_not_fit_the_archive_are_refused(load, recordings, message):
+    split = [*SPLITS, "train", "test"][: len(recordings)]
+    with pytest.raises(UserError, match=message):
+        load(splits=pd.DataFrame({"recording": recordings, "split": split}))
+
+
+# Bad input
+
+
+def damage(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return content
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+@pytest.mark.parametrize("recording", ["r0.flac", "r3.flac"])
+def test_a_recording_that_ends_too_soon_is_named_and_leaves_nothing_behind(
+    load, archive, tmp_path, num_proc, recording
+):
+    whole = rows_of(load(cache_dir=tmp_path / "whole"))
+    path = archive / "soundscape_data" / recording
+    content = damage(path)
+    with pytest.raises(UserError, match=re.escape(str(path)) + r" cannot be decoded at \d\.\d{3} s"):
+        load(num_proc=num_proc)
+    assert not everything_in(tmp_path / "cache")
+    path.write_bytes(content)
+    assert rows_of(load(num_proc=num_proc)) == whole
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_a_recording_that_goes_away_is_named(archive, tmp_path, num_proc):
+    builder = clips_builder(archive, cache_dir=tmp_path / "cache", **SETTINGS)
+    (archive / "soundscape_data" / "r2.flac").unlink()
+    with pytest.raises(UserError, match=r"r2\.flac cannot be read as audio"):
+        build_clips(builder, num_proc)
+    assert not everything_in(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda archive: shutil.rmtree(archive), "no archive at"),
+        (lambda archive: shutil.rmtree(archive / "soundscape_data"), "no folder soundscape_data"),
+        (lambda archive: (archive / "annotations.csv").unlink(), r"no annotations\.csv"),
+        (lambda archive: edit(archive / "annotations.csv", "r1.flac,5.0,", "../r1.flac,5.0,"), "plain file name"),
+        (lambda archive: edit(archive / "annotations.csv", "5.0,5.0", "nan,5.0"), "start_s is 'nan'"),
+        (lambda archive: (archive / "soundscape_data" / "r1.flac").write_text("no"), r"r1\.flac cannot be read as"),
+        (lambda archive: (archive / "soundscape_data" / "r1.flac").unlink(), r"r1\.flac"),
+    ],
+)
+def test_an_archive_that_cannot_be_used_is_refused_before_anything_is_written(load, archive, tmp_path, spoil, message):
+    spoil(archive)
+    with pytest.raises(UserError, match=message):
+        load()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"clip_s": 0.0}, "clip_s is 0.0 s"),
+        ({"clip_s": float("nan")}, "clip_s is nan s"),
+        ({"clip_s": float("inf")}, "clip_s is inf s"),
+        ({"sampling_rate": 0}, "sampling_rate is 0 Hz"),
+        ({"sampling_rate": -32_000, "clip_s": -3.0}, "sampling_rate is -32000 Hz"),
+        ({"num_proc": 0}, "num_proc is 0"),
+        ({"min_annotations": 9}, "only 0 of 2 species"),
+        ({"fold": 4}, "fold is 4"),
+    ],
+)
+def test_impossible_settings_are_refused(load, setting, message):
+    with pytest.raises(UserError, match=message):
+        load(**setting)
+
+
+# A real archive
+
+
+@pytest.mark.skipif("KENYA_BIRDS_ARCHIVE" not in os.environ, reason="KENYA_BIRDS_ARCHIVE names no archive")
+def test_a_real_archive_gives_a_clip_for_every_annotation_of_its_frequent_species(tmp_path):
+    data_dir = Path(os.environ["KENYA_BIRDS_ARCHIVE"])
+    rows = pd.read_csv(data_dir / "annotations.csv", keep_default_na=False)
+    set_aside = read_archive(data_dir).set_aside["row"] - 2
+    counts = rows.drop(index=set_aside)["Species eBird Code"].value_counts()
+    found = load_clips(data_dir, cache_dir=tmp_path, num_proc=2)
+    names = found["train"].features["label"].names
+    assert names == sorted(counts[counts >= 10].index)
+    labels = [names[label] for split in found for label in found[split]["label"]]
+    assert pd.Series(labels).value_counts().to_dict() == counts[counts >= 10].to_dict()
+    recordings = [set(found[split]["recording"]) for split in found]
+    assert all(recordings)
+    assert sum(map(len, recordings)) == len(set.union(*recordings))
+    sounds = [decode_wav(clip["bytes"]) for clip in found["test"]["audio"]]
+    assert all(len(sound) == 96_000 and sound.any() for sound in sounds)

@@ -1,0 +1,224 @@
+"""From an archive to a model that a stranger loads: the whole path, and what stops it."""
+
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from running import ROOT, flags, losses, metrics, run, run_script, train
+
+import train_hf
+from kenya_birds.errors import UserError
+
+STRANGER = "import sys; sys.modules['kenya_birds'] = None\n"
+
+
+@pytest.fixture(scope="module")
+def trained(small_archive, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("journey")
+    return train(small_archive, folder / "birds", folder / "cache", noise_reduction="stationary", num_train_epochs=3)
+
+
+@pytest.fixture
+def archive(small_archive, tmp_path):
+    """A copy of the small archive, to be damaged."""
+    return shutil.copytree(small_archive, tmp_path / "archive")
+
+
+def refused(archive, tmp_path, match, **settings):
+    """Training on the archive ends in a `UserError` that says so, and writes nothing."""
+    with pytest.raises(UserError, match=match):
+        train(archive, tmp_path / "run", tmp_path / "cache", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_leaves_everything_that_a_published_model_needs(trained):
+    names = {path.name for path in trained.iterdir() if path.is_file()}
+    assert names == {
+        "README.md",
+        "config.json",
+        "configuration_kenya_birds.py",
+        "confusion_matrix.png",
+        "feature_extraction_kenya_birds.py",
+        "metrics.json",
+        "model.safetensors",
+        "modeling_kenya_birds.py",
+        "preprocessor_config.json",
+        "signal_kenya_birds.py",
+        "splits.csv",
+        "training_summary.json",
+    }
+
+
+def test_training_learns(trained):
+    assert np.mean(losses(trained)[-5:]) < 0.8 * np.mean(losses(trained)[:5])
+
+
+def test_labels_are_codes_with_names(trained, small_archive):
+    config = json.loads((trained / "config.json").read_text())
+    species = pd.read_csv(small_archive / "species.csv").set_index("Species eBird Code")
+    for code in config["id2label"].values():
+        assert config["species"][code] == {
+            "scientific_name": species.at[code, "Scientific Name"],
+            "common_name": species.at[code, "Common Name"],
+        }
+
+
+def test_no_recording_is_in_two_splits_and_the_table_repeats_the_run(trained, small_archive, tmp_path):
+    table = pd.read_csv(trained / "splits.csv")
+    assert table["recording"].is_unique
+    assert set(table["split"]) == {"train", "validation", "test"}
+    again = train(
+        small_archive,
+        tmp_path / "again",
+        tmp_path / "cache",
+        noise_reduction="stationary",
+        num_train_epochs=3,
+        splits_file=trained / "splits.csv",
+        split_seed=7,
+    )
+    assert metrics(again) == metrics(trained)
+
+
+def test_a_stranger_runs_the_cards_example_as_it_stands(trained, tmp_path):
+    card = (trained / "README.md").read_text()
+    example = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
+    result = run(sys.executable, "-c", STRANGER + example, HF_MODULES_CACHE=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 5
+    assert all(re.fullmatch(r"[01]\.\d\d  syn\w+  Synthetic \w+ \d \(Avis \w+ \d\)", line) for line in lines)
+    assert "not supported" not in result.stderr
+
+
+def test_the_card_tells_results_and_data_and_no_local_path(trained):
+    card = (trained / "README.md").read_text()
+    heading, body = card.split("---\n", 2)[1:]
+    assert "pipeline_tag: audio-classification" in heading
+    assert "model-index:" in heading
+    macro_f1 = metrics(trained)["test"]["macro_f1"]
+    assert f"value: {round(macro_f1, 4)}" in heading
+    assert f" {macro_f1:.3f} |" in body
+    assert "# birds\n" in body
+    splits = pd.read_csv(trained / "splits.csv")["split"].value_counts()
+    assert re.search(rf"\| test \| {splits['test']} \| \d+ \|", body)
+    assert body.count(str(trained)) == 1, "the folder stands in the example alone"
+
+
+def test_the_listening_example_prints_names(trained, small_archive):
+    recording = sorted((small_archive / "soundscape_data").iterdir())[0]
+    result = run_script("examples/listen.py", trained, recording, "--center_s", "5")
+    assert result.returncode == 0, result.stderr
+    assert "3.0 s round 5.0 s" in result.stdout
+    assert "Synthetic" in result.stdout
+
+
+def test_push_model_shows_what_would_go(trained):
+    result = run_script("push_model.py", "--model_dir", trained, "--repo_id", "ann/birds", "--dry_run")
+    assert result.returncode == 0, result.stderr
+    assert "checkpoint" not in result.stdout
+    assert re.search(r"model\.safetensors +[\d,]+ bytes", result.stdout)
+    assert "12 files" in result.stdout
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_archive):
+    result = run_script("train_hf.py", *flags(small_archive, tmp_path / "run", tmp_path / "cache", backbone="birdnet"))
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("train_hf.py: error: timm ")
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_backbone_is_refused(small_archive, tmp_path):
+    refused(
+        small_archive, tmp_path, "has no model 'convnext_tinny': did you mean convnext_tiny", backbone="convnext_tinny"
+    )
+
+
+def test_without_the_hub_pretrained_weights_are_refused_with_the_ways_out(small_archive, tmp_path):
+    refused(small_archive, tmp_path, "--init_from scratch", backbone="convnext_atto", init_from="pretrained")
+
+
+def test_a_missing_archive_is_refused(tmp_path):
+    refused(tmp_path / "nowhere", tmp_path, "no archive at")
+
+
+def test_an_archive_without_rows_is_refused(archive, tmp_path):
+    header = (archive / "annotations.csv").read_text().splitlines()[0]
+    (archive / "annotations.csv").write_text(header + "\n")
+    refused(archive, tmp_path, "has no annotations")
+
+
+def test_a_recording_that_is_not_audio_is_refused_by_name(archive, tmp_path):
+    recording = sorted((archive / "soundscape_data").iterdir())[2]
+    recording.write_text("this is not sound")
+    refused(archive, tmp_path, recording.name)
+
+
+def test_a_recording_that_stops_short_is_refused_by_name(archive, tmp_path):
+    recording = sorted((archive / "soundscape_data").iterdir())[2]
+    recording.write_bytes(recording.read_bytes()[: recording.stat().st_size // 2])
+    refused(archive, tmp_path, rf"{recording.name} cannot be decoded at \d")
+
+
+def test_an_annotation_past_the_end_is_counted_and_left_out(archive, tmp_path):
+    table = pd.read_csv(archive / "annotations.csv")
+    duration_s = soundfile.info(archive / "soundscape_data" / table["Filename"][0]).duration
+    table.loc[0, ["Start Time (s)", "End Time (s)"]] = duration_s + 5
+    table.to_csv(archive / "annotations.csv", index=False)
+    output_dir = train(archive, tmp_path / "run", tmp_path / "cache", num_train_epochs=1)
+    summary = json.loads((output_dir / "training_summary.json").read_text())
+    assert summary["archive"]["annotations_set_aside"] == {"past the end of the recording": 1}
+    kept = (
+        table["Species eBird Code"].value_counts().drop(summary["archive"]["dropped_species"], errors="ignore").sum()
+    )
+    assert sum(summary["clips_per_split"].values()) == kept - 1
+
+
+def test_a_folder_that_holds_something_is_not_written_to(trained, small_archive):
+    before = (trained / "metrics.json").stat().st_mtime_ns
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
+        train(small_archive, trained, trained.parent / "cache")
+    assert (trained / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_checkpoint_of_other_classes_is_refused(trained, small_archive, tmp_path):
+    checkpoint = next(trained.glob("checkpoint-*"))
+    refused(
+        small_archive, tmp_path, "was trained on other classes", resume_from_checkpoint=checkpoint, min_annotations=20
+    )
+
+
+def test_resuming_without_a_checkpoint_is_refused(small_archive, tmp_path):
+    refused(small_archive, tmp_path, "no checkpoint to go on from", resume_from_checkpoint="true")
+
+
+def test_features_out_of_range_are_refused(small_archive, tmp_path):
+    refused(small_archive, tmp_path, "f_min_hz and f_max_hz are", f_max_hz=20_000)
+
+
+def test_a_split_table_of_other_recordings_is_refused(small_archive, tmp_path):
+    table = tmp_path / "splits.csv"
+    table.write_text("recording,split\nKEN_001.flac,train\nKEN_002.flac,validation\nKEN_003.flac,test\n")
+    refused(small_archive, tmp_path, "recordings that the archive has no clips of: KEN_001.flac", splits_file=table)
+
+
+def test_feature_flags_are_the_extractors_arguments():
+    import dataclasses
+    import inspect
+
+    from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+    from kenya_birds.training.arguments import FeatureArguments
+
+    parameters = inspect.signature(KenyaBirdsFeatureExtractor.__init__).parameters
+    expected = {name: p.default for name, p in parameters.items() if name not in ("self", "kwargs")}
+    assert dataclasses.asdict(FeatureArguments()) == expected
+
+
+def test_the_template_is_beside_the_script():
+    assert train_hf.TEMPLATE == ROOT / "model_card.md"
