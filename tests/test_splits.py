@@ -67,7 +67,7 @@ def tables(draw):
 # Whatever the archive
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tables(), SHARES, SHARES, st.integers(0, 3), st.integers(0, 2**31))
 def test_each_recording_is_in_one_split_and_no_split_is_empty(annotations, test_size, validation_size, fold, seed):
     fold = min(fold, 1)  # there are always two

@@ -53,8 +53,8 @@ class ClipsConfig(datasets.BuilderConfig):
         super().__post_init__()
         if not (self.sampling_rate > 0 and 1 <= self.clip_s * self.sampling_rate < float("inf")):
             raise UserError(
-                f"sampling_rate is {self.sampling_rate} Hz and clip_s is {self.clip_s} s: expected a clip of one sample "
-                "or more"
+                f"sampling_rate is {self.sampling_rate} Hz and clip_s is {self.clip_s} s: expected a clip of one "
+                "sample or more"
             )
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:

@@ -29,8 +29,8 @@ def seed_split(
     The test fold is one of `ceil(1 / test_size)`; the validation fold is one of as many as give `validation_size` of
     the whole from what is left. Classes that occur in too few recordings to reach every fold of both are
     "problematic", and so is a recording that holds one. Problematic recordings are divided by nested GroupKFold, the
-    others by nested StratifiedGroupKFold, and the two parts are joined. A part with fewer recordings than folds joins
-    the other, and where all recordings are fewer than folds there are as many folds as recordings; both are logged.
+    others by nested StratifiedGroupKFold, and the two parts are joined. A part with too few recordings for the folds
+    joins the other, and where all recordings are too few the folds become fewer; both are logged.
 
     Args:
         annotations: `recording` and `species` of every annotation, rare classes already dropped.
