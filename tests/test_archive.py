@@ -160,18 +160,27 @@ def test_a_recording_outside_its_folder_is_refused_even_if_it_exists(archive, na
     refused(archive, "annotations.csv line 3", f"'{name}'", "not a plain file name")
 
 
+def set_aside_as_unreadable(archive, caplog, name, reason):
+    annotate(archive, "a.flac,1.0,1.0,owl1", f"{name},1.0,1.0,owl1", f"{name},2.0,2.0,owl1")
+    with caplog.at_level(logging.WARNING, "kenya_birds"):
+        read = read_archive(archive)
+    assert read.annotations["recording"].tolist() == ["a.flac"]
+    assert read.set_aside["reason"].tolist() == ["the recording cannot be read"] * 2
+    assert name not in read.headers
+    assert str(archive / "soundscape_data" / name) in caplog.text
+    assert reason in caplog.text
+
+
 @pytest.mark.parametrize("name", ["x.flac", "x.wav", "x.raw", "x.txt"])
 @pytest.mark.parametrize("content", [b"", b"this is not sound " * 100])
-def test_a_recording_that_is_not_audio_is_named(archive, name, content):
+def test_annotations_of_a_recording_that_is_not_audio_are_set_aside(archive, caplog, name, content):
     (archive / "soundscape_data" / name).write_bytes(content)
-    annotate(archive, f"{name},1.0,1.0,owl1")
-    refused(archive, str(archive / "soundscape_data" / name), "cannot be read as audio")
+    set_aside_as_unreadable(archive, caplog, name, "cannot be read as audio")
 
 
-def test_a_recording_without_samples_is_named(archive):
-    soundfile.write(archive / "soundscape_data" / "a.wav", noise(0), 8_000)
-    annotate(archive, "a.wav,1.0,1.0,owl1")
-    refused(archive, str(archive / "soundscape_data" / "a.wav"), "no samples")
+def test_annotations_of_a_recording_without_samples_are_set_aside(archive, caplog):
+    soundfile.write(archive / "soundscape_data" / "x.wav", noise(0), 8_000)
+    set_aside_as_unreadable(archive, caplog, "x.wav", "no samples")
 
 
 def test_a_recording_that_does_not_say_how_long_it_is_is_named(archive):

@@ -50,6 +50,14 @@ def test_logits_become_the_likeliest_class_or_every_class_above_one_half():
     assert classification_metrics(logits, np.array([[1, 1, 0], [0, 1, 1]]), multi_label=True)["accuracy"] == 1
 
 
+def test_what_is_not_known_counts_neither_for_nor_against():
+    logits = np.array([[1.0, 1.0], [1.0, -1.0]])
+    known = classification_metrics(logits, np.array([[1, 0], [1, 0]]), multi_label=True)
+    masked = classification_metrics(logits, np.array([[1, -100], [1, 0]]), multi_label=True)
+    assert known["accuracy"] == 0.5
+    assert masked["accuracy"] == 1
+
+
 def test_references_without_any_class_are_refused():
     with pytest.raises(ValueError, match="no class"):
         scores([[0, 1]], [[0, 0]], "multi_label")

@@ -154,16 +154,18 @@ def test_an_archive_without_rows_is_refused(archive, tmp_path):
     refused(archive, tmp_path, "has no annotations")
 
 
-def test_a_recording_that_is_not_audio_is_refused_by_name(archive, tmp_path):
-    recording = sorted((archive / "soundscape_data").iterdir())[2]
-    recording.write_text("this is not sound")
-    refused(archive, tmp_path, recording.name)
-
-
-def test_a_recording_that_stops_short_is_refused_by_name(archive, tmp_path):
-    recording = sorted((archive / "soundscape_data").iterdir())[2]
-    recording.write_bytes(recording.read_bytes()[: recording.stat().st_size // 2])
-    refused(archive, tmp_path, rf"{recording.name} cannot be decoded at \d")
+def test_damaged_recordings_cost_their_own_clips_only(archive, tmp_path, capfd):
+    whole, cut, not_audio, *_ = sorted((archive / "soundscape_data").iterdir())[1:]
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    not_audio.write_text("this is not sound")
+    output_dir = train(archive, tmp_path / "run", tmp_path / "cache", num_train_epochs=1, min_annotations=5)
+    told = capfd.readouterr().err
+    assert re.search(rf"Set aside \d+ of \d+ annotations: the recording cannot be read .*{not_audio.name}", told)
+    assert re.search(rf"Set aside \d+ of \d+ clips, whose sound cannot be read: \d+ of {cut.name}", told)
+    splits = pd.read_csv(output_dir / "splits.csv")["recording"].tolist()
+    assert whole.name in splits
+    assert cut.name in splits
+    assert not_audio.name not in splits
 
 
 def test_an_annotation_past_the_end_is_counted_and_left_out(archive, tmp_path):

@@ -10,7 +10,7 @@ from kenya_birds.data.audio import decode_wav
 from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification, classification_loss
 from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
 from kenya_birds.training.trainer import ClipCollator, KenyaBirdsTrainer
 
@@ -50,6 +50,33 @@ def test_a_multi_label_batch_has_a_one_for_every_species_in_the_clip(clips):
     assert labels.shape == (5, 9)
     for target, row in zip(labels, rows, strict=True):
         assert target.nonzero().flatten().tolist() == row["labels"]
+
+
+def test_an_unknown_bird_masks_what_it_could_be(clips):
+    row = {**clips["train"][0], "labels": [1], "unknown": True}
+    labels = ClipCollator(num_labels=3, multi_label=True)([row])["labels"]
+    assert labels.tolist() == [[-100, 1, -100]]
+    logits = torch.tensor([[5.0, 0.0, -5.0]])
+    losses = classification_loss(logits, labels, "multi_label_classification")
+    assert losses.tolist() == [[0, pytest.approx(np.log(2)), 0]]
+
+
+def test_training_shifts_its_window_within_the_context_and_evaluation_does_not(make_trainer, small_archive, tmp_path):
+    from kenya_birds.data.dataset import load_clips
+
+    wide = load_clips(small_archive, cache_dir=tmp_path, min_annotations=8, context_s=0.5)
+    trainer = make_trainer()
+    rows = [{**wide["train"][index], "clip": index} for index in range(8)]
+    plain = [trainer.train_dataset[index] for index in range(8)]
+    trainer.model.eval()
+    expected = trainer._prepare_inputs(trainer.data_collator(plain))["input_features"]
+    torch.testing.assert_close(trainer._prepare_inputs(trainer.data_collator(rows))["input_features"], expected)
+    trainer.model.train()
+    shifted = trainer._prepare_inputs(trainer.data_collator(rows))["input_features"]
+    assert shifted.shape == expected.shape
+    assert not torch.allclose(shifted, expected)
+    again = trainer._prepare_inputs(trainer.data_collator(rows[4:]))["input_features"]
+    torch.testing.assert_close(shifted[4:], again)
 
 
 def test_the_loss_is_weighted_cross_entropy_over_the_number_of_clips(make_trainer):

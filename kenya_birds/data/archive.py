@@ -39,14 +39,16 @@ class Archive:
         data_dir: The archive's folder.
         annotations: One row per usable annotation: `recording` (file name), `center_s` (seconds from the start of the
             recording, the middle of the call) and `species` (eBird code), in the order of the table.
+        unknown: `recording` and `center_s` of the birds that the annotators could not name (`????`).
         species: Indexed by eBird code: `scientific_name`, `common_name`.
-        headers: Header of each annotated recording, by file name.
+        headers: Header of each annotated recording that can be read, by file name.
         set_aside: Annotations that cannot be used: `row` (line in the CSV, the header being line 1), `recording`,
             `reason`.
     """
 
     data_dir: Path
     annotations: pd.DataFrame
+    unknown: pd.DataFrame
     species: pd.DataFrame
     headers: dict[str, AudioHeader]
     set_aside: pd.DataFrame
@@ -64,15 +66,15 @@ class Archive:
 def read_archive(data_dir: str | Path) -> Archive:
     """Reads `annotations.csv`, `species.csv` and the header of every annotated recording.
 
-    Annotations whose centre lies outside the recording, that end before they start, or whose species is marked
-    unknown (`????`) are set aside, counted and logged.
+    Annotations whose centre lies outside the recording, that end before they start, whose species is marked unknown
+    (`????`) or whose recording is not audio are set aside, counted and logged.
 
     Args:
         data_dir: Folder with `annotations.csv`, `species.csv` and `soundscape_data/`.
 
     Raises:
-        UserError: If a file, column or recording is missing, a cell is not a number, a recording is not audio, a
-            species is not in `species.csv`, or nothing usable is left.
+        UserError: If a file, column or recording is missing, a cell is not a number, a species is not in
+            `species.csv`, or nothing usable is left.
     """
     data_dir = Path(data_dir)
     _check_layout(data_dir)
@@ -93,10 +95,10 @@ def read_archive(data_dir: str | Path) -> Archive:
         )
     recordings = sorted(annotations["recording"].unique())
     headers = _read_headers(data_dir, annotations, recordings)
-    annotations, set_aside = _set_aside(annotations, headers)
-    if annotations.empty:
+    usable, unknown, set_aside = _set_aside(annotations, headers)
+    if usable.empty:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE}: none of its {len(set_aside)} annotations can be used")
-    return Archive(data_dir, annotations, species, headers, set_aside)
+    return Archive(data_dir, usable, unknown, species, headers, set_aside)
 
 
 def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]:
@@ -212,11 +214,19 @@ def _read_headers(data_dir: Path, annotations: pd.DataFrame, recordings: list[st
             f"{len(missing)} of {len(recordings)} annotated recordings are not in {folder}: {', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}: fetch them, or remove their rows from {ANNOTATIONS_FILE}"
         )
-    return {name: read_header(folder / name) for name in recordings}
+    headers = {}
+    for name in recordings:
+        try:
+            headers[name] = read_header(folder / name)
+        except UserError as error:
+            logger.warning("%s", error)
+    return headers
 
 
-def _set_aside(annotations: pd.DataFrame, headers: dict[str, AudioHeader]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Splits the annotations into usable ones with their centre, and the others with the reason."""
+def _set_aside(
+    annotations: pd.DataFrame, headers: dict[str, AudioHeader]
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Splits the annotations into usable ones, unknown birds, and all that are not usable with the reason."""
     center_s = (annotations["start_s"] + annotations["end_s"]) / 2
     duration_s = annotations["recording"].map({name: header.duration_s for name, header in headers.items()})
     reason = pd.Series("", index=annotations.index)
@@ -224,9 +234,12 @@ def _set_aside(annotations: pd.DataFrame, headers: dict[str, AudioHeader]) -> tu
     reason[annotations["end_s"] < annotations["start_s"]] = "ends before it starts"
     reason[center_s < 0] = "before the start of the recording"
     reason[center_s >= duration_s] = "past the end of the recording"
+    reason[duration_s.isna()] = "the recording cannot be read"
 
-    usable = annotations.assign(center_s=center_s).loc[reason == "", ["recording", "center_s", "species"]]
-    set_aside = annotations.assign(reason=reason).loc[reason != "", ["row", "recording", "reason"]]
+    annotations = annotations.assign(center_s=center_s, reason=reason)
+    usable = annotations.loc[reason == "", ["recording", "center_s", "species"]]
+    unknown = annotations.loc[reason == "unknown bird", ["recording", "center_s"]]
+    set_aside = annotations.loc[reason != "", ["row", "recording", "reason"]]
     for why, rows in set_aside.groupby("reason"):
         logger.warning(
             "Set aside %d of %d annotations: %s (first: line %d of %s, %s)",
@@ -237,4 +250,4 @@ def _set_aside(annotations: pd.DataFrame, headers: dict[str, AudioHeader]) -> tu
             ANNOTATIONS_FILE,
             rows["recording"].iloc[0],
         )
-    return usable.reset_index(drop=True), set_aside.reset_index(drop=True)
+    return usable.reset_index(drop=True), unknown.reset_index(drop=True), set_aside.reset_index(drop=True)

@@ -50,7 +50,8 @@ def classification_metrics(logits: np.ndarray, references: np.ndarray, *, multi_
 
     Args:
         logits: Shape `(clips, classes)`.
-        references: Class ids `(clips,)`, or zeros and ones `(clips, classes)` where multi-label.
+        references: Class ids `(clips,)`, or zeros and ones `(clips, classes)` where multi-label; negative where it is
+            not known which: such a pair of clip and class counts neither for nor against.
         multi_label: Whether every class whose probability is above 0.5 is predicted, rather than the likeliest.
 
     Returns:
@@ -58,6 +59,11 @@ def classification_metrics(logits: np.ndarray, references: np.ndarray, *, multi_
         of classes present.
     """
     metric = ClassificationMetric(config_name="multi_label" if multi_label else "default", keep_in_memory=True)
-    # A probability of 0.5 is a logit of 0.
-    predictions = (np.asarray(logits) > 0).astype(int) if multi_label else np.argmax(logits, axis=-1)
-    return metric.compute(predictions=predictions, references=np.asarray(references).astype(int))
+    references = np.asarray(references).astype(int)
+    if multi_label:
+        # A probability of 0.5 is a logit of 0.
+        predictions = ((np.asarray(logits) > 0) & (references >= 0)).astype(int)
+        references = references.clip(min=0)
+    else:
+        predictions = np.argmax(logits, axis=-1)
+    return metric.compute(predictions=predictions, references=references)

@@ -11,6 +11,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .configuration_kenya_birds import KenyaBirdsConfig
 
+# A multi-label target that is not known: neither present nor absent.
+MASKED = -100
+
 
 class KenyaBirdsForAudioClassification(PreTrainedModel):
     """A timm backbone with average pooling and a linear classifier over species.
@@ -135,18 +138,20 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
 
     Args:
         logits: Shape `(batch, num_labels)`.
-        labels: Class ids `(batch,)`, or zeros and ones `(batch, num_labels)`.
+        labels: Class ids `(batch,)`, or zeros and ones `(batch, num_labels)`, -100 where it is not known which.
         problem_type: `"multi_label_classification"`, `"single_label_classification"` or None, which is single-label.
 
     Returns:
-        Shape `(batch,)`, or `(batch, num_labels)` where multi-label; float32.
+        Shape `(batch,)`, or `(batch, num_labels)` where multi-label; float32, 0 where the label is not known.
 
     Raises:
         ValueError: If `problem_type` is another.
     """
     logits = logits.float()
     if problem_type == "multi_label_classification":
-        return nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+        known = labels != MASKED
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, (labels * known).float(), reduction="none")
+        return losses * known
     if problem_type in (None, "single_label_classification"):
         return nn.functional.cross_entropy(logits, labels, reduction="none")
     raise ValueError(

@@ -21,6 +21,13 @@ class DataArguments:
     min_annotations: int = field(
         default=DEFAULT_MIN_ANNOTATIONS, metadata={"help": "Species with fewer annotations are dropped."}
     )
+    context_s: float = field(
+        default=0.0,
+        metadata={"help": "Sound kept on each side of a clip (s): training shifts its window by up to so much."},
+    )
+    edge_tolerance_s: float = field(
+        default=0.0, metadata={"help": "How far outside a clip a species' centre may lie and count as in it (s)."}
+    )
     splits_file: str | None = field(
         default=None,
         metadata={"help": "CSV (recording,split) to use instead of a new split; a run leaves one as splits.csv."},
@@ -28,7 +35,7 @@ class DataArguments:
     test_size: float = field(default=0.2, metadata={"help": "Share of the test split."})
     validation_size: float = field(default=0.2, metadata={"help": "Share of the validation split."})
     fold: int = field(default=0, metadata={"help": "Which of the ceil(1 / test_size) folds is the test split."})
-    split_seed: int = field(default=42, metadata={"help": "Seed of the split; training has --seed."})
+    split_seed: int = field(default=42, metadata={"help": "Seed of the split (--fold varies it more)."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where cut clips are kept (datasets' cache)."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that cut clips."})
 

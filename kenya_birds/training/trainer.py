@@ -12,8 +12,13 @@ from kenya_birds.data.audio import decode_wav
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import classification_metrics
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification, classification_loss
+from kenya_birds.model.modeling_kenya_birds import (
+    MASKED,
+    KenyaBirdsForAudioClassification,
+    classification_loss,
+)
 from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
+from kenya_birds.training.augmentation import crop, uniform_per_clip
 from kenya_birds.training.weighting import ClipSampler, power_weights
 
 logger = logging.getLogger(__name__)
@@ -36,22 +41,30 @@ class ClipCollator:
 
         Returns:
             `waveform`: int16 of shape `(batch, samples)`. `labels`: class ids of shape `(batch,)`, or zeros and ones
-            of shape `(batch, num_labels)`.
+            of shape `(batch, num_labels)`, with -100 instead of zero where an unknown bird may be that class. `clip`:
+            index of each clip in its split, where the rows have one.
         """
-        waveform = torch.from_numpy(np.stack([decode_wav(row["audio"]["bytes"]) for row in rows]))
-        if not self.multi_label:
-            return {"waveform": waveform, "labels": torch.tensor([row["label"] for row in rows])}
-        labels = torch.zeros(len(rows), self.num_labels)
-        for target, row in zip(labels, rows, strict=True):
-            target[row["labels"]] = 1.0
-        return {"waveform": waveform, "labels": labels}
+        batch = {"waveform": torch.from_numpy(np.stack([decode_wav(row["audio"]["bytes"]) for row in rows]))}
+        if "clip" in rows[0]:
+            batch["clip"] = torch.tensor([row["clip"] for row in rows])
+        if self.multi_label:
+            batch["labels"] = torch.zeros(len(rows), self.num_labels)
+            for target, row in zip(batch["labels"], rows, strict=True):
+                if row["unknown"]:
+                    target[:] = MASKED
+                target[row["labels"]] = 1.0
+        else:
+            batch["labels"] = torch.tensor([row["label"] for row in rows])
+        return batch
 
 
 class KenyaBirdsTrainer(Trainer):
     """Trains a bird classifier on clips of `load_clips`.
 
     Waveforms reach the device as int16 and become features there, by the same feature extractor that is saved with the
-    model. The loss weighs classes by `args.loss_weight_power` and is divided by the number of clips (elements, where
+    model. Where clips are stored with context, training cuts its window at random and evaluation in the middle.
+
+    The loss weighs classes by `args.loss_weight_power` and is divided by the number of clips (known elements, where
     multi-label) of the whole step, over all processes and accumulated batches: how a batch is spread does not matter.
 
     Args:
@@ -97,7 +110,7 @@ class KenyaBirdsTrainer(Trainer):
             model=model,
             args=args,
             data_collator=ClipCollator(num_labels, self.multi_label),
-            train_dataset=train_dataset,
+            train_dataset=train_dataset.add_column("clip", np.arange(len(train_dataset))),
             eval_dataset=eval_dataset,
             processing_class=feature_extractor,
             compute_metrics=self._metrics,
@@ -108,7 +121,10 @@ class KenyaBirdsTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(super()._prepare_inputs(inputs))
-        waveform = inputs.pop("waveform")
+        waveform, clip = inputs.pop("waveform"), inputs.pop("clip", None)
+        if self.model.training and waveform.shape[1] > self.processing_class.clip_samples:
+            position = uniform_per_clip(self.args.seed, self.state.global_step, clip.tolist())[:, 0]
+            waveform = crop(waveform, self.processing_class.clip_samples, position)
         features = self.processing_class(
             waveform, sampling_rate=self.processing_class.sampling_rate, return_tensors="pt", device=waveform.device
         )
@@ -126,7 +142,7 @@ class KenyaBirdsTrainer(Trainer):
         outputs = model(**inputs)
         loss = self._weighted_losses(outputs.logits, labels).sum()
         if num_items_in_batch is None:
-            loss = loss / labels.numel()
+            loss = loss / (labels != MASKED).sum()
         else:
             loss = loss / num_items_in_batch
             if self.args.average_tokens_across_devices:
@@ -145,7 +161,8 @@ class KenyaBirdsTrainer(Trainer):
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = prediction
         losses = self._weighted_losses(torch.as_tensor(logits), torch.as_tensor(labels))
-        return {"loss": losses.mean().item(), **classification_metrics(logits, labels, multi_label=self.multi_label)}
+        loss = (losses.sum() / (labels != MASKED).sum()).item()
+        return {"loss": loss, **classification_metrics(logits, labels, multi_label=self.multi_label)}
 
     def _weighted_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         losses = classification_loss(logits, labels, self.model.config.problem_type)

@@ -1,0 +1,92 @@
+"""Time and memory of cutting an archive's clips, beside decoding the archive once with soundfile on as many processes.
+
+    python benchmarks/build_clips.py [--hours 4] [--data_dir ARCHIVE]
+
+Without an archive, one is synthesised with one-hour recordings and as many annotations an hour as the Kenyan one has.
+"""
+
+import argparse
+import multiprocessing
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import soundfile
+
+from kenya_birds.data.dataset import load_clips
+from kenya_birds.data.synthetic import synthesize_archive
+
+ANNOTATIONS_PER_HOUR = 294
+
+
+def decode(path: Path) -> int:
+    """Decodes a recording in blocks, and returns its number of frames."""
+    with soundfile.SoundFile(path) as file:
+        return sum(len(block) for block in file.blocks(2**20, dtype="int16"))
+
+
+def decode_all(data_dir: Path, processes: int) -> None:
+    """Decodes every recording of an archive once."""
+    paths = sorted((data_dir / "soundscape_data").iterdir())
+    if processes == 1:
+        for path in paths:
+            decode(path)
+    else:
+        with multiprocessing.Pool(processes) as pool:
+            pool.map(decode, paths, chunksize=1)
+
+
+def build(data_dir: Path, processes: int) -> None:
+    """Cuts every clip of an archive."""
+    with tempfile.TemporaryDirectory() as cache_dir:
+        load_clips(data_dir, cache_dir=cache_dir, num_proc=processes)
+
+
+def measure(function: Callable[[Path, int], None], data_dir: Path, processes: int) -> tuple[float, float]:
+    """Runs a function in a fresh process; returns seconds, and MB of the largest process."""
+
+    def run(connection: multiprocessing.connection.Connection) -> None:
+        start = time.perf_counter()
+        function(data_dir, processes)
+        seconds = time.perf_counter() - start
+        peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        connection.send((seconds, max(peaks) / 1024))
+
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=run, args=(sender,))
+    process.start()
+    sender.close()
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, help="an archive; by default a synthetic one")
+    parser.add_argument("--hours", type=int, default=4, help="length of the synthetic archive")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each; the fastest counts")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = options.data_dir or synthesize_archive(
+            Path(folder) / "archive",
+            recordings=options.hours,
+            duration_s=3600,
+            species=60,
+            annotations=ANNOTATIONS_PER_HOUR * options.hours,
+        )
+        print(f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores, {data_dir.name}")
+        decode_all(data_dir, 1)  # into the page cache
+        print(f"{'processes':>9}  {'decode (s)':>10}  {'build (s)':>9}  {'ratio':>5}  {'build, peak MB':>14}")
+        for processes in (1, 2):
+            decoded = min(measure(decode_all, data_dir, processes)[0] for _ in range(options.repeats))
+            seconds, peak_mb = min(measure(build, data_dir, processes) for _ in range(options.repeats))
+            print(f"{processes:>9}  {decoded:>10.1f}  {seconds:>9.1f}  {seconds / decoded:>5.2f}  {peak_mb:>14.0f}")
+
+
+if __name__ == "__main__":
+    main()
