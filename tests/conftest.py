@@ -10,6 +10,8 @@ _home = tempfile.TemporaryDirectory(prefix="kenya_birds_tests_")
 os.environ["HF_HOME"] = _home.name
 os.environ["HF_DATASETS_CACHE"] = f"{_home.name}/datasets"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Threads that wait for each other make small tensors slow on a busy machine, and many times so.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ STRANGER = "import sys; sys.modules['kenya_birds'] = None\n"
 @pytest.fixture(scope="module")
 def trained(small_archive, tmp_path_factory):
     folder = tmp_path_factory.mktemp("journey")
-    return train(small_archive, folder / "birds", folder / "cache", noise_reduction="stationary", num_train_epochs=3)
+    return train(small_archive, folder / "birds", folder / "cache", noise_reduction="stationary", num_train_epochs=5)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_no_recording_is_in_two_splits_and_the_table_repeats_the_run(trained, sm
         tmp_path / "again",
         tmp_path / "cache",
         noise_reduction="stationary",
-        num_train_epochs=3,
+        num_train_epochs=5,
         splits_file=trained / "splits.csv",
         split_seed=7,
     )
