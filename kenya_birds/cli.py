@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from kenya_birds.console import one_line_errors, show_log
 
@@ -21,21 +22,25 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kenya-birds", description="Bird classifiers from annotated soundscapes.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    synthesize = commands.add_parser(
-        "synthesize",
-        help="make an archive of invented birds in the Kenyan format",
-        description="Makes an archive of invented birds in the Kenyan format: recordings, annotations, species.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    synthesize.add_argument("data_dir", type=Path, help="folder to make; new or empty")
-    synthesize.add_argument("--recordings", type=int, default=12, help="number of recordings")
-    synthesize.add_argument("--duration_s", type=float, default=60.0, help="length of a recording in seconds")
-    synthesize.add_argument("--species", type=int, default=8, help="number of species")
-    synthesize.add_argument("--annotations", type=int, help="number of calls; by default in keep with the length")
-    synthesize.add_argument("--seed", type=int, default=0, help="same seed, same archive")
-    synthesize.set_defaults(run=_synthesize)
+    for add in (_add_synthesize, _add_push_clips):
+        add(commands)
     return parser
+
+
+def _add_synthesize(commands: Any) -> None:
+    command = _command(
+        commands,
+        "synthesize",
+        "make an archive of invented birds in the Kenyan format",
+        "Makes an archive of invented birds in the Kenyan format: recordings, annotations, species.",
+    )
+    command.add_argument("data_dir", type=Path, help="folder to make; new or empty")
+    command.add_argument("--recordings", type=int, default=12, help="number of recordings")
+    command.add_argument("--duration_s", type=float, default=60.0, help="length of a recording in seconds")
+    command.add_argument("--species", type=int, default=8, help="number of species")
+    command.add_argument("--annotations", type=int, help="number of calls; by default in keep with the length")
+    command.add_argument("--seed", type=int, default=0, help="same seed, same archive")
+    command.set_defaults(run=_synthesize)
 
 
 def _synthesize(options: argparse.Namespace) -> None:
@@ -50,3 +55,54 @@ def _synthesize(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     print(f"The archive is in {options.data_dir}")
+
+
+def _add_push_clips(commands: Any) -> None:
+    command = _command(
+        commands,
+        "push-clips",
+        "put an archive's clips on the Hugging Face Hub, as Parquet",
+        "Cuts an archive's clips and puts them on the Hugging Face Hub as a data set that load_dataset reads. The "
+        "token is the one of `hf auth login` or of the HF_TOKEN variable.",
+    )
+    command.add_argument("data_dir", type=Path, help="the archive")
+    command.add_argument("--repo_id", required=True, help="OWNER/NAME, or NAME under the account logged in")
+    command.add_argument("--private", action="store_true", help="make the repository private")
+    command.add_argument("--output", type=Path, metavar="FOLDER", help="only save there; needs no network")
+    command.add_argument("--title", help="title of the card; by default the repository's name")
+    command.add_argument("--source", help="whom to cite: a text for the card, or `kenya` for Zenodo 10943500")
+    command.add_argument("--license", default="cc-by-4.0", help="licence of the clips, as the Hub spells it")
+    command.add_argument("--min_annotations", type=int, default=10, help="drop species with fewer annotations")
+    command.add_argument("--context_s", type=float, default=0.0, help="sound to keep on both sides of a clip")
+    command.add_argument("--num_proc", type=int, help="processes that cut")
+    command.set_defaults(run=_push_clips)
+
+
+def _push_clips(options: argparse.Namespace) -> None:
+    from kenya_birds.data.dataset import ClipsConfig, build_clips, clips_builder
+    from kenya_birds.publishing.clips import push_clips, save_clips
+    from kenya_birds.publishing.clips_card import KENYAN_SOURCE
+    from kenya_birds.publishing.hub import check_repo_id
+
+    check_repo_id(options.repo_id, "dataset")
+    builder = clips_builder(options.data_dir, min_annotations=options.min_annotations, context_s=options.context_s)
+    clips = build_clips(builder, options.num_proc)
+    card = {
+        "title": options.title or options.repo_id.rpartition("/")[2],
+        "source": KENYAN_SOURCE if options.source == "kenya" else options.source,
+        "license": options.license,
+        # The fields of its own: those of datasets.BuilderConfig name folders of this machine.
+        "settings": {name: getattr(builder.config, name) for name in ClipsConfig.__annotations__ if name != "splits"},
+        "species": builder.archive.species_names(builder.classes),
+    }
+    if options.output is None:
+        print(push_clips(clips, options.repo_id, private=options.private, **card))
+    else:
+        folder = save_clips(clips, options.output, repo_id=options.repo_id, **card)
+        print(f"The clips are in {folder}; nothing was sent.")
+
+
+def _command(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name, help=summary, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )

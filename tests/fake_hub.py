@@ -1,4 +1,4 @@
-"""A Hub on this machine: the part of its HTTP interface that publishing and loading a model use.
+"""A Hub on this machine: the part of its HTTP interface that publishing and loading a model or a data set use.
 
 `FakeHub.redirect` points the client of this process at it, `FakeHub.environment` that of another process. It speaks
 only the LFS way of sending large files, not Xet.
@@ -12,14 +12,15 @@ import re
 import secrets
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from pathlib import PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
 import yaml
 from huggingface_hub import constants
 
-LFS_SUFFIXES = (".safetensors", ".png")
-REPO = r"(?P<repo>[^/]+/[^/]+?)"
+LFS_SUFFIXES = (".safetensors", ".png", ".parquet")
+REPO = r"(?P<repo>(?:datasets/)?[^/]+/[^/]+?)"
 REVISION = r"(?P<revision>[^/]+)"
 
 
@@ -29,8 +30,9 @@ class FakeHub:
     Attributes:
         endpoint: Address to give to the client.
         token: The one token that it accepts, of the account `user`.
-        repos: What it holds: by `owner/name`, whether it is private, and its commits, oldest first. Of a commit,
-            `files` is what was sent in it and `tree` all that the repository holds after it.
+        repos: What it holds: by `owner/name`, or `datasets/owner/name` for a data set, whether it is private, and its
+            commits, oldest first. Of a commit, `files` is what was sent in it and `tree` all that the repository holds
+            after it.
         requests: What it was asked, as `METHOD path`.
         refuse_token: Whether it refuses every token (401).
         read_only: Whether it accepts the token for reading only (403).
@@ -201,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner = asked.get("organization") or self.hub.user
         if owner != self.hub.user:
             raise _Answer(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
-        repo = f"{owner}/{asked['name']}"
+        repo = f"{'datasets/' if asked.get('type') == 'dataset' else ''}{owner}/{asked['name']}"
         exists = repo in self.hub.repos
         if not exists:
             private = asked.get("visibility") == "private" or bool(asked.get("private"))
@@ -278,35 +280,47 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, repo, revision=None):
         commit = self.find(repo, revision)
         siblings = [{"rfilename": path} for path in (commit["tree"] if commit else {})]
-        about = {"id": repo, "modelId": repo, "private": self.hub.repos[repo]["private"], "tags": [], "downloads": 0}
+        name = repo.removeprefix("datasets/")
+        about = {"id": name, "modelId": name, "private": self.hub.repos[repo]["private"], "tags": [], "downloads": 0}
         self.send_json({**about, "sha": commit["oid"] if commit else None, "siblings": siblings})
 
     def tree(self, repo, revision, folder=None):
         commit = self.find(repo, revision)
-        # Only top-level files are ever published, so there is no folder to list.
-        if folder is not None:
+        tree = commit["tree"] if commit else {}
+        prefix = f"{folder}/" if folder else ""
+        entries = [_entry(path, content) for path, content in tree.items()]
+        folders = {str(parent) for path in tree for parent in list(PurePosixPath(path).parents)[:-1]}
+        entries += [{"type": "directory", "path": path, "oid": _git_oid(path.encode())} for path in sorted(folders)]
+        if folder and folder not in folders:
             raise _Answer(404, f"{folder} does not exist", "EntryNotFound")
-        self.send_json([_entry(path, content) for path, content in (commit["tree"] if commit else {}).items()])
+        recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() == "true"
+        inside = [entry for entry in entries if entry["path"].startswith(prefix)]
+        self.send_json([entry for entry in inside if recursive or "/" not in entry["path"].removeprefix(prefix)])
 
     def resolve(self, repo, revision, path):
         commit = self.find(repo, revision)
         if commit is None or path not in commit["tree"]:
             raise _Answer(404, "Entry not found", "EntryNotFound")
         content = commit["tree"][path]
-        headers = {"X-Repo-Commit": commit["oid"], "ETag": f'"{_oid(path, content)}"', "Accept-Ranges": "none"}
+        headers = {"X-Repo-Commit": commit["oid"], "ETag": f'"{_oid(path, content)}"', "Accept-Ranges": "bytes"}
         if _is_lfs(path):
             headers |= {"X-Linked-Etag": f'"{_oid(path, content)}"', "X-Linked-Size": len(content)}
-        self.send(content, headers={"Content-Type": "application/octet-stream", **headers})
+        headers["Content-Type"] = "application/octet-stream"
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            return self.send(content[first : last + 1], 206, headers)
+        self.send(content, headers=headers)
 
 
 _ROUTES = [
     ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
-    ("POST", f"/api/models/{REPO}/preupload/{REVISION}", _Handler.preupload),
-    ("POST", f"/api/models/{REPO}/commit/{REVISION}", _Handler.commit),
-    ("GET", f"/api/models/{REPO}/tree/{REVISION}(/(?P<folder>.+))?", _Handler.tree),
-    ("GET", f"/api/models/{REPO}(/revision/{REVISION})?", _Handler.info),
+    ("POST", f"/api/(?:models/)?{REPO}/preupload/{REVISION}", _Handler.preupload),
+    ("POST", f"/api/(?:models/)?{REPO}/commit/{REVISION}", _Handler.commit),
+    ("GET", f"/api/(?:models/)?{REPO}/tree/{REVISION}(/(?P<folder>.+))?", _Handler.tree),
+    ("GET", f"/api/(?:models/)?{REPO}(/revision/{REVISION})?", _Handler.info),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", "/lfs-upload/(?P<ticket>[0-9a-f]+)", _Handler.lfs_upload),
     ("GET", f"/{REPO}/resolve/{REVISION}/(?P<path>.+)", _Handler.resolve),

@@ -1,14 +1,15 @@
-"""Puts a trained model folder on the Hugging Face Hub, in one commit."""
+"""Puts files on the Hugging Face Hub, in one commit: a trained model's folder, or what another module made."""
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -61,11 +62,12 @@ def published_files(model_dir: Path) -> list[Path]:
     return list(files.values())
 
 
-def full_repo_id(repo_id: str, *, token: str | None = None) -> str:
+def full_repo_id(repo_id: str, *, repo_type: str = "model", token: str | None = None) -> str:
     """Completes a repository's name with its owner.
 
     Args:
         repo_id: `owner/name`, or `name` alone for the account that is logged in.
+        repo_type: `model` or `dataset`.
         token: Access token; by default the one of the Hub's login or of HF_TOKEN.
 
     Returns:
@@ -74,19 +76,20 @@ def full_repo_id(repo_id: str, *, token: str | None = None) -> str:
     Raises:
         UserError: The name cannot be used, or the Hub does not say who is logged in.
     """
-    check_repo_id(repo_id)
+    check_repo_id(repo_id, repo_type)
     if "/" in repo_id:
         return repo_id
     api = _api(token)
-    with _one_line_hub_errors(repo_id, api):
+    with _one_line_hub_errors(repo_id, api, repo_type):
         return f"{api.whoami()['name']}/{repo_id}"
 
 
-def check_repo_id(repo_id: str) -> None:
+def check_repo_id(repo_id: str, repo_type: str = "model") -> None:
     """Checks a repository's name without the network.
 
     Args:
         repo_id: `owner/name` or `name`.
+        repo_type: `model` or `dataset`.
 
     Raises:
         UserError: The Hub would not take the name.
@@ -94,7 +97,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{repo_id!r} cannot be a model's name, give NAME or OWNER/NAME: {error}") from None
+        raise UserError(f"{repo_id!r} cannot be a {repo_type}'s name, give NAME or OWNER/NAME: {error}") from None
 
 
 def publish(
@@ -118,22 +121,58 @@ def publish(
         UserError: The folder is incomplete, the name or the token is refused, the Hub cannot be reached, or the
             repository is public where a private one was asked for.
     """
-    files = published_files(model_dir)
-    repo_id = full_repo_id(repo_id, token=token)
+    contents: dict[str, str | bytes] = {path.name: str(path) for path in published_files(model_dir)}
+    if readme is not None:
+        contents["README.md"] = readme.encode()
+    return upload_files(contents, repo_id, message="Upload the trained model", private=private, token=token)
+
+
+def upload_files(
+    contents: Mapping[str, str | bytes],
+    repo_id: str,
+    *,
+    message: str,
+    repo_type: str = "model",
+    replaced: str | None = None,
+    private: bool = False,
+    token: str | None = None,
+) -> str:
+    """Uploads files to a repository, which is made if need be, in one commit.
+
+    Files that the repository has already, byte for byte, are not sent again. Other files in it are left alone, except
+    those that `replaced` matches.
+
+    Args:
+        contents: What to upload: by the name in the repository, a path or the file's bytes.
+        repo_id: `owner/name`, or `name` alone for the account that is logged in.
+        message: The commit's title.
+        repo_type: `model` or `dataset`.
+        replaced: Pattern of names; what the repository has of them that is not in `contents` is deleted by the commit.
+        private: Whether the repository is made private.
+        token: Access token; by default the one of the Hub's login or of HF_TOKEN.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: The name or the token is refused, the Hub cannot be reached, or the repository is public where a
+            private one was asked for.
+    """
+    repo_id = full_repo_id(repo_id, repo_type=repo_type, token=token)
     api = _api(token)
-    with _one_line_hub_errors(repo_id, api):
-        operations = [
-            CommitOperationAdd(
-                path_in_repo=path.name,
-                path_or_fileobj=readme.encode() if readme is not None and path.name == "README.md" else str(path),
-            )
-            for path in files
+    with _one_line_hub_errors(repo_id, api, repo_type):
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()
         ]
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         # An existing repository keeps its visibility, so asking for a private one is not enough to get it.
-        if private and not api.model_info(repo_id).private:
+        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
             raise UserError(f"{repo_id} exists and is public; make it private in its settings or give another name")
-        commit = api.create_commit(repo_id, operations, commit_message="Upload the trained model")
+        if replaced is not None:
+            for name in api.list_repo_files(repo_id, repo_type=repo_type):
+                if fnmatchcase(name, replaced) and name not in contents:
+                    operations.append(CommitOperationDelete(path_in_repo=name))
+        commit = api.create_commit(repo_id, operations, repo_type=repo_type, commit_message=message)
     return str(commit.commit_url)
 
 
@@ -209,23 +248,23 @@ def _api(token: str | None) -> HfApi:
 
 
 @contextmanager
-def _one_line_hub_errors(repo_id: str, api: HfApi) -> Iterator[None]:
+def _one_line_hub_errors(repo_id: str, api: HfApi, repo_type: str) -> Iterator[None]:
     """Turns what the Hub's client raises into a `UserError` that never holds the token."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, _TransportError) as error:
-        message = " ".join(_explain(error, repo_id, api).split())
+        message = " ".join(_explain(error, repo_id, api, repo_type).split())
         # Not chained: what the client says could hold the token.
         raise UserError(message.replace(str(api.token), "***")) from None
 
 
-def _explain(error: BaseException, repo_id: str, api: HfApi) -> str:
+def _explain(error: BaseException, repo_id: str, api: HfApi, repo_type: str) -> str:
     if isinstance(error, LocalTokenNotFoundError):
         return f"no Hugging Face token found; {_LOG_IN}"
     if isinstance(error, OfflineModeIsEnabled):
         return "the Hub's client is told to stay offline; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE"
     if isinstance(error, HfHubHTTPError):
-        return _explain_answer(error, repo_id)
+        return _explain_answer(error, repo_id, repo_type)
     if isinstance(error, _TransportError):
         host = urlsplit(api.endpoint).netloc.rpartition("@")[2] or "the Hub"
         kind = type(error).__name__
@@ -234,11 +273,11 @@ def _explain(error: BaseException, repo_id: str, api: HfApi) -> str:
         return "the Hub's answer cannot be understood; it may be down or HF_ENDPOINT may be wrong, try again later"
     # The client wraps what goes wrong while a large file is sent.
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
-        return _explain(error.__cause__, repo_id, api)
+        return _explain(error.__cause__, repo_id, api, repo_type)
     return f"publishing to {repo_id} failed: {error or type(error).__name__}"
 
 
-def _explain_answer(error: HfHubHTTPError, repo_id: str) -> str:
+def _explain_answer(error: HfHubHTTPError, repo_id: str, repo_type: str) -> str:
     status = error.response.status_code
     if status == 401:
         return f"the Hub refused the token (HTTP 401); {_LOG_IN} to one that is valid (HF_TOKEN goes first)"
@@ -248,7 +287,9 @@ def _explain_answer(error: HfHubHTTPError, repo_id: str) -> str:
             "token that has write access (https://huggingface.co/settings/tokens)"
         )
     if status == 404:
-        return f"the Hub has no model repository {repo_id} to write to (HTTP 404); a dataset or a Space is not one"
+        return (
+            f"the Hub has no {repo_type} repository {repo_id} to write to (HTTP 404); one of another type will not do"
+        )
     if status in (408, 429) or status >= 500:
         return f"the Hub cannot do this now (HTTP {status}); run this again later, what it has is not sent twice"
     return f"the Hub refused to publish to {repo_id} (HTTP {status}): {error.server_message or 'it does not say why'}"
