@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kenya-birds", description="Bird classifiers from annotated soundscapes.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_synthesize, _add_push_clips):
+    for add in (_add_synthesize, _add_download, _add_push_clips):
         add(commands)
     return parser
 
@@ -54,6 +54,27 @@ def _synthesize(options: argparse.Namespace) -> None:
         annotations=options.annotations,
         seed=options.seed,
     )
+    print(f"The archive is in {options.data_dir}")
+
+
+def _add_download(commands: Any) -> None:
+    command = _command(
+        commands,
+        "download",
+        "fetch the Kenyan soundscapes from Zenodo",
+        "Fetches an archive of soundscapes from Zenodo and unpacks it; goes on where it was stopped.",
+    )
+    command.add_argument("data_dir", type=Path, help="folder of the archive; a run that was stopped goes on there")
+    command.add_argument("--record", type=int, default=10943500, help="number of the Zenodo record")
+    command.add_argument("--keep_zip", action="store_true", help="keep soundscape_data.zip when it is unpacked")
+    command.add_argument("--api_url", default="https://zenodo.org/api/records", help=argparse.SUPPRESS)
+    command.set_defaults(run=_download)
+
+
+def _download(options: argparse.Namespace) -> None:
+    from kenya_birds.data.download import download_record
+
+    download_record(options.data_dir, options.record, api_url=options.api_url, keep_zip=options.keep_zip)
     print(f"The archive is in {options.data_dir}")
 
 

@@ -10,7 +10,7 @@ from kenya_birds.errors import UserError
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Ends the process with one line on stderr and exit code 2 when a `UserError` reaches it.
+    """Ends the process with one line on stderr: exit code 2 for a `UserError`, 130 when the user stops it.
 
     Args:
         program: Name of the command, put in front of the message.
@@ -20,6 +20,9 @@ def one_line_errors(program: str) -> Iterator[None]:
     except UserError as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"{program}: stopped", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 @contextmanager

@@ -1,0 +1,309 @@
+"""Fetches an archive of soundscape recordings from Zenodo and unpacks it; goes on where an earlier run stopped."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kenya_birds.data.archive import ANNOTATIONS_FILE, RECORDINGS_FOLDER, SPECIES_FILE
+from kenya_birds.data.transfer import Client, Transfer, shown
+from kenya_birds.data.unpacking import (
+    PART_SUFFIX,
+    Expected,
+    check_free_disk,
+    part_of,
+    put_in_place,
+    size_text,
+    unpack_recordings,
+)
+from kenya_birds.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+KENYA_RECORD = 10943500
+API_URL = "https://zenodo.org/api/records"
+ZIP_FILE = f"{RECORDINGS_FOLDER}.zip"
+MANIFEST_FILE = ".download.json"
+LOCK_FILE = ".download.lock"
+
+
+def download_record(
+    data_dir: str | Path, record: int = KENYA_RECORD, *, api_url: str = API_URL, keep_zip: bool = False
+) -> Path:
+    """Fetches a record, checks every byte of it, and unpacks its recordings.
+
+    The folder is then as `kenya_birds.data.archive.read_archive` expects it. When everything is there already, nothing
+    is asked of the server. Where a run was stopped, whatever stopped it, the next one goes on.
+
+    Args:
+        data_dir: Folder of the archive; made if it does not exist.
+        record: Number of the Zenodo record: the Kenyan soundscapes, or another with the same files.
+        api_url: Address of the records in the API. Unless it is http itself, only https is spoken.
+        keep_zip: Whether `soundscape_data.zip` stays when all its recordings are unpacked; otherwise it is deleted.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: There is no such record, it is not an archive of soundscapes, its server cannot be reached or sends
+            something else than it promised, the zip is broken or unsafe, the disk is full, another file is in the way,
+            or another process is downloading to this folder.
+    """
+    data_dir = Path(data_dir)
+    with _disk_errors(data_dir):
+        # Needs no permission to write where there is nothing to do.
+        if not _is_done(_Manifest(data_dir, record), keep_zip):
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with _alone(data_dir):
+                manifest = _Manifest(data_dir, record)
+                if not manifest.is_complete():
+                    _complete(manifest, Client(api_url), api_url)
+                if not _is_done(manifest, keep_zip):
+                    (data_dir / ZIP_FILE).unlink()
+                    logger.info("All recordings of %s are unpacked: deleted it", data_dir / ZIP_FILE)
+    return data_dir
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A file of the record, as its API lists it."""
+
+    name: str
+    expected: Expected
+    url: str
+
+
+@dataclass
+class _Manifest:
+    """What is known of the folder, remembered in `.download.json`.
+
+    Attributes:
+        data_dir: The folder.
+        record: Number of the record in it.
+        files: The record's files by name.
+        recordings: The zip's recordings by name, once all of them are unpacked.
+        mtimes_ns: When the files that were found whole had last been modified, by path in the folder. One that has not
+            changed since is not read again.
+        validators: ETag or Last-Modified of what the `.part` files were received from, by name.
+    """
+
+    data_dir: Path
+    record: int
+    files: dict[str, Expected] = field(default_factory=dict)
+    recordings: dict[str, Expected] = field(default_factory=dict)
+    mtimes_ns: dict[str, int] = field(default_factory=dict)
+    validators: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.path = self.data_dir / MANIFEST_FILE
+        try:
+            stored = json.loads(self.path.read_text("utf-8"))
+            record = int(stored["record"])
+            files, recordings = (
+                {name: Expected(int(file["size_bytes"]), str(file["checksum"])) for name, file in group.items()}
+                for group in (stored["files"], stored["recordings"])
+            )
+            mtimes_ns, validators = dict(stored["mtimes_ns"]), dict(stored["validators"])
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except (ValueError, KeyError, TypeError, AttributeError):
+            logger.warning("%s cannot be read: what is in the folder is checked anew", self.path)
+            return
+        if record != self.record:
+            raise UserError(
+                f"{self.data_dir} holds record {record}, not {self.record}: choose another folder for the other record"
+            )
+        self.files, self.recordings, self.mtimes_ns, self.validators = files, recordings, mtimes_ns, validators
+
+    def save(self) -> None:
+        files, recordings = (
+            {name: asdict(expected) for name, expected in group.items()} for group in (self.files, self.recordings)
+        )
+        content = {"record": self.record, "files": files, "recordings": recordings}
+        content |= {"mtimes_ns": self.mtimes_ns, "validators": self.validators}
+        part_of(self.path).write_text(json.dumps(content, indent=1), "utf-8")
+        put_in_place(self.path)
+
+    def remember(self, name: str, validator: str | None) -> None:
+        """Keeps what a `.part` file was received from, for the next process."""
+        self.validators.pop(name, None)
+        if validator:
+            self.validators[name] = validator
+        self.save()
+
+    def is_complete(self) -> bool:
+        """Whether the record is there and unpacked; the zip need not be there any more."""
+        known = dict(self.mtimes_ns)
+        wanted = {name: expected for name, expected in self.files.items() if name != ZIP_FILE}
+        wanted |= {_in_folder(name): expected for name, expected in self.recordings.items()}
+        complete = bool(self.recordings) and all(self.has(path, expected) for path, expected in wanted.items())
+        if complete and self.mtimes_ns != known:  # a copy of a folder: it need not be read each time
+            with suppress(OSError):
+                self.save()
+        return complete
+
+    def has(self, path: str, expected: Expected) -> bool:
+        """Whether a file of the folder is whole; reads it unless it was whole before and has not changed."""
+        try:
+            status = (self.data_dir / path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if status.st_size != expected.size_bytes:
+            return False
+        if self.mtimes_ns.get(path) != status.st_mtime_ns:
+            if not expected.matches(self.data_dir / path):
+                return False
+            self.mtimes_ns[path] = status.st_mtime_ns
+        return True
+
+    def note(self, path: str) -> None:
+        """Takes down that a file of the folder is whole."""
+        self.mtimes_ns[path] = (self.data_dir / path).stat().st_mtime_ns
+
+
+def _complete(manifest: _Manifest, client: Client, api_url: str) -> None:
+    """Fetches and unpacks what is not there."""
+    listed = _list_files(client, f"{api_url.rstrip('/')}/{manifest.record}", manifest.record)
+    _forget_other_versions(manifest, listed)
+    manifest.files = {file.name: file.expected for file in listed}
+    missing = [file for file in listed if not _is_there(manifest, file)]
+    manifest.save()
+    _check_disk(manifest, missing)
+    # The tables first: should they be the wrong ones, that is seen before gigabytes have come.
+    for file in sorted(missing, key=lambda file: file.expected.size_bytes):
+        _fetch(manifest, client, file)
+    manifest.recordings = unpack_recordings(manifest.data_dir / ZIP_FILE, manifest.data_dir / RECORDINGS_FOLDER)
+    for name in manifest.recordings:
+        manifest.note(_in_folder(name))
+    manifest.save()
+
+
+def _is_done(manifest: _Manifest, keep_zip: bool) -> bool:
+    """Whether all is there, and a zip that is not to be kept is gone; another file of its name is not ours."""
+    if not manifest.is_complete():
+        return False
+    return keep_zip or ZIP_FILE not in manifest.files or not manifest.has(ZIP_FILE, manifest.files[ZIP_FILE])
+
+
+def _fetch(manifest: _Manifest, client: Client, file: _Listed) -> None:
+    Transfer(
+        client,
+        file.url,
+        manifest.data_dir / file.name,
+        file.expected,
+        what=f"{file.name} of record {manifest.record}",
+        validator=manifest.validators.get(file.name),
+        remember=lambda validator: manifest.remember(file.name, validator),
+    ).run()
+    manifest.note(file.name)
+    manifest.remember(file.name, None)
+
+
+def _list_files(client: Client, url: str, record: int) -> list[_Listed]:
+    """Asks the API what a record holds, and believes nothing of it that could do harm."""
+    answer = client.get_json(url, f"record {record}")
+    where = f"record {record} ({shown(url)})"
+    if not isinstance(answer, dict) or not isinstance(answer.get("files"), list):
+        raise UserError(f"{where} lists no files: is it public? Look at it in a browser")
+    listed = [_listed(entry, where) for entry in answer["files"]]
+    names = sorted(file.name for file in listed)
+    if len({name.lower() for name in names}) < len(names):
+        raise UserError(f"{where} lists two files of one name, refused: {names}")
+    lacking = [name for name in (ANNOTATIONS_FILE, SPECIES_FILE, ZIP_FILE) if name not in names]
+    if lacking:
+        raise UserError(
+            f"{where} is no archive of soundscapes: it lacks {', '.join(lacking)}, it holds {', '.join(names)}; "
+            f"choose one that is, such as {KENYA_RECORD}"
+        )
+    return listed
+
+
+def _listed(entry: Any, where: str) -> _Listed:
+    try:
+        name, size_bytes, checksum, url = entry["key"], entry["size"], entry["checksum"], entry["links"]["self"]
+    except (KeyError, TypeError):
+        raise UserError(f"{where} lists a file without key, size, checksum and link: {str(entry)[:200]}") from None
+    # Names with a dot in front are ours. A disk takes 255 bytes, with `.part`.
+    plain = isinstance(name, str) and name.isprintable() and re.fullmatch(r"[^./\\:][^/\\:]*", name)
+    ours = plain and (name.lower() == RECORDINGS_FOLDER or name.lower().endswith(PART_SUFFIX))
+    if not plain or ours or len(name.encode()) > 250:
+        raise UserError(f"{where} lists a file {name!r}: expected a plain file name; refused")
+    if not isinstance(size_bytes, int) or size_bytes < 0:
+        raise UserError(f"{where} lists {name} with size {size_bytes!r}: expected bytes")
+    if not isinstance(checksum, str) or not re.fullmatch("md5:[0-9a-f]{32}", checksum):
+        raise UserError(f"{where} lists {name} with checksum {checksum!r}: expected md5:...")
+    return _Listed(name, Expected(size_bytes, checksum), str(url))
+
+
+def _forget_other_versions(manifest: _Manifest, listed: list[_Listed]) -> None:
+    for file in listed:
+        if manifest.files.get(file.name, file.expected) != file.expected:
+            part_of(manifest.data_dir / file.name).unlink(missing_ok=True)
+            manifest.validators.pop(file.name, None)
+
+
+def _is_there(manifest: _Manifest, file: _Listed) -> bool:
+    path = manifest.data_dir / file.name
+    if manifest.has(file.name, file.expected):
+        return True
+    if path.exists() or path.is_symlink():
+        # A file only gets its final name when it is whole: somebody changed this one, or brought it.
+        raise UserError(
+            f"{path} is not the file of record {manifest.record} (expected {file.expected.size_bytes} bytes with "
+            f"{file.expected.checksum}): move it away to fetch the record's, or choose another folder"
+        )
+    return False
+
+
+def _check_disk(manifest: _Manifest, missing: list[_Listed]) -> None:
+    needed_bytes = 0
+    for file in missing:
+        needed_bytes += file.expected.size_bytes - _size_bytes(part_of(manifest.data_dir / file.name))
+        if file.name == ZIP_FILE:  # FLAC has about the same size in a zip and out of it
+            folder = manifest.data_dir / RECORDINGS_FOLDER
+            unpacked_bytes = sum(map(_size_bytes, folder.iterdir())) if folder.is_dir() else 0
+            needed_bytes += max(0, file.expected.size_bytes - unpacked_bytes)
+    check_free_disk(manifest.data_dir, needed_bytes, f"record {manifest.record}")
+    if missing:
+        size = size_text(sum(file.expected.size_bytes for file in missing))
+        logger.info("Record %d: %d of %d files to fetch, %s", manifest.record, len(missing), len(manifest.files), size)
+
+
+def _in_folder(name: str) -> str:
+    return f"{RECORDINGS_FOLDER}/{name}"
+
+
+def _size_bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@contextmanager
+def _alone(data_dir: Path) -> Iterator[None]:
+    """Keeps other processes out of the folder; the lock ends with the process, however that ends."""
+    lock = FileLock(data_dir / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process is downloading to {data_dir}: wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _disk_errors(data_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or os.strerror(error.errno or 0)
+        raise UserError(
+            f"{error.filename or data_dir}: {reason}; make room or mend that, then run it again: it goes on there"
+        ) from None
