@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kenya-birds", description="Bird classifiers from annotated soundscapes.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_synthesize, _add_download, _add_push_clips):
+    for add in (_add_synthesize, _add_download, _add_split, _add_push_clips):
         add(commands)
     return parser
 
@@ -76,6 +76,51 @@ def _download(options: argparse.Namespace) -> None:
 
     download_record(options.data_dir, options.record, api_url=options.api_url, keep_zip=options.keep_zip)
     print(f"The archive is in {options.data_dir}")
+
+
+def _add_split(commands: Any) -> None:
+    command = _command(
+        commands,
+        "split",
+        "divide an archive's recordings into train, validation and test, or into folds",
+        "Divides an archive's recordings into train, validation and test, or into folds, and says how good that is.",
+    )
+    command.add_argument("data_dir", type=Path, help="the archive")
+    command.add_argument("--output", type=Path, required=True, help="CSV to write: recording,split or recording,fold")
+    command.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
+    command.add_argument("--strategy", choices=("seed", "balanced"), default="balanced", help="how to divide")
+    command.add_argument("--folds", type=int, help="number of folds; by default there are three splits")
+    command.add_argument("--min_annotations", type=int, default=10, help="species with fewer are left out")
+    command.add_argument("--test_size", type=float, default=0.2, help="share of the test split")
+    command.add_argument("--validation_size", type=float, default=0.2, help="share of the validation split")
+    command.add_argument("--seed", type=int, default=42, help="seed of the seed strategy")
+    command.add_argument("--time_limit_s", type=float, default=60.0, help="when the balanced strategy stops looking")
+    command.set_defaults(run=_split)
+
+
+def _split(options: argparse.Namespace) -> None:
+    from kenya_birds.data.archive import read_archive, select_classes
+    from kenya_birds.data.balanced_split import make_splits
+    from kenya_birds.data.split_audit import audit_split, format_audit
+    from kenya_birds.data.splits import check_output, write_splits
+
+    check_output(options.output, options.overwrite)
+    annotations = read_archive(options.data_dir).annotations
+    annotations = annotations[annotations["species"].isin(select_classes(annotations, options.min_annotations))]
+    table = make_splits(
+        annotations,
+        options.strategy,
+        folds=options.folds,
+        test_size=options.test_size,
+        validation_size=options.validation_size,
+        seed=options.seed,
+        time_limit_s=options.time_limit_s,
+    )
+    write_splits(table, options.output, overwrite=options.overwrite)
+    train_size = 1 - options.test_size - options.validation_size
+    targets = {"train": train_size, "validation": options.validation_size, "test": options.test_size}
+    print(format_audit(audit_split(annotations, table, targets=targets)))
+    print(f"The {'folds' if options.folds else 'splits'} are in {options.output}")
 
 
 def _add_push_clips(commands: Any) -> None:

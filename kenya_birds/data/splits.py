@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -45,17 +46,10 @@ def seed_split(
     Raises:
         UserError: If there are fewer than three recordings, or an argument is out of range.
     """
-    for name, size in (("test_size", test_size), ("validation_size", validation_size)):
-        if not 0 < size <= 0.5:
-            raise UserError(f"{name} is {size}: expected a share above 0 and at most 0.5")
+    check_can_split(annotations, test_size, validation_size)
     outer = math.ceil(round(1 / test_size, 9))
     inner = max(2, math.ceil(round((1 - test_size) / validation_size, 9)))
     recordings = annotations["recording"].nunique()
-    if recordings < 3:
-        raise UserError(
-            f"{recordings} recordings cannot be split into train, validation and test: a recording stays whole, so at "
-            "least 3 are needed"
-        )
     if not _fits(recordings, outer, inner):
         asked = outer, inner
         # One of two folds of three recordings would leave a single one for training and validation.
@@ -72,6 +66,156 @@ def seed_split(
     if not 0 <= fold < outer:
         raise UserError(f"fold is {fold}: expected 0 to {outer - 1}, as there are {outer} test folds")
 
+    tables = [
+        _nested_folds(part, name == "stratifiable", outer, inner, fold, seed)
+        for name, part in _parts(annotations, outer, inner).items()
+    ]
+    table = pd.concat(tables).sort_values("recording").reset_index(drop=True)
+    log_uncovered_classes(annotations, table)
+    return table
+
+
+def seed_folds(annotations: pd.DataFrame, folds: int, *, seed: int = 42) -> pd.DataFrame:
+    """Divides recordings into folds for cross-validation, by the rules that `seed_split` finds its test folds by.
+
+    Args:
+        annotations: `recording` and `species` of every annotation, rare classes already dropped.
+        folds: Number of folds.
+        seed: Seed of the folds' shuffling.
+
+    Returns:
+        `recording` and `fold` (from 0), one row per recording, sorted by recording.
+
+    Raises:
+        UserError: If `folds` is not between 2 and the number of recordings.
+    """
+    check_can_fold(annotations, folds)
+    tables = []
+    for name, part in _parts(annotations, folds, inner=1).items():
+        for fold in range(folds):
+            _, chosen = _fold(part, name == "stratifiable", folds, fold, seed, least_rest=1)
+            tables.append(pd.DataFrame({"recording": chosen["recording"].unique(), "fold": fold}))
+    return pd.concat(tables).sort_values("recording").reset_index(drop=True)
+
+
+def check_can_split(annotations: pd.DataFrame, test_size: float, validation_size: float) -> None:
+    """Raises `UserError` unless the shares are above 0 and at most 0.5, and there are three recordings or more."""
+    for name, size in (("test_size", test_size), ("validation_size", validation_size)):
+        if not 0 < size <= 0.5:
+            raise UserError(f"{name} is {size}: expected a share above 0 and at most 0.5")
+    recordings = annotations["recording"].nunique()
+    if recordings < 3:
+        raise UserError(
+            f"{recordings} recordings cannot be split into train, validation and test: a recording stays whole, so at "
+            "least 3 are needed"
+        )
+
+
+def check_can_fold(annotations: pd.DataFrame, folds: int) -> None:
+    """Raises `UserError` unless there are two folds or more, and a recording for each."""
+    recordings = annotations["recording"].nunique()
+    if recordings < 2:
+        raise UserError(f"{recordings} recordings cannot be divided into folds: expected 2 or more")
+    if not 2 <= folds <= recordings:
+        raise UserError(
+            f"folds is {folds}: expected 2 to {recordings}, as there are {recordings} recordings and each stays whole"
+        )
+
+
+def problematic_classes(annotations: pd.DataFrame, outer: int, inner: int) -> list[str]:
+    """Classes in too few recordings to reach each of `outer` folds, or each of `inner` folds of what is left.
+
+    A test fold takes at least one of a class's recordings, so `inner + 1` recordings are needed for the second.
+    """
+    recordings_per_class = annotations.groupby("species")["recording"].nunique()
+    return sorted(recordings_per_class[recordings_per_class < max(outer, inner + 1)].index)
+
+
+def log_uncovered_classes(annotations: pd.DataFrame, table: pd.DataFrame) -> None:
+    """Warns of the classes that a split has no annotation of, and says what comes of it."""
+    split_of = table.set_index("recording")["split"]
+    present = annotations.assign(split=annotations["recording"].map(split_of)).groupby("split")["species"].unique()
+    every = set(annotations["species"])
+    for split, consequence in (
+        ("train", "cannot be learned"),
+        ("validation", "do not count in choosing the best checkpoint"),
+        ("test", "cannot be scored"),
+    ):
+        absent = sorted(every - set(present.get(split, [])))
+        if absent:
+            logger.warning(
+                "%d of %d classes have no clip in %s and %s: %s",
+                len(absent),
+                len(every),
+                split,
+                consequence,
+                ", ".join(absent),
+            )
+
+
+def read_splits(path: str | Path) -> pd.DataFrame:
+    """Reads a split table: `recording` and `split`, one row per recording.
+
+    Raises:
+        UserError: If the file cannot be read or a column is missing.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the split table {path}: {error}") from None
+    missing = [column for column in ("recording", "split") if column not in table.columns]
+    if missing:
+        raise UserError(f"{path} has no column {missing}: expected recording,split, found {list(table.columns)}")
+    return table[["recording", "split"]]
+
+
+def write_splits(table: pd.DataFrame, path: str | Path, *, overwrite: bool = False) -> None:
+    """Writes a table of splits or folds as CSV, whole or not at all.
+
+    Raises:
+        UserError: If there is a file already and `overwrite` is not set, or it cannot be written.
+    """
+    path = Path(path)
+    check_output(path, overwrite)
+    partial = path.with_name(path.name + ".part")
+    try:
+        table.to_csv(partial, index=False, lineterminator="\n")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error}; give a path in a folder that can be written to") from None
+
+
+def check_output(path: str | Path, overwrite: bool) -> None:
+    """Raises `UserError` if a file would be overwritten unasked, or lie in no folder; to be known before long work."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already: give another path, or ask for it to be overwritten")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: expected a file in a folder that is there; give another path")
+
+
+def check_splits(table: pd.DataFrame, recordings: set[str]) -> None:
+    """Checks a split table against the recordings that have clips.
+
+    Raises:
+        UserError: If a split or recording is unknown, a recording stands in the table twice or not at all, or a split
+            is empty.
+    """
+    problems = {
+        f"has splits other than {', '.join(SPLITS)}": sorted(set(table["split"]) - set(SPLITS)),
+        "has recordings that the archive has no clips of": sorted(set(table["recording"]) - recordings),
+        "lacks recordings of the archive": sorted(recordings - set(table["recording"])),
+        "has recordings twice": sorted(set(table.loc[table["recording"].duplicated(), "recording"])),
+        "has no recording in": [split for split in SPLITS if split not in set(table["split"])],
+    }
+    for problem, found in problems.items():
+        if found:
+            raise UserError(f"the split table {problem}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}")
+
+
+def _parts(annotations: pd.DataFrame, outer: int, inner: int) -> dict[str, pd.DataFrame]:
+    """What is divided apart: the annotations of "problematic" and of "stratifiable" recordings, or all as one."""
     problematic = problematic_classes(annotations, outer, inner)
     is_problematic = annotations["recording"].isin(
         annotations.loc[annotations["species"].isin(problematic), "recording"]
@@ -95,59 +239,7 @@ def seed_split(
             strategy,
         )
         parts = {strategy: annotations}
-
-    tables = [
-        _nested_folds(part, name == "stratifiable", outer, inner, fold, seed)
-        for name, part in parts.items()
-        if not part.empty
-    ]
-    table = pd.concat(tables).sort_values("recording").reset_index(drop=True)
-    _log_uncovered_classes(annotations, table)
-    return table
-
-
-def problematic_classes(annotations: pd.DataFrame, outer: int, inner: int) -> list[str]:
-    """Classes in too few recordings to reach each of `outer` folds, or each of `inner` folds of what is left.
-
-    A test fold takes at least one of a class's recordings, so `inner + 1` recordings are needed for the second.
-    """
-    recordings_per_class = annotations.groupby("species")["recording"].nunique()
-    return sorted(recordings_per_class[recordings_per_class < max(outer, inner + 1)].index)
-
-
-def read_splits(path: str | Path) -> pd.DataFrame:
-    """Reads a split table: `recording` and `split`, one row per recording.
-
-    Raises:
-        UserError: If the file cannot be read or a column is missing.
-    """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the split table {path}: {error}") from None
-    missing = [column for column in ("recording", "split") if column not in table.columns]
-    if missing:
-        raise UserError(f"{path} has no column {missing}: expected recording,split, found {list(table.columns)}")
-    return table[["recording", "split"]]
-
-
-def check_splits(table: pd.DataFrame, recordings: set[str]) -> None:
-    """Checks a split table against the recordings that have clips.
-
-    Raises:
-        UserError: If a split or recording is unknown, a recording stands in the table twice or not at all, or a split
-            is empty.
-    """
-    problems = {
-        f"has splits other than {', '.join(SPLITS)}": sorted(set(table["split"]) - set(SPLITS)),
-        "has recordings that the archive has no clips of": sorted(set(table["recording"]) - recordings),
-        "lacks recordings of the archive": sorted(recordings - set(table["recording"])),
-        "has recordings twice": sorted(set(table.loc[table["recording"].duplicated(), "recording"])),
-        "has no recording in": [split for split in SPLITS if split not in set(table["split"])],
-    }
-    for problem, found in problems.items():
-        if found:
-            raise UserError(f"the split table {problem}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}")
+    return {name: part for name, part in parts.items() if not part.empty}
 
 
 def _fits(recordings: int, outer: int, inner: int) -> bool:
@@ -177,7 +269,7 @@ def _fold(
         folders.insert(0, StratifiedGroupKFold(folds, shuffle=True, random_state=seed))
     for folder in folders:
         with warnings.catch_warnings():
-            # What comes of a class with fewer annotations than folds is told by `_log_uncovered_classes`.
+            # What comes of a class with fewer annotations than folds is told by `log_uncovered_classes`.
             warnings.filterwarnings("ignore", message="The least populated class")
             pairs = list(folder.split(target, target, groups))
         # StratifiedGroupKFold may leave a fold empty, or nearly everything in one, where recordings are few. All folds
@@ -187,24 +279,3 @@ def _fold(
         logger.warning("%d stratified folds would be too unequal: using folds that are grouped only", folds)
     rest, chosen = pairs[fold]
     return annotations.iloc[rest], annotations.iloc[chosen]
-
-
-def _log_uncovered_classes(annotations: pd.DataFrame, table: pd.DataFrame) -> None:
-    split_of = table.set_index("recording")["split"]
-    present = annotations.assign(split=annotations["recording"].map(split_of)).groupby("split")["species"].unique()
-    every = set(annotations["species"])
-    for split, consequence in (
-        ("train", "cannot be learned"),
-        ("validation", "do not count in choosing the best checkpoint"),
-        ("test", "cannot be scored"),
-    ):
-        absent = sorted(every - set(present.get(split, [])))
-        if absent:
-            logger.warning(
-                "%d of %d classes have no clip in %s and %s: %s",
-                len(absent),
-                len(every),
-                split,
-                consequence,
-                ", ".join(absent),
-            )

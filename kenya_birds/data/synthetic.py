@@ -52,6 +52,14 @@ class SyntheticSpecies(NamedTuple):
     duration_s: float  # of the whole call
 
 
+class _PlannedRecording(NamedTuple):
+    """A recording that is not rendered yet."""
+
+    name: str
+    calls: list[tuple[float, SyntheticSpecies]]  # centre in seconds, in order of time
+    audio_seed: np.random.SeedSequence
+
+
 def synthetic_species(species: int) -> list[SyntheticSpecies]:
     """Invents species so that neighbours in the list, and members of a family, call differently.
 
@@ -308,6 +316,61 @@ def synthesize_archive(
         UserError: A number is out of range, or the folder is not empty or cannot be made.
     """
     data_dir = Path(data_dir)
+    plan = _plan_recordings(recordings, duration_s, species, annotations, seed)
+    if data_dir.exists() and not (data_dir.is_dir() and not any(data_dir.iterdir())):
+        raise UserError(f"expected a new or empty folder, found something in {data_dir}; give another path")
+
+    try:
+        (data_dir / "soundscape_data").mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"expected a folder that can be made, found: {error}; give another path") from error
+    rows: list[tuple] = [(bird.scientific_name, bird.code, bird.common_name) for bird in synthetic_species(species)]
+    table = pd.DataFrame(rows, columns=["Scientific Name", "Species eBird Code", "Common Name"])
+    table.to_csv(data_dir / "species.csv", index=False, lineterminator="\n")
+    (data_dir / "recording_location.txt").write_text("Nowhere: synthetic soundscapes\n", encoding="utf-8")
+
+    rows = []
+    for recording in tqdm(plan, desc="Synthesising recordings", unit="recording"):
+        path = data_dir / "soundscape_data" / recording.name
+        _write_recording(path, duration_s, recording.calls, recording.audio_seed)
+        rows += [(recording.name, centre_s, centre_s, bird.code) for centre_s, bird in recording.calls]
+    table = pd.DataFrame(rows, columns=["Filename", "Start Time (s)", "End Time (s)", "Species eBird Code"])
+    table.to_csv(data_dir / "annotations.csv", index=False, float_format="%.1f", lineterminator="\n")
+    return data_dir
+
+
+def synthetic_annotations(
+    *,
+    recordings: int = 12,
+    duration_s: float = 60.0,
+    species: int = 8,
+    annotations: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The annotations of the archive that `synthesize_archive` makes of the same arguments, without its audio.
+
+    Args:
+        recordings: See `synthesize_archive`.
+        duration_s: See `synthesize_archive`.
+        species: See `synthesize_archive`.
+        annotations: See `synthesize_archive`.
+        seed: See `synthesize_archive`.
+
+    Returns:
+        `recording` (file name), `center_s` (seconds from its start) and `species` (code), sorted by the first two.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+    plan = _plan_recordings(recordings, duration_s, species, annotations, seed)
+    rows = [(recording.name, centre_s, bird.code) for recording in plan for centre_s, bird in recording.calls]
+    return pd.DataFrame(rows, columns=["recording", "center_s", "species"])
+
+
+def _plan_recordings(
+    recordings: int, duration_s: float, species: int, annotations: int | None, seed: int
+) -> list[_PlannedRecording]:
+    """Who calls when in each recording, sorted by name; the arguments are checked."""
     for name, number, least in (("recordings", recordings, 1), ("species", species, 1), ("a seed", seed, 0)):
         if number < least:
             raise UserError(f"expected {name} of at least {least}, found {number}; give a larger number")
@@ -324,32 +387,18 @@ def synthesize_archive(
             f"expected at most {MAX_ANNOTATIONS_PER_S:g} annotations per second, found {annotations} in {total_s:g} s "
             "of audio; ask for fewer, or for more or longer recordings"
         )
-    if data_dir.exists() and not (data_dir.is_dir() and not any(data_dir.iterdir())):
-        raise UserError(f"expected a new or empty folder, found something in {data_dir}; give another path")
 
     birds = synthetic_species(species)
     names, sites = _recording_names(recordings)
     plan_seed, *recording_seeds = np.random.SeedSequence(seed).spawn(1 + recordings)
-    plan = _share_out(counts, sites, np.random.default_rng(plan_seed))
-    try:
-        (data_dir / "soundscape_data").mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"expected a folder that can be made, found: {error}; give another path") from error
-    rows: list[tuple] = [(bird.scientific_name, bird.code, bird.common_name) for bird in birds]
-    table = pd.DataFrame(rows, columns=["Scientific Name", "Species eBird Code", "Common Name"])
-    table.to_csv(data_dir / "species.csv", index=False, lineterminator="\n")
-    (data_dir / "recording_location.txt").write_text("Nowhere: synthetic soundscapes\n", encoding="utf-8")
-
-    rows = []
-    for column, name in enumerate(tqdm(names, desc="Synthesising recordings", unit="recording")):
+    calls_of = _share_out(counts, sites, np.random.default_rng(plan_seed))
+    plan = []
+    for column, name in enumerate(names):
         times_seed, audio_seed = recording_seeds[column].spawn(2)
         rng = np.random.default_rng(times_seed)
         calls = []
-        for index in np.flatnonzero(plan[:, column]):
-            calls += [(float(time_s), birds[index]) for time_s in _call_times_s(plan[index, column], duration_s, rng)]
-        calls.sort()
-        _write_recording(data_dir / "soundscape_data" / name, duration_s, calls, audio_seed)
-        rows += [(name, centre_s, centre_s, bird.code) for centre_s, bird in calls]
-    table = pd.DataFrame(rows, columns=["Filename", "Start Time (s)", "End Time (s)", "Species eBird Code"])
-    table.to_csv(data_dir / "annotations.csv", index=False, float_format="%.1f", lineterminator="\n")
-    return data_dir
+        for index in np.flatnonzero(calls_of[:, column]):
+            times_s = _call_times_s(calls_of[index, column], duration_s, rng)
+            calls += [(float(time_s), birds[index]) for time_s in times_s]
+        plan.append(_PlannedRecording(name, sorted(calls), audio_seed))
+    return plan
