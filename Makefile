@@ -21,7 +21,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "Installing (about 6 GB, a few minutes) ..."
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@# setuptools warns of the flat layout at every editable installation.
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
 test: install

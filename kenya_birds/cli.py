@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kenya-birds", description="Bird classifiers from annotated soundscapes.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_synthesize, _add_download, _add_split, _add_push_clips):
+    for add in (_add_synthesize, _add_download, _add_report, _add_split, _add_push_clips):
         add(commands)
     return parser
 
@@ -76,6 +76,36 @@ def _download(options: argparse.Namespace) -> None:
 
     download_record(options.data_dir, options.record, api_url=options.api_url, keep_zip=options.keep_zip)
     print(f"The archive is in {options.data_dir}")
+
+
+def _add_report(commands: Any) -> None:
+    command = _command(
+        commands,
+        "report",
+        "describe an archive on one HTML page",
+        "Describes an archive on one HTML page: species, sound, overlaps, activity, split, tables.",
+    )
+    command.add_argument("data_dir", type=Path, help="the archive")
+    command.add_argument("--output", type=Path, default=Path("report.html"), help="HTML file to write")
+    command.add_argument("--min_annotations", type=int, default=10, help="rarer species are left out of the split")
+    command.add_argument("--seed", type=int, default=0, help="chooses the call whose spectrograms are shown")
+    command.add_argument("--balanced", action="store_true", help="describe the balanced split too (up to a minute)")
+    command.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    command.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from kenya_birds.exploration.report import write_report
+
+    output = write_report(
+        options.data_dir,
+        options.output,
+        min_annotations=options.min_annotations,
+        seed=options.seed,
+        balanced=options.balanced,
+        overwrite=options.overwrite,
+    )
+    print(f"The report is in {output}")
 
 
 def _add_split(commands: Any) -> None:

@@ -1,0 +1,103 @@
+"""The ground that the report's pictures stand on: one style, figures with rows in columns, SVG for a page."""
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+WIDTH_INCH = 9.0
+ROWS_PER_COLUMN = 25
+MAX_COLUMNS = 3
+ROW_INCH = 0.175
+MAX_NAME = 26
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: small, and it can be searched
+    "svg.hashsalt": "kenya_birds",
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dfe3e8",
+    "grid.linewidth": 0.6,
+}
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, str]) -> Callable[P, str]:
+    """Draws with the report's style, whatever the user's own matplotlib is set to."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
+        style: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE, "backend": matplotlib.rcParams["backend"]}
+        with matplotlib.rc_context(style):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def new_figure(height_inch: float) -> tuple[Figure, Axes]:
+    """A figure of the page's width, with one pair of axes."""
+    figure = Figure(figsize=(WIDTH_INCH, height_inch), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.subplots()
+
+
+def new_columns(names: Sequence[str]) -> tuple[Figure, list[tuple[Axes, slice]]]:
+    """A figure with a row for each name, in up to three columns, and which rows are in which."""
+    columns = min(MAX_COLUMNS, math.ceil(len(names) / ROWS_PER_COLUMN))
+    per_column = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(WIDTH_INCH, 1.0 + ROW_INCH * per_column), layout="constrained")
+    FigureCanvasSVG(figure)
+    parts = []
+    for column, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
+        first = column * per_column
+        part = [short_name(name) for name in names[first : first + per_column]]
+        axes.set_yticks(np.arange(len(part)), part, fontsize=8)
+        axes.set_ylim(per_column - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        parts.append((axes, slice(first, first + per_column)))
+    return figure, parts
+
+
+def short_name(name: str) -> str:
+    """A name as a label: cut where it is long, and without control characters, which are no XML."""
+    name = "".join(letter if letter.isprintable() else " " for letter in name)
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1].rstrip() + "…"
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """The figure as an `svg` element for HTML: no namespaces, no metadata, and ids that begin with `name`."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(file.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            # The style sheet of one picture would hold for the whole page.
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        attributes = {}
+        for key, value in element.attrib.items():
+            key = key.rpartition("}")[2]
+            if key == "id":
+                value = f"{name}-{value}"
+            elif key == "href":
+                value = f"#{name}-{value.removeprefix('#')}"
+            else:
+                value = re.sub(r"url\(#", f"url(#{name}-", value)
+            attributes[key] = value
+        element.attrib = attributes
+    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
+    return ElementTree.tostring(root, encoding="unicode")

@@ -1,0 +1,139 @@
+"""Listens to an archive's recordings: levels, calls, and one call to show."""
+
+import logging
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from kenya_birds.data.archive import Archive
+from kenya_birds.data.audio import AudioHeader, RecordingReader, read_header
+from kenya_birds.errors import UserError
+from kenya_birds.exploration.measures import block_levels, spectral_range
+
+logger = logging.getLogger(__name__)
+
+CALL_S = 0.1  # as in the project's first exploration
+LEVEL_BLOCK_S = 1.0
+# Levels are taken from a part of so many seconds each minute, or from all of a recording that is short.
+LEVEL_PART_S, LEVEL_EVERY_S, WHOLE_UP_TO_S = 10.0, 60.0, 600.0
+EXAMPLE_CANDIDATES = 12
+
+
+@dataclass
+class Sound:
+    """What was measured in the recordings.
+
+    Attributes:
+        levels: By recording: `floor_dbfs`, `median_dbfs`, `loud_dbfs`.
+        ranges: One row per call: `species`, `low_hz`, `centroid_hz`, `high_hz`.
+        problems: Recording and what cannot be read of it.
+    """
+
+    levels: pd.DataFrame
+    ranges: pd.DataFrame
+    problems: list[tuple[str, str]]
+
+
+class Call(NamedTuple):
+    """An annotated call and its sound: int16, shape `(samples,)`."""
+
+    recording: str
+    center_s: float
+    species: str
+    clip: np.ndarray
+
+
+def listen(archive: Archive) -> Sound:
+    """Reads levels and calls, one recording after the other; what cannot be read is told, not fatal."""
+    problems, levels, ranges = [], {}, []
+    calls = archive.annotations.groupby("recording")
+    for name in tqdm(
+        sorted({*archive.headers, *archive.set_aside["recording"]}), desc="Measuring recordings", unit="recording"
+    ):
+        path = archive.recording_path(name)
+        failures: list[str] = []
+        try:
+            header = read_header(path)
+            with RecordingReader(path, header.sample_rate_hz) as reader:
+                blocks = _block_levels(reader, header, failures)
+                if len(blocks):
+                    levels[name] = np.quantile(blocks, [0.1, 0.5, 0.9])
+                if name in calls.groups:
+                    ranges += _spectral_ranges(reader, calls.get_group(name), failures)
+        except UserError as error:
+            failures.append(str(error))
+        if failures:
+            # Messages name files by their path on this machine, which is nothing to publish.
+            problems.append((name, failures[0].replace(str(path), name)))
+            logger.warning("%s", failures[0])
+    return Sound(
+        pd.DataFrame.from_dict(levels, orient="index", columns=["floor_dbfs", "median_dbfs", "loud_dbfs"]),
+        pd.DataFrame(ranges, columns=["species", "low_hz", "centroid_hz", "high_hz"]),
+        problems,
+    )
+
+
+def find_clear_call(archive: Archive, sampling_rate: int, clip_s: float, seed: int) -> Call | None:
+    """Draws a few annotations by lot and chooses the one that stands out most from its clip's noise floor.
+
+    Args:
+        archive: The archive.
+        sampling_rate: Rate of the clip in Hz.
+        clip_s: Length of the clip in seconds; calls nearer to an end of their recording are not chosen.
+        seed: Seed of the lot.
+
+    Returns:
+        The call, in the middle of its clip; None if none of them can be read.
+    """
+    samples = round(clip_s * sampling_rate)
+    duration_s = archive.annotations["recording"].map({n: header.duration_s for n, header in archive.headers.items()})
+    rows = archive.annotations[archive.annotations["center_s"].between(clip_s / 2, duration_s - clip_s / 2)]
+    order = np.random.default_rng(seed).permutation(len(rows))[:EXAMPLE_CANDIDATES]
+    best, best_db = None, -np.inf
+    drawn = rows.iloc[order]
+    for recording, center_s, species in zip(drawn["recording"], drawn["center_s"], drawn["species"], strict=True):
+        try:
+            with RecordingReader(archive.recording_path(recording), sampling_rate) as reader:
+                clip = reader.read(round(center_s * sampling_rate) - samples // 2, samples)
+        except UserError:
+            continue
+        levels = block_levels(clip, sampling_rate // 10)
+        middle = len(levels) // 2
+        above_db = float(np.median(levels[middle - 2 : middle + 3]) - np.quantile(levels, 0.1))
+        if above_db > best_db:
+            best, best_db = Call(recording, center_s, species, clip), above_db
+    return best
+
+
+def _block_levels(reader: RecordingReader, header: AudioHeader, failures: list[str]) -> np.ndarray:
+    rate = header.sample_rate_hz
+    block = min(round(LEVEL_BLOCK_S * rate), header.frames)
+    every_s = LEVEL_PART_S if header.duration_s <= WHOLE_UP_TO_S else LEVEL_EVERY_S
+    levels = [np.zeros(0)]
+    for start in range(0, header.frames, round(every_s * rate)):
+        try:
+            part = reader.read(start, min(round(LEVEL_PART_S * rate), header.frames - start))
+        except UserError as error:
+            failures.append(str(error))
+        else:
+            levels.append(block_levels(part, block))
+    return np.concatenate(levels)
+
+
+def _spectral_ranges(
+    reader: RecordingReader, calls: pd.DataFrame, failures: list[str]
+) -> list[tuple[str, float, float, float]]:
+    rate = reader.sampling_rate
+    samples = max(2, round(CALL_S * rate))
+    ranges = []
+    for center_s, species in zip(calls["center_s"], calls["species"], strict=True):
+        try:
+            call = reader.read(round(center_s * rate) - samples // 2, samples)
+        except UserError as error:
+            failures.append(str(error))
+        else:
+            ranges.append((species, *spectral_range(call, rate)))
+    return ranges

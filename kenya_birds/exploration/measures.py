@@ -1,0 +1,150 @@
+"""Numbers that describe an archive: pure functions of sounds and tables."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+
+MIN_DBFS = -120.0
+MAX_BINS = 120
+DAY_H = 24
+
+
+def frequency_thresholds(counts: pd.Series) -> tuple[int, int]:
+    """How many annotations the most frequent 1 % of species have at least, and the rarest 10 % at most.
+
+    Args:
+        counts: Annotations by species, not empty.
+    """
+    return int(counts.quantile(0.99, interpolation="higher")), int(counts.quantile(0.1, interpolation="lower"))
+
+
+def spectral_range(sound: np.ndarray, sampling_rate: int) -> tuple[float, float, float]:
+    """Where the energy of a short piece of sound lies in frequency.
+
+    Centroid and bandwidth are the mean and standard deviation of frequency, weighted with the magnitude of the
+    spectrum under a Hann window.
+
+    Args:
+        sound: Samples, shape `(samples,)`.
+        sampling_rate: In Hz.
+
+    Returns:
+        Centroid minus half the bandwidth (at least 0), centroid, centroid plus half the bandwidth, in Hz; NaN where
+        the sound is silent.
+    """
+    sound = sound.astype(np.float64)
+    magnitude = np.abs(np.fft.rfft((sound - sound.mean()) * np.hanning(len(sound))))
+    total = magnitude.sum()
+    if total < 1e-9:
+        return (np.nan, np.nan, np.nan)
+    frequency_hz = np.fft.rfftfreq(len(sound), 1 / sampling_rate)
+    centroid = float(magnitude @ frequency_hz / total)
+    bandwidth = float(np.sqrt(magnitude @ np.square(frequency_hz - centroid) / total))
+    return (max(centroid - bandwidth / 2, 0.0), centroid, centroid + bandwidth / 2)
+
+
+def block_levels(sound: np.ndarray, block_samples: int) -> np.ndarray:
+    """RMS level of each whole block of a sound about its mean, in dB of full scale, at least -120.
+
+    Args:
+        sound: int16 samples, shape `(samples,)`.
+        block_samples: Samples of a block; a rest that is shorter is left out.
+
+    Returns:
+        Shape `(samples // block_samples,)`.
+    """
+    blocks = len(sound) // block_samples
+    values = sound[: blocks * block_samples].reshape(blocks, block_samples).astype(np.float64) / 32768
+    power = values.var(axis=1)
+    return np.maximum(10 * np.log10(np.maximum(power, 1e-30)), MIN_DBFS)
+
+
+def overlaps(annotations: pd.DataFrame, window_s: float) -> pd.DataFrame:
+    """What else is annotated in the window that is centred on each annotation.
+
+    Args:
+        annotations: `recording`, `center_s`, `species`.
+        window_s: Length of the window in seconds; its first instant belongs to it, its last does not.
+
+    Returns:
+        One row per annotation: `annotations` and `species`, the numbers of both that are centred in the window.
+    """
+    rows: list[tuple[int, int]] = []
+    for _, group in annotations.groupby("recording"):
+        group = group.sort_values("center_s")
+        centers, species = group["center_s"].to_numpy(), group["species"].to_numpy()
+        first, last = centers.searchsorted(centers - window_s / 2), centers.searchsorted(centers + window_s / 2)
+        rows += [(int(j - i), len(set(species[i:j]))) for i, j in zip(first, last, strict=True)]
+    return pd.DataFrame(rows, columns=["annotations", "species"])
+
+
+def activity_along(annotations: pd.DataFrame, duration_s: Mapping[str, float], bin_s: float = 60.0) -> pd.DataFrame:
+    """How much is annotated as the recordings go on.
+
+    Args:
+        annotations: `recording` and `center_s`.
+        duration_s: Length of each recording in seconds.
+        bin_s: Length of a bin; multiplied where there would be more than 120 of them.
+
+    Returns:
+        One row per bin: `start_s`, `end_s`, `annotations`, `recorded_s` (of all recordings together) and
+        `per_minute` (annotations per recorded minute).
+    """
+    longest_s = max(duration_s.values())
+    bin_s *= int(np.ceil(longest_s / bin_s / MAX_BINS))
+    start_s = np.arange(0, longest_s, bin_s)
+    durations = np.array(list(duration_s.values()))
+    recorded_s = np.clip(durations[:, None] - start_s, 0, bin_s).sum(axis=0)
+    number = np.bincount((annotations["center_s"] // bin_s).astype(int), minlength=len(start_s))
+    table = pd.DataFrame({"start_s": start_s, "end_s": start_s + bin_s, "annotations": number})
+    return table.assign(recorded_s=recorded_s, per_minute=60 * number / recorded_s)
+
+
+def activity_by_hour(
+    annotations: pd.DataFrame, duration_s: Mapping[str, float], begins: Mapping[str, datetime]
+) -> pd.DataFrame:
+    """How much is annotated at each hour of the day.
+
+    Args:
+        annotations: `recording` and `center_s`.
+        duration_s: Length of each recording in seconds.
+        begins: When each recording begins; recordings that are not in it are left out.
+
+    Returns:
+        24 rows, by hour: `annotations`, `recorded_s` and `per_minute`, NaN where nothing was recorded.
+    """
+    annotated, recorded_s = np.zeros(DAY_H, dtype=int), np.zeros(DAY_H)
+    centers_s = annotations.groupby("recording")["center_s"]
+    for recording, begin in begins.items():
+        begin_s = begin.hour * 3600 + begin.minute * 60 + begin.second
+        second = np.arange(np.ceil(duration_s[recording]))
+        weight = np.minimum(1.0, duration_s[recording] - second)
+        recorded_s += np.bincount(((begin_s + second) // 3600 % DAY_H).astype(int), weight, minlength=DAY_H)
+        if recording in centers_s.groups:
+            hour = (begin_s + centers_s.get_group(recording)) // 3600 % DAY_H
+            annotated += np.bincount(hour.astype(int), minlength=DAY_H)
+    per_minute = np.divide(60 * annotated, recorded_s, out=np.full(DAY_H, np.nan), where=recorded_s > 0)
+    return pd.DataFrame({"annotations": annotated, "recorded_s": recorded_s, "per_minute": per_minute})
+
+
+def summarize_spectral_ranges(ranges: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Spectral range of the most frequent species.
+
+    Args:
+        ranges: One row per call: `species`, `low_hz`, `centroid_hz`, `high_hz` (see `spectral_range`).
+        most: How many species.
+
+    Returns:
+        By species, from low to high centroid: `calls`; `low_hz`, `centroid_hz` and `high_hz`, medians over its calls;
+        `least_hz` and `greatest_hz`, the 10th percentile of `low_hz` and the 90th of `high_hz`.
+    """
+    ranges = ranges.dropna()
+    kept = ranges["species"].value_counts().sort_index().sort_values(ascending=False, kind="stable").index[:most]
+    groups = ranges[ranges["species"].isin(kept)].groupby("species")
+    table = groups[["low_hz", "centroid_hz", "high_hz"]].median()
+    table = table.assign(
+        calls=groups.size(), least_hz=groups["low_hz"].quantile(0.1), greatest_hz=groups["high_hz"].quantile(0.9)
+    )
+    return table.sort_values("centroid_hz")
