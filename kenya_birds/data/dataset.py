@@ -259,14 +259,12 @@ def build_clips(builder: KenyaBirds, num_proc: int | None = None) -> datasets.Da
     builder.download_and_prepare(num_proc=num_proc)
     for split, info in builder.info.splits.items():
         if not info.num_examples:
-            raise UserError(
-                f"no clip of the {split} split can be read: see `kenya-birds check {builder.config.data_dir}`"
-            )
+            raise UserError(f"no clip of the {split} split can be read: fetch its recordings again, or split anew")
     clips = builder.as_dataset()
     missed = missed_clips(builder, clips)
     if len(missed):
         logger.warning(
-            "Set aside %d of %d clips, whose sound cannot be read: %s (`kenya-birds check` says more)",
+            "Set aside %d of %d clips, whose sound cannot be read: %s",
             len(missed),
             len(builder.clips),
             ", ".join(f"{n} of {name}" for name, n in missed["recording"].value_counts(sort=False).items()),
