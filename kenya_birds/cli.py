@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kenya-birds", description="Bird classifiers from annotated soundscapes.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_synthesize, _add_download, _add_report, _add_split, _add_push_clips):
+    for add in (_add_synthesize, _add_download, _add_check, _add_report, _add_split, _add_push_clips):
         add(commands)
     return parser
 
@@ -76,6 +76,33 @@ def _download(options: argparse.Namespace) -> None:
 
     download_record(options.data_dir, options.record, api_url=options.api_url, keep_zip=options.keep_zip)
     print(f"The archive is in {options.data_dir}")
+
+
+def _add_check(commands: Any) -> None:
+    command = _command(
+        commands,
+        "check",
+        "read a whole archive and list what is wrong",
+        "Reads every recording to its last frame and every row of the tables. The exit code is 0 if training can use "
+        "everything, 1 if not.",
+    )
+    command.add_argument("data_dir", type=Path, help="the archive")
+    command.add_argument("--output", type=Path, default=Path("check.csv"), help="CSV to write")
+    command.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
+    command.add_argument("--num_proc", type=int, default=1, help="processes that read recordings")
+    command.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from kenya_birds.data.check import check_archive, format_check, write_check
+    from kenya_birds.data.splits import check_output
+
+    check_output(options.output, options.overwrite)
+    check = check_archive(options.data_dir, num_proc=options.num_proc)
+    write_check(check, options.output, overwrite=options.overwrite)
+    print(format_check(check))
+    print(f"The table is in {options.output}")
+    raise SystemExit(0 if check.is_usable else 1)
 
 
 def _add_report(commands: Any) -> None:

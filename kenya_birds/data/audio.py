@@ -1,22 +1,26 @@
-"""Reads recordings: headers, windows at exact sample positions, and the lossless form in which clips are stored."""
+"""Reads recordings: headers, windows at exact sample positions, whole in blocks; and the form clips are stored in."""
 
 import io
 import math
 import wave
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import soundfile
 import soxr
 
+from kenya_birds.data.decoders import MAX_FRAMES, DecodingError, SoundfileDecoder
+from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.errors import UserError
 
 # Context kept on both sides of a resampled window, in output samples: longer than the resampler's filter.
 RESAMPLING_MARGIN = 4096
-# libsndfile says 2^63 - 1 of a FLAC file whose header has no length; no recording has this many.
-MAX_FRAMES = 2**40
+
+
+class UndecodableError(UserError):
+    """A window of a recording that neither decoder gives; the rest of the recording can still be read."""
 
 
 @dataclass(frozen=True)
@@ -39,42 +43,77 @@ class AudioHeader:
         return self.frames / self.sample_rate_hz
 
 
+@dataclass(frozen=True)
+class Block:
+    """A stretch of a recording, at the recording's own rate.
+
+    Attributes:
+        start: Its first frame.
+        frames: Number of frames.
+        sound: int16 array of shape `(frames,)`, the mean of the channels; None where it cannot be decoded.
+        decoder: Which decoder gave it, `soundfile` or `PyAV`; None where it cannot be decoded.
+        reason: What each decoder said where it cannot be decoded, else empty.
+    """
+
+    start: int
+    frames: int
+    sound: np.ndarray | None
+    decoder: str | None
+    reason: str
+
+
 def read_header(path: Path) -> AudioHeader:
-    """Reads a recording's header.
+    """Reads a recording's header; one that does not say how long it is, is decoded once to its end.
 
     Raises:
-        UserError: If the file is not audio that libsndfile reads, holds no samples, or does not say how many.
+        UserError: If the file is not audio that a decoder reads, or holds no samples.
     """
-    with _open(path) as file:
-        header = AudioHeader(file.frames, file.samplerate, file.channels)
-    if header.frames <= 0:
-        raise UserError(f"{path} holds no samples: fetch the file again")
-    if header.frames > MAX_FRAMES:
-        raise UserError(f"{path} does not say how long it is, as FLAC that was streamed: encode it again from a file")
-    return header
+    with RecordingReader(path) as reader:
+        return reader.header
 
 
 class RecordingReader:
     """Reads windows of one recording, mono (the mean of the channels), at one sampling rate, padded with zeros.
 
-    A 16-bit mono recording that is read at its own rate comes back bit for bit.
+    A 16-bit mono recording that is read at its own rate comes back bit for bit. soundfile reads it; PyAV reads what
+    soundfile does not, and MP3 and Ogg. Damage is never read over: what is returned is what was recorded, at its
+    place. (WAV, which has no checksums, shows only that its end is missing; MP3 shows most damage, Ogg all but a
+    missing end.)
 
     Args:
         path: The recording.
         sampling_rate: Rate of the windows in Hz; a recording with another rate is resampled (soxr, high quality), on
-            the same sample grid as if the whole recording had been.
+            the same sample grid as if the whole recording had been. By default the recording's own.
+
+    Attributes:
+        path: The recording.
+        sampling_rate: Rate of the windows in Hz.
+        header: What the recording's header promises.
+        encoding: Container and sample format, such as `FLAC PCM_16`.
+        decoder: Which decoder gave the last window, `soundfile` or `PyAV`; None before the first, and for a window in
+            which there is no sound to decode.
 
     Raises:
-        UserError: If the file cannot be opened as audio, or (on reading) stops short of what its header promises.
+        UserError: If the file cannot be opened as audio or holds no samples.
     """
 
-    def __init__(self, path: Path, sampling_rate: int) -> None:
+    def __init__(self, path: Path, sampling_rate: int | None = None) -> None:
         self.path = path
-        self.sampling_rate = sampling_rate
-        self._file = _open(path)
-        common = math.gcd(sampling_rate, self._file.samplerate)
-        self._out_step = sampling_rate // common
-        self._in_step = self._file.samplerate // common
+        self.decoder: str | None = None
+        self._said: dict[str, str] = {}  # what each decoder last said, where it failed
+        self._soundfile: SoundfileDecoder | None = None
+        self._pyav: PyavDecoder | None = None
+        try:
+            self._soundfile = SoundfileDecoder(path)
+        except DecodingError as error:
+            self._said[SoundfileDecoder.name] = str(error)
+        self.header, self.encoding = self._read_header()
+        self._has_chosen = False
+        self._is_damaged = False  # whether soundfile has failed
+        self.sampling_rate = sampling_rate or self.header.sample_rate_hz
+        common = math.gcd(self.sampling_rate, self.header.sample_rate_hz)
+        self._out_step = self.sampling_rate // common
+        self._in_step = self.header.sample_rate_hz // common
 
     def __enter__(self) -> "RecordingReader":
         """Returns itself; the file closes at the end of the `with` block."""
@@ -84,7 +123,9 @@ class RecordingReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes the file."""
-        self._file.close()
+        for decoder in (self._soundfile, self._pyav):
+            if decoder is not None:
+                decoder.close()
 
     def read(self, start: int, samples: int) -> np.ndarray:
         """Reads the window `[start, start + samples)`.
@@ -95,6 +136,10 @@ class RecordingReader:
 
         Returns:
             int16 array of shape `(samples,)`; zeros where the recording has no sound.
+
+        Raises:
+            UndecodableError: If a part of the window that the header promises cannot be decoded. Other windows can
+                still be read.
         """
         if self._in_step == self._out_step:
             window = self._read_frames(start, samples)
@@ -103,39 +148,140 @@ class RecordingReader:
             first = (start - RESAMPLING_MARGIN) // self._out_step
             last = -((start + samples + RESAMPLING_MARGIN) // -self._out_step)
             block = self._read_frames(first * self._in_step, (last - first) * self._in_step)
-            resampled = soxr.resample(block, self._file.samplerate, self.sampling_rate)
+            resampled = soxr.resample(block, self.header.sample_rate_hz, self.sampling_rate)
             offset = start - first * self._out_step
             window = resampled[offset : offset + samples]
         return to_int16(window)
 
+    def blocks(self, frames: int) -> Iterator[Block]:
+        """Reads the whole recording, at its own rate, in order; damage is reported in its place, not raised.
+
+        Args:
+            frames: Length of a block. Blocks are shorter at the end and at damage; a damaged one may be longer.
+
+        Yields:
+            Blocks that follow on each other and together hold every frame that the header promises.
+        """
+        end = self.header.frames
+        start = 0
+        while start < end:
+            stretches = self._decode(start, min(start + frames, end))
+            for first, last, sound in stretches:
+                if sound is not None:
+                    yield Block(first, last - first, to_int16(sound), self.decoder, "")
+                elif last - first == frames and self._pyav is not None and self._pyav.ended:
+                    yield Block(first, end - first, None, None, self._reason())  # nothing is left
+                    return
+                else:
+                    yield Block(first, last - first, None, None, self._reason())
+            start = stretches[-1][1]
+
     def _read_frames(self, start: int, frames: int) -> np.ndarray:
         """Mono float32 frames `[start, start + frames)` of the file, zeros outside it."""
         window = np.zeros(frames, dtype=np.float32)
-        first, last = max(start, 0), min(start + frames, self._file.frames)
+        first, last = max(start, 0), min(start + frames, self.header.frames)
+        self.decoder = None
         if first >= last:
             return window
-        try:
-            self._file.seek(first)
-            sound = self._file.read(last - first, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise UserError(self._damaged(first, str(error))) from None
-        if len(sound) != last - first:
-            raise UserError(self._damaged(first + len(sound), f"{self._file.frames} frames promised"))
-        window[first - start : last - start] = sound[:, 0] if sound.shape[1] == 1 else sound.mean(axis=1)
+        for begin, end, sound in self._decode(first, last):
+            if sound is None:
+                raise UndecodableError(
+                    f"{self.path} cannot be decoded at {begin / self.header.sample_rate_hz:.3f} s ({self._reason()}): "
+                    "the file is damaged there, fetch it again or go without this stretch"
+                )
+            window[begin - start : end - start] = sound
         return window
 
-    def _damaged(self, frame: int, reason: str) -> str:
-        return (
-            f"{self.path} cannot be decoded at {frame / self._file.samplerate:.3f} s ({reason}): "
-            "the file is damaged, fetch it again or remove its annotations"
-        )
+    def _decode(self, first: int, last: int) -> list[tuple[int, int, np.ndarray | None]]:
+        """Stretches (first frame, frame after the last, float32 sound or None) that make up `[first, last)`."""
+        # Once it has failed soundfile is left alone, if it can be: its seeks into long damage take minutes.
+        if not self._is_damaged or self._open_pyav() is None:
+            sound = self._read_soundfile(first, last)
+            if sound is not None:
+                self.decoder = SoundfileDecoder.name
+                return [(first, last, sound)]
+            self._is_damaged = True
+        self.decoder = PyavDecoder.name
+        return self._read_pyav(first, last)
 
+    def _read_soundfile(self, first: int, last: int) -> np.ndarray | None:
+        if not self._has_chosen:
+            self._choose()
+            self._has_chosen = True
+        if self._soundfile is None:
+            return None
+        try:
+            return self._soundfile.read(first, last)
+        except DecodingError as error:
+            self._said[SoundfileDecoder.name] = str(error)
+            return None
 
-def _open(path: Path) -> soundfile.SoundFile:
-    try:
-        return soundfile.SoundFile(str(path))
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: the name ends in .raw
-        raise UserError(f"{path} cannot be read as audio ({error}): fetch the file again") from None
+    def _choose(self) -> None:
+        """Leaves MP3 and Ogg to PyAV, which decodes them from the start: libsndfile's seeks in them are not exact.
+
+        In Ogg it does not see where sound is missing, so that a file which is shorter than it promises is not read.
+        """
+        file = self._soundfile
+        pyav = None if file is None or file.is_positioned else self._open_pyav()
+        if file is None or pyav is None:
+            return
+        self._said[SoundfileDecoder.name] = "not exact in this format"
+        if file.encoding.startswith("OGG") and pyav.count() != file.frames:
+            self._said[PyavDecoder.name] = "not as many samples as promised, so that no place is certain"
+            self._pyav = None
+        file.close()
+        self._soundfile = None
+
+    def _read_pyav(self, first: int, last: int) -> list[tuple[int, int, np.ndarray | None]]:
+        found: list[tuple[int, np.ndarray]] = []
+        pyav = self._open_pyav()
+        if pyav is not None:
+            try:
+                found = pyav.read(first, last)
+                self._said[PyavDecoder.name] = "no intact sound there"
+            except DecodingError as error:
+                self._said[PyavDecoder.name] = str(error)
+        stretches: list[tuple[int, int, np.ndarray | None]] = []
+        at = first
+        for begin, sound in found:
+            if begin > at:
+                stretches.append((at, begin, None))
+            at = begin + len(sound)
+            stretches.append((begin, at, sound))
+        if at < last:
+            stretches.append((at, last, None))
+        return stretches
+
+    def _open_pyav(self) -> PyavDecoder | None:
+        """PyAV's decoder, if it can open the file and finds the same kind of sound in it."""
+        if self._pyav is None and PyavDecoder.name not in self._said:
+            try:
+                pyav = PyavDecoder(self.path)
+            except DecodingError as error:
+                self._said[PyavDecoder.name] = str(error)
+            else:
+                file = self._soundfile
+                if file and (file.sample_rate_hz, file.channels) != (pyav.sample_rate_hz, pyav.channels):
+                    self._said[PyavDecoder.name] = "another sampling rate or number of channels"
+                else:
+                    self._pyav = pyav
+        return self._pyav
+
+    def _read_header(self) -> tuple[AudioHeader, str]:
+        """What the file promises, and its encoding."""
+        file = self._soundfile
+        if file is not None and 0 < file.frames <= MAX_FRAMES:
+            return AudioHeader(file.frames, file.sample_rate_hz, file.channels), file.encoding
+        pyav = self._open_pyav()
+        if pyav is None:
+            raise UserError(f"{self.path} cannot be read as audio ({self._reason()}): fetch the file again")
+        frames = pyav.count()
+        if not frames:
+            raise UserError(f"{self.path} holds no samples: fetch the file again")
+        return AudioHeader(frames, pyav.sample_rate_hz, pyav.channels), (file or pyav).encoding
+
+    def _reason(self) -> str:
+        return "; ".join(f"{name}: {self._said[name]}" for name in sorted(self._said, reverse=True))
 
 
 def to_int16(waveform: np.ndarray) -> np.ndarray:

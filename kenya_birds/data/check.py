@@ -1,0 +1,262 @@
+"""Checks a whole archive: every recording to its last frame, every row of every table."""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from kenya_birds.data.archive import (
+    ANNOTATION_COLUMNS,
+    ANNOTATIONS_FILE,
+    RECORDINGS_FOLDER,
+    SPECIES_COLUMNS,
+    SPECIES_FILE,
+    UNKNOWN_SPECIES,
+    _check_layout,
+    _read_table,
+)
+from kenya_birds.data.recording_check import RecordingCheck, check_recording
+from kenya_birds.data.splits import check_output
+from kenya_birds.errors import UserError
+
+# What a finding does to training.
+NOTHING, SET_ASIDE, STOPS = "", "set aside", "stops training"
+# An annotation is lost if damage is this near to it: half of a clip of the usual length.
+REACH_S = 1.5
+# Files with other endings that are not sound are not taken for damaged recordings.
+SOUND_SUFFIXES = (".flac", ".wav", ".wave", ".w64", ".aiff", ".aif", ".au", ".caf", ".mp3", ".ogg", ".opus", ".m4a")
+CLIPPED_SHARE = 0.001
+LONG_SILENCE_S = 1.0
+DC_OFFSET = 0.01
+
+FINDING_COLUMNS = ["kind", "recording", "line", "species", "start_s", "end_s", "finding", "effect", "detail"]
+
+
+@dataclass(frozen=True)
+class ArchiveCheck:
+    """What was found in an archive.
+
+    Attributes:
+        data_dir: The archive's folder.
+        recordings: Every recording in `soundscape_data/`, by name.
+        findings: One row per finding: `kind` (`sound`, `annotation`, `species`), `recording`, `line` of its table,
+            `species`, `start_s` and `end_s` in the recording, `finding`, `effect` (`set aside`, `stops training`, or
+            empty if training uses it all the same), `detail`.
+        annotations: Number of annotations.
+        unknown_birds: Annotations of birds that the annotators could not name.
+        not_points: Annotations that are not points in time, but have a length.
+    """
+
+    data_dir: Path
+    recordings: list[RecordingCheck]
+    findings: pd.DataFrame
+    annotations: int
+    unknown_birds: int
+    not_points: int
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether training can use everything: nothing is set aside, and nothing stops it."""
+        return not self.findings["effect"].any()
+
+
+def check_archive(data_dir: str | Path, *, num_proc: int = 1) -> ArchiveCheck:
+    """Reads every recording to its last frame and every row of the tables, and lists all that is wrong.
+
+    Args:
+        data_dir: Folder with `annotations.csv`, `species.csv` and `soundscape_data/`.
+        num_proc: Number of processes; each reads recordings of its own, in blocks.
+
+    Raises:
+        UserError: If a table, a column or the folder of recordings is missing, or `num_proc` is below 1.
+    """
+    data_dir = Path(data_dir)
+    if num_proc < 1:
+        raise UserError(f"num_proc is {num_proc}: expected 1 or more processes")
+    _check_layout(data_dir)
+    annotations = _read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS)
+    species = _read_table(data_dir / SPECIES_FILE, SPECIES_COLUMNS)
+    for column in ("start_s", "end_s"):
+        seconds = pd.to_numeric(annotations[column], errors="coerce")
+        annotations[column.removesuffix("_s")] = annotations[column]  # as it stands there
+        annotations[column] = seconds.where(np.isfinite(seconds)).astype(float)
+
+    annotated = set(annotations["recording"])
+    recordings = [
+        recording
+        for recording in _check_recordings(data_dir / RECORDINGS_FOLDER, num_proc)
+        if not recording.error or recording.recording in annotated or _is_named_as_sound(recording.recording)
+    ]
+    rows = [
+        *(row for recording in recordings for row in _recording_findings(recording, annotated)),
+        *_annotation_findings(annotations, recordings, set(species["species"])),
+        *_species_findings(species, set(annotations["species"])),
+    ]
+    if annotations.empty:
+        rows.append(_finding("annotation", "there is none", STOPS))
+    return ArchiveCheck(
+        data_dir,
+        recordings,
+        pd.DataFrame(rows, columns=FINDING_COLUMNS).astype({"line": "Int64"}),
+        annotations=len(annotations),
+        unknown_birds=int((annotations["species"] == UNKNOWN_SPECIES).sum()),
+        not_points=int((annotations["end_s"] > annotations["start_s"]).sum()),
+    )
+
+
+def write_check(check: ArchiveCheck, path: str | Path, *, overwrite: bool = False) -> None:
+    """Writes one CSV: a row for every recording with its measures (`kind` is `recording`), then one for every finding.
+
+    Args:
+        check: What `check_archive` returns.
+        path: The file to write.
+        overwrite: Whether a file that is there may be replaced.
+
+    Raises:
+        UserError: If the file is there already and `overwrite` is not set, or cannot be written there.
+    """
+    check_output(path, overwrite)
+    measures = pd.DataFrame(
+        [
+            {
+                **asdict(recording),
+                "kind": "recording",
+                "duration_s": recording.duration_s,
+                "losses": len(recording.losses),
+            }
+            for recording in check.recordings
+        ],
+        columns=["kind", *(field.name for field in fields(RecordingCheck)), "duration_s"],
+    )
+    table = pd.concat([measures, check.findings.astype(object)], ignore_index=True)
+    columns = [*FINDING_COLUMNS, *(column for column in measures if column not in FINDING_COLUMNS)]
+    table[columns].replace([np.inf, -np.inf], np.nan).to_csv(path, index=False, float_format="%.10g")
+
+
+def format_check(check: ArchiveCheck) -> str:
+    """A summary for the terminal: how much was read, in what form, and how many findings, the gravest first."""
+    opened = [recording for recording in check.recordings if not recording.error]
+    promised_s = sum(recording.duration_s for recording in opened)
+    read_s = sum(recording.frames_read / recording.sample_rate_hz for recording in opened)
+    lines = [
+        f"{check.data_dir}: {len(check.recordings)} recordings, {check.annotations} annotations "
+        f"({check.unknown_birds} of unknown birds, {check.not_points} with a length)",
+        f"{_clock(read_s)} of {_clock(promised_s)} read; {_clock(promised_s - read_s)} cannot be decoded",
+    ]
+    if opened:
+        forms = pd.Series(
+            [f"{r.encoding}, {r.sample_rate_hz} Hz, channels: {r.channels}, by {r.decoders or 'none'}" for r in opened]
+        )
+        lines += [f"  {number:>6}  {form}" for form, number in forms.value_counts().items()]
+        for name in ("peak_dbfs", "rms_dbfs"):
+            levels = [getattr(recording, name) for recording in opened]
+            lines.append(f"  {name}: {min(levels):.1f} to {max(levels):.1f}")
+    order = pd.Categorical(check.findings["effect"], [STOPS, SET_ASIDE, NOTHING], ordered=True)
+    for (effect, kind, finding), rows in check.findings.assign(effect=order).groupby(
+        ["effect", "kind", "finding"], observed=True
+    ):
+        first = rows.iloc[0]
+        where = [str(first[column]) for column in ("recording", "species") if first[column]]
+        if not pd.isna(first["line"]):
+            where.insert(0, f"line {first['line']}")
+        if not pd.isna(first["start_s"]):
+            where.append(f"{first['start_s']:.3f} s")
+        lines.append(f"{effect or 'note':>15}: {len(rows):>6}  {kind}: {finding} (first: {', '.join(where)})")
+    lines.append(
+        "Training can use everything."
+        if check.is_usable
+        else f"Training cannot use everything: {int((check.findings['effect'] != NOTHING).sum())} findings."
+    )
+    return "\n".join(lines)
+
+
+def _check_recordings(folder: Path, num_proc: int) -> Iterator[RecordingCheck]:
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    with ProcessPoolExecutor(num_proc) if num_proc > 1 else nullcontext() as pool:
+        checks = pool.map(check_recording, paths) if pool else map(check_recording, paths)
+        yield from tqdm(checks, total=len(paths), desc="Reading recordings", unit="recording")
+
+
+def _is_named_as_sound(name: str) -> bool:
+    return name.lower().endswith(SOUND_SUFFIXES)
+
+
+def _recording_findings(recording: RecordingCheck, annotated: set[str]) -> Iterator[dict[str, Any]]:
+    name = recording.recording
+    if recording.error:
+        yield _finding("sound", "cannot be opened", SET_ASIDE, recording=name, detail=recording.error)
+    for loss in recording.losses:
+        place = {"start_s": loss.start_s, "end_s": loss.end_s, "detail": loss.reason}
+        yield _finding("sound", "cannot be decoded", SET_ASIDE, recording=name, **place)
+    found = [
+        (name not in annotated, "has no annotations", ""),
+        (recording.clipped_share > CLIPPED_SHARE, "is clipped", f"{recording.clipped_share:.2%} of the samples"),
+        (recording.longest_silence_s >= LONG_SILENCE_S, "is silent", f"for {recording.longest_silence_s:.1f} s"),
+        (abs(recording.dc_offset) > DC_OFFSET, "has a DC offset", f"{recording.dc_offset:.1%} of full scale"),
+    ]
+    for is_so, what, detail in found:
+        if is_so:
+            yield _finding("sound", what, NOTHING, recording=name, detail=detail)
+
+
+def _annotation_findings(
+    table: pd.DataFrame, recordings: list[RecordingCheck], codes: set[str]
+) -> Iterator[dict[str, Any]]:
+    opened = {recording.recording: recording for recording in recordings if not recording.error}
+    unread = {recording.recording for recording in recordings} - set(opened)
+    names, start_s, end_s = table["recording"], table["start_s"], table["end_s"]
+    center_s = (start_s + end_s) / 2
+    duration_s = names.map({name: recording.duration_s for name, recording in opened.items()}).astype(float)
+    is_plain = np.array(
+        [Path(name).name == name and "\\" not in name and name not in ("", "..") for name in names], bool
+    )
+    is_damaged = [
+        name in opened
+        and any(loss.start_s < at + REACH_S and loss.end_s > at - REACH_S for loss in opened[name].losses)
+        for name, at in zip(names, center_s, strict=True)
+    ]
+    is_past = center_s >= duration_s
+    found = [
+        (~table["species"].isin([*codes, UNKNOWN_SPECIES]), f"its species is not in {SPECIES_FILE}", STOPS),
+        (start_s.isna() | end_s.isna(), "its start or end is not a number", STOPS),
+        (~is_plain, "its recording is not a plain file name", STOPS),
+        (is_plain & ~names.isin([*opened, *unread]), "its recording is missing", STOPS),
+        (names.isin(unread), "its recording cannot be opened", SET_ASIDE),
+        (end_s < start_s, "ends before it starts", SET_ASIDE),
+        (center_s < 0, "lies before the start of the recording", SET_ASIDE),
+        (is_past, "lies past the end of the recording", SET_ASIDE),
+        (np.array(is_damaged, bool) & ~is_past, f"has damaged sound within {REACH_S} s", SET_ASIDE),
+        ((start_s < 0) & (center_s >= 0), "begins before the recording", NOTHING),
+        ((end_s > duration_s) & ~is_past, "ends after the recording", NOTHING),
+        (table.duplicated(["recording", "start_s", "end_s", "species"]), "repeats an earlier line", NOTHING),
+    ]
+    for is_so, what, effect in found:
+        for row in table.loc[np.asarray(is_so)].to_dict("records"):
+            place = {column: row[column] for column in ("recording", "species", "start_s", "end_s")}
+            detail = f"start '{row['start']}', end '{row['end']}'"
+            yield _finding("annotation", what, effect, line=row["row"], detail=detail, **place)
+
+
+def _species_findings(table: pd.DataFrame, annotated: set[str]) -> Iterator[dict[str, Any]]:
+    found = [
+        (table["species"].duplicated(), "its code stands there twice", STOPS),
+        (~table["species"].isin(annotated), "is never annotated", NOTHING),
+    ]
+    for is_so, what, effect in found:
+        for row in table.loc[np.asarray(is_so)].to_dict("records"):
+            yield _finding("species", what, effect, line=row["row"], species=row["species"], detail=row["common_name"])
+
+
+def _finding(kind: str, finding: str, effect: str, **others: Any) -> dict[str, Any]:
+    return {"recording": "", "species": "", "kind": kind, "finding": finding, "effect": effect, **others}
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
+    return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{seconds % 60:06.3f}"

@@ -1,0 +1,149 @@
+"""Two decoders of sound files: each gives the right samples, at their place, or says why it does not."""
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+# libsndfile says 2^63 - 1 of a FLAC file whose header has no length; no recording has this many frames.
+MAX_FRAMES = 2**40
+# What a data chunk says whose writer could not go back to fill in its size in bytes, give or take a header.
+UNKNOWN_SIZES = (range(2**31 - 4096, 2**31 + 1), range(2**32 - 4096, 2**32))
+POSITIONED_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+# Zeros as long as this may be a frame that is not there; encoders' frames have 576 samples or more.
+SHORT_FLAC_FRAME = 512
+EDGE_FRAMES = 32
+BLOCK_S = 10
+
+
+class DecodingError(Exception):
+    """A decoder does not give what it was asked for; the message says why, in the decoder's words."""
+
+
+class SoundfileDecoder:
+    """Reads sound with libsndfile: one open file, a seek and a read for each window.
+
+    In FLAC a damaged frame is an error, but a missing one is silence: silent windows are refused, so that another
+    decoder has to confirm them.
+
+    Args:
+        path: The recording.
+
+    Attributes:
+        frames: Samples per channel that the file promises; 0 or more than `MAX_FRAMES` if it does not say.
+        sample_rate_hz: Samples per second.
+        channels: Number of channels.
+        encoding: Container and sample format, such as `FLAC PCM_16`.
+        is_positioned: Whether each sample's place is certain, as in FLAC and WAV. In MP3 and Ogg a seek may end at
+            another place, and after damage other sound is given, without a word.
+
+    Raises:
+        DecodingError: If libsndfile does not open the file.
+    """
+
+    name = "soundfile"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = self._open()
+        self._at: int | None = None  # seek before the first read: without it libFLAC takes any first frame for it
+        self._has_hole: bool | None = None
+        self.frames = _promised_frames(self._file)
+        self.sample_rate_hz: int = self._file.samplerate
+        self.channels: int = self._file.channels
+        self.encoding = f"{self._file.format} {self._file.subtype}"
+        self.is_positioned = self._file.subtype.startswith(POSITIONED_SUBTYPES)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Reads the frames `[first, last)`, all of them within the file.
+
+        Returns:
+            float32 array of shape `(last - first,)`, the mean of the channels.
+
+        Raises:
+            DecodingError: If they cannot all be read; other windows still may.
+        """
+        if self._has_hole is None:
+            self._has_hole = self._file.format == "FLAC" and _has_hole(self._path)
+        if self._has_hole:
+            raise DecodingError("the file has a hole of zeros")
+        reason = ""
+        try:
+            if first != self._at:
+                self._file.seek(first)
+            sound = self._file.read(last - first, dtype="float32", always_2d=True)
+        except soundfile.SoundFileError as error:
+            reason = in_words(error)
+        else:
+            if len(sound) != last - first:
+                reason = f"stops after {len(sound)} of {last - first} frames"
+            elif self._file.format == "FLAC" and _has_silence(sound):
+                reason = "silence, which may stand for a missing frame"
+        if reason:  # libsndfile refuses every later seek, too
+            self._at = None
+            self._file.close()
+            self._file = self._open()
+            raise DecodingError(reason)
+        self._at = last
+        return to_mono(sound)
+
+    def _open(self) -> soundfile.SoundFile:
+        try:
+            return soundfile.SoundFile(str(self._path))
+        except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: the name ends in .raw
+            raise DecodingError(in_words(error)) from None
+
+
+def _has_hole(path: Path) -> bool:
+    """Whether a FLAC file has a mebibyte or more of zeros, as a download that was broken off leaves.
+
+    libFLAC takes minutes to seek to such a place: its time grows with the square of the hole's size.
+    """
+    step = 2**20
+    with suppress(OSError), path.open("rb", buffering=0) as file:
+        for position in range(step, os.fstat(file.fileno()).st_size, step):
+            if not any(os.pread(file.fileno(), 64, position)):
+                return True
+    return False
+
+
+def _has_silence(sound: np.ndarray) -> bool:
+    """Whether zeros in sound of shape `(frames, channels)` are as long as a FLAC frame, or may go on outside it."""
+    if not sound[:EDGE_FRAMES].any() or not sound[-EDGE_FRAMES:].any():
+        return True
+    step = SHORT_FLAC_FRAME // 4
+    if np.diff(np.flatnonzero(sound[::step, 0])).max(initial=0) < 4:  # fast, and true of most sound
+        return False
+    return bool(np.diff(np.flatnonzero(sound.any(axis=1))).max(initial=0) > SHORT_FLAC_FRAME)
+
+
+def to_mono(sound: np.ndarray) -> np.ndarray:
+    """The mean of the channels, shape `(frames,)`, of sound of shape `(frames, channels)`."""
+    return sound[:, 0] if sound.shape[1] == 1 else sound.mean(axis=1)
+
+
+def _promised_frames(file: soundfile.SoundFile) -> int:
+    """The header's number of frames; libsndfile corrects that of a WAV file whose end is missing, and logs it."""
+    corrected = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    if corrected is None or file.format not in ("WAV", "WAVEX") or not file.frames:
+        return file.frames
+    promised, found = (int(size) for size in corrected.groups())
+    if any(promised in sizes for sizes in UNKNOWN_SIZES):
+        return file.frames
+    return max(file.frames, promised // (found // file.frames))
+
+
+def in_words(error: Exception) -> str:
+    """What a decoder says, without the file's name and libsndfile's prefixes."""
+    if isinstance(error, soundfile.LibsndfileError):
+        words = error.error_string
+    else:
+        words = getattr(error, "strerror", None) or str(error)
+    return words.removeprefix("Error :").strip().rstrip(".")

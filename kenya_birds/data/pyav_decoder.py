@@ -1,0 +1,216 @@
+"""Decodes with FFmpeg what libsndfile does not, each sample at its certain place."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain, pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+
+from kenya_birds.data.decoders import BLOCK_S, MAX_FRAMES, DecodingError, in_words, to_mono
+from kenya_birds.data.flac_frames import find_flac_frame, flac_headers, possible_ends
+
+# Containers in which any place can be sought exactly, if they hold FLAC or PCM.
+POSITIONED_FORMATS = ("flac", "wav", "w64", "aiff", "au", "caf")
+# Containers of sound only: FFmpeg also knows play lists, which open other files.
+FORMATS = ",".join((*POSITIONED_FORMATS, "mp3", "ogg", "mov"))
+
+
+class PyavDecoder:
+    """Reads sound with FFmpeg, whose libraries PyAV's wheels carry.
+
+    In FLAC each frame's checksum is verified, and its place is the one that its own header says. MP3 and other files
+    without such places are decoded from their start up to the first damage: behind it no sample's place is certain.
+
+    Args:
+        path: The recording.
+
+    Attributes:
+        sample_rate_hz: Samples per second.
+        channels: Number of channels.
+        encoding: Container, codec and sample format, such as `flac flac s16`.
+
+    Raises:
+        DecodingError: If FFmpeg does not open the file, or finds no sound in it.
+    """
+
+    name = "PyAV"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._open() as container:
+            context = container.streams.audio[0].codec_context
+            self.sample_rate_hz: int = context.sample_rate
+            self.channels: int = context.layout.nb_channels
+            self.encoding = f"{container.format.name} {context.name} {context.format.name}"
+            self._is_flac = container.format.name == "flac"
+            self._is_positioned = self._is_flac or (
+                container.format.name in POSITIONED_FORMATS and context.name.startswith("pcm_")
+            )
+            if self._is_flac:
+                self._block_frames = int.from_bytes((context.extradata or b"")[2:4])
+                if not self._block_frames:
+                    raise DecodingError("its stream information is missing")
+        # What can be decoded of the frames `[_since, _until)` is in `_recent`; `_chunks` gives what follows.
+        self._recent: deque[tuple[int, np.ndarray]] = deque()
+        self._since, self._until = MAX_FRAMES, 0
+        self._chunks: Iterator[tuple[int, np.ndarray]] = iter(())
+
+    @property
+    def ended(self) -> bool:
+        """Whether decoding has come to the end of what can be decoded."""
+        return self._until > MAX_FRAMES
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._chunks = iter(())
+
+    def count(self) -> int:
+        """Decodes the whole file.
+
+        Returns:
+            Number of frames up to the last one that can be decoded.
+        """
+        return max((at + len(sound) for at, sound in self._decode(0)), default=0)
+
+    def read(self, first: int, last: int) -> list[tuple[int, np.ndarray]]:
+        """Reads what can be decoded of the frames `[first, last)`; fastest in order.
+
+        Returns:
+            (first frame, float32 array of shape `(frames,)`, the mean of the channels) of each unbroken stretch, in
+            order; between them sound is lost.
+        """
+        keep = BLOCK_S * self.sample_rate_hz
+        if not self._since <= first <= self._until + (keep if self._is_positioned else MAX_FRAMES):
+            self._start(first)
+        while self._until < last:
+            self._advance(first - keep)
+        stretches: list[tuple[int, list[np.ndarray]]] = []
+        end = -1
+        for at, sound in self._recent:
+            sound = sound[max(first - at, 0) : max(last - at, 0)]
+            if len(sound):
+                at = max(at, first)
+                if at != end:
+                    stretches.append((at, []))
+                stretches[-1][1].append(sound)
+                end = at + len(sound)
+        return [(at, np.concatenate(sounds)) for at, sounds in stretches]
+
+    def _start(self, first: int) -> None:
+        """Begins to decode at the frame in which `first` is."""
+        self._recent.clear()
+        self._chunks = self._decode(first if self._is_positioned else 0)
+        self._since = self._until = 0
+        self._advance(0)
+        self._since = min(first, self._recent[0][0])
+
+    def _advance(self, keep_from: int) -> None:
+        at, sound = next(self._chunks, (2 * MAX_FRAMES, np.zeros(0, dtype=np.float32)))
+        self._recent.append((at, sound))
+        self._until = at + len(sound)
+        while self._recent and self._recent[0][0] + len(self._recent[0][1]) <= keep_from:
+            self._recent.popleft()
+        self._since = max(self._since, keep_from)
+
+    def _decode(self, first: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Decodes from a frame at or before `first`: (place, mono sound), in order and without overlap."""
+        end = 0
+        with self._open() as container:
+            places = self._flac_places if self._is_flac else self._timed_places
+            for place, frame in places(container, first):
+                if (frame.sample_rate, frame.layout.nb_channels) != (self.sample_rate_hz, self.channels):
+                    return
+                sound = _mono_sound(frame)[max(end - place, 0) :]  # a frame may be there twice
+                if len(sound):
+                    yield max(end, place), sound
+                    end = max(end, place) + len(sound)
+
+    def _flac_places(self, container: av.container.InputContainer, first: int) -> Iterator[tuple[int, av.AudioFrame]]:
+        """Frames whose checksum is true, where their headers say.
+
+        They are found here, as FFmpeg, which guesses where frames are before it decodes them, loses and misplaces
+        whole ones round damage.
+        """
+        context = container.streams.audio[0].codec_context
+        largest = self._block_frames * self.channels * 5 + 1024  # bytes, at up to 33 bits a sample
+        has_ended = False
+        with self._path.open("rb", buffering=0) as file:
+            headers = flac_headers(file, self._block_frames, find_flac_frame(file, self._block_frames, first))
+            for (offset, place), (end, _) in pairwise(chain(headers, [(MAX_FRAMES, 0)])):
+                data = os.pread(file.fileno(), min(end - offset, largest), offset)
+                frames = _decode_packet(context, av.Packet(data))
+                if not frames:  # it may end before the next header, or what looks like one may stand in its middle
+                    data = os.pread(file.fileno(), largest, offset)
+                    tries = (_decode_packet(context, av.Packet(data[:length])) for length in possible_ends(data))
+                    frames = next(filter(None, tries), None)
+                if frames:
+                    if has_ended:  # a short frame should be the last: the headers do not count what we think
+                        return
+                    has_ended = frames[0].samples < self._block_frames
+                    yield place, frames[0]
+
+    def _timed_places(self, container: av.container.InputContainer, first: int) -> Iterator[tuple[int, av.AudioFrame]]:
+        """Frames where their times say; in files without certain places, as long as they follow on each other."""
+        origin = 0 if self._is_positioned else None  # time of the first sample: an encoder's delay is left out
+        end = 0
+        for packet in _packets(container, first / self.sample_rate_hz):
+            frames = _decode_packet(container.streams.audio[0].codec_context, packet)
+            if frames is None and not self._is_positioned:
+                return
+            for frame in frames or ():
+                if frame.pts is None or frame.time_base is None:
+                    return
+                time = round(frame.pts * frame.time_base * self.sample_rate_hz)
+                origin = time if origin is None else origin
+                if time - origin != end and not self._is_positioned:
+                    return
+                end = time - origin + frame.samples
+                yield time - origin, frame
+
+    def _open(self) -> av.container.InputContainer:
+        try:
+            # `file:`, because FFmpeg takes what stands before a colon in a name for a protocol.
+            container = av.open(
+                f"file:{self._path}", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+            )
+        except (av.FFmpegError, OSError) as error:
+            raise DecodingError(in_words(error)) from None
+        context = container.streams.audio[0].codec_context if container.streams.audio else None
+        if context is None or context.format is None or not context.sample_rate:
+            container.close()
+            raise DecodingError("no sound in it")
+        context.options = {"err_detect": "crccheck+explode"}  # a frame with a false checksum is not given
+        context.thread_count = 1
+        return container
+
+
+def _packets(container: av.container.InputContainer, start_s: float) -> Iterator[av.Packet]:
+    """Packets from one at or before a time; none where FFmpeg cannot seek."""
+    stream = container.streams.audio[0]
+    assert stream.time_base is not None
+    try:
+        if start_s:
+            container.seek(round(start_s / stream.time_base), stream=stream)
+        yield from container.demux(stream)
+    except av.FFmpegError:
+        return
+
+
+def _decode_packet(context: av.AudioCodecContext, packet: av.Packet) -> list[av.AudioFrame] | None:
+    try:
+        return context.decode(packet)
+    except av.FFmpegError:
+        return None
+
+
+def _mono_sound(frame: av.AudioFrame) -> np.ndarray:
+    """Samples of an FFmpeg frame, scaled and mixed as `SoundfileDecoder` gives them."""
+    samples = frame.to_ndarray()
+    samples = samples.T if frame.format.is_planar else samples.reshape(frame.samples, -1)
+    sound = samples.astype(np.float32, order="C")
+    if samples.dtype.kind != "f":
+        sound /= 2.0 ** (8 * samples.dtype.itemsize - 1)
+    return to_mono(sound - np.float32(1) if samples.dtype.kind == "u" else sound)

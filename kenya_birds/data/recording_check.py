@@ -1,0 +1,135 @@
+"""Reads one recording to its last frame and measures it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kenya_birds.data.audio import RecordingReader
+from kenya_birds.errors import UserError
+
+SILENCE_BLOCK_S = 0.1
+SILENCE_DBFS = -90.0
+READ_BLOCK_S = 10.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A stretch of a recording that no decoder gives.
+
+    Attributes:
+        start_s: Where it begins, in seconds from the start of the recording.
+        end_s: Where it ends.
+        reason: What the decoders said.
+    """
+
+    start_s: float
+    end_s: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class RecordingCheck:
+    """What was found in a recording. Levels are those of the mean of the channels; 0 dBFS is full scale.
+
+    Attributes:
+        recording: File name.
+        error: Why it cannot be opened, else empty; what follows is then 0 and empty.
+        encoding: Container and sample format, such as `FLAC PCM_16`.
+        sample_rate_hz: Samples per second.
+        channels: Number of channels.
+        frames_promised: Samples per channel in the header.
+        frames_read: Samples per channel that could be decoded.
+        decoders: The decoders that gave them, separated by `+`.
+        losses: The stretches that could not be decoded.
+        peak_dbfs: Largest sample; -inf in digital silence.
+        rms_dbfs: Root mean square; -inf in digital silence. A full-scale sine has -3.
+        dc_offset: Mean sample, as a share of full scale.
+        clipped_share: Share of the samples that are at full scale.
+        silent_share: Share of the time, in blocks of 0.1 s, with an RMS below -90 dBFS.
+        longest_silence_s: Longest such time without a break.
+    """
+
+    recording: str
+    error: str = ""
+    encoding: str = ""
+    sample_rate_hz: int = 0
+    channels: int = 0
+    frames_promised: int = 0
+    frames_read: int = 0
+    decoders: str = ""
+    losses: tuple[Loss, ...] = ()
+    peak_dbfs: float = -np.inf
+    rms_dbfs: float = -np.inf
+    dc_offset: float = 0.0
+    clipped_share: float = 0.0
+    silent_share: float = 0.0
+    longest_silence_s: float = 0.0
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds that the header promises; 0 of a recording that cannot be opened."""
+        return self.frames_promised / self.sample_rate_hz if self.sample_rate_hz else 0.0
+
+
+def check_recording(path: Path) -> RecordingCheck:
+    """Reads a recording to its last frame; what is wrong with it is part of the result, not raised."""
+    try:
+        reader = RecordingReader(path)
+    except UserError as error:
+        return RecordingCheck(path.name, error=str(error))
+    with reader:
+        rate = reader.header.sample_rate_hz
+        step = max(round(SILENCE_BLOCK_S * rate), 1)
+        losses: list[Loss] = []
+        decoders: set[str] = set()
+        frames = peak = clipped = 0
+        total = squares = 0.0
+        silent: list[np.ndarray] = [np.zeros(0, int)]  # silent frames of each block of 0.1 s: all of them, or 0
+        for block in reader.blocks(step * round(READ_BLOCK_S / SILENCE_BLOCK_S)):
+            if block.sound is None:
+                start_s, end_s = block.start / rate, (block.start + block.frames) / rate
+                if losses and losses[-1].end_s == start_s:
+                    start_s = losses.pop().start_s
+                losses.append(Loss(start_s, end_s, block.reason))
+                silent.append(np.zeros(1, int))
+                continue
+            decoders.add(str(block.decoder))
+            frames += block.frames
+            power = np.square(block.sound, dtype=np.float64)
+            peak = max(peak, int(block.sound.max()), -int(block.sound.min()))
+            clipped += int(((block.sound == 32767) | (block.sound == -32768)).sum())
+            total += float(block.sound.sum(dtype=np.int64))
+            squares += float(power.sum())
+            starts = np.arange(0, block.frames, step)
+            lengths = np.diff(starts, append=block.frames)
+            quiet = np.add.reduceat(power, starts) / lengths < 32768.0**2 * 10 ** (SILENCE_DBFS / 10)
+            silent.append(np.where(quiet, lengths, 0))
+        silent_frames = np.concatenate(silent)
+        return RecordingCheck(
+            path.name,
+            encoding=reader.encoding,
+            sample_rate_hz=rate,
+            channels=reader.header.channels,
+            frames_promised=reader.header.frames,
+            frames_read=frames,
+            decoders="+".join(sorted(decoders, reverse=True)),
+            losses=tuple(losses),
+            peak_dbfs=_dbfs(peak),
+            rms_dbfs=_dbfs((squares / max(frames, 1)) ** 0.5),
+            dc_offset=total / max(frames, 1) / 32768,
+            clipped_share=clipped / max(frames, 1),
+            silent_share=int(silent_frames.sum()) / max(frames, 1),
+            longest_silence_s=_longest_run(silent_frames) / rate,
+        )
+
+
+def _dbfs(amplitude: float) -> float:
+    return 20 * float(np.log10(amplitude / 32768)) if amplitude else -np.inf
+
+
+def _longest_run(frames: np.ndarray) -> int:
+    """Largest sum of neighbours without a zero among them."""
+    sums = np.concatenate([[0], frames.cumsum()])
+    edges = np.flatnonzero(np.diff(frames > 0, prepend=False, append=False))
+    return int((sums[edges[1::2]] - sums[edges[::2]]).max(initial=0))

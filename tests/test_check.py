@@ -1,0 +1,332 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from archives import RATE, edit, noise, write_archive
+
+from kenya_birds.data.archive import read_archive
+from kenya_birds.data.check import check_archive, format_check, write_check
+from kenya_birds.data.recording_check import check_recording
+from kenya_birds.errors import UserError
+
+ROWS = [
+    ("a.flac", 2.0, "owl1"),
+    ("a.flac", 4.0, "lark2"),
+    ("b.flac", (1.0, 1.5), "owl1"),
+    ("b.flac", 8.0, "????"),
+]
+
+
+@pytest.fixture
+def archive(tmp_path):
+    return write_archive(tmp_path / "archive", ROWS)
+
+
+def sound_folder(archive):
+    return archive / "soundscape_data"
+
+
+def add_lines(archive, *lines, table="annotations.csv"):
+    with (archive / table).open("a") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+
+
+def findings(archive, **settings):
+    """(kind, recording, line, species, finding, effect) of each finding."""
+    table = check_archive(archive, **settings).findings
+    columns = ["kind", "recording", "line", "species", "finding", "effect"]
+    return [tuple(None if pd.isna(value) else value for value in row) for row in table[columns].to_numpy().tolist()]
+
+
+def flip(path, share=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * share)] ^= 1
+    path.write_bytes(content)
+
+
+# Recordings
+
+
+def test_a_whole_archive_has_no_findings(archive):
+    check = check_archive(archive)
+    assert check.findings.empty
+    assert check.is_usable
+    assert (check.annotations, check.unknown_birds, check.not_points) == (4, 1, 1)
+    assert [recording.recording for recording in check.recordings] == ["a.flac", "b.flac"]
+    for recording in check.recordings:
+        assert recording.frames_promised == recording.frames_read == 10 * RATE
+        assert (recording.sample_rate_hz, recording.channels, recording.duration_s) == (RATE, 1, 10.0)
+        assert (recording.encoding, recording.decoders) == ("FLAC PCM_16", "soundfile")
+        assert (recording.losses, recording.error) == ((), "")
+
+
+def measures(tmp_path, sound, rate=RATE, name="a.flac", **settings):
+    soundfile.write(tmp_path / name, sound, rate, **settings)
+    return check_recording(tmp_path / name)
+
+
+@pytest.mark.parametrize("seconds", [0.05, 1.0, 25.03])
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+def test_levels_are_measured(tmp_path, seconds, rate):
+    sine = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(round(seconds * rate)) / rate)
+    found = measures(tmp_path, sine, rate)
+    assert found.peak_dbfs == pytest.approx(-6.02, abs=0.05)
+    assert found.rms_dbfs == pytest.approx(-9.03, abs=0.05)
+    assert found.dc_offset == pytest.approx(0, abs=1e-3)
+    assert found.clipped_share == found.silent_share == found.longest_silence_s == 0
+
+
+def test_a_shift_of_the_zero_line_and_clipping_are_measured(tmp_path):
+    square = np.where(np.arange(RATE) % 10 < 8, 0.1, -0.1)
+    found = measures(tmp_path, square)
+    assert found.dc_offset == pytest.approx(0.06, abs=1e-4)
+    loud = np.zeros(RATE, np.int16) + 100
+    loud[100:120], loud[200:220], loud[300:320] = 32767, -32768, 32766
+    found = measures(tmp_path, loud)
+    assert found.clipped_share == 40 / RATE
+    assert found.peak_dbfs == 0
+
+
+def test_silence_is_measured_in_blocks_of_a_tenth_of_a_second(tmp_path):
+    sound = noise(30)
+    sound[27 * RATE : 29 * RATE] = 0
+    sound[8 * RATE : 23 * RATE] = np.tile([0, 0, 0, 1], 15 * RATE // 4)  # -96 dBFS, over the ends of blocks as read
+    sound[25 * RATE : 26 * RATE] = 2  # -84 dBFS
+    found = measures(tmp_path, sound)
+    assert found.silent_share == 17 / 30
+    assert found.longest_silence_s == 15
+    assert found.decoders == "soundfile+PyAV"  # which confirms that the silence is not a missing frame
+
+
+def test_digital_silence_has_no_level(tmp_path):
+    found = measures(tmp_path, np.zeros(2 * RATE, np.int16))
+    assert found.peak_dbfs == found.rms_dbfs == -np.inf
+    assert (found.silent_share, found.longest_silence_s) == (1.0, 2.0)
+
+
+def test_channels_are_measured_as_their_mean(tmp_path):
+    found = measures(tmp_path, np.stack([np.full(RATE, 0.5), np.full(RATE, -0.1)], axis=1), name="a.wav")
+    assert (found.channels, found.frames_read, found.encoding) == (2, RATE, "WAV PCM_16")
+    assert found.dc_offset == pytest.approx(0.2, abs=1e-4)
+
+
+def test_a_loss_is_told_with_its_place_and_does_not_end_the_measuring(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, noise(30), RATE)
+    flip(path)
+    found = check_recording(path)
+    (loss,) = found.losses
+    assert 14 < loss.start_s < loss.end_s < 16
+    assert "soundfile: " in loss.reason
+    assert found.frames_promised - found.frames_read == round((loss.end_s - loss.start_s) * RATE) == 4096
+    assert found.rms_dbfs == pytest.approx(20 * np.log10(20_000 / 32768 / 3**0.5), abs=0.1)
+
+
+def test_neighbouring_losses_are_one(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, noise(60), RATE)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 3])
+    found = check_recording(path)
+    (loss,) = found.losses
+    assert loss.end_s == found.duration_s == 60
+    assert loss.start_s * RATE == found.frames_read
+    assert 18 < loss.start_s < 21
+
+
+def test_every_recording_is_read_annotated_or_not(archive):
+    flip(sound_folder(archive) / "a.flac", 0.3)
+    shutil.copy(sound_folder(archive) / "a.flac", sound_folder(archive) / "c.flac")
+    (sound_folder(archive) / "d.wav").write_text("not audio")
+    (sound_folder(archive) / "notes.txt").write_text("not audio")
+    (sound_folder(archive) / ".hidden").write_text("not audio")
+    (sound_folder(archive) / "folder").mkdir()
+    found = findings(archive)
+    assert [row for row in found if row[0] == "sound"] == [
+        ("sound", "a.flac", None, "", "cannot be decoded", "set aside"),
+        ("sound", "c.flac", None, "", "cannot be decoded", "set aside"),
+        ("sound", "c.flac", None, "", "has no annotations", ""),
+        ("sound", "d.wav", None, "", "cannot be opened", "set aside"),
+        ("sound", "d.wav", None, "", "has no annotations", ""),
+    ]
+    # The damage is 2.6 to 3.1 s from the start: both annotations of a.flac are within 1.5 s of it.
+    assert [row[1:4] for row in found if row[4] == "has damaged sound within 1.5 s"] == [
+        ("a.flac", 2, "owl1"),
+        ("a.flac", 3, "lark2"),
+    ]
+
+
+def test_a_recording_that_cannot_be_opened_does_not_end_the_check(archive):
+    (sound_folder(archive) / "a.flac").write_text("not audio")
+    assert findings(archive) == [
+        ("sound", "a.flac", None, "", "cannot be opened", "set aside"),
+        ("annotation", "a.flac", 2, "owl1", "its recording cannot be opened", "set aside"),
+        ("annotation", "a.flac", 3, "lark2", "its recording cannot be opened", "set aside"),
+    ]
+    check = check_archive(archive)
+    assert "cannot be read as audio" in check.findings["detail"].iloc[0]
+    assert check.recordings[1].frames_read == 10 * RATE
+
+
+def test_sound_that_is_clipped_silent_or_off_centre_is_noted(archive):
+    sound = noise(10)
+    sound[: RATE // 2] = 32767
+    sound[2 * RATE : 5 * RATE] = 0
+    soundfile.write(sound_folder(archive) / "a.flac", sound, RATE)
+    found = check_archive(archive)
+    assert found.is_usable
+    assert found.findings[["finding", "detail"]].to_numpy().tolist() == [
+        ["is clipped", "5.00% of the samples"],
+        ["is silent", "for 3.0 s"],
+        ["has a DC offset", "4.9% of full scale"],
+    ]
+
+
+# Tables
+
+
+BAD_LINES = {
+    "a.flac,1.0,1.0,crow3": ("its species is not in species.csv", "stops training"),
+    "a.flac,one,1.0,owl1": ("its start or end is not a number", "stops training"),
+    "a.flac,1.0,inf,owl1": ("its start or end is not a number", "stops training"),
+    "../a.flac,1.0,1.0,owl1": ("its recording is not a plain file name", "stops training"),
+    "z.flac,1.0,1.0,owl1": ("its recording is missing", "stops training"),
+    "a.flac,3.0,2.0,owl1": ("ends before it starts", "set aside"),
+    "a.flac,-3.0,1.0,owl1": ("lies before the start of the recording", "set aside"),
+    "a.flac,10.0,10.0,owl1": ("lies past the end of the recording", "set aside"),
+    "a.flac,-1.0,3.0,owl1": ("begins before the recording", ""),
+    "a.flac,8.0,11.0,owl1": ("ends after the recording", ""),
+    "a.flac,2.00,2,owl1": ("repeats an earlier line", ""),
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_a_row_that_is_wrong_is_told_by_its_line(archive, line):
+    add_lines(archive, line)
+    (row,) = findings(archive)
+    recording, *_, species = line.split(",")
+    assert row == ("annotation", recording, 6, species, *BAD_LINES[line])
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_what_is_said_to_stop_training_or_be_set_aside_does_and_is(archive, line):
+    add_lines(archive, line)
+    effect = BAD_LINES[line][1]
+    if effect == "stops training":
+        with pytest.raises(UserError):
+            read_archive(archive)
+    else:
+        reasons = read_archive(archive).set_aside.set_index("row")["reason"]
+        assert (6 in reasons.index) == (effect == "set aside")
+
+
+def test_all_that_is_wrong_is_told_at_once(archive):
+    add_lines(archive, *BAD_LINES, "", "z.flac,x,9.0,crow3")
+    add_lines(archive, "Avis rara,rara1,Rare bird", "Avis owl1,owl1,Bird owl1", table="species.csv")
+    found = findings(archive)
+    assert {row[4:] for row in found if row[0] == "annotation"} == set(BAD_LINES.values())
+    assert [row[4] for row in found if row[2] == 18] == [
+        "its species is not in species.csv",
+        "its start or end is not a number",
+        "its recording is missing",
+    ]
+    assert [row for row in found if row[0] == "species"] == [
+        ("species", "", 5, "owl1", "its code stands there twice", "stops training"),
+        ("species", "", 4, "rara1", "is never annotated", ""),
+    ]
+
+
+def test_a_table_without_rows_is_a_finding(archive):
+    (archive / "annotations.csv").write_text((archive / "annotations.csv").read_text().splitlines()[0] + "\n")
+    check = check_archive(archive)
+    assert ("annotation", "there is none", "stops training") in [
+        tuple(row) for row in check.findings[["kind", "finding", "effect"]].to_numpy()
+    ]
+    assert format_check(check)
+
+
+def test_recordings_may_all_be_missing(archive):
+    for path in sound_folder(archive).iterdir():
+        path.unlink()
+    check = check_archive(archive)
+    assert check.recordings == []
+    assert len(check.findings) == 4
+    assert "0 recordings" in format_check(check)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda archive: shutil.rmtree(archive), "no archive at"),
+        (lambda archive: shutil.rmtree(archive / "soundscape_data"), "no folder soundscape_data"),
+        (lambda archive: (archive / "species.csv").unlink(), r"no species\.csv"),
+        (lambda archive: edit(archive / "annotations.csv", "Start Time (s)", "Start"), r"no column \['Start Time"),
+    ],
+)
+def test_what_is_no_archive_is_refused(archive, spoil, message):
+    spoil(archive)
+    with pytest.raises(UserError, match=message):
+        check_archive(archive)
+
+
+def test_no_process_is_refused(archive):
+    with pytest.raises(UserError, match="num_proc is 0"):
+        check_archive(archive, num_proc=0)
+
+
+def test_two_processes_find_the_same(archive):
+    flip(sound_folder(archive) / "a.flac")
+    (sound_folder(archive) / "c.flac").write_text("not audio")
+    one, two = check_archive(archive), check_archive(archive, num_proc=2)
+    assert one.recordings == two.recordings
+    pd.testing.assert_frame_equal(one.findings, two.findings)
+
+
+# What is told
+
+
+def test_the_csv_has_a_row_for_each_recording_and_each_finding(archive, tmp_path):
+    flip(sound_folder(archive) / "a.flac")
+    soundfile.write(sound_folder(archive) / "b.flac", np.zeros(10 * RATE, np.int16), RATE)
+    add_lines(archive, *BAD_LINES)
+    check = check_archive(archive)
+    write_check(check, tmp_path / "check.csv")
+    table = pd.read_csv(tmp_path / "check.csv")
+    recordings = table[table["kind"] == "recording"].set_index("recording")
+    assert recordings.loc["a.flac", "losses"] == 1
+    assert recordings.loc["a.flac", "frames_promised"] - recordings.loc["a.flac", "frames_read"] == 4096
+    assert recordings.loc["b.flac", ["sample_rate_hz", "silent_share", "duration_s"]].tolist() == [RATE, 1.0, 10.0]
+    assert pd.isna(recordings.loc["b.flac", "peak_dbfs"])
+    found = table[table["kind"] != "recording"]
+    assert len(found) == len(check.findings)
+    assert found["finding"].tolist() == check.findings["finding"].tolist()
+    past = found[found["finding"] == "lies past the end of the recording"].iloc[0]
+    assert (past["recording"], past["line"], past["start_s"], past["effect"]) == ("a.flac", 13, 10.0, "set aside")
+    lost = found[found["finding"] == "cannot be decoded"].iloc[0]
+    assert 4 < lost["start_s"] < lost["end_s"] < 6
+
+
+def test_a_file_is_not_overwritten_unasked(archive, tmp_path):
+    check = check_archive(archive)
+    write_check(check, tmp_path / "check.csv")
+    with pytest.raises(UserError, match="is there already"):
+        write_check(check, tmp_path / "check.csv")
+    write_check(check, tmp_path / "check.csv", overwrite=True)
+
+
+def test_the_summary_says_how_much_was_read_and_what_training_cannot_use(archive):
+    told = format_check(check_archive(archive))
+    assert "2 recordings, 4 annotations (1 of unknown birds, 1 with a length)" in told
+    assert "0:00:20.000 of 0:00:20.000 read" in told
+    assert "2  FLAC PCM_16, 8000 Hz, channels: 1, by soundfile" in told
+    assert told.endswith("Training can use everything.")
+    flip(sound_folder(archive) / "b.flac")
+    add_lines(archive, "a.flac,1.0,1.0,crow3", "a.flac,2.0,2.0,owl1", "a.flac,12.0,12.0,owl1")
+    told = format_check(check_archive(archive)).splitlines()
+    assert told[1].endswith("0:00:00.512 cannot be decoded")
+    grave = [line.split(":")[0].strip() for line in told[6:-1]]
+    assert grave == ["stops training", "set aside", "set aside", "note"]
+    assert "its species is not in species.csv (first: line 6, a.flac, crow3, 1.000 s)" in told[6]
+    assert told[-1] == "Training cannot use everything: 3 findings."
