@@ -10,7 +10,7 @@ from archives import noise
 
 from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header, to_int16
 from kenya_birds.data.decoders import DecodingError, SoundfileDecoder
-from kenya_birds.data.flac_frames import find_flac_frame, flac_headers
+from kenya_birds.data.flac_frames import CRC8, CRC16, find_flac_frame, flac_headers
 from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.errors import UserError
 
@@ -350,6 +350,33 @@ def test_a_file_that_only_pyav_opens_is_measured_and_read(tmp_path):
     frames = read_header(path).frames
     assert 95_000 < frames < 100_000
     assert lost(path, SOUND[:frames]) == set()
+
+
+def numbered_by_sample(frame, sample):
+    """A FLAC frame of 4096 or fewer samples at 32 kHz, numbered by its first sample, with true checksums."""
+    old = 4 + 1 + {6: 1, 7: 2}.get(frame[2] >> 4, 0)  # up to 127 frames: numbers of one byte
+    number = bytes([0xE0 | sample >> 12, 0x80 | sample >> 6 & 63, 0x80 | sample & 63])
+    head = frame[:1] + bytes([frame[1] | 1]) + frame[2:4] + number + frame[5:old]
+    for table, size, start, end in ((CRC8, 8, old + 1, -2), (CRC16, 16, 0, 0)):
+        checksum = 0
+        for byte in head:
+            checksum = (checksum << 8 & (1 << size) - 1) ^ table[checksum >> (size - 8) ^ byte]
+        head += checksum.to_bytes(size // 8) + (frame[start:end] if end else b"")
+    return head
+
+
+def test_frames_may_have_any_length_where_they_are_numbered_by_sample(tmp_path):
+    head, first = frames_of(encode(SOUND[:10_000], "FLAC"), tmp_path)
+    _, second = frames_of(encode(SOUND[10_000:60_000], "FLAC"), tmp_path)
+    frames = [numbered_by_sample(frame, index * FRAME) for index, frame in enumerate(first)]
+    frames += [numbered_by_sample(frame, 10_000 + index * FRAME) for index, frame in enumerate(second)]
+    path = write(tmp_path, with_length(head, 60_000) + b"".join(frames))
+    np.testing.assert_array_equal(SoundfileDecoder(path).read(0, 60_000), SOUND[:60_000] / np.float32(32768))
+    ((start, found),) = PyavDecoder(path).read(0, 60_000)
+    assert start == 0
+    np.testing.assert_array_equal(found, SOUND[:60_000] / np.float32(32768))
+    path.write_bytes(with_length(head, 60_000) + b"".join(frames[:4] + frames[5:]))
+    assert [(at, len(found)) for at, found in PyavDecoder(path).read(0, 60_000)] == [(0, 14_096), (18_192, 41_808)]
 
 
 def test_frames_are_found_by_the_number_in_their_header(tmp_path):

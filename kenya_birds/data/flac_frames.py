@@ -59,7 +59,7 @@ def find_flac_frame(file: FileIO, block_frames: int, sample: int) -> int:
 
 
 def possible_ends(data: bytes) -> Iterator[int]:
-    """Lengths of a frame that begins with `data` by its checksum, which comes last: the right one, and a few others."""
+    """Lengths that a frame at the start of `data` may have by its checksum, which comes last; one of them is right."""
     checksum = 0
     for length, byte in enumerate(data, 1):
         checksum = (checksum << 8 & 0xFFFF) ^ CRC16[checksum >> 8 ^ byte]

@@ -147,9 +147,9 @@ class PyavDecoder:
                     tries = (_decode_packet(context, av.Packet(data[:length])) for length in possible_ends(data))
                     frames = next(filter(None, tries), None)
                 if frames:
-                    if has_ended:  # a short frame should be the last: the headers do not count what we think
+                    if has_ended:  # a short frame should be the last where frames, not samples, are counted
                         return
-                    has_ended = frames[0].samples < self._block_frames
+                    has_ended = not data[1] & 1 and frames[0].samples < self._block_frames
                     yield place, frames[0]
 
     def _timed_places(self, container: av.container.InputContainer, first: int) -> Iterator[tuple[int, av.AudioFrame]]:
