@@ -77,9 +77,9 @@ def read_archive(data_dir: str | Path) -> Archive:
             `species.csv`, or nothing usable is left.
     """
     data_dir = Path(data_dir)
-    _check_layout(data_dir)
-    annotations = _read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS)
-    species = _read_table(data_dir / SPECIES_FILE, SPECIES_COLUMNS)
+    check_layout(data_dir)
+    annotations = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS)
+    species = read_table(data_dir / SPECIES_FILE, SPECIES_COLUMNS)
     if annotations.empty:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE} has no annotations: expected at least one row")
     for column in ("start_s", "end_s"):
@@ -138,7 +138,7 @@ def archive_fingerprint(data_dir: str | Path) -> str:
         UserError: If a table or the folder of recordings is missing.
     """
     data_dir = Path(data_dir)
-    _check_layout(data_dir)
+    check_layout(data_dir)
     digest = hashlib.sha256()
     for table in (ANNOTATIONS_FILE, SPECIES_FILE):
         digest.update((data_dir / table).read_bytes())
@@ -150,7 +150,8 @@ def archive_fingerprint(data_dir: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_layout(data_dir: Path) -> None:
+def check_layout(data_dir: Path) -> None:
+    """Raises `UserError` unless the archive's folder, its two tables and its folder of recordings are there."""
     if not data_dir.is_dir():
         raise UserError(
             f"no archive at {data_dir}: expected a folder with {ANNOTATIONS_FILE}, {SPECIES_FILE} and "
@@ -163,8 +164,16 @@ def _check_layout(data_dir: Path) -> None:
         raise UserError(f"no folder {RECORDINGS_FOLDER}/ in {data_dir}: unpack the recordings there")
 
 
-def _read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
-    """The named columns as stripped strings under our names, plus `row`, the line in the file."""
+def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
+    """Reads the named columns of a CSV as stripped strings under our names, plus `row`, the line in the file.
+
+    Args:
+        path: The table.
+        columns: Our name by the file's.
+
+    Raises:
+        UserError: If the file is not a table in UTF-8, or a column is missing.
+    """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:

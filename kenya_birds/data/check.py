@@ -18,8 +18,8 @@ from kenya_birds.data.archive import (
     SPECIES_COLUMNS,
     SPECIES_FILE,
     UNKNOWN_SPECIES,
-    _check_layout,
-    _read_table,
+    check_layout,
+    read_table,
 )
 from kenya_birds.data.recording_check import RecordingCheck, check_recording
 from kenya_birds.data.splits import check_output
@@ -79,9 +79,9 @@ def check_archive(data_dir: str | Path, *, num_proc: int = 1) -> ArchiveCheck:
     data_dir = Path(data_dir)
     if num_proc < 1:
         raise UserError(f"num_proc is {num_proc}: expected 1 or more processes")
-    _check_layout(data_dir)
-    annotations = _read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS)
-    species = _read_table(data_dir / SPECIES_FILE, SPECIES_COLUMNS)
+    check_layout(data_dir)
+    annotations = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS)
+    species = read_table(data_dir / SPECIES_FILE, SPECIES_COLUMNS)
     for column in ("start_s", "end_s"):
         seconds = pd.to_numeric(annotations[column], errors="coerce")
         annotations[column.removesuffix("_s")] = annotations[column]  # as it stands there

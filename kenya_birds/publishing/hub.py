@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from kenya_birds.errors import UserError
+from kenya_birds.training.summary import read_json
 
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".py", ".csv", ".png")
 ALLOWED_NAMES = ("README.md", "LICENSE")
@@ -189,7 +190,7 @@ def loading_line(model_dir: Path, repo_id: str) -> str:
     Raises:
         UserError: config.json cannot be read.
     """
-    auto_map = _read_json(model_dir / "config.json").get("auto_map") or {}
+    auto_map = read_json(model_dir / "config.json").get("auto_map") or {}
     name = next((name for name in auto_map if name.startswith("AutoModelFor")), "AutoModelForAudioClassification")
     trust = ", trust_remote_code=True" if auto_map else ""
     return f'import transformers; model = transformers.{name}.from_pretrained("{repo_id}"{trust})'
@@ -206,7 +207,7 @@ def _missing_weights(files: dict[str, Path]) -> list[str]:
         return []
     if WEIGHTS_INDEX not in files:
         return [WEIGHTS]
-    shards = set(_read_json(files[WEIGHTS_INDEX]).get("weight_map", {}).values())
+    shards = set(read_json(files[WEIGHTS_INDEX]).get("weight_map", {}).values())
     return sorted(shards - files.keys()) if shards else [WEIGHTS]
 
 
@@ -214,7 +215,7 @@ def _missing_code(files: dict[str, Path]) -> list[str]:
     """Names the code files that the configurations ask for, by name or through another one's imports."""
     wanted: list[str] = []
     for name in ("config.json", "preprocessor_config.json"):
-        auto_map = (_read_json(files[name]).get("auto_map") or {}) if name in files else {}
+        auto_map = (read_json(files[name]).get("auto_map") or {}) if name in files else {}
         for reference in auto_map.values():
             for dotted in reference if isinstance(reference, list) else [reference]:
                 # `owner/name--module.Class` is code that another repository holds.
@@ -225,16 +226,6 @@ def _missing_code(files: dict[str, Path]) -> list[str]:
             code = files[name].read_text(encoding="utf-8", errors="replace")
             wanted += [f for module in _RELATIVE_IMPORT.findall(code) if (f := f"{module}.py") not in wanted]
     return sorted(set(wanted) - files.keys())
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return content
 
 
 def _api(token: str | None) -> HfApi:

@@ -89,7 +89,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: expected a JSON file that training left ({error})") from None
+        raise UserError(f"{path} cannot be read as JSON: expected what training left there ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object: expected what training left there")
     return content
