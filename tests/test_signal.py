@@ -227,7 +227,7 @@ def test_noise_reduction_keeps_the_last_samples(stationary):
 
 
 def test_without_noisereduce_the_error_says_what_to_install(monkeypatch):
-    signal._noise_gate.cache_clear()
+    signal.noise_gate.cache_clear()
     monkeypatch.setitem(sys.modules, "noisereduce.torchgate", None)
     with pytest.raises(ImportError, match="pip install noisereduce"):
         reduce_noise(noise(1, 4096), RATE)

@@ -12,7 +12,10 @@ from transformers.utils import logging
 
 from .signal_kenya_birds import (
     high_pass,
+    hz_to_mel,
+    in_chunks,
     mel_spectrogram,
+    mel_to_hz,
     peak_normalize,
     power_spectrogram,
     power_to_db,
@@ -151,6 +154,11 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         """Samples of a clip."""
         return round(self.clip_s * self.sampling_rate)
 
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """Bands and frames of a clip's features."""
+        return len(self.band_frequencies_hz()), 1 + self.clip_samples // self.hop_length
+
     def __call__(
         self,
         raw_speech: np.ndarray | torch.Tensor | Sequence[float] | Sequence[np.ndarray] | Sequence[torch.Tensor],
@@ -196,7 +204,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature({"input_features": list(arrays)}, tensor_type=return_tensors)
 
     def extract(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Features of waveforms that are cut to length already.
+        """Features of waveforms that are cut to length already: the three stages below, one after the other.
 
         Args:
             waveform: Float, finite, shape `(batch, clip_samples)`.
@@ -204,10 +212,14 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             Shape `(batch, bands, frames)`, float32, on the same device.
         """
-        return self.spectral_features(self.clean(waveform))
+        return in_chunks(lambda chunk: self.to_level(self.band_power(self.clean(chunk))), waveform)
 
     def clean(self, waveform: torch.Tensor) -> torch.Tensor:
-        """The waveform stage: noise reduction, high-pass, pre-emphasis, peak normalisation; keeps the shape."""
+        """The waveform stage: noise reduction, high-pass, pre-emphasis, peak normalisation; keeps the shape.
+
+        Args:
+            waveform: Float, finite, shape `(batch, samples)`, of any length from 2048 samples on.
+        """
         if self.noise_reduction != "none":
             stationary = self.noise_reduction == "stationary"
             waveform = reduce_noise(waveform, self.sampling_rate, stationary, self.prop_decrease)
@@ -217,25 +229,41 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
             waveform = torchaudio.functional.preemphasis(waveform, self.pre_emphasis)
         return peak_normalize(waveform) if self.do_peak_normalize else waveform
 
-    def spectral_features(self, waveform: torch.Tensor) -> torch.Tensor:
-        """The feature stage: waveform `(batch, clip_samples)` to log power `(batch, bands, frames)`."""
+    def band_power(self, waveform: torch.Tensor) -> torch.Tensor:
+        """The spectral stage: clean waveform `(batch, samples)` to power `(batch, bands, frames)`."""
         if self.feature_type == "stft":
-            bin_hz = self.sampling_rate / self.n_fft
-            low, high = math.ceil(self.f_min_hz / bin_hz), int(self.f_max_hz // bin_hz)
-            power = power_spectrogram(waveform, self.n_fft, self.hop_length)[:, low : high + 1]
-        else:
-            spectrogram = mel_spectrogram if self.feature_type == "mel" else reassigned_spectrogram
-            power = spectrogram(
-                waveform,
-                sampling_rate=self.sampling_rate,
-                n_fft=self.n_fft,
-                hop_length=self.hop_length,
-                n_mels=self.n_mels,
-                f_min_hz=self.f_min_hz,
-                f_max_hz=self.f_max_hz,
-            )
+            low, high = self._stft_bins()
+            return power_spectrogram(waveform, self.n_fft, self.hop_length)[:, low : high + 1]
+        spectrogram = mel_spectrogram if self.feature_type == "mel" else reassigned_spectrogram
+        return spectrogram(
+            waveform,
+            sampling_rate=self.sampling_rate,
+            n_fft=self.n_fft,
+            hop_length=self.hop_length,
+            n_mels=self.n_mels,
+            f_min_hz=self.f_min_hz,
+            f_max_hz=self.f_max_hz,
+        )
+
+    def to_level(self, power: torch.Tensor) -> torch.Tensor:
+        """The last stage: power `(batch, bands, frames)` to dB, standardised if so asked."""
         features = power_to_db(power, self.top_db)
         return standardize(features) if self.do_standardize else features
+
+    def band_frequencies_hz(self) -> torch.Tensor:
+        """Centre frequency of each band of the features in Hz, shape `(bands,)`, float32."""
+        if self.feature_type == "stft":
+            low, high = self._stft_bins()
+            return torch.arange(low, high + 1) * (self.sampling_rate / self.n_fft)
+        low, high = hz_to_mel(torch.tensor([self.f_min_hz, self.f_max_hz])).tolist()
+        if self.feature_type == "mel":
+            return mel_to_hz(torch.linspace(low, high, self.n_mels + 2)[1:-1])
+        return mel_to_hz(low + (high - low) / self.n_mels * (torch.arange(self.n_mels) + 0.5))
+
+    def _stft_bins(self) -> tuple[int, int]:
+        """First and last bin of `stft` features."""
+        bin_hz = self.sampling_rate / self.n_fft
+        return math.ceil(self.f_min_hz / bin_hz), int(self.f_max_hz // bin_hz)
 
     def _batch(self, raw_speech: Any, device: str | torch.device | None) -> torch.Tensor:
         """The input as float32 of shape `(batch, clip_samples)` on the device."""

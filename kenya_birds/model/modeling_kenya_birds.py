@@ -133,13 +133,16 @@ def build_backbone(config: KenyaBirdsConfig, **kwargs: Any) -> Any:
         raise ValueError(f"backbone '{config.backbone}' has no stochastic depth: drop_path_rate must be 0") from None
 
 
-def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
+def classification_loss(
+    logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Loss of each clip, not reduced: cross-entropy, or binary cross-entropy of each class where multi-label.
 
     Args:
         logits: Shape `(batch, num_labels)`.
         labels: Class ids `(batch,)`, or zeros and ones `(batch, num_labels)`, -100 where it is not known which.
         problem_type: `"multi_label_classification"`, `"single_label_classification"` or None, which is single-label.
+        label_smoothing: Share of each target that is spread evenly, over all classes or over yes and no.
 
     Returns:
         Shape `(batch,)`, or `(batch, num_labels)` where multi-label; float32, 0 where the label is not known.
@@ -150,10 +153,11 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
     logits = logits.float()
     if problem_type == "multi_label_classification":
         known = labels != MASKED
-        losses = nn.functional.binary_cross_entropy_with_logits(logits, (labels * known).float(), reduction="none")
+        targets = (labels * known).float() * (1 - label_smoothing) + label_smoothing / 2
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return losses * known
     if problem_type in (None, "single_label_classification"):
-        return nn.functional.cross_entropy(logits, labels, reduction="none")
+        return nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     raise ValueError(
         f"problem_type is {problem_type!r}, expected 'single_label_classification' or 'multi_label_classification'"
     )

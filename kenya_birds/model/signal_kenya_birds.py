@@ -11,6 +11,11 @@ import torchaudio.functional
 # Clips whose peak is below this (-80 dBFS) count as silent and are not brought up to full scale.
 SILENCE_AMPLITUDE = 1e-4
 MIN_POWER = 1e-10
+# The noise gate looks at levels down to so far below each frequency's loudest frame.
+GATE_RANGE_DB = 40.0
+# Filters of neighbouring mel bands that are applied together, to the bins that they reach.
+BANDS_PER_GROUP = 32
+CLIPS_PER_CHUNK = 4
 
 
 def reduce_noise(
@@ -18,8 +23,9 @@ def reduce_noise(
 ) -> torch.Tensor:
     """Spectral gating by `noisereduce` (T. Sainburg, https://github.com/timsainb/noisereduce).
 
-    The result is that of its `TorchGate`, which decides what is noise. Its mask is smoothed here along one axis after
-    the other, which takes a quarter of the time on a CPU, and digital silence stays zero.
+    The settings are those of its `TorchGate` (see `noise_gate`) and so is the result. Its steps are taken here in
+    another order of memory and with a separable filter, which is several times as fast on a CPU, and digital silence
+    stays zero.
 
     Args:
         waveform: Shape `(batch, samples)`.
@@ -34,20 +40,42 @@ def reduce_noise(
     Raises:
         ImportError: If `noisereduce` is not installed.
     """
-    gate, amp_to_db = _noise_gate(sampling_rate, waveform.device)
+    gate = noise_gate(sampling_rate, waveform.device)
     window = hann_window(gate.n_fft, waveform.device)
-    spectrum = stft(waveform, window, gate.hop_length)  # (B, F, T)
+    # Frames before bins, (B, T, F): as the transform leaves them in memory.
+    spectrum = stft(waveform, window, gate.hop_length).transpose(1, 2)
     if stationary:
-        mask = gate._stationary_mask(amp_to_db(spectrum)).to(waveform)
+        level_db = 10 * torch.log10(_power(spectrum).clamp(min=torch.finfo(torch.float64).eps ** 2))
+        level_db = torch.maximum(level_db, level_db.amax(dim=1, keepdim=True) - GATE_RANGE_DB)
+        mean_db = level_db.mean(dim=1, keepdim=True)
+        deviation_db = (level_db - mean_db).square_().sum(dim=1, keepdim=True).div_(level_db.shape[1] - 1).sqrt_()
+        mask = (level_db > mean_db + gate.n_std_thresh_stationary * deviation_db).to(waveform)
     else:
         # Level over mean level is 0 / 0 within digital silence.
-        mask = gate._nonstationary_mask(spectrum.abs()).nan_to_num(0.0)
+        mask = gate._nonstationary_mask(spectrum.abs().transpose(1, 2)).transpose(1, 2).nan_to_num(0.0)
     kept = 1 - prop_decrease * (1 - mask)
-    kept = kept.unsqueeze(1)
-    for other_axis in (2, 3):
-        kept = torch.nn.functional.conv2d(kept, gate.smoothing_filter.sum(other_axis, keepdim=True), padding="same")
-    kept = kept.squeeze(1)
-    return torch.istft(spectrum * kept, gate.n_fft, gate.hop_length, window=window, length=waveform.shape[-1])
+    widths = [(taps + 1) // 2 for taps in gate.smoothing_filter.shape[2:]]
+    for axis, width in zip((2, 1), widths, strict=True):
+        kept = _smooth(kept, width, axis)
+    cleaned = (spectrum * kept).transpose(1, 2)
+    return torch.istft(cleaned, gate.n_fft, gate.hop_length, window=window, length=waveform.shape[-1])
+
+
+@lru_cache(maxsize=8)
+def noise_gate(sampling_rate: int, device: torch.device) -> Any:
+    """`noisereduce.torchgate.TorchGate` for this rate: the reference that `reduce_noise` equals, and its settings.
+
+    Raises:
+        ImportError: If `noisereduce` is not installed.
+    """
+    try:
+        from noisereduce.torchgate import TorchGate
+    except ImportError as error:
+        raise ImportError(
+            "This model's feature extractor reduces noise with noisereduce, which is not installed: "
+            "pip install noisereduce"
+        ) from error
+    return TorchGate(sr=sampling_rate).to(device)
 
 
 def high_pass(waveform: torch.Tensor, sampling_rate: int, cutoff_hz: float, order: int = 4) -> torch.Tensor:
@@ -114,8 +142,9 @@ def mel_spectrogram(
     f_max_hz: float,
 ) -> torch.Tensor:
     """Power in mel bands (Slaney's scale and area normalisation, as librosa's default), `(batch, n_mels, frames)`."""
-    bank = mel_filter_bank(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, waveform.device)
-    return bank @ power_spectrogram(waveform, n_fft, hop_length)
+    power = power_spectrogram(waveform, n_fft, hop_length)
+    groups = mel_filter_groups(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, waveform.device)
+    return torch.cat([filters @ power[:, first:last] for first, last, filters in groups], dim=1)
 
 
 def reassigned_spectrogram(
@@ -190,6 +219,19 @@ def hz_to_mel(frequency_hz: torch.Tensor) -> torch.Tensor:
     return torch.where(frequency_hz < 1000, frequency_hz * 3 / 200, logarithmic)
 
 
+def mel_to_hz(mel: torch.Tensor) -> torch.Tensor:
+    """The inverse of `hz_to_mel`."""
+    logarithmic = 1000 * torch.exp((mel.clamp(min=15.0) - 15) * (math.log(6.4) / 27))
+    return torch.where(mel < 15, mel * 200 / 3, logarithmic)
+
+
+def in_chunks(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+    """`function(batch)`, on a CPU a few clips at a time: their spectra stay in its cache, at a third of the time."""
+    if batch.device.type != "cpu":
+        return function(batch)
+    return torch.cat([function(chunk) for chunk in batch.split(CLIPS_PER_CHUNK)])
+
+
 @lru_cache(maxsize=32)
 def fast_fft_length(samples: int) -> int:
     """The least number from `samples` on that has no prime factor above 5: others make the FFT slow."""
@@ -226,19 +268,33 @@ def mel_filter_bank(
     return bank.T.contiguous().to(device)
 
 
+@lru_cache(maxsize=32)
+def mel_filter_groups(
+    sampling_rate: int, n_fft: int, n_mels: int, f_min_hz: float, f_max_hz: float, device: torch.device
+) -> list[tuple[int, int, torch.Tensor]]:
+    """`mel_filter_bank` without most of its zeros: first bin, bin after the last, and filters of groups of bands."""
+    bank = mel_filter_bank(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, torch.device("cpu"))
+    groups = []
+    for filters in bank.split(BANDS_PER_GROUP):
+        reached = filters.any(dim=0).nonzero().flatten().tolist() or [0]
+        first, last = reached[0], reached[-1] + 1
+        groups.append((first, last, filters[:, first:last].contiguous().to(device)))
+    return groups
+
+
 def _power(spectrum: torch.Tensor) -> torch.Tensor:
     # A third of the time of abs().square(): no square root.
     return spectrum.real.square() + spectrum.imag.square()
 
 
-@lru_cache(maxsize=8)
-def _noise_gate(sampling_rate: int, device: torch.device) -> tuple[Any, Callable[[torch.Tensor], torch.Tensor]]:
-    try:
-        from noisereduce.torchgate import TorchGate
-        from noisereduce.torchgate.utils import amp_to_db
-    except ImportError as error:
-        raise ImportError(
-            "This model's feature extractor reduces noise with noisereduce, which is not installed: "
-            "pip install noisereduce"
-        ) from error
-    return TorchGate(sr=sampling_rate).to(device), amp_to_db
+def _smooth(values: torch.Tensor, width: int, axis: int) -> torch.Tensor:
+    """Moving average with a triangle of `2 * width - 1` taps, zeros past the ends: one with a box, twice."""
+    padding = [0, 0] * (values.ndim - 1 - axis) + [width - 1, width - 1]
+    values = torch.nn.functional.pad(values, padding)
+    for _ in range(2):
+        length = values.shape[axis] - width + 1
+        total = values.narrow(axis, 0, length).clone()
+        for offset in range(1, width):
+            total += values.narrow(axis, offset, length)
+        values = total
+    return values / width**2
