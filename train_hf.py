@@ -23,6 +23,7 @@ from kenya_birds.training.arguments import (
     ModelArguments,
     find_checkpoint,
 )
+from kenya_birds.training.augmentation import AugmentationArguments
 from kenya_birds.training.starting_points import initialize_backbone
 from kenya_birds.training.summary import METRICS_FILE, SPLITS_FILE, SUMMARY_FILE, training_summary, write_json
 from kenya_birds.training.trainer import KenyaBirdsTrainer
@@ -41,8 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         UserError: If an argument or the archive cannot be used.
     """
-    parser = HfArgumentParser((DataArguments, ModelArguments, FeatureArguments, KenyaBirdsTrainingArguments))
-    data_args, model_args, feature_args, args = parser.parse_args_into_dataclasses(arguments)
+    parser = HfArgumentParser(
+        (DataArguments, ModelArguments, FeatureArguments, AugmentationArguments, KenyaBirdsTrainingArguments)
+    )
+    data_args, model_args, feature_args, augmentation_args, args = parser.parse_args_into_dataclasses(arguments)
     show_log(logging.INFO if args.should_log else logging.ERROR)
     set_seed(args.seed)
 
@@ -85,7 +88,9 @@ def main(arguments: list[str] | None = None) -> None:
         recordings = (builder.splits["split"] == split).sum()
         logger.info("%s: %d clips of %d recordings", split, len(clips[split]), recordings)
 
-    trainer = KenyaBirdsTrainer(model, args, extractor, clips["train"], clips["validation"])
+    trainer = KenyaBirdsTrainer(
+        model, args, extractor, clips["train"], clips["validation"], augmentation=augmentation_args
+    )
     summary = training_summary(builder, clips, args, model_args.init_from)
     if trainer.is_world_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)

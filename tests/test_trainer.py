@@ -10,14 +10,15 @@ from kenya_birds.data.audio import decode_wav
 from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification, classification_loss
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
-from kenya_birds.training.trainer import ClipCollator, KenyaBirdsTrainer
+from kenya_birds.training.augmentation import AugmentationArguments
+from kenya_birds.training.trainer import KenyaBirdsTrainer
 
 
 @pytest.fixture
 def make_trainer(clips, tmp_path):
-    def make(problem_type="single_label_classification", **settings):
+    def make(problem_type="single_label_classification", augmentation=None, **settings):
         torch.manual_seed(0)
         names = clips["train"].features["label"].names
         config = KenyaBirdsConfig(backbone="test_convnext", num_labels=len(names), problem_type=problem_type)
@@ -30,92 +31,91 @@ def make_trainer(clips, tmp_path):
             KenyaBirdsFeatureExtractor(noise_reduction="none"),
             clips["train"],
             clips["validation"],
+            augmentation=augmentation,
         )
 
     return make
 
 
-def test_a_batch_is_int16_and_holds_the_clips_samples(clips):
-    rows = [clips["train"][index] for index in (0, 3)]
-    batch = ClipCollator(num_labels=9, multi_label=False)(rows)
-    assert batch["waveform"].dtype == torch.int16
-    assert batch["labels"].tolist() == [row["label"] for row in rows]
-    for waveform, row in zip(batch["waveform"], rows, strict=True):
-        np.testing.assert_array_equal(waveform, decode_wav(row["audio"]["bytes"]))
+def training_batch(trainer):
+    return next(iter(trainer.get_train_dataloader()))
 
 
-def test_a_multi_label_batch_has_a_one_for_every_species_in_the_clip(clips):
-    rows = [clips["train"][index] for index in range(5)]
-    labels = ClipCollator(num_labels=9, multi_label=True)(rows)["labels"]
-    assert labels.shape == (5, 9)
-    for target, row in zip(labels, rows, strict=True):
-        assert target.nonzero().flatten().tolist() == row["labels"]
-
-
-def test_an_unknown_bird_masks_what_it_could_be(clips):
-    row = {**clips["train"][0], "labels": [1], "unknown": True}
-    labels = ClipCollator(num_labels=3, multi_label=True)([row])["labels"]
-    assert labels.tolist() == [[-100, 1, -100]]
-    logits = torch.tensor([[5.0, 0.0, -5.0]])
-    losses = classification_loss(logits, labels, "multi_label_classification")
-    assert losses.tolist() == [[0, pytest.approx(np.log(2)), 0]]
-
-
-def test_training_shifts_its_window_within_the_context_and_evaluation_does_not(make_trainer, small_archive, tmp_path):
-    from kenya_birds.data.dataset import load_clips
-
-    wide = load_clips(small_archive, cache_dir=tmp_path, min_annotations=8, context_s=0.5)
+def test_the_trainers_own_state_reaches_no_batch(make_trainer):
     trainer = make_trainer()
-    rows = [{**wide["train"][index], "clip": index} for index in range(8)]
-    plain = [trainer.train_dataset[index] for index in range(8)]
-    trainer.model.eval()
-    expected = trainer._prepare_inputs(trainer.data_collator(plain))["input_features"]
-    torch.testing.assert_close(trainer._prepare_inputs(trainer.data_collator(rows))["input_features"], expected)
-    trainer.model.train()
-    shifted = trainer._prepare_inputs(trainer.data_collator(rows))["input_features"]
-    assert shifted.shape == expected.shape
-    assert not torch.allclose(shifted, expected)
-    again = trainer._prepare_inputs(trainer.data_collator(rows[4:]))["input_features"]
-    torch.testing.assert_close(shifted[4:], again)
+    inputs = trainer._prepare_inputs(training_batch(trainer))
+    assert set(inputs) == {"input_features", "labels"}
+    assert inputs["input_features"].shape == (8, 128, 188)
+
+
+def test_evaluation_is_never_augmented(make_trainer, clips):
+    trainer = make_trainer(augmentation=AugmentationArguments(mask_probability=1.0, noise_probability=1.0))
+    rows = clips["validation"][:4]["audio"]
+    waveforms = [decode_wav(audio["bytes"]).astype(np.float32) / 32768 for audio in rows]
+    expected = trainer.processing_class(waveforms, sampling_rate=32_000, return_tensors="pt")["input_features"]
+    for dataloader in (trainer.get_eval_dataloader(), trainer.get_test_dataloader(clips["validation"])):
+        batch = next(iter(dataloader))
+        torch.testing.assert_close(trainer._prepare_inputs(batch)["input_features"][:4], expected)
+
+
+def test_clips_kept_on_the_device_are_the_same(make_trainer):
+    everything = AugmentationArguments(mixup_probability=0.5)
+    features = []
+    for place in ("no", "yes"):
+        trainer = make_trainer(augmentation=everything, clips_on_device=place)
+        assert (trainer.train_dataset.resident is not None) == (place == "yes")
+        features.append(trainer._prepare_inputs(training_batch(trainer))["input_features"])
+    assert torch.equal(*features)
+
+
+def test_background_without_windows_is_refused(make_trainer):
+    with pytest.raises(UserError, match="no window of the training recordings is free of calls"):
+        make_trainer(augmentation=AugmentationArguments(background_probability=0.5))
+
+
+def test_the_loss_of_mixed_clips_is_mixed(make_trainer):
+    trainer = make_trainer(augmentation=AugmentationArguments(mixup_probability=1.0), label_smoothing_factor=0.1)
+    batch = training_batch(trainer)
+    share = batch["amounts"]["mixup"]
+    labels, others = batch["labels"], batch["partner_labels"]
+    inputs = trainer._prepare_inputs(batch)
+    model = trainer.model.train()
+    loss = trainer.compute_loss(model, dict(inputs)).item()
+    logits = model(inputs["input_features"]).logits
+    target = 0.9 * torch.nn.functional.one_hot(torch.stack([labels, others]), model.config.num_labels) + 0.1 / 5
+    by_clip = -(target * logits.log_softmax(dim=-1)).sum(dim=-1) * trainer.class_weights[torch.stack([labels, others])]
+    assert loss == pytest.approx(((1 - share) * by_clip[0] + share * by_clip[1]).mean().item(), rel=1e-4)
 
 
 def test_the_loss_is_weighted_cross_entropy_over_the_number_of_clips(make_trainer):
     trainer = make_trainer(loss_weight_power=1.0)
-    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(6)])
+    batch = training_batch(trainer)
     labels = batch["labels"].clone()
     inputs = trainer._prepare_inputs(batch)
     model = trainer.model.eval()
     with torch.no_grad():
         loss = trainer.compute_loss(model, dict(inputs)).item()
         probability = model(inputs["input_features"]).logits.softmax(dim=-1)
-    n = np.bincount(trainer.train_dataset["label"], minlength=model.config.num_labels)
+    n = np.bincount(trainer.train_dataset.targets, minlength=model.config.num_labels)
     weight = (1 / n) * n.sum() / np.count_nonzero(n)
     by_hand = [-weight[label] * np.log(probability[clip, label].item()) for clip, label in enumerate(labels.tolist())]
     assert loss == pytest.approx(np.mean(by_hand), rel=1e-5)
 
 
-def test_features_are_those_of_the_extractor_that_is_saved(make_trainer):
-    trainer = make_trainer()
-    rows = [trainer.eval_dataset[index] for index in range(3)]
-    features = trainer._prepare_inputs(trainer.data_collator(rows))["input_features"]
-    waveforms = [decode_wav(row["audio"]["bytes"]).astype(np.float32) / 32768 for row in rows]
-    expected = trainer.processing_class(waveforms, sampling_rate=32_000, return_tensors="pt")["input_features"]
-    torch.testing.assert_close(features, expected)
-
-
 def test_the_sampler_is_weighted_only_when_asked(make_trainer):
     assert make_trainer()._get_train_sampler().weights is None
     trainer = make_trainer(sampler_weight_power=1.0, loss_weight_power=0.0)
-    labels = np.asarray(trainer.train_dataset["label"])
+    labels = trainer.train_dataset.targets
     # Inverse frequency: every class is as likely as any other.
-    totals = np.bincount(labels, weights=trainer._get_train_sampler().weights.numpy())
+    totals = np.bincount(labels, weights=trainer._get_train_sampler().weights)
     np.testing.assert_allclose(totals, totals[0])
 
 
 def test_an_epoch_is_the_same_however_many_batches_make_a_step(make_trainer):
     one, four = make_trainer(), make_trainer(gradient_accumulation_steps=4)
     four.args.per_device_train_batch_size = 2
-    assert list(one._get_train_sampler()) == list(four._get_train_sampler())
+    draws = [[draw.clip for draw in trainer._get_train_sampler()] for trainer in (one, four)]
+    assert draws[0] == draws[1]
 
 
 def test_full_weights_in_both_loss_and_sampler_are_warned_about(make_trainer, caplog):
@@ -128,7 +128,7 @@ def test_negative_powers_are_refused(make_trainer):
         make_trainer(loss_weight_power=-1)
 
 
-REFERENCE = {"sampler_weight_power": 0.3}
+REFERENCE = {"sampler_weight_power": 0.3, "mixup_probability": 0.5}
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,9 @@ def test_negative_power_and_no_clips_are_refused():
 def drawn(epoch=0, **settings):
     sampler = ClipSampler(**{"clips": 1000, "clips_per_step": 8, "seed": 1, **settings})
     sampler.set_epoch(epoch)
-    clips = list(sampler)
-    assert len(clips) == len(sampler)
-    return clips
+    draws = list(sampler)
+    assert len(draws) == len(sampler)
+    return [draw.clip for draw in draws]
 
 
 def test_without_weights_each_clip_is_drawn_once():
@@ -81,3 +81,15 @@ def test_a_draw_depends_on_seed_and_epoch_alone(weights):
     assert drawn(weights=weights, seed=1, epoch=4) == drawn(weights=weights, seed=1, epoch=4)
     different = [drawn(weights=weights, seed=seed, epoch=epoch) for seed, epoch in ((1, 4), (1, 5), (2, 4))]
     assert all(a != b for a, b in itertools.combinations(different, 2))
+
+
+def test_partners_and_chance_come_with_each_clip_and_are_independent_of_it():
+    sampler = ClipSampler(4000, 8, seed=1, numbers=3)
+    draws, again = list(sampler), list(sampler)
+    clip, partner = (np.array([getattr(draw, name) for draw in draws]) for name in ("clip", "partner"))
+    assert abs(np.corrcoef(clip, partner)[0, 1]) < 0.05
+    chance = np.stack([draw.chance for draw in draws])
+    assert chance.shape == (4000, 3)
+    np.testing.assert_allclose(np.histogram(chance, bins=10, range=(0, 1))[0], 1200, rtol=0.15)
+    assert abs(np.corrcoef(chance.T) - np.eye(3)).max() < 0.06
+    np.testing.assert_array_equal(chance, np.stack([draw.chance for draw in again]))

@@ -1,4 +1,4 @@
-"""What `train_hf.py` can be told, in four groups that `HfArgumentParser` turns into flags."""
+"""What `train_hf.py` can be told, in groups that `HfArgumentParser` turns into flags."""
 
 import json
 import os
@@ -22,7 +22,7 @@ class DataArguments:
         default=DEFAULT_MIN_ANNOTATIONS, metadata={"help": "Species with fewer annotations are dropped."}
     )
     context_s: float = field(
-        default=0.0,
+        default=0.9,
         metadata={"help": "Sound kept on each side of a clip (s): training shifts its window by up to so much."},
     )
     edge_tolerance_s: float = field(
@@ -95,6 +95,13 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
     sampler_weight_power: float = field(
         default=0.0, metadata={"help": "Clips are drawn in proportion to n^-power of their class; 0 draws each once."}
     )
+    clips_on_device: str = field(
+        default="auto",
+        metadata={
+            "help": "Keep all training clips on the device: 'auto' does on a GPU if a quarter of it is enough.",
+            "choices": ["auto", "yes", "no"],
+        },
+    )
     early_stopping_patience: int = field(
         default=10, metadata={"help": "Stop after this many epochs without a better macro F1; 0 never stops early."}
     )
@@ -122,6 +129,11 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; by default with a GPU."}
+    )
+    # The next batch is moved while the device works on this one.
+    accelerator_config: dict | str | None = field(
+        default_factory=lambda: {"non_blocking": torch.cuda.is_available()},
+        metadata={"help": "accelerate's configuration (JSON)."},
     )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
 

@@ -1,14 +1,15 @@
-"""The trainer: features on the device, weighted loss, weighted sampling."""
+"""The trainer: augmentation and features on the device, weighted loss, weighted sampling."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 
-from kenya_birds.data.audio import decode_wav
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import classification_metrics
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -18,51 +19,20 @@ from kenya_birds.model.modeling_kenya_birds import (
     classification_loss,
 )
 from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
-from kenya_birds.training.augmentation import crop, uniform_per_clip
+from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments
+from kenya_birds.training.batches import FeatureClips, TrainingClips, rows_of
+from kenya_birds.training.preparation import clean_clips, extract_features
 from kenya_birds.training.weighting import ClipSampler, power_weights
 
 logger = logging.getLogger(__name__)
 
 
-class ClipCollator:
-    """Stacks rows of `load_clips` into a batch.
-
-    Args:
-        num_labels: Number of classes.
-        multi_label: Whether the target is every species in the clip, rather than the annotated one.
-    """
-
-    def __init__(self, num_labels: int, multi_label: bool) -> None:
-        self.num_labels = num_labels
-        self.multi_label = multi_label
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Collates.
-
-        Returns:
-            `waveform`: int16 of shape `(batch, samples)`. `labels`: class ids of shape `(batch,)`, or zeros and ones
-            of shape `(batch, num_labels)`, with -100 instead of zero where an unknown bird may be that class. `clip`:
-            index of each clip in its split, where the rows have one.
-        """
-        batch = {"waveform": torch.from_numpy(np.stack([decode_wav(row["audio"]["bytes"]) for row in rows]))}
-        if "clip" in rows[0]:
-            batch["clip"] = torch.tensor([row["clip"] for row in rows])
-        if self.multi_label:
-            batch["labels"] = torch.zeros(len(rows), self.num_labels)
-            for target, row in zip(batch["labels"], rows, strict=True):
-                if row["unknown"]:
-                    target[:] = MASKED
-                target[row["labels"]] = 1.0
-        else:
-            batch["labels"] = torch.tensor([row["label"] for row in rows])
-        return batch
-
-
 class KenyaBirdsTrainer(Trainer):
     """Trains a bird classifier on clips of `load_clips`.
 
-    Waveforms reach the device as int16 and become features there, by the same feature extractor that is saved with the
-    model. Where clips are stored with context, training cuts its window at random and evaluation in the middle.
+    The waveform stage of the feature extractor is applied once to the training clips and kept in the cache of
+    `datasets`, and so are the features of the clips to evaluate on. Training batches reach the device as int16 and are
+    augmented and become features there. Evaluation is never augmented.
 
     The loss weighs classes by `args.loss_weight_power` and is divided by the number of clips (known elements, where
     multi-label) of the whole step, over all processes and accumulated batches: how a batch is spread does not matter.
@@ -73,9 +43,12 @@ class KenyaBirdsTrainer(Trainer):
         feature_extractor: The front end, saved with every checkpoint.
         train_dataset: Training clips.
         eval_dataset: Validation clips.
+        augmentation: What chance changes in training clips; by default nothing.
+        background: Windows without a call, as long as a clip; needed where `augmentation.background_probability` is
+            above 0.
 
     Raises:
-        UserError: If one process would drive several GPUs.
+        UserError: If one process would drive several GPUs, or background is asked for and there is none.
     """
 
     def __init__(
@@ -85,6 +58,8 @@ class KenyaBirdsTrainer(Trainer):
         feature_extractor: KenyaBirdsFeatureExtractor,
         train_dataset: Dataset,
         eval_dataset: Dataset,
+        augmentation: AugmentationArguments | None = None,
+        background: Dataset | None = None,
     ) -> None:
         if args.n_gpu > 1:
             raise UserError(
@@ -96,7 +71,7 @@ class KenyaBirdsTrainer(Trainer):
         self.labels_per_clip = [labels if self.multi_label else [label] for labels, label in _targets(train_dataset)]
         self.class_counts = np.bincount(np.concatenate(self.labels_per_clip), minlength=num_labels)
         self.class_weights = torch.tensor(
-            power_weights(self.class_counts, args.loss_weight_power), dtype=torch.float32
+            power_weights(self.class_counts, args.loss_weight_power), dtype=torch.float32, device=args.device
         )
         if args.loss_weight_power + args.sampler_weight_power > 1:
             logger.warning(
@@ -106,12 +81,26 @@ class KenyaBirdsTrainer(Trainer):
                 args.sampler_weight_power,
             )
         patience = args.early_stopping_patience
+        self._feature_clips = partial(
+            _feature_clips, extractor=feature_extractor, args=args, num_labels=num_labels, multi_label=self.multi_label
+        )
+        augmentation = augmentation or AugmentationArguments.none()
+        with args.main_process_first(desc="preparing clips"):
+            clean = clean_clips(train_dataset, feature_extractor, args.device)
+            windows = _background(augmentation, background, feature_extractor, args.device)
+        self.augmentation = Augmentation(
+            augmentation, feature_extractor, torch.Generator().manual_seed(args.seed), windows, args.device
+        )
+        training_clips = TrainingClips(clean, self.augmentation, num_labels, self.multi_label)
+        if args.clips_on_device == "yes" or (args.clips_on_device == "auto" and _fit(training_clips, args.device)):
+            training_clips.move_to(args.device)
+            logger.info("%.1f GB of training clips are kept on the device", training_clips.nbytes / 1e9)
         super().__init__(
             model=model,
             args=args,
-            data_collator=ClipCollator(num_labels, self.multi_label),
-            train_dataset=train_dataset.add_column("clip", np.arange(len(train_dataset))),
-            eval_dataset=eval_dataset,
+            data_collator=_as_it_is,
+            train_dataset=training_clips,
+            eval_dataset=self._feature_clips(eval_dataset),
             processing_class=feature_extractor,
             compute_metrics=self._metrics,
             callbacks=[EarlyStoppingCallback(patience)] if patience and args.load_best_model_at_end else None,
@@ -119,16 +108,25 @@ class KenyaBirdsTrainer(Trainer):
         # The loss below divides by the number of items in the whole step: let Trainer count them, and not scale again.
         self.model_accepts_loss_kwargs = True
 
+    def get_eval_dataloader(self, eval_dataset: Dataset | FeatureClips | None = None) -> DataLoader:
+        """Loads clips of `load_clips`, by default the validation clips."""
+        return super().get_eval_dataloader(None if eval_dataset is None else self._feature_clips(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Dataset | FeatureClips) -> DataLoader:
+        """Loads clips of `load_clips`."""
+        return super().get_test_dataloader(self._feature_clips(test_dataset))
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = dict(super()._prepare_inputs(inputs))
-        waveform, clip = inputs.pop("waveform"), inputs.pop("clip", None)
-        if self.model.training and waveform.shape[1] > self.processing_class.clip_samples:
-            position = uniform_per_clip(self.args.seed, self.state.global_step, clip.tolist())[:, 0]
-            waveform = crop(waveform, self.processing_class.clip_samples, position)
-        features = self.processing_class(
-            waveform, sampling_rate=self.processing_class.sampling_rate, return_tensors="pt", device=waveform.device
-        )
-        return {**inputs, **features}
+        inputs = super()._prepare_inputs(inputs)
+        if "sound" not in inputs:
+            return inputs
+        amounts = inputs["amounts"]
+        with torch.no_grad():
+            features = self.augmentation(self.train_dataset.waveform(inputs), amounts)
+        prepared = {"input_features": features, "labels": inputs["labels"]}
+        if "partner_labels" in inputs:
+            prepared["mixed_in"] = (inputs["partner_labels"], amounts["mixup"])
+        return prepared
 
     def compute_loss(
         self,
@@ -139,8 +137,14 @@ class KenyaBirdsTrainer(Trainer):
     ) -> Any:
         """Weighted loss, summed over this batch and divided by the items of the whole step."""
         labels = inputs.pop("labels")
+        mixed_in = inputs.pop("mixed_in", None)
         outputs = model(**inputs)
-        loss = self._weighted_losses(outputs.logits, labels).sum()
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        losses = self._weighted_losses(outputs.logits, labels, smoothing)
+        if mixed_in is not None:
+            others, share = mixed_in
+            losses = torch.lerp(losses, self._weighted_losses(outputs.logits, others, smoothing), share)
+        loss = losses.sum()
         if num_items_in_batch is None:
             loss = loss / (labels != MASKED).sum()
         else:
@@ -164,8 +168,10 @@ class KenyaBirdsTrainer(Trainer):
         loss = (losses.sum() / (labels != MASKED).sum()).item()
         return {"loss": loss, **classification_metrics(logits, labels, multi_label=self.multi_label)}
 
-    def _weighted_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        losses = classification_loss(logits, labels, self.model.config.problem_type)
+    def _weighted_losses(
+        self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
+        losses = classification_loss(logits, labels, self.model.config.problem_type, label_smoothing)
         weights = self.class_weights.to(losses.device)
         return losses * (weights if self.multi_label else weights[labels])
 
@@ -180,6 +186,7 @@ class KenyaBirdsTrainer(Trainer):
             self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             weights=weights,
+            numbers=len(DRAWS),
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -190,3 +197,44 @@ class KenyaBirdsTrainer(Trainer):
 def _targets(dataset: Dataset) -> list[tuple[list[int], int]]:
     columns = dataset.select_columns(["labels", "label"])
     return list(zip(columns["labels"], columns["label"], strict=True))
+
+
+def _feature_clips(
+    clips: Dataset | FeatureClips,
+    extractor: KenyaBirdsFeatureExtractor,
+    args: KenyaBirdsTrainingArguments,
+    num_labels: int,
+    multi_label: bool,
+) -> FeatureClips:
+    if isinstance(clips, FeatureClips):
+        return clips
+    with args.main_process_first(desc="computing features"):
+        features = extract_features(clips, extractor, args.device)
+    return FeatureClips(features, extractor.feature_shape, num_labels, multi_label)
+
+
+def _background(
+    augmentation: AugmentationArguments,
+    background: Dataset | None,
+    extractor: KenyaBirdsFeatureExtractor,
+    device: torch.device,
+) -> torch.Tensor | None:
+    """Clean windows without a call, int16 of any level (it is set when they are added), if they are asked for."""
+    if not augmentation.background_probability:
+        return None
+    if not background:
+        raise UserError(
+            "background_probability is above 0 and no window of the training recordings is free of calls: choose 0"
+        )
+    clean = clean_clips(background, extractor, device)
+    return torch.from_numpy(np.stack(rows_of(clean, "waveform"))).to(device)
+
+
+def _fit(clips: TrainingClips, device: torch.device) -> bool:
+    """Whether the clips take at most a quarter of the memory that is free on the device, which is not the CPU."""
+    return device.type == "cuda" and 4 * clips.nbytes <= torch.cuda.mem_get_info(device)[0]
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """The data sets above return whole batches."""
+    return batch

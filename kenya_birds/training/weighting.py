@@ -1,9 +1,9 @@
 """Weights against imbalance: n^-power, for the loss and for the sampler."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch.utils.data import Sampler
 
 
@@ -32,7 +32,21 @@ def power_weights(counts: Sequence[int] | np.ndarray, power: float) -> np.ndarra
     return weights * numbers.sum() / (weights * numbers).sum()
 
 
-class ClipSampler(Sampler[int]):
+class ClipDraw(NamedTuple):
+    """What a place in an epoch holds.
+
+    Attributes:
+        clip: Index of the clip.
+        partner: Index of the clip that may be mixed into it.
+        chance: Uniform numbers in [0, 1) for all that is left to chance.
+    """
+
+    clip: int
+    partner: int
+    chance: np.ndarray
+
+
+class ClipSampler(Sampler[ClipDraw]):
     """Draws an epoch of clips: each once in random order, or with replacement in proportion to weights.
 
     The draw depends on the seed and the epoch alone, so that every process draws the same and a resumed run goes on
@@ -44,16 +58,23 @@ class ClipSampler(Sampler[int]):
         clips_per_step: Clips of one optimiser step, over all processes and accumulated batches.
         seed: Seed of the draws.
         weights: One per clip, not all zero; by default each clip is drawn once.
+        numbers: How many random numbers come with each clip.
     """
 
     def __init__(
-        self, clips: int, clips_per_step: int, seed: int, weights: Sequence[float] | np.ndarray | None = None
+        self,
+        clips: int,
+        clips_per_step: int,
+        seed: int,
+        weights: Sequence[float] | np.ndarray | None = None,
+        numbers: int = 0,
     ) -> None:
         self.clips = clips
         self.length = clips - clips % clips_per_step if clips >= clips_per_step else clips
         self.seed = seed
         self.epoch = 0
-        self.weights = None if weights is None else torch.as_tensor(np.asarray(weights), dtype=torch.float64)
+        self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)
+        self.numbers = numbers
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch's draw; called by the trainer."""
@@ -62,12 +83,14 @@ class ClipSampler(Sampler[int]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[ClipDraw]:
         # Not seed + epoch: runs with seeds next to each other would share their draws.
-        seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(seed)
+        generator = np.random.default_rng([self.seed, self.epoch])
+        drawn, partners = self._draw(generator), self._draw(generator)
+        chance = generator.random((self.length, self.numbers))
+        yield from map(ClipDraw, drawn.tolist(), partners.tolist(), chance)
+
+    def _draw(self, generator: np.random.Generator) -> np.ndarray:
         if self.weights is None:
-            drawn = torch.randperm(self.clips, generator=generator)[: self.length]
-        else:
-            drawn = torch.multinomial(self.weights, self.length, replacement=True, generator=generator)
-        yield from drawn.tolist()
+            return generator.permutation(self.clips)[: self.length]
+        return generator.choice(self.clips, self.length, p=self.weights / self.weights.sum())

@@ -1,0 +1,183 @@
+"""Batches of prepared clips, read straight from their Arrow files."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from kenya_birds.model.modeling_kenya_birds import MASKED
+from kenya_birds.training.augmentation import Augmentation
+from kenya_birds.training.transforms import mix
+from kenya_birds.training.weighting import ClipDraw
+
+
+class FeatureClips(torch.utils.data.Dataset):
+    """Clips to evaluate on, by the batch.
+
+    Args:
+        clips: What `extract_features` returns.
+        feature_shape: Bands and frames.
+        num_labels: Number of classes.
+        multi_label: Whether the target is every species in the clip, rather than the annotated one.
+    """
+
+    def __init__(self, clips: Dataset, feature_shape: tuple[int, int], num_labels: int, multi_label: bool) -> None:
+        self.features = [row.reshape(feature_shape) for row in rows_of(clips, "input_features")]
+        self.targets = clip_targets(clips, num_labels, multi_label)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """A batch: `input_features` of shape `(batch, bands, frames)`, and `labels` (see `clip_targets`)."""
+        features = np.stack([self.features[index] for index in indices])
+        return {"input_features": torch.from_numpy(features), "labels": self.targets[list(indices)]}
+
+
+class TrainingClips(torch.utils.data.Dataset):
+    """Clips to train on, by the batch, with what chance has in store for them.
+
+    Args:
+        clips: What `clean_clips` returns.
+        augmentation: Turns a clip's random numbers into amounts.
+        num_labels: Number of classes.
+        multi_label: Whether the target is every species in the clip, rather than the annotated one.
+    """
+
+    def __init__(self, clips: Dataset, augmentation: Augmentation, num_labels: int, multi_label: bool) -> None:
+        self.augmentation = augmentation
+        self.clip_samples = augmentation.extractor.clip_samples
+        self.multi_label = multi_label
+        self.targets = clip_targets(clips, num_labels, multi_label)
+        self.scale = torch.tensor(clips["scale"])
+        self.waveforms = rows_of(clips, "waveform")
+        self.resident: torch.Tensor | None = None
+        self.context = (len(self.waveforms[0]) - self.clip_samples) // 2
+        self.calls = _Calls(clips, augmentation.extractor.clip_s) if multi_label and self.context else None
+
+    def __len__(self) -> int:
+        return len(self.waveforms)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all waveforms in bytes."""
+        return len(self) * self.waveforms[0].nbytes
+
+    def move_to(self, device: torch.device) -> None:
+        """Keeps all waveforms on the device from now on: batches only name them."""
+        self.resident = torch.from_numpy(np.stack(self.waveforms)).to(device)
+
+    def __getitems__(self, draws: Sequence[ClipDraw]) -> dict[str, Any]:
+        """A batch.
+
+        Returns:
+            `sound` for `waveform`, `amounts` (see `Augmentation.amounts`) and `labels` (see `clip_targets`); with
+            mixup also `partner`, the sound of what is mixed into the rows `amounts["mixed"]`, and where single-label
+            `partner_labels`, of all rows.
+        """
+        clip = np.array([draw.clip for draw in draws])
+        amounts = self.augmentation.amounts(np.stack([draw.chance for draw in draws]))
+        # Where there is context, only real sound is shifted in; without, what leaves at one end returns at the other.
+        shift = np.zeros(len(clip), dtype=np.int64)
+        if "shift" in amounts:
+            shift = np.rint(amounts.pop("shift").numpy() * self.clip_samples).astype(np.int64)
+            if self.context:
+                shift = shift.clip(-self.context, self.context)
+        labels = self.targets[clip]
+        if self.calls is not None:
+            shift_s = shift / self.augmentation.extractor.sampling_rate
+            labels = torch.stack([self.calls.shifted(*row) for row in zip(labels, clip, shift_s, strict=True)])
+        batch: dict[str, Any] = {"sound": self._sound(clip, shift), "amounts": amounts, "labels": labels}
+        if "mixed" in amounts:
+            partner = np.array([draw.partner for draw in draws])
+            mixed = amounts["mixed"].numpy()
+            batch["partner"] = self._sound(partner[mixed], np.zeros(len(mixed), dtype=np.int64))
+            others = self.targets[partner]
+            if self.multi_label:
+                either = torch.where((labels == 1) | (others == 1), 1.0, torch.minimum(labels, others))
+                labels[mixed] = either[mixed]
+            else:
+                batch["partner_labels"] = others
+        return batch
+
+    def waveform(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The clean waveforms of a batch, mixed, float32 of shape `(batch, samples)`, on the device it is on."""
+        waveform = self._waveform(batch["sound"])
+        if "partner" in batch and len(batch["amounts"]["mixed"]):
+            mixed = batch["amounts"]["mixed"]
+            share = batch["amounts"]["mixup"][mixed]
+            waveform[mixed] = mix(waveform[mixed], self._waveform(batch["partner"]), share)
+        return waveform
+
+    def _sound(self, clip: np.ndarray, shift: np.ndarray) -> dict[str, torch.Tensor]:
+        start = (self.context + shift) % len(self.waveforms[0])
+        if self.resident is not None:
+            return {"scale": self.scale[clip], "clip": torch.from_numpy(clip), "start": torch.from_numpy(start)}
+        samples = np.empty((len(clip), self.clip_samples), dtype=np.int16)
+        for row, index, first in zip(samples, clip, start, strict=True):
+            stored = self.waveforms[index]
+            until_end = min(len(stored) - first, len(row))
+            row[:until_end] = stored[first : first + until_end]
+            row[until_end:] = stored[: len(row) - until_end]
+        return {"scale": self.scale[clip], "waveform": torch.from_numpy(samples)}
+
+    def _waveform(self, sound: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.resident is None:
+            samples = sound["waveform"]
+        else:
+            place = torch.arange(self.clip_samples, device=self.resident.device)
+            place = (sound["start"][:, None] + place) % self.resident.shape[1]
+            samples = self.resident[sound["clip"][:, None], place]
+        return samples * sound["scale"][:, None]
+
+
+def clip_targets(clips: Dataset, num_labels: int, multi_label: bool) -> torch.Tensor:
+    """What is to be learned of each clip.
+
+    Returns:
+        Class ids of shape `(clips,)`, or zeros and ones of shape `(clips, num_labels)`, with -100 instead of zero
+        where an unknown bird may be that class.
+    """
+    if not multi_label:
+        return torch.tensor(clips["label"])
+    targets = torch.zeros(len(clips), num_labels)
+    for target, labels, unknown in zip(targets, clips["labels"], clips["unknown"], strict=True):
+        if unknown:
+            target[:] = MASKED
+        target[labels] = 1.0
+    return targets
+
+
+class _Calls:
+    """The annotated calls round each clip, to know which are in its window when that is shifted."""
+
+    def __init__(self, clips: Dataset, clip_s: float) -> None:
+        self.clip_s = clip_s
+        columns = (np.asarray(clips[name]) for name in ("recording", "start_s", "center_s", "label"))
+        recording, self.start_s, self.center_s, self.label = columns
+        self.neighbours = [np.zeros(0, dtype=np.int64)] * len(recording)
+        for name in np.unique(recording):
+            rows = np.flatnonzero(recording == name)
+            for row in rows:
+                self.neighbours[row] = rows[np.abs(self.center_s[rows] - self.center_s[row]) < 2 * clip_s]
+
+    def shifted(self, target: torch.Tensor, clip: int, shift_s: float) -> torch.Tensor:
+        """A clip's multi-label target when its window begins `shift_s` later."""
+        if shift_s == 0:
+            return target
+        near = self.neighbours[clip]
+        into_s = self.center_s[near] - self.start_s[clip] - shift_s
+        present = self.label[near[(into_s >= 0) & (into_s < self.clip_s)]]
+        changed = torch.where(target == 1, MASKED if (target == MASKED).any() else 0.0, target)
+        changed[present] = 1.0
+        changed[self.label[clip]] = 1.0
+        return changed
+
+
+def rows_of(clips: Dataset, column: str) -> list[np.ndarray]:
+    """Views of the rows of a column of lists of one length; nothing is copied."""
+    length = clips.features[column].length
+    chunks = clips.data.column(column).chunks
+    return [row for chunk in chunks for row in chunk.flatten().to_numpy().reshape(-1, length)]

@@ -1,0 +1,81 @@
+"""What is computed once equals what would be computed every time."""
+
+import numpy as np
+import pytest
+import torch
+
+from kenya_birds.data.audio import decode_wav
+from kenya_birds.data.dataset import load_clips
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments
+from kenya_birds.training.batches import FeatureClips, TrainingClips
+from kenya_birds.training.preparation import clean_clips, extract_features
+from kenya_birds.training.weighting import ClipSampler
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["stationary", "none"])
+def extractor(request):
+    return KenyaBirdsFeatureExtractor(noise_reduction=request.param)
+
+
+def raw(clips, rows):
+    return torch.from_numpy(np.stack([decode_wav(clips[row]["audio"]["bytes"]) for row in rows])) / 32768
+
+
+def test_features_of_unchanged_training_clips_are_those_that_serving_computes(clips, extractor):
+    train = clips["train"]
+    augmentation = Augmentation(AugmentationArguments.none(), extractor, torch.Generator())
+    batches = TrainingClips(clean_clips(train, extractor, CPU), augmentation, 5, multi_label=False)
+    draws = list(ClipSampler(len(train), 8, seed=0, numbers=len(DRAWS)))[:8]
+    batch = batches.__getitems__(draws)
+    rows = [draw.clip for draw in draws]
+    found = augmentation(batches.waveform(batch), batch["amounts"])
+    expected = extractor.extract(raw(train, rows))
+    # Clean waveforms are kept in 16 bits below their peak: 98 dB, with features cut at 80 dB.
+    torch.testing.assert_close(found, expected, atol=4e-2, rtol=0)
+    assert (found - expected).abs().mean() < 5e-4
+    assert batch["labels"].tolist() == [train[row]["label"] for row in rows]
+
+
+def test_clean_waveforms_keep_their_level(clips):
+    extractor = KenyaBirdsFeatureExtractor(noise_reduction="none", do_peak_normalize=False)
+    clean = clean_clips(clips["test"], extractor, CPU)
+    assert set(clean.column_names) == {*clips["test"].column_names, "waveform", "scale"} - {"audio"}
+    expected = extractor.clean(raw(clips["test"], range(4)))
+    for row, waveform in enumerate(expected):
+        found = np.asarray(clean[row]["waveform"]) * clean[row]["scale"]
+        np.testing.assert_allclose(found, waveform, atol=1.6e-5 * float(waveform.abs().max()))
+
+
+def test_silence_stays_silence(clips):
+    silent = (
+        clips["test"]
+        .select([0, 1])
+        .map(lambda row: {"audio": {"bytes": row["audio"]["bytes"][:44] + bytes(192_000), "path": None}})
+    )
+    clean = clean_clips(silent, KenyaBirdsFeatureExtractor(noise_reduction="none"), CPU)
+    assert not np.any(clean["waveform"])
+    assert np.isfinite(clean["scale"]).all()
+
+
+def test_evaluated_features_are_the_extractors_and_hear_the_middle(small_archive, clips, extractor, tmp_path):
+    wide = load_clips(small_archive, cache_dir=tmp_path, min_annotations=8, context_s=0.5)
+    features = FeatureClips(
+        extract_features(wide["test"], extractor, CPU), extractor.feature_shape, 5, multi_label=False
+    )
+    found = features.__getitems__([0, 3, 2])
+    expected = extractor.extract(raw(clips["test"], [0, 3, 2]))
+    torch.testing.assert_close(found["input_features"], expected)
+
+
+def test_what_was_prepared_is_found_again_and_another_front_end_is_not(clips, monkeypatch, tmp_path):
+    extractor = KenyaBirdsFeatureExtractor(noise_reduction="none")
+    first = extract_features(clips["test"], extractor, CPU)
+    monkeypatch.setattr(KenyaBirdsFeatureExtractor, "extract", lambda self, waveform: 1 / 0)
+    extractor.save_pretrained(tmp_path)  # adds to its JSON
+    again = extract_features(clips["test"], KenyaBirdsFeatureExtractor.from_pretrained(tmp_path), CPU)
+    assert again.cache_files == first.cache_files
+    with pytest.raises(ZeroDivisionError):
+        extract_features(clips["test"], KenyaBirdsFeatureExtractor(noise_reduction="none", n_mels=64), CPU)
