@@ -23,7 +23,7 @@ from kenya_birds.training.arguments import (
     ModelArguments,
     find_checkpoint,
 )
-from kenya_birds.training.starting_points import initialize_backbone
+from kenya_birds.training.starting_points import initialize, kind_of_starting_point
 from kenya_birds.training.summary import METRICS_FILE, SPLITS_FILE, SUMMARY_FILE, training_summary, write_json
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 
@@ -78,7 +78,9 @@ def main(arguments: list[str] | None = None) -> None:
             )
         )
     if checkpoint is None:
-        initialize_backbone(model, model_args.init_from)
+        starting_point = initialize(model, model_args.init_from, extractor)
+    else:
+        starting_point = kind_of_starting_point(model_args.init_from)
     with args.main_process_first(desc="cutting clips"):
         clips = build_clips(builder, data_args.num_proc)
     for split in clips:
@@ -86,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         logger.info("%s: %d clips of %d recordings", split, len(clips[split]), recordings)
 
     trainer = KenyaBirdsTrainer(model, args, extractor, clips["train"], clips["validation"])
-    summary = training_summary(builder, clips, args, model_args.init_from)
+    summary = training_summary(builder, clips, args, starting_point)
     if trainer.is_world_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)
         builder.splits.to_csv(output_dir / SPLITS_FILE, index=False)
