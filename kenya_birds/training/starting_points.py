@@ -115,7 +115,7 @@ def _from_file(model: KenyaBirdsForAudioClassification, path: Path) -> Any:
 
 
 def _from_donor(model: KenyaBirdsForAudioClassification, donor: Donor) -> None:
-    model_type = donor.config.get("model_type")
+    model_type = str(donor.config.get("model_type"))
     if model_type == KenyaBirdsConfig.model_type:
         _from_own_model(model, donor)
     elif model_type in CONVNEXTS:
@@ -141,7 +141,7 @@ def _from_own_model(model: KenyaBirdsForAudioClassification, donor: Donor) -> No
             model.classifier.weight[index] = given.classifier.weight[given_index]
             model.classifier.bias[index] = given.classifier.bias[given_index]
     logger.info(
-        "'%s' knows %d of %d classes: their rows of the classifier are kept", donor.name, len(shared), len(indices)
+        "'%s' knows %d of %d classes; the classifier's other rows are new", donor.name, len(shared), len(indices)
     )
 
 
