@@ -24,7 +24,7 @@ from kenya_birds.training.arguments import (
     find_checkpoint,
 )
 from kenya_birds.training.augmentation import AugmentationArguments
-from kenya_birds.training.starting_points import initialize_backbone
+from kenya_birds.training.starting_points import initialize, kind_of_starting_point
 from kenya_birds.training.summary import METRICS_FILE, SPLITS_FILE, SUMMARY_FILE, training_summary, write_json
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 
@@ -81,7 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
             )
         )
     if checkpoint is None:
-        initialize_backbone(model, model_args.init_from)
+        starting_point = initialize(model, model_args.init_from, extractor)
+    else:
+        starting_point = kind_of_starting_point(model_args.init_from)
     with args.main_process_first(desc="cutting clips"):
         clips = build_clips(builder, data_args.num_proc)
     for split in clips:
@@ -91,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     trainer = KenyaBirdsTrainer(
         model, args, extractor, clips["train"], clips["validation"], augmentation=augmentation_args
     )
-    summary = training_summary(builder, clips, args, model_args.init_from)
+    summary = training_summary(builder, clips, args, starting_point)
     if trainer.is_world_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)
         builder.splits.to_csv(output_dir / SPLITS_FILE, index=False)

@@ -144,6 +144,50 @@ def test_without_the_hub_pretrained_weights_are_refused_with_the_ways_out(small_
     refused(small_archive, tmp_path, "--init_from scratch", backbone="convnext_atto", init_from="pretrained")
 
 
+def test_a_run_starts_from_the_model_of_another_and_tells_no_path(trained, small_archive, tmp_path, capfd):
+    output_dir = train(
+        small_archive,
+        tmp_path / "run",
+        tmp_path / "cache",
+        init_from=trained,
+        num_train_epochs=1,
+        noise_reduction="stationary",
+        n_mels=64,
+    )
+    told = capfd.readouterr().err
+    assert f"'{trained}' knows 5 of 5 classes" in told
+    assert f"WARNING: '{trained}' was trained with --n_mels 128, this run has --n_mels 64" in told
+    assert json.loads((output_dir / "training_summary.json").read_text())["starting_point"] == "model"
+    card = (output_dir / "README.md").read_text()
+    assert "Weights at the start: those of another model." in card
+    assert str(trained) not in card
+
+
+def test_the_card_names_the_model_of_the_hub_that_training_started_from(trained, tmp_path):
+    from kenya_birds.publishing.model_card import render_model_card
+
+    folder = shutil.copytree(trained, tmp_path / "birds")
+    summary = json.loads((folder / "training_summary.json").read_text())
+    (folder / "training_summary.json").write_text(json.dumps({**summary, "starting_point": "ann/donor@0123"}))
+    card = render_model_card(folder, "ann/birds", train_hf.TEMPLATE)
+    assert "base_model: ann/donor\n" in card
+    assert "Weights at the start: those of `ann/donor@0123` on the Hub." in card
+
+
+def test_a_checkpoint_goes_before_a_starting_point(trained, small_archive, tmp_path):
+    checkpoint = max(trained.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    resumed = train(
+        small_archive,
+        tmp_path / "run",
+        tmp_path / "cache",
+        init_from=tmp_path / "nothing",
+        resume_from_checkpoint=checkpoint,
+        noise_reduction="stationary",
+        num_train_epochs=5,
+    )
+    assert metrics(resumed) == metrics(trained)
+
+
 def test_a_missing_archive_is_refused(tmp_path):
     refused(tmp_path / "nowhere", tmp_path, "no archive at")
 

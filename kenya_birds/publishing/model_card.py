@@ -39,6 +39,8 @@ def render_model_card(model_dir: Path, model_id: str, template: Path) -> str:
         pipeline_tag="audio-classification",
         tags=["bioacoustics", "birds", "soundscape", "timm", config["backbone"].split(".")[0]],
         model_name=model_name,
+        # `owner/name@commit` where training started from a model of the Hub.
+        base_model=summary["starting_point"].partition("@")[0] if "@" in summary["starting_point"] else None,
         eval_results=[
             EvalResult(
                 task_type="audio-classification",

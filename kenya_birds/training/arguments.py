@@ -47,7 +47,10 @@ class ModelArguments:
     backbone: str = field(default="convnext_tiny.in12k_ft_in1k", metadata={"help": "Name of a timm image model."})
     init_from: str = field(
         default="pretrained",
-        metadata={"help": "'pretrained' (timm's weights, from the Hub), 'scratch', or a safetensors file."},
+        metadata={
+            "help": "'pretrained' (timm's weights, from the Hub), 'scratch', a safetensors file, or a model of this "
+            "package or transformers' ConvNeXt: a folder, or OWNER/NAME[@REVISION] on the Hub."
+        },
     )
     problem_type: str = field(
         default="single_label_classification",

@@ -1,35 +1,66 @@
-"""Where the backbone's weights come from: timm's own, a file, or nowhere."""
+"""Where a model's weights come from: timm's own, a file, another model, or nowhere."""
 
+import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import torch
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
+from transformers import ConvNextForImageClassification, ConvNextV2ForImageClassification
 
 from kenya_birds.errors import UserError
+from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification, build_backbone
+from kenya_birds.training.convnext_weights import fit, timm_backbones, to_timm_names
+from kenya_birds.training.donors import WEIGHTS_FILE, Donor, TransportError, find_donor, front_end_warnings, load
 
-WEIGHTS_FILE = "model.safetensors"
-# The transport's own base error: httpx.HTTPError with huggingface_hub 1.x, httpx2.HTTPError with 2.x.
-TransportError = cast(type[Exception], HfHubHTTPError.__mro__[1])
+logger = logging.getLogger(__name__)
+
+CONVNEXTS = {"convnext": ConvNextForImageClassification, "convnextv2": ConvNextV2ForImageClassification}
 
 
-def initialize_backbone(model: KenyaBirdsForAudioClassification, init_from: str) -> None:
-    """Loads starting weights into the model's backbone; the first layer's three colours are summed into one channel.
+def initialize(model: KenyaBirdsForAudioClassification, init_from: str, extractor: KenyaBirdsFeatureExtractor) -> str:
+    """Loads starting weights into a model, and warns where the front end is not what a donor was trained with.
+
+    A model of this package gives its backbone, and the classifier's rows of the classes that both know. Everything
+    else gives a backbone alone; the input channels of its first layer are summed into one.
 
     Args:
-        model: A model whose backbone has random weights.
-        init_from: `"pretrained"` (timm's weights for this backbone, from the Hub), `"scratch"` (leave it random), or a
-            safetensors file with the weights of this backbone in timm's naming.
+        model: A model with random weights.
+        init_from: `"pretrained"` (timm's weights for this backbone, from the Hub), `"scratch"` (leave it random), a
+            safetensors file with the weights of this backbone in timm's naming, or a model: a folder, `owner/name` or
+            `owner/name@revision` on the Hub, of this package or transformers' ConvNeXt.
+        extractor: The front end that the model will be trained with.
+
+    Returns:
+        What may be published about it: `"pretrained"`, `"scratch"`, `"file"`, `"model"` (a folder) or
+        `owner/name@commit`.
 
     Raises:
-        UserError: If the weights cannot be fetched, or the file is not one, or not for this backbone.
+        UserError: If the weights cannot be fetched or read, or are not for this backbone.
     """
-    if init_from == "scratch":
-        return
-    donor = _pretrained(model) if init_from == "pretrained" else _from_file(model, Path(init_from))
-    model.backbone.load_state_dict(donor.state_dict())
+    kind = kind_of_starting_point(init_from)
+    if kind == "pretrained":
+        model.backbone.load_state_dict(_pretrained(model).state_dict())
+    elif kind == "file":
+        model.backbone.load_state_dict(_from_file(model, Path(init_from)).state_dict())
+    elif kind == "model":
+        donor = find_donor(init_from)
+        _from_donor(model, donor)
+        for line in front_end_warnings(donor, extractor):
+            logger.warning(line)
+        return donor.starting_point
+    return kind
+
+
+def kind_of_starting_point(init_from: str) -> str:
+    """`"pretrained"`, `"scratch"`, `"file"` or `"model"`: what of `--init_from` names nothing of this machine."""
+    if init_from in ("pretrained", "scratch"):
+        return init_from
+    return "file" if init_from.endswith(".safetensors") or Path(init_from).is_file() else "model"
 
 
 def _pretrained(model: KenyaBirdsForAudioClassification) -> Any:
@@ -56,8 +87,8 @@ def _pretrained(model: KenyaBirdsForAudioClassification) -> Any:
 def _from_file(model: KenyaBirdsForAudioClassification, path: Path) -> Any:
     if path.suffix != ".safetensors" or not path.is_file():
         raise UserError(
-            f"--init_from is '{path}': expected 'pretrained', 'scratch', or an existing .safetensors file with the "
-            f"weights of {model.config.backbone}"
+            f"--init_from is '{path}': expected 'pretrained', 'scratch', a model, or an existing .safetensors file "
+            f"with the weights of {model.config.backbone}"
         )
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -81,3 +112,50 @@ def _from_file(model: KenyaBirdsForAudioClassification, path: Path) -> Any:
         raise UserError(
             f"{path} does not fit {model.config.backbone}: {str(error).splitlines()[-1].strip()}"
         ) from None
+
+
+def _from_donor(model: KenyaBirdsForAudioClassification, donor: Donor) -> None:
+    model_type = str(donor.config.get("model_type"))
+    if model_type == KenyaBirdsConfig.model_type:
+        _from_own_model(model, donor)
+    elif model_type in CONVNEXTS:
+        _from_convnext(model, donor, model_type)
+    else:
+        raise UserError(
+            f"'{donor.name}' has the model_type {model_type!r}: expected one of "
+            f"{', '.join((KenyaBirdsConfig.model_type, *CONVNEXTS))}"
+        )
+
+
+def _from_own_model(model: KenyaBirdsForAudioClassification, donor: Donor) -> None:
+    theirs, ours = str(donor.config.get("backbone", KenyaBirdsConfig.backbone)), model.config.backbone
+    if theirs.split(".")[0] != ours.split(".")[0]:
+        raise UserError(f"'{donor.name}' has the backbone {theirs}, expected {ours}: pass --backbone {theirs}")
+    # The same architecture, but the installed timm may not know the tag of the donor's weights.
+    given = load(donor, KenyaBirdsForAudioClassification, backbone=ours)
+    model.backbone.load_state_dict(given.backbone.state_dict())
+    indices = model.config.label2id
+    shared = {indices[code]: index for index, code in given.config.id2label.items() if code in indices}
+    with torch.no_grad():
+        for index, given_index in shared.items():
+            model.classifier.weight[index] = given.classifier.weight[given_index]
+            model.classifier.bias[index] = given.classifier.bias[given_index]
+    logger.info(
+        "'%s' knows %d of %d classes; the classifier's other rows are new", donor.name, len(shared), len(indices)
+    )
+
+
+def _from_convnext(model: KenyaBirdsForAudioClassification, donor: Donor, model_type: str) -> None:
+    activation = donor.config.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise UserError(
+            f"'{donor.name}' has the activation {activation!r}, expected 'gelu', which timm's ConvNeXt has"
+        )
+    weights = to_timm_names(load(donor, CONVNEXTS[model_type], unused="classifier.").base_model.state_dict())
+    fitted = fit(weights, model.backbone.state_dict())
+    ours = model.config.backbone
+    if fitted is None or not ours.startswith("convnext"):
+        names = timm_backbones(weights)
+        advice = f"pass --backbone {names[0]}" if names else "timm has no such ConvNeXt, so it cannot be used"
+        raise UserError(f"'{donor.name}' is not a {ours}: {advice}")
+    model.backbone.load_state_dict(fitted)

@@ -44,7 +44,7 @@ def training_summary(
         builder: The builder of the clips.
         clips: The clips by split.
         args: The training arguments.
-        starting_point: Where the backbone's weights came from.
+        starting_point: Where the weights came from, as `starting_points.initialize` returns it.
     """
     archive, classes = builder.archive, builder.classes
     counts = archive.annotations["species"].value_counts()
@@ -65,7 +65,7 @@ def training_summary(
         "clips_per_species": {
             code: {split: per_split[split][label] for split in clips} for label, code in enumerate(classes)
         },
-        "starting_point": "file" if starting_point not in ("pretrained", "scratch") else starting_point,
+        "starting_point": starting_point,
         "arguments": {name: _plain(getattr(args, name)) for name in TOLD_ARGUMENTS},
         "processes": args.world_size,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
