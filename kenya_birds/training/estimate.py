@@ -90,8 +90,8 @@ def estimate(
         if size < 1:
             raise UserError(f"{name} is {size}: expected 1 or more")
     config = KenyaBirdsConfig(backbone=backbone, num_labels=num_labels)
-    # ValueError: timm has no such model, or torch cannot normalise a batch of one value.
-    with user_errors(ValueError):
+    # timm has no such model, or torch cannot pass such a batch through it: too small to halve or normalise, too large.
+    with user_errors(ValueError, RuntimeError):
         with torch.device("meta"):
             model = KenyaBirdsForAudioClassification(config)
         forward, backward = count_flops(model, *_batch(batch_size, bands, frames, "meta"))
