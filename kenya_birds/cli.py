@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kenya_birds.console import one_line_errors, show_log
+from kenya_birds.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kenya-birds", description="Bird classifiers from annotated soundscapes.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_synthesize, _add_download, _add_check, _add_report, _add_split, _add_push_clips):
+    for add in (_add_synthesize, _add_download, _add_check, _add_report, _add_split, _add_estimate, _add_push_clips):
         add(commands)
     return parser
 
@@ -178,6 +179,43 @@ def _split(options: argparse.Namespace) -> None:
     targets = {"train": train_size, "validation": options.validation_size, "test": options.test_size}
     print(format_audit(audit_split(annotations, table, targets=targets)))
     print(f"The {'folds' if options.folds else 'splits'} are in {options.output}")
+
+
+def _add_estimate(commands: Any) -> None:
+    command = _command(
+        commands,
+        "estimate",
+        "say what a model will cost to train and to serve",
+        "Counts parameters, FLOPs and memory of a model on its graph; needs no GPU, no weights and hardly any memory.",
+    )
+    command.add_argument("--backbone", default="convnext_tiny.in12k_ft_in1k", help="name of a timm image model")
+    command.add_argument("--batch_size", type=int, default=64, help="clips of a batch, on one device")
+    command.add_argument("--num_labels", type=int, default=176, help="number of classes")
+    command.add_argument("--bands", type=int, help="bands of the features; by default the feature extractor's")
+    command.add_argument("--frames", type=int, help="frames: clip_s * sampling_rate / hop_length + 1; likewise")
+    command.add_argument("--clips", type=int, help="training clips: tells the cost of an epoch and of the run")
+    command.add_argument("--epochs", type=float, default=30.0, help="epochs of the run")
+    command.add_argument("--device_tflops", type=float, help="speed that the device sustains: tells the hours")
+    command.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    command.set_defaults(run=_estimate)
+
+
+def _estimate(options: argparse.Namespace) -> None:
+    from kenya_birds.training.estimate import estimate, format_estimate, run_cost, to_json
+
+    if options.device_tflops is not None and options.clips is None:
+        raise UserError("--device_tflops tells the hours of a run: say how many --clips it has, or leave it out")
+    result = estimate(
+        options.backbone,
+        batch_size=options.batch_size,
+        num_labels=options.num_labels,
+        bands=options.bands,
+        frames=options.frames,
+    )
+    cost = None
+    if options.clips is not None:
+        cost = run_cost(result, clips=options.clips, epochs=options.epochs, device_tflops=options.device_tflops)
+    print(to_json(result, cost) if options.json else format_estimate(result, cost))
 
 
 def _add_push_clips(commands: Any) -> None:

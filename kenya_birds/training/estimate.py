@@ -1,0 +1,210 @@
+"""What a model will cost to train and to serve, counted on its graph without allocating it.
+
+Operations are counted on the meta device; memory on fake CUDA tensors, which have shapes and kinds but no data, and
+need no GPU. So a large backbone at a large batch is estimated on a laptop, within seconds.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from kenya_birds.console import user_errors
+from kenya_birds.errors import UserError
+from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.training.graph_costs import LiveBytes, bf16_autocast, count_flops, saved_bytes
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes in one precision; `bf16` is autocast: weights, gradients and optimiser stay float32.
+
+    Attributes:
+        weights: Parameters and buffers.
+        gradients: One per parameter.
+        optimizer: AdamW's two moments of each parameter.
+        saved: The batch and what the forward pass keeps for the backward pass; with autocast, also the bfloat16 copies
+            of weights.
+        live: The most that lives at once beside the weights while a batch is served, the batch included.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    saved: int
+    live: int
+
+    @property
+    def training(self) -> int:
+        """Bytes of a training step: the sum of its four parts, as if all gradients were there when backward begins."""
+        return self.weights + self.gradients + self.optimizer + self.saved
+
+    @property
+    def serving(self) -> int:
+        """Bytes of a forward pass without gradients."""
+        return self.weights + self.live
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of a model at a batch size. A multiply-add is two FLOPs; only matrix products and convolutions count."""
+
+    backbone: str
+    num_labels: int
+    bands: int
+    frames: int
+    batch_size: int
+    parameters: int
+    backbone_parameters: int
+    forward_flops_per_clip: int
+    training_flops_per_clip: int
+    memory: dict[str, Memory]
+
+
+def estimate(
+    backbone: str, *, batch_size: int, num_labels: int, bands: int | None = None, frames: int | None = None
+) -> Estimate:
+    """Estimates a `KenyaBirdsForAudioClassification`; no weight is downloaded or allocated.
+
+    Args:
+        backbone: Name of a timm image model.
+        batch_size: Clips of a batch.
+        num_labels: Number of classes.
+        bands: Bands of the features; by default those of the default feature extractor.
+        frames: Frames of the features; likewise.
+
+    Raises:
+        UserError: If a number is below 1, the backbone is not known or cannot take such a batch.
+    """
+    if bands is None or frames is None:
+        default_bands, default_frames = default_feature_size()
+        bands, frames = bands if bands is not None else default_bands, frames if frames is not None else default_frames
+    sizes = {"batch_size": batch_size, "num_labels": num_labels, "bands": bands, "frames": frames}
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name} is {size}: expected 1 or more")
+    config = KenyaBirdsConfig(backbone=backbone, num_labels=num_labels)
+    # timm has no such model, or torch cannot pass such a batch through it: too small to halve or normalise, too large.
+    with user_errors(ValueError, RuntimeError):
+        with torch.device("meta"):
+            model = KenyaBirdsForAudioClassification(config)
+        forward, backward = count_flops(model, *_batch(batch_size, bands, frames, "meta"))
+    weights = _bytes(model.parameters()) + _bytes(model.buffers())
+    gradients = _bytes(model.parameters())
+    memory = {}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        # CUDA, because autocast has a list of operations for each kind of device.
+        model.to_empty(device="cuda")
+        for precision in PRECISIONS:
+            with bf16_autocast("cuda", precision == "bf16"):
+                saved = saved_bytes(model, *_batch(batch_size, bands, frames, "cuda"))
+            with bf16_autocast("cuda", precision == "bf16"), LiveBytes() as alive, torch.no_grad():
+                model.eval()(_batch(batch_size, bands, frames, "cuda")[0])
+            memory[precision] = Memory(weights, gradients, 2 * gradients, saved, alive.peak)
+    return Estimate(
+        backbone=backbone,
+        **sizes,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        backbone_parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
+        forward_flops_per_clip=forward // batch_size,
+        training_flops_per_clip=(forward + backward) // batch_size,
+        memory=memory,
+    )
+
+
+def default_feature_size() -> tuple[int, int]:
+    """Bands and frames that the feature extractor gives by default."""
+    extractor = KenyaBirdsFeatureExtractor()
+    _, bands, frames = extractor.spectral_features(torch.zeros(1, extractor.clip_samples)).shape
+    return bands, frames
+
+
+def run_cost(
+    result: Estimate, *, clips: int, epochs: float, device_tflops: float | None = None
+) -> dict[str, float | int]:
+    """Operations of training, and its time where the device's speed is known; evaluation is not in it.
+
+    Args:
+        result: The estimate.
+        clips: Training clips.
+        epochs: Passes over them.
+        device_tflops: Speed that the device sustains, in 10^12 FLOPs a second.
+
+    Returns:
+        The arguments, `tflops_per_epoch` and `tflops_per_run` (in 10^12 FLOPs), and with a speed `hours_per_epoch` and
+        `hours_per_run`.
+
+    Raises:
+        UserError: If a number is not above 0.
+    """
+    for name, value in {"clips": clips, "epochs": epochs, "device_tflops": device_tflops}.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{name} is {value}: expected a number above 0")
+    per_epoch = clips * result.training_flops_per_clip / 1e12
+    cost = {"clips": clips, "epochs": epochs, "tflops_per_epoch": per_epoch, "tflops_per_run": epochs * per_epoch}
+    if device_tflops is not None:
+        hours = per_epoch / device_tflops / 3600
+        cost |= {"device_tflops": device_tflops, "hours_per_epoch": hours, "hours_per_run": epochs * hours}
+    return cost
+
+
+def to_json(result: Estimate, cost: dict[str, float | int] | None = None) -> str:
+    """The estimate as a JSON object, sizes in bytes, with the run's cost as `run`."""
+    memory = {
+        precision: {**asdict(memory), "training": memory.training, "serving": memory.serving}
+        for precision, memory in result.memory.items()
+    }
+    return json.dumps({**asdict(result), "memory": memory, "run": cost}, indent=2)
+
+
+def format_estimate(result: Estimate, cost: dict[str, float | int] | None = None) -> str:
+    """The estimate as a table to read, with the run's cost where it is given."""
+    forward, training = result.forward_flops_per_clip / 1e9, result.training_flops_per_clip / 1e9
+    lines = [
+        f"{result.backbone}, {result.num_labels} classes, features of {result.bands} x {result.frames}, "
+        f"batches of {result.batch_size}",
+        f"  parameters           {result.parameters:,}, {result.backbone_parameters:,} of them in the backbone",
+        f"  forward              {forward:.2f} GFLOPs a clip ({forward / 2:.2f} GMACs: a multiply-add is 2 FLOPs)",
+        f"  forward + backward   {training:.2f} GFLOPs a clip ({training / 2:.2f} GMACs)",
+        "",
+        "Memory, MB (10^6 bytes)" + "".join(f"{name:>11}" for name in ("fp32", "bf16")),
+    ]
+    rows = [
+        ("Training", "training"),
+        ("  weights", "weights"),
+        ("  gradients", "gradients"),
+        ("  AdamW's two moments", "optimizer"),
+        ("  batch, activations", "saved"),
+        ("Serving", "serving"),
+        ("  weights", "weights"),
+        ("  most alive at once", "live"),
+    ]
+    for title, name in rows:
+        sizes = [getattr(result.memory[precision], name) / 1e6 for precision in PRECISIONS]
+        lines.append(f"{title:<23}" + "".join(f"{size:>11,.1f}" for size in sizes))
+    if cost:
+        per_epoch, per_run = f"{cost['tflops_per_epoch']:,.0f} TFLOPs", f"{cost['tflops_per_run']:,.0f} TFLOPs"
+        if "device_tflops" in cost:
+            speed = f" at {cost['device_tflops']:g} TFLOPs a second"
+            per_epoch += f", {cost['hours_per_epoch']:.3g} h{speed}"
+            per_run += f", {cost['hours_per_run']:.3g} h{speed}"
+        lines += ["", f"An epoch of {cost['clips']:,} clips: {per_epoch}", f"{cost['epochs']:g} epochs: {per_run}"]
+    return "\n".join(lines)
+
+
+def _bytes(tensors: Iterator[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _batch(batch_size: int, bands: int, frames: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and labels of a batch."""
+    return (
+        torch.zeros(batch_size, bands, frames, device=device),
+        torch.zeros(batch_size, dtype=torch.long, device=device),
+    )
