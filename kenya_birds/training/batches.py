@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from kenya_birds.model.modeling_kenya_birds import MASKED
 from kenya_birds.training.augmentation import Augmentation
-from kenya_birds.training.transforms import mix
+from kenya_birds.training.transforms import cut_windows, mix
 from kenya_birds.training.weighting import ClipDraw
 
 
@@ -127,9 +127,7 @@ class TrainingClips(torch.utils.data.Dataset):
         if self.resident is None:
             samples = sound["waveform"]
         else:
-            place = torch.arange(self.clip_samples, device=self.resident.device)
-            place = (sound["start"][:, None] + place) % self.resident.shape[1]
-            samples = self.resident[sound["clip"][:, None], place]
+            samples = cut_windows(self.resident, sound["clip"], sound["start"], self.clip_samples)
         return samples * sound["scale"][:, None]
 
 

@@ -3,6 +3,22 @@
 import torch
 
 
+def cut_windows(stored: torch.Tensor, clip: torch.Tensor, start: torch.Tensor, samples: int) -> torch.Tensor:
+    """Cuts a window out of each of some stored clips; one that passes the end goes on at the beginning.
+
+    Args:
+        stored: Shape `(clips, stored samples)`.
+        clip: Index of the clip of each window, shape `(batch,)`.
+        start: First sample of each window, shape `(batch,)`.
+        samples: Length of a window.
+
+    Returns:
+        Shape `(batch, samples)`.
+    """
+    place = (start[:, None] + torch.arange(samples, device=stored.device)) % stored.shape[1]
+    return stored[clip[:, None], place]
+
+
 def colored_noise(
     samples: int, sample_rate_hz: int, slope_db: float, band_hz: tuple[float, float], generator: torch.Generator
 ) -> torch.Tensor:
