@@ -98,6 +98,12 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
     sampler_weight_power: float = field(
         default=0.0, metadata={"help": "Clips are drawn in proportion to n^-power of their class; 0 draws each once."}
     )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Learning rate of each layer of the backbone over that of the next one."}
+    )
+    head_learning_rate_factor: float = field(
+        default=1.0, metadata={"help": "Learning rate of the classifier over that of the backbone."}
+    )
     clips_on_device: str = field(
         default="auto",
         metadata={

@@ -2,7 +2,7 @@
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from kenya_birds.model.modeling_kenya_birds import (
 from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments
 from kenya_birds.training.batches import FeatureClips, TrainingClips, rows_of
+from kenya_birds.training.optimization import parameter_groups
 from kenya_birds.training.preparation import clean_clips, extract_features
 from kenya_birds.training.weighting import ClipSampler, power_weights
 
@@ -50,6 +51,8 @@ class KenyaBirdsTrainer(Trainer):
     Raises:
         UserError: If one process would drive several GPUs, or background is asked for and there is none.
     """
+
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(
         self,
@@ -96,7 +99,8 @@ class KenyaBirdsTrainer(Trainer):
             training_clips.move_to(args.device)
             logger.info("%.1f GB of training clips are kept on the device", training_clips.nbytes / 1e9)
         super().__init__(
-            model=model,
+            # Convolutions of one channel each, with batch normalisation, take half the time so on a CPU.
+            model=model.to(memory_format=torch.channels_last),
             args=args,
             data_collator=_as_it_is,
             train_dataset=training_clips,
@@ -107,6 +111,17 @@ class KenyaBirdsTrainer(Trainer):
         )
         # The loss below divides by the number of items in the whole step: let Trainer count them, and not scale again.
         self.model_accepts_loss_kwargs = True
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimiser of the arguments, over groups with learning rates of their own."""
+        if self.optimizer is None:
+            args = self.args
+            groups = parameter_groups(
+                self.model, args.learning_rate, args.weight_decay, args.layer_decay, args.head_learning_rate_factor
+            )
+            kind, settings = self.get_optimizer_cls_and_kwargs(args, self.model)
+            self.optimizer = kind(groups, **settings)
+        return cast(torch.optim.Optimizer, self.optimizer)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | FeatureClips | None = None) -> DataLoader:
         """Loads clips of `load_clips`, by default the validation clips."""
