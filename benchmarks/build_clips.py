@@ -2,8 +2,8 @@
 
     python benchmarks/build_clips.py [--hours 4] [--data_dir ARCHIVE]
 
-Without an archive, one is synthesised with twenty recordings and as many annotations an hour as the Kenyan one has. Both
-are measured in turn, and the fastest of each counts, as other work on the machine makes either slower.
+Without an archive, one is synthesised with recordings of 20 minutes and as many annotations an hour as the Kenyan one
+has. Both are measured in turn, and the fastest of each counts, as other work on the machine makes either slower.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from kenya_birds.data.dataset import load_clips
 from kenya_birds.data.synthetic import synthesize_archive
 
 ANNOTATIONS_PER_HOUR = 294
-RECORDINGS = 20  # so that the processes have enough of them in each split, as with the 35 of the Kenyan archive
+RECORDINGS_PER_HOUR = 3  # in a few hours enough for the processes to share those of each split
 
 
 def decode(path: Path) -> int:
@@ -72,16 +72,16 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, help="an archive; by default a synthetic one")
-    parser.add_argument("--hours", type=float, default=4, help="length of the synthetic archive")
+    parser.add_argument("--hours", type=int, default=4, help="length of the synthetic archive")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; the fastest counts")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data_dir = options.data_dir or synthesize_archive(
             Path(folder) / "archive",
-            recordings=RECORDINGS,
-            duration_s=options.hours * 3600 / RECORDINGS,
+            recordings=RECORDINGS_PER_HOUR * options.hours,
+            duration_s=3600 / RECORDINGS_PER_HOUR,
             species=60,
-            annotations=round(ANNOTATIONS_PER_HOUR * options.hours),
+            annotations=ANNOTATIONS_PER_HOUR * options.hours,
         )
         logging.disable(logging.WARNING)
         datasets.disable_progress_bars()

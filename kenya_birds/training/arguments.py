@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from kenya_birds.data.dataset import DEFAULT_MIN_ANNOTATIONS
+from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS
 from kenya_birds.errors import UserError
 
 
