@@ -392,6 +392,41 @@ def test_frames_are_found_by_the_number_in_their_header(tmp_path):
             assert min(near) <= sample < max(near) + FRAME
 
 
+def with_checksum(header):
+    checksum = 0
+    for byte in header:
+        checksum = CRC8[checksum ^ byte]
+    return header + bytes([checksum])
+
+
+def test_what_only_looks_like_a_frame_header_does_not_mislead_the_search(tmp_path):
+    sound = noise(60, RATE)
+    head, frames = frames_of(encode(sound, "FLAC"), tmp_path)
+    # Frame number 1, or 2047, in front of every third frame: the search meets them at many of its steps.
+    for number in (b"\x01", b"\xdf\xbf"):
+        false = with_checksum(frames[100][:4] + number) + bytes(20)
+        path = write(tmp_path, head + b"".join(false * (at % 3 == 0) + frame for at, frame in enumerate(frames)))
+        for start in range(RATE, 59 * RATE, 19 * RATE):
+            ((first, found),) = PyavDecoder(path).read(start, start + RATE)
+            assert first == start
+            np.testing.assert_array_equal(found, sound[start : start + RATE] / np.float32(32768))
+
+
+@pytest.mark.parametrize(("index", "bits"), [(2, 0x0F), (2, 0xCF), (3, 0xB8), (3, 0x06), (3, 0x09)])
+def test_headers_with_values_that_the_format_forbids_are_none(tmp_path, index, bits):
+    path = write(tmp_path, FLAC)
+    with path.open("rb", buffering=0) as file:
+        offset, _ = next(flac_headers(file, FRAME))
+    header = bytearray(FLAC[offset : offset + 5])
+    header[index] = bits
+    path.write_bytes(with_checksum(bytes(header)) + bytes(20))
+    with path.open("rb", buffering=0) as file:
+        assert not list(flac_headers(file, FRAME))
+    path.write_bytes(with_checksum(FLAC[offset : offset + 5]) + bytes(20))
+    with path.open("rb", buffering=0) as file:
+        assert list(flac_headers(file, FRAME)) == [(0, 0)]
+
+
 # WAV
 
 
