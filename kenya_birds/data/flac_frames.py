@@ -8,7 +8,6 @@ from itertools import pairwise
 
 CHUNK_BYTES = 2**16
 HEADER_BYTES = 16  # at most
-MAX_BLOCK_FRAMES = 65_535
 
 
 def _crc_table(bits: int, polynomial: int) -> list[int]:
@@ -30,7 +29,7 @@ def flac_headers(
 
     Args:
         file: A FLAC file.
-        block_frames: Samples in each frame but the last, for files in which the headers count frames.
+        block_frames: Most samples of a frame; where the headers count frames, each but the last has as many.
         start: Byte from which on to look.
         stop: Byte before which to look; by default the end.
 
@@ -56,7 +55,7 @@ def find_flac_frame(file: FileIO, block_frames: int, sample: int) -> int:
     while high - low > CHUNK_BYTES:
         middle = (low + high) // 2
         pairs = pairwise(flac_headers(file, block_frames, middle, high))
-        followed = (header for header, (_, place) in pairs if 0 < place - header[1] <= MAX_BLOCK_FRAMES)
+        followed = (header for header, (_, place) in pairs if 0 < place - header[1] <= block_frames)
         offset, place = next(followed, (high, sample + 1))
         if place > sample:
             high = middle

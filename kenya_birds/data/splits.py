@@ -201,11 +201,20 @@ def write_splits(table: pd.DataFrame, path: str | Path, *, overwrite: bool = Fal
     Raises:
         UserError: If there is a file already and `overwrite` is not set, or it cannot be written.
     """
-    path = Path(path)
     check_output(path, overwrite)
+    write_table(table, path)
+
+
+def write_table(table: pd.DataFrame, path: str | Path, float_format: str | None = None) -> None:
+    """Writes a table as CSV, whole or not at all; a file that is there is replaced.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    path = Path(path)
     partial = path.with_name(path.name + ".part")
     try:
-        table.to_csv(partial, index=False, lineterminator="\n")
+        table.to_csv(partial, index=False, lineterminator="\n", float_format=float_format)
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -213,12 +222,15 @@ def write_splits(table: pd.DataFrame, path: str | Path, *, overwrite: bool = Fal
 
 
 def check_output(path: str | Path, overwrite: bool) -> None:
-    """Raises `UserError` if a file would be overwritten unasked, or lie in no folder; to be known before long work."""
+    """Raises `UserError` if a file would be overwritten unasked, or cannot be made; to be known before long work."""
     path = Path(path)
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there already: give another path, or ask for it to be overwritten")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: expected a file in a folder that is there; give another path")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(
+            f"{path} cannot be written: expected a file in a folder that is there and can be written to; give another "
+            "path"
+        )
 
 
 def check_splits(table: pd.DataFrame, recordings: set[str]) -> None:
