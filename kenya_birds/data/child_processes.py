@@ -29,8 +29,9 @@ def children_end_with_us() -> Iterator[None]:
 
 def _end_with_parent() -> None:
     if _is_on:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if sys.platform == "linux":
+    _prctl = ctypes.CDLL(None).prctl  # looked up here: the lock that this takes may be held when a process forks
     os.register_at_fork(after_in_child=_end_with_parent)
