@@ -2,11 +2,16 @@
 
 import io
 import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from archives import noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header, to_int16
 from kenya_birds.data.decoders import DecodingError, SoundfileDecoder
@@ -215,6 +220,33 @@ def test_blocks_hold_every_promised_frame_once_and_never_a_false_one(damaged, da
         assert at == len(SOUND)
         assert set(np.flatnonzero(missing) // FRAME) == frames
         assert missing.sum() == sum(min(FRAME, len(SOUND) - index * FRAME) for index in frames)
+
+
+PLACES = st.integers(90, len(FLAC) - 10)
+CHANGES = st.tuples(
+    st.sampled_from(["flip", "cut", "zeros", "move", "copy", "end"]), PLACES, PLACES, st.integers(1, 40_000)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(CHANGES, min_size=1, max_size=4), st.lists(st.integers(-100, 4 * RATE), min_size=3, max_size=8))
+def test_no_damage_makes_a_reader_give_other_sound_than_was_recorded(changes, starts):
+    content = bytearray(FLAC)
+    for kind, place, other, length in changes:
+        piece = content[other : other + length]
+        if kind == "flip":
+            content[place : place + 1] = bytes(byte ^ 4 for byte in content[place : place + 1])
+        elif kind == "end":
+            del content[max(place, 5000) :]
+        elif kind == "move":
+            content[place:place] = piece
+        else:
+            content[place : place + length] = {"cut": b"", "zeros": bytes(length), "copy": piece}[kind]
+    with tempfile.TemporaryDirectory() as folder, RecordingReader(write(Path(folder), content)) as reader:
+        for start in starts:
+            with suppress(UndecodableError):
+                expected = np.pad(SOUND, (100, 2500))[100 + start : 2600 + start]
+                np.testing.assert_array_equal(reader.read(start, 2500), expected)
 
 
 def test_a_refused_window_is_named_with_its_time_and_what_the_decoders_said(damaged):
