@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         extractor = KenyaBirdsFeatureExtractor(**dataclasses.asdict(feature_args))
     builder = clips_builder(
         data_args.data_dir,
-        splits=read_splits(data_args.splits_file) if data_args.splits_file else None,
+        splits=read_splits(data_args.splits_file, data_args.fold) if data_args.splits_file else None,
         cache_dir=data_args.cache_dir,
         sampling_rate=extractor.sampling_rate,
         clip_s=extractor.clip_s,

@@ -240,7 +240,8 @@ def _add_push_clips(commands: Any) -> None:
 
 
 def _push_clips(options: argparse.Namespace) -> None:
-    from kenya_birds.data.dataset import ClipsConfig, build_clips, clips_builder
+    from kenya_birds.data.builders import ClipsConfig
+    from kenya_birds.data.dataset import build_clips, clips_builder
     from kenya_birds.publishing.clips import push_clips, save_clips
     from kenya_birds.publishing.clips_card import KENYAN_SOURCE
     from kenya_birds.publishing.hub import check_repo_id

@@ -330,3 +330,14 @@ def test_the_summary_says_how_much_was_read_and_what_training_cannot_use(archive
     assert grave == ["stops training", "set aside", "set aside", "note"]
     assert "its species is not in species.csv (first: line 6, a.flac, crow3, 1.000 s)" in told[6]
     assert told[-1] == "Training cannot use everything: 3 findings."
+
+
+def test_a_table_that_cannot_be_written_is_an_error_of_the_user(archive, tmp_path, monkeypatch):
+    def full(*args, **settings):
+        raise OSError("no space left")
+
+    check = check_archive(archive)
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    with pytest.raises(UserError, match=r"check\.csv cannot be written: no space left"):
+        write_check(check, tmp_path / "check.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["archive"]

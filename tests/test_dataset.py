@@ -2,7 +2,9 @@ import io
 import logging
 import os
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from kenya_birds.data.archive import Archive, read_archive
 from kenya_birds.data.audio import decode_wav
-from kenya_birds.data.dataset import build_clips, clips_builder, load_clips
+from kenya_birds.data.dataset import build_clips, clips_builder, load_clips, load_no_call
 from kenya_birds.data.planning import plan_clips
 from kenya_birds.data.splits import SPLITS
 from kenya_birds.errors import UserError
@@ -279,6 +281,58 @@ def test_several_processes_cut_the_same_clips(load, tmp_path):
     assert rows_of(load(num_proc=2, cache_dir=tmp_path / "two")) == rows_of(load(cache_dir=tmp_path / "one"))
 
 
+SLOW_BUILD = """
+import sys, time
+from kenya_birds.data import builders
+from kenya_birds.data.dataset import load_clips
+fast = builders.encode_wav
+builders.encode_wav = lambda *args: time.sleep(0.05) or fast(*args)
+builders.CLIPS_PER_TABLE = 1
+load_clips(sys.argv[1], cache_dir=sys.argv[2], num_proc=int(sys.argv[3]), sampling_rate=8000, min_annotations=2)
+"""
+
+
+def wait_for(condition, timeout_s=60.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children_of(pid):
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the processes of a killed build go on")
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_clips(archive, tmp_path, num_proc):
+    cache = tmp_path / "cache"
+    words = [sys.executable, "-c", SLOW_BUILD, archive, cache, str(num_proc)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len([path for path in cache.rglob("*train*.arrow") if path.stat().st_size > 30_000]) >= num_proc)
+    children = children_of(process.pid)
+    assert len(children) == (3 if num_proc == 2 else 0), "two that cut, and one that serves their queue"
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(map(is_running, children)), timeout_s=10)
+    (incomplete,) = cache.rglob("*.incomplete")
+    assert not list(cache.rglob("dataset_info.json"))
+    (incomplete / "kenya_birds-train-00007-00000-of-NNNNN.arrow").write_bytes(b"of a build with more processes")
+    settings = {"sampling_rate": RATE, "min_annotations": 2}
+    clips = load_clips(archive, cache_dir=cache, num_proc=num_proc, **settings)
+    assert rows_of(clips) == rows_of(load_clips(archive, cache_dir=tmp_path / "undisturbed", **settings))
+    assert not incomplete.exists()
+    used = {Path(file["filename"]) for split in clips for file in clips[split].cache_files}
+    assert set(cache.rglob("*.arrow")) == used
+
+
 def test_clips_can_be_streamed_without_being_kept(load, archive, tmp_path):
     cut = rows_of(load())
     builder = clips_builder(archive, cache_dir=tmp_path / "streamed", **SETTINGS)
@@ -462,6 +516,51 @@ def test_the_quietest_windows_are_cut_first(tmp_path):
     assert starts[-1] > 17
 
 
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_windows_without_a_call_are_cut_beside_the_clips_and_nothing_twice(archive, tmp_path, num_proc):
+    settings = {"cache_dir": tmp_path / "cache", **SETTINGS}
+    builder = clips_builder(archive, fold=1, context_s=0.25, **settings)
+    windows = load_no_call(builder, num_proc, no_call_margin_s=0.5)
+    assert not list((tmp_path / "cache").rglob("*-t*.arrow")), "the clips are not cut for it"
+    clips = build_clips(builder, num_proc)
+    assert list(clips) == list(SPLITS)
+    before = everything_in(tmp_path / "cache")
+    again = load_clips(archive, split="no_call", fold=1, context_s=0.25, no_call_margin_s=0.5, **settings)
+    assert again[:] == load_no_call(builder, no_call_margin_s=0.5)[:] == windows[:]
+    assert rows_of(load_clips(archive, fold=1, context_s=0.25, **settings)) == rows_of(clips)
+    assert everything_in(tmp_path / "cache") == before
+    assert windows.features == clips["train"].features
+    assert set(windows["recording"]) == set(clips["train"]["recording"])
+    for row in windows:
+        assert row["center_s"] == row["start_s"] + 0.5
+        assert len(decode_wav(row["audio"]["bytes"])) == 1.5 * RATE
+    other = load_no_call(builder, no_call_margin_s=0.5, no_call_per_recording=2)
+    assert len(other) == 2 * len(set(windows["recording"])) < len(windows)
+
+
+def test_an_archive_without_a_gap_has_no_windows_without_a_call(load):
+    with pytest.raises(
+        UserError, match=r"window of 1 s that can be read and is 4 s away from every annotation: lower"
+    ):
+        load(split="no_call", no_call_margin_s=4.0)
+
+
+def test_only_the_columns_of_a_problem_are_given_and_its_clips_are_not_cut_again(load, tmp_path):
+    everything = load()
+    before = everything_in(tmp_path / "cache")
+    single = load(problem_type="single_label_classification")
+    multi = load(problem_type="multi_label_classification")
+    assert everything_in(tmp_path / "cache") == before
+    shared = {"audio", "recording", "start_s", "center_s"}
+    for split in SPLITS:
+        assert set(single[split].column_names) == shared | {"label"}
+        assert set(multi[split].column_names) == shared | {"labels", "unknown"}
+        assert single[split]["label"][:] == everything[split]["label"][:]
+        assert multi[split]["labels"][:] == everything[split]["labels"][:]
+    assert "label" not in load(split="test", problem_type="multi_label_classification").column_names
+    assert "label" not in load(split="no_call", problem_type="multi_label_classification").column_names
+
+
 def test_there_is_no_such_split(load):
     with pytest.raises(UserError, match="no split 'dev'"):
         load(split="dev")
@@ -497,7 +596,11 @@ def test_an_archive_that_cannot_be_used_is_refused_before_anything_is_written(lo
         ({"num_proc": 0}, "num_proc is 0"),
         ({"context_s": -1.0}, "context_s is -1.0"),
         ({"edge_tolerance_s": 0.5}, "edge_tolerance_s is 0.5"),
-        ({"no_call_order": "loudest"}, "no_call_order is 'loudest'"),
+        ({"split": "no_call", "no_call_order": "loudest"}, "no_call_order is 'loudest'"),
+        ({"split": "no_call", "no_call_margin_s": -1.0}, "no_call_margin_s is -1.0"),
+        ({"split": "no_call", "no_call_per_recording": 0}, "no_call_per_recording is 0"),
+        ({"split": "no_call", "num_proc": 0}, "num_proc is 0"),
+        ({"problem_type": "regression"}, "no problem type 'regression': expected one of single_label"),
         ({"min_annotations": 9}, "only 0 of 2 species"),
         ({"fold": 4}, "fold is 4"),
     ],

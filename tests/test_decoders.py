@@ -2,11 +2,16 @@
 
 import io
 import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from archives import noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header, to_int16
 from kenya_birds.data.decoders import DecodingError, SoundfileDecoder
@@ -217,6 +222,33 @@ def test_blocks_hold_every_promised_frame_once_and_never_a_false_one(damaged, da
         assert missing.sum() == sum(min(FRAME, len(SOUND) - index * FRAME) for index in frames)
 
 
+PLACES = st.integers(90, len(FLAC) - 10)
+CHANGES = st.tuples(
+    st.sampled_from(["flip", "cut", "zeros", "move", "copy", "end"]), PLACES, PLACES, st.integers(1, 40_000)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(CHANGES, min_size=1, max_size=4), st.lists(st.integers(-100, 4 * RATE), min_size=3, max_size=8))
+def test_no_damage_makes_a_reader_give_other_sound_than_was_recorded(changes, starts):
+    content = bytearray(FLAC)
+    for kind, place, other, length in changes:
+        piece = content[other : other + length]
+        if kind == "flip":
+            content[place : place + 1] = bytes(byte ^ 4 for byte in content[place : place + 1])
+        elif kind == "end":
+            del content[max(place, 5000) :]
+        elif kind == "move":
+            content[place:place] = piece
+        else:
+            content[place : place + length] = {"cut": b"", "zeros": bytes(length), "copy": piece}[kind]
+    with tempfile.TemporaryDirectory() as folder, RecordingReader(write(Path(folder), content)) as reader:
+        for start in starts:
+            with suppress(UndecodableError):
+                expected = np.pad(SOUND, (100, 2500))[100 + start : 2600 + start]
+                np.testing.assert_array_equal(reader.read(start, 2500), expected)
+
+
 def test_a_refused_window_is_named_with_its_time_and_what_the_decoders_said(damaged):
     path = damaged(lambda frames: flip(frames, 9))
     with RecordingReader(path) as reader:
@@ -390,6 +422,41 @@ def test_frames_are_found_by_the_number_in_their_header(tmp_path):
             near = [place for start, place in found if offset <= start < offset + 2**16]
             assert not offset or (offset, near[0]) in found
             assert min(near) <= sample < max(near) + FRAME
+
+
+def with_checksum(header):
+    checksum = 0
+    for byte in header:
+        checksum = CRC8[checksum ^ byte]
+    return header + bytes([checksum])
+
+
+def test_what_only_looks_like_a_frame_header_does_not_mislead_the_search(tmp_path):
+    sound = noise(60, RATE)
+    head, frames = frames_of(encode(sound, "FLAC"), tmp_path)
+    # Frame number 1, or 2047, in front of every third frame: the search meets them at many of its steps.
+    for number in (b"\x01", b"\xdf\xbf"):
+        false = with_checksum(frames[100][:4] + number) + bytes(20)
+        path = write(tmp_path, head + b"".join(false * (at % 3 == 0) + frame for at, frame in enumerate(frames)))
+        for start in range(RATE, 59 * RATE, 19 * RATE):
+            ((first, found),) = PyavDecoder(path).read(start, start + RATE)
+            assert first == start
+            np.testing.assert_array_equal(found, sound[start : start + RATE] / np.float32(32768))
+
+
+@pytest.mark.parametrize(("index", "bits"), [(2, 0x0F), (2, 0xCF), (3, 0xB8), (3, 0x06), (3, 0x09)])
+def test_headers_with_values_that_the_format_forbids_are_none(tmp_path, index, bits):
+    path = write(tmp_path, FLAC)
+    with path.open("rb", buffering=0) as file:
+        offset, _ = next(flac_headers(file, FRAME))
+    header = bytearray(FLAC[offset : offset + 5])
+    header[index] = bits
+    path.write_bytes(with_checksum(bytes(header)) + bytes(20))
+    with path.open("rb", buffering=0) as file:
+        assert not list(flac_headers(file, FRAME))
+    path.write_bytes(with_checksum(FLAC[offset : offset + 5]) + bytes(20))
+    with path.open("rb", buffering=0) as file:
+        assert list(flac_headers(file, FRAME)) == [(0, 0)]
 
 
 # WAV

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kenya_birds.data.splits import SPLITS, check_splits, problematic_classes, read_splits, seed_split
+from kenya_birds.data.splits import SPLITS, check_splits, problematic_classes, read_splits, seed_split, write_splits
 from kenya_birds.errors import UserError
 
 
@@ -279,12 +279,50 @@ def test_a_split_table_from_a_spreadsheet_is_read(tmp_path):
     assert read_splits(tmp_path / "splits.csv").to_dict("list") == {"recording": ["NA"], "split": ["train"]}
 
 
-@pytest.mark.parametrize("content", ["", "recording\na\n", "a,b\n1,2\n1,2,3\n", "recording,part\na,train\n"])
+@pytest.mark.parametrize(
+    "content", ["", "recording\na\n", "a,b\n1,2\n1,2,3\n", "recording,part\na,train\n", "split\ntest\n", "fold\n0\n"]
+)
 def test_a_file_that_is_not_a_split_table_is_named(tmp_path, content):
     path = tmp_path / "splits.csv"
     path.write_text(content)
     with pytest.raises(UserError, match=r"splits\.csv"):
         read_splits(path)
+
+
+FOLDS = pd.DataFrame({"recording": list("abcdefg"), "fold": [0, 1, 2, 3, 0, 1, 2]})
+
+
+def test_each_fold_of_a_table_is_the_test_split_once_and_the_next_one_validation(tmp_path):
+    write_splits(FOLDS, tmp_path / "folds.csv")
+    tables = [read_splits(tmp_path / "folds.csv", fold) for fold in range(4)]
+    assert [members(table, "test") for table in tables] == [{"a", "e"}, {"b", "f"}, {"c", "g"}, {"d"}]
+    assert [members(table, "validation") for table in tables] == [{"b", "f"}, {"c", "g"}, {"d"}, {"a", "e"}]
+    assert [members(table, "train") for table in tables][3] == {"b", "c", "f", "g"}
+    for table in tables:
+        check_splits(table, set("abcdefg"))
+
+
+def test_a_table_of_splits_has_no_folds_to_choose_from(tmp_path):
+    GIVEN.to_csv(tmp_path / "splits.csv", index=False)
+    with pytest.raises(UserError, match="table of splits, without folds: leave out fold, which is 1"):
+        read_splits(tmp_path / "splits.csv", 1)
+
+
+@pytest.mark.parametrize(
+    ("table", "fold", "message"),
+    [
+        (FOLDS, 4, "fold is 4: expected 0 to 3"),
+        (FOLDS, -1, "fold is -1: expected 0 to 3"),
+        (FOLDS.assign(split="train"), 0, "columns recording, fold, split: expected recording and split, or"),
+        (FOLDS.replace(3, 5), 0, "fold '5' among 4 folds: expected 0 to 3"),
+        (FOLDS.replace(3, "x"), 0, "fold 'x' among 4 folds"),
+        (FOLDS.assign(fold=FOLDS["fold"] % 2), 0, "has 2 folds: expected 3 or more"),
+    ],
+)
+def test_folds_that_cannot_be_used_are_refused(tmp_path, table, fold, message):
+    table.to_csv(tmp_path / "folds.csv", index=False)
+    with pytest.raises(UserError, match=message):
+        read_splits(tmp_path / "folds.csv", fold)
 
 
 def test_a_missing_split_table_is_named(tmp_path):

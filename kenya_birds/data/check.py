@@ -22,7 +22,7 @@ from kenya_birds.data.archive import (
     read_table,
 )
 from kenya_birds.data.recording_check import RecordingCheck, check_recording
-from kenya_birds.data.splits import check_output
+from kenya_birds.data.splits import check_output, write_table
 from kenya_birds.errors import UserError
 
 # What a finding does to training.
@@ -136,7 +136,7 @@ def write_check(check: ArchiveCheck, path: str | Path, *, overwrite: bool = Fals
     )
     table = pd.concat([measures, check.findings.astype(object)], ignore_index=True)
     columns = [*FINDING_COLUMNS, *(column for column in measures if column not in FINDING_COLUMNS)]
-    table[columns].replace([np.inf, -np.inf], np.nan).to_csv(path, index=False, float_format="%.10g")
+    write_table(table[columns].replace([np.inf, -np.inf], np.nan), path, float_format="%.10g")
 
 
 def format_check(check: ArchiveCheck) -> str:

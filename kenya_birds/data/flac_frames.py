@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from io import FileIO
+from itertools import pairwise
 
 CHUNK_BYTES = 2**16
 HEADER_BYTES = 16  # at most
@@ -28,7 +29,7 @@ def flac_headers(
 
     Args:
         file: A FLAC file.
-        block_frames: Samples in each frame but the last, for files in which the headers count frames.
+        block_frames: Most samples of a frame; where the headers count frames, each but the last has as many.
         start: Byte from which on to look.
         stop: Byte before which to look; by default the end.
 
@@ -46,11 +47,16 @@ def flac_headers(
 
 
 def find_flac_frame(file: FileIO, block_frames: int, sample: int) -> int:
-    """Byte offset of a frame header that is not after `sample`, and at most a few frames before it."""
+    """Byte offset of a frame header that is not after `sample`, and at most a few frames before it.
+
+    A header counts if the next one is where it should be: one that only looks like a header would mislead the search.
+    """
     low, high = 0, os.fstat(file.fileno()).st_size
     while high - low > CHUNK_BYTES:
         middle = (low + high) // 2
-        offset, place = next(flac_headers(file, block_frames, middle, high), (high, sample + 1))
+        pairs = pairwise(flac_headers(file, block_frames, middle, high))
+        followed = (header for header, (_, place) in pairs if 0 < place - header[1] <= block_frames)
+        offset, place = next(followed, (high, sample + 1))
         if place > sample:
             high = middle
         else:
@@ -70,6 +76,9 @@ def possible_ends(data: bytes) -> Iterator[int]:
 def _first_sample(header: bytes, block_frames: int) -> int | None:
     """The number of a frame's first sample; None if this is not a frame header."""
     if len(header) < 6:
+        return None
+    # What RFC 9639 keeps for later or forbids: block size 0, rate 15, channels from 11 on, depth 3, and a bit.
+    if header[2] < 16 or header[2] & 15 == 15 or header[3] >= 0xB0 or header[3] >> 1 & 7 == 3 or header[3] & 1:
         return None
     # The frame's number is written like a character in UTF-8, in up to 7 bytes; the header's checksum comes last.
     ones = 8 - (header[4] ^ 255).bit_length()

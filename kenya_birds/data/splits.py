@@ -153,20 +153,46 @@ def log_uncovered_classes(annotations: pd.DataFrame, table: pd.DataFrame) -> Non
             )
 
 
-def read_splits(path: str | Path) -> pd.DataFrame:
-    """Reads a split table: `recording` and `split`, one row per recording.
+def read_splits(path: str | Path, fold: int = 0) -> pd.DataFrame:
+    """Reads a table of splits, `recording` and `split`, or of folds, `recording` and `fold`; one row per recording.
+
+    Args:
+        path: The CSV.
+        fold: Which fold of a table of folds is the test split, from 0; the one after it is the validation split (after
+            the last comes the first), the others are the train split.
+
+    Returns:
+        `recording` and `split`.
 
     Raises:
-        UserError: If the file cannot be read or a column is missing.
+        UserError: If the file cannot be read, a column is missing, there is a `split` and a `fold`, the folds are not
+            0, 1, 2 and so on, three or more, or there is no such fold.
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the split table {path}: {error}") from None
-    missing = [column for column in ("recording", "split") if column not in table.columns]
-    if missing:
-        raise UserError(f"{path} has no column {missing}: expected recording,split, found {list(table.columns)}")
-    return table[["recording", "split"]]
+    kinds = [column for column in ("split", "fold") if column in table.columns]
+    if "recording" not in table.columns or len(kinds) != 1:
+        raise UserError(
+            f"{path} has the columns {', '.join(table.columns)}: expected recording and split, or recording and fold"
+        )
+    if kinds == ["split"]:
+        if fold:
+            raise UserError(f"{path} is a table of splits, without folds: leave out fold, which is {fold}")
+        return table[["recording", "split"]]
+    folds = table["fold"].nunique()
+    wrong = sorted(set(table["fold"]) - set(map(str, range(folds))))
+    if wrong:
+        raise UserError(f"{path} has the fold {wrong[0]!r} among {folds} folds: expected 0 to {folds - 1}")
+    if folds < 3:
+        raise UserError(f"{path} has {folds} folds: expected 3 or more, as one is for validation and one is the test")
+    if not 0 <= fold < folds:
+        raise UserError(f"fold is {fold}: expected 0 to {folds - 1}, as {path} has {folds} folds")
+    split_of = {str(fold): "test", str((fold + 1) % folds): "validation"}
+    return pd.DataFrame(
+        {"recording": table["recording"], "split": [split_of.get(name, "train") for name in table["fold"]]}
+    )
 
 
 def write_splits(table: pd.DataFrame, path: str | Path, *, overwrite: bool = False) -> None:
@@ -175,11 +201,20 @@ def write_splits(table: pd.DataFrame, path: str | Path, *, overwrite: bool = Fal
     Raises:
         UserError: If there is a file already and `overwrite` is not set, or it cannot be written.
     """
-    path = Path(path)
     check_output(path, overwrite)
+    write_table(table, path)
+
+
+def write_table(table: pd.DataFrame, path: str | Path, float_format: str | None = None) -> None:
+    """Writes a table as CSV, whole or not at all; a file that is there is replaced.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    path = Path(path)
     partial = path.with_name(path.name + ".part")
     try:
-        table.to_csv(partial, index=False, lineterminator="\n")
+        table.to_csv(partial, index=False, lineterminator="\n", float_format=float_format)
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -187,12 +222,15 @@ def write_splits(table: pd.DataFrame, path: str | Path, *, overwrite: bool = Fal
 
 
 def check_output(path: str | Path, overwrite: bool) -> None:
-    """Raises `UserError` if a file would be overwritten unasked, or lie in no folder; to be known before long work."""
+    """Raises `UserError` if a file would be overwritten unasked, or cannot be made; to be known before long work."""
     path = Path(path)
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there already: give another path, or ask for it to be overwritten")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: expected a file in a folder that is there; give another path")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(
+            f"{path} cannot be written: expected a file in a folder that is there and can be written to; give another "
+            "path"
+        )
 
 
 def check_splits(table: pd.DataFrame, recordings: set[str]) -> None:

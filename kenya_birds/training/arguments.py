@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from kenya_birds.data.dataset import DEFAULT_MIN_ANNOTATIONS
+from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS
 from kenya_birds.errors import UserError
 
 
@@ -30,11 +30,17 @@ class DataArguments:
     )
     splits_file: str | None = field(
         default=None,
-        metadata={"help": "CSV (recording,split) to use instead of a new split; a run leaves one as splits.csv."},
+        metadata={
+            "help": "CSV to use instead of a new split: recording,split, as a run leaves it in splits.csv, or "
+            "recording,fold, as kenya-birds split --folds writes it."
+        },
     )
     test_size: float = field(default=0.2, metadata={"help": "Share of the test split."})
     validation_size: float = field(default=0.2, metadata={"help": "Share of the validation split."})
-    fold: int = field(default=0, metadata={"help": "Which of the ceil(1 / test_size) folds is the test split."})
+    fold: int = field(
+        default=0,
+        metadata={"help": "Which fold is the test split, of ceil(1 / test_size) or of those in --splits_file."},
+    )
     split_seed: int = field(default=42, metadata={"help": "Seed of the split (--fold varies it more)."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where cut clips are kept (datasets' cache)."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that cut clips."})

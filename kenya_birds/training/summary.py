@@ -11,7 +11,7 @@ import datasets
 import torch
 from transformers import TrainingArguments
 
-from kenya_birds.data.dataset import KenyaBirds
+from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.errors import UserError
 
 SUMMARY_FILE = "training_summary.json"

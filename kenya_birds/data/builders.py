@@ -1,0 +1,271 @@
+"""Cuts the annotated clips of an archive, and windows without a call: `datasets` builders, sharded by recording."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import sklearn
+from datasets.builder import Key
+
+from kenya_birds.data.archive import Archive, archive_fingerprint, read_archive, select_classes
+from kenya_birds.data.audio import RecordingReader, encode_wav
+from kenya_birds.data.child_processes import children_end_with_us
+from kenya_birds.data.planning import plan_clips, plan_no_call
+from kenya_birds.data.splits import SPLITS, check_splits, seed_split
+from kenya_birds.errors import UserError
+
+NO_CALL = "no_call"
+NO_CALL_ORDERS = ("quietest", "uniform")
+DEFAULT_SAMPLING_RATE = 32_000
+DEFAULT_CLIP_S = 3.0
+DEFAULT_MIN_ANNOTATIONS = 10
+# A clip is about 200 kB: this many are held in memory at a time.
+CLIPS_PER_TABLE = 64
+
+
+@dataclass
+class ClipsConfig(datasets.BuilderConfig):
+    """What is cut out of an archive; another value of any field is another data set in the cache.
+
+    Attributes:
+        sampling_rate: Rate of the clips in Hz; recordings with another rate are resampled.
+        clip_s: Length of a clip in seconds.
+        context_s: Sound stored on each side of the clip as well, for training to shift the clip in.
+        edge_tolerance_s: See `plan_clips`.
+        min_annotations: Species with fewer annotations are dropped.
+        splits: `train`, `validation` or `test` by recording; by default `seed_split` with the four fields below.
+        test_size: See `seed_split`.
+        validation_size: See `seed_split`.
+        fold: See `seed_split`.
+        split_seed: Seed of `seed_split`.
+    """
+
+    sampling_rate: int = DEFAULT_SAMPLING_RATE
+    clip_s: float = DEFAULT_CLIP_S
+    context_s: float = 0.0
+    edge_tolerance_s: float = 0.0
+    min_annotations: int = DEFAULT_MIN_ANNOTATIONS
+    splits: dict[str, str] | None = None
+    test_size: float = 0.2
+    validation_size: float = 0.2
+    fold: int = 0
+    split_seed: int = 42
+
+    def __post_init__(self) -> None:
+        """Checks what is not checked where it is used."""
+        super().__post_init__()
+        if not (self.sampling_rate > 0 and 1 <= self.clip_s * self.sampling_rate < float("inf")):
+            raise UserError(
+                f"sampling_rate is {self.sampling_rate} Hz and clip_s is {self.clip_s} s: expected a clip of one "
+                "sample or more"
+            )
+        if not 0 <= self.context_s < float("inf"):
+            raise UserError(f"context_s is {self.context_s}: expected 0 or more")
+        if not 2 * abs(self.edge_tolerance_s) < self.clip_s:
+            raise UserError(f"edge_tolerance_s is {self.edge_tolerance_s}: expected less than half of clip_s")
+
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
+        """Adds the archive's fingerprint, so that a changed archive is cut anew, and what `seed_split` depends on."""
+        made_from = {"archive": archive_fingerprint(self.data_dir), "scikit-learn": sklearn.__version__}
+        return super().create_config_id({**config_kwargs, **made_from}, custom_features)
+
+
+class KenyaBirds(datasets.ArrowBasedBuilder):
+    """Builder of the clips: one window centred on each annotation of a species that is frequent enough.
+
+    It writes Arrow tables, not examples: `datasets` encodes audio examples only where torchcodec, and so FFmpeg, is.
+
+    Columns:
+        audio: The clip with its context, mono 16-bit WAV, zeros past the recording's ends.
+        label: Class id of the annotation; names are eBird codes. None where nothing is annotated.
+        labels: Class ids of every annotation whose centre lies in the clip, each once, sorted.
+        unknown: Whether a bird that the annotators could not name is centred in the clip, so that a species which is
+            not in `labels` may be there all the same.
+        recording: File name of the recording.
+        start_s: Start of the clip, without context, in the recording; negative where it begins before it.
+        center_s: The annotation's centre.
+
+    Attributes:
+        archive: The archive as read.
+        classes: eBird codes; the index is the class id.
+        clips: What will be cut (see `plan_clips`).
+        splits: `recording` and `split`, sorted by recording.
+
+    Raises:
+        UserError: If the archive or the splits cannot be used (see `read_archive`, `check_splits`).
+    """
+
+    BUILDER_CONFIG_CLASS = ClipsConfig
+    # To be raised when the same archive and settings would give other clips or splits: the cache goes by it.
+    VERSION = datasets.Version("1.1.0")
+
+    archive: Archive
+    classes: list[str]
+    clips: pd.DataFrame
+    splits: pd.DataFrame
+
+    def _info(self) -> datasets.DatasetInfo:
+        config = self.config
+        self.archive = read_archive(config.data_dir)
+        self.classes = select_classes(self.archive.annotations, config.min_annotations)
+        self.clips = plan_clips(
+            self.archive, self.classes, config.sampling_rate, config.clip_s, config.edge_tolerance_s
+        )
+        if config.splits is None:
+            self.splits = seed_split(
+                self.clips,
+                test_size=config.test_size,
+                validation_size=config.validation_size,
+                fold=config.fold,
+                seed=config.split_seed,
+            )
+        else:
+            self.splits = pd.DataFrame(sorted(config.splits.items()), columns=["recording", "split"])
+            check_splits(self.splits, set(self.clips["recording"]))
+        return datasets.DatasetInfo(
+            description="Clips centred on the annotations of soundscape recordings.",
+            features=datasets.Features(
+                {
+                    "audio": datasets.Audio(sampling_rate=config.sampling_rate, decode=False),
+                    "label": datasets.ClassLabel(names=self.classes),
+                    "labels": datasets.List(datasets.ClassLabel(names=self.classes)),
+                    "unknown": datasets.Value("bool"),
+                    "recording": datasets.Value("string"),
+                    "start_s": datasets.Value("float64"),
+                    "center_s": datasets.Value("float64"),
+                }
+            ),
+        )
+
+    def _download_and_prepare(self, *args: Any, **settings: Any) -> None:
+        # `datasets` holds the lock of this folder. A build that was killed may have left files in it, which would be
+        # kept beside the new ones.
+        folder = Path(self._output_dir)
+        for left in folder.iterdir() if folder.suffix == ".incomplete" else ():
+            left.unlink()
+        with children_end_with_us():
+            super()._download_and_prepare(*args, **settings)
+
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
+        recordings = self.splits.groupby("split")["recording"].apply(list)
+        return [datasets.SplitGenerator(split, gen_kwargs={"recordings": recordings[split]}) for split in SPLITS]
+
+    def _generate_tables(self, recordings: list[str]) -> Iterator[tuple[Key, pa.Table]]:
+        rate, context = self.config.sampling_rate, round(self.config.context_s * self.config.sampling_rate)
+        samples = round(self.config.clip_s * rate)
+        for shard, recording in enumerate(recordings):
+            try:
+                reader = RecordingReader(self.archive.recording_path(recording), rate)
+            except UserError:
+                continue  # told by `build_clips`, which misses the clips
+            with reader:
+                windows = self._windows(recording, reader)
+                for first in range(0, len(windows), CLIPS_PER_TABLE):
+                    rows, audio = [], []
+                    for window in windows.iloc[first : first + CLIPS_PER_TABLE].itertuples():
+                        with suppress(UserError):  # this clip is missed, its neighbours are not
+                            sound = reader.read(window.start - context, samples + 2 * context)
+                            audio.append({"bytes": encode_wav(sound, rate), "path": None})
+                            rows.append(window)
+                    if rows:
+                        labels = np.array([row.label for row in rows])
+                        columns = {
+                            "audio": pa.array(audio, datasets.Audio.pa_type),
+                            "label": pa.array(labels, pa.int64(), mask=labels < 0),
+                            "labels": pa.array([row.labels for row in rows], pa.list_(pa.int64())),
+                            "unknown": [row.unknown for row in rows],
+                            "recording": [recording] * len(rows),
+                            "start_s": [row.start / rate for row in rows],
+                            "center_s": [row.center_s for row in rows],
+                        }
+                        yield Key(shard, first), pa.table(columns)
+
+    def _windows(self, recording: str, reader: RecordingReader) -> pd.DataFrame:
+        """What is cut from a recording, with the columns of `plan_clips`, in order of time."""
+        return self.clips[self.clips["recording"] == recording]
+
+
+@dataclass
+class NoCallConfig(ClipsConfig):
+    """Which windows without a call are cut, beside how.
+
+    Attributes:
+        no_call_per_recording: At most so many are cut from each training recording.
+        no_call_margin_s: Least time between such a window, context included, and any annotation.
+        no_call_order: Which of them are cut: the `quietest`, or a choice spread evenly over the recording (`uniform`).
+    """
+
+    no_call_per_recording: int = 20
+    no_call_margin_s: float = 1.5
+    no_call_order: str = "quietest"
+
+    def __post_init__(self) -> None:
+        """Checks what is not checked where it is used."""
+        super().__post_init__()
+        if self.no_call_per_recording < 1:
+            raise UserError(f"no_call_per_recording is {self.no_call_per_recording}: expected 1 or more")
+        if not 0 <= self.no_call_margin_s < float("inf"):
+            raise UserError(f"no_call_margin_s is {self.no_call_margin_s}: expected 0 or more")
+        if self.no_call_order not in NO_CALL_ORDERS:
+            raise UserError(f"no_call_order is {self.no_call_order!r}: expected one of {NO_CALL_ORDERS}")
+
+
+class NoCallWindows(KenyaBirds):
+    """Builder of the split `no_call`: windows of the training recordings in which nothing is annotated.
+
+    Args:
+        planned: The builder of the clips beside which they are cut: archive, classes, splits and settings are its own.
+        **settings: The fields that `NoCallConfig` adds.
+    """
+
+    BUILDER_CONFIG_CLASS = NoCallConfig
+
+    def __init__(self, planned: KenyaBirds, **settings: Any) -> None:
+        self._planned = planned
+        settings |= {name: getattr(planned.config, name) for name in ClipsConfig.__annotations__}
+        settings["splits"] = dict(zip(planned.splits["recording"], planned.splits["split"], strict=True))
+        super().__init__(
+            data_dir=planned.config.data_dir,
+            cache_dir=planned._cache_dir_root,
+            dataset_name=f"{planned.dataset_name}_{NO_CALL}",
+            **settings,
+        )
+
+    def _info(self) -> datasets.DatasetInfo:
+        planned = self._planned
+        self.archive, self.classes, self.clips, self.splits = (
+            planned.archive,
+            planned.classes,
+            planned.clips,
+            planned.splits,
+        )
+        return datasets.DatasetInfo(
+            description="Windows of soundscape recordings in which nothing is annotated.",
+            features=planned.info.features,
+        )
+
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
+        recordings = self.splits.loc[self.splits["split"] == "train", "recording"].to_list()
+        return [datasets.SplitGenerator(NO_CALL, gen_kwargs={"recordings": recordings})]
+
+    def _windows(self, recording: str, reader: RecordingReader) -> pd.DataFrame:
+        config = self.config
+        context = round(config.context_s * config.sampling_rate)
+        stored_s = config.clip_s + 2 * config.context_s
+        windows = plan_no_call(self.archive, [recording], config.sampling_rate, stored_s, config.no_call_margin_s)
+        windows["start"] += context
+        number = min(config.no_call_per_recording, len(windows))
+        if config.no_call_order == "uniform":
+            return windows.iloc[np.linspace(0, len(windows) - 1, number).round().astype(int)]
+        level = np.full(len(windows), np.inf)
+        for index, start in enumerate(windows["start"]):
+            with suppress(UserError):
+                sound = reader.read(start, round(config.clip_s * config.sampling_rate))
+                level[index] = np.square(sound, dtype=np.float64).mean()
+        return windows.iloc[np.sort(level.argsort(kind="stable")[:number])]
