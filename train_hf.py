@@ -9,7 +9,7 @@ import numpy as np
 from transformers import HfArgumentParser, set_seed
 
 from kenya_birds.console import one_line_errors, show_log, user_errors
-from kenya_birds.data.dataset import build_clips, clips_builder
+from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
 from kenya_birds.data.splits import read_splits
 from kenya_birds.evaluation.figures import save_confusion_matrix
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
@@ -86,14 +86,17 @@ def main(arguments: list[str] | None = None) -> None:
         starting_point = kind_of_starting_point(model_args.init_from)
     with args.main_process_first(desc="cutting clips"):
         clips = build_clips(builder, data_args.num_proc)
+        background = None
+        if augmentation_args.background_probability:
+            background = load_no_call(builder, data_args.num_proc, context_s=0.0)
     for split in clips:
         recordings = (builder.splits["split"] == split).sum()
         logger.info("%s: %d clips of %d recordings", split, len(clips[split]), recordings)
 
     trainer = KenyaBirdsTrainer(
-        model, args, extractor, clips["train"], clips["validation"], augmentation=augmentation_args
+        model, args, extractor, clips["train"], clips["validation"], augmentation_args, background
     )
-    summary = training_summary(builder, clips, args, starting_point)
+    summary = training_summary(builder, clips, args, augmentation_args, starting_point)
     if trainer.is_world_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)
         builder.splits.to_csv(output_dir / SPLITS_FILE, index=False)

@@ -11,6 +11,7 @@ from archives import RATE, edit, write_archive
 from kenya_birds.data.archive import read_archive
 from kenya_birds.errors import UserError
 from kenya_birds.exploration import pictures
+from kenya_birds.exploration.changes import change_clip, find_background
 from kenya_birds.exploration.listening import find_clear_call, listen
 from kenya_birds.exploration.measures import (
     activity_along,
@@ -241,7 +242,7 @@ def test_page_is_self_contained(page):
     assert "https:" not in page
     assert "@import" not in page
     assert all(value.startswith("data:image/png;base64,") for value in parsed.values("src"))
-    assert len(parsed.values("src")) == 3
+    assert len(parsed.values("src")) == 6
     assert all(value.startswith("#") for value in parsed.values("href"))
     assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
 
@@ -262,7 +263,7 @@ def test_page_can_be_read_aloud(page):
     parsed = Page(page)
 
     assert ("html", "lang", "en") in parsed.attributes
-    assert parsed.tags.count("img") == len(parsed.values("alt")) == 3
+    assert parsed.tags.count("img") == len(parsed.values("alt")) == 6
     assert page.count('role="img" aria-label="') == parsed.tags.count("svg")
     assert page.count("<th ") == page.count("<th scope=")
 
@@ -370,3 +371,24 @@ def test_the_seed_draws_the_call(small_archive):
 
     assert calls[0] == calls[1]
     assert len(set(calls)) > 1
+
+
+def test_a_call_is_shown_under_each_augmentation(small_archive):
+    from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+
+    extractor = KenyaBirdsFeatureExtractor()
+    rng = np.random.default_rng(0)
+    clip, other = rng.integers(-3000, 3000, (2, extractor.clip_samples), dtype=np.int16)
+    views = dict(change_clip(clip, other, other, extractor))
+    assert len(views) == 11
+    unchanged = views.pop("unchanged")
+    assert all(view.shape == unchanged.shape for view in views.values())
+    assert all(np.abs(view - unchanged).max() > 0.1 for view in views.values())
+
+
+def test_background_is_a_window_without_a_call(small_archive):
+    archive = read_archive(small_archive)
+    window = find_background(archive, 32_000, 0.5)
+    assert window is not None
+    assert window.shape == (16_000,)
+    assert find_background(archive, 32_000, 15.0) is None

@@ -12,15 +12,19 @@ import soundfile
 from running import ROOT, flags, losses, metrics, run, run_script, train
 
 import train_hf
+from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
 
+# Unchanged clips: with so few steps, the loss would fall too slowly to see.
+UNCHANGED = {f"{change}_probability": 0 for change in ("shift", "pitch", "speed", "gain", "noise", "mask")}
+JOURNEY = {"noise_reduction": "stationary", "num_train_epochs": 5, **UNCHANGED}
 STRANGER = "import sys; sys.modules['kenya_birds'] = None\n"
 
 
 @pytest.fixture(scope="module")
 def trained(small_archive, tmp_path_factory):
     folder = tmp_path_factory.mktemp("journey")
-    return train(small_archive, folder / "birds", folder / "cache", noise_reduction="stationary", num_train_epochs=5)
+    return train(small_archive, folder / "birds", folder / "cache", **JOURNEY)
 
 
 @pytest.fixture
@@ -76,8 +80,7 @@ def test_no_recording_is_in_two_splits_and_the_table_repeats_the_run(trained, sm
         small_archive,
         tmp_path / "again",
         tmp_path / "cache",
-        noise_reduction="stationary",
-        num_train_epochs=5,
+        **JOURNEY,
         splits_file=trained / "splits.csv",
         split_seed=7,
     )
@@ -224,6 +227,13 @@ def test_an_annotation_past_the_end_is_counted_and_left_out(archive, tmp_path):
         table["Species eBird Code"].value_counts().drop(summary["archive"]["dropped_species"], errors="ignore").sum()
     )
     assert sum(summary["clips_per_split"].values()) == kept - 1
+
+
+def test_background_comes_from_windows_without_a_call(tmp_path, small_archive, capfd):
+    sparse = synthesize_archive(tmp_path / "archive", recordings=5, duration_s=40, species=2, annotations=30, seed=1)
+    settings = {"num_train_epochs": 1, "background_probability": 0.5, "min_annotations": 5}
+    train(sparse, tmp_path / "run", tmp_path / "cache", **settings)
+    refused(small_archive, tmp_path / "other", "no training recording has a window of 3 s", **settings)
 
 
 def test_a_folder_that_holds_something_is_not_written_to(trained, small_archive):

@@ -18,7 +18,7 @@ from kenya_birds.training.trainer import KenyaBirdsTrainer
 
 @pytest.fixture
 def make_trainer(clips, tmp_path):
-    def make(problem_type="single_label_classification", augmentation=None, **settings):
+    def make(problem_type="single_label_classification", augmentation=None, background=None, **settings):
         torch.manual_seed(0)
         names = clips["train"].features["label"].names
         config = KenyaBirdsConfig(backbone="test_convnext", num_labels=len(names), problem_type=problem_type)
@@ -32,6 +32,7 @@ def make_trainer(clips, tmp_path):
             clips["train"],
             clips["validation"],
             augmentation=augmentation,
+            background=background,
         )
 
     return make
@@ -71,6 +72,16 @@ def test_clips_kept_on_the_device_are_the_same(make_trainer):
 def test_background_without_windows_is_refused(make_trainer):
     with pytest.raises(UserError, match="no window of the training recordings is free of calls"):
         make_trainer(augmentation=AugmentationArguments(background_probability=0.5))
+
+
+def test_background_is_added_to_training_clips(make_trainer, clips):
+    certain = AugmentationArguments.none()
+    certain.background_probability = 1.0
+    features = [
+        trainer._prepare_inputs(training_batch(trainer))["input_features"]
+        for trainer in (make_trainer(), make_trainer(augmentation=certain, background=clips["test"]))
+    ]
+    assert (features[0] - features[1]).abs().mean() > 0.05
 
 
 def test_the_loss_of_mixed_clips_is_mixed(make_trainer):

@@ -221,14 +221,14 @@ class NoCallWindows(KenyaBirds):
 
     Args:
         planned: The builder of the clips beside which they are cut: archive, classes, splits and settings are its own.
-        **settings: The fields that `NoCallConfig` adds.
+        **settings: The fields that `NoCallConfig` adds, and what shall be other than in `planned`.
     """
 
     BUILDER_CONFIG_CLASS = NoCallConfig
 
     def __init__(self, planned: KenyaBirds, **settings: Any) -> None:
         self._planned = planned
-        settings |= {name: getattr(planned.config, name) for name in ClipsConfig.__annotations__}
+        settings = {name: getattr(planned.config, name) for name in ClipsConfig.__annotations__} | settings
         settings["splits"] = dict(zip(planned.splits["recording"], planned.splits["split"], strict=True))
         super().__init__(
             data_dir=planned.config.data_dir,

@@ -97,8 +97,8 @@ def load_no_call(builder: KenyaBirds, num_proc: int | None = None, **settings: A
     Args:
         builder: What `clips_builder` returns: rate, length, context, splits and cache are its own.
         num_proc: Number of processes; each works on recordings of its own.
-        **settings: `no_call_per_recording` (20), `no_call_margin_s` (1.5), `no_call_order` ("quietest"); see
-            `NoCallConfig`.
+        **settings: `no_call_per_recording` (20), `no_call_margin_s` (1.5), `no_call_order` ("quietest"), see
+            `NoCallConfig`; and another `context_s`.
 
     Returns:
         The windows, with the columns of `KenyaBirds`: `label` is None, `labels` is empty and `center_s` is the

@@ -23,6 +23,7 @@ from kenya_birds.data.split_audit import audit_split, format_audit
 from kenya_birds.data.splits import seed_split
 from kenya_birds.errors import UserError
 from kenya_birds.exploration import pictures
+from kenya_birds.exploration.changes import change_clip, find_background
 from kenya_birds.exploration.listening import find_clear_call, listen
 from kenya_birds.exploration.measures import (
     activity_along,
@@ -39,6 +40,7 @@ MOST_SPECIES = 40
 ROWS_PER_PICTURE = 60
 MOST_DURATIONS = 30
 MOST_OVERLAPS = 8
+CHANGES_PER_PICTURE = 4
 FEATURE_NAMES = {"stft": "STFT", "mel": "Mel", "reassigned": "Reassigned"}
 
 
@@ -232,7 +234,17 @@ def _example(archive: Archive, names: dict[str, str], seed: int) -> dict[str, An
         images[feature_name] = pictures.draw_spectrograms(
             spectrograms, CLIP_S, (extractor.f_min_hz, f_max_hz), mel=feature_type != "stft"
         )
-    return {"call": found, "name": names[found.species], "images": images}
+    other = find_clear_call(archive, extractor.sampling_rate, CLIP_S, seed + 1) or found
+    extractor = KenyaBirdsFeatureExtractor(f_max_hz=f_max_hz, do_standardize=False)
+    background = find_background(archive, extractor.sampling_rate, CLIP_S)
+    views = change_clip(found.clip, other.clip, background, extractor)
+    changes = [
+        pictures.draw_spectrograms(
+            views[first : first + CHANGES_PER_PICTURE], CLIP_S, (extractor.f_min_hz, f_max_hz), mel=True
+        )
+        for first in range(0, len(views), CHANGES_PER_PICTURE)
+    ]
+    return {"call": found, "name": names[found.species], "images": images, "changes": changes}
 
 
 def _split(archive: Archive, min_annotations: int, balanced: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import TrainingArguments
 
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.errors import UserError
+from kenya_birds.training.augmentation import AugmentationArguments
 
 SUMMARY_FILE = "training_summary.json"
 METRICS_FILE = "metrics.json"
@@ -24,11 +26,14 @@ TOLD_ARGUMENTS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
+    "layer_decay",
+    "head_learning_rate_factor",
     "weight_decay",
     "lr_scheduler_type",
     "warmup_steps",
     "loss_weight_power",
     "sampler_weight_power",
+    "label_smoothing_factor",
     "bf16",
     "fp16",
 )
@@ -36,7 +41,11 @@ TOLD_VERSIONS = ("kenya_birds", "torch", "torchaudio", "timm", "transformers", "
 
 
 def training_summary(
-    builder: KenyaBirds, clips: datasets.DatasetDict, args: TrainingArguments, starting_point: str
+    builder: KenyaBirds,
+    clips: datasets.DatasetDict,
+    args: TrainingArguments,
+    augmentation: AugmentationArguments,
+    starting_point: str,
 ) -> dict[str, Any]:
     """Describes data and settings of a run; no path of this machine is in it.
 
@@ -44,6 +53,7 @@ def training_summary(
         builder: The builder of the clips.
         clips: The clips by split.
         args: The training arguments.
+        augmentation: What chance changed in training clips.
         starting_point: Where the weights came from, as `starting_points.initialize` returns it.
     """
     archive, classes = builder.archive, builder.classes
@@ -67,6 +77,7 @@ def training_summary(
         },
         "starting_point": starting_point,
         "arguments": {name: _plain(getattr(args, name)) for name in TOLD_ARGUMENTS},
+        "augmentation": asdict(augmentation),
         "processes": args.world_size,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
         "versions": {name: version(name) for name in TOLD_VERSIONS},
