@@ -34,7 +34,7 @@ demo: install
 	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process 2 train_hf.py --data_dir $(DEMO)/archive --output_dir $(DEMO)/model \
 		--cache_dir $(DEMO)/cache --use_cpu --backbone test_convnext --init_from scratch \
-		--num_train_epochs 10 --learning_rate 3e-3 --per_device_train_batch_size 16
+		--num_train_epochs 25 --learning_rate 3e-3 --per_device_train_batch_size 16
 	@# The first annotation of a recording that was not trained on.
 	@recording=$$(awk -F, '$$2 == "test" { print $$1; exit }' $(DEMO)/model/splits.csv); \
 	annotation=$$(grep "^$$recording" $(DEMO)/archive/annotations.csv | head -n 1); \
