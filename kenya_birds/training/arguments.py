@@ -161,6 +161,11 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
         for name in ("loss_weight_power", "sampler_weight_power", "early_stopping_patience"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: expected 0 or more")
+        if not (0 < self.layer_decay <= 1 and self.head_learning_rate_factor > 0):
+            raise UserError(
+                f"layer_decay is {self.layer_decay}, head_learning_rate_factor is {self.head_learning_rate_factor}: "
+                "expected the first above 0 and at most 1, the second above 0"
+            )
         if self.remove_unused_columns:
             raise UserError(
                 "remove_unused_columns must stay off: clips reach the model through columns it does not name"
