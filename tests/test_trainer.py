@@ -1,9 +1,13 @@
+import shutil
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
-from running import flags, losses, metrics, run, train
+from running import ROOT, flags, losses, metrics, run, train
 from safetensors.torch import load_file
 
 from kenya_birds.data.audio import decode_wav
@@ -178,6 +182,22 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(reference_run, small_arc
     first = min(reference_run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     resumed = train(small_archive, tmp_path / "run", tmp_path / "cache", **REFERENCE, resume_from_checkpoint=first)
     assert_same_run(resumed, reference_run, rtol=1e-5)
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(reference_run, small_archive, tmp_path):
+    words = flags(small_archive, tmp_path / "run", tmp_path / "cache", **REFERENCE)
+    process = subprocess.Popen([sys.executable, "train_hf.py", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 120
+    while not list((tmp_path / "run").glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "killed before its end"
+    assert not (tmp_path / "run" / "config.json").exists()
+    # As if it had been killed while it wrote another.
+    (tmp_path / "run" / "checkpoint-999").mkdir()
+    train(small_archive, tmp_path / "run", tmp_path / "cache", **REFERENCE, resume_from_checkpoint="true")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-999", ignore_errors=True)
+    assert_same_run(tmp_path / "run", reference_run, rtol=1e-5)
 
 
 def test_two_processes_equal_one_with_the_same_global_batch(reference_run, small_archive, tmp_path):

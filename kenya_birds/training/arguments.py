@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS
 from kenya_birds.errors import UserError
@@ -185,7 +186,7 @@ def find_checkpoint(args: KenyaBirdsTrainingArguments, classes: list[str]) -> st
     """The checkpoint to go on from, if any; nothing is written.
 
     Args:
-        args: `resume_from_checkpoint` is a checkpoint's folder, or `true` for the last one in `output_dir`.
+        args: `resume_from_checkpoint` is a checkpoint's folder, or `true` for the last whole one in `output_dir`.
         classes: Classes of the run, by class id.
 
     Raises:
@@ -201,7 +202,7 @@ def find_checkpoint(args: KenyaBirdsTrainingArguments, classes: list[str]) -> st
             )
         return None
     if args.resume_from_checkpoint.lower() == "true":
-        checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+        checkpoint = _last_whole_checkpoint(output_dir)
         if checkpoint is None:
             raise UserError(f"no checkpoint to go on from in {output_dir}: leave --resume_from_checkpoint out")
     else:
@@ -220,3 +221,10 @@ def find_checkpoint(args: KenyaBirdsTrainingArguments, classes: list[str]) -> st
             "another --output_dir"
         )
     return checkpoint
+
+
+def _last_whole_checkpoint(output_dir: Path) -> str | None:
+    """The last checkpoint that was written to its end, which is its trainer_state.json."""
+    written = [path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    whole = [path for path in written if path.name.rpartition("-")[2].isdigit()]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
