@@ -146,23 +146,25 @@ def measure_mel(options: argparse.Namespace) -> None:
 
 
 def make_model(backbone: str, device: str) -> KenyaBirdsForAudioClassification:
-    """A classifier with random weights."""
+    """A classifier with random weights, laid out in memory as the trainer does."""
     torch.manual_seed(0)
-    return KenyaBirdsForAudioClassification(KenyaBirdsConfig(backbone=backbone, num_labels=CLASSES)).to(device).train()
+    model = KenyaBirdsForAudioClassification(KenyaBirdsConfig(backbone=backbone, num_labels=CLASSES))
+    return model.to(device, memory_format=torch.channels_last).train()
 
 
 def bare_step(
-    model: KenyaBirdsForAudioClassification, batch_size: int, device: str, bf16: bool
+    model: KenyaBirdsForAudioClassification, device: str, options: argparse.Namespace
 ) -> Callable[[torch.Tensor | None], None]:
     """Forward, backward and AdamW on ready tensors, or on the features that are passed."""
-    ready = torch.randn(batch_size, *KenyaBirdsFeatureExtractor().feature_shape, device=device)
-    labels = torch.randint(CLASSES, (batch_size,), device=device)
+    ready = torch.randn(options.batch_size, *KenyaBirdsFeatureExtractor().feature_shape, device=device)
+    labels = torch.randint(CLASSES, (options.batch_size,), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    forward = torch.compile(model) if options.compile else model
 
     def step(features: torch.Tensor | None = None) -> None:
         optimizer.zero_grad()
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            loss = model(ready if features is None else features, labels=labels).loss
+        with torch.autocast(device, torch.bfloat16, enabled=options.bf16):
+            loss = forward(ready if features is None else features, labels=labels).loss
         loss.backward()
         optimizer.step()
 
@@ -178,7 +180,7 @@ def measure_step(options: argparse.Namespace) -> None:
         AugmentationArguments(), extractor, torch.Generator().manual_seed(0), device=torch.device(device)
     )
     rng = np.random.default_rng(0)
-    bare = bare_step(make_model(options.backbone, device), options.batch_size, device, options.bf16)
+    bare = bare_step(make_model(options.backbone, device), device, options)
 
     def features() -> torch.Tensor:
         with torch.no_grad():
@@ -264,6 +266,7 @@ def measure_trainer(options: argparse.Namespace) -> None:
             save_strategy="no",
             load_best_model_at_end=False,
             bf16=options.bf16,
+            torch_compile=options.compile,
             auto_mixed_precision=False,
             report_to="none",
             disable_tqdm=True,
@@ -277,7 +280,7 @@ def measure_trainer(options: argparse.Namespace) -> None:
             clips["validation"],
             augmentation=AugmentationArguments(),
         )
-        clock = Clock(bare_step(make_model(options.backbone, device), options.batch_size, device, options.bf16))
+        clock = Clock(bare_step(make_model(options.backbone, device), device, options))
         trainer.add_callback(clock)
         trainer.train()
     bare_s, step_s = np.median(clock.bare_s[2:]), np.median(clock.step_s[2:])
@@ -307,6 +310,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps of one run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--peak_tflops", type=float, help="what the device can do, to say which share is used")
     options = parser.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()

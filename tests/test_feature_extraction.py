@@ -366,3 +366,40 @@ def test_the_device_computes_the_same_numbers(waveform, expected):
 def test_the_device_is_where_the_features_are(waveform):
     assert features(waveform, device="cpu").device.type == "cpu"
     assert features(waveform, device=torch.device("cpu")).device.type == "cpu"
+
+
+def test_features_are_those_of_noisereduce_scipy_and_librosa_one_after_the_other():
+    import librosa
+    import scipy.signal
+    from noisereduce.torchgate import TorchGate
+
+    extractor = KenyaBirdsFeatureExtractor(high_pass_hz=0, pre_emphasis=0.97)
+    generator = torch.Generator().manual_seed(0)
+    call = torch.sin(2 * torch.pi * 3000 * torch.arange(9600) / RATE) * torch.hann_window(9600)
+    waveform = 0.02 * torch.randn(1, extractor.clip_samples, generator=generator)
+    waveform[0, 40_000:49_600] += 0.5 * call
+    clean = TorchGate(sr=RATE, prop_decrease=0.9)(waveform)[0].numpy()
+    clean = np.pad(clean, (0, extractor.clip_samples - len(clean)))
+    # torchaudio's pre-emphasis leaves the first sample as it is, and so does this filter.
+    clean = librosa.util.normalize(scipy.signal.lfilter([1, -0.97], [1], clean))
+    power = librosa.feature.melspectrogram(
+        y=clean, sr=RATE, n_fft=2048, hop_length=512, n_mels=128, fmin=150, fmax=15_000, pad_mode="constant"
+    )
+    level_db = librosa.power_to_db(power, top_db=80)
+    expected = (level_db - level_db.mean()) / level_db.std()
+    found = extractor.extract(waveform)[0].numpy()
+    # Gates of a hard threshold: a bin that lies on it may fall to either side.
+    assert np.abs(found - expected).mean() < 2e-3
+    assert np.quantile(np.abs(found - expected), 0.999) < 2e-2
+
+
+@pytest.mark.parametrize("feature_type", ["mel", "stft", "reassigned"])
+@pytest.mark.parametrize("frequency_hz", [440.0, 2500.0, 9000.0])
+def test_a_tone_is_loudest_in_the_band_of_its_frequency(feature_type, frequency_hz):
+    extractor = KenyaBirdsFeatureExtractor(feature_type=feature_type, noise_reduction="none")
+    tone = torch.sin(2 * torch.pi * frequency_hz * torch.arange(extractor.clip_samples) / RATE)[None]
+    bands_hz = extractor.band_frequencies_hz()
+    assert len(bands_hz) == extractor.feature_shape[0] == extractor.extract(tone).shape[1]
+    assert extractor.feature_shape[1] == extractor.extract(tone).shape[2]
+    loudest = extractor.band_power(tone).mean(dim=2)[0].argmax()
+    assert loudest == (bands_hz - frequency_hz).abs().argmin()

@@ -19,6 +19,7 @@ from kenya_birds.model.signal_kenya_birds import (
     hz_to_mel,
     mel_filter_bank,
     mel_spectrogram,
+    mel_to_hz,
     peak_normalize,
     power_spectrogram,
     power_to_db,
@@ -100,6 +101,7 @@ def test_log_mel_is_that_of_librosa(settings):
 def test_mel_scale_is_slaneys():
     frequency_hz = torch.tensor([0.0, 20, 999, 1000, 1001, 4000, 15_000])
     np.testing.assert_allclose(hz_to_mel(frequency_hz), librosa.hz_to_mel(frequency_hz.numpy()), rtol=1e-5)
+    torch.testing.assert_close(mel_to_hz(hz_to_mel(frequency_hz)), frequency_hz, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("hz", [300, 1000, 2500, 6000, 12_000])
