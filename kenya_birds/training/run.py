@@ -1,0 +1,166 @@
+"""One training run: from settings to a trained model."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+from transformers import set_seed
+
+from kenya_birds.console import user_errors
+from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
+from kenya_birds.data.splits import SPLITS, read_splits
+from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.training.arguments import (
+    DataArguments,
+    FeatureArguments,
+    KenyaBirdsTrainingArguments,
+    ModelArguments,
+    find_checkpoint,
+)
+from kenya_birds.training.augmentation import AugmentationArguments
+from kenya_birds.training.starting_points import initialize, kind_of_starting_point
+from kenya_birds.training.summary import SPLITS_FILE, training_summary
+from kenya_birds.training.trainer import KenyaBirdsTrainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a run can be told.
+
+    Attributes:
+        data: The archive, and how it is cut and split.
+        model: The backbone and its weights.
+        features: The front end.
+        augmentation: What chance changes.
+        training: Everything else.
+    """
+
+    data: DataArguments
+    model: ModelArguments
+    features: FeatureArguments
+    augmentation: AugmentationArguments
+    training: KenyaBirdsTrainingArguments
+
+    def changed(self, **changes: Any) -> "Settings":
+        """Settings with other values of some fields, whichever group each is in.
+
+        Raises:
+            KeyError: If no group has such a field.
+        """
+        groups = {group.name: getattr(self, group.name) for group in dataclasses.fields(self)}
+        for name, group in groups.items():
+            own = {field.name for field in dataclasses.fields(group)} & changes.keys()
+            groups[name] = dataclasses.replace(group, **{field: changes.pop(field) for field in own})
+        if changes:
+            raise KeyError(f"no setting is called {', '.join(changes)}")
+        return Settings(**groups)
+
+
+class Run:
+    """A run that is checked and planned; nothing is written yet.
+
+    Args:
+        settings: The settings.
+        splits: `recording` and `split`, instead of what the settings say.
+
+    Attributes:
+        settings: The settings.
+        extractor: The front end.
+        builder: Plans and cuts the clips.
+        model: The classifier with its starting weights.
+
+    Raises:
+        UserError: If an argument or the archive cannot be used.
+    """
+
+    def __init__(self, settings: Settings, splits: pd.DataFrame | None = None) -> None:
+        self.settings = settings
+        data, model = settings.data, settings.model
+        set_seed(settings.training.seed)
+        with user_errors(ValueError):
+            self.extractor = KenyaBirdsFeatureExtractor(**dataclasses.asdict(settings.features))
+        if splits is None and data.splits_file:
+            splits = read_splits(data.splits_file, data.fold)
+        self.builder = clips_builder(
+            data.data_dir,
+            splits=splits,
+            cache_dir=data.cache_dir,
+            sampling_rate=self.extractor.sampling_rate,
+            clip_s=self.extractor.clip_s,
+            context_s=data.context_s,
+            edge_tolerance_s=data.edge_tolerance_s,
+            min_annotations=data.min_annotations,
+            test_size=data.test_size,
+            validation_size=data.validation_size,
+            fold=data.fold,
+            split_seed=data.split_seed,
+        )
+        classes = self.builder.classes
+        self._checkpoint = find_checkpoint(settings.training, classes)
+        with user_errors(ValueError):
+            self.model = KenyaBirdsForAudioClassification(
+                KenyaBirdsConfig(
+                    backbone=model.backbone,
+                    drop_rate=model.drop_rate,
+                    drop_path_rate=model.drop_path_rate,
+                    problem_type=model.problem_type,
+                    id2label=dict(enumerate(classes)),
+                    label2id={code: index for index, code in enumerate(classes)},
+                    species=self.builder.archive.species_names(classes),
+                )
+            )
+        if self._checkpoint is None:
+            self._starting_point = initialize(self.model, model.init_from, self.extractor)
+        else:
+            self._starting_point = kind_of_starting_point(model.init_from)
+
+    def train(self, on_everything: bool = False) -> tuple[KenyaBirdsTrainer, datasets.DatasetDict, dict[str, Any]]:
+        """Cuts the clips and trains.
+
+        Args:
+            on_everything: Train on the clips of all splits, to the last epoch, without evaluation.
+
+        Returns:
+            The trainer, the clips by split, and the run's summary. The best model is in the trainer, and not saved yet
+            except in checkpoints; splits are saved.
+
+        Raises:
+            UserError: If the clips cannot be cut or trained on.
+        """
+        args, data, augmentation = self.settings.training, self.settings.data, self.settings.augmentation
+        with args.main_process_first(desc="cutting clips"):
+            clips = build_clips(self.builder, data.num_proc)
+            background = None
+            if augmentation.background_probability:
+                background = load_no_call(self.builder, data.num_proc, context_s=0.0)
+        for split in clips:
+            recordings = (self.builder.splits["split"] == split).sum()
+            logger.info("%s: %d clips of %d recordings", split, len(clips[split]), recordings)
+        if on_everything:
+            train_clips, validation_clips = datasets.concatenate_datasets([clips[split] for split in SPLITS]), None
+        else:
+            train_clips, validation_clips = clips["train"], clips["validation"]
+        trainer = KenyaBirdsTrainer(
+            self.model, args, self.extractor, train_clips, validation_clips, augmentation, background
+        )
+        summary = training_summary(self.builder, clips, args, augmentation, self._starting_point)
+        if trainer.is_world_process_zero():
+            output_dir = Path(args.output_dir)
+            output_dir.mkdir(parents=True, exist_ok=True)
+            self.builder.splits.to_csv(output_dir / SPLITS_FILE, index=False)
+        trained = trainer.train(resume_from_checkpoint=self._checkpoint)
+        summary["result"] = {
+            "epochs": round(trainer.state.epoch or 0, 2),
+            "best_step": trainer.state.best_global_step,
+            "train_runtime_s": round(trained.metrics["train_runtime"], 1),
+            "train_clips_per_s": round(trained.metrics["train_samples_per_second"], 1),
+        }
+        return trainer, clips, summary
