@@ -94,6 +94,21 @@ def test_each_amount_has_a_random_number_of_its_own():
     assert correlation.abs().max() < 0.08
 
 
+@pytest.mark.parametrize("number", [0.0, np.nextafter(1, 0)])
+def test_the_least_and_the_greatest_random_numbers_stay_in_range(number):
+    every = augmentation(background=(1000 * waveforms(5, seed=9)).short(), **ALWAYS)
+    amounts = every.amounts(np.full((2, len(DRAWS)), number))
+    assert every(waveforms(2), amounts).isfinite().all()
+    for name in ("noise_start", "background_window", "band_mask_start", "frame_mask_start"):
+        assert (amounts[name] < 1).all(), name
+
+
+def test_noise_without_a_band_is_refused():
+    extractor = KenyaBirdsFeatureExtractor(noise_reduction="none", high_pass_hz=9000.0, f_max_hz=8000.0)
+    with pytest.raises(UserError, match="from 9000 to 8000 Hz"):
+        Augmentation(AugmentationArguments(), extractor, torch.Generator())
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 7), st.integers(0, 100))
 def test_a_clips_features_do_not_depend_on_its_batch(split, seed):
