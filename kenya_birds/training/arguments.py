@@ -26,7 +26,11 @@ class DataArguments:
         metadata={"help": "Sound kept on each side of a clip (s): training shifts its window by up to so much."},
     )
     edge_tolerance_s: float = field(
-        default=0.0, metadata={"help": "How far outside a clip a species' centre may lie and count as in it (s)."}
+        default=0.0,
+        metadata={
+            "help": "How far outside a clip a species' centre may lie and count as in it (s), where its window is not "
+            "shifted."
+        },
     )
     splits_file: str | None = field(
         default=None,
