@@ -98,6 +98,19 @@ def test_the_loss_of_mixed_clips_is_mixed(make_trainer):
     assert loss == pytest.approx(((1 - share) * by_clip[0] + share * by_clip[1]).mean().item(), rel=1e-4)
 
 
+def test_multi_label_targets_are_smoothed_without_a_warning_that_they_are_not(make_trainer, recwarn):
+    trainer = make_trainer("multi_label_classification", label_smoothing_factor=0.2, loss_weight_power=0.0)
+    assert not [warning for warning in recwarn if "Label smoothing" in str(warning.message)]
+    batch = training_batch(trainer)
+    target = batch["labels"] * 0.8 + 0.1
+    inputs = trainer._prepare_inputs(batch)
+    model = trainer.model.train()
+    loss = trainer.compute_loss(model, dict(inputs)).item()
+    probability = model(inputs["input_features"]).logits.sigmoid()
+    by_hand = -(target * probability.log() + (1 - target) * (1 - probability).log()).mean()
+    assert loss == pytest.approx(by_hand.item(), rel=1e-4)
+
+
 def test_the_loss_is_weighted_cross_entropy_over_the_number_of_clips(make_trainer):
     trainer = make_trainer(loss_weight_power=1.0)
     batch = training_batch(trainer)
@@ -137,6 +150,19 @@ def test_full_weights_in_both_loss_and_sampler_are_warned_about(make_trainer, ca
 def test_negative_powers_are_refused(make_trainer):
     with pytest.raises(UserError, match="loss_weight_power is -1"):
         make_trainer(loss_weight_power=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("remove_unused_columns", {"remove_unused_columns": True}),
+        ("dataloader_drop_last", {"dataloader_drop_last": True}),
+        ("dispatch_batches", {"accelerator_config": {"dispatch_batches": True}}),
+    ],
+)
+def test_what_would_lose_clips_or_mix_up_batches_is_refused(tmp_path, name, settings):
+    with pytest.raises(UserError, match=f"{name} must stay off"):
+        KenyaBirdsTrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", **settings)
 
 
 REFERENCE = {"sampler_weight_power": 0.3, "mixup_probability": 0.5}

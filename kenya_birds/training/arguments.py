@@ -146,6 +146,10 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
     report_to: str = field(default="tensorboard", metadata={"help": "Where metrics are logged."})
     # The collator reads the columns that the model's forward does not name.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
+    # Trainer would leave out clips of the evaluation too.
+    dataloader_drop_last: bool = field(
+        default=False, metadata={"help": "Must stay off: training leaves incomplete steps out in any case."}
+    )
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; by default with a GPU."}
     )
@@ -169,6 +173,11 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
             raise UserError(
                 "remove_unused_columns must stay off: clips reach the model through columns it does not name"
             )
+        if self.dataloader_drop_last:
+            raise UserError(
+                "dataloader_drop_last must stay off: it would leave clips out of the evaluation, and training leaves "
+                "incomplete steps out in any case"
+            )
         # `accelerate launch` says "no" where its user said nothing.
         chosen = self.bf16 or self.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
         if self.auto_mixed_precision and not chosen and not self.use_cpu and torch.cuda.is_available():
@@ -178,6 +187,10 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
             super().__post_init__()
         except ValueError as error:
             raise UserError(str(error)) from None
+        if getattr(self.accelerator_config, "dispatch_batches", None):
+            # accelerate would join and cut batches along their first dimension, which is not the same for all that is
+            # in them.
+            raise UserError("dispatch_batches must stay off: every process loads batches of its own")
 
 
 def find_checkpoint(args: KenyaBirdsTrainingArguments, classes: list[str]) -> str | None:
