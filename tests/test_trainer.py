@@ -137,9 +137,15 @@ def test_the_sampler_is_weighted_only_when_asked(make_trainer):
 
 def test_an_epoch_is_the_same_however_many_batches_make_a_step(make_trainer):
     one, four = make_trainer(), make_trainer(gradient_accumulation_steps=4)
-    four.args.per_device_train_batch_size = 2
+    four._train_batch_size = 2
     draws = [[draw.clip for draw in trainer._get_train_sampler()] for trainer in (one, four)]
     assert draws[0] == draws[1]
+
+
+def test_a_batch_size_that_was_lowered_leaves_no_incomplete_step_either(make_trainer):
+    trainer = make_trainer()
+    trainer._train_batch_size = 7  # as auto_find_batch_size does after 8
+    assert [len(batch["labels"]) for batch in trainer.get_train_dataloader()] == [7] * 9
 
 
 def test_full_weights_in_both_loss_and_sampler_are_warned_about(make_trainer, caplog):

@@ -202,7 +202,8 @@ class KenyaBirdsTrainer(Trainer):
             weights = [max((class_weights[label] for label in labels), default=0.0) for labels in self.labels_per_clip]
         return ClipSampler(
             len(self.labels_per_clip),
-            self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
+            # Not that of the arguments: auto_find_batch_size may have lowered it.
+            self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             weights=weights,
             numbers=len(DRAWS),
