@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kenya_birds.errors import UserError
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -107,6 +108,28 @@ def test_noise_without_a_band_is_refused():
     extractor = KenyaBirdsFeatureExtractor(noise_reduction="none", high_pass_hz=9000.0, f_max_hz=8000.0)
     with pytest.raises(UserError, match="from 9000 to 8000 Hz"):
         Augmentation(AugmentationArguments(), extractor, torch.Generator())
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations for whose result the host would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(name in str(function) for name in ("_local_scalar_dense", "nonzero", "masked_select", "aten.equal")):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_never_waits_for_the_device():
+    every = augmentation(background=(1000 * waveforms(5, seed=9)).short(), **ALWAYS)
+    sound, amounts = waveforms(4), every.amounts(chance(4))
+    every(sound, amounts)  # makes the mel filters
+    with Waits() as waits:
+        every(sound, amounts)
+    assert waits.found == []
 
 
 @settings(max_examples=15, deadline=None)

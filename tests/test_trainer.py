@@ -153,6 +153,15 @@ def test_full_weights_in_both_loss_and_sampler_are_warned_about(make_trainer, ca
     assert "more than their inverse frequency" in caplog.text
 
 
+def test_a_loss_that_is_no_number_is_seen(make_trainer):
+    trainer = make_trainer(
+        max_steps=1, logging_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False
+    )
+    trainer.class_weights.fill_(float("nan"))
+    trainer.train()
+    assert np.isnan(trainer.state.log_history[0]["loss"])
+
+
 def test_negative_powers_are_refused(make_trainer):
     with pytest.raises(UserError, match="loss_weight_power is -1"):
         make_trainer(loss_weight_power=-1)

@@ -143,6 +143,10 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
     metric_for_best_model: str | None = field(default="macro_f1", metadata={"help": "What best means."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between logged losses."})
+    # Looking at every loss waits for the GPU at every step; and a loss that is no number had better be seen.
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log an average instead of a loss that is NaN or infinite."}
+    )
     report_to: str = field(default="tensorboard", metadata={"help": "Where metrics are logged."})
     # The collator reads the columns that the model's forward does not name.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
