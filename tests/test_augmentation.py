@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kenya_birds.errors import UserError
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -92,6 +93,43 @@ def test_each_amount_has_a_random_number_of_its_own():
     columns = [value.double() for name, value in amounts.items() if name not in ("warped", "mixed")]
     correlation = torch.corrcoef(torch.stack(columns)) - torch.eye(len(columns))
     assert correlation.abs().max() < 0.08
+
+
+@pytest.mark.parametrize("number", [0.0, np.nextafter(1, 0)])
+def test_the_least_and_the_greatest_random_numbers_stay_in_range(number):
+    every = augmentation(background=(1000 * waveforms(5, seed=9)).short(), **ALWAYS)
+    amounts = every.amounts(np.full((2, len(DRAWS)), number))
+    assert every(waveforms(2), amounts).isfinite().all()
+    for name in ("noise_start", "background_window", "band_mask_start", "frame_mask_start"):
+        assert (amounts[name] < 1).all(), name
+
+
+def test_noise_without_a_band_is_refused():
+    extractor = KenyaBirdsFeatureExtractor(noise_reduction="none", high_pass_hz=9000.0, f_max_hz=8000.0)
+    with pytest.raises(UserError, match="from 9000 to 8000 Hz"):
+        Augmentation(AugmentationArguments(), extractor, torch.Generator())
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations for whose result the host would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(name in str(function) for name in ("_local_scalar_dense", "nonzero", "masked_select", "aten.equal")):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_never_waits_for_the_device():
+    every = augmentation(background=(1000 * waveforms(5, seed=9)).short(), **ALWAYS)
+    sound, amounts = waveforms(4), every.amounts(chance(4))
+    every(sound, amounts)  # makes the mel filters
+    with Waits() as waits:
+        every(sound, amounts)
+    assert waits.found == []
 
 
 @settings(max_examples=15, deadline=None)

@@ -1,5 +1,7 @@
 """What is computed once equals what would be computed every time."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from kenya_birds.data.audio import decode_wav
 from kenya_birds.data.dataset import load_clips
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.training import preparation
 from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments
 from kenya_birds.training.batches import FeatureClips, TrainingClips
 from kenya_birds.training.preparation import clean_clips, extract_features
@@ -79,3 +82,46 @@ def test_what_was_prepared_is_found_again_and_another_front_end_is_not(clips, mo
     assert again.cache_files == first.cache_files
     with pytest.raises(ZeroDivisionError):
         extract_features(clips["test"], KenyaBirdsFeatureExtractor(noise_reduction="none", n_mels=64), CPU)
+
+
+@pytest.mark.parametrize(
+    "changed", ["signal_kenya_birds", "feature_extraction_kenya_birds", "preparation", "decode_wav"]
+)
+def test_another_code_prepares_anew(clips, monkeypatch, changed):
+    extractor = KenyaBirdsFeatureExtractor(noise_reduction="none")
+    first = clean_clips(clips["test"], extractor, CPU)
+    source = inspect.getsource
+
+    def edited(thing):
+        return source(thing) + ("# edited" if thing.__name__.endswith(changed) else "")
+
+    monkeypatch.setattr(preparation.inspect, "getsource", edited)
+    assert clean_clips(clips["test"], extractor, CPU).cache_files != first.cache_files
+
+
+class Watched(KenyaBirdsFeatureExtractor):
+    """Notes which of its settings are read."""
+
+    def __getattribute__(self, name):
+        found = super().__getattribute__(name)
+        if name in inspect.signature(KenyaBirdsFeatureExtractor).parameters:
+            self.__dict__.setdefault("read", set()).add(name)
+        return found
+
+
+def test_clean_clips_go_by_the_settings_of_the_waveform_stage_alone():
+    used = set()
+    for noise_reduction in ("stationary", "nonstationary", "none"):
+        extractor = Watched(noise_reduction=noise_reduction, pre_emphasis=0.5)
+        extractor.read.clear()
+        extractor.clean(torch.zeros(1, 8000))
+        used |= extractor.read
+    assert used == set(preparation.WAVEFORM_SETTINGS)
+
+
+def test_clean_clips_serve_features_of_every_kind(clips):
+    cleaned = [
+        clean_clips(clips["test"], KenyaBirdsFeatureExtractor(noise_reduction="none", **settings), CPU).cache_files
+        for settings in ({}, {"feature_type": "stft"}, {"n_mels": 64, "top_db": 60.0}, {"high_pass_hz": 0.0})
+    ]
+    assert cleaned[0] == cleaned[1] == cleaned[2] != cleaned[3]

@@ -102,6 +102,19 @@ def test_the_loss_of_mixed_clips_is_mixed(make_trainer):
     assert loss == pytest.approx(((1 - share) * by_clip[0] + share * by_clip[1]).mean().item(), rel=1e-4)
 
 
+def test_multi_label_targets_are_smoothed_without_a_warning_that_they_are_not(make_trainer, recwarn):
+    trainer = make_trainer("multi_label_classification", label_smoothing_factor=0.2, loss_weight_power=0.0)
+    assert not [warning for warning in recwarn if "Label smoothing" in str(warning.message)]
+    batch = training_batch(trainer)
+    target = batch["labels"] * 0.8 + 0.1
+    inputs = trainer._prepare_inputs(batch)
+    model = trainer.model.train()
+    loss = trainer.compute_loss(model, dict(inputs)).item()
+    probability = model(inputs["input_features"]).logits.sigmoid()
+    by_hand = -(target * probability.log() + (1 - target) * (1 - probability).log()).mean()
+    assert loss == pytest.approx(by_hand.item(), rel=1e-4)
+
+
 def test_the_loss_is_weighted_cross_entropy_over_the_number_of_clips(make_trainer):
     trainer = make_trainer(loss_weight_power=1.0)
     batch = training_batch(trainer)
@@ -128,9 +141,15 @@ def test_the_sampler_is_weighted_only_when_asked(make_trainer):
 
 def test_an_epoch_is_the_same_however_many_batches_make_a_step(make_trainer):
     one, four = make_trainer(), make_trainer(gradient_accumulation_steps=4)
-    four.args.per_device_train_batch_size = 2
+    four._train_batch_size = 2
     draws = [[draw.clip for draw in trainer._get_train_sampler()] for trainer in (one, four)]
     assert draws[0] == draws[1]
+
+
+def test_a_batch_size_that_was_lowered_leaves_no_incomplete_step_either(make_trainer):
+    trainer = make_trainer()
+    trainer._train_batch_size = 7  # as auto_find_batch_size does after 8
+    assert [len(batch["labels"]) for batch in trainer.get_train_dataloader()] == [7] * 9
 
 
 def test_full_weights_in_both_loss_and_sampler_are_warned_about(make_trainer, caplog):
@@ -138,9 +157,31 @@ def test_full_weights_in_both_loss_and_sampler_are_warned_about(make_trainer, ca
     assert "more than their inverse frequency" in caplog.text
 
 
+def test_a_loss_that_is_no_number_is_seen(make_trainer):
+    trainer = make_trainer(
+        max_steps=1, logging_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False
+    )
+    trainer.class_weights.fill_(float("nan"))
+    trainer.train()
+    assert np.isnan(trainer.state.log_history[0]["loss"])
+
+
 def test_negative_powers_are_refused(make_trainer):
     with pytest.raises(UserError, match="loss_weight_power is -1"):
         make_trainer(loss_weight_power=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("remove_unused_columns", {"remove_unused_columns": True}),
+        ("dataloader_drop_last", {"dataloader_drop_last": True}),
+        ("dispatch_batches", {"accelerator_config": {"dispatch_batches": True}}),
+    ],
+)
+def test_what_would_lose_clips_or_mix_up_batches_is_refused(tmp_path, name, settings):
+    with pytest.raises(UserError, match=f"{name} must stay off"):
+        KenyaBirdsTrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", **settings)
 
 
 REFERENCE = {"sampler_weight_power": 0.3, "mixup_probability": 0.5}

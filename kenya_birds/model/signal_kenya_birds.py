@@ -191,7 +191,8 @@ def reassigned_spectrogram(
     bin_hz = torch.arange(bins, device=device)[:, None] * (sampling_rate / n_fft)
     frequency_hz = bin_hz + frequency_shift * (sampling_rate / (2 * torch.pi))
     frame = (torch.arange(frames, device=device) + time_shift / hop_length).round().long()
-    low, high = hz_to_mel(torch.tensor([f_min_hz, f_max_hz], device=device))
+    # On the host: made on a GPU, these two numbers would wait for all that it still has to do.
+    low, high = hz_to_mel(torch.tensor([f_min_hz, f_max_hz])).tolist()
     band = ((hz_to_mel(frequency_hz.clamp(min=0)) - low) / (high - low) * n_mels).floor().long()
 
     inside = (band >= 0) & (band < n_mels) & (frame >= 0) & (frame < frames) & (power > MIN_POWER)

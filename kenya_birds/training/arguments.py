@@ -27,7 +27,11 @@ class DataArguments:
         metadata={"help": "Sound kept on each side of a clip (s): training shifts its window by up to so much."},
     )
     edge_tolerance_s: float = field(
-        default=0.0, metadata={"help": "How far outside a clip a species' centre may lie and count as in it (s)."}
+        default=0.0,
+        metadata={
+            "help": "How far outside a clip a species' centre may lie and count as in it (s), where its window is not "
+            "shifted."
+        },
     )
     splits_file: str | None = field(
         default=None,
@@ -140,9 +144,17 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
     metric_for_best_model: str | None = field(default="macro_f1", metadata={"help": "What best means."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between logged losses."})
+    # Looking at every loss waits for the GPU at every step; and a loss that is no number had better be seen.
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log an average instead of a loss that is NaN or infinite."}
+    )
     report_to: str = field(default="tensorboard", metadata={"help": "Where metrics are logged."})
     # The collator reads the columns that the model's forward does not name.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
+    # Trainer would leave out clips of the evaluation too.
+    dataloader_drop_last: bool = field(
+        default=False, metadata={"help": "Must stay off: training leaves incomplete steps out in any case."}
+    )
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; by default with a GPU."}
     )
@@ -171,6 +183,11 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
             raise UserError(
                 "remove_unused_columns must stay off: clips reach the model through columns it does not name"
             )
+        if self.dataloader_drop_last:
+            raise UserError(
+                "dataloader_drop_last must stay off: it would leave clips out of the evaluation, and training leaves "
+                "incomplete steps out in any case"
+            )
         # `accelerate launch` says "no" where its user said nothing.
         chosen = self.bf16 or self.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
         if self.auto_mixed_precision and not chosen and not self.use_cpu and torch.cuda.is_available():
@@ -180,6 +197,10 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
             super().__post_init__()
         except ValueError as error:
             raise UserError(str(error)) from None
+        if getattr(self.accelerator_config, "dispatch_batches", None):
+            # accelerate would join and cut batches along their first dimension, which is not the same for all that is
+            # in them.
+            raise UserError("dispatch_batches must stay off: every process loads batches of its own")
 
 
 def find_checkpoint(args: KenyaBirdsTrainingArguments, classes: list[str]) -> str | None:

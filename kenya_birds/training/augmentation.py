@@ -18,6 +18,8 @@ from kenya_birds.training.transforms import add_at_snr, colored_noise, mask, war
 # Slopes of the noise's power: pink as of wind, brown as of rain and rumble.
 NOISE_SLOPES_DB = (-3.0, -6.0)
 NOISE_S = 30.0
+# Amounts are float32, where the highest numbers below 1 would become 1, and places drawn by them lie past the end.
+HIGHEST_CHANCE = 1 - 2.0**-24
 # The random numbers of a clip: whether (`_on`) and how much.
 DRAWS = (
     *("shift_on", "shift", "pitch_on", "pitch", "speed_on", "speed", "gain_on", "gain"),
@@ -139,7 +141,7 @@ class Augmentation:
             `pitch_semitones` and `speed` in the rows `warped`, `mixup` (share of the other clip) in the rows `mixed`,
             starts and widths of masks.
         """
-        args, drawn = self.args, dict(zip(DRAWS, chance.T, strict=True))
+        args, drawn = self.args, dict(zip(DRAWS, chance.clip(max=HIGHEST_CHANCE).T, strict=True))
         found: dict[str, np.ndarray] = {}
 
         def amount(name: str, values: np.ndarray, probability: float, otherwise: float = 0.0) -> np.ndarray:

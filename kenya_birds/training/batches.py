@@ -51,7 +51,7 @@ class TrainingClips(torch.utils.data.Dataset):
         self.clip_samples = augmentation.extractor.clip_samples
         self.multi_label = multi_label
         self.targets = clip_targets(clips, num_labels, multi_label)
-        self.scale = torch.tensor(clips["scale"])
+        self.scale = torch.tensor(clips["scale"][:])
         self.waveforms = rows_of(clips, "waveform")
         self.resident: torch.Tensor | None = None
         self.context = (len(self.waveforms[0]) - self.clip_samples) // 2
@@ -139,7 +139,7 @@ def clip_targets(clips: Dataset, num_labels: int, multi_label: bool) -> torch.Te
         where an unknown bird may be that class.
     """
     if not multi_label:
-        return torch.tensor(clips["label"])
+        return torch.tensor(clips["label"][:])
     targets = torch.zeros(len(clips), num_labels)
     for target, labels, unknown in zip(targets, clips["labels"], clips["unknown"], strict=True):
         if unknown:
@@ -149,11 +149,15 @@ def clip_targets(clips: Dataset, num_labels: int, multi_label: bool) -> torch.Te
 
 
 class _Calls:
-    """The annotated calls round each clip, to know which are in its window when that is shifted."""
+    """The annotated calls round each clip, to know which are in its window when that is shifted.
+
+    A shifted window holds the calls that are centred in it, without `edge_tolerance_s`. Where birds that nobody could
+    name are is not known here: a window stays as unknown as it was.
+    """
 
     def __init__(self, clips: Dataset, clip_s: float) -> None:
         self.clip_s = clip_s
-        columns = (np.asarray(clips[name]) for name in ("recording", "start_s", "center_s", "label"))
+        columns = (np.asarray(clips[name][:]) for name in ("recording", "start_s", "center_s", "label"))
         recording, self.start_s, self.center_s, self.label = columns
         self.neighbours = [np.zeros(0, dtype=np.int64)] * len(recording)
         for name in np.unique(recording):

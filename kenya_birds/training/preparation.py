@@ -1,8 +1,10 @@
 """What chance does not change on a clip's way to the model: computed once, kept in the cache of `datasets`."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,11 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 
 CLIPS_PER_BATCH = 64
 FULL_SCALE = 32767
+# What `clean` depends on: clean clips are large, and serve every kind of features.
+WAVEFORM_SETTINGS = (
+    *("sampling_rate", "noise_reduction", "prop_decrease"),
+    *("high_pass_hz", "pre_emphasis", "do_peak_normalize"),
+)
 
 
 def clean_clips(clips: Dataset, extractor: KenyaBirdsFeatureExtractor, device: torch.device) -> Dataset:
@@ -28,7 +35,8 @@ def clean_clips(clips: Dataset, extractor: KenyaBirdsFeatureExtractor, device: t
 
     Returns:
         The rows with `waveform` (int16, `samples` values, its peak at full scale) and `scale` instead of `audio`: the
-        clean waveform is `waveform * scale`, to 98 dB below its peak.
+        clean waveform is `waveform * scale`, to 98 dB below its peak. Noise reduction hears the context too, so that
+        its threshold is not quite the one of the clip alone, which evaluation and serving hear.
     """
 
     def clean(waveform: torch.Tensor) -> dict[str, pa.Array]:
@@ -42,7 +50,8 @@ def clean_clips(clips: Dataset, extractor: KenyaBirdsFeatureExtractor, device: t
 
     samples = len(decode_wav(clips[0]["audio"]["bytes"]))
     columns = Features({"waveform": List(Value("int16"), length=samples), "scale": Value("float32")})
-    return _replace_audio(clips, clean, columns, "clean", extractor, device)
+    settings = {name: getattr(extractor, name) for name in WAVEFORM_SETTINGS}
+    return _replace_audio(clips, clean, columns, "clean", settings, device)
 
 
 def extract_features(clips: Dataset, extractor: KenyaBirdsFeatureExtractor, device: torch.device) -> Dataset:
@@ -63,7 +72,9 @@ def extract_features(clips: Dataset, extractor: KenyaBirdsFeatureExtractor, devi
         return {"input_features": pa.FixedSizeListArray.from_arrays(flat.reshape(-1), flat.shape[1])}
 
     columns = Features({"input_features": List(Value("float32"), length=int(np.prod(extractor.feature_shape)))})
-    return _replace_audio(clips, extract, columns, "features", extractor, device)
+    # Its arguments alone: saving adds what features do not depend on to the extractor's JSON.
+    settings = {name: getattr(extractor, name, None) for name in inspect.signature(type(extractor)).parameters}
+    return _replace_audio(clips, extract, columns, "features", settings, device)
 
 
 def _replace_audio(
@@ -71,7 +82,7 @@ def _replace_audio(
     function: Callable[[torch.Tensor], dict[str, pa.Array]],
     columns: Features,
     stage: str,
-    extractor: KenyaBirdsFeatureExtractor,
+    settings: dict[str, Any],
     device: torch.device,
 ) -> Dataset:
     def replace(table: pa.Table) -> pa.Table:
@@ -84,9 +95,8 @@ def _replace_audio(
 
     features = Features({**{name: kind for name, kind in clips.features.items() if name != "audio"}, **columns})
     # By default the fingerprint would be of this function, and would not notice another signal processing.
-    code = [inspect.getsource(module) for module in (signal_kenya_birds, feature_extraction_kenya_birds)]
-    # Its arguments alone: saving adds what features do not depend on to the extractor's JSON.
-    settings = {name: getattr(extractor, name, None) for name in inspect.signature(type(extractor)).parameters}
+    modules = (signal_kenya_birds, feature_extraction_kenya_birds, sys.modules[__name__])
+    code = [*map(inspect.getsource, modules), inspect.getsource(decode_wav)]
     made_from = (clips._fingerprint, stage, settings, code, version("noisereduce"))
     done = clips.with_format("arrow").map(
         replace,

@@ -1,6 +1,7 @@
 """The trainer: augmentation and features on the device, weighted loss, weighted sampling."""
 
 import logging
+import warnings
 from functools import partial
 from typing import Any, cast
 
@@ -98,17 +99,20 @@ class KenyaBirdsTrainer(Trainer):
         if args.clips_on_device == "yes" or (args.clips_on_device == "auto" and _fit(training_clips, args.device)):
             training_clips.move_to(args.device)
             logger.info("%.1f GB of training clips are kept on the device", training_clips.nbytes / 1e9)
-        super().__init__(
-            # Convolutions of one channel each, with batch normalisation, take half the time so on a CPU.
-            model=model.to(memory_format=torch.channels_last),
-            args=args,
-            data_collator=_as_it_is,
-            train_dataset=training_clips,
-            eval_dataset=None if eval_dataset is None else self._feature_clips(eval_dataset),
-            processing_class=feature_extractor,
-            compute_metrics=self._metrics,
-            callbacks=[EarlyStoppingCallback(patience)] if patience and args.load_best_model_at_end else None,
-        )
+        with warnings.catch_warnings():
+            # Not by Trainer's own loss, which is not used.
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label classification")
+            super().__init__(
+                # Convolutions of one channel each, with batch normalisation, take half the time so on a CPU.
+                model=model.to(memory_format=torch.channels_last),
+                args=args,
+                data_collator=_as_it_is,
+                train_dataset=training_clips,
+                eval_dataset=None if eval_dataset is None else self._feature_clips(eval_dataset),
+                processing_class=feature_extractor,
+                compute_metrics=self._metrics,
+                callbacks=[EarlyStoppingCallback(patience)] if patience and args.load_best_model_at_end else None,
+            )
         # The loss below divides by the number of items in the whole step: let Trainer count them, and not scale again.
         self.model_accepts_loss_kwargs = True
 
@@ -198,7 +202,8 @@ class KenyaBirdsTrainer(Trainer):
             weights = [max((class_weights[label] for label in labels), default=0.0) for labels in self.labels_per_clip]
         return ClipSampler(
             len(self.labels_per_clip),
-            self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
+            # Not that of the arguments: auto_find_batch_size may have lowered it.
+            self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             weights=weights,
             numbers=len(DRAWS),

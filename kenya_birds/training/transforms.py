@@ -2,6 +2,8 @@
 
 import torch
 
+from kenya_birds.errors import UserError
+
 
 def cut_windows(stored: torch.Tensor, clip: torch.Tensor, start: torch.Tensor, samples: int) -> torch.Tensor:
     """Cuts a window out of each of some stored clips; one that passes the end goes on at the beginning.
@@ -33,11 +35,19 @@ def colored_noise(
 
     Returns:
         Shape `(samples,)`, mean power 1.
+
+    Raises:
+        UserError: If the band is empty.
     """
     spectrum = torch.fft.rfft(torch.randn(samples, generator=generator))
     frequency_hz = torch.fft.rfftfreq(samples, 1 / sample_rate_hz)
     octaves = torch.log2(frequency_hz.clamp(min=1.0))
     inside = (frequency_hz >= band_hz[0]) & (frequency_hz <= band_hz[1])
+    if not inside.any():
+        raise UserError(
+            f"no noise can be made from {band_hz[0]:g} to {band_hz[1]:g} Hz: the features begin at the higher of "
+            "f_min_hz and high_pass_hz, expected below f_max_hz; or choose noise_probability 0"
+        )
     noise = torch.fft.irfft(spectrum * inside * 10 ** (slope_db * octaves / 20), n=samples)
     return noise / noise.square().mean().sqrt()
 
