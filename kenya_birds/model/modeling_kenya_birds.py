@@ -142,7 +142,7 @@ def classification_loss(
         logits: Shape `(batch, num_labels)`.
         labels: Class ids `(batch,)`, or zeros and ones `(batch, num_labels)`, -100 where it is not known which.
         problem_type: `"multi_label_classification"`, `"single_label_classification"` or None, which is single-label.
-        label_smoothing: Share of each target that is spread evenly, over all classes or over yes and no.
+        label_smoothing: Share of each single-label target that is spread evenly over all classes.
 
     Returns:
         Shape `(batch,)`, or `(batch, num_labels)` where multi-label; float32, 0 where the label is not known.
@@ -153,8 +153,7 @@ def classification_loss(
     logits = logits.float()
     if problem_type == "multi_label_classification":
         known = labels != MASKED
-        targets = (labels * known).float() * (1 - label_smoothing) + label_smoothing / 2
-        losses = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, (labels * known).float(), reduction="none")
         return losses * known
     if problem_type in (None, "single_label_classification"):
         return nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)

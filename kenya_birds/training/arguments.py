@@ -23,8 +23,11 @@ class DataArguments:
         default=DEFAULT_MIN_ANNOTATIONS, metadata={"help": "Species with fewer annotations are dropped."}
     )
     context_s: float = field(
-        default=0.9,
-        metadata={"help": "Sound kept on each side of a clip (s): training shifts its window by up to so much."},
+        default=0.0,
+        metadata={
+            "help": "Sound kept on each side of a clip (s): training shifts its window by up to so much; with 0, what "
+            "leaves the clip at one end returns at the other."
+        },
     )
     edge_tolerance_s: float = field(
         default=0.0,
@@ -109,12 +112,6 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
     sampler_weight_power: float = field(
         default=0.0, metadata={"help": "Clips are drawn in proportion to n^-power of their class; 0 draws each once."}
     )
-    layer_decay: float = field(
-        default=1.0, metadata={"help": "Learning rate of each layer of the backbone over that of the next one."}
-    )
-    head_learning_rate_factor: float = field(
-        default=1.0, metadata={"help": "Learning rate of the classifier over that of the backbone."}
-    )
     clips_on_device: str = field(
         default="auto",
         metadata={
@@ -136,6 +133,9 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
     num_train_epochs: float = field(default=30.0, metadata={"help": "Passes over the training clips."})
     learning_rate: float = field(default=5e-4, metadata={"help": "AdamW's learning rate after warm-up."})
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
+    label_smoothing_factor: float = field(
+        default=0.1, metadata={"help": "Share of each single-label target that is spread over all classes."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate after warm-up."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps below 1."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
@@ -174,11 +174,6 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
         for name in ("loss_weight_power", "sampler_weight_power", "early_stopping_patience"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: expected 0 or more")
-        if not (0 < self.layer_decay <= 1 and self.head_learning_rate_factor > 0):
-            raise UserError(
-                f"layer_decay is {self.layer_decay}, head_learning_rate_factor is {self.head_learning_rate_factor}: "
-                "expected the first above 0 and at most 1, the second above 0"
-            )
         if self.remove_unused_columns:
             raise UserError(
                 "remove_unused_columns must stay off: clips reach the model through columns it does not name"

@@ -26,8 +26,6 @@ TOLD_ARGUMENTS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
-    "layer_decay",
-    "head_learning_rate_factor",
     "weight_decay",
     "lr_scheduler_type",
     "warmup_steps",

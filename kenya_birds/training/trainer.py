@@ -1,9 +1,8 @@
 """The trainer: augmentation and features on the device, weighted loss, weighted sampling."""
 
 import logging
-import warnings
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from kenya_birds.model.modeling_kenya_birds import (
 from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments
 from kenya_birds.training.batches import FeatureClips, TrainingClips, rows_of
-from kenya_birds.training.optimization import parameter_groups
 from kenya_birds.training.preparation import clean_clips, extract_features
 from kenya_birds.training.weighting import ClipSampler, power_weights
 
@@ -53,8 +51,6 @@ class KenyaBirdsTrainer(Trainer):
         UserError: If one process would drive several GPUs, or background is asked for and there is none.
     """
 
-    optimizer: torch.optim.Optimizer | None
-
     def __init__(
         self,
         model: KenyaBirdsForAudioClassification,
@@ -71,6 +67,8 @@ class KenyaBirdsTrainer(Trainer):
                 "show one GPU only (CUDA_VISIBLE_DEVICES=0)"
             )
         self.multi_label = model.config.problem_type == "multi_label_classification"
+        if self.multi_label:
+            args.label_smoothing_factor = 0.0  # is for single-label targets
         num_labels = model.config.num_labels
         self.labels_per_clip = [labels if self.multi_label else [label] for labels, label in _targets(train_dataset)]
         self.class_counts = np.bincount(np.concatenate(self.labels_per_clip), minlength=num_labels)
@@ -99,33 +97,19 @@ class KenyaBirdsTrainer(Trainer):
         if args.clips_on_device == "yes" or (args.clips_on_device == "auto" and _fit(training_clips, args.device)):
             training_clips.move_to(args.device)
             logger.info("%.1f GB of training clips are kept on the device", training_clips.nbytes / 1e9)
-        with warnings.catch_warnings():
-            # Not by Trainer's own loss, which is not used.
-            warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label classification")
-            super().__init__(
-                # Convolutions of one channel each, with batch normalisation, take half the time so on a CPU.
-                model=model.to(memory_format=torch.channels_last),
-                args=args,
-                data_collator=_as_it_is,
-                train_dataset=training_clips,
-                eval_dataset=None if eval_dataset is None else self._feature_clips(eval_dataset),
-                processing_class=feature_extractor,
-                compute_metrics=self._metrics,
-                callbacks=[EarlyStoppingCallback(patience)] if patience and args.load_best_model_at_end else None,
-            )
+        super().__init__(
+            # Convolutions of one channel each, with batch normalisation, take half the time so on a CPU.
+            model=model.to(memory_format=torch.channels_last),
+            args=args,
+            data_collator=_as_it_is,
+            train_dataset=training_clips,
+            eval_dataset=None if eval_dataset is None else self._feature_clips(eval_dataset),
+            processing_class=feature_extractor,
+            compute_metrics=self._metrics,
+            callbacks=[EarlyStoppingCallback(patience)] if patience and args.load_best_model_at_end else None,
+        )
         # The loss below divides by the number of items in the whole step: let Trainer count them, and not scale again.
         self.model_accepts_loss_kwargs = True
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimiser of the arguments, over groups with learning rates of their own."""
-        if self.optimizer is None:
-            args = self.args
-            groups = parameter_groups(
-                self.model, args.learning_rate, args.weight_decay, args.layer_decay, args.head_learning_rate_factor
-            )
-            kind, settings = self.get_optimizer_cls_and_kwargs(args, self.model)
-            self.optimizer = kind(groups, **settings)
-        return cast(torch.optim.Optimizer, self.optimizer)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | FeatureClips | None = None) -> DataLoader:
         """Loads clips of `load_clips`, by default the validation clips."""
