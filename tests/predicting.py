@@ -3,6 +3,7 @@
 import numpy as np
 
 from kenya_birds.evaluation.metrics import probabilities
+from kenya_birds.evaluation.predictions import Predictions
 
 
 def single_label_case(clips=300, classes=8, recordings=10, seed=0):
@@ -38,3 +39,12 @@ def multi_label_logits(clips=300, classes=8, recordings=10, seed=0, unknown=0.1,
     hidden = rng.random(clips) < unknown
     references[hidden[:, None] & (references == 0)] = -100
     return logits * sharpness, references, names
+
+
+def predictions_of(multi_label=False, classes=8, **sizes):
+    """The same as `Predictions`."""
+    case = multi_label_case if multi_label else single_label_case
+    scores, references, names = case(classes=classes, **sizes)
+    center_s = np.random.default_rng(0).uniform(0, 60, len(names))
+    codes = [f"bird{index}" for index in range(classes)]
+    return Predictions(codes, scores, references, names, center_s - 1.5, center_s)
