@@ -7,7 +7,7 @@ import pytest
 from predicting import multi_label_case, single_label_case
 
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.thresholds import choose_thresholds
+from kenya_birds.evaluation.thresholds import Thresholds, choose_thresholds
 
 CLASSES = [f"bird{index}" for index in range(8)]
 
@@ -97,3 +97,14 @@ def test_validation_without_any_species_is_refused():
 def test_a_precision_out_of_range_is_refused(precision):
     with pytest.raises(UserError, match="wanted precision"):
         one_class([0.5], [1], wanted_precision=precision)
+
+
+def test_thresholds_are_read_as_they_were_written(tmp_path):
+    scores, references, _ = single_label_case()
+    chosen = choose_thresholds(scores, references, CLASSES)
+    (tmp_path / "thresholds.json").write_text(json.dumps(chosen.to_json()))
+    assert Thresholds.read(tmp_path / "thresholds.json") == chosen
+    for text in ("{", '{"species": {}}', "[]"):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(UserError, match=r"other\.json does not hold thresholds"):
+            Thresholds.read(tmp_path / "other.json")

@@ -1,8 +1,10 @@
 """From what probability on a species is reported: thresholds chosen on validation, for each species."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,18 @@ class Thresholds:
     def to_json(self) -> dict[str, Any]:
         """A dictionary for JSON with the attributes' names."""
         return dict(self.__dict__)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Thresholds":
+        """Reads what `to_json` gave.
+
+        Raises:
+            UserError: If the file cannot be read or holds something else.
+        """
+        try:
+            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} does not hold thresholds as training leaves them: {error}") from None
 
     def values(self, classes: Sequence[str]) -> np.ndarray:
         """The thresholds of classes, shape `(classes,)`; infinite where to abstain."""
