@@ -1,7 +1,8 @@
 """Makes scores mean probabilities: a temperature, or a scale and an offset of each class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from scipy.optimize import minimize
@@ -32,6 +33,15 @@ class Calibration:
         """Calibrated logits in float64, shape `(clips, classes)`."""
         calibrated = np.asarray(logits, dtype=np.float64) * self.scale
         return calibrated if self.offset is None else calibrated + self.offset
+
+    def of_classes(self, labels: Sequence[int]) -> "Calibration":
+        """That of some of the classes, in the order of their ids in `labels`."""
+        scale, offset = (
+            [numbers[label] for label in labels] if isinstance(numbers, list) else numbers
+            for numbers in (self.scale, self.offset)
+        )
+        assert scale is not None
+        return Calibration(scale, cast(list[float] | None, offset))
 
     def store(self, config: KenyaBirdsConfig) -> None:
         """Writes it into a model's config, whose `forward` then applies it in evaluation."""
