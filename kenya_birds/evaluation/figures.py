@@ -221,11 +221,17 @@ def save_reliability(points: dict[str, tuple[np.ndarray, np.ndarray]], path: str
             for values in (confidences, outcomes)
         )
         error = expected_calibration_error(confidences, outcomes)
-        upper.plot(*means, color=colour, marker=marker, markersize=5, label=f"{name}: ECE {error:.3f}")
+        mean_confidence, share_right = means
+        upper.plot(mean_confidence, share_right, color=colour, linewidth=1, alpha=0.6)
+        # The area goes by the square root of the number: a bin of few points moves by chance.
+        area = 12 + 90 * np.sqrt(count[filled] / count.max())
+        label = f"{name}: ECE {error:.3f}"
+        upper.scatter(mean_confidence, share_right, s=area, color=colour, marker=marker, linewidth=0, label=label)
         lower.stairs(count, edges, color=colour, linewidth=1.5)
     upper.set(ylabel="share that was right", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    upper.legend(frameon=False, loc="upper left", fontsize=9)
+    upper.legend(frameon=False, loc="upper left", fontsize=9, scatterpoints=1)
     lower.set(xlabel="score", ylabel="number", yscale="log")
+    lower.set_ylim(bottom=0.7)
     _plain_numbers(lower.yaxis, subs=(1,))
     _save(figure, path)
 

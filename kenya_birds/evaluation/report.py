@@ -82,11 +82,8 @@ def write_evaluation(
     """
     references = np.asarray(references).astype(np.int64)
     multi_label = references.ndim == 2
-    scores, before = (
-        None if how is None else probabilities(how.apply(logits), multi_label=multi_label)
-        for how in (calibration or Calibration(), None if calibration is None else Calibration())
-    )
-    assert scores is not None
+    raw = probabilities(logits, multi_label=multi_label)
+    scores = raw if calibration is None else probabilities(calibration.apply(logits), multi_label=multi_label)
     predictions = Predictions(
         list(classes), scores, references, np.asarray(recordings), np.asarray(start_s), np.asarray(center_s)
     )
@@ -95,7 +92,7 @@ def write_evaluation(
         predictions,
         common_names=common_names,
         train_counts=train_counts,
-        uncalibrated=before,
+        uncalibrated=None if calibration is None else raw,
         thresholds=thresholds,
         split=split,
         seed=seed,
