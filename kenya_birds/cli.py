@@ -23,7 +23,16 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kenya-birds", description="Bird classifiers from annotated soundscapes.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_synthesize, _add_download, _add_check, _add_report, _add_split, _add_estimate, _add_push_clips):
+    for add in (
+        _add_synthesize,
+        _add_download,
+        _add_check,
+        _add_report,
+        _add_split,
+        _add_estimate,
+        _add_evaluate,
+        _add_push_clips,
+    ):
         add(commands)
     return parser
 
@@ -216,6 +225,58 @@ def _estimate(options: argparse.Namespace) -> None:
     if options.clips is not None:
         cost = run_cost(result, clips=options.clips, epochs=options.epochs, device_tflops=options.device_tflops)
     print(to_json(result, cost) if options.json else format_estimate(result, cost))
+
+
+def _add_evaluate(commands: Any) -> None:
+    command = _command(
+        commands,
+        "evaluate",
+        "evaluate a trained model on an archive",
+        "Evaluates a model of this package: metrics with 95%% intervals from a bootstrap over recordings, a table of "
+        "species, predictions and pictures.",
+    )
+    command.add_argument("model", help="the model's folder, or OWNER/NAME[@REVISION] on the Hub")
+    command.add_argument("data_dir", type=Path, help="the archive")
+    command.add_argument("--output", type=Path, help="folder to write; new or empty (default: evaluation_SPLIT)")
+    command.add_argument("--split", choices=("train", "validation", "test"), default="test", help="what to evaluate")
+    command.add_argument("--splits_file", type=Path, help="splits or folds; by default the model's splits.csv")
+    command.add_argument("--fold", type=int, default=0, help="which fold of a table of folds is the test split")
+    command.add_argument("--common_classes", action="store_true", help="evaluate the classes that both have")
+    command.add_argument("--min_annotations", type=int, help="drop rarer species; by default as in training")
+    command.add_argument("--context_s", type=float, help="sound kept on both sides of a clip; by default training's")
+    command.add_argument("--edge_tolerance_s", type=float, default=0.0, help="as in training")
+    command.add_argument("--test_time_shifts", type=int, default=1, help="average over so many shifted crops")
+    command.add_argument("--batch_size", type=int, default=64, help="clips at a time")
+    command.add_argument("--cache_dir", type=Path, help="where cut clips are kept (datasets' cache)")
+    command.add_argument("--num_proc", type=int, help="processes that cut clips")
+    command.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    command.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from kenya_birds.evaluation.report import format_metrics
+    from kenya_birds.reevaluation import evaluate_model
+
+    output = options.output or Path(f"evaluation_{options.split}")
+    metrics = evaluate_model(
+        options.model,
+        options.data_dir,
+        output,
+        split=options.split,
+        splits_file=options.splits_file,
+        fold=options.fold,
+        common_classes=options.common_classes,
+        min_annotations=options.min_annotations,
+        context_s=options.context_s,
+        edge_tolerance_s=options.edge_tolerance_s,
+        time_shifts=options.test_time_shifts,
+        batch_size=options.batch_size,
+        cache_dir=options.cache_dir,
+        num_proc=options.num_proc,
+        seed=options.seed,
+    )
+    print(format_metrics(metrics))
+    print(f"Metrics, tables, predictions and pictures are in {output}")
 
 
 def _add_push_clips(commands: Any) -> None:

@@ -1,8 +1,16 @@
 import matplotlib.image
 import numpy as np
 import pytest
+from predicting import predictions_of
 
-from kenya_birds.evaluation.figures import save_confusion_matrix
+from kenya_birds.evaluation.figures import (
+    confusion_order,
+    save_confusion_matrix,
+    save_f1_by_training,
+    save_precision_recall,
+    save_reliability,
+)
+from kenya_birds.evaluation.metrics import calibration_points
 
 
 @pytest.mark.parametrize("classes", [3, 40, 176])
@@ -31,3 +39,49 @@ def test_confusion_matrix_shows_a_perfect_classifier_as_a_diagonal(tmp_path):
 def test_a_class_without_clips_does_not_warn_or_fail(tmp_path):
     save_confusion_matrix(np.array([0, 0]), np.array([0, 2]), ["a", "b", "c"], tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 1000
+
+
+def test_classes_that_are_taken_for_each_other_stand_side_by_side():
+    # Three groups of four, scattered over the class ids, confused within themselves only.
+    group = np.random.default_rng(0).permutation(np.arange(12) % 3)
+    counts = np.where(group[:, None] == group, 3, 0) + 10 * np.eye(12, dtype=int)
+    order = confusion_order(counts)
+    assert sorted(order) == list(range(12))
+    assert (np.diff(group[order]) != 0).sum() == 2
+
+
+def test_classes_without_a_clip_come_last_in_the_order():
+    counts = np.array([[0, 0, 0, 0], [0, 5, 1, 0], [1, 1, 5, 0], [0, 0, 1, 5]])
+    assert confusion_order(counts)[-1] == 0
+    np.testing.assert_array_equal(confusion_order(np.diag([0, 2, 0])), [1, 0, 2])
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("classes", [2, 10, 60])
+def test_every_picture_can_be_drawn(tmp_path, classes, multi_label):
+    predictions = predictions_of(multi_label=multi_label, classes=classes, clips=200)
+    points = calibration_points(predictions.scores, predictions.references)
+    n = (predictions.targets == 1).sum(axis=0)
+    f1 = np.where(n > 0, np.linspace(0, 1, classes), np.nan)
+    names = [f"Bird $ {index}" for index in range(classes)]
+    save_precision_recall(predictions.scores, predictions.targets, names, tmp_path / "pr.png")
+    save_reliability({"before": points, "after": points}, tmp_path / "reliability.png")
+    save_f1_by_training(f1, np.arange(classes), n, names, tmp_path / "f1.png")
+    for path in tmp_path.iterdir():
+        height, width, _ = matplotlib.image.imread(path).shape
+        assert 400 < width < 1200
+        assert 400 < height < 1200
+
+
+def test_the_area_under_the_mean_curve_is_cmap(tmp_path, monkeypatch):
+    from kenya_birds.evaluation import figures
+    from kenya_birds.evaluation.metrics import evaluation_metrics
+
+    labels = []
+    monkeypatch.setattr(
+        figures, "_save", lambda figure, path: labels.extend(figure.axes[0].get_legend_handles_labels()[1])
+    )
+    predictions = predictions_of(classes=6)
+    save_precision_recall(predictions.scores, predictions.targets, predictions.classes, tmp_path / "pr.png")
+    cmap = evaluation_metrics(predictions.scores, predictions.references)["cmap"]
+    assert float(labels[-1].split("cmAP ")[1].rstrip(")")) == pytest.approx(cmap, abs=0.011)

@@ -1,7 +1,19 @@
 import numpy as np
 import pytest
+import torch
+import torchmetrics.functional.classification as tm
 
-from kenya_birds.evaluation.metrics import ClassificationMetric, classification_metrics
+from kenya_birds.evaluation.metrics import (
+    ClassificationMetric,
+    aurocs,
+    average_precisions,
+    class_targets,
+    classification_metrics,
+    evaluation_metrics,
+    expected_calibration_error,
+    probabilities,
+    top_k_hits,
+)
 
 
 def scores(predictions, references, config_name="default"):
@@ -61,3 +73,165 @@ def test_what_is_not_known_counts_neither_for_nor_against():
 def test_references_without_any_class_are_refused():
     with pytest.raises(ValueError, match="no class"):
         scores([[0, 1]], [[0, 0]], "multi_label")
+
+
+# All metrics of an evaluation
+
+
+def single(clips=300, classes=7, seed=0):
+    """Probabilities and class ids; every class occurs."""
+    rng = np.random.default_rng(seed)
+    references = rng.permutation(np.arange(clips) % classes)
+    logits = rng.normal(size=(clips, classes)) + 1.5 * np.eye(classes)[references]
+    return probabilities(logits, multi_label=False), references
+
+
+def multi(clips=300, classes=7, seed=0, unknown=0.2):
+    """Probabilities and a matrix of ones, zeros and -100."""
+    rng = np.random.default_rng(seed)
+    references = (rng.random((clips, classes)) < 0.2).astype(int)
+    logits = rng.normal(size=(clips, classes)) + 2 * references - 1
+    return probabilities(logits, multi_label=True), np.where(rng.random(references.shape) < unknown, -100, references)
+
+
+def test_probabilities_are_softmax_or_logistic():
+    logits = np.log([[1.0, 3.0]])
+    np.testing.assert_allclose(probabilities(logits, multi_label=False), [[0.25, 0.75]])
+    np.testing.assert_allclose(probabilities(logits, multi_label=True), [[0.5, 0.75]])
+
+
+def test_sure_scores_do_not_become_ties():
+    logits = np.array([[20.0, 0.0], [25.0, 0.0]], dtype=np.float32)
+    assert len(np.unique(probabilities(logits, multi_label=False)[:, 0])) == 2
+
+
+def test_average_precision_worked_by_hand():
+    # Ranked: hit, miss, hit, miss: precision 1 at the first hit, 2/3 at the second.
+    scores = np.array([[0.9], [0.8], [0.7], [0.1]])
+    np.testing.assert_allclose(average_precisions(scores, np.array([[1], [0], [1], [0]])), [(1 + 2 / 3) / 2])
+
+
+def test_equal_scores_are_one_step_of_average_precision_and_half_a_pair_of_auroc():
+    scores, targets = np.full((4, 1), 0.3), np.array([[1], [0], [0], [0]])
+    np.testing.assert_allclose(average_precisions(scores, targets), [0.25])
+    np.testing.assert_allclose(aurocs(scores, targets), [0.5])
+
+
+def test_auroc_worked_by_hand():
+    # Pairs (hit, miss): 0.9 above both, 0.4 above 0.1 and below 0.6: 3 of 4.
+    scores = np.array([[0.9], [0.6], [0.4], [0.1]])
+    np.testing.assert_allclose(aurocs(scores, np.array([[1], [0], [1], [0]])), [0.75])
+
+
+def test_a_class_without_clips_has_no_average_precision_and_one_without_others_no_auroc():
+    scores = np.array([[0.9, 0.2, 0.5], [0.8, 0.1, 0.4]])
+    targets = np.array([[1, 0, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(average_precisions(scores, targets), [1, np.nan, 1])
+    np.testing.assert_array_equal(aurocs(scores, targets), [np.nan, np.nan, 1])
+
+
+def test_elements_that_are_not_known_leave_average_precision_and_auroc():
+    scores = np.array([[0.9], [0.8], [0.7], [0.1]])
+    targets = np.array([[-100], [1], [0], [-100]])
+    np.testing.assert_array_equal(average_precisions(scores, targets), [1])
+    np.testing.assert_array_equal(aurocs(scores, targets), [1])
+
+
+def test_top_k_is_a_hit_when_any_label_of_the_clip_is_among_the_best():
+    scores = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
+    targets = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0], [-100, 1, -100]])
+    # The third clip has no bird; in the fourth, it is not known whether the best is there.
+    np.testing.assert_array_equal(top_k_hits(scores, targets, 1), [1, 0, np.nan, 1])
+    np.testing.assert_array_equal(top_k_hits(scores, targets, 2), [1, 1, np.nan, 1])
+    np.testing.assert_array_equal(top_k_hits(scores, targets, 5), [1, 1, np.nan, 1])
+
+
+def test_of_equally_likely_classes_the_first_is_the_top():
+    targets = class_targets(np.array([0, 1]), 2)
+    np.testing.assert_array_equal(top_k_hits(np.full((2, 2), 0.5), targets, 1), [1, 0])
+
+
+def test_expected_calibration_error_worked_by_hand():
+    # Two bins: in the lower confidence 0.3 and nothing right, in the upper 0.9 and two thirds right.
+    confidences, outcomes = np.array([0.3, 0.9, 0.9, 0.9]), np.array([0, 1, 1, 0])
+    found = expected_calibration_error(confidences, outcomes, bins=2)
+    assert found == pytest.approx(0.3 / 4 + 3 / 4 * (0.9 - 2 / 3))
+    assert expected_calibration_error(np.array([1.0, 1.0]), np.array([1, 1])) == 0
+    assert np.isnan(expected_calibration_error(np.zeros(0), np.zeros(0)))
+
+
+def test_scores_that_mean_probabilities_have_next_to_no_calibration_error():
+    rng = np.random.default_rng(0)
+    confidences = rng.random(200_000)
+    assert expected_calibration_error(confidences, rng.random(200_000) < confidences) < 0.01
+
+
+def test_a_split_of_one_class_has_no_auroc():
+    result = evaluation_metrics(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0]))
+    assert (result["classes"], result["cmap"], result["top1_accuracy"]) == (1, 1, 0.5)
+    assert np.isnan(result["auroc"])
+
+
+def test_clips_of_which_nothing_is_known_to_be_present_are_refused():
+    with pytest.raises(ValueError, match="no class"):
+        evaluation_metrics(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[0, -100], [0, 0]]))
+
+
+def test_what_training_reports_and_what_evaluation_reports_agree():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(50, 4))
+    for references, multi_label in ((rng.integers(0, 4, 50), False), (rng.integers(0, 2, (50, 4)), True)):
+        quick = classification_metrics(logits, references, multi_label=multi_label)
+        result = evaluation_metrics(probabilities(logits, multi_label=multi_label), references)
+        assert {name: result[name] for name in quick} == quick
+
+
+# torchmetrics is what BirdSet computes with.
+
+
+def test_single_label_metrics_agree_with_torchmetrics():
+    scores, references = single()
+    result = evaluation_metrics(scores, references)
+    prediction, target = torch.tensor(scores), torch.tensor(references)
+    for name, value in {
+        "macro_f1": tm.multiclass_f1_score(prediction, target, 7, average="macro"),
+        "weighted_f1": tm.multiclass_f1_score(prediction, target, 7, average="weighted"),
+        "accuracy": tm.multiclass_accuracy(prediction, target, 7, average="micro"),
+        "top1_accuracy": tm.multiclass_accuracy(prediction, target, 7, average="micro"),
+        "top5_accuracy": tm.multiclass_accuracy(prediction, target, 7, average="micro", top_k=5),
+        "cmap": tm.multiclass_average_precision(prediction, target, 7, average="macro"),
+        "auroc": tm.multiclass_auroc(prediction, target, 7, average="macro"),
+        "ece": tm.multiclass_calibration_error(prediction, target, 7, n_bins=15, norm="l1"),
+    }.items():
+        assert result[name] == pytest.approx(float(value), abs=1e-6), name
+
+
+@pytest.mark.parametrize("unknown", [0, 0.2])
+def test_multi_label_metrics_agree_with_torchmetrics(unknown):
+    scores, references = multi(unknown=unknown)
+    result = evaluation_metrics(scores, references)
+    prediction, target = torch.tensor(scores), torch.tensor(references)
+    known = target >= 0
+    for name, value in {
+        "macro_f1": tm.multilabel_f1_score(prediction, target, 7, average="macro", ignore_index=-100),
+        "weighted_f1": tm.multilabel_f1_score(prediction, target, 7, average="weighted", ignore_index=-100),
+        "cmap": tm.multilabel_average_precision(prediction, target, 7, average="macro", ignore_index=-100),
+        "auroc": tm.multilabel_auroc(prediction, target, 7, average="macro", ignore_index=-100),
+        "ece": tm.binary_calibration_error(prediction[known], target[known], n_bins=15, norm="l1"),
+    }.items():
+        assert result[name] == pytest.approx(float(value), abs=1e-6), name
+    likeliest = prediction.masked_fill(~known, -1).argsort(dim=1, descending=True)
+    with_bird = (target == 1).any(dim=1)
+    for k in (1, 5):
+        hits = (target.gather(1, likeliest[:, :k]) == 1).any(dim=1)[with_bird]
+        assert result[f"top{k}_accuracy"] == pytest.approx(float(hits.double().mean()))
+
+
+@pytest.mark.filterwarnings("ignore:No positive samples")
+def test_a_class_without_clips_pulls_torchmetrics_means_down_and_not_ours():
+    scores, references = multi(unknown=0)
+    references[:, 0] = 0
+    result = evaluation_metrics(scores, references)
+    prediction, target = torch.tensor(scores), torch.tensor(references)
+    assert float(tm.multilabel_auroc(prediction, target, 7)) == pytest.approx(result["auroc"] * 6 / 7)
+    assert float(tm.multilabel_average_precision(prediction, target, 7)) == pytest.approx(result["cmap"] * 6 / 7)

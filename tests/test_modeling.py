@@ -137,6 +137,49 @@ def test_another_problem_type_is_refused():
         model(spectrograms(), labels=torch.tensor([0, 1]))
 
 
+# Calibration
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [{"logit_scale": 0.5}, {"logit_scale": [0.5, 2.0, 1.0], "logit_offset": [1.0, 0.0, -1.0]}],
+)
+def test_a_calibration_scales_and_shifts_the_logits_in_evaluation_only(calibration, tmp_path):
+    plain, calibrated = build(), build(**calibration)
+    features = spectrograms()
+    torch.testing.assert_close(calibrated.train()(features).logits, plain.train()(features).logits)
+    logits = plain.eval()(features).logits
+    expected = torch.tensor(calibration["logit_scale"]) * logits + torch.tensor(calibration.get("logit_offset", 0.0))
+    torch.testing.assert_close(calibrated.eval()(features).logits, expected)
+    torch.testing.assert_close(
+        calibrated(features, labels=torch.tensor([0, 1])).loss,
+        torch.nn.functional.cross_entropy(expected, torch.tensor([0, 1])),
+    )
+    calibrated.save_pretrained(tmp_path)
+    assert {name: json.loads((tmp_path / "config.json").read_text())[name] for name in calibration} == calibration
+    loaded = KenyaBirdsForAudioClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded(features).logits, calibrated(features).logits)
+
+
+def test_a_calibration_set_after_training_acts_at_once(model):
+    logits = model(spectrograms()).logits
+    model.config.logit_scale, model.config.logit_offset = 2.0, [0.0, 1.0, 0.0]
+    torch.testing.assert_close(model(spectrograms()).logits, 2 * logits + torch.tensor([0.0, 1.0, 0.0]))
+
+
+def test_a_calibrated_model_can_be_exported_and_keeps_its_type(model):
+    model.config.logit_scale, model.config.logit_offset = [1.0, 2.0, 3.0], [0.0, 1.0, 0.0]
+    features = spectrograms()
+    exported = torch.export.export(model, (), {"input_features": features}).module()
+    torch.testing.assert_close(exported(input_features=features)["logits"], model(features).logits)
+    assert model.to(torch.bfloat16)(features.to(torch.bfloat16)).logits.dtype == torch.bfloat16
+
+
+def test_a_calibration_of_other_classes_is_refused():
+    with pytest.raises(ValueError, match=r"logit_offset has 2 numbers and there are 3 classes"):
+        build(logit_offset=[0.0, 1.0])
+
+
 # Names
 
 

@@ -1,23 +1,60 @@
-"""Pictures of results."""
+"""Pictures of results, as PNG files; drawn without a display."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
+from typing import Any, ParamSpec
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from sklearn.metrics import confusion_matrix
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+from sklearn.metrics import confusion_matrix, precision_recall_curve
+
+from kenya_birds.evaluation.metrics import CALIBRATION_BINS, calibration_bin, expected_calibration_error
 
 MAX_CLASSES_WITH_COUNTS = 40
+MAX_CLASSES_NAMED = 12
+NAMED_OUTLIERS = 12
+MIN_CLIPS_OF_A_LINE = 5
+RECALL_GRID = np.linspace(0, 1, 201)[1:]
+STYLE = {
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dfe3e8",
+    "grid.linewidth": 0.6,
+}
+STRONG, SECOND, FAINT = "#1f4e8c", "#c8661b", "#8fa3bf"
+P = ParamSpec("P")
+
+
+def _styled(draw: Callable[P, None]) -> Callable[P, None]:
+    """Draws with this module's style, whatever the user's own matplotlib is set to."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
+        style: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE, "backend": matplotlib.rcParams["backend"]}
+        with matplotlib.rc_context(style):
+            draw(*args, **kwargs)
+
+    return drawn
 
 
 def save_confusion_matrix(
     references: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], path: str | Path
 ) -> None:
-    """Draws a confusion matrix whose rows (true classes) are normalised to 1.
-
-    Every class has a row and a labelled line, so the picture grows with the number of classes; up to 40 classes, the
-    cells hold the counts. Classes without a clip are grey.
+    """Draws the confusion matrix of class ids (see `save_confusions`).
 
     Args:
         references: True class ids, shape `(clips,)`.
@@ -25,37 +62,242 @@ def save_confusion_matrix(
         class_names: Names by class id.
         path: PNG file to write.
     """
-    classes = len(class_names)
-    counts = confusion_matrix(references, predictions, labels=np.arange(classes))
-    clips = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, clips, out=np.full(counts.shape, np.nan), where=clips > 0)
+    save_confusions(confusion_matrix(references, predictions, labels=np.arange(len(class_names))), class_names, path)
 
-    cell_inch = 0.42 if classes <= MAX_CLASSES_WITH_COUNTS else 0.16
-    side_inch = cell_inch * classes
-    figure = Figure(figsize=(side_inch + 3.2, side_inch + 2.2), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.set_facecolor("0.85")
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    font_size = cell_inch * 72 * 0.5 if classes <= MAX_CLASSES_WITH_COUNTS else cell_inch * 72 * 0.72
-    font_size = min(font_size, 9.0)
-    axes.set_xticks(np.arange(classes), class_names, rotation=90, fontsize=font_size)
+
+@_styled
+def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | Path) -> None:
+    """Draws a confusion matrix whose rows (true classes) are normalised to 1.
+
+    Classes that are taken for each other stand side by side (see `confusion_order`), so confusions show as blocks on
+    the diagonal. Every class that has a clip has a row, and every one that has a clip or was predicted a column, all
+    labelled, so the picture grows with them; up to 40 classes, the cells hold the counts. The colour goes by the
+    square root of the share, so that rare confusions can be seen.
+
+    Args:
+        counts: How often each class (row) was taken for each (column), shape `(classes, classes)`.
+        class_names: Names by class id.
+        path: PNG file to write.
+    """
+    order = confusion_order(counts)
+    rows = order[counts[order].sum(axis=1) > 0]
+    columns = order[(counts[order].sum(axis=1) > 0) | (counts[:, order].sum(axis=0) > 0)]
+    counts = counts[np.ix_(rows, columns)]
+    classes = len(columns)
+    clips = counts.sum(axis=1, keepdims=True)
+    shares = counts / clips
+
+    with_counts = classes <= MAX_CLASSES_WITH_COUNTS
+    cell_inch = 0.42 if with_counts else 0.16
+    width_inch, height_inch = cell_inch * classes, cell_inch * len(rows)
+    figure, axes = _new_figure(width_inch + 3.2, height_inch + 2.2)
+    axes.grid(visible=False)
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+    font_size = min(cell_inch * 72 * (0.5 if with_counts else 0.72), 9.0)
+    axes.set_xticks(np.arange(classes), [class_names[label] for label in columns], rotation=90, fontsize=font_size)
     axes.set_yticks(
-        np.arange(classes),
-        [f"{name} ({n})" for name, n in zip(class_names, clips[:, 0], strict=True)],
+        np.arange(len(rows)),
+        [f"{class_names[label]} ({n})" for label, n in zip(rows, clips[:, 0], strict=True)],
         fontsize=font_size,
     )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (clips)")
-    if classes <= MAX_CLASSES_WITH_COUNTS:
+    if with_counts:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = "white" if shares[row, column] > 0.5 else "black"
+            colour = "white" if shares[row, column] > 0.3 else "black"
             text = str(counts[row, column])
             axes.text(column, row, text, ha="center", va="center", fontsize=font_size, color=colour)
     else:
-        # A line every ten classes, to follow a row to its name.
-        lines = np.arange(9.5, classes, 10)
-        axes.hlines(lines, -0.5, classes - 0.5, color="0.6", linewidth=0.4)
-        axes.vlines(lines, -0.5, classes - 0.5, color="0.6", linewidth=0.4)
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=min(1.0, 6 / side_inch), aspect=30)
+        # A line every ten classes, to follow a row to its name; names on all four sides.
+        axes.hlines(np.arange(9.5, len(rows), 10), -0.5, classes - 0.5, color="0.6", linewidth=0.4)
+        axes.vlines(np.arange(9.5, classes, 10), -0.5, len(rows) - 0.5, color="0.6", linewidth=0.4)
+        axes.tick_params(top=True, labeltop=True, right=True, labelright=True)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=min(1.0, 6 / height_inch), aspect=30)
+    _save(figure, path)
+
+
+def confusion_order(counts: np.ndarray) -> np.ndarray:
+    """An order of the classes in which those that are taken for each other stand side by side.
+
+    Average-linkage clustering of the symmetrised shares, with the leaves in the order that brings near ones together
+    (Bar-Joseph et al. 2001). Classes without a clip come last.
+
+    Args:
+        counts: Shape `(classes, classes)`.
+
+    Returns:
+        Class ids, shape `(classes,)`.
+    """
+    clips = counts.sum(axis=1)
+    present, absent = np.flatnonzero(clips > 0), np.flatnonzero(clips == 0)
+    if len(present) < 3:
+        return np.concatenate([present, absent])
+    shares = counts[np.ix_(present, present)] / clips[present, None]
+    distance = 1 - (shares + shares.T) / 2
+    np.fill_diagonal(distance, 0)
+    tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
+    return np.concatenate([present[leaves_list(tree)], absent])
+
+
+@_styled
+def save_precision_recall(
+    scores: np.ndarray, targets: np.ndarray, class_names: Sequence[str], path: str | Path
+) -> None:
+    """Draws precision against recall: a thin line for each class, and their mean, whose area is cmAP.
+
+    At each recall stands the precision at the highest threshold that reaches it. Up to 12 classes are named; of more,
+    those with fewer than 5 clips are in the mean only, as their lines have next to no steps.
+
+    Args:
+        scores: Probabilities, shape `(clips, classes)`.
+        targets: 1, 0 and -100, as `class_targets` returns them; classes without a clip are left out.
+        class_names: Names by class id.
+        path: PNG file to write.
+    """
+    figure, axes = _new_figure(7.5, 5.5)
+    present = np.flatnonzero((targets == 1).any(axis=0))
+    named = len(present) <= MAX_CLASSES_NAMED
+    colours = matplotlib.colormaps["tab20"](np.arange(20))
+    curves, lines = np.zeros((len(present), len(RECALL_GRID))), 0
+    for index, label in enumerate(present.tolist()):
+        known = targets[:, label] >= 0
+        precision, recall, _ = precision_recall_curve(targets[known, label], scores[known, label])
+        precision, recall = precision[-2::-1], recall[-2::-1]  # from the highest threshold on
+        curves[index] = precision[np.searchsorted(recall, RECALL_GRID - 1e-9)]
+        area = np.sum(np.diff(recall, prepend=0) * precision)
+        if not named and (targets[:, label] == 1).sum() < MIN_CLIPS_OF_A_LINE:
+            continue
+        lines += 1
+        axes.step(
+            np.concatenate([[0], recall]),
+            np.concatenate([precision[:1], precision]),
+            where="pre",
+            color=colours[index] if named else FAINT,
+            linewidth=1.1 if named else 0.8,
+            alpha=0.9 if named else 0.5,
+            label=f"{class_names[label]} ({area:.2f})" if named else None,
+        )
+    if not named:
+        axes.plot([], [], color=FAINT, label=f"a species with {MIN_CLIPS_OF_A_LINE} clips or more: {lines}")
+    mean = curves.mean(axis=0)
+    axes.plot(
+        RECALL_GRID,
+        mean,
+        color=STRONG,
+        linewidth=2.6,
+        label=f"mean of {len(present)} species (cmAP {mean.mean():.2f})",
+    )
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.005), ylim=(0, 1.02))
+    if named:
+        axes.legend(
+            loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, title="average precision"
+        )
+    else:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9, ncols=2)
+    _save(figure, path)
+
+
+@_styled
+def save_reliability(points: dict[str, tuple[np.ndarray, np.ndarray]], path: str | Path) -> None:
+    """Draws how often scores were right against the scores, and how many there are of each.
+
+    Args:
+        points: Confidences and outcomes (see `calibration_points`) by name, such as `"before calibration"`: up to two.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(5.6, 6.4), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color="0.5", linewidth=1, linestyle="--", label="as it should be")
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    for (name, (confidences, outcomes)), colour, marker in zip(
+        points.items(), ([SECOND, STRONG] if len(points) > 1 else [STRONG]), "so", strict=False
+    ):
+        number = calibration_bin(confidences)
+        count = np.bincount(number, minlength=CALIBRATION_BINS)
+        filled = count > 0
+        means = (
+            np.bincount(number, weights=values, minlength=CALIBRATION_BINS)[filled] / count[filled]
+            for values in (confidences, outcomes)
+        )
+        error = expected_calibration_error(confidences, outcomes)
+        mean_confidence, share_right = means
+        upper.plot(mean_confidence, share_right, color=colour, linewidth=1, alpha=0.6)
+        # The area goes by the square root of the number: a bin of few points moves by chance.
+        area = 12 + 90 * np.sqrt(count[filled] / count.max())
+        label = f"{name}: ECE {error:.3f}"
+        upper.scatter(mean_confidence, share_right, s=area, color=colour, marker=marker, linewidth=0, label=label)
+        lower.stairs(count, edges, color=colour, linewidth=1.5)
+    upper.set(ylabel="share that was right", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    upper.legend(frameon=False, loc="upper left", fontsize=9, scatterpoints=1)
+    lower.set(xlabel="score", ylabel="number", yscale="log")
+    lower.set_ylim(bottom=0.7)
+    _plain_numbers(lower.yaxis, subs=(1,))
+    _save(figure, path)
+
+
+@_styled
+def save_f1_by_training(
+    f1: np.ndarray, train_counts: np.ndarray, test_counts: np.ndarray, class_names: Sequence[str], path: str | Path
+) -> None:
+    """Draws each class's F1 against the number of its training clips, names on those far from the trend.
+
+    Args:
+        f1: Shape `(classes,)`; NaN leaves a class out.
+        train_counts: Training clips by class id; 0 is drawn at a half.
+        test_counts: Clips that the F1 is of, shown by size.
+        class_names: Names by class id.
+        path: PNG file to write.
+    """
+    figure, axes = _new_figure(8.0, 5.2)
+    shown = np.flatnonzero(~np.isnan(f1))
+    x, y, n = np.maximum(train_counts[shown], 0.5), f1[shown], test_counts[shown]
+    axes.scatter(x, y, s=10 + 6 * np.sqrt(n), color=STRONG, alpha=0.5, linewidth=0)
+    axes.set(xlabel="training clips", ylabel="F1", xscale="log", ylim=(-0.03, 1.09))
+    _plain_numbers(axes.xaxis, subs=(1, 2, 5))
+    residual = np.ones(len(shown))
+    if len(np.unique(x)) > 2:
+        # What few clips say weighs less, and is less of an outlier.
+        trend = np.polynomial.Polynomial.fit(np.log(x), y, 1, w=np.sqrt(n))
+        line = np.geomspace(x.min(), x.max(), 50)
+        axes.plot(line, trend(np.log(line)).clip(0, 1), color=SECOND, linewidth=1.5, label="trend")
+        axes.legend(frameon=False, loc="lower right")
+        residual = np.abs(y - trend(np.log(x)))
+    far = np.argsort(-residual * np.sqrt(n), kind="stable")[:NAMED_OUTLIERS]
+    _name_points(axes, x[far], y[far], [class_names[label] for label in shown[far]])
+    _save(figure, path)
+
+
+def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> None:
+    """Writes names beside points where there is room; one that would cover another is left out."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    taken: list[Bbox] = []
+    for name, at in zip(names, zip(x, y, strict=True), strict=True):
+        for side, below in ((1, 4), (1, -11), (-1, 4), (-1, -11)):
+            align = "left" if side > 0 else "right"
+            text = axes.annotate(name, at, xytext=(5 * side, below), textcoords="offset points", fontsize=8, ha=align)
+            box = text.get_window_extent()
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and axes.bbox.y0 <= box.y0
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
+
+
+def _plain_numbers(axis: Axis, subs: Sequence[float]) -> None:
+    """Numbers as they are on a logarithmic axis: powers of ten would need mathematical text."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0.5 else f"{value:,.12g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _new_figure(width_inch: float, height_inch: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width_inch, height_inch), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _save(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, format="png", bbox_inches="tight")

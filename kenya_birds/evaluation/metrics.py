@@ -1,11 +1,16 @@
-"""Macro F1 first: the metrics by which models are compared, as an `evaluate.Metric`."""
+"""Macro F1 first: the metrics by which models are compared."""
 
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score
+from scipy.special import expit, softmax
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
+
+from kenya_birds.model.modeling_kenya_birds import MASKED
+
+CALIBRATION_BINS = 15
 
 
 class ClassificationMetric(evaluate.Metric):
@@ -67,3 +72,160 @@ def classification_metrics(logits: np.ndarray, references: np.ndarray, *, multi_
     else:
         predictions = np.argmax(logits, axis=-1)
     return metric.compute(predictions=predictions, references=references)
+
+
+def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
+    """Softmax over the classes, or the logistic function of each where multi-label, in float64 and shape of `logits`.
+
+    In float32 many a sure score would round to the same number, and so be a tie.
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    return expit(logits) if multi_label else softmax(logits, axis=1)
+
+
+def class_targets(references: np.ndarray, classes: int) -> np.ndarray:
+    """References as a matrix of shape `(clips, classes)`: 1 present, 0 absent, -100 not known (any negative number).
+
+    Args:
+        references: Class ids `(clips,)`, or such a matrix, which is returned with -100 for every negative number.
+        classes: Number of classes.
+    """
+    references = np.asarray(references).astype(np.int64)
+    if references.ndim == 2:
+        return np.where(references < 0, MASKED, references)
+    return (references[:, None] == np.arange(classes)).astype(np.int64)
+
+
+def predicted_classes(scores: np.ndarray, *, multi_label: bool) -> np.ndarray:
+    """Which classes are predicted, zeros and ones of shape `(clips, classes)`.
+
+    The likeliest one (of equally likely ones, the first), or every one above a probability of 0.5 where multi-label.
+    """
+    scores = np.asarray(scores)
+    if multi_label:
+        return (scores > 0.5).astype(np.int64)
+    return class_targets(scores.argmax(axis=1), scores.shape[1])
+
+
+def top_k_hits(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
+    """Of each clip, whether one of the `k` likeliest classes is present in it; NaN where no class is known to be.
+
+    BirdSet's `TopKAccuracy`: one right class is enough, and clips without a class do not count. Classes of which it is
+    not known are passed over, so that the next likeliest moves up. Of equally likely classes, the first ones count.
+
+    Args:
+        scores: Shape `(clips, classes)`.
+        targets: As `class_targets` returns them.
+        k: How many classes; all of them where there are fewer.
+
+    Returns:
+        Shape `(clips,)`: 1, 0 or NaN.
+    """
+    ranked = np.argsort(np.where(targets >= 0, -scores, np.inf), axis=1, kind="stable")[:, :k]
+    hits = (np.take_along_axis(targets, ranked, axis=1) == 1).any(axis=1)
+    return np.where((targets == 1).any(axis=1), hits, np.nan)
+
+
+def average_precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Average precision of each class, shape `(classes,)`; NaN where no clip is known to hold the class.
+
+    The sum over distinct scores, from the highest, of precision times the step in recall: equal scores are one step.
+    Computed by scikit-learn.
+    """
+    return _per_class(average_precision_score, scores, targets, needs_negative=False)
+
+
+def aurocs(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of each class, shape `(classes,)`; NaN unless clips with and without it are known.
+
+    The share of pairs of a clip with the class and one without that are ranked rightly; a tie counts one half.
+    Computed by scikit-learn.
+    """
+    return _per_class(roc_auc_score, scores, targets, needs_negative=True)
+
+
+def calibration_points(scores: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences and whether they were right.
+
+    Args:
+        scores: Probabilities, shape `(clips, classes)`.
+        references: Class ids: the points are the clips, their likeliest class's probability, and whether it is theirs.
+            Or a matrix: the points are its known elements, their probability, and whether the class is present.
+
+    Returns:
+        Two vectors of the same length, the second of zeros and ones.
+    """
+    references = np.asarray(references)
+    if references.ndim == 2:
+        known = references >= 0
+        return scores[known], references[known].astype(np.float64)
+    return scores.max(axis=1), (scores.argmax(axis=1) == references).astype(np.float64)
+
+
+def expected_calibration_error(confidences: np.ndarray, outcomes: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
+    """Mean distance of confidence and frequency over bins of equal width, weighted by the points in them.
+
+    Guo et al. (2017), On Calibration of Modern Neural Networks, equation 3. NaN without points.
+
+    Args:
+        confidences: Numbers from 0 to 1.
+        outcomes: Zeros and ones.
+        bins: Number of bins; the first is `[0, 1/bins)`, the last holds 1 as well.
+    """
+    if len(confidences) == 0:
+        return float("nan")
+    number = calibration_bin(confidences, bins)
+    gap = np.bincount(number, weights=confidences - outcomes, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidences))
+
+
+def calibration_bin(confidences: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:
+    """Number of the bin of equal width in which each confidence lies."""
+    return np.minimum((confidences * bins).astype(np.int64), bins - 1)
+
+
+def evaluation_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """All metrics of probabilities; problem type and classes are told by the shapes.
+
+    Macro figures are means over classes that can be scored: F1 and average precision need a clip that is known to hold
+    the class, AUROC also one known not to. BirdSet (Rauch et al. 2025, and `birdset/modules/metrics/multilabel.py` in
+    its repository) computes cmAP and macro AUROC with torchmetrics, and T1Accuracy as `top_k_hits` does. Where every
+    class has a clip the numbers are the same. To a class without a clip torchmetrics 1.9 gives 0 and averages it in;
+    here it is left out.
+
+    Args:
+        scores: Probabilities, shape `(clips, classes)`.
+        references: Class ids `(clips,)`, or ones, zeros and -100 (not known) of shape `(clips, classes)`.
+
+    Returns:
+        `macro_f1`, `weighted_f1`, `accuracy` and `classes` (see `classification_metrics`), `top1_accuracy`,
+        `top5_accuracy`, `cmap`, `auroc`, `ece`. NaN where nothing can be scored.
+    """
+    references = np.asarray(references)
+    multi_label = references.ndim == 2
+    targets = class_targets(references, scores.shape[1])
+    confidences, outcomes = calibration_points(scores, references)
+    return {
+        **classification_metrics(scores - 0.5 if multi_label else scores, references, multi_label=multi_label),
+        "top1_accuracy": _mean(top_k_hits(scores, targets, 1)),
+        "top5_accuracy": _mean(top_k_hits(scores, targets, 5)),
+        "cmap": _mean(average_precisions(scores, targets)),
+        "auroc": _mean(aurocs(scores, targets)),
+        "ece": expected_calibration_error(confidences, outcomes),
+    }
+
+
+def _per_class(score: Any, scores: np.ndarray, targets: np.ndarray, needs_negative: bool) -> np.ndarray:
+    values = np.full(targets.shape[1], np.nan)
+    for label in range(targets.shape[1]):
+        known = targets[:, label] >= 0
+        target = targets[known, label]
+        if target.any() and not (needs_negative and target.all()):
+            values[label] = score(target, scores[known, label])
+    return values
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is not NaN; NaN where everything is."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float("nan")

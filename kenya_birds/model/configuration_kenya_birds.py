@@ -15,6 +15,9 @@ class KenyaBirdsConfig(PreTrainedConfig):
         drop_path_rate (`float`, defaults to 0.0): Stochastic depth, where the backbone has it.
         species (`dict`, *optional*): Scientific and common name by eBird code:
             `{"combul2": {"scientific_name": "Pycnonotus barbatus", "common_name": "Common Bulbul"}}`.
+        logit_scale (`float` or `list[float]`, *optional*): Calibration: in evaluation mode the model's logits are
+            `logit_scale * logits + logit_offset`. One number for all classes (1 / temperature), or one for each.
+        logit_offset (`list[float]`, *optional*): One number for each class.
     """
 
     model_type = "kenya_birds"
@@ -23,6 +26,8 @@ class KenyaBirdsConfig(PreTrainedConfig):
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     species: dict[str, dict[str, str]] | None = None
+    logit_scale: float | list[float] | None = None
+    logit_offset: list[float] | None = None
 
 
 KenyaBirdsConfig.register_for_auto_class()

@@ -18,13 +18,15 @@ MASKED = -100
 class KenyaBirdsForAudioClassification(PreTrainedModel):
     """A timm backbone with average pooling and a linear classifier over species.
 
-    Features are padded with zeros to the next multiple of 32 bands and frames.
+    Features are padded with zeros to the next multiple of 32 bands and frames. Where the configuration holds a
+    calibration, logits are calibrated in evaluation mode, never in training mode.
 
     Args:
         config: The configuration; `config.backbone` names the timm model. It is built with random weights.
 
     Raises:
-        ValueError: If timm does not know the backbone, or it takes images of one size only.
+        ValueError: If timm does not know the backbone, or it takes images of one size only, or the calibration is of
+            another number of classes.
     """
 
     config_class = KenyaBirdsConfig
@@ -35,6 +37,13 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
 
     def __init__(self, config: KenyaBirdsConfig) -> None:
         super().__init__(config)
+        for name in ("logit_scale", "logit_offset"):
+            numbers = getattr(config, name)
+            if isinstance(numbers, list) and len(numbers) != config.num_labels:
+                raise ValueError(
+                    f"{name} has {len(numbers)} numbers and there are {config.num_labels} classes: give one for each, "
+                    "or None where the classes are new"
+                )
         self.backbone = backbone = build_backbone(config)
         self.embedding_size: int = getattr(backbone, "head_hidden_size", backbone.num_features)
         self.dropout = nn.Dropout(config.drop_rate)
@@ -75,12 +84,22 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
             `logits` of shape `(batch, num_labels)`, and `loss` if labels were given.
         """
         logits = self.classifier(self.dropout(self.embed(input_features)))
+        if not self.training:
+            logits = self._calibrate(logits)
         loss = None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config.problem_type).mean()
         if return_dict if return_dict is not None else self.config.return_dict:
             return SequenceClassifierOutput(loss=loss, logits=logits)
         return (logits,) if loss is None else (loss, logits)
+
+    def _calibrate(self, logits: torch.Tensor) -> torch.Tensor:
+        scale, offset = self.config.logit_scale, self.config.logit_offset
+        if scale is not None:
+            logits = logits * torch.tensor(scale, dtype=logits.dtype, device=logits.device)
+        if offset is not None:
+            logits = logits + torch.tensor(offset, dtype=logits.dtype, device=logits.device)
+        return logits
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

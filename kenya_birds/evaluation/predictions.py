@@ -1,0 +1,161 @@
+"""What a model said of clips, in memory and as a Parquet file: every figure can be computed again from it."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.metrics import class_targets, predicted_classes
+from kenya_birds.model.modeling_kenya_birds import MASKED
+
+CLIP_COLUMNS = ("recording", "start_s", "center_s")
+LABEL_COLUMNS = ("label", "labels", "unknown")
+# Of the file's metadata: which columns are classes.
+CLASSES_KEY = b"kenya_birds.classes"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Probabilities of clips, and what is known to be in them.
+
+    Attributes:
+        classes: eBird codes by class id.
+        scores: Calibrated probabilities, shape `(clips, classes)`.
+        references: Class ids `(clips,)`; or, where multi-label, ones, zeros and -100 (not known) of shape
+            `(clips, classes)`.
+        recordings: File name of each clip's recording.
+        start_s: Start of each clip in its recording.
+        center_s: Centre of the annotation that each clip was cut for.
+    """
+
+    classes: list[str]
+    scores: np.ndarray
+    references: np.ndarray
+    recordings: np.ndarray
+    start_s: np.ndarray
+    center_s: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Checks the shapes."""
+        clips = len(self.recordings)
+        shapes = {
+            "scores": (self.scores.shape, (clips, len(self.classes))),
+            "references": (self.references.shape, (clips, len(self.classes))[: max(1, self.references.ndim)]),
+            "start_s": (self.start_s.shape, (clips,)),
+            "center_s": (self.center_s.shape, (clips,)),
+        }
+        for name, (found, expected) in shapes.items():
+            if found != expected:
+                raise ValueError(f"{name} has the shape {found}: expected {expected}, as there are {clips} clips")
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a clip may hold several classes."""
+        return self.references.ndim == 2
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The references as a matrix (see `class_targets`)."""
+        return class_targets(self.references, len(self.classes))
+
+    def confusions(self) -> np.ndarray:
+        """How often each class (row) was taken for each (column), shape `(classes, classes)`.
+
+        Single-label: the likeliest class. Multi-label: each class of a clip is counted by itself, as right where its
+        probability is above 0.5, else as taken for the likeliest class that is known not to be in the clip. So a row's
+        share on the diagonal is the class's recall.
+        """
+        counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
+        if not self.multi_label:
+            np.add.at(counts, (self.references, self.scores.argmax(axis=1)), 1)
+            return counts
+        absent = np.where(self.references == 0, self.scores, -1)
+        predicted = predicted_classes(self.scores, multi_label=True) == 1
+        clips, labels = np.nonzero(self.references == 1)
+        for clip, label in zip(clips, labels, strict=True):
+            if predicted[clip, label]:
+                counts[label, label] += 1
+            elif absent[clip].max() >= 0:
+                counts[label, absent[clip].argmax()] += 1
+        return counts
+
+
+def write_predictions(predictions: Predictions, path: str | Path) -> None:
+    """Writes Parquet that `pandas.read_parquet` opens, one row a clip; whole or not at all.
+
+    Columns: `recording`, `start_s`, `center_s`; `label` (eBird code), or where multi-label `labels` (list of codes)
+    and `unknown` (whether classes that are not in `labels` may be in the clip all the same); then the probability of
+    each class in a column named by its code.
+
+    Raises:
+        UserError: If a code is the name of another column, or the file cannot be written.
+        ValueError: If in one clip some classes are known to be absent and of others it is not known.
+    """
+    taken = sorted({*CLIP_COLUMNS, *LABEL_COLUMNS} & set(predictions.classes))
+    if taken:
+        raise UserError(f"eBird codes {', '.join(taken)} are names of other columns of {path}: rename the species")
+    columns: dict[str, pa.Array] = {
+        "recording": pa.array(predictions.recordings.astype(str)),
+        "start_s": pa.array(predictions.start_s),
+        "center_s": pa.array(predictions.center_s),
+    }
+    if predictions.multi_label:
+        targets = predictions.targets
+        unknown = (targets == MASKED).any(axis=1)
+        if (targets[unknown] == 0).any():
+            raise ValueError("in a clip either every class that is not present is known to be absent, or none")
+        codes = [[predictions.classes[label] for label in np.flatnonzero(row == 1)] for row in targets]
+        columns |= {"labels": pa.array(codes, pa.list_(pa.string())), "unknown": pa.array(unknown)}
+    else:
+        columns["label"] = pa.array([predictions.classes[label] for label in predictions.references], pa.string())
+    columns |= {code: pa.array(predictions.scores[:, label]) for label, code in enumerate(predictions.classes)}
+    table = pa.table(columns).replace_schema_metadata({CLASSES_KEY: json.dumps(predictions.classes).encode()})
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    try:
+        pq.write_table(table, partial)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error}; give a folder that can be written to") from None
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """Reads what `write_predictions` wrote.
+
+    Raises:
+        UserError: If the file cannot be read, or is another.
+    """
+    try:
+        table = pq.read_table(path)
+        classes: list[str] = json.loads((table.schema.metadata or {})[CLASSES_KEY])
+        class_id = {code: label for label, code in enumerate(classes)}
+        if "labels" in table.column_names:
+            references = np.zeros((len(table), len(classes)), dtype=np.int64)
+            rows = zip(references, table["labels"].to_pylist(), table["unknown"].to_pylist(), strict=True)
+            for row, codes, unknown in rows:
+                row[:] = MASKED if unknown else 0
+                row[_ids(codes, class_id)] = 1
+        else:
+            references = np.array(_ids(table["label"].to_pylist(), class_id), dtype=np.int64)
+        return Predictions(
+            classes,
+            np.stack([table[code].to_numpy() for code in classes], axis=1),
+            references,
+            *(np.array(table[name].to_pylist()) for name in CLIP_COLUMNS),
+        )
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} does not hold predictions as training and kenya-birds evaluate write them ({error}): give "
+            "another file, or evaluate again"
+        ) from None
+
+
+def _ids(codes: Sequence[str], class_id: dict[str, int]) -> list[int]:
+    return [class_id[code] for code in codes]

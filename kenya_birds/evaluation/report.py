@@ -1,0 +1,202 @@
+"""Everything that is told of a split, as files in a folder: metrics with intervals, tables, predictions, pictures."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kenya_birds.data.splits import write_table
+from kenya_birds.evaluation.calibration import Calibration
+from kenya_birds.evaluation.figures import (
+    save_confusions,
+    save_f1_by_training,
+    save_precision_recall,
+    save_reliability,
+)
+from kenya_birds.evaluation.intervals import LEVEL, RESAMPLES, metric_intervals
+from kenya_birds.evaluation.metrics import (
+    aurocs,
+    calibration_points,
+    evaluation_metrics,
+    expected_calibration_error,
+    probabilities,
+)
+from kenya_birds.evaluation.predictions import Predictions, write_predictions
+from kenya_birds.evaluation.species_table import species_table
+from kenya_birds.evaluation.thresholds import Thresholds
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+SPECIES_FILE = "per_species.csv"
+PREDICTIONS_FILE = "predictions.parquet"
+THRESHOLDS_FILE = "thresholds.json"
+CONFUSION_FILE = "confusion_matrix.png"
+PRECISION_RECALL_FILE = "precision_recall.png"
+RELIABILITY_FILE = "reliability.png"
+F1_FILE = "f1_by_training_clips.png"
+
+
+def write_evaluation(
+    folder: str | Path,
+    logits: np.ndarray,
+    references: np.ndarray,
+    *,
+    classes: Sequence[str],
+    recordings: Sequence[str],
+    start_s: Sequence[float],
+    center_s: Sequence[float],
+    common_names: Mapping[str, str] | None = None,
+    train_counts: Sequence[int] | None = None,
+    calibration: Calibration | None = None,
+    thresholds: Thresholds | None = None,
+    split: str = "test",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Evaluates a model's logits (see `write_report` for what is written).
+
+    Args:
+        folder: Where to write; made if it is not there.
+        logits: Not calibrated, shape `(clips, classes)`.
+        references: Class ids `(clips,)`, or ones, zeros and -100 (not known) of shape `(clips, classes)`.
+        classes: eBird codes by class id.
+        recordings: File name of each clip's recording.
+        start_s: Start of each clip in its recording.
+        center_s: Centre of each clip's annotation.
+        common_names: By eBird code.
+        train_counts: Training clips by class id.
+        calibration: Fitted on validation; every figure is of calibrated scores, and its effect is shown.
+        thresholds: Chosen on validation.
+        split: Name of the split, for `metrics.json`.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+
+    Returns:
+        See `write_report`.
+    """
+    references = np.asarray(references).astype(np.int64)
+    multi_label = references.ndim == 2
+    raw = probabilities(logits, multi_label=multi_label)
+    scores = raw if calibration is None else probabilities(calibration.apply(logits), multi_label=multi_label)
+    predictions = Predictions(
+        list(classes), scores, references, np.asarray(recordings), np.asarray(start_s), np.asarray(center_s)
+    )
+    return write_report(
+        folder,
+        predictions,
+        common_names=common_names,
+        train_counts=train_counts,
+        uncalibrated=None if calibration is None else raw,
+        thresholds=thresholds,
+        split=split,
+        seed=seed,
+        resamples=resamples,
+    )
+
+
+def write_report(
+    folder: str | Path,
+    predictions: Predictions,
+    *,
+    common_names: Mapping[str, str] | None = None,
+    train_counts: Sequence[int] | None = None,
+    uncalibrated: np.ndarray | None = None,
+    thresholds: Thresholds | None = None,
+    split: str = "test",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Writes all that predictions tell, such as those of `read_predictions`; no model is needed.
+
+    The files: `metrics.json` (what is returned, under the split's name), `per_species.csv`, `predictions.parquet`,
+    `thresholds.json` (where there are thresholds), `confusion_matrix.png`, `precision_recall.png`, `reliability.png`,
+    and, where training clips are counted, `f1_by_training_clips.png`. Those that are there are replaced.
+
+    Args:
+        folder: Where to write; made if it is not there.
+        predictions: Of one split.
+        common_names: By eBird code.
+        train_counts: Training clips by class id.
+        uncalibrated: Probabilities before calibration, for comparison.
+        thresholds: Chosen on validation.
+        split: Name of the split.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+
+    Returns:
+        The metrics of `evaluation_metrics` (None where nothing can be scored); `intervals`, their 95% intervals by
+        name (`[low, high]` or None); `ece_before_calibration` (None where no calibration is told); `clips`;
+        `recordings`; and `not_scored`: classes left out of `f1` and average precision (`no_clip`), and of AUROC
+        (`no_auroc`). It can be written as JSON.
+
+    Raises:
+        ValueError: If no clip is known to hold any class.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    scores, references, codes = predictions.scores, predictions.references, predictions.classes
+    recordings = len(np.unique(predictions.recordings))
+    if recordings < 2:
+        logger.warning("%s has one recording only: how far its figures can be trusted cannot be told", split)
+    points = {"after calibration" if uncalibrated is not None else "scores": calibration_points(scores, references)}
+    if uncalibrated is not None:
+        points = {"before calibration": calibration_points(uncalibrated, references), **points}
+    table = species_table(predictions, common_names=common_names, train_counts=train_counts, thresholds=thresholds)
+    intervals = metric_intervals(
+        scores, references, predictions.recordings, np.random.default_rng(seed), resamples=resamples
+    )
+    before = points.get("before calibration")
+    metrics: dict[str, Any] = {
+        **{name: _number(value) for name, value in evaluation_metrics(scores, references).items()},
+        "ece_before_calibration": None if before is None else _number(expected_calibration_error(*before)),
+        "clips": len(scores),
+        "recordings": recordings,
+        "intervals": {name: None if interval is None else list(interval) for name, interval in intervals.items()},
+        "interval_level": LEVEL,
+        "not_scored": {
+            "no_clip": [codes[label] for label in np.flatnonzero(table["n"] == 0)],
+            "no_auroc": [codes[label] for label in np.flatnonzero(np.isnan(aurocs(scores, predictions.targets)))],
+        },
+    }
+    _write_json({split: metrics}, folder / METRICS_FILE)
+    if thresholds is not None:
+        _write_json(thresholds.to_json(), folder / THRESHOLDS_FILE)
+    write_table(table, folder / SPECIES_FILE, float_format="%.4f")
+    write_predictions(predictions, folder / PREDICTIONS_FILE)
+    save_confusions(predictions.confusions(), codes, folder / CONFUSION_FILE)
+    save_precision_recall(scores, predictions.targets, codes, folder / PRECISION_RECALL_FILE)
+    save_reliability(points, folder / RELIABILITY_FILE)
+    if train_counts is not None:
+        names = [name or code for name, code in zip(table["common_name"], codes, strict=True)]
+        save_f1_by_training(
+            table["f1"].to_numpy(), np.asarray(train_counts), table["n"].to_numpy(), names, folder / F1_FILE
+        )
+    return metrics
+
+
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """The metrics of `write_report` as text, one a line, with their intervals."""
+    lines = [f"{metrics['clips']} clips of {metrics['recordings']} recordings, {metrics['classes']} classes in them"]
+    for name, interval in metrics["intervals"].items():
+        value = metrics[name]
+        told = "not defined" if value is None else f"{value:.4f}"
+        between = "" if interval is None else f"  ({interval[0]:.4f} to {interval[1]:.4f})"
+        lines.append(f"{name:<14} {told}{between}")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def _write_json(content: dict[str, Any], path: Path) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,168 @@
+"""Evaluates a saved model on an archive: the files that training ends with, again, or of other recordings."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kenya_birds.console import user_errors
+from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS, KenyaBirds
+from kenya_birds.data.dataset import build_clips, clips_builder
+from kenya_birds.data.splits import SPLITS, read_splits
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.calibration import Calibration
+from kenya_birds.evaluation.report import THRESHOLDS_FILE, write_evaluation
+from kenya_birds.evaluation.scoring import clip_references, score_clips
+from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.training.arguments import DataArguments
+from kenya_birds.training.donors import find_donor, load
+from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE, read_json
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_model(
+    model_name: str,
+    data_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    split: str = "test",
+    splits_file: str | Path | None = None,
+    fold: int = 0,
+    common_classes: bool = False,
+    min_annotations: int | None = None,
+    context_s: float | None = None,
+    edge_tolerance_s: float = 0.0,
+    time_shifts: int = 1,
+    batch_size: int = 64,
+    cache_dir: str | Path | None = None,
+    num_proc: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Evaluates a model of this package and writes what `write_evaluation` writes.
+
+    Args:
+        model_name: The model's folder, or `owner/name` or `owner/name@revision` on the Hub; its code is not run.
+        data_dir: The archive.
+        output_dir: A folder that is new or empty.
+        split: `train`, `validation` or `test`.
+        splits_file: See `read_splits`; by default the model's own `splits.csv`, or else a new split.
+        fold: Of a table of folds.
+        common_classes: Whether to go on where model and archive have other classes, with those that both have: the
+            likeliest is chosen among them, and clips of other species are left out where single-label.
+        min_annotations: The archive's species with fewer are left out; by default what the model was trained with.
+        context_s: See `ClipsConfig`; by default that of training, so that its clips are found in the cache.
+        edge_tolerance_s: See `ClipsConfig`.
+        time_shifts: See `score_clips`.
+        batch_size: Clips at a time.
+        cache_dir: Where clips are kept.
+        num_proc: Processes that cut clips.
+        seed: Of the bootstrap.
+
+    Returns:
+        See `write_report`.
+
+    Raises:
+        UserError: If the model, the archive or the splits cannot be used, or their classes differ and
+            `common_classes` is not set.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise UserError(f"{output_dir} exists and is not an empty folder: give another --output")
+    if split not in SPLITS:
+        raise UserError(f"no split {split!r}: expected one of {', '.join(SPLITS)}")
+    donor = find_donor(model_name)
+    if donor.config.get("model_type") != "kenya_birds":
+        raise UserError(
+            f"'{model_name}' is no model of this package: its config.json says {donor.config.get('model_type')}"
+        )
+    model = load(donor, KenyaBirdsForAudioClassification)
+    with user_errors(OSError, ValueError):
+        extractor = KenyaBirdsFeatureExtractor.from_pretrained(donor.folder, local_files_only=True)
+    summary = read_json(donor.folder / SUMMARY_FILE) if (donor.folder / SUMMARY_FILE).is_file() else {}
+    if splits_file is None and (donor.folder / SPLITS_FILE).is_file():
+        splits_file = donor.folder / SPLITS_FILE
+    if min_annotations is None:
+        min_annotations = summary.get("archive", {}).get("min_annotations", DEFAULT_MIN_ANNOTATIONS)
+    builder = clips_builder(
+        data_dir,
+        splits=read_splits(splits_file, fold) if splits_file else None,
+        cache_dir=cache_dir,
+        sampling_rate=extractor.sampling_rate,
+        clip_s=extractor.clip_s,
+        context_s=DataArguments.context_s if context_s is None else context_s,
+        edge_tolerance_s=edge_tolerance_s,
+        min_annotations=min_annotations,
+    )
+    trained = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    classes = _classes(trained, builder.classes, common_classes)
+    columns = [trained.index(code) for code in classes]
+    multi_label = model.config.problem_type == "multi_label_classification"
+
+    clips = build_clips(builder, num_proc)[split]
+    references = clip_references(clips, {code: label for label, code in enumerate(classes)}, multi_label=multi_label)
+    if not multi_label:
+        kept = np.flatnonzero(references >= 0)
+        clips, references = clips.select(kept), references[kept]
+    if not (references == 1).any() if multi_label else len(references) == 0:
+        raise UserError(f"no clip of the {split} split holds one of the {len(classes)} classes: choose other splits")
+    calibration = Calibration.of(model.config)
+    is_calibrated = calibration != Calibration()
+    Calibration().store(model.config)  # the raw logits are wanted, to show what calibration does
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    logits = score_clips(model, extractor, clips, batch_size=batch_size, time_shifts=time_shifts)
+    thresholds = donor.folder / THRESHOLDS_FILE
+    return write_evaluation(
+        output_dir,
+        logits[:, columns],
+        references,
+        classes=classes,
+        recordings=clips["recording"],
+        start_s=clips["start_s"],
+        center_s=clips["center_s"],
+        common_names={code: names["common_name"] for code, names in builder.archive.species_names(classes).items()},
+        train_counts=_train_counts(classes, summary, builder),
+        calibration=calibration.of_classes(columns) if is_calibrated else None,
+        thresholds=Thresholds.read(thresholds) if thresholds.is_file() else None,
+        split=split,
+        seed=seed,
+    )
+
+
+def _classes(trained: list[str], found: list[str], common_classes: bool) -> list[str]:
+    if set(trained) == set(found):
+        return trained
+    common = [code for code in trained if code in set(found)]
+    apart = (
+        f"the model lacks {_listed(set(found) - set(trained))} of the archive's classes, and the archive "
+        f"{_listed(set(trained) - set(found))} of the model's"
+    )
+    if not common_classes:
+        raise UserError(
+            f"{apart}: evaluate on the archive and with the min_annotations that it was trained with, or pass "
+            f"--common_classes to evaluate the {len(common)} that both have"
+        )
+    if len(common) < 2:
+        raise UserError(f"{apart}: {len(common)} in common are too few to evaluate")
+    logger.warning("Evaluating %d classes, among which the model chooses: %s", len(common), apart)
+    return common
+
+
+def _listed(codes: Iterable[str]) -> str:
+    codes = sorted(codes)
+    return f"{len(codes)} ({', '.join(codes)})" if codes else "none"
+
+
+def _train_counts(classes: list[str], summary: dict[str, Any], builder: KenyaBirds) -> list[int]:
+    """Clips that the model was trained on, by the summary of its run, or by the splits where it has none."""
+    if "clips_per_species" in summary:
+        counted = {code: splits.get("train", 0) for code, splits in summary["clips_per_species"].items()}
+    else:
+        train = builder.splits.loc[builder.splits["split"] == "train", "recording"]
+        counted = builder.clips.loc[builder.clips["recording"].isin(train), "species"].value_counts().to_dict()
+    return [int(counted.get(code, 0)) for code in classes]

@@ -1,0 +1,122 @@
+"""Calibration: what is fitted on validation brings scores nearer to frequencies, and never makes that split worse."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from predicting import multi_label_logits, single_label_logits
+
+from kenya_birds.evaluation.calibration import Calibration, fit_calibration, negative_log_likelihood
+from kenya_birds.evaluation.metrics import calibration_points, expected_calibration_error, probabilities
+from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+
+
+def error(logits, references):
+    scores = probabilities(logits, multi_label=references.ndim == 2)
+    return expected_calibration_error(*calibration_points(scores, references))
+
+
+def drawn(clips=4000, classes=5, seed=0):
+    """Logits, and class ids drawn with just their probabilities."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=(clips, classes))
+    scores = probabilities(logits, multi_label=False)
+    return logits, (rng.random((clips, 1)) > scores.cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
+
+
+def test_a_temperature_undoes_that_logits_were_sharpened():
+    logits, references = drawn()
+    calibration = fit_calibration(3 * logits, references)
+    assert calibration.scale == pytest.approx(1 / 3, rel=0.05)
+    assert calibration.offset is None
+    assert error(3 * logits, references) > 0.1
+    assert error(calibration.apply(3 * logits), references) < 0.03
+
+
+def test_a_scale_and_offset_of_each_class_undo_those_that_were_there():
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=(20_000, 3)) - 1
+    references = (rng.random(logits.shape) < probabilities(logits, multi_label=True)).astype(int)
+    scale, offset = np.array([0.5, 1.0, 2.0]), np.array([1.0, 0.0, -1.0])
+    calibration = fit_calibration((logits - offset) / scale, references)
+    np.testing.assert_allclose(calibration.scale, scale, rtol=0.1)
+    np.testing.assert_allclose(calibration.offset, offset, atol=0.1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 40), st.floats(0.05, 20), st.booleans())
+def test_a_fit_never_worsens_what_it_is_fitted_on(seed, clips, sharpness, multi_label):
+    case = multi_label_logits if multi_label else single_label_logits
+    logits, references, _ = case(clips=clips, classes=4, seed=seed, sharpness=sharpness)
+    if (references >= 0).any():
+        calibration = fit_calibration(logits, references)
+        assert np.min(calibration.scale) > 0
+        before, after = (negative_log_likelihood(x, references) for x in (logits, calibration.apply(logits)))
+        assert after <= before + 1e-9
+
+
+def test_what_was_fitted_on_one_half_helps_the_other():
+    for case in (single_label_logits, multi_label_logits):
+        logits, references, _ = case(clips=2000, sharpness=4.0)
+        calibration = fit_calibration(logits[:1000], references[:1000])
+        rest = logits[1000:], references[1000:]
+        assert error(calibration.apply(rest[0]), rest[1]) < error(*rest) / 2
+        assert negative_log_likelihood(calibration.apply(rest[0]), rest[1]) < negative_log_likelihood(*rest)
+
+
+def test_a_class_with_few_clips_stays_near_what_all_classes_share():
+    logits, references, _ = multi_label_logits(clips=3000, classes=4, unknown=0)
+    logits[:, 2] = 3 * logits[:, 2] + 1
+    logits[:, 3] = logits[:, 2]
+    references[:, 3] = np.where(np.arange(3000) < 8, references[:, 2], -100)
+    without = references.copy()
+    without[:, 3] = -100
+    shared = fit_calibration(logits, without)
+    found = fit_calibration(logits, references)
+    distance = np.abs(np.log(found.scale) - np.log(shared.scale[3]))
+    assert distance[3] < distance[2] / 2
+
+
+def test_a_class_that_no_clip_or_every_clip_holds_keeps_what_all_share():
+    logits, references, _ = multi_label_logits(classes=4, unknown=0)
+    references[:, 0], references[:, 1] = 0, 1
+    found = fit_calibration(logits, references)
+    assert found.scale[0] == found.scale[1] != found.scale[2]
+    assert found.offset[0] == found.offset[1] != found.offset[2]
+
+
+@pytest.mark.parametrize("references", [np.zeros((5, 3), dtype=int), np.full((5, 3), -100), np.zeros(0, dtype=int)])
+def test_without_evidence_nothing_is_changed(references):
+    logits = np.random.default_rng(0).normal(size=(len(references), 3))
+    assert fit_calibration(logits, references) == Calibration()
+    np.testing.assert_array_equal(Calibration().apply(logits), logits)
+
+
+def test_clips_that_are_all_right_do_not_make_the_model_certain():
+    logits = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert 1 < fit_calibration(logits, np.array([0, 1])).scale < 2
+
+
+def test_a_calibration_goes_through_a_config_and_json(tmp_path):
+    logits, references, _ = multi_label_logits(classes=3)
+    for calibration in (fit_calibration(logits, references), Calibration(0.5)):
+        config = KenyaBirdsConfig(num_labels=3)
+        assert Calibration.of(config) == Calibration()
+        calibration.store(config)
+        config.save_pretrained(tmp_path)
+        assert Calibration.of(KenyaBirdsConfig.from_pretrained(tmp_path)) == calibration
+        json.dumps(calibration.__dict__)
+
+
+def test_negative_log_likelihood_is_that_of_torch():
+    logits, references, _ = single_label_logits()
+    expected = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(references))
+    assert negative_log_likelihood(logits, references) == pytest.approx(expected.item())
+    logits, references, _ = multi_label_logits(unknown=0)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.tensor(logits), torch.tensor(references * 1.0)
+    )
+    assert negative_log_likelihood(logits, references) == pytest.approx(expected.item())

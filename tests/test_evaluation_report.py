@@ -1,0 +1,119 @@
+"""The files of an evaluation, and that they can be made again from the predictions alone."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from predicting import multi_label_logits, single_label_logits
+
+from kenya_birds.evaluation.calibration import Calibration, fit_calibration
+from kenya_birds.evaluation.intervals import METRICS
+from kenya_birds.evaluation.metrics import evaluation_metrics, probabilities
+from kenya_birds.evaluation.predictions import read_predictions
+from kenya_birds.evaluation.report import format_metrics, write_evaluation, write_report
+from kenya_birds.evaluation.thresholds import choose_thresholds
+
+CLASSES = [f"bird{index}" for index in range(8)]
+FILES = {
+    "metrics.json",
+    "per_species.csv",
+    "predictions.parquet",
+    "thresholds.json",
+    "confusion_matrix.png",
+    "precision_recall.png",
+    "reliability.png",
+    "f1_by_training_clips.png",
+}
+
+
+def evaluate(folder, multi_label=False, one_recording=False, **settings):
+    case = multi_label_logits if multi_label else single_label_logits
+    logits, references, recordings = case(clips=800, sharpness=4.0)
+    fit, rest = slice(0, 400), slice(400, None)
+    calibration = fit_calibration(logits[fit], references[fit])
+    scores = probabilities(calibration.apply(logits[fit]), multi_label=multi_label)
+    settings = {
+        "calibration": calibration,
+        "thresholds": choose_thresholds(scores, references[fit], CLASSES),
+        "train_counts": range(1, 9),
+        "common_names": {"bird0": "Ash Bird"},
+        **settings,
+    }
+    time_s = np.arange(400.0)
+    names = ["one.flac"] * 400 if one_recording else recordings[rest]
+    inputs = {"classes": CLASSES, "recordings": names, "start_s": time_s, "center_s": time_s + 1.5}
+    return write_evaluation(folder, logits[rest], references[rest], **inputs, **settings), logits, references
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_an_evaluation_leaves_its_files_and_returns_its_metrics(tmp_path, multi_label):
+    metrics, logits, references = evaluate(tmp_path / "new" / "folder", multi_label)
+    folder = tmp_path / "new" / "folder"
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert json.loads((folder / "metrics.json").read_text()) == {"test": metrics}
+    assert set(metrics["intervals"]) == set(METRICS)
+    assert metrics["intervals"]["macro_f1"][0] < metrics["macro_f1"]
+    assert metrics["ece"] < metrics["ece_before_calibration"]
+    raw = evaluation_metrics(probabilities(logits[400:], multi_label=multi_label), references[400:])
+    assert metrics["ece_before_calibration"] == raw["ece"]
+    if not multi_label:
+        assert metrics["macro_f1"] == raw["macro_f1"]
+    table = pd.read_csv(folder / "per_species.csv")
+    assert table["f1"].mean() == pytest.approx(metrics["macro_f1"], abs=1e-4)
+    assert table["common_name"][0] == "Ash Bird"
+    assert table["n_train"].tolist() == list(range(1, 9))
+    assert (metrics["clips"], metrics["recordings"]) == (400, 10)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_an_evaluation_is_repeated_from_its_predictions_alone(tmp_path, multi_label):
+    metrics, *_ = evaluate(tmp_path / "first", multi_label)
+    again = write_report(tmp_path / "again", read_predictions(tmp_path / "first" / "predictions.parquet"))
+    assert {name: again[name] for name in (*METRICS, "intervals", "not_scored")} == {
+        name: metrics[name] for name in (*METRICS, "intervals", "not_scored")
+    }
+    assert again["ece_before_calibration"] is None
+    confusion = [(tmp_path / name / "confusion_matrix.png").read_bytes() for name in ("first", "again")]
+    assert confusion[0] == confusion[1]
+
+
+def test_the_same_seed_gives_the_same_files(tmp_path):
+    first, *_ = evaluate(tmp_path / "first")
+    second, *_ = evaluate(tmp_path / "second")
+    assert first == second
+    for name in FILES - {"predictions.parquet"}:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+    other, *_ = evaluate(tmp_path / "other", seed=1)
+    assert other["intervals"] != first["intervals"]
+
+
+def test_one_recording_has_no_intervals_and_is_told(tmp_path, caplog):
+    metrics, *_ = evaluate(tmp_path, one_recording=True, split="validation")
+    assert set(metrics["intervals"].values()) == {None}
+    assert "validation has one recording only" in caplog.text
+    assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"validation"}
+
+
+def test_classes_that_cannot_be_scored_are_listed(tmp_path):
+    logits = np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    references = np.array([[1, 1, 0], [1, 0, 0]])
+    inputs = {"classes": ["a", "b", "c"], "recordings": ["x", "y"], "start_s": [0.0, 0.0], "center_s": [1.5, 1.5]}
+    metrics = write_evaluation(tmp_path, logits, references, **inputs)
+    assert metrics["not_scored"] == {"no_clip": ["c"], "no_auroc": ["a", "c"]}
+    assert metrics["classes"] == 2
+    metrics = write_evaluation(tmp_path, logits, np.array([0, 0]), **inputs)
+    assert metrics["auroc"] is None
+    assert "not defined" in format_metrics(metrics)
+
+
+def test_an_identity_calibration_changes_nothing(tmp_path):
+    metrics, *_ = evaluate(tmp_path, calibration=Calibration())
+    assert metrics["ece"] == metrics["ece_before_calibration"]
+
+
+def test_metrics_are_told_with_their_intervals(tmp_path):
+    metrics, *_ = evaluate(tmp_path)
+    lines = format_metrics(metrics).splitlines()
+    assert lines[0] == "400 clips of 10 recordings, 8 classes in them"
+    assert lines[1].startswith(f"macro_f1       {metrics['macro_f1']:.4f}  ({metrics['intervals']['macro_f1'][0]:.4f}")
