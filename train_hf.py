@@ -3,13 +3,18 @@
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from datasets import DatasetDict
 from transformers import HfArgumentParser
+from transformers.trainer_utils import PredictionOutput
 
 from kenya_birds.console import one_line_errors, show_log
-from kenya_birds.evaluation.figures import save_confusion_matrix
-from kenya_birds.publishing.model_card import CONFUSION_MATRIX_FILE, render_model_card
+from kenya_birds.evaluation.calibration import fit_calibration
+from kenya_birds.evaluation.metrics import probabilities
+from kenya_birds.evaluation.report import format_metrics, plain_metrics, write_evaluation
+from kenya_birds.evaluation.thresholds import choose_thresholds
+from kenya_birds.publishing.model_card import render_model_card
 from kenya_birds.training.arguments import (
     DataArguments,
     FeatureArguments,
@@ -19,6 +24,7 @@ from kenya_birds.training.arguments import (
 from kenya_birds.training.augmentation import AugmentationArguments
 from kenya_birds.training.run import Run, Settings
 from kenya_birds.training.summary import METRICS_FILE, SUMMARY_FILE, write_json
+from kenya_birds.training.trainer import KenyaBirdsTrainer
 
 logger = logging.getLogger("kenya_birds.train")
 
@@ -44,26 +50,49 @@ def main(arguments: list[str] | None = None) -> None:
 
     predicted = {split: trainer.predict(clips[split], metric_key_prefix=split) for split in ("validation", "test")}
     if trainer.is_world_process_zero():
-        output_dir = Path(settings.training.output_dir)
-        trainer.model.save_pretrained(output_dir)
-        run.extractor.save_pretrained(output_dir)
-        write_json(summary, output_dir / SUMMARY_FILE)
-        metrics = {
-            split: {name.removeprefix(f"{split}_"): value for name, value in prediction.metrics.items()}
-            for split, prediction in predicted.items()
-        }
-        write_json(metrics, output_dir / METRICS_FILE)
-        save_confusion_matrix(
-            np.asarray(clips["test"]["label"]),
-            predicted["test"].predictions.argmax(axis=-1),
-            run.builder.classes,
-            output_dir / CONFUSION_MATRIX_FILE,
-        )
-        card = render_model_card(output_dir, str(output_dir), TEMPLATE)
-        (output_dir / "README.md").write_text(card, encoding="utf-8")
-        for split, values in metrics.items():
-            logger.info("%s: macro F1 %.4f, accuracy %.4f", split, values["macro_f1"], values["accuracy"])
-        logger.info("Model, card (README.md), metrics and splits are in %s", output_dir)
+        _write(run, trainer, clips, summary, predicted)
+
+
+def _write(
+    run: Run,
+    trainer: KenyaBirdsTrainer,
+    clips: DatasetDict,
+    summary: dict[str, Any],
+    predicted: dict[str, PredictionOutput],
+) -> None:
+    """Calibrates the model on validation, evaluates it on test, and saves all that is to be published."""
+    output_dir, classes = Path(run.settings.training.output_dir), run.builder.classes
+    logits, references = predicted["validation"].predictions, predicted["validation"].label_ids.astype(int)
+    calibration = fit_calibration(logits, references)
+    scores = probabilities(calibration.apply(logits), multi_label=trainer.multi_label)
+    calibration.store(trainer.model.config)
+    trainer.model.save_pretrained(output_dir)
+    run.extractor.save_pretrained(output_dir)
+    write_json(summary, output_dir / SUMMARY_FILE)
+    test = write_evaluation(
+        output_dir,
+        predicted["test"].predictions,
+        predicted["test"].label_ids,
+        classes=classes,
+        recordings=clips["test"]["recording"],
+        start_s=clips["test"]["start_s"],
+        center_s=clips["test"]["center_s"],
+        common_names={code: names["common_name"] for code, names in trainer.model.config.species.items()},
+        train_counts=trainer.class_counts.tolist(),
+        calibration=calibration,
+        thresholds=choose_thresholds(scores, references, classes),
+        seed=run.settings.training.seed,
+    )
+    validation = plain_metrics(scores, references)
+    losses = {split: {"loss": prediction.metrics[f"{split}_loss"]} for split, prediction in predicted.items()}
+    write_json(
+        {"validation": losses["validation"] | validation, "test": losses["test"] | test}, output_dir / METRICS_FILE
+    )
+    card = render_model_card(output_dir, str(output_dir), TEMPLATE)
+    (output_dir / "README.md").write_text(card, encoding="utf-8")
+    logger.info("validation: macro F1 %.4f, accuracy %.4f", validation["macro_f1"], validation["accuracy"])
+    logger.info("test: %s", format_metrics(test))
+    logger.info("Model, card (README.md), metrics, tables and pictures are in %s", output_dir)
 
 
 if __name__ == "__main__":

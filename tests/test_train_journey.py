@@ -47,13 +47,19 @@ def test_training_leaves_everything_that_a_published_model_needs(trained):
         "config.json",
         "configuration_kenya_birds.py",
         "confusion_matrix.png",
+        "f1_by_training_clips.png",
         "feature_extraction_kenya_birds.py",
         "metrics.json",
         "model.safetensors",
         "modeling_kenya_birds.py",
+        "per_species.csv",
+        "precision_recall.png",
+        "predictions.parquet",
         "preprocessor_config.json",
+        "reliability.png",
         "signal_kenya_birds.py",
         "splits.csv",
+        "thresholds.json",
         "training_summary.json",
     }
 
@@ -108,8 +114,23 @@ def test_the_card_tells_results_and_data_and_no_local_path(trained):
     assert f" {macro_f1:.3f} |" in body
     assert "# birds\n" in body
     splits = pd.read_csv(trained / "splits.csv")["split"].value_counts()
-    assert re.search(rf"\| test \| {splits['test']} \| \d+ \|", body)
+    assert f"| Recordings | {splits['test']} | | {splits['validation']} |" in body
+    low, high = json.loads((trained / "metrics.json").read_text())["test"]["intervals"]["macro_f1"]
+    assert f"| Macro F1 | {macro_f1:.3f} | {low:.3f} to {high:.3f} |" in body
+    table = pd.read_csv(trained / "per_species.csv")
+    for _, row in table[table["n"] > 0].iterrows():
+        assert re.search(rf"\| {row['code']} \| [\d, ]+ \| ({row['precision']:.3f})? \| {row['recall']:.3f} \|", body)
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", body):
+        assert (trained / picture).is_file()
+    assert body.count("![") == 4
     assert body.count(str(trained)) == 1, "the folder stands in the example alone"
+
+
+def test_scores_are_calibrated_by_the_saved_model(trained):
+    config = json.loads((trained / "config.json").read_text())
+    assert config["logit_scale"] > 0
+    thresholds = json.loads((trained / "thresholds.json").read_text())
+    assert set(thresholds["species"]) == set(config["label2id"])
 
 
 def test_the_listening_example_prints_names(trained, small_archive):
@@ -125,7 +146,7 @@ def test_push_model_shows_what_would_go(trained):
     assert result.returncode == 0, result.stderr
     assert "checkpoint" not in result.stdout
     assert re.search(r"model\.safetensors +[\d,]+ bytes", result.stdout)
-    assert "12 files" in result.stdout
+    assert "18 files" in result.stdout
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_archive):

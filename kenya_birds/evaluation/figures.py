@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
-from sklearn.metrics import confusion_matrix, precision_recall_curve
+from sklearn.metrics import precision_recall_curve
 
 from kenya_birds.evaluation.metrics import CALIBRATION_BINS, calibration_bin, expected_calibration_error
 
@@ -49,20 +49,6 @@ def _styled(draw: Callable[P, None]) -> Callable[P, None]:
             draw(*args, **kwargs)
 
     return drawn
-
-
-def save_confusion_matrix(
-    references: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], path: str | Path
-) -> None:
-    """Draws the confusion matrix of class ids (see `save_confusions`).
-
-    Args:
-        references: True class ids, shape `(clips,)`.
-        predictions: Predicted class ids, shape `(clips,)`.
-        class_names: Names by class id.
-        path: PNG file to write.
-    """
-    save_confusions(confusion_matrix(references, predictions, labels=np.arange(len(class_names))), class_names, path)
 
 
 @_styled

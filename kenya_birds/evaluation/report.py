@@ -153,7 +153,7 @@ def write_report(
     )
     before = points.get("before calibration")
     metrics: dict[str, Any] = {
-        **{name: _number(value) for name, value in evaluation_metrics(scores, references).items()},
+        **plain_metrics(scores, references),
         "ece_before_calibration": None if before is None else _number(expected_calibration_error(*before)),
         "clips": len(scores),
         "recordings": recordings,
@@ -178,6 +178,11 @@ def write_report(
             table["f1"].to_numpy(), np.asarray(train_counts), table["n"].to_numpy(), names, folder / F1_FILE
         )
     return metrics
+
+
+def plain_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
+    """`evaluation_metrics` for JSON: None where nothing can be scored."""
+    return {name: _number(value) for name, value in evaluation_metrics(scores, references).items()}
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from kenya_birds.errors import UserError
 from kenya_birds.training.summary import read_json
 
-ALLOWED_SUFFIXES = (".safetensors", ".json", ".py", ".csv", ".png")
+ALLOWED_SUFFIXES = (".safetensors", ".json", ".py", ".csv", ".png", ".parquet")
 ALLOWED_NAMES = ("README.md", "LICENSE")
 REQUIRED_NAMES = ("config.json", "preprocessor_config.json", "README.md")
 WEIGHTS = "model.safetensors"

@@ -2,16 +2,33 @@
 
 from pathlib import Path
 
+import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kenya_birds.errors import UserError
+from kenya_birds.evaluation.report import (
+    CONFUSION_FILE,
+    F1_FILE,
+    PRECISION_RECALL_FILE,
+    RELIABILITY_FILE,
+    SPECIES_FILE,
+)
 from kenya_birds.training.summary import METRICS_FILE, SUMMARY_FILE, read_json
 
-CONFUSION_MATRIX_FILE = "confusion_matrix.png"
 METRIC_NAMES = {
     "macro_f1": ("f1", "Macro F1"),
     "weighted_f1": ("f1", "Weighted F1"),
-    "accuracy": ("accuracy", "Accuracy"),
+    "top1_accuracy": ("accuracy", "Top-1 accuracy"),
+    "top5_accuracy": ("accuracy", "Top-5 accuracy"),
+    "cmap": ("mean_average_precision", "cmAP"),
+    "auroc": ("roc_auc", "Macro AUROC"),
+    "ece": ("expected_calibration_error", "Expected calibration error"),
+}
+PICTURES = {
+    CONFUSION_FILE: "What was taken for what, on the test split",
+    PRECISION_RECALL_FILE: "Precision and recall by species",
+    RELIABILITY_FILE: "Scores against the share that was right, before and after calibration",
+    F1_FILE: "F1 against training clips",
 }
 
 
@@ -52,6 +69,7 @@ def render_model_card(model_dir: Path, model_id: str, template: Path) -> str:
                 metric_value=round(metrics["test"][key], 4),
             )
             for key, (metric_type, metric_name) in METRIC_NAMES.items()
+            if metrics["test"][key] is not None
         ],
     )
     card = ModelCard.from_template(
@@ -65,6 +83,21 @@ def render_model_card(model_dir: Path, model_id: str, template: Path) -> str:
         metrics=metrics,
         metric_names={key: name for key, (_, name) in METRIC_NAMES.items()},
         labels=labels,
-        has_confusion_matrix=(model_dir / CONFUSION_MATRIX_FILE).is_file(),
+        figure=_figure,
+        species=_species_rows(model_dir / SPECIES_FILE),
+        pictures={name: title for name, title in PICTURES.items() if (model_dir / name).is_file()},
     )
     return str(card)
+
+
+def _species_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: expected the table that training leaves there ({error})") from None
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def _figure(value: float | str | None) -> str:
+    """A number of a table, with three digits; nothing where there is none."""
+    return "" if value is None or value == "" else f"{float(value):.3f}"
