@@ -23,6 +23,7 @@ from kenya_birds.training.arguments import (
 )
 from kenya_birds.training.augmentation import AugmentationArguments
 from kenya_birds.training.run import Run, Settings
+from kenya_birds.training.search_space import with_params
 from kenya_birds.training.summary import METRICS_FILE, SUMMARY_FILE, write_json
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 
@@ -41,7 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
         UserError: If an argument or the archive cannot be used.
     """
     groups = (DataArguments, ModelArguments, FeatureArguments, AugmentationArguments, KenyaBirdsTrainingArguments)
-    settings = Settings(*HfArgumentParser(groups).parse_args_into_dataclasses(arguments))
+    parser = HfArgumentParser(groups)
+    parser.add_argument("--params", help="best.json of kenya-birds tune: its values, where no flag says otherwise.")
+    words = with_params(sys.argv[1:] if arguments is None else arguments, groups)
+    settings = Settings(*parser.parse_args_into_dataclasses(words)[: len(groups)])
     show_log(logging.INFO if settings.training.should_log else logging.ERROR)
 
     # Everything that the user may have got wrong comes to light before anything is written.

@@ -1,6 +1,7 @@
 """The `kenya-birds` command: a thin door to the rooms of the package."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Command line; by default the process's own.
     """
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # What stands behind `tune ... --` are flags of train_hf.py.
+    end = words.index("--") if words[:1] == ["tune"] and "--" in words else len(words)
+    options = _parser().parse_args(words[:end])
+    options.train_flags = words[end + 1 :]
     show_log()
     with one_line_errors(f"kenya-birds {options.command}"):
         options.run(options)
@@ -31,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_split,
         _add_estimate,
         _add_evaluate,
+        _add_tune,
         _add_push_clips,
     ):
         add(commands)
@@ -277,6 +283,51 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     print(format_metrics(metrics))
     print(f"Metrics, tables, predictions and pictures are in {output}")
+
+
+def _add_tune(commands: Any) -> None:
+    command = _command(
+        commands,
+        "tune",
+        "search for good settings of training",
+        "Searches with Optuna for the settings with the best macro F1, averaged over folds of recordings; the test "
+        "split takes no part. The same command goes on with a study that was stopped. Behind -- stand flags of "
+        "train_hf.py for what is not searched.",
+    )
+    command.usage = "kenya-birds tune data_dir --trials N [options] [-- flags of train_hf.py]"
+    command.add_argument("data_dir", type=Path, help="the archive")
+    command.add_argument("--trials", type=int, required=True, help="finished trials of the whole study")
+    command.add_argument("--timeout_s", type=float, help="no trial starts later (s)")
+    command.add_argument("--folds", type=int, default=3, help="number of folds")
+    command.add_argument("--storage", default="sqlite:///study.db", help="the study's data base, an SQLAlchemy URL")
+    command.add_argument("--study_name", default="kenya_birds", help="name of the study in it")
+    command.add_argument("--output", type=Path, default=Path("tuning"), help="folder to write; new or this study's")
+    command.add_argument(
+        "--backbones", nargs="+", default=[], help="timm models to choose from; by default training's"
+    )
+    command.set_defaults(run=_tune)
+
+
+def _tune(options: argparse.Namespace) -> None:
+    try:
+        from kenya_birds.training.tuning import tune
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise UserError("tuning needs Optuna: pip install 'kenya_birds[optuna]'") from None
+
+    tune(
+        options.data_dir,
+        options.output,
+        trials=options.trials,
+        timeout_s=options.timeout_s,
+        folds=options.folds,
+        storage=options.storage,
+        study_name=options.study_name,
+        backbones=options.backbones,
+        flags=options.train_flags,
+    )
+    print(f"The best settings (for train_hf.py --params), history and pictures are in {options.output}")
 
 
 def _add_push_clips(commands: Any) -> None:

@@ -1,0 +1,139 @@
+"""What tuning searches, and how it becomes flags of `train_hf.py`."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from kenya_birds.console import user_errors
+from kenya_birds.errors import UserError
+from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+from kenya_birds.model.modeling_kenya_birds import build_backbone
+from kenya_birds.training.run import Settings
+from kenya_birds.training.summary import read_json
+
+FLAGS = "flags"
+STRENGTH = "augmentation_strength"
+# What the strength multiplies: one number instead of four, as tens of trials cannot tell four apart.
+STRENGTHENED = ("shift_probability", "pitch_probability", "speed_probability", "noise_probability")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, drawn evenly, or evenly in their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+# By the names of flags, but for the strength: 0 is no such augmentation, 1 the probabilities of the settings, 2 twice
+# them, up to always.
+RANGES = {
+    "learning_rate": Range(1e-4, 3e-3, log=True),
+    "weight_decay": Range(1e-3, 0.3, log=True),
+    "loss_weight_power": Range(0.0, 1.0),
+    "sampler_weight_power": Range(0.0, 1.0),
+    STRENGTH: Range(0.0, 2.0),
+    "mixup_probability": Range(0.0, 1.0),
+    "label_smoothing_factor": Range(0.0, 0.2),  # single-label targets only
+    "drop_path_rate": Range(0.0, 0.3),  # where the backbone has it
+}
+
+
+class SearchSpace:
+    """The space that a study searches.
+
+    Args:
+        settings: What is not searched; the probabilities that the strength multiplies.
+        backbones: Names of timm models; by default the settings' one. One alone is not searched.
+
+    Attributes:
+        backbones: The backbones.
+
+    Raises:
+        UserError: If timm does not know a backbone, or one is named twice.
+    """
+
+    def __init__(self, settings: Settings, backbones: Sequence[str] = ()) -> None:
+        self.settings = settings
+        self.backbones = list(backbones) or [settings.model.backbone]
+        if len(set(self.backbones)) < len(self.backbones):
+            raise UserError(f"the backbones {', '.join(self.backbones)} are not all different: name each once")
+        self._droppable = [name for name in self.backbones if _has_drop_path(name)]
+        unused = set()
+        if settings.model.problem_type == "multi_label_classification":
+            unused.add("label_smoothing_factor")
+        if not self._droppable:
+            unused.add("drop_path_rate")
+        self.ranges = {name: numbers for name, numbers in RANGES.items() if name not in unused}
+
+    def describe(self) -> dict[str, Any]:
+        """The space as JSON: ranges and choices by name."""
+        described: dict[str, Any] = {name: asdict(numbers) for name, numbers in self.ranges.items()}
+        if len(self.backbones) > 1:
+            described["backbone"] = self.backbones
+        if 0 < len(self._droppable) < len(self.backbones):
+            described["drop_path_rate"]["backbones"] = self._droppable
+        return described
+
+    def suggest(self, trial: Any) -> dict[str, Any]:
+        """Draws a point of the space.
+
+        Args:
+            trial: An `optuna.Trial`.
+
+        Returns:
+            Flags of `train_hf.py` by name (see `flags`).
+        """
+        point: dict[str, Any] = {}
+        if len(self.backbones) > 1:
+            point["backbone"] = trial.suggest_categorical("backbone", self.backbones)
+        for name, numbers in self.ranges.items():
+            if name != "drop_path_rate" or point.get("backbone", self.backbones[0]) in self._droppable:
+                point[name] = trial.suggest_float(name, numbers.low, numbers.high, log=numbers.log)
+        return self.flags(point)
+
+    def flags(self, point: dict[str, Any]) -> dict[str, Any]:
+        """Flags of `train_hf.py` by name: a point of the space, with the strength multiplied out."""
+        flags = {"backbone": self.backbones[0], "drop_path_rate": 0.0, **point}
+        strength = flags.pop(STRENGTH)
+        for name in STRENGTHENED:
+            flags[name] = min(1.0, strength * getattr(self.settings.augmentation, name))
+        return flags
+
+
+def with_params(arguments: list[str], groups: Sequence[type]) -> list[str]:
+    """Puts the flags of a `--params` file in front of a command line, so that those of the line go before them.
+
+    Args:
+        arguments: The command line, maybe with `--params FILE`, which stays in it.
+        groups: The dataclasses of its flags.
+
+    Raises:
+        UserError: If the file cannot be read, or names something that is no flag.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--params", type=Path)
+    path = parser.parse_known_args(arguments)[0].params
+    if path is None:
+        return arguments
+    flags = read_json(path).get(FLAGS)
+    if not isinstance(flags, dict):
+        raise UserError(f"{path} has no object '{FLAGS}': expected a best.json that kenya-birds tune wrote")
+    known = {field.name for group in groups for field in fields(group)}
+    unknown = sorted(flags.keys() - known)
+    if unknown:
+        raise UserError(f"{path} names {', '.join(unknown)} among its flags: train_hf.py has no such flag")
+    return [*(word for name, value in flags.items() for word in (f"--{name}", str(value))), *arguments]
+
+
+def _has_drop_path(backbone: str) -> bool:
+    with user_errors(ValueError):
+        build_backbone(KenyaBirdsConfig(backbone=backbone))
+    try:
+        build_backbone(KenyaBirdsConfig(backbone=backbone, drop_path_rate=0.1))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,139 @@
+"""What a study leaves: the best flags, a table of trials and two pictures."""
+
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from kenya_birds.data.splits import write_table
+from kenya_birds.training.search_space import FLAGS, SearchSpace
+from kenya_birds.training.summary import write_json
+
+logger = logging.getLogger(__name__)
+
+BEST_FILE = "best.json"
+HISTORY_FILE = "history.csv"
+HISTORY_PICTURE = "history.png"
+IMPORTANCE_PICTURE = "importance.png"
+FOLD_SCORES = "fold_macro_f1"
+FOLD_EPOCHS = "fold_best_epoch"
+LEAST_TRIALS_FOR_IMPORTANCE = 4
+
+
+def write_tuning(study: Study, folder: Path, space: SearchSpace) -> None:
+    """Writes what a study has found so far.
+
+    - `best.json`: flags of `train_hf.py` by name, their mean macro F1, the trial, its folds and the space.
+    - `history.csv`, `history.png`: every trial.
+    - `importance.png`: how much each parameter decides whether a trial is among the best (PED-ANOVA), from four
+      completed trials on.
+
+    Args:
+        study: The study.
+        folder: Where to write; a file that is there is replaced.
+        space: The space that the study searches.
+    """
+    trials = study.get_trials(deepcopy=False)
+    write_table(history(study), folder / HISTORY_FILE)
+    _draw_history(trials, folder / HISTORY_PICTURE)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    if not complete:
+        logger.warning("No trial was completed: %s is not written", BEST_FILE)
+        return
+    best = study.best_trial
+    write_json(
+        {
+            FLAGS: space.flags(best.params),
+            "mean_macro_f1": best.value,
+            "trial": best.number,
+            FOLD_SCORES: best.user_attrs[FOLD_SCORES],
+            FOLD_EPOCHS: best.user_attrs[FOLD_EPOCHS],
+            "study_name": study.study_name,
+            "space": space.describe(),
+        },
+        folder / BEST_FILE,
+    )
+    if len(complete) < LEAST_TRIALS_FOR_IMPORTANCE:
+        logger.info(
+            "%d trials were completed: %s is left out below %d",
+            len(complete),
+            IMPORTANCE_PICTURE,
+            LEAST_TRIALS_FOR_IMPORTANCE,
+        )
+    elif len({trial.value for trial in complete}) == 1:
+        logger.info("All trials have the same macro F1: %s is left out", IMPORTANCE_PICTURE)
+    else:
+        _draw_importance(
+            get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()), folder / IMPORTANCE_PICTURE
+        )
+
+
+def history(study: Study) -> pd.DataFrame:
+    """One row per trial: `trial`, `state`, `mean_macro_f1` (so far, if it was pruned), folds, parameters, time."""
+    names = sorted({name for trial in study.get_trials(deepcopy=False) for name in trial.params})
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.state.name.lower(),
+            "mean_macro_f1": _mean(trial),
+            FOLD_SCORES: " ".join(f"{score:.4f}" for score in trial.user_attrs.get(FOLD_SCORES, [])),
+            FOLD_EPOCHS: " ".join(f"{epoch:g}" for epoch in trial.user_attrs.get(FOLD_EPOCHS, [])),
+            **{name: trial.params.get(name) for name in names},
+            "started": trial.datetime_start,
+            "duration_s": None if trial.duration is None else round(trial.duration.total_seconds(), 1),
+        }
+        for trial in study.get_trials(deepcopy=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _mean(trial: FrozenTrial) -> float:
+    """The mean over the folds that were trained; NaN if none was."""
+    return trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else math.nan
+
+
+def _draw_history(trials: list[FrozenTrial], path: Path) -> None:
+    """The mean macro F1 of each trial, and the best of those completed so far."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    figure = Figure(figsize=(7.5, 4.5), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    numbers = [trial.number for trial in complete]
+    values = [_mean(trial) for trial in complete]
+    if complete:
+        axes.step(numbers, np.maximum.accumulate(values), where="post", color="#c8661b", label="best so far")
+    axes.plot(numbers, values, "o", color="#1f4e8c", label="completed: mean over folds")
+    if pruned:
+        axes.plot(
+            [trial.number for trial in pruned],
+            [_mean(trial) for trial in pruned],
+            "x",
+            color="#8fa3bf",
+            label="pruned: mean over the folds trained",
+        )
+    axes.set_xlabel("trial")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("macro F1 on validation")
+    axes.legend(fontsize=9)
+    figure.savefig(path, format="png")
+
+
+def _draw_importance(importances: dict[str, float], path: Path) -> None:
+    names = list(importances)[::-1]
+    figure = Figure(figsize=(7.5, 0.4 * len(names) + 1.2), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    bars = axes.barh(names, [importances[name] for name in names], color="#1f4e8c")
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
+    axes.set_xlabel("importance (PED-ANOVA, sum 1)")
+    axes.margins(x=0.12)
+    figure.savefig(path, format="png")

@@ -1,0 +1,305 @@
+"""Tuning: what is searched, on which recordings, and that a study goes on as if it had not been stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+from running import ROOT, SMALL, flags
+
+import train_hf
+from kenya_birds.cli import main
+from kenya_birds.errors import UserError
+from kenya_birds.training import search_space, tuning
+from kenya_birds.training.search_space import RANGES, SearchSpace, with_params
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("tuning_cache")
+
+
+def words(cache, **settings):
+    settings = {**SMALL, "num_train_epochs": 1, "cache_dir": cache, **settings}
+    del settings["learning_rate"], settings["report_to"]
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def search(archive, folder, cache, trials, *, backbones=(), folds=2, **settings):
+    """Tunes in this process; data base and output lie in `folder`."""
+    return tuning.tune(
+        archive,
+        folder / "out",
+        trials=trials,
+        folds=folds,
+        storage=f"sqlite:///{folder}/study.db",
+        backbones=backbones,
+        flags=words(cache, **settings),
+    )
+
+
+@pytest.fixture
+def without_training(monkeypatch):
+    """Every fold's score is a formula of its settings, so that studies take no time; returns the calls."""
+    calls = []
+
+    def score(settings, splits):
+        calls.append((settings, splits))
+        return 0.5 - abs(settings.training.weight_decay - 0.02) - 0.1 * settings.augmentation.mixup_probability, 1.0
+
+    monkeypatch.setattr(tuning, "_best_epoch", score)
+    return calls
+
+
+def params(study, *states):
+    return [trial.params for trial in study.get_trials(states=states or None)]
+
+
+def test_a_study_leaves_numbers_and_pictures_and_training_takes_its_flags(tmp_path, small_archive, cache):
+    study = search(small_archive, tmp_path, cache, trials=2)
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {"best.json", "history.csv", "history.png", "study.json"}
+    best = json.loads((out / "best.json").read_text())
+    table = pd.read_csv(out / "history.csv")
+    assert best["mean_macro_f1"] == max(table["mean_macro_f1"])
+    assert sum(best["fold_macro_f1"]) / 2 == pytest.approx(best["mean_macro_f1"])
+    assert best["trial"] == study.best_trial.number
+    assert 1e-4 <= best["flags"]["learning_rate"] <= 3e-3
+
+    out = tmp_path / "model"
+    line = flags(small_archive, out, cache, num_train_epochs=1, learning_rate=0.00123)
+    train_hf.main([*line, "--params", str(tmp_path / "out" / "best.json")])
+    summary = json.loads((out / "training_summary.json").read_text())
+    assert summary["arguments"]["learning_rate"] == 0.00123
+    assert summary["arguments"]["weight_decay"] == best["flags"]["weight_decay"]
+    assert summary["augmentation"]["noise_probability"] == best["flags"]["noise_probability"]
+
+
+def test_a_killed_study_tries_the_killed_trial_again_and_counts_on(tmp_path, small_archive, cache, monkeypatch):
+    storage = f"sqlite:///{tmp_path}/study.db"
+    command = [sys.executable, "-c", "from kenya_birds.cli import main; main()", "tune", small_archive]
+    command += ["--trials", "3", "--folds", "2", "--storage", storage, "--output", tmp_path / "out"]
+    process = subprocess.Popen(
+        [str(word) for word in [*command, "--", *words(cache)]],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        for line in process.stderr:
+            if "Trial 1, fold 1 of 2" in line:
+                break
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    (left,) = [path.name for path in (tmp_path / "out").glob("trial-*")]
+    assert left == "trial-1"
+
+    # The heartbeat is in whole seconds.
+    monkeypatch.setattr(tuning, "HEARTBEAT_S", 1)
+    monkeypatch.setattr(tuning, "GRACE_S", 1)
+    time.sleep(2.5)
+    study = search(small_archive, tmp_path, cache, trials=3)
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert study.trials[2].params == study.trials[1].params
+    assert not list((tmp_path / "out").glob("trial-*"))
+
+
+@pytest.mark.usefixtures("without_training")
+def test_a_study_that_is_stopped_tries_the_trials_of_one_that_is_not(tmp_path, small_archive, cache):
+    whole, stopped, other = (tmp_path / name for name in ("whole", "stopped", "other"))
+    for folder in (whole, stopped, other):
+        folder.mkdir()
+    expected = params(search(small_archive, whole, cache, trials=13))
+    assert len({json.dumps(point) for point in expected}) == 13
+    for trials in (1, 4, 12, 13):
+        study = search(small_archive, stopped, cache, trials=trials)
+        assert len(study.trials) == trials
+    assert params(study) == expected
+    assert params(search(small_archive, other, cache, trials=1, seed=7))[0] != expected[0]
+
+
+def test_ctrl_c_leaves_the_study_usable_and_its_trial_is_tried_again(
+    tmp_path, small_archive, cache, without_training, monkeypatch
+):
+    score = tuning._best_epoch
+
+    def interrupted(settings, splits):
+        if len(without_training) == 3:
+            (folder := tmp_path / "out" / "trial-1" / "fold-1").mkdir(parents=True)
+            (folder / "model.safetensors").write_text("x")
+            raise KeyboardInterrupt
+        return score(settings, splits)
+
+    monkeypatch.setattr(tuning, "_best_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(small_archive, tmp_path, cache, trials=3)
+    assert not list((tmp_path / "out").glob("trial-*"))
+    assert json.loads((tmp_path / "out" / "best.json").read_text())["trial"] == 0
+
+    monkeypatch.setattr(tuning, "_best_epoch", score)
+    study = search(small_archive, tmp_path, cache, trials=3)
+    finished = params(study, TrialState.COMPLETE)
+    assert len(finished) == 3
+    assert finished[1] == params(study, TrialState.FAIL)[0]
+
+
+def test_a_trial_whose_first_fold_is_worse_than_the_median_is_pruned_and_counts(
+    tmp_path, small_archive, cache, monkeypatch
+):
+    scores = iter([0.5] * 10 + [0.1] + [0.9] * 2)
+    monkeypatch.setattr(tuning, "_best_epoch", lambda settings, splits: (next(scores), 1.0))
+    study = search(small_archive, tmp_path, cache, trials=7)
+    assert [trial.state for trial in study.trials] == [
+        *[TrialState.COMPLETE] * 5,
+        TrialState.PRUNED,
+        TrialState.COMPLETE,
+    ]
+    table = pd.read_csv(tmp_path / "out" / "history.csv")
+    assert table["state"].tolist() == [*["complete"] * 5, "pruned", "complete"]
+    assert table["mean_macro_f1"][5] == 0.1
+    assert float(table["fold_macro_f1"][5]) == 0.1
+    assert (tmp_path / "out" / "importance.png").stat().st_size > 1000
+
+
+def test_recordings_of_the_test_split_are_neither_trained_on_nor_looked_at(
+    tmp_path, small_archive, cache, without_training
+):
+    recordings = sorted(path.name for path in (small_archive / "soundscape_data").iterdir())
+    splits = pd.DataFrame({"recording": recordings, "split": ["test", "validation", "test", *["train"] * 5]})
+    splits.to_csv(tmp_path / "splits.csv", index=False)
+    search(small_archive, tmp_path, cache, trials=1, folds=3, splits_file=tmp_path / "splits.csv")
+    tables = [table.set_index("recording")["split"] for _, table in without_training]
+    assert len(tables) == 3
+    for table in tables:
+        assert set(table.index) == set(recordings)
+        assert sorted(table.index[table == "test"]) == [recordings[0], recordings[2]]
+        assert (table == "train").any()
+    # Each of the others validates once.
+    validated = sorted(name for table in tables for name in table.index[table == "validation"])
+    assert validated == sorted(set(recordings) - {recordings[0], recordings[2]})
+
+
+def test_without_a_splits_file_the_test_split_is_that_of_training(tmp_path, small_archive, cache, without_training):
+    search(small_archive, tmp_path, cache, trials=1)
+    settings, table = without_training[0]
+    usual = tuning.Run(settings.changed(output_dir=str(tmp_path / "new"))).builder.splits
+    assert set(table.loc[table["split"] == "test", "recording"]) == set(
+        usual.loc[usual["split"] == "test", "recording"]
+    )
+
+
+@pytest.mark.usefixtures("without_training")
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"backbones": ["test_convnext", "test_convnext2"]}, "another space: backbone is None there"),
+        ({"folds": 3}, "another folds: number is 2 there and 3 here"),
+        ({"f_max_hz": 9000}, "another settings: f_max_hz is 15000.0 there and 9000.0 here"),
+    ],
+)
+def test_a_study_of_something_else_is_refused(tmp_path, small_archive, cache, changes, told):
+    search(small_archive, tmp_path, cache, trials=1)
+    (tmp_path / "out").rename(tmp_path / "first")
+    with pytest.raises(UserError, match=told):
+        search(small_archive, tmp_path, cache, trials=2, **changes)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "first").rename(tmp_path / "out")
+    with pytest.raises(UserError, match="holds another study"):
+        search(small_archive, tmp_path, cache, trials=2, **changes)
+
+
+@pytest.mark.usefixtures("without_training")
+def test_a_study_of_another_archive_is_refused(tmp_path, small_archive, cache, monkeypatch):
+    search(small_archive, tmp_path, cache, trials=1)
+    (tmp_path / "out").rename(tmp_path / "first")
+    monkeypatch.setattr(tuning, "archive_fingerprint", lambda folder: "0123")
+    with pytest.raises(UserError, match=r"another archive: fingerprint is .* there and 0123 here"):
+        search(small_archive, tmp_path, cache, trials=2)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--trials", "0"], "trials is 0"),
+        (["--trials", "1", "--folds", "1"], "folds is 1: expected 2"),
+        (["--trials", "1", "--backbones", "convnext_tinny"], "did you mean convnext_tiny"),
+        (["--trials", "1", "--storage", "study.db"], "SQLAlchemy URL"),
+        (["--trials", "1", "--storage", "sqlite:////no/such/folder/study.db"], "unable to open database file"),
+        (["--trials", "1", "--", "--eval_strategy", "no", "--load_best_model_at_end", "False"], "eval_strategy"),
+        (["--trials", "1", "--", "--no_such_flag", "1"], "no_such_flag"),
+        (["--trials", "1", "--", "--output_dir", "x"], "--output_dir is among the flags"),
+    ],
+)
+def test_mistakes_end_with_one_line(tmp_path, small_archive, cache, capsys, monkeypatch, more, told):
+    monkeypatch.chdir(tmp_path)
+    own, _, given = " ".join(more).partition(" -- ")
+    with pytest.raises(SystemExit) as stopped:
+        main(["tune", str(small_archive), *own.split(), "--", *words(cache), *given.split()])
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert told in line
+    assert not (tmp_path / "tuning").exists()
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, small_archive, cache):
+    (tmp_path / "out" / "trial-0").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no study"):
+        search(small_archive, tmp_path, cache, trials=1)
+    assert (tmp_path / "out" / "trial-0").is_dir()
+
+
+def settings_of(archive, tmp_path, **more):
+    return tuning._parse(archive, tmp_path / "out", words(tmp_path, **more))
+
+
+def test_the_strength_multiplies_probabilities_up_to_always(tmp_path, small_archive):
+    space = SearchSpace(settings_of(small_archive, tmp_path, noise_probability=0.8, pitch_probability=0.0))
+    given = space.flags({search_space.STRENGTH: 1.5})
+    assert given["noise_probability"] == 1
+    assert given["pitch_probability"] == 0
+    assert given["shift_probability"] == 0.75
+    assert search_space.STRENGTH not in given
+
+
+def test_only_what_acts_is_searched(tmp_path, small_archive):
+    single, multi = (
+        SearchSpace(settings_of(small_archive, tmp_path, problem_type=f"{kind}_label_classification"))
+        for kind in ("single", "multi")
+    )
+    assert single.describe().keys() == RANGES.keys()
+    assert single.describe().keys() - multi.describe().keys() == {"label_smoothing_factor"}
+
+    # DLA has no stochastic depth.
+    mixed = SearchSpace(settings_of(small_archive, tmp_path), ["test_convnext", "dla46_c"])
+    for backbone, has_it in (("test_convnext", True), ("dla46_c", False)):
+        fixed = {name: numbers.low for name, numbers in RANGES.items()} | {"backbone": backbone}
+        drawn = mixed.suggest(trial := optuna.trial.FixedTrial(fixed))
+        assert ("drop_path_rate" in trial.params) == has_it
+        assert drawn["drop_path_rate"] == 0
+        assert drawn["backbone"] == backbone
+
+
+def test_flags_of_a_params_file_come_first_and_unknown_ones_are_refused(tmp_path):
+    path = tmp_path / "best.json"
+    path.write_text(json.dumps({"flags": {"learning_rate": 0.001, "backbone": "test_convnext"}}))
+    groups = [train_hf.ModelArguments, train_hf.KenyaBirdsTrainingArguments]
+    line = ["--learning_rate", "0.1", "--params", str(path)]
+    assert with_params(line, groups) == ["--learning_rate", "0.001", "--backbone", "test_convnext", *line]
+    assert with_params(line[:2], groups) == line[:2]
+    path.write_text(json.dumps({"flags": {"learning_rat": 0.001}}))
+    with pytest.raises(UserError, match=r"best.json names learning_rat among its flags"):
+        with_params(line, groups)
+    path.write_text("{}")
+    with pytest.raises(UserError, match="has no object 'flags'"):
+        with_params(line, groups)
