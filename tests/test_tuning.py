@@ -150,8 +150,23 @@ def test_ctrl_c_leaves_the_study_usable_and_its_trial_is_tried_again(
     monkeypatch.setattr(tuning, "_best_epoch", score)
     study = search(small_archive, tmp_path, cache, trials=3)
     finished = params(study, TrialState.COMPLETE)
-    assert len(finished) == 3
     assert finished[1] == params(study, TrialState.FAIL)[0]
+    (tmp_path / "whole").mkdir()
+    assert finished == params(search(small_archive, tmp_path / "whole", cache, trials=3))
+
+
+def test_points_that_fail_every_time_are_given_up(tmp_path, small_archive, cache, monkeypatch):
+    def fails(settings, splits):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(tuning, "_best_epoch", fails)
+    for _ in range(1 + tuning.RETRIES + 1):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            search(small_archive, tmp_path, cache, trials=1)
+    study = optuna.load_study(study_name="kenya_birds", storage=f"sqlite:///{tmp_path}/study.db")
+    first, *again, other = params(study)[: 1 + tuning.RETRIES + 1]
+    assert again == [first] * tuning.RETRIES
+    assert other != first
 
 
 def test_a_trial_whose_first_fold_is_worse_than_the_median_is_pruned_and_counts(

@@ -1,17 +1,19 @@
 """TPE for studies that are stopped, resumed and shared."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 
 class SeededTPESampler(optuna.samplers.BaseSampler):
-    """TPE whose random numbers depend on the seed and on how many trials came before, and not on the process.
+    """TPE whose random numbers depend on the seed and on how many points were drawn before, and not on the process.
 
     A `TPESampler` that is seeded once draws the same first points in every process that works on a study.
     """
@@ -21,12 +23,15 @@ class SeededTPESampler(optuna.samplers.BaseSampler):
         self._sampler = optuna.samplers.TPESampler(seed=seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Seeds the sampler for this trial; those that failed do not count, as they are tried again."""
-        before = [
-            other
-            for other in study.get_trials(deepcopy=False)
-            if other.number < trial.number and other.state != TrialState.FAIL
-        ]
+        """Seeds the sampler for this trial by how many new points were drawn before: second tries do not count."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            before = [
+                other.number
+                for other in study.get_trials(deepcopy=False)
+                if other.number < trial.number
+                and optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(other) is None
+            ]
         seed = int(np.random.SeedSequence([self._seed, len(before)]).generate_state(1)[0])
         self._sampler = optuna.samplers.TPESampler(seed=seed)
         self._sampler.before_trial(study, trial)
