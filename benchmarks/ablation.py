@@ -27,7 +27,7 @@ VARIANTS: dict[str, str] = {
     "no masks": "--mask_probability 0",
     "background 0.5": "--background_probability 0.5",
     "mixup 0.5, alpha 0.4": "--mixup_probability 0.5",
-    "no label smoothing": "--label_smoothing_factor 0",
+    "label smoothing 0.1": "--label_smoothing_factor 0.1",
     "loss weights n^0": "--loss_weight_power 0",
     "loss weights n^-1": "--loss_weight_power 1",
     "sampler n^-0.5, loss n^0": "--sampler_weight_power 0.5 --loss_weight_power 0",

@@ -89,16 +89,23 @@ def evaluate_model(
         splits_file = donor.folder / SPLITS_FILE
     if min_annotations is None:
         min_annotations = summary.get("archive", {}).get("min_annotations", DEFAULT_MIN_ANNOTATIONS)
-    builder = clips_builder(
-        data_dir,
-        splits=read_splits(splits_file, fold) if splits_file else None,
-        cache_dir=cache_dir,
-        sampling_rate=extractor.sampling_rate,
-        clip_s=extractor.clip_s,
-        context_s=DataArguments.context_s if context_s is None else context_s,
-        edge_tolerance_s=edge_tolerance_s,
-        min_annotations=min_annotations,
-    )
+    try:
+        builder = clips_builder(
+            data_dir,
+            splits=read_splits(splits_file, fold) if splits_file else None,
+            cache_dir=cache_dir,
+            sampling_rate=extractor.sampling_rate,
+            clip_s=extractor.clip_s,
+            context_s=DataArguments.context_s if context_s is None else context_s,
+            edge_tolerance_s=edge_tolerance_s,
+            min_annotations=min_annotations,
+        )
+    except UserError as error:
+        if splits_file is None or Path(splits_file).parent != donor.folder:
+            raise
+        raise UserError(
+            f"{error} (the splits are the model's own: for another archive than it was trained on, pass --splits_file)"
+        ) from None
     trained = [model.config.id2label[label] for label in range(model.config.num_labels)]
     classes = _classes(trained, builder.classes, common_classes)
     columns = [trained.index(code) for code in classes]

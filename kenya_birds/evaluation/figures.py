@@ -1,12 +1,10 @@
 """Pictures of results, as PNG files; drawn without a display."""
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ParamSpec
 
-import matplotlib
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,39 +17,17 @@ from scipy.spatial.distance import squareform
 from sklearn.metrics import precision_recall_curve
 
 from kenya_birds.evaluation.metrics import CALIBRATION_BINS, calibration_bin, expected_calibration_error
+from kenya_birds.plot_style import styled
 
 MAX_CLASSES_WITH_COUNTS = 40
 MAX_CLASSES_NAMED = 12
 NAMED_OUTLIERS = 12
 MIN_CLIPS_OF_A_LINE = 5
 RECALL_GRID = np.linspace(0, 1, 201)[1:]
-STYLE = {
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dfe3e8",
-    "grid.linewidth": 0.6,
-}
 STRONG, SECOND, FAINT = "#1f4e8c", "#c8661b", "#8fa3bf"
-P = ParamSpec("P")
 
 
-def _styled(draw: Callable[P, None]) -> Callable[P, None]:
-    """Draws with this module's style, whatever the user's own matplotlib is set to."""
-
-    @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
-        style: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE, "backend": matplotlib.rcParams["backend"]}
-        with matplotlib.rc_context(style):
-            draw(*args, **kwargs)
-
-    return drawn
-
-
-@_styled
+@styled()
 def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | Path) -> None:
     """Draws a confusion matrix whose rows (true classes) are normalised to 1.
 
@@ -125,7 +101,7 @@ def confusion_order(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([present[leaves_list(tree)], absent])
 
 
-@_styled
+@styled()
 def save_precision_recall(
     scores: np.ndarray, targets: np.ndarray, class_names: Sequence[str], path: str | Path
 ) -> None:
@@ -143,7 +119,7 @@ def save_precision_recall(
     figure, axes = _new_figure(7.5, 5.5)
     present = np.flatnonzero((targets == 1).any(axis=0))
     named = len(present) <= MAX_CLASSES_NAMED
-    colours = matplotlib.colormaps["tab20"](np.arange(20))
+    colours = colormaps["tab20"](np.arange(20))
     curves, lines = np.zeros((len(present), len(RECALL_GRID))), 0
     for index, label in enumerate(present.tolist()):
         known = targets[:, label] >= 0
@@ -183,7 +159,7 @@ def save_precision_recall(
     _save(figure, path)
 
 
-@_styled
+@styled()
 def save_reliability(points: dict[str, tuple[np.ndarray, np.ndarray]], path: str | Path) -> None:
     """Draws how often scores were right against the scores, and how many there are of each.
 
@@ -222,7 +198,7 @@ def save_reliability(points: dict[str, tuple[np.ndarray, np.ndarray]], path: str
     _save(figure, path)
 
 
-@_styled
+@styled()
 def save_f1_by_training(
     f1: np.ndarray, train_counts: np.ndarray, test_counts: np.ndarray, class_names: Sequence[str], path: str | Path
 ) -> None:

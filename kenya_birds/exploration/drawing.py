@@ -3,47 +3,23 @@
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, ParamSpec
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from kenya_birds import plot_style
 
 WIDTH_INCH = 9.0
 ROWS_PER_COLUMN = 25
 MAX_COLUMNS = 3
 ROW_INCH = 0.175
 MAX_NAME = 26
-STYLE = {
-    "svg.fonttype": "none",  # text stays text: small, and it can be searched
-    "svg.hashsalt": "kenya_birds",
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dfe3e8",
-    "grid.linewidth": 0.6,
-}
-P = ParamSpec("P")
-
-
-def styled(draw: Callable[P, str]) -> Callable[P, str]:
-    """Draws with the report's style, whatever the user's own matplotlib is set to."""
-
-    @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
-        style: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE, "backend": matplotlib.rcParams["backend"]}
-        with matplotlib.rc_context(style):
-            return draw(*args, **kwargs)
-
-    return drawn
+# Text stays text: small, and it can be searched.
+styled = plot_style.styled(**{"svg.fonttype": "none", "svg.hashsalt": "kenya_birds", "font.size": 9})
 
 
 def new_figure(height_inch: float) -> tuple[Figure, Axes]:

@@ -133,9 +133,6 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
     num_train_epochs: float = field(default=30.0, metadata={"help": "Passes over the training clips."})
     learning_rate: float = field(default=5e-4, metadata={"help": "AdamW's learning rate after warm-up."})
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
-    label_smoothing_factor: float = field(
-        default=0.1, metadata={"help": "Share of each single-label target that is spread over all classes."}
-    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate after warm-up."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps below 1."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})

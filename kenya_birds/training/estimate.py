@@ -120,9 +120,7 @@ def estimate(
 
 def default_feature_size() -> tuple[int, int]:
     """Bands and frames that the feature extractor gives by default."""
-    extractor = KenyaBirdsFeatureExtractor()
-    _, bands, frames = extractor.spectral_features(torch.zeros(1, extractor.clip_samples)).shape
-    return bands, frames
+    return KenyaBirdsFeatureExtractor().feature_shape
 
 
 def run_cost(

@@ -48,7 +48,8 @@ class KenyaBirdsTrainer(Trainer):
             above 0.
 
     Raises:
-        UserError: If one process would drive several GPUs, or background is asked for and there is none.
+        UserError: If one process would drive several GPUs, background is asked for and there is none, or multi-label
+            targets shall be smoothed.
     """
 
     def __init__(
@@ -67,8 +68,8 @@ class KenyaBirdsTrainer(Trainer):
                 "show one GPU only (CUDA_VISIBLE_DEVICES=0)"
             )
         self.multi_label = model.config.problem_type == "multi_label_classification"
-        if self.multi_label:
-            args.label_smoothing_factor = 0.0  # is for single-label targets
+        if self.multi_label and args.label_smoothing_factor:
+            raise UserError("label_smoothing_factor is for single-label training: leave it out where multi-label")
         num_labels = model.config.num_labels
         self.labels_per_clip = [labels if self.multi_label else [label] for labels, label in _targets(train_dataset)]
         self.class_counts = np.bincount(np.concatenate(self.labels_per_clip), minlength=num_labels)
