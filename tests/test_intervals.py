@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from predicting import multi_label_case, single_label_case
 
-from kenya_birds.evaluation.intervals import METRICS, metric_intervals, weighted_metrics
+from kenya_birds.evaluation.intervals import METRICS, centred_interval, metric_intervals, weighted_metrics
 from kenya_birds.evaluation.metrics import evaluation_metrics
 
 
@@ -47,10 +47,30 @@ def test_the_same_generator_gives_the_same_intervals_round_the_metrics(multi_lab
     assert first == second
     assert first != metric_intervals(scores, references, recordings, np.random.default_rng(6))
     metrics = evaluation_metrics(scores, references)
-    for name in ("accuracy", "top1_accuracy", "top5_accuracy", "weighted_f1"):
+    for name in METRICS:
         low, high = first[name]
         assert low <= metrics[name] <= high
         assert type(low) is float
+
+
+def test_percentiles_are_moved_to_have_the_estimate_in_their_middle_and_stay_within_0_and_1():
+    values = np.array([*np.linspace(0.4, 0.6, 101), np.nan])
+    assert centred_interval(values, 0.5, 0.8) == pytest.approx((0.42, 0.58))
+    assert centred_interval(values, 0.3, 0.8) == pytest.approx((0.22, 0.38))
+    assert centred_interval(values, 0.95, 0.8) == pytest.approx((0.87, 1))
+    assert centred_interval(values, float("nan"), 0.8) is None
+
+
+def test_many_rare_classes_do_not_push_an_interval_off_its_metric():
+    scores, references, recordings = case(False, clips=400, classes=100, recordings=20)
+    metrics = evaluation_metrics(scores, references)
+    found = metric_intervals(scores, references, recordings, np.random.default_rng(0), resamples=300)
+    group = np.unique(recordings, return_inverse=True)[1]
+    weights = np.random.default_rng(0).multinomial(20, np.full(20, 1 / 20), size=300)
+    # Plain percentiles are: of nearly all resamples cmAP is higher than of the clips themselves.
+    assert np.quantile(weighted_metrics(scores, references, group, weights)["cmap"], 0.1) > metrics["cmap"]
+    for name in METRICS:
+        assert found[name][0] <= metrics[name] <= found[name][1], name
 
 
 def test_one_recording_gives_no_interval():
