@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from kenya_birds.console import user_errors
 from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
-from kenya_birds.data.splits import SPLITS, read_splits
+from kenya_birds.data.splits import read_splits
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
@@ -122,11 +122,8 @@ class Run:
         else:
             self._starting_point = kind_of_starting_point(model.init_from)
 
-    def train(self, on_everything: bool = False) -> tuple[KenyaBirdsTrainer, datasets.DatasetDict, dict[str, Any]]:
+    def train(self) -> tuple[KenyaBirdsTrainer, datasets.DatasetDict, dict[str, Any]]:
         """Cuts the clips and trains.
-
-        Args:
-            on_everything: Train on the clips of all splits, to the last epoch, without evaluation.
 
         Returns:
             The trainer, the clips by split, and the run's summary. The best model is in the trainer, and not saved yet
@@ -144,12 +141,8 @@ class Run:
         for split in clips:
             recordings = (self.builder.splits["split"] == split).sum()
             logger.info("%s: %d clips of %d recordings", split, len(clips[split]), recordings)
-        if on_everything:
-            train_clips, validation_clips = datasets.concatenate_datasets([clips[split] for split in SPLITS]), None
-        else:
-            train_clips, validation_clips = clips["train"], clips["validation"]
         trainer = KenyaBirdsTrainer(
-            self.model, args, self.extractor, train_clips, validation_clips, augmentation, background
+            self.model, args, self.extractor, clips["train"], clips["validation"], augmentation, background
         )
         summary = training_summary(self.builder, clips, args, augmentation, self._starting_point)
         if trainer.is_world_process_zero():
