@@ -14,6 +14,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from kenya_birds.data.splits import write_table
+from kenya_birds.plot_style import styled
 from kenya_birds.training.search_space import FLAGS, SearchSpace
 from kenya_birds.training.summary import write_json
 
@@ -100,6 +101,7 @@ def _mean(trial: FrozenTrial) -> float:
     return trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else math.nan
 
 
+@styled()
 def _draw_history(trials: list[FrozenTrial], path: Path) -> None:
     """The mean macro F1 of each trial, and the best of those completed so far."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -127,6 +129,7 @@ def _draw_history(trials: list[FrozenTrial], path: Path) -> None:
     figure.savefig(path, format="png")
 
 
+@styled()
 def _draw_importance(importances: dict[str, float], path: Path) -> None:
     names = list(importances)[::-1]
     figure = Figure(figsize=(7.5, 0.4 * len(names) + 1.2), dpi=100, layout="constrained")
