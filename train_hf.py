@@ -12,8 +12,9 @@ from transformers.trainer_utils import PredictionOutput
 from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.evaluation.calibration import fit_calibration
 from kenya_birds.evaluation.metrics import probabilities
-from kenya_birds.evaluation.report import format_metrics, plain_metrics, write_evaluation
+from kenya_birds.evaluation.report import METRICS_FILE, format_metrics, plain_metrics, write_evaluation
 from kenya_birds.evaluation.thresholds import choose_thresholds
+from kenya_birds.json_files import write_json
 from kenya_birds.publishing.model_card import render_model_card
 from kenya_birds.training.arguments import (
     DataArguments,
@@ -24,7 +25,7 @@ from kenya_birds.training.arguments import (
 from kenya_birds.training.augmentation import AugmentationArguments
 from kenya_birds.training.run import Run, Settings
 from kenya_birds.training.search_space import with_params
-from kenya_birds.training.summary import METRICS_FILE, SUMMARY_FILE, write_json
+from kenya_birds.training.summary import SUMMARY_FILE
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 
 logger = logging.getLogger("kenya_birds.train")

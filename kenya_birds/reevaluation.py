@@ -17,11 +17,12 @@ from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.evaluation.report import THRESHOLDS_FILE, write_evaluation
 from kenya_birds.evaluation.scoring import clip_references, score_clips
 from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.json_files import read_json
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training.arguments import DataArguments
 from kenya_birds.training.donors import find_donor, load
-from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE, read_json
+from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -51,7 +51,7 @@ def dataset(centers_s, labels, context=0, unknown=False, present=None):
 
 def training_clips(clips, multi_label=False, **changes):
     arguments = dataclasses.replace(AugmentationArguments.none(), **changes)
-    return TrainingClips(clips, Augmentation(arguments, EXTRACTOR, torch.Generator()), len(NAMES), multi_label)
+    return TrainingClips(clips, Augmentation(arguments, EXTRACTOR, torch.Generator()), multi_label)
 
 
 def draw(clip, partner=0, **numbers):
@@ -110,12 +110,12 @@ def test_a_partner_is_mixed_into_the_rows_that_are_mixed():
 
 
 def test_a_multi_label_target_has_a_one_for_every_species_in_the_clip():
-    targets = clip_targets(dataset([1.0, 2.0], [0, 2], present=[[0, 1], [2]]), 3, multi_label=True)
+    targets = clip_targets(dataset([1.0, 2.0], [0, 2], present=[[0, 1], [2]]), multi_label=True)
     assert targets.tolist() == [[1, 1, 0], [0, 0, 1]]
 
 
 def test_an_unknown_bird_masks_what_it_could_be():
-    targets = clip_targets(dataset([1.0], [1], unknown=True), 3, multi_label=True)
+    targets = clip_targets(dataset([1.0], [1], unknown=True), multi_label=True)
     assert targets.tolist() == [[-100, 1, -100]]
     losses = classification_loss(torch.tensor([[5.0, 0.0, -5.0]]), targets, "multi_label_classification")
     assert losses.tolist() == [[0, pytest.approx(np.log(2)), 0]]

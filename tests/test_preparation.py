@@ -30,7 +30,7 @@ def raw(clips, rows):
 def test_features_of_unchanged_training_clips_are_those_that_serving_computes(clips, extractor):
     train = clips["train"]
     augmentation = Augmentation(AugmentationArguments.none(), extractor, torch.Generator())
-    batches = TrainingClips(clean_clips(train, extractor, CPU), augmentation, 5, multi_label=False)
+    batches = TrainingClips(clean_clips(train, extractor, CPU), augmentation, multi_label=False)
     draws = list(ClipSampler(len(train), 8, seed=0, numbers=len(DRAWS)))[:8]
     batch = batches.__getitems__(draws)
     rows = [draw.clip for draw in draws]
@@ -65,9 +65,7 @@ def test_silence_stays_silence(clips):
 
 def test_evaluated_features_are_the_extractors_and_hear_the_middle(small_archive, clips, extractor, tmp_path):
     wide = load_clips(small_archive, cache_dir=tmp_path, min_annotations=8, context_s=0.5)
-    features = FeatureClips(
-        extract_features(wide["test"], extractor, CPU), extractor.feature_shape, 5, multi_label=False
-    )
+    features = FeatureClips(extract_features(wide["test"], extractor, CPU), extractor.feature_shape, multi_label=False)
     found = features.__getitems__([0, 3, 2])
     expected = extractor.extract(raw(clips["test"], [0, 3, 2]))
     torch.testing.assert_close(found["input_features"], expected)

@@ -1,9 +1,7 @@
 """Everything that is told of a split, as files in a folder: metrics with intervals, tables, predictions, pictures."""
 
-import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from kenya_birds.evaluation.metrics import (
 from kenya_birds.evaluation.predictions import Predictions, write_predictions
 from kenya_birds.evaluation.species_table import species_table
 from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.json_files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -164,9 +163,9 @@ def write_report(
             "no_auroc": [codes[label] for label in np.flatnonzero(np.isnan(aurocs(scores, predictions.targets)))],
         },
     }
-    _write_json({split: metrics}, folder / METRICS_FILE)
+    write_json({split: metrics}, folder / METRICS_FILE, allow_nan=False)
     if thresholds is not None:
-        _write_json(thresholds.to_json(), folder / THRESHOLDS_FILE)
+        write_json(thresholds.to_json(), folder / THRESHOLDS_FILE, allow_nan=False)
     write_table(table, folder / SPECIES_FILE, float_format="%.4f")
     write_predictions(predictions, folder / PREDICTIONS_FILE)
     save_confusions(predictions.confusions(), codes, folder / CONFUSION_FILE)
@@ -199,9 +198,3 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
 def _number(value: float) -> float | None:
     """JSON has no NaN."""
     return None if math.isnan(value) else value
-
-
-def _write_json(content: dict[str, Any], path: Path) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)

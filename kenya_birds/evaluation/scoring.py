@@ -69,9 +69,9 @@ def clip_references(clips: Dataset, class_ids: Mapping[str, int], *, multi_label
     """
     ids = np.array([class_ids.get(code, -1) for code in clips.features["label"].names])
     if not multi_label:
-        return ids[np.asarray(clips["label"])]
+        return ids[np.asarray(clips["label"][:])]
     references = np.zeros((len(clips), len(class_ids)), dtype=np.int64)
-    for row, labels, unknown in zip(references, clips["labels"], clips["unknown"], strict=True):
+    for row, labels, unknown in zip(references, clips["labels"][:], clips["unknown"][:], strict=True):
         row[:] = MASKED if unknown else 0
         present = ids[labels]
         row[present[present >= 0]] = 1

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import cast
 from urllib.parse import urlsplit
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -19,7 +18,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from kenya_birds.errors import UserError
-from kenya_birds.training.summary import read_json
+from kenya_birds.json_files import read_json
+from kenya_birds.training.donors import TransportError
 
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".py", ".csv", ".png", ".parquet")
 ALLOWED_NAMES = ("README.md", "LICENSE")
@@ -29,8 +29,6 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import\b", re.MULTILINE)
-# The transport's own base error: httpx.HTTPError with huggingface_hub 1.x, httpx2.HTTPError with 2.x.
-_TransportError = cast(type[Exception], HfHubHTTPError.__mro__[1])
 
 
 def published_files(model_dir: Path) -> list[Path]:
@@ -243,7 +241,7 @@ def _one_line_hub_errors(repo_id: str, api: HfApi, repo_type: str) -> Iterator[N
     """Turns what the Hub's client raises into a `UserError` that never holds the token."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, _TransportError) as error:
+    except (OSError, RuntimeError, ValueError, TransportError) as error:
         message = " ".join(_explain(error, repo_id, api, repo_type).split())
         # Not chained: what the client says could hold the token.
         raise UserError(message.replace(str(api.token), "***")) from None
@@ -256,7 +254,7 @@ def _explain(error: BaseException, repo_id: str, api: HfApi, repo_type: str) -> 
         return "the Hub's client is told to stay offline; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE"
     if isinstance(error, HfHubHTTPError):
         return _explain_answer(error, repo_id, repo_type)
-    if isinstance(error, _TransportError):
+    if isinstance(error, TransportError):
         host = urlsplit(api.endpoint).netloc.rpartition("@")[2] or "the Hub"
         kind = type(error).__name__
         return f"cannot reach {host} ({kind}); check the network, the proxy and HF_ENDPOINT, then run this again"

@@ -9,11 +9,13 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.report import (
     CONFUSION_FILE,
     F1_FILE,
+    METRICS_FILE,
     PRECISION_RECALL_FILE,
     RELIABILITY_FILE,
     SPECIES_FILE,
 )
-from kenya_birds.training.summary import METRICS_FILE, SUMMARY_FILE, read_json
+from kenya_birds.json_files import read_json
+from kenya_birds.training.summary import SUMMARY_FILE
 
 METRIC_NAMES = {
     "macro_f1": ("f1", "Macro F1"),

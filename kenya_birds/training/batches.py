@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from kenya_birds.evaluation.scoring import clip_references
 from kenya_birds.model.modeling_kenya_birds import MASKED
 from kenya_birds.training.augmentation import Augmentation
 from kenya_birds.training.transforms import cut_windows, mix
@@ -19,13 +20,12 @@ class FeatureClips(torch.utils.data.Dataset):
     Args:
         clips: What `extract_features` returns.
         feature_shape: Bands and frames.
-        num_labels: Number of classes.
         multi_label: Whether the target is every species in the clip, rather than the annotated one.
     """
 
-    def __init__(self, clips: Dataset, feature_shape: tuple[int, int], num_labels: int, multi_label: bool) -> None:
+    def __init__(self, clips: Dataset, feature_shape: tuple[int, int], multi_label: bool) -> None:
         self.features = [row.reshape(feature_shape) for row in rows_of(clips, "input_features")]
-        self.targets = clip_targets(clips, num_labels, multi_label)
+        self.targets = clip_targets(clips, multi_label)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -42,15 +42,14 @@ class TrainingClips(torch.utils.data.Dataset):
     Args:
         clips: What `clean_clips` returns.
         augmentation: Turns a clip's random numbers into amounts.
-        num_labels: Number of classes.
         multi_label: Whether the target is every species in the clip, rather than the annotated one.
     """
 
-    def __init__(self, clips: Dataset, augmentation: Augmentation, num_labels: int, multi_label: bool) -> None:
+    def __init__(self, clips: Dataset, augmentation: Augmentation, multi_label: bool) -> None:
         self.augmentation = augmentation
         self.clip_samples = augmentation.extractor.clip_samples
         self.multi_label = multi_label
-        self.targets = clip_targets(clips, num_labels, multi_label)
+        self.targets = clip_targets(clips, multi_label)
         self.scale = torch.tensor(clips["scale"][:])
         self.waveforms = rows_of(clips, "waveform")
         self.resident: torch.Tensor | None = None
@@ -131,21 +130,16 @@ class TrainingClips(torch.utils.data.Dataset):
         return samples * sound["scale"][:, None]
 
 
-def clip_targets(clips: Dataset, num_labels: int, multi_label: bool) -> torch.Tensor:
+def clip_targets(clips: Dataset, multi_label: bool) -> torch.Tensor:
     """What is to be learned of each clip.
 
     Returns:
-        Class ids of shape `(clips,)`, or zeros and ones of shape `(clips, num_labels)`, with -100 instead of zero
+        Class ids of shape `(clips,)`, or zeros and ones of shape `(clips, classes)`, with -100 instead of zero
         where an unknown bird may be that class.
     """
-    if not multi_label:
-        return torch.tensor(clips["label"][:])
-    targets = torch.zeros(len(clips), num_labels)
-    for target, labels, unknown in zip(targets, clips["labels"], clips["unknown"], strict=True):
-        if unknown:
-            target[:] = MASKED
-        target[labels] = 1.0
-    return targets
+    class_ids = {code: label for label, code in enumerate(clips.features["label"].names)}
+    targets = torch.from_numpy(clip_references(clips, class_ids, multi_label=multi_label))
+    return targets.float() if multi_label else targets
 
 
 class _Calls:

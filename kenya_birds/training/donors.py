@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from kenya_birds.errors import UserError
+from kenya_birds.json_files import read_json
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.training.arguments import FeatureArguments
-from kenya_birds.training.summary import read_json
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"

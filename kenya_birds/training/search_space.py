@@ -8,10 +8,10 @@ from typing import Any
 
 from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
+from kenya_birds.json_files import read_json
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.modeling_kenya_birds import build_backbone
 from kenya_birds.training.run import Settings
-from kenya_birds.training.summary import read_json
 
 FLAGS = "flags"
 STRENGTH = "augmentation_strength"

@@ -1,11 +1,8 @@
 """What a run leaves beside its model, for the model card and for whoever repeats it: JSON and CSV files."""
 
-import json
-import os
 from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -13,11 +10,9 @@ import torch
 from transformers import TrainingArguments
 
 from kenya_birds.data.builders import KenyaBirds
-from kenya_birds.errors import UserError
 from kenya_birds.training.augmentation import AugmentationArguments
 
 SUMMARY_FILE = "training_summary.json"
-METRICS_FILE = "metrics.json"
 SPLITS_FILE = "splits.csv"
 
 TOLD_ARGUMENTS = (
@@ -80,28 +75,6 @@ def training_summary(
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
         "versions": {name: version(name) for name in TOLD_VERSIONS},
     }
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    """Writes JSON whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object that a run left.
-
-    Raises:
-        UserError: If the file is missing or is not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: expected what training left there ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object: expected what training left there")
-    return content
 
 
 def _plain(value: Any) -> Any:

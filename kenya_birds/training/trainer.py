@@ -85,7 +85,7 @@ class KenyaBirdsTrainer(Trainer):
             )
         patience = args.early_stopping_patience
         self._feature_clips = partial(
-            _feature_clips, extractor=feature_extractor, args=args, num_labels=num_labels, multi_label=self.multi_label
+            _feature_clips, extractor=feature_extractor, args=args, multi_label=self.multi_label
         )
         augmentation = augmentation or AugmentationArguments.none()
         with args.main_process_first(desc="preparing clips"):
@@ -94,7 +94,7 @@ class KenyaBirdsTrainer(Trainer):
         self.augmentation = Augmentation(
             augmentation, feature_extractor, torch.Generator().manual_seed(args.seed), windows, args.device
         )
-        training_clips = TrainingClips(clean, self.augmentation, num_labels, self.multi_label)
+        training_clips = TrainingClips(clean, self.augmentation, self.multi_label)
         if args.clips_on_device == "yes" or (args.clips_on_device == "auto" and _fit(training_clips, args.device)):
             training_clips.move_to(args.device)
             logger.info("%.1f GB of training clips are kept on the device", training_clips.nbytes / 1e9)
@@ -208,14 +208,13 @@ def _feature_clips(
     clips: Dataset | FeatureClips,
     extractor: KenyaBirdsFeatureExtractor,
     args: KenyaBirdsTrainingArguments,
-    num_labels: int,
     multi_label: bool,
 ) -> FeatureClips:
     if isinstance(clips, FeatureClips):
         return clips
     with args.main_process_first(desc="computing features"):
         features = extract_features(clips, extractor, args.device)
-    return FeatureClips(features, extractor.feature_shape, num_labels, multi_label)
+    return FeatureClips(features, extractor.feature_shape, multi_label)
 
 
 def _background(

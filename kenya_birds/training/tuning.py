@@ -31,9 +31,10 @@ from kenya_birds.console import user_errors
 from kenya_birds.data.archive import archive_fingerprint
 from kenya_birds.data.splits import seed_folds
 from kenya_birds.errors import UserError
+from kenya_birds.json_files import read_json, write_json
 from kenya_birds.training.run import Run, Settings
 from kenya_birds.training.search_space import SearchSpace
-from kenya_birds.training.summary import TOLD_ARGUMENTS, read_json, write_json
+from kenya_birds.training.summary import TOLD_ARGUMENTS
 from kenya_birds.training.tuning_report import FOLD_EPOCHS, FOLD_SCORES, write_tuning
 from kenya_birds.training.tuning_sampler import SeededTPESampler
 

@@ -14,9 +14,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from kenya_birds.data.splits import write_table
+from kenya_birds.json_files import write_json
 from kenya_birds.plot_style import styled
 from kenya_birds.training.search_space import FLAGS, SearchSpace
-from kenya_birds.training.summary import write_json
 
 logger = logging.getLogger(__name__)
 
