@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from kenya_birds.console import user_errors
 from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS, KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
 from kenya_birds.data.splits import SPLITS, read_splits
@@ -18,10 +17,8 @@ from kenya_birds.evaluation.report import THRESHOLDS_FILE, write_evaluation
 from kenya_birds.evaluation.scoring import clip_references, score_clips
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.json_files import read_json
-from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.saved_models import find_model, load_classifier
 from kenya_birds.training.arguments import DataArguments
-from kenya_birds.training.donors import find_donor, load
 from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
@@ -77,17 +74,11 @@ def evaluate_model(
         raise UserError(f"{output_dir} exists and is not an empty folder: give another --output")
     if split not in SPLITS:
         raise UserError(f"no split {split!r}: expected one of {', '.join(SPLITS)}")
-    donor = find_donor(model_name)
-    if donor.config.get("model_type") != "kenya_birds":
-        raise UserError(
-            f"'{model_name}' is no model of this package: its config.json says {donor.config.get('model_type')}"
-        )
-    model = load(donor, KenyaBirdsForAudioClassification)
-    with user_errors(OSError, ValueError):
-        extractor = KenyaBirdsFeatureExtractor.from_pretrained(donor.folder, local_files_only=True)
-    summary = read_json(donor.folder / SUMMARY_FILE) if (donor.folder / SUMMARY_FILE).is_file() else {}
-    if splits_file is None and (donor.folder / SPLITS_FILE).is_file():
-        splits_file = donor.folder / SPLITS_FILE
+    saved = find_model(model_name)
+    model, extractor = load_classifier(saved)
+    summary = read_json(saved.folder / SUMMARY_FILE) if (saved.folder / SUMMARY_FILE).is_file() else {}
+    if splits_file is None and (saved.folder / SPLITS_FILE).is_file():
+        splits_file = saved.folder / SPLITS_FILE
     if min_annotations is None:
         min_annotations = summary.get("archive", {}).get("min_annotations", DEFAULT_MIN_ANNOTATIONS)
     try:
@@ -102,7 +93,7 @@ def evaluate_model(
             min_annotations=min_annotations,
         )
     except UserError as error:
-        if splits_file is None or Path(splits_file).parent != donor.folder:
+        if splits_file is None or Path(splits_file).parent != saved.folder:
             raise
         raise UserError(
             f"{error} (the splits are the model's own: for another archive than it was trained on, pass --splits_file)"
@@ -124,7 +115,7 @@ def evaluate_model(
     Calibration().store(model.config)  # the raw logits are wanted, to show what calibration does
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     logits = score_clips(model, extractor, clips, batch_size=batch_size, time_shifts=time_shifts)
-    thresholds = donor.folder / THRESHOLDS_FILE
+    thresholds = saved.folder / THRESHOLDS_FILE
     return write_evaluation(
         output_dir,
         logits[:, columns],

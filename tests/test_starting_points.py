@@ -18,8 +18,9 @@ from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.saved_models import find_model
 from kenya_birds.training import starting_points
-from kenya_birds.training.donors import find_donor, front_end_of, front_end_warnings
+from kenya_birds.training.donors import front_end_of, front_end_warnings
 
 ATTO = {"depths": [2, 2, 6, 2], "hidden_sizes": [40, 80, 160, 320]}
 CONVNEXT = (ConvNextConfig, ConvNextForImageClassification)
@@ -266,7 +267,7 @@ def test_a_folder_that_is_no_model_and_damaged_weights_are_refused(own, tmp_path
 
 
 def test_the_front_end_of_a_donor_is_compared_flag_by_flag(own):
-    donor = find_donor(str(own[0]))
+    donor = find_model(str(own[0]))
     assert front_end_warnings(donor, KenyaBirdsFeatureExtractor(n_mels=64, noise_reduction="none")) == []
     assert front_end_warnings(donor, KenyaBirdsFeatureExtractor(noise_reduction="none")) == [
         f"'{own[0]}' was trained with --n_mels 64, this run has --n_mels 128"
@@ -276,7 +277,7 @@ def test_the_front_end_of_a_donor_is_compared_flag_by_flag(own):
 def test_an_image_processor_states_no_front_end(tmp_path):
     convnext(tmp_path, **ATTO)
     ConvNextImageProcessor().save_pretrained(tmp_path)
-    donor = find_donor(str(tmp_path))
+    donor = find_model(str(tmp_path))
     assert front_end_of(donor) is None
     assert front_end_warnings(donor, KenyaBirdsFeatureExtractor()) == [
         f"The front end that '{tmp_path}' was trained with is not stated in it: its card may tell"
@@ -291,7 +292,7 @@ def test_a_model_of_the_hub_is_fetched_without_code_and_pickles(own, hub):
     ours = model()
     assert initialize(ours, "ann/own") == f"ann/own@{OID}"
     assert torch.equal(ours.classifier.weight, donor.classifier.weight)
-    names = {path.name for path in find_donor("ann/own").folder.iterdir()}
+    names = {path.name for path in find_model("ann/own").folder.iterdir()}
     assert names == {"config.json", "preprocessor_config.json", "model.safetensors"}
 
 

@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from kenya_birds.errors import UserError
 from kenya_birds.json_files import read_json
-from kenya_birds.training.donors import TransportError
+from kenya_birds.saved_models import TransportError
 
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".py", ".csv", ".png", ".parquet")
 ALLOWED_NAMES = ("README.md", "LICENSE")

@@ -14,8 +14,9 @@ from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification, build_backbone
+from kenya_birds.saved_models import WEIGHTS_FILE, SavedModel, TransportError, find_model, load
 from kenya_birds.training.convnext_weights import fit, timm_backbones, to_timm_names
-from kenya_birds.training.donors import WEIGHTS_FILE, Donor, TransportError, find_donor, front_end_warnings, load
+from kenya_birds.training.donors import front_end_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def initialize(model: KenyaBirdsForAudioClassification, init_from: str, extracto
     elif kind == "file":
         model.backbone.load_state_dict(_from_file(model, Path(init_from)).state_dict())
     elif kind == "model":
-        donor = find_donor(init_from)
+        donor = find_model(init_from)
         _from_donor(model, donor)
         for line in front_end_warnings(donor, extractor):
             logger.warning(line)
@@ -114,7 +115,7 @@ def _from_file(model: KenyaBirdsForAudioClassification, path: Path) -> Any:
         ) from None
 
 
-def _from_donor(model: KenyaBirdsForAudioClassification, donor: Donor) -> None:
+def _from_donor(model: KenyaBirdsForAudioClassification, donor: SavedModel) -> None:
     model_type = str(donor.config.get("model_type"))
     if model_type == KenyaBirdsConfig.model_type:
         _from_own_model(model, donor)
@@ -127,7 +128,7 @@ def _from_donor(model: KenyaBirdsForAudioClassification, donor: Donor) -> None:
         )
 
 
-def _from_own_model(model: KenyaBirdsForAudioClassification, donor: Donor) -> None:
+def _from_own_model(model: KenyaBirdsForAudioClassification, donor: SavedModel) -> None:
     theirs, ours = str(donor.config.get("backbone", KenyaBirdsConfig.backbone)), model.config.backbone
     if theirs.split(".")[0] != ours.split(".")[0]:
         raise UserError(f"'{donor.name}' has the backbone {theirs}, expected {ours}: pass --backbone {theirs}")
@@ -145,7 +146,7 @@ def _from_own_model(model: KenyaBirdsForAudioClassification, donor: Donor) -> No
     )
 
 
-def _from_convnext(model: KenyaBirdsForAudioClassification, donor: Donor, model_type: str) -> None:
+def _from_convnext(model: KenyaBirdsForAudioClassification, donor: SavedModel, model_type: str) -> None:
     activation = donor.config.get("hidden_act", "gelu")
     if activation != "gelu":
         raise UserError(

@@ -1,0 +1,18 @@
+"""What every command's parser shares."""
+
+import argparse
+from typing import Any
+
+
+def new_command(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    """A subparser whose help shows defaults.
+
+    Args:
+        commands: What `ArgumentParser.add_subparsers` gave.
+        name: What the user types.
+        summary: One line for the list of commands.
+        description: For the command's own help.
+    """
+    return commands.add_parser(
+        name, help=summary, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
