@@ -189,7 +189,6 @@ class Run:
             "epochs": round(state.epoch or 0, 2),
             **({"best_epoch": best[-1]} if best else {}),
             "train_runtime_s": round(trained.metrics["train_runtime"], 1),
-            "train_clips_per_s": round(trained.metrics["train_samples_per_second"], 1),
         }
         return trainer, clips, summary
 
