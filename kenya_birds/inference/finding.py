@@ -56,7 +56,9 @@ class FindingSettings:
             if not holds:
                 raise UserError(f"{name} is {getattr(self, name)!r}: expected {expected}")
         if self.merge_gap_s and not self.merge:
-            raise UserError(f"merge_gap_s is {self.merge_gap_s}, but nothing is joined: set merge too, or leave it out")
+            raise UserError(
+                f"merge_gap_s is {self.merge_gap_s}, but nothing is joined: set merge too, or leave it out"
+            )
 
 
 @dataclass

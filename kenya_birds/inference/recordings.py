@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from functools import cached_property
+from typing import NamedTuple
 
 from kenya_birds.data.recording_name import parse_recording_name
+from kenya_birds.inference.detections import Detection
+from kenya_birds.inference.species import SpeciesNames
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ def microseconds(time_s: Fraction) -> int:
 def decimal_s(time_us: int) -> str:
     """Microseconds as seconds with six digits behind the point."""
     return f"{time_us // 1_000_000}.{time_us % 1_000_000:06d}"
+
+
+def as_utf8(text: str) -> str:
+    """A text with what is not Unicode, such as bytes in a file's name, escaped: `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Row(NamedTuple):

@@ -22,9 +22,7 @@ class SpeciesNames(NamedTuple):
     scientific_name: str
 
 
-def species_names(
-    classes: Sequence[str], species: Mapping[str, Mapping[str, str]] | None
-) -> dict[str, SpeciesNames]:
+def species_names(classes: Sequence[str], species: Mapping[str, Mapping[str, str]] | None) -> dict[str, SpeciesNames]:
     """Names by eBird code, in the order of the classes.
 
     Args:
@@ -88,7 +86,7 @@ def _find(name: str, codes_of: Mapping[str, set[str]], known: Mapping[str, Speci
         codes = {code for part in name.split("_", 1) for code in codes_of.get(_plain(part), set())}
     if len(codes) > 1:
         raise UserError(
-            f"'{name}' ({where}) may be any of {', '.join(sorted(codes))}: give the eBird code of the one that you mean"
+            f"'{name}' ({where}) may be any of {', '.join(sorted(codes))}: give the eBird code of the one you mean"
         )
     if not codes:
         close = difflib.get_close_matches(_plain(name), codes_of, n=3, cutoff=0.7)

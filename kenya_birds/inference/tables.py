@@ -2,8 +2,7 @@
 
 import contextlib
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def write_tables(
     try:
         with contextlib.ExitStack() as stack:
             outputs = stack.enter_context(Outputs(folder))
-            makers = {
+            makers: dict[str, Callable[[], TableWriter]] = {
                 "raven": lambda: RavenTables(outputs, STEM, recordings, frequencies_hz),
                 "audacity": lambda: AudacityLabels(outputs, recordings),
                 "csv": lambda: CsvTable(outputs, STEM),
@@ -88,8 +87,7 @@ def write_tables(
             return outputs.commit()
     except OSError as error:
         raise UserError(
-            f"the tables in {folder} cannot be written: {error}; nothing there was changed: make room, or give a folder "
-            "that can be written to"
+            f"the tables in {folder} cannot be written: {error}; make room, or give a folder that can be written to"
         ) from None
 
 
