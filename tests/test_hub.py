@@ -1,3 +1,4 @@
+import hashlib
 import json
 import socket
 import subprocess
@@ -288,3 +289,79 @@ def test_a_fresh_process_publishes_and_loads_by_name(model_dir, fake_hub, tmp_pa
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["KenyaBirdsConfig", "Bulbul"]
     assert fake_hub.token not in done.stdout + done.stderr
+
+
+def test_a_branch_is_made_and_the_main_one_stays_as_it_is(model_dir, fake_hub, tmp_path):
+    publish(model_dir, "ann/birds")
+    (model_dir / "metrics.json").write_text('{"map": 0.5}')
+    commit = publish(model_dir, "ann/birds", revision="wet season")
+    again = publish(model_dir, "ann/birds", revision="wet season")
+
+    assert len(fake_hub.repos["ann/birds"]["commits"]) == 1
+    _, second = fake_hub.repos["ann/birds"]["branches"]["wet season"]
+    assert (list(second["files"]), second["oid"]) == (["metrics.json"], commit.oid)
+    assert again.oid == commit.oid
+    for revision in ("wet season", commit.oid):
+        folder = Path(snapshot_download("ann/birds", revision=revision, cache_dir=tmp_path / "cache"))
+        assert (folder / "metrics.json").read_text() == '{"map": 0.5}'
+
+
+def test_a_new_repository_may_begin_with_a_branch(model_dir, fake_hub):
+    publish(model_dir, "ann/birds", revision="v1")
+    assert fake_hub.repos["ann/birds"]["commits"] == []
+    assert sorted(fake_hub.repos["ann/birds"]["branches"]["v1"][0]["files"]) == PUBLISHED
+
+
+def test_a_pull_request_goes_to_someone_elses_repository_and_takes_more_commits(model_dir, fake_hub, tmp_path):
+    fake_hub.repos["bob/birds"] = {"private": False, "commits": []}
+    commit = publish(model_dir, "bob/birds", create_pr=True)
+    assert commit.pr_url == f"{fake_hub.endpoint}/bob/birds/discussions/1"
+    assert fake_hub.repos["bob/birds"]["commits"] == []
+    assert Path(snapshot_download("bob/birds", revision=commit.pr_revision, cache_dir=tmp_path)).name == commit.oid
+
+    fake_hub.user = "bob"
+    (model_dir / "metrics.json").write_text('{"map": 0.5}')
+    publish(model_dir, "bob/birds", revision="refs/pr/1")
+    assert [list(commit["files"]) for commit in fake_hub.repos["bob/birds"]["branches"]["refs/pr/1"]][1:] == [
+        ["metrics.json"]
+    ]
+
+
+def test_a_pull_request_that_leads_nowhere_is_told(model_dir, fake_hub):
+    assert "no model repository bob/birds" in refused(fake_hub, model_dir, "bob/birds", create_pr=True)
+    fake_hub.repos["ann/birds"] = {"private": False, "commits": []}
+    assert "ann/birds has no such revision" in refused(fake_hub, model_dir, revision="refs/pr/7")
+
+
+def without_waiting(monkeypatch):
+    """The client waits 23 s in all before it gives up."""
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda _: None)
+
+
+def test_an_upload_that_breaks_once_is_taken_up_by_the_client(model_dir, fake_hub, monkeypatch):
+    without_waiting(monkeypatch)
+    fake_hub.break_next, fake_hub.break_file = 1, (model_dir / "model.safetensors").read_bytes()
+    publish(model_dir, "ann/birds")
+    assert fake_hub.break_next == 0
+    assert sorted(fake_hub.repos["ann/birds"]["commits"][0]["files"]) == PUBLISHED
+
+
+def test_an_upload_that_broke_goes_on_when_it_is_run_again(model_dir, fake_hub, monkeypatch):
+    without_waiting(monkeypatch)
+    weights = (model_dir / "model.safetensors").read_bytes()
+    fake_hub.break_next, fake_hub.break_file = 99, weights
+    message = refused(fake_hub, model_dir)
+    assert "cannot reach 127.0.0.1" in message
+    assert message.endswith("then run this again")
+    # It was tried several times; what arrived beside it is there, and no half a model can be loaded.
+    assert fake_hub.break_next < 98
+    hashes = [
+        hashlib.sha256(content).hexdigest() for content in ((model_dir / "confusion_matrix.png").read_bytes(), weights)
+    ]
+    assert fake_hub.uploaded == hashes[:1]
+    assert fake_hub.repos["ann/birds"]["commits"] == []
+
+    fake_hub.break_next = 0
+    publish(model_dir, "ann/birds")
+    assert fake_hub.uploaded == hashes
+    assert sorted(fake_hub.repos["ann/birds"]["commits"][0]["files"]) == PUBLISHED

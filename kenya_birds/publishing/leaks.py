@@ -16,7 +16,7 @@ HEADER_LENGTH_BYTES = 8
 TEXT_SUFFIXES = (".json", ".py", ".csv", ".md", "")
 
 _SECRETS = {
-    "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}",
+    "a Hugging Face token": r"(?:hf|api_org)_[A-Za-z0-9]{20,}",
     "an API key": r"\bsk-[A-Za-z0-9_-]{20,}|\bAIza[A-Za-z0-9_-]{35}",
     "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})",
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
