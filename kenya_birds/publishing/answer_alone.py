@@ -58,7 +58,7 @@ def answer(model_name: str, revision: str | None = None) -> dict[str, Any]:
     }
     multi_label = model.config.problem_type == "multi_label_classification"
     # Before 5.23 the pipeline has to be told that the labels are independent.
-    told = {"top_k": None, "function_to_apply": "sigmoid" if multi_label else "softmax"}
+    told = {"top_k": None, **({"function_to_apply": "sigmoid"} if multi_label else {})}
     scores = {}
     for name, (waveform, sampling_rate) in sounds.items():
         guesses = classify({"array": waveform, "sampling_rate": sampling_rate}, **told)
