@@ -13,8 +13,9 @@ from datasets.splits import SplitInfo
 
 from kenya_birds.data.builders import ClipsConfig, KenyaBirds
 from kenya_birds.data.dataset import clips_builder
-from kenya_birds.data.splits import read_splits
+from kenya_birds.data.splits import read_folds, read_splits, splits_of_fold
 from kenya_birds.errors import UserError
+from kenya_birds.experiments.cross_validation import FOLDS_FILE
 from kenya_birds.json_files import read_json
 from kenya_birds.publishing.clips_card import render_clips_card
 from kenya_birds.publishing.hub import full_repo_id, upload_files
@@ -30,6 +31,8 @@ ROWS_PER_GROUP = 100
 def model_clips_builder(model_dir: Path, data_dir: Path) -> KenyaBirds:
     """Plans the clips that a model was trained and tested on, without context; nothing is cut yet.
 
+    Of a model of all recordings the splits are those of the cross-validation's first fold.
+
     Args:
         model_dir: Folder that training wrote: its splits, clip length, sampling rate and classes count.
         data_dir: The archive.
@@ -39,9 +42,10 @@ def model_clips_builder(model_dir: Path, data_dir: Path) -> KenyaBirds:
             recording of its splits or a class is missing, or there is one more.
     """
     config, front_end = (read_json(model_dir / name) for name in ("config.json", "preprocessor_config.json"))
+    folds = model_dir / FOLDS_FILE
     builder = clips_builder(
         data_dir,
-        splits=read_splits(model_dir / SPLITS_FILE),
+        splits=splits_of_fold(read_folds(folds), 0) if folds.is_file() else read_splits(model_dir / SPLITS_FILE),
         sampling_rate=front_end["sampling_rate"],
         clip_s=front_end["clip_s"],
         min_annotations=read_json(model_dir / SUMMARY_FILE)["archive"]["min_annotations"],
