@@ -206,7 +206,7 @@ def _analyse(
                     # The whole length is not known before all headers are read: it follows from the bytes.
                     done_bytes += plan.sizes[name] or 0
                     done_h += reading.duration_s / 3600
-                    bar.total = done_h * total_bytes / done_bytes if done_bytes else None
+                    bar.total = max(done_h * total_bytes / done_bytes, bar.n) if done_bytes else None
                     log_losses(name, reading)
         finally:
             for writer in writers.values():
