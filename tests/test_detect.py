@@ -9,8 +9,10 @@ import random
 import socket
 import sys
 import time
+from dataclasses import replace
 
 import filelock
+import fsspec
 import numpy as np
 import pytest
 import soundfile
@@ -104,6 +106,20 @@ def test_an_array_gives_what_its_file_gives(model, recordings):
     assert pipeline(sound, rate, name=str(path)) == from_file
     with pytest.raises(UserError, match="sampling_rate"):
         pipeline(sound)
+
+
+def test_a_url_gives_what_its_file_gives(model, recordings):
+    path = sorted(recordings.iterdir())[2]
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/far/away.flac", path.read_bytes())
+    pipeline = SoundscapePipeline(model, device="cpu")
+    try:
+        found = pipeline("memory://far/away.flac")
+    finally:
+        memory.rm("/far", recursive=True)
+    assert [replace(one, recording="") for one in found] == [replace(one, recording="") for one in pipeline(path)]
+    assert {one.recording for one in found} == {"memory:///far/away.flac"}
+    assert pipeline(f"file://{path}") == pipeline(path)
 
 
 def test_python_yields_what_the_command_writes(model, recordings, tmp_path):

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 # Groups of windows, of some megabytes each, that wait between readers and scoring.
 WAITING_GROUPS = 4
 MAX_READERS = 8
+# For readers that shall stop: one that fetches a file ends when it has it.
+PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -245,10 +247,11 @@ class SoundscapePipeline:
         values = thresholds.values(self.classes)
         if silent := [code for code, value in zip(self.classes, values, strict=True) if value == np.inf]:
             logger.warning(
-                "The model abstains from %d of its %d species, for which it has no threshold: %s",
+                "The model abstains from %d of its %d species, for which it has no threshold: %s%s",
                 len(silent),
                 len(values),
-                ", ".join(silent),
+                ", ".join(silent[:10]),
+                " ..." if len(silent) > 10 else "",
             )
         return values
 
@@ -348,7 +351,7 @@ def _reading(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, 
     finally:
         stopped.set()
         for thread in threads:
-            thread.join()
+            thread.join(PATIENCE_S)
 
 
 def _batches(items: Iterator[tuple[int, Windows | Reading]], size: int, samples: int) -> Iterator[_Batch]:
@@ -395,7 +398,12 @@ def _scored(batches: Iterator[_Batch], scorer: WindowScorer) -> Iterator[_Batch]
 
 def _finished(batch: _Batch) -> _Batch:
     if batch.scores is not None:
-        batch.scores.result()
+        try:
+            batch.scores.result()
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"the device has no memory for batches of {len(batch.sound)} windows: give a smaller --batch_size"
+            ) from None
     return batch
 
 
