@@ -194,6 +194,14 @@ class RecordingReader:
 
     def _decode(self, first: int, last: int) -> list[tuple[int, int, np.ndarray | None]]:
         """Stretches (first frame, frame after the last, float32 sound or None) that make up `[first, last)`."""
+        stretches = self._decode_any(first, last)
+        # Sample formats of floats can hold what is no number: that is lost too.
+        if not all(sound is None or np.isfinite(sound.sum(dtype=np.float64)) for *_, sound in stretches):
+            self._said[str(self.decoder)] = "samples that are no numbers"
+            return [part for stretch in stretches for part in _finite_parts(*stretch)]
+        return stretches
+
+    def _decode_any(self, first: int, last: int) -> list[tuple[int, int, np.ndarray | None]]:
         # Once it has failed soundfile is left alone, if it can be: its seeks into long damage take minutes.
         if not self._is_damaged or self._open_pyav() is None:
             sound = self._read_soundfile(first, last)
@@ -282,6 +290,22 @@ class RecordingReader:
 
     def _reason(self) -> str:
         return "; ".join(f"{name}: {self._said[name]}" for name in sorted(self._said, reverse=True))
+
+
+def _finite_parts(
+    first: int, last: int, sound: np.ndarray | None
+) -> Iterator[tuple[int, int, np.ndarray | None]]:
+    """A stretch of sound, without what lies from its first to its last sample that is no number."""
+    wrong = np.zeros(0, int) if sound is None else np.flatnonzero(~np.isfinite(sound))
+    if sound is None or not len(wrong):
+        yield first, last, sound
+        return
+    begin, end = int(wrong[0]), int(wrong[-1]) + 1
+    if begin:
+        yield first, first + begin, sound[:begin]
+    yield first + begin, first + end, None
+    if first + end < last:
+        yield first + end, last, sound[end:]
 
 
 def to_int16(waveform: np.ndarray) -> np.ndarray:

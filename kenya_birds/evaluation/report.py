@@ -26,7 +26,7 @@ from kenya_birds.evaluation.metrics import (
 )
 from kenya_birds.evaluation.predictions import Predictions, write_predictions
 from kenya_birds.evaluation.species_table import species_table
-from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
 from kenya_birds.json_files import write_json
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 SPECIES_FILE = "per_species.csv"
 PREDICTIONS_FILE = "predictions.parquet"
-THRESHOLDS_FILE = "thresholds.json"
 CONFUSION_FILE = "confusion_matrix.png"
 PRECISION_RECALL_FILE = "precision_recall.png"
 RELIABILITY_FILE = "reliability.png"

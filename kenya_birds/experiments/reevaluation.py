@@ -13,9 +13,9 @@ from kenya_birds.data.dataset import build_clips, clips_builder
 from kenya_birds.data.splits import SPLITS, read_splits
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
-from kenya_birds.evaluation.report import THRESHOLDS_FILE, write_evaluation
+from kenya_birds.evaluation.report import write_evaluation
 from kenya_birds.evaluation.scoring import clip_references, score_clips
-from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
 from kenya_birds.json_files import read_json
 from kenya_birds.saved_models import find_model, load_classifier
 from kenya_birds.training.arguments import DataArguments

@@ -1,0 +1,393 @@
+"""Detection in recordings: readers, batches that mix windows of many recordings, scores, detections; all at once."""
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kenya_birds.console import user_errors
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
+from kenya_birds.inference.detections import Detection
+from kenya_birds.inference.finding import DetectionFinder, FindingSettings
+from kenya_birds.inference.scoring import WindowScorer
+from kenya_birds.inference.sources import Source, find_sources
+from kenya_birds.inference.stopwatch import Stopwatch
+from kenya_birds.inference.streaming import Reading, read_array, read_source
+from kenya_birds.inference.windows import WindowGrid, Windows
+from kenya_birds.saved_models import SavedModel, find_model, load_classifier
+
+logger = logging.getLogger(__name__)
+
+# Groups of windows, of some megabytes each, that wait between readers and scoring.
+WAITING_GROUPS = 4
+MAX_READERS = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recording to analyse.
+
+    Attributes:
+        recording: Its name.
+        read: Gives its windows, and in the end how its reading ended.
+    """
+
+    recording: str
+    read: Callable[[], Iterator[Windows | Reading]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What was found since the last word about this recording.
+
+    Attributes:
+        recording: Its name.
+        detections: In the order of their starts.
+        advance_s: Sound that was analysed since, in seconds.
+        reading: How its reading ended; None: there is more to come.
+    """
+
+    recording: str
+    detections: list[Detection]
+    advance_s: float
+    reading: Reading | None
+
+
+@dataclass
+class _Batch:
+    """Windows that are scored together, and what follows them."""
+
+    sound: np.ndarray
+    filled: int
+    parts: list[tuple[int, Windows | Reading]]
+    scores: "Future[np.ndarray] | None" = None
+
+
+class SoundscapePipeline:
+    """Finds birds in recordings of any length, in memory that does not grow with it.
+
+    ```python
+    pipeline = SoundscapePipeline("birds", overlap_s=1.5, settings=FindingSettings(merge=True))
+    for detection in pipeline("KEN_001_20211207_153852.flac"):
+        print(detection.start_s, detection.species, detection.score)
+    ```
+
+    Args:
+        model: A model's folder, or `owner/name` or `owner/name@revision` on the Hub; its code is not run.
+        overlap_s: Overlap of neighbouring windows in seconds.
+        settings: What counts as a detection; by default what is at the model's own thresholds or above.
+        device: Such as `cpu` or `cuda:1`; by default a GPU where there is one.
+        batch_size: Windows that are scored together; by default 16 on a CPU and 128 on a GPU.
+        num_workers: Threads that read recordings; by default 1 on a CPU and up to 8 on a GPU.
+
+    Attributes:
+        saved: The model's files.
+        classes: eBird codes by class id.
+        species: Names by code, as the model's config has them.
+        frequencies_hz: Lowest and highest frequency that the model hears.
+        sampling_rate: The model's, in Hz.
+        grid: Where windows are.
+        thresholds: From what score on each class is reported, shape `(classes,)`; infinite: never.
+        scorer: Scores batches.
+        stopwatch: How long each part of the work has taken so far.
+
+    Raises:
+        UserError: If the model or a setting cannot be used, or the model has no thresholds and none is set.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        overlap_s: float = 0.0,
+        settings: FindingSettings | None = None,
+        device: str | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+    ) -> None:
+        for name, number in (("batch_size", batch_size), ("num_workers", num_workers)):
+            if number is not None and number < 1:
+                raise UserError(f"{name} is {number}: expected 1 or more")
+        self.settings = settings or FindingSettings()
+        self.overlap_s = overlap_s
+        self.saved = find_model(str(model))
+        classifier, extractor = load_classifier(self.saved)
+        self.classes = [classifier.config.id2label[label] for label in range(classifier.config.num_labels)]
+        self.species: dict[str, dict[str, str]] = classifier.config.species or {}
+        self.sampling_rate: int = extractor.sampling_rate
+        self.frequencies_hz = (float(extractor.f_min_hz), float(extractor.f_max_hz))
+        self.grid = WindowGrid.with_overlap(extractor.clip_samples, overlap_s, self.sampling_rate)
+        self.thresholds = self._find_thresholds(self.saved)
+        self._finder("")  # species that the model does not know are an error now
+        self.stopwatch = Stopwatch()
+        chosen = find_device(device)
+        self.scorer = WindowScorer(classifier, extractor, chosen, batch_size, self.stopwatch)
+        self.num_workers = num_workers or (1 if chosen.type == "cpu" else min(torch.get_num_threads(), MAX_READERS))
+
+    def __call__(
+        self, recording: str | Path | np.ndarray, sampling_rate: int | None = None, *, name: str = ""
+    ) -> list[Detection]:
+        """Finds the detections of one recording; a stretch that cannot be read is logged.
+
+        Args:
+            recording: A file or URL, or a mono waveform of shape `(samples,)`: floats in [-1, 1], or int16.
+            sampling_rate: The waveform's, in Hz.
+            name: What its detections call a waveform.
+
+        Returns:
+            In the order of their starts, then from high to low score.
+
+        Raises:
+            UserError: If the recording cannot be opened or is changed while it is read, it is more than one, or a
+                waveform has no sampling rate or is not one.
+        """
+        if isinstance(recording, np.ndarray):
+            if sampling_rate is None or sampling_rate <= 0:
+                raise UserError(f"the waveform's sampling_rate is {sampling_rate}: expected its rate in Hz")
+            waveform, rate = recording, sampling_rate
+            jobs = [Job(name, lambda: read_array(waveform, rate, self.grid, self.sampling_rate))]
+        else:
+            sources = find_sources([recording])
+            if len(sources) != 1:
+                raise UserError(f"{recording} holds {len(sources)} recordings: give one, or use detect()")
+            jobs = self.jobs(sources)
+        found: list[Detection] = []
+        for progress in self.analyse(jobs):
+            found += progress.detections
+            if progress.reading is not None and not progress.reading.is_final:
+                raise UserError(f"{progress.recording}: {progress.reading.losses[0].reason}")
+            _log_losses(progress)
+        return found
+
+    def detect(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
+        """Finds the detections of many recordings; those that cannot be read are logged, and the others go on.
+
+        Args:
+            paths: See `find_sources`.
+
+        Yields:
+            Detections as they are found: in order within a recording, and recordings may take turns.
+
+        Raises:
+            UserError: If a path leads to nothing.
+        """
+        for progress in self.analyse(self.jobs(find_sources(paths))):
+            yield from progress.detections
+            _log_losses(progress)
+
+    def jobs(self, sources: Iterable[Source]) -> list[Job]:
+        """What `analyse` takes."""
+
+        def job(source: Source) -> Job:
+            return Job(
+                source.recording, lambda: read_source(source, self.grid, self.sampling_rate, self.stopwatch)
+            )
+
+        return [job(source) for source in sources]
+
+    def analyse(self, jobs: Sequence[Job]) -> Iterator[Progress]:
+        """Analyses recordings; reading, scoring and what the caller does with the result go on at the same time.
+
+        Yields:
+            In order within a recording, the last with how its reading ended.
+        """
+        finders: dict[int, DetectionFinder] = {}
+        reached: dict[int, int] = {}
+        with _reading(jobs, self.num_workers) as items, self.scorer as scorer:
+            for batch in _scored(_batches(items, scorer.batch_size, self.grid.window_samples), scorer):
+                row = 0
+                for index, item in batch.parts:
+                    recording = jobs[index].recording
+                    finder = finders.get(index) or finders.setdefault(index, self._finder(recording))
+                    before = reached.get(index, 0)
+                    if isinstance(item, Windows):
+                        assert batch.scores is not None
+                        scores = batch.scores.result()[row : row + len(item.starts)]
+                        row += len(item.starts)
+                        reached[index] = int(item.ends[-1])
+                        advance_s = (reached[index] - before) / self.sampling_rate
+                        yield Progress(recording, finder.add(item.starts, item.ends, scores), advance_s, None)
+                    else:
+                        del finders[index]
+                        reached.pop(index, None)
+                        advance_s = item.duration_s - before / self.sampling_rate
+                        yield Progress(recording, finder.finish(), advance_s, item)
+
+    def _finder(self, recording: str) -> DetectionFinder:
+        return DetectionFinder(recording, self.classes, self.thresholds, self.settings, self.sampling_rate)
+
+    def _find_thresholds(self, saved: SavedModel) -> np.ndarray:
+        if self.settings.threshold is not None:
+            return np.full(len(self.classes), self.settings.threshold)
+        path = saved.folder / THRESHOLDS_FILE
+        if not path.is_file():
+            raise UserError(
+                f"'{saved.name}' has no {THRESHOLDS_FILE}, so that nothing tells from what score on a species is to "
+                "be reported: give one for all with --threshold (threshold=)"
+            )
+        thresholds = Thresholds.read(path)
+        missing = sorted(set(self.classes) - set(thresholds.species))
+        if missing:
+            raise UserError(
+                f"{path} has no threshold of {', '.join(missing)}: it belongs to another model, give one for all with "
+                "--threshold (threshold=)"
+            )
+        values = thresholds.values(self.classes)
+        if silent := [code for code, value in zip(self.classes, values, strict=True) if value == np.inf]:
+            logger.warning(
+                "The model abstains from %d of its %d species, for which it has no threshold: %s",
+                len(silent),
+                len(values),
+                ", ".join(silent),
+            )
+        return values
+
+
+def detect(model: str | Path, paths: Iterable[str | Path], **options: Any) -> Iterator[Detection]:
+    """Finds birds in recordings.
+
+    Args:
+        model: A model's folder, or a name on the Hub.
+        paths: Files, folders, patterns, lists and URLs (see `find_sources`).
+        **options: See `SoundscapePipeline`.
+
+    Yields:
+        Detections as they are found.
+
+    Raises:
+        UserError: If the model, a path or an option cannot be used.
+    """
+    return SoundscapePipeline(model, **options).detect(paths)
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of this name; by default a GPU where there is one, and the CPU elsewhere.
+
+    Raises:
+        UserError: If there is no such device.
+    """
+    with user_errors(RuntimeError):
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"the device is '{name}': expected cpu, cuda or cuda:NUMBER")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device '{name}': this machine has {torch.cuda.device_count()} GPUs that work")
+    return device
+
+
+@contextmanager
+def _reading(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, Windows | Reading]]]:
+    """What the jobs read, in order within each, by threads that end with the `with` block."""
+    items: queue.Queue[tuple[int, Windows | Reading] | BaseException | None] = queue.Queue(WAITING_GROUPS + readers)
+    waiting = iter(range(len(jobs)))
+    lock = threading.Lock()
+    stopped = threading.Event()
+
+    def put(item: tuple[int, Windows | Reading] | BaseException | None) -> bool:
+        while not stopped.is_set():
+            try:
+                items.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            while True:
+                with lock:
+                    index = next(waiting, None)
+                if index is None:
+                    break
+                for item in jobs[index].read():
+                    if not put((index, item)):
+                        return
+        except BaseException as error:  # raised where the items are taken
+            put(error)
+        put(None)
+
+    threads = [threading.Thread(target=work, name=f"read-{n}", daemon=True) for n in range(min(readers, len(jobs)))]
+
+    def taken() -> Iterator[tuple[int, Windows | Reading]]:
+        running = len(threads)
+        while running:
+            item = items.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+
+    for thread in threads:
+        thread.start()
+    try:
+        yield taken()
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+
+
+def _batches(items: Iterator[tuple[int, Windows | Reading]], size: int, samples: int) -> Iterator[_Batch]:
+    """Batches of one size; the last is filled up with zeros."""
+
+    def empty() -> _Batch:
+        return _Batch(np.zeros((size, samples), dtype=np.int16), 0, [])
+
+    batch = empty()
+    for index, item in items:
+        if isinstance(item, Reading):
+            batch.parts.append((index, item))
+            if not batch.filled:
+                yield batch
+                batch = empty()
+            continue
+        first = 0
+        while first < len(item.starts):
+            last = min(first + size - batch.filled, len(item.starts))
+            part = Windows(item.starts[first:last], item.ends[first:last], item.sound[first:last])
+            batch.sound[batch.filled : batch.filled + last - first] = part.sound
+            batch.filled += last - first
+            batch.parts.append((index, part))
+            if batch.filled == size:
+                yield batch
+                batch = empty()
+            first = last
+    if batch.parts:
+        yield batch
+
+
+def _scored(batches: Iterator[_Batch], scorer: WindowScorer) -> Iterator[_Batch]:
+    """The batches in order, with scores, while those that follow are being scored."""
+    pending: deque[_Batch] = deque()
+    for batch in batches:
+        if batch.filled:
+            batch.scores = scorer.submit(batch.sound)
+        pending.append(batch)
+        while len(pending) > scorer.threads + 1:
+            yield _finished(pending.popleft())
+    while pending:
+        yield _finished(pending.popleft())
+
+
+def _finished(batch: _Batch) -> _Batch:
+    if batch.scores is not None:
+        batch.scores.result()
+    return batch
+
+
+def _log_losses(progress: Progress) -> None:
+    for loss in progress.reading.losses if progress.reading is not None else ():
+        end = "its end" if loss.end_s is None else f"{loss.end_s:.3f} s"
+        logger.warning("%s was not analysed from %.3f s to %s: %s", progress.recording, loss.start_s, end, loss.reason)

@@ -1,0 +1,216 @@
+"""Reads recordings in blocks, at the model's rate, and cuts them into windows; what is lost is told, not read over."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from kenya_birds.data.audio import Block, RecordingReader, to_int16
+from kenya_birds.errors import UserError
+from kenya_birds.inference.sources import FileState, Source
+from kenya_birds.inference.stopwatch import Stopwatch
+from kenya_birds.inference.windows import WindowCutter, WindowGrid, Windows
+
+BLOCK_S = 30
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What of a recording was not analysed.
+
+    Attributes:
+        start_s: Where it begins, in seconds from the start of the recording.
+        end_s: Where it ends; None: at the recording's end, wherever that is.
+        reason: Why.
+    """
+
+    start_s: float
+    end_s: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the reading of a recording ended.
+
+    Attributes:
+        frames: Samples per channel that its header promises; 0 where it cannot be opened.
+        sample_rate_hz: The recording's own; 0 where it cannot be opened.
+        windows: Number of windows that were analysed.
+        losses: What was not. A recording that could not be opened, went away or is silent has one, from 0 on.
+        is_final: Whether reading it again would give the same: not where it could not be opened or went away.
+        state: Of the file that was read; None where it could not be opened, and of sound that is no file.
+    """
+
+    frames: int
+    sample_rate_hz: int
+    windows: int
+    losses: tuple[Loss, ...]
+    is_final: bool = True
+    state: FileState | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds; 0 where it cannot be opened."""
+        return self.frames / self.sample_rate_hz if self.sample_rate_hz else 0.0
+
+    @classmethod
+    def failed(cls, reason: str) -> "Reading":
+        """That of a recording of which nothing can be used."""
+        return cls(0, 0, 0, (Loss(0.0, None, reason),), is_final=False)
+
+
+def read_source(
+    source: Source, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch
+) -> Iterator[Windows | Reading]:
+    """Windows of a recording, fetched first where it is far away; nothing that is wrong with it is raised.
+
+    Args:
+        source: The recording.
+        grid: Where windows are.
+        sampling_rate: Rate of the windows in Hz.
+        stopwatch: Counts fetching, decoding and resampling.
+
+    Yields:
+        Its windows, in order, and in the end how its reading ended.
+    """
+    try:
+        source.recording.encode("utf-8")
+    except UnicodeError:
+        yield Reading.failed("its name is not valid Unicode, so that no table can hold it: rename it")
+        return
+    try:
+        before = source.state()
+        with ExitStack() as stack:
+            with stopwatch.time("fetch"):
+                path = stack.enter_context(source.local_path())
+            for found in read_windows(path, grid, sampling_rate, stopwatch):
+                if isinstance(found, Reading):
+                    if source.state() != before:
+                        raise UserError("the file changed while it was read")
+                    found = replace(found, state=before)
+                yield found
+    except UserError as error:
+        yield Reading.failed(str(error))
+
+
+def read_array(waveform: np.ndarray, rate_hz: int, grid: WindowGrid, sampling_rate: int) -> Iterator[Windows | Reading]:
+    """The same of a mono waveform in memory: floats in [-1, 1] or int16, shape `(samples,)`.
+
+    Raises:
+        UserError: If the waveform is of another shape or type, or holds what is no number.
+    """
+    if waveform.ndim != 1 or not len(waveform) or (waveform.dtype.kind != "f" and waveform.dtype != np.int16):
+        raise UserError(
+            f"the waveform is {waveform.dtype} of shape {waveform.shape}: expected floats in [-1, 1] or int16, (samples,)"
+        )
+    if not np.isfinite(waveform).all():
+        raise UserError("the waveform has samples that are no numbers: leave it out or mend it")
+    sound = waveform if waveform.dtype == np.int16 else to_int16(waveform)
+    if rate_hz != sampling_rate:
+        sound = to_int16(soxr.resample(sound.astype(np.float32) / 32768, rate_hz, sampling_rate))
+    count = 0
+    for windows in WindowCutter(grid, len(sound)).add(0, sound):
+        count += len(windows.starts)
+        yield windows
+    yield Reading(len(waveform), rate_hz, count, ())
+
+
+def read_windows(
+    path: Path, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch
+) -> Iterator[Windows | Reading]:
+    """Windows of a file, in order, and in the end how its reading ended.
+
+    Windows of digital silence are left out: there is nothing to hear in them.
+
+    Raises:
+        UserError: If the file cannot be opened as audio or holds no samples.
+    """
+    with stopwatch.time("decode"):
+        reader = RecordingReader(path)
+    with reader:
+        rate = reader.header.sample_rate_hz
+        samples = resampled_length(reader.header.frames, rate, sampling_rate)
+        cutter = WindowCutter(grid, samples)
+        losses: list[Loss] = []
+        count, has_sound = 0, False
+        for start, sound in _resampled(_timed_blocks(reader, losses, stopwatch), rate, sampling_rate, stopwatch):
+            has_sound = has_sound or bool(sound.any())
+            for windows in cutter.add(start, sound):
+                audible = windows.sound.any(axis=1)
+                if not audible.all():
+                    windows = Windows(windows.starts[audible], windows.ends[audible], windows.sound[audible])
+                count += len(windows.starts)
+                if len(windows.starts):
+                    yield windows
+        if not has_sound and not losses:
+            losses.append(Loss(0.0, reader.header.duration_s, "digital silence from the beginning to the end"))
+        yield Reading(reader.header.frames, rate, count, tuple(losses))
+
+
+def resampled_length(frames: int, rate_hz: int, sampling_rate: int) -> int:
+    """Samples of a recording of so many frames after resampling, as soxr rounds."""
+    return (2 * frames * sampling_rate + rate_hz) // (2 * rate_hz)
+
+
+def _timed_blocks(reader: RecordingReader, losses: list[Loss], stopwatch: Stopwatch) -> Iterator[Block]:
+    """Blocks of sound; lost ones become losses, joined where they touch."""
+    rate = reader.header.sample_rate_hz
+    blocks = reader.blocks(BLOCK_S * rate)
+    while True:
+        with stopwatch.time("decode"):
+            block = next(blocks, None)
+        if block is None:
+            return
+        if block.sound is not None:
+            yield block
+            continue
+        start_s, end_s = block.start / rate, (block.start + block.frames) / rate
+        if losses and losses[-1].end_s == start_s:
+            start_s = losses.pop().start_s
+        losses.append(Loss(start_s, end_s, block.reason))
+
+
+def _resampled(
+    blocks: Iterator[Block], rate_hz: int, sampling_rate: int, stopwatch: Stopwatch
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(place, int16 samples) at another rate: the same samples as if each unbroken stretch had been resampled whole.
+
+    After a loss the stream begins anew where both rates have a sample at the same time.
+    """
+    if rate_hz == sampling_rate:
+        for block in blocks:
+            assert block.sound is not None
+            yield block.start, block.sound
+        return
+    common = np.gcd(rate_hz, sampling_rate)
+    in_step, out_step = int(rate_hz // common), int(sampling_rate // common)
+    stream: soxr.ResampleStream | None = None
+    expected, place = -1, 0
+
+    def resample(sound: np.ndarray, is_last: bool) -> tuple[int, np.ndarray]:
+        nonlocal place
+        with stopwatch.time("resample"):
+            assert stream is not None
+            out = to_int16(stream.resample_chunk(sound.astype(np.float32) / 32768, last=is_last))
+        place += len(out)
+        return place - len(out), out
+
+    for block in blocks:
+        sound, start = block.sound, block.start
+        assert sound is not None
+        if start != expected:
+            if stream is not None:
+                yield resample(sound[:0], is_last=True)
+            skipped = -start % in_step
+            stream, sound, place = None, sound[skipped:], (start + skipped) // in_step * out_step
+            if len(sound):
+                stream = soxr.ResampleStream(rate_hz, sampling_rate, 1, "float32")
+        expected = block.start + block.frames if stream is not None else -1
+        if len(sound):
+            yield resample(sound, is_last=False)
+    if stream is not None:
+        yield resample(np.zeros(0, dtype=np.int16), is_last=True)

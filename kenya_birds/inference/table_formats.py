@@ -1,0 +1,251 @@
+"""Tables for spreadsheets and programs: CSV, Parquet, JSON, and Kaleidoscope's CSV."""
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import PurePath
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from kenya_birds.inference.outputs import Outputs
+from kenya_birds.inference.recordings import RecordingInfo, Row, as_utf8, decimal_s, microseconds
+
+CSV_COLUMNS = (
+    "recording",
+    "start_s",
+    "end_s",
+    "code",
+    "common_name",
+    "scientific_name",
+    "score",
+    "local_time",
+    "utc_time",
+)
+KALEIDOSCOPE_COLUMNS = (
+    "INDIR",
+    "FOLDER",
+    "IN FILE",
+    "OFFSET",
+    "DURATION",
+    "scientific_name",
+    "common_name",
+    "confidence",
+)
+# Of the Parquet file's metadata: model and settings as JSON.
+METADATA_KEY = b"kenya_birds.metadata"
+ROW_GROUP_ROWS = 1 << 16
+# What spreadsheets take for the begin of a formula.
+FORMULA = re.compile(r"[=+\-@\t\r]")
+
+
+class TableWriter(Protocol):
+    """Writes one format."""
+
+    def begin(self, info: RecordingInfo) -> None:
+        """Goes on to the next recording."""
+
+    def write(self, row: Row) -> None:
+        """Writes a detection of this recording."""
+
+    def close(self) -> None:
+        """Writes what stands at the end."""
+
+
+class RecordingsTable:
+    """`recordings.csv`: what was analysed, with its length and number of detections."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        self._file = outputs.open("recordings.csv")
+        self._csv = csv.writer(self._file, lineterminator="\n")
+        self._csv.writerow(("recording", "duration_s", "local_time", "utc_time", "detections"))
+        self._info: RecordingInfo | None = None
+        self._detections = 0
+
+    def begin(self, info: RecordingInfo) -> None:
+        """See `TableWriter`."""
+        self._end()
+        self._info, self._detections = info, 0
+
+    def write(self, row: Row) -> None:
+        """See `TableWriter`."""
+        self._detections += 1
+
+    def close(self) -> None:
+        """See `TableWriter`."""
+        self._end()
+
+    def _end(self) -> None:
+        if self._info is not None:
+            duration_s = decimal_s(microseconds(self._info.duration))
+            times = map(iso_time, self._info.times(0))
+            self._csv.writerow((safe_path(self._info.recording), duration_s, *times, self._detections))
+
+
+class CsvTable:
+    """A row a detection.
+
+    A spreadsheet would run a cell that begins with `=`, `+`, `-` or `@` as a formula. So a recording whose path begins
+    so is written with `./` in front, which is the same file; a name of a species with an apostrophe in front, the sign
+    by which spreadsheets know text.
+    """
+
+    def __init__(self, outputs: Outputs, stem: str) -> None:
+        self._csv = csv.writer(outputs.open(f"{stem}.csv"), lineterminator="\n")
+        self._csv.writerow(CSV_COLUMNS)
+
+    def begin(self, info: RecordingInfo) -> None:
+        """See `TableWriter`."""
+
+    def write(self, row: Row) -> None:
+        """See `TableWriter`."""
+        times_s = decimal_s(row.start_us), decimal_s(row.end_us)
+        names = map(safe_text, (row.detection.species, *row.names))
+        times = map(iso_time, row.info.times(row.start_us))
+        self._csv.writerow((safe_path(row.info.recording), *times_s, *names, f"{row.detection.score:.6f}", *times))
+
+    def close(self) -> None:
+        """See `TableWriter`."""
+
+
+class KaleidoscopeTable:
+    """The first columns of what BirdNET-Analyzer writes for Kaleidoscope: those that depend on the detection."""
+
+    def __init__(self, outputs: Outputs, stem: str) -> None:
+        self._csv = csv.writer(outputs.open(f"{stem}.id.csv"), lineterminator="\n")
+        self._csv.writerow(KALEIDOSCOPE_COLUMNS)
+
+    def begin(self, info: RecordingInfo) -> None:
+        """See `TableWriter`."""
+
+    def write(self, row: Row) -> None:
+        """See `TableWriter`."""
+        path = PurePath(row.info.recording)
+        where = safe_path(str(path.parent.parent)), safe_path(path.parent.name), safe_path(path.name)
+        times_s = decimal_s(row.start_us), decimal_s(row.end_us - row.start_us)
+        names = safe_text(row.names.scientific_name), safe_text(row.names.common_name)
+        self._csv.writerow((*where, *times_s, *names, f"{row.detection.score:.4f}"))
+
+    def close(self) -> None:
+        """See `TableWriter`."""
+
+
+class JsonTable:
+    """One document: `metadata`, `recordings` and `detections`, one a line."""
+
+    def __init__(self, outputs: Outputs, stem: str, about: str, recordings: Sequence[RecordingInfo]) -> None:
+        self._file = outputs.open(f"{stem}.json")
+        self._file.write(f'{{"metadata": {about},\n"recordings": [')
+        for place, info in enumerate(recordings):
+            local_time, utc_time = map(iso_time, info.times(0))
+            content = {
+                "recording": as_utf8(info.recording),
+                "duration_s": microseconds(info.duration) / 1e6,
+                "local_time": local_time or None,
+                "utc_time": utc_time or None,
+            }
+            self._write_item(content, place == 0)
+        self._file.write('],\n"detections": [')
+        self._is_first = True
+
+    def begin(self, info: RecordingInfo) -> None:
+        """See `TableWriter`."""
+
+    def write(self, row: Row) -> None:
+        """See `TableWriter`."""
+        local_time, utc_time = map(iso_time, row.info.times(row.start_us))
+        content = {
+            "recording": as_utf8(row.info.recording),
+            "start_s": row.start_us / 1e6,
+            "end_s": row.end_us / 1e6,
+            "code": row.detection.species,
+            **row.names._asdict(),
+            "score": round(row.detection.score, 6),
+            "local_time": local_time or None,
+            "utc_time": utc_time or None,
+        }
+        self._write_item(content, self._is_first)
+        self._is_first = False
+
+    def close(self) -> None:
+        """See `TableWriter`."""
+        self._file.write("]}\n")
+
+    def _write_item(self, content: dict[str, Any], is_first: bool) -> None:
+        self._file.write(("\n" if is_first else ",\n") + json.dumps(content, ensure_ascii=False, allow_nan=False))
+
+
+class ParquetTable:
+    """Typed columns; written in groups of rows."""
+
+    def __init__(self, outputs: Outputs, stem: str, about: str) -> None:
+        text = pa.dictionary(pa.int32(), pa.string())
+        self._schema = pa.schema(
+            {
+                "recording": text,
+                "start_s": pa.float64(),
+                "end_s": pa.float64(),
+                "code": text,
+                "common_name": text,
+                "scientific_name": text,
+                "score": pa.float32(),
+                "local_time": pa.timestamp("us"),
+                "utc_time": pa.timestamp("us", tz="UTC"),
+                "start_sample": pa.int64(),
+                "end_sample": pa.int64(),
+                "sample_rate_hz": pa.int32(),
+            },
+            metadata={METADATA_KEY: about.encode()},
+        )
+        self._columns: list[list[Any]] = [[] for _ in self._schema]
+        self._writer = outputs.open_parquet(f"{stem}.parquet", self._schema)
+
+    def begin(self, info: RecordingInfo) -> None:
+        """See `TableWriter`."""
+
+    def write(self, row: Row) -> None:
+        """See `TableWriter`."""
+        found = row.detection
+        values = (
+            as_utf8(row.info.recording),
+            row.start_us / 1e6,
+            row.end_us / 1e6,
+            *map(as_utf8, (found.species, *row.names)),
+            found.score,
+            *row.info.times(row.start_us),
+            found.start_sample,
+            found.end_sample,
+            found.sample_rate_hz,
+        )
+        for column, value in zip(self._columns, values, strict=True):
+            column.append(value)
+        if len(self._columns[0]) == ROW_GROUP_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        """See `TableWriter`."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._columns[0]:
+            arrays = [pa.array(values, field.type) for values, field in zip(self._columns, self._schema, strict=True)]
+            self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+            self._columns = [[] for _ in self._schema]
+
+
+def iso_time(time: datetime | None) -> str:
+    """A time in ISO 8601 to a millisecond, with a Z where it is in UTC; empty where there is none."""
+    return "" if time is None else time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def safe_path(path: str) -> str:
+    """A path that no spreadsheet takes for a formula (see `CsvTable`)."""
+    return f"./{path}" if FORMULA.match(path) else path
+
+
+def safe_text(text: str) -> str:
+    """A text that no spreadsheet takes for a formula (see `CsvTable`)."""
+    return f"'{text}" if FORMULA.match(text) else text

@@ -1,0 +1,170 @@
+"""Tables for programs that show them along the sound: Raven's selection tables and Audacity's labels."""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import takewhile
+from pathlib import PurePosixPath
+from typing import IO
+
+from kenya_birds.inference.outputs import Outputs
+from kenya_birds.inference.recordings import RecordingInfo, Row, decimal_s, microseconds
+
+# BirdNET-Analyzer's columns in its order, and the scientific name.
+RAVEN_COLUMNS = (
+    "Selection",
+    "View",
+    "Channel",
+    "Begin Time (s)",
+    "End Time (s)",
+    "Low Freq (Hz)",
+    "High Freq (Hz)",
+    "Common Name",
+    "Species Code",
+    "Scientific Name",
+    "Confidence",
+    "Begin Path",
+    "File Offset (s)",
+)
+MAX_NAME_BYTES = 120  # of a file or folder; file systems have room for 255
+
+
+class RavenTables:
+    """A selection table of all recordings, as if one followed on the other, and one of each.
+
+    Raven cannot quote, so that tabs and line ends in names become spaces.
+    """
+
+    def __init__(
+        self, outputs: Outputs, stem: str, recordings: Sequence[RecordingInfo], frequencies_hz: tuple[float, float]
+    ) -> None:
+        self._outputs = outputs
+        self._names = file_names([info.recording for info in recordings])
+        self._low_hz, self._high_hz = frequencies_hz
+        self._all = _RavenTable(outputs.open(f"{stem}.selections.txt"))
+        self._list = outputs.open(f"{stem}.list.txt")
+        self._begin = self._end = Fraction(0)
+        self._one: _RavenTable | None = None
+        self._path = ""
+
+    def begin(self, info: RecordingInfo) -> None:
+        """See `TableWriter`."""
+        self.close()
+        self._begin, self._end = self._end, self._end + info.duration
+        # Raven is not started where the detector was.
+        self._path = plain_text(info.recording if "://" in info.recording else os.path.abspath(info.recording))
+        self._list.write(f"{self._path}\n")
+        self._one = _RavenTable(self._outputs.open(f"raven/{self._names[info.recording]}.selections.txt"))
+
+    def write(self, row: Row) -> None:
+        """See `TableWriter`."""
+        assert self._one is not None  # begin() was called
+        # Each rounded once from where it is, so that no error adds up along the recordings.
+        start = self._begin + Fraction(row.detection.start_sample, row.detection.sample_rate_hz)
+        end = self._begin + Fraction(row.detection.end_sample, row.detection.sample_rate_hz)
+        for table, times_us in (
+            (self._all, (microseconds(start), microseconds(min(end, self._end)))),
+            (self._one, (row.start_us, row.end_us)),
+        ):
+            table.write(
+                *map(decimal_s, times_us),
+                f"{self._low_hz:.1f}",
+                f"{self._high_hz:.1f}",
+                plain_text(row.names.common_name),
+                plain_text(row.detection.species),
+                plain_text(row.names.scientific_name),
+                f"{row.detection.score:.4f}",
+                self._path,
+                decimal_s(row.start_us),
+            )
+
+    def close(self) -> None:
+        """See `TableWriter`."""
+        if self._one is not None:
+            self._one.file.close()
+
+
+class _RavenTable:
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+        self._selections = 0
+        file.write("\t".join(RAVEN_COLUMNS) + "\n")
+
+    def write(self, *cells: str) -> None:
+        self._selections += 1
+        self.file.write("\t".join((str(self._selections), "Spectrogram 1", "1", *cells)) + "\n")
+
+
+class AudacityLabels:
+    """Labels of each recording: begin, end, common name with score."""
+
+    def __init__(self, outputs: Outputs, recordings: Sequence[RecordingInfo]) -> None:
+        self._outputs = outputs
+        self._names = file_names([info.recording for info in recordings])
+        self._file: IO[str] | None = None
+
+    def begin(self, info: RecordingInfo) -> None:
+        """See `TableWriter`."""
+        self.close()
+        self._file = self._outputs.open(f"audacity/{self._names[info.recording]}.txt")
+
+    def write(self, row: Row) -> None:
+        """See `TableWriter`."""
+        assert self._file is not None  # begin() was called
+        label = f"{plain_text(row.names.common_name)} {row.detection.score:.2f}"
+        self._file.write(f"{decimal_s(row.start_us)}\t{decimal_s(row.end_us)}\t{label}\n")
+
+    def close(self) -> None:
+        """See `TableWriter`."""
+        if self._file is not None:
+            self._file.close()
+
+
+def plain_text(text: str) -> str:
+    """A text as a cell between tabs: one line, and no quote in front, which readers would take for a quoted cell."""
+    text = re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", text)
+    return "'" + text[1:] if text.startswith('"') else text
+
+
+def file_names(recordings: Sequence[str]) -> dict[str, str]:
+    """Names for a file of each recording, without its ending: the recording's, in folders as the recordings' are.
+
+    Folders that all recordings are in are left out. Where two would have the same name (recordings that differ in
+    their ending only, or in what no file system keeps apart), a part of the path's SHA-256 stands behind it.
+
+    Args:
+        recordings: Paths or URLs, each once.
+
+    Returns:
+        By recording, a relative path with `/` between its parts that never leads upward.
+    """
+    folders = {}
+    for recording in recordings:
+        parts = [part for part in recording.replace(os.sep, "/").split("/") if part not in ("", ".", "..")]
+        folders[recording] = [_safe_name(part) for part in parts[:-1]]
+    first, last = (choose(folders.values(), default=[]) for choose in (min, max))
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    names = {
+        recording: "/".join([*parts[shared:], _safe_name(PurePosixPath(recording.replace(os.sep, "/")).stem)])
+        for recording, parts in folders.items()
+    }
+    taken = Counter(name.casefold() for name in names.values())
+    return {
+        recording: name if taken[name.casefold()] == 1 else f"{name}-{_digest(recording)}"
+        for recording, name in names.items()
+    }
+
+
+def _safe_name(name: str) -> str:
+    """A name that every file system takes."""
+    safe = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*\ud800-\udfff]', "_", name).strip(" .") or "_"
+    if len(safe.encode()) > MAX_NAME_BYTES:
+        safe = safe.encode()[: MAX_NAME_BYTES - 11].decode(errors="ignore") + f"-{_digest(name)}"
+    return safe
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
