@@ -41,7 +41,9 @@ def main() -> None:
     print(f"| Backbone | {unit}-seconds per hour of sound | Hours per {unit}-day | {unit}-years for 1,000,000 hours |")
     print("| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
-        archive = synthesize_archive(Path(folder) / "archive", recordings=1, duration_s=60 * options.minutes, species=5)
+        archive = synthesize_archive(
+            Path(folder) / "archive", recordings=1, duration_s=60 * options.minutes, species=5
+        )
         (recording,) = (archive / "soundscape_data").iterdir()
         for backbone in options.backbones:
             model = _save_model(Path(folder) / backbone, backbone, options.noise_reduction)

@@ -69,8 +69,8 @@ CONTENTS = {
         "evaluation.thresholds.choose_thresholds",
     ],
     "Detection": [
-        "inference.detection.SoundscapePipeline",
         "inference.finding.FindingSettings",
+        "inference.detection.SoundscapePipeline",
         "inference.detections.Detection",
         "inference.detection.detect",
         "inference.reading.read_detections",
@@ -88,7 +88,7 @@ def make_reference() -> str:
 
 
 def _entry(thing: Any) -> str:
-    parts = [f"### {thing.name}", f"`from {thing.parent.path} import {thing.name}`"]
+    parts = [f"### {thing.name}", f"```python\nfrom {thing.parent.path} import {thing.name}\n```"]
     parts += [_signature(thing), *_docstring(thing)]
     for member in thing.members.values() if thing.is_class else ():
         if member.is_function and member.docstring and (member.name == "__call__" or _is_for_users(member)):
