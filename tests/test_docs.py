@@ -20,7 +20,13 @@ from running import ROOT, run, train
 
 matplotlib.use("Agg")
 
-WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
+# Pages whose Python has a test of its own, which prepares what it needs.
+TESTED_ELSEWHERE = {"publishing.md": "test_publishing_docs.py"}
+WITH_PYTHON = [
+    page
+    for page in PAGES
+    if page.name not in TESTED_ELSEWHERE and any(block.language == "python" for block in blocks(page))
+]
 NOT_FLAGS_OF_OURS = {"--help"}
 
 
@@ -58,6 +64,11 @@ def test_the_python_of_a_page_runs(page, things, tmp_path, monkeypatch):
             exec(code, namespace)
 
 
+@pytest.mark.parametrize(("page", "test"), TESTED_ELSEWHERE.items())
+def test_the_python_of_other_pages_has_a_test(page, test):
+    assert page in (ROOT / "tests" / test).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_of_a_page_exists(page):
     called = commands(page)
@@ -82,6 +93,14 @@ def test_every_command_in_a_block_can_be_parsed(page, capsys):
                 parser_of(command.program).parse_args(words)
             except SystemExit:
                 pytest.fail(f"{page.name}: {command.program} {' '.join(words)}: {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_for_the_shell_are_whole(page):
+    for block in blocks(page):
+        if block.language in SHELLS:
+            checked = run("bash", "-n", "-c", block.code)
+            assert checked.returncode == 0, f"{page.name}, line {block.line}: {checked.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

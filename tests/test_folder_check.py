@@ -64,7 +64,7 @@ def test_code_that_needs_this_package_is_refused_although_it_is_installed_here(m
     refused(model_dir, "does not load and answer: .*kenya_birds")
 
 
-def test_the_code_sees_no_token_and_no_network(model_dir, monkeypatch):
+def test_the_code_sees_no_token_and_is_told_to_stay_offline(model_dir, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "a1B2" * 8)
     monkeypatch.setenv("MY_PASSWORD", "correct horse")
     tell = (

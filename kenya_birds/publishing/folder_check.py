@@ -78,7 +78,7 @@ def _check_answer(folder: Path, home: Path) -> None:
 
 
 def answer_in_clean_process(folder: Path, home: Path) -> dict[str, Any]:
-    """Runs `answer_alone` on a folder, in a process that cannot import this package, has no network and no secret.
+    """Runs `answer_alone` on a folder, in a process that cannot import this package, stays offline and has no secret.
 
     Args:
         folder: The model.
