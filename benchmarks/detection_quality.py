@@ -52,7 +52,6 @@ def main() -> None:
     found["recording"] = [Path(path).name for path in found["recording"]]
     calls = read_archive(options.data_dir).annotations
     calls = calls[calls["species"].isin(select_classes(calls, options.min_annotations))]
-    calls = calls.assign(center_s=(calls["start_s"] + calls["end_s"]) / 2)
     if options.splits_file:
         splits = read_splits(options.splits_file)
         tested = set(splits.loc[splits["split"] == "test", "recording"])
