@@ -8,7 +8,7 @@ CODE := kenya_birds tests examples benchmarks docs train_hf.py push_model.py
 .PHONY: help install test compatibility demo quality style reference clean
 
 help:
-	@echo "make demo          set up, then synthesise an archive, train on it and ask the model what it hears"
+	@echo "make demo          set up, then synthesise an archive, train on it, and detect who sings when"
 	@echo "make test          set up, then run the tests"
 	@echo "make compatibility ask a model with the oldest and the newest libraries that setup.cfg allows"
 	@echo "make quality       check format, lint and types"
@@ -40,13 +40,13 @@ demo: install
 		--num_cpu_threads_per_process 2 train_hf.py --data_dir $(DEMO)/archive --output_dir $(DEMO)/model \
 		--cache_dir $(DEMO)/cache --use_cpu --backbone test_convnext --init_from scratch \
 		--num_train_epochs 25 --learning_rate 3e-3 --per_device_train_batch_size 16
-	@# The first annotation of a recording that was not trained on.
-	@recording=$$(awk -F, '$$2 == "test" { print $$1; exit }' $(DEMO)/model/splits.csv); \
-	annotation=$$(grep "^$$recording" $(DEMO)/archive/annotations.csv | head -n 1); \
-	echo "Annotated: $$annotation"; set -x; \
-	$(BIN)/python examples/listen.py $(DEMO)/model $(DEMO)/archive/soundscape_data/$$recording \
-		--center_s $$(echo "$$annotation" | cut -d, -f2)
-	@echo "The archive is in $(DEMO)/archive, the model with its card (README.md), metrics and pictures in $(DEMO)/model."
+	$(BIN)/kenya-birds detect $(DEMO)/model $(DEMO)/archive --output $(DEMO)/found --overlap_s 1.5 --merge
+	@# A recording that was not trained on.
+	@recording=$$(awk -F, '$$2 == "test" { print $$1; exit }' $(DEMO)/model/splits.csv); set -x; \
+	$(BIN)/kenya-birds plot $(DEMO)/archive/soundscape_data/$$recording $(DEMO)/found/detections.csv \
+		--output $(DEMO)/found/spectrogram.png
+	@echo "The archive is in $(DEMO)/archive; the model with its card (README.md), metrics and pictures in $(DEMO)/model;"
+	@echo "who sang when in $(DEMO)/found: detections.csv, detections.selections.txt (for Raven), spectrogram.png."
 
 quality: install
 	$(BIN)/ruff format --check $(CODE)
