@@ -160,7 +160,7 @@ def probe(
 
     output_dir.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {
-        "model": embedder.saved.starting_point,
+        "model": embedder.saved.name,
         "model_sha256": hash_model(embedder.saved),
         "embedding": embedder.how,
         "embedding_size": embedder.size,
