@@ -1,12 +1,7 @@
 """Detection in recordings: readers, batches that mix windows of many recordings, scores, detections; all at once."""
 
 import logging
-import queue
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +12,7 @@ import torch
 from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
+from kenya_birds.inference.batching import Job, computed
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.finding import DetectionFinder, FindingSettings
 from kenya_birds.inference.scoring import WindowScorer
@@ -29,22 +25,7 @@ from kenya_birds.saved_models import SavedModel, find_model, load_classifier
 
 logger = logging.getLogger(__name__)
 
-# Groups of windows, of some megabytes each, that wait between readers and scoring.
-WAITING_GROUPS = 4
 MAX_READERS = 8
-
-
-@dataclass(frozen=True)
-class Job:
-    """A recording to analyse.
-
-    Attributes:
-        recording: Its name.
-        read: Gives its windows, and in the end how its reading ended.
-    """
-
-    recording: str
-    read: Callable[[], Iterator[Windows | Reading]]
 
 
 @dataclass(frozen=True)
@@ -62,16 +43,6 @@ class Progress:
     detections: list[Detection]
     advance_s: float
     reading: Reading | None
-
-
-@dataclass
-class _Batch:
-    """Windows that are scored together, and what follows them."""
-
-    sound: np.ndarray
-    filled: int
-    parts: list[tuple[int, Windows | Reading]]
-    scores: "Future[np.ndarray] | None" = None
 
 
 class SoundscapePipeline:
@@ -203,25 +174,19 @@ class SoundscapePipeline:
         """
         finders: dict[int, DetectionFinder] = {}
         reached: dict[int, int] = {}
-        with _reading(jobs, self.num_workers) as items, self.scorer as scorer:
-            for batch in _scored(_batches(items, scorer.batch_size, self.grid.window_samples), scorer):
-                row = 0
-                for index, item in batch.parts:
-                    recording = jobs[index].recording
-                    finder = finders.get(index) or finders.setdefault(index, self._finder(recording))
-                    before = reached.get(index, 0)
-                    if isinstance(item, Windows):
-                        assert batch.scores is not None
-                        scores = batch.scores.result()[row : row + len(item.starts)]
-                        row += len(item.starts)
-                        reached[index] = int(item.ends[-1])
-                        advance_s = (reached[index] - before) / self.sampling_rate
-                        yield Progress(recording, finder.add(item.starts, item.ends, scores), advance_s, None)
-                    else:
-                        del finders[index]
-                        reached.pop(index, None)
-                        advance_s = item.duration_s - before / self.sampling_rate
-                        yield Progress(recording, finder.finish(), advance_s, item)
+        for index, item, scores in computed(jobs, self.num_workers, self.scorer, self.grid.window_samples):
+            recording = jobs[index].recording
+            finder = finders.get(index) or finders.setdefault(index, self._finder(recording))
+            before = reached.get(index, 0)
+            if isinstance(item, Windows):
+                reached[index] = int(item.ends[-1])
+                advance_s = (reached[index] - before) / self.sampling_rate
+                yield Progress(recording, finder.add(item.starts, item.ends, scores), advance_s, None)
+            else:
+                del finders[index]
+                reached.pop(index, None)
+                advance_s = item.duration_s - before / self.sampling_rate
+                yield Progress(recording, finder.finish(), advance_s, item)
 
     def _finder(self, recording: str) -> DetectionFinder:
         return DetectionFinder(recording, self.classes, self.thresholds, self.settings, self.sampling_rate)
@@ -295,108 +260,6 @@ def find_device(name: str | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"there is no device '{name}': this machine has {torch.cuda.device_count()} GPUs that work")
     return device
-
-
-@contextmanager
-def _reading(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, Windows | Reading]]]:
-    """What the jobs read, in order within each, by threads that end with the `with` block."""
-    items: queue.Queue[tuple[int, Windows | Reading] | BaseException | None] = queue.Queue(WAITING_GROUPS + readers)
-    waiting = iter(range(len(jobs)))
-    lock = threading.Lock()
-    stopped = threading.Event()
-
-    def put(item: tuple[int, Windows | Reading] | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                items.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            while True:
-                with lock:
-                    index = next(waiting, None)
-                if index is None:
-                    break
-                for item in jobs[index].read():
-                    if not put((index, item)):
-                        return
-        except BaseException as error:  # raised where the items are taken
-            put(error)
-        put(None)
-
-    threads = [threading.Thread(target=work, name=f"read-{n}", daemon=True) for n in range(min(readers, len(jobs)))]
-
-    def taken() -> Iterator[tuple[int, Windows | Reading]]:
-        running = len(threads)
-        while running:
-            item = items.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield item
-
-    for thread in threads:
-        thread.start()
-    try:
-        yield taken()
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
-
-
-def _batches(items: Iterator[tuple[int, Windows | Reading]], size: int, samples: int) -> Iterator[_Batch]:
-    """Batches of one size; the last is filled up with zeros."""
-
-    def empty() -> _Batch:
-        return _Batch(np.zeros((size, samples), dtype=np.int16), 0, [])
-
-    batch = empty()
-    for index, item in items:
-        if isinstance(item, Reading):
-            batch.parts.append((index, item))
-            if not batch.filled:
-                yield batch
-                batch = empty()
-            continue
-        first = 0
-        while first < len(item.starts):
-            last = min(first + size - batch.filled, len(item.starts))
-            part = Windows(item.starts[first:last], item.ends[first:last], item.sound[first:last])
-            batch.sound[batch.filled : batch.filled + last - first] = part.sound
-            batch.filled += last - first
-            batch.parts.append((index, part))
-            if batch.filled == size:
-                yield batch
-                batch = empty()
-            first = last
-    if batch.parts:
-        yield batch
-
-
-def _scored(batches: Iterator[_Batch], scorer: WindowScorer) -> Iterator[_Batch]:
-    """The batches in order, with scores, while those that follow are being scored."""
-    pending: deque[_Batch] = deque()
-    for batch in batches:
-        if batch.filled:
-            batch.scores = scorer.submit(batch.sound)
-        pending.append(batch)
-        while len(pending) > scorer.threads + 1:
-            yield _finished(pending.popleft())
-    while pending:
-        yield _finished(pending.popleft())
-
-
-def _finished(batch: _Batch) -> _Batch:
-    if batch.scores is not None:
-        batch.scores.result()
-    return batch
 
 
 def log_losses(recording: str, reading: Reading | None) -> None:
