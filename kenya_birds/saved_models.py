@@ -1,6 +1,5 @@
 """Trained models in a folder or on the Hub: found, fetched, loaded. Safetensors only, and no code of theirs is run."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -189,15 +188,3 @@ def _check_weights(saved: SavedModel) -> None:
     for shard in sorted(set(map(str, shards.values()))):
         if Path(shard).name != shard or not (saved.folder / shard).is_file():
             raise UserError(f"'{saved.name}' lacks the file {shard!r} that its {WEIGHTS_INDEX} names")
-
-
-def hash_model(saved: SavedModel) -> str:
-    """SHA-256 over names and contents of the files that decide what a model computes."""
-    names = ("config.json", "preprocessor_config.json")
-    weights = sorted({saved.folder / WEIGHTS_FILE, *saved.folder.glob("model-*-of-*.safetensors")})
-    total = hashlib.sha256()
-    for path in (*(saved.folder / name for name in names), *weights):
-        if path.is_file():
-            with path.open("rb") as file:
-                total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()

@@ -1,4 +1,4 @@
-"""Commands about recordings without annotations: detect."""
+"""Commands about recordings without annotations: detect, embed."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from kenya_birds.commands.parsing import new_command
 
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
-    for add in (_add_detect,):
+    for add in (_add_detect, _add_embed):
         add(commands)
 
 
@@ -99,3 +99,47 @@ def _detect(options: argparse.Namespace) -> None:
         print(report)
         print(f"The tables are in {options.output}")
         raise SystemExit(report.exit_code)
+
+
+def _add_embed(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "embed",
+        "turn recordings into embeddings of their windows",
+        "Writes the embedding of every window of recordings, by a model of this package or any audio model of "
+        "transformers, to a Parquet file. The exit code is 0 if every recording was embedded from beginning to end, 3 "
+        "if some were not (NAME_failed.csv beside the file says which, where and why), 2 if nothing could be done.",
+    )
+    command.add_argument("model", help="a model's folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hub")
+    command.add_argument(
+        "paths",
+        nargs="+",
+        metavar="path",
+        help="a recording, a folder, a pattern, a list of paths (.txt, one a line), or a URL that fsspec knows",
+    )
+    command.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write, .parquet")
+    command.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    command.add_argument("--overlap_s", type=float, default=0.0, help="overlap of neighbouring windows (s)")
+    command.add_argument("--clip_s", type=float, help="length of a window (s); ours have their own, by default 3")
+    command.add_argument("--batch_size", type=int, help="windows embedded together; by default 16, on a GPU 128")
+    command.add_argument("--device", help="cpu, cuda or cuda:NUMBER; by default a GPU where there is one")
+    command.add_argument("--num_workers", type=int, help="threads that read; by default 1, on a GPU up to 8")
+    command.set_defaults(run=_embed)
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from kenya_birds.inference.embedders import load_embedder
+    from kenya_birds.inference.embedding import embed_recordings, format_embedding
+
+    report = embed_recordings(
+        load_embedder(options.model, clip_s=options.clip_s, device=options.device),
+        options.paths,
+        options.output,
+        overlap_s=options.overlap_s,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        overwrite=options.overwrite,
+    )
+    print(format_embedding(report))
+    print(f"The embeddings are in {options.output}")
+    raise SystemExit(report.exit_code)

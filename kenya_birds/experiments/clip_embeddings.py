@@ -12,8 +12,8 @@ from datasets.fingerprint import Hasher
 from kenya_birds.data.audio import decode_wav
 from kenya_birds.inference import embedders
 from kenya_birds.inference.embedders import Embedder
+from kenya_birds.inference.run import hash_model
 from kenya_birds.model import feature_extraction_kenya_birds, modeling_kenya_birds, signal_kenya_birds
-from kenya_birds.saved_models import hash_model
 from kenya_birds.training.batches import rows_of
 
 # On which embeddings depend beside the model's files.

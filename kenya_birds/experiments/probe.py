@@ -21,8 +21,8 @@ from kenya_birds.experiments.cross_validation import FOLDS_FILE, find_folds
 from kenya_birds.experiments.heads import METHODS, class_counts, fit_head
 from kenya_birds.experiments.results import Fold, Scored, write_out_of_fold, write_test
 from kenya_birds.inference.embedders import load_embedder
+from kenya_birds.inference.run import hash_model
 from kenya_birds.json_files import write_json
-from kenya_birds.saved_models import hash_model
 from kenya_birds.training.summary import SPLITS_FILE
 
 logger = logging.getLogger(__name__)
