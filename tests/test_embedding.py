@@ -20,6 +20,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference import embedding as embedding_module
 from kenya_birds.inference.embedders import Embedder, load_embedder
 from kenya_birds.inference.embedding import embed_recordings, read_about
+from kenya_birds.inference.search import search_embeddings
 from kenya_birds.saved_models import find_model, load_classifier
 
 LENGTHS_S = (7.3, 0.4, 3.5)
@@ -309,3 +310,52 @@ def test_memory_does_not_grow_with_a_recordings_length(model, tmp_path):
         assert file.metadata.num_rows == 10 * length_s - 9
     # The longer one's embeddings are 49 MB.
     assert peaks[1] < peaks[0] + 2e7
+
+
+# Search
+
+
+@pytest.fixture(scope="module")
+def embedded(model, recordings, tmp_path_factory, embedder):
+    path = tmp_path_factory.mktemp("embedded") / "embeddings.parquet"
+    embed_recordings(embedder, [recordings], path, overlap_s=0.5)
+    return path
+
+
+def test_an_example_finds_itself_and_then_what_is_most_alike(recordings, embedded, tmp_path):
+    sound, _ = soundfile.read(recordings / "KEN_000_20211207_153852.flac", dtype="int16")
+    soundfile.write(tmp_path / "call.wav", sound[2 * RATE : 3 * RATE], RATE)
+    hits = search_embeddings(embedded, [tmp_path / "call.wav"], top_k=5, device="cpu")
+    assert (hits[0].recording, hits[0].start_s) == (str(recordings / "KEN_000_20211207_153852.flac"), 2.0)
+    assert hits[0].similarity == pytest.approx(1, abs=1e-5)
+    table = pd.read_parquet(embedded)
+    units = np.stack(table["embedding"]) / np.linalg.norm(np.stack(table["embedding"]), axis=1, keepdims=True)
+    cosines = units @ units[(table["recording"] == hits[0].recording) & (table["start_s"] == 2.0)][0]
+    expected = table.iloc[np.argsort(-cosines, kind="stable")[:5]]
+    assert [hit.start_s for hit in hits] == expected["start_s"].tolist()
+    assert [hit.similarity for hit in hits] == pytest.approx(sorted(cosines, reverse=True)[:5], abs=1e-5)
+
+
+def test_hits_are_printed_as_csv(recordings, embedded, capsys):
+    main(
+        ["search", str(embedded), str(recordings / "KEN_002_20211207_153852.flac"), "--top_k", "3", "--device", "cpu"]
+    )
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["similarity"] for row in rows] == ["1.0000"] * 3
+    assert {row["recording"] for row in rows} == {str(recordings / "KEN_002_20211207_153852.flac")}
+
+
+def test_a_search_with_another_model_or_a_silent_example_is_refused(recordings, embedded, tmp_path, model):
+    example = recordings / "KEN_000_20211207_153852.flac"
+    other = save_model(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="is not the model that made"):
+        search_embeddings(embedded, [example], model=str(other), device="cpu")
+    moved = shutil.copytree(model, tmp_path / "moved")
+    assert len(search_embeddings(embedded, [example], model=str(moved), device="cpu", top_k=1000)) == len(
+        pd.read_parquet(embedded)
+    )
+    soundfile.write(tmp_path / "silent.wav", np.zeros(RATE, dtype=np.int16), RATE)
+    with pytest.raises(UserError, match="digital silence"):
+        search_embeddings(embedded, [tmp_path / "silent.wav"], device="cpu")
+    with pytest.raises(UserError, match="top_k is 0"):
+        search_embeddings(embedded, [example], top_k=0)

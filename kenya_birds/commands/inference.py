@@ -1,4 +1,4 @@
-"""Commands about recordings without annotations: detect, embed."""
+"""Commands about recordings without annotations: detect, embed, search."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from kenya_birds.commands.parsing import new_command
 
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
-    for add in (_add_detect, _add_embed):
+    for add in (_add_detect, _add_embed, _add_search):
         add(commands)
 
 
@@ -143,3 +143,32 @@ def _embed(options: argparse.Namespace) -> None:
     print(format_embedding(report))
     print(f"The embeddings are in {options.output}")
     raise SystemExit(report.exit_code)
+
+
+def _add_search(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "search",
+        "find windows that are like an example call",
+        "Prints, as CSV, the windows of a file of embeddings that are most like an example.",
+    )
+    command.add_argument("embeddings", type=Path, help="file that kenya-birds embed wrote")
+    command.add_argument("examples", nargs="+", metavar="example", help="a recording of the call, cut to its length")
+    command.add_argument("--top_k", type=int, default=20, help="how many windows")
+    command.add_argument("--model", help="where the model is that made the file; by default where it was then")
+    command.add_argument("--device", help="cpu, cuda or cuda:NUMBER; by default a GPU where there is one")
+    command.set_defaults(run=_search)
+
+
+def _search(options: argparse.Namespace) -> None:
+    import csv
+    import sys
+
+    from kenya_birds.inference.search import search_embeddings
+
+    hits = search_embeddings(
+        options.embeddings, options.examples, top_k=options.top_k, model=options.model, device=options.device
+    )
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(("recording", "start_s", "end_s", "similarity"))
+    table.writerows((hit.recording, f"{hit.start_s:.3f}", f"{hit.end_s:.3f}", f"{hit.similarity:.4f}") for hit in hits)

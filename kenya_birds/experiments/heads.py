@@ -17,7 +17,7 @@ from kenya_birds.training.weighting import power_weights
 
 METHODS = ("linear", "knn")
 # scikit-learn's C, from the strongest regularisation to the weakest, and numbers of neighbours, from the smoothest.
-STRENGTHS = tuple(10.0**power for power in np.arange(-5, 1.5, 0.5))
+STRENGTHS = tuple(10.0**power for power in np.arange(-5, 2.5, 0.5))
 NEIGHBOURS = (50, 30, 20, 15, 10, 7, 5, 3, 2, 1)
 MAX_ITERATIONS = 1000
 # How much less likely than the unlikeliest class one without a training clip is.
