@@ -6,10 +6,13 @@ import json
 import multiprocessing
 import os
 import random
+import socket
 import sys
 import time
+from dataclasses import replace
 
 import filelock
+import fsspec
 import numpy as np
 import pytest
 import soundfile
@@ -17,6 +20,7 @@ from detecting import CLIP_S, CODES, RATE, chirps, run_in_folder, save_model, ta
 from running import ROOT, run
 
 from kenya_birds.cli import main
+from kenya_birds.console import one_line_errors
 from kenya_birds.errors import UserError
 from kenya_birds.inference import detection as detection_module
 from kenya_birds.inference import journal as journal_module
@@ -25,8 +29,8 @@ from kenya_birds.inference.finding import FindingSettings
 from kenya_birds.inference.run import settings_of
 from kenya_birds.inference.sharing import shares
 
-# Runs that are killed in the suite; more of them: KENYA_BIRDS_KILLS=200 python -m pytest tests/test_detect.py -k killed
-KILLS = int(os.environ.get("KENYA_BIRDS_KILLS", "12"))
+# Runs that are killed in the suite; for more: KENYA_BIRDS_KILLS=200 python -m pytest tests/test_detect.py -k killed
+KILLS = int(os.environ.get("KENYA_BIRDS_KILLS", "8"))
 LENGTHS_S = (7.3, 0.4, 12.0, 3.5, 5.0, 20.2)
 
 
@@ -104,6 +108,20 @@ def test_an_array_gives_what_its_file_gives(model, recordings):
         pipeline(sound)
 
 
+def test_a_url_gives_what_its_file_gives(model, recordings):
+    path = sorted(recordings.iterdir())[2]
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/far/away.flac", path.read_bytes())
+    pipeline = SoundscapePipeline(model, device="cpu")
+    try:
+        found = pipeline("memory://far/away.flac")
+    finally:
+        memory.rm("/far", recursive=True)
+    assert [replace(one, recording="") for one in found] == [replace(one, recording="") for one in pipeline(path)]
+    assert {one.recording for one in found} == {"memory:///far/away.flac"}
+    assert pipeline(f"file://{path}") == pipeline(path)
+
+
 def test_python_yields_what_the_command_writes(model, recordings, tmp_path):
     found = list(detect(str(model), [recordings], overlap_s=0.5, device="cpu"))
     words = ("--overlap_s", "0.5", "--formats", "csv", "--batch_size", "4")
@@ -123,10 +141,29 @@ def test_a_species_list_and_top_k_limit_what_is_reported(model, recordings, tmp_
 # Nothing else than sound, model and settings decides
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 16}, {"batch_size": 1}, {"num_workers": 5}])
-def test_batches_and_readers_do_not_change_a_byte(model, recordings, reference, tmp_path, options):
-    run_in_folder(model, [recordings], tmp_path / "output", **options)
+def test_what_shares_a_batch_does_not_change_a_byte(model, recordings, reference, tmp_path):
+    run_in_folder(model, [recordings], tmp_path / "output", num_workers=5)
     assert tables(tmp_path / "output") == reference
+    # Now each recording on its own, its last batch filled up with zeros.
+    for path in sorted(recordings.iterdir()):
+        run_in_folder(model, [path], tmp_path / path.stem)
+        name = f"audacity/{path.stem}.txt"
+        assert tables(tmp_path / path.stem)[name] == reference[name]
+        assert rows(tmp_path / path.stem) == [
+            row for row in rows(tmp_path / "output") if row["recording"] == str(path)
+        ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_the_size_of_a_batch_changes_the_last_digits_of_scores_at_most(model, recordings, batch_size):
+    path = sorted(recordings.iterdir())[2]
+    every = FindingSettings(threshold=0.0)
+    found, others = (
+        SoundscapePipeline(model, device="cpu", settings=every, batch_size=size)(path) for size in (4, batch_size)
+    )
+    one, other = ({(row.start_sample, row.species): row.score for row in rows} for rows in (found, others))
+    assert one.keys() == other.keys()
+    assert max(abs(one[key] - other[key]) for key in one) < 1e-4
 
 
 def test_another_sampling_rate_gives_windows_at_the_same_times(model, tmp_path):
@@ -140,8 +177,8 @@ def test_another_sampling_rate_gives_windows_at_the_same_times(model, tmp_path):
 
 def test_several_processes_give_the_same_bytes(model, recordings, reference, tmp_path):
     words = [str(model), str(recordings), "--output", str(tmp_path / "output"), "--overlap_s", "0.5"]
-    words += ["--device", "cpu", "--formats", "raven,audacity,csv,parquet,json,kaleidoscope"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    words += ["--batch_size", "4", "--device", "cpu", "--formats", "raven,audacity,csv,parquet,json,kaleidoscope"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = run(*launcher, "-m", "kenya_birds", "detect", *words, PYTHONPATH=str(ROOT))
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "output" / "run.json").read_text())["this_run"]["processes"] == 2
@@ -162,43 +199,62 @@ def test_processes_share_bytes_evenly_and_files_of_unknown_size_count_as_the_mea
 # Stopped, and started again
 
 
-def _run_in_child(model, recordings, output):
-    import torch
+def _run_in_child(model, recordings, output, environment):
+    os.environ.update(environment)
+    with one_line_errors("detect"):
+        run_in_folder(model, [recordings], output)
 
-    torch.set_num_threads(1)
-    run_in_folder(model, [recordings], output)
 
+@pytest.fixture(scope="module")
+def start(model, recordings):
+    """Starts runs in children that have imported everything already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["detecting", "kenya_birds.inference.run"])
 
-def test_a_run_that_is_killed_anywhere_is_finished_by_the_next_byte_for_byte(model, recordings, reference, tmp_path):
-    context = multiprocessing.get_context("forkserver")  # children that have imported everything
-    context.set_forkserver_preload(["detecting", "kenya_birds.inference.run", "timm"])
-
-    def start(output):
-        child = context.Process(target=_run_in_child, args=(model, recordings, output))
+    def start(output, source=recordings, **environment):
+        child = context.Process(target=_run_in_child, args=(model, source, output, environment))
         child.start()
         return child
 
-    begin_s = time.monotonic()
-    child = start(tmp_path / "0")
-    child.join()
-    child = start(tmp_path / "whole")
-    begin_s = time.monotonic()
-    child.join()
-    assert child.exitcode == 0
-    whole_s = time.monotonic() - begin_s
+    return start
+
+
+def test_a_run_ends_when_another_of_its_processes_is_killed(start, tmp_path):
+    long = write_recordings(tmp_path / "recordings", (900.0, 900.0))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    children = [start(tmp_path / "output", long, RANK=str(rank), **address) for rank in range(2)]
+    journal = tmp_path / "output" / ".kenya_birds" / "journal"
+    while len(list(journal.glob("*.partial"))) < 2:
+        assert all(child.is_alive() for child in children)
+        time.sleep(0.05)
+    children[1].kill()
+    children[0].join(60)
+    assert children[0].exitcode == 2
+
+
+def test_a_run_that_is_killed_anywhere_is_finished_by_the_next_byte_for_byte(
+    start, model, recordings, reference, tmp_path
+):
     rng = random.Random(os.environ.get("KENYA_BIRDS_SEED", "0"))
-    killed, outputs, unfinished = 0, 1, 0
+    killed, unfinished, outputs = 0, 0, 1
     output = tmp_path / "1"
     while killed < KILLS:
         child = start(output)
-        child.join(rng.uniform(0, whole_s))
+        # Anywhere: some time after a random one of the recordings, or before the first, or while tables are written.
+        wanted = rng.randrange(len(LENGTHS_S) + 1)
+        journal = output / ".kenya_birds" / "journal"
+        while child.is_alive() and len(list(journal.glob("*.parquet"))) < wanted:
+            time.sleep(0.001)
+        child.join(rng.uniform(0, 0.1 if wanted else 0.4))
         if child.is_alive():
             child.kill()
-            child.join()
             killed += 1
-            unfinished += any((output / ".kenya_birds" / "journal").glob("*.parquet"))
-        if child.exitcode == 0 or rng.random() < 0.2:
-            # Another folder, so that kills fall on early and late points.
+            unfinished += 0 < len(list(journal.glob("*.parquet"))) < len(LENGTHS_S)
+        child.join()
+        if rng.random() < 0.3:
+            # Then another folder, so that kills fall on early and late points.
             run_in_folder(model, [recordings], output)
             assert tables(output) == reference
             assert not list(output.rglob("*.part*"))
@@ -207,7 +263,7 @@ def test_a_run_that_is_killed_anywhere_is_finished_by_the_next_byte_for_byte(mod
     run_in_folder(model, [recordings], output)
     assert tables(output) == reference
     assert unfinished
-    print(f"{killed} runs were killed, {unfinished} after a recording was finished, in {outputs} folders")
+    print(f"{killed} runs were killed, {unfinished} of them between two recordings, in {outputs} folders")
 
 
 def test_recordings_that_are_finished_are_not_read_again(model, recordings, reference, tmp_path, monkeypatch):

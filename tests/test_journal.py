@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -66,6 +67,21 @@ def test_a_record_that_is_not_finished_is_not_there_and_the_old_one_stays(tmp_pa
     writer.close()
     assert not list(tmp_path.rglob("*.partial"))
     assert list(journal.detections(NAME)) == some(3)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_of_a_record_on_a_full_disk_nothing_stays(tmp_path):
+    journal = Journal(tmp_path, "key")
+    record(journal, [])
+    (path,) = tmp_path.rglob("*.parquet")
+    path.unlink()
+    path.with_suffix(".partial").symlink_to("/dev/full")
+    writer = journal.begin(NAME, 32_000)
+    writer.add(some(3))
+    with pytest.raises(OSError, match="No space left"):
+        writer.finish(READING)
+    writer.close()
+    assert not list(tmp_path.rglob("*.p*"))
 
 
 def test_a_damaged_record_is_not_used(tmp_path, caplog):

@@ -12,6 +12,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from kenya_birds.errors import UserError
 from kenya_birds.inference.streaming import Reading
 from kenya_birds.inference.windows import Windows
 
@@ -19,6 +20,8 @@ from kenya_birds.inference.windows import Windows
 BATCH_SIZES = {"cpu": 16, "cuda": 128}
 # Groups of windows, of some megabytes each, that wait between readers and computing.
 WAITING_GROUPS = 4
+# For readers that shall stop: one that fetches a file ends when it has it.
+PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,13 @@ def computed(
     Yields:
         Which job; windows, or in the end how its reading ended; and a row for each window. In order within a
         recording; recordings may take turns where there are several readers.
+
+    Raises:
+        UserError: If the device has too little memory.
     """
     with _reading(jobs, readers) as items, pool:
         for batch in _computed(_batches(items, pool.batch_size, window_samples), pool):
-            results = np.zeros((0, 0)) if batch.results is None else batch.results.result()
+            results = np.zeros((0, 0)) if batch.results is None else _result(batch.results, pool)
             row = 0
             for index, item in batch.parts:
                 count = len(item.starts) if isinstance(item, Windows) else 0
@@ -172,7 +178,7 @@ def _reading(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, 
     finally:
         stopped.set()
         for thread in threads:
-            thread.join()
+            thread.join(PATIENCE_S)
 
 
 def _batches(items: Iterator[tuple[int, Windows | Reading]], size: int, samples: int) -> Iterator[_Batch]:
@@ -214,3 +220,12 @@ def _computed(batches: Iterator[_Batch], pool: BatchPool) -> Iterator[_Batch]:
         while len(pending) > pool.threads + 1:
             yield pending.popleft()
     yield from pending
+
+
+def _result(results: "Future[np.ndarray]", pool: BatchPool) -> np.ndarray:
+    try:
+        return results.result()
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the device has no memory for batches of {pool.batch_size} windows: give a smaller --batch_size"
+        ) from None

@@ -210,10 +210,11 @@ class SoundscapePipeline:
         values = thresholds.values(self.classes)
         if silent := [code for code, value in zip(self.classes, values, strict=True) if value == np.inf]:
             logger.warning(
-                "The model abstains from %d of its %d species, for which it has no threshold: %s",
+                "The model abstains from %d of its %d species, for which it has no threshold: %s%s",
                 len(silent),
                 len(values),
-                ", ".join(silent),
+                ", ".join(silent[:10]),
+                " ..." if len(silent) > 10 else "",
             )
         return values
 

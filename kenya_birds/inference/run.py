@@ -132,7 +132,9 @@ def settings_of(pipeline: SoundscapePipeline) -> dict[str, Any]:
 
 def _about(pipeline: SoundscapePipeline, model_hash: str) -> dict[str, Any]:
     settings = {name: value for name, value in settings_of(pipeline).items() if name != "thresholds"}
-    return {"model": pipeline.saved.name, "model_sha256": model_hash, "settings": settings}
+    saved = pipeline.saved
+    name = saved.name if saved.starting_point == "model" else saved.starting_point
+    return {"model": name, "model_sha256": model_hash, "settings": settings}
 
 
 @contextlib.contextmanager
@@ -200,13 +202,15 @@ def _analyse(
                     writers[name].add(progress.detections)
                     if reading is not None:
                         writers[name].finish(reading)
+                if bar.total is not None:
+                    bar.total = max(bar.total, bar.n + progress.advance_s / 3600)
                 bar.update(progress.advance_s / 3600)
                 if reading is not None:
                     del writers[name]
                     # The whole length is not known before all headers are read: it follows from the bytes.
                     done_bytes += plan.sizes[name] or 0
                     done_h += reading.duration_s / 3600
-                    bar.total = done_h * total_bytes / done_bytes if done_bytes else None
+                    bar.total = max(done_h * total_bytes / done_bytes, bar.n) if done_bytes else None
                     log_losses(name, reading)
         finally:
             for writer in writers.values():
