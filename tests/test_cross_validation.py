@@ -116,6 +116,14 @@ def test_the_final_model_can_be_published(validated):
     assert "folds.csv" in result.stdout
 
 
+def test_its_clips_are_published_with_the_splits_of_the_first_fold(validated, small_archive):
+    from kenya_birds.publishing.clips import model_clips_builder
+
+    splits = model_clips_builder(validated, small_archive).splits.set_index("recording")["split"]
+    first = pd.read_csv(validated / "fold-0" / "splits.csv").set_index("recording")["split"]
+    assert splits.to_dict() == first.to_dict()
+
+
 def test_going_on_does_not_repeat_what_is_done(validated, small_archive, tmp_path):
     """A fold that is lost is run again, from its start, and gives what it gave; the others are left alone."""
     folder = shutil.copytree(validated, tmp_path / "birds")

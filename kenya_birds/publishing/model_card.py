@@ -35,13 +35,26 @@ PICTURES = {
 }
 
 
-def render_model_card(model_dir: Path, model_id: str, template: Path) -> str:
+def render_model_card(
+    model_dir: Path,
+    model_id: str,
+    template: Path,
+    *,
+    license: str = "apache-2.0",
+    data_license: str | None = None,
+    source: str | None = None,
+    dataset_id: str | None = None,
+) -> str:
     """The text of a model's README.md.
 
     Args:
         model_dir: Folder that training wrote.
         model_id: What a user passes to `pipeline(model=...)`: a repository's name or a folder.
         template: The card's Jinja template.
+        license: The model's licence, as the Hub spells it.
+        data_license: Licence of the recordings and annotations that it was trained on; None if it is not known.
+        source: Whom to credit and cite for them.
+        dataset_id: `owner/name` of the data set that the archive's clips are published as.
 
     Raises:
         UserError: If a file of the folder or the template is missing.
@@ -57,17 +70,18 @@ def render_model_card(model_dir: Path, model_id: str, template: Path) -> str:
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
     model_name = model_id.rpartition("/")[2]
     metadata = ModelCardData(
-        license="apache-2.0",
+        license=license,
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=["bioacoustics", "birds", "soundscape", "timm", config["backbone"].split(".")[0]],
         model_name=model_name,
+        datasets=[dataset_id] if dataset_id else None,
         # `owner/name@commit` where training started from a model of the Hub.
         base_model=summary["starting_point"].partition("@")[0] if "@" in summary["starting_point"] else None,
         eval_results=[
             EvalResult(
                 task_type="audio-classification",
-                dataset_type=summary["archive"]["name"],
+                dataset_type=dataset_id or summary["archive"]["name"],
                 dataset_name=summary["archive"]["name"],
                 # A cross-validation tests on every recording.
                 dataset_split="all" if cross_validated else "test",
@@ -84,6 +98,10 @@ def render_model_card(model_dir: Path, model_id: str, template: Path) -> str:
         template_path=str(template),
         model_id=model_id,
         model_name=model_name,
+        license=license,
+        data_license=data_license,
+        source=source,
+        dataset_id=dataset_id,
         config=config,
         extractor=read_json(model_dir / "preprocessor_config.json"),
         summary=summary,
