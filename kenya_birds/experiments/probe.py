@@ -23,6 +23,7 @@ from kenya_birds.experiments.results import Fold, Scored, write_out_of_fold, wri
 from kenya_birds.inference.embedders import load_embedder
 from kenya_birds.inference.run import hash_model
 from kenya_birds.json_files import write_json
+from kenya_birds.saved_models import SavedModel
 from kenya_birds.training.summary import SPLITS_FILE
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,8 @@ def probe(
         The metrics as a table, beside those of the run where there is one.
 
     Raises:
-        UserError: If something cannot be used, or the run has other splits, classes or clips.
+        UserError: If something cannot be used, the run has other splits, classes or clips, or the model was trained
+            on recordings that would test it.
     """
     settings, output_dir = settings or ProbeSettings(), Path(output_dir)
     if batch_size < 1:
@@ -142,6 +144,7 @@ def probe(
         builder = plan(splits_of_fold(table, 0))
     else:
         table = builder.splits
+    _check_unheard(embedder.saved, table)
     multi_label = settings.problem_type == MULTI_LABEL
     if trained is not None:
         trained.check(table, builder.classes, multi_label=multi_label)
@@ -179,6 +182,20 @@ def probe(
     if trained is not None:
         columns[str(trained.folder)] = trained.metrics
     return format_comparison(columns)
+
+
+def _check_unheard(saved: SavedModel, table: pd.DataFrame) -> None:
+    """Raises `UserError` if the model was trained on recordings that would test it."""
+    if not (saved.folder / SPLITS_FILE).is_file():
+        return
+    own = read_splits(saved.folder / SPLITS_FILE)
+    tested = table if "fold" in table else table[table["split"] == "test"]
+    heard = set(own.loc[own["split"] != "test", "recording"]) & set(tested["recording"])
+    if heard:
+        raise UserError(
+            f"'{saved.name}' was trained with {len(heard)} of the {len(tested)} recordings that would test it (its "
+            f"{SPLITS_FILE} says so): probe it with --splits_file {saved.folder / SPLITS_FILE}, or on another archive"
+        )
 
 
 @dataclass
