@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
-CODE := kenya_birds tests examples benchmarks train_hf.py push_model.py
+CODE := kenya_birds tests examples benchmarks docs train_hf.py push_model.py
 
-.PHONY: help install test compatibility demo quality style clean
+.PHONY: help install test compatibility demo quality style reference clean
 
 help:
 	@echo "make demo          set up, then synthesise an archive, train on it and ask the model what it hears"
@@ -13,6 +13,7 @@ help:
 	@echo "make compatibility ask a model with the oldest and the newest libraries that setup.cfg allows"
 	@echo "make quality       check format, lint and types"
 	@echo "make style         format, and mend what the linter can"
+	@echo "make reference     write docs/reference.md from the docstrings"
 	@echo "make clean         remove the environment and what the demo wrote"
 
 install: $(VENV)/.installed
@@ -55,6 +56,9 @@ quality: install
 style: install
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
+
+reference: install
+	$(BIN)/python docs/make_reference.py
 
 clean:
 	rm -rf $(VENV) $(DEMO)

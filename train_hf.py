@@ -24,6 +24,7 @@ from kenya_birds.training.search_space import with_params
 logger = logging.getLogger("kenya_birds.train")
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
+GROUPS = (DataArguments, ModelArguments, FeatureArguments, AugmentationArguments, KenyaBirdsTrainingArguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,11 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         UserError: If an argument or the archive cannot be used.
     """
-    groups = (DataArguments, ModelArguments, FeatureArguments, AugmentationArguments, KenyaBirdsTrainingArguments)
-    parser = HfArgumentParser(groups)
-    parser.add_argument("--params", help="best.json of kenya-birds tune: its values, where no flag says otherwise.")
-    words = with_params(sys.argv[1:] if arguments is None else arguments, groups)
-    settings = Settings(*parser.parse_args_into_dataclasses(words)[: len(groups)])
+    words = with_params(sys.argv[1:] if arguments is None else arguments, GROUPS)
+    settings = Settings(*_parser().parse_args_into_dataclasses(words)[: len(GROUPS)])
     show_log(logging.INFO if settings.training.should_log else logging.ERROR)
 
     output_dir = Path(settings.training.output_dir)
@@ -58,6 +56,12 @@ def main(arguments: list[str] | None = None) -> None:
             render_model_card(output_dir, str(output_dir), TEMPLATE), encoding="utf-8"
         )
         logger.info("Model, card (README.md), metrics, tables and pictures are in %s", output_dir)
+
+
+def _parser() -> HfArgumentParser:
+    parser = HfArgumentParser(GROUPS)
+    parser.add_argument("--params", help="best.json of kenya-birds tune: its values, where no flag says otherwise.")
+    return parser
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import sys
 
-from running import ROOT, run
+import pytest
+from running import ROOT, run, run_script
 
 MISSING = ("datasets", "pyarrow", "pandas", "scipy", "sklearn", "soundfile", "soxr", "av", "noisereduce", "librosa")
 
@@ -17,3 +18,16 @@ runpy.run_path("benchmarks/training_speed.py", run_name="__main__")
     result = run(sys.executable, "-c", program, PYTHONPATH=str(ROOT))
     assert result.returncode == 0, result.stderr
     assert "| bare backbone |" in result.stdout
+
+
+def test_what_many_hours_take_is_measured_and_reckoned():
+    words = ("--backbones", "test_convnext", "--minutes", "0.2", "--repeats", "1", "--device", "cpu")
+    result = run_script("benchmarks/scale.py", *words, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    backbone, seconds, hours_a_day, years = (
+        cell.strip() for cell in result.stdout.splitlines()[-1].strip("|").split("|")
+    )
+    assert backbone == "`test_convnext`"
+    assert 0.1 < float(seconds) < 600
+    assert float(hours_a_day.replace(",", "")) == pytest.approx(86_400 / float(seconds), rel=0.02)
+    assert float(years) == pytest.approx(1e6 * float(seconds) / 3600 / 8760, rel=0.02, abs=0.006)

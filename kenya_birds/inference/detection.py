@@ -12,9 +12,9 @@ import torch
 from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
-from kenya_birds.inference.batching import Job, computed
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.finding import DetectionFinder, FindingSettings
+from kenya_birds.inference.flow import Job, computed
 from kenya_birds.inference.scoring import WindowScorer
 from kenya_birds.inference.sources import Source, find_sources
 from kenya_birds.inference.species import SpeciesNames, species_names

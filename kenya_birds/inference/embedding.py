@@ -19,9 +19,9 @@ import torch
 from tqdm import tqdm
 
 from kenya_birds.errors import UserError
-from kenya_birds.inference.batching import BatchPool, Job, computed
 from kenya_birds.inference.detection import MAX_READERS, log_losses
 from kenya_birds.inference.embedders import Embedder
+from kenya_birds.inference.flow import BatchPool, Job, computed
 from kenya_birds.inference.outputs import Outputs
 from kenya_birds.inference.recordings import as_utf8
 from kenya_birds.inference.run import hash_model

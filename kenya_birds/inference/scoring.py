@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from kenya_birds.evaluation.metrics import probabilities
-from kenya_birds.inference.batching import BatchPool
+from kenya_birds.inference.flow import BatchPool
 from kenya_birds.inference.stopwatch import Stopwatch
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification

@@ -1,0 +1,210 @@
+"""What README.md and docs/ say is so: their Python runs, their commands and flags exist, their links lead somewhere.
+
+The Python of a page runs from top to bottom in a folder that holds what the pages speak of: `archive`, its recordings
+in `recordings`, a model that was trained on it in `birds` and `someone/birds-of-baringo`, what it detects in `found`,
+and `clip.wav`.
+"""
+
+import json
+import re
+import runpy
+import shutil
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import pytest
+import soundfile
+from doc_pages import PAGES, SHELLS, blocks, commands, inline_code, prose
+from running import ROOT, run, train
+
+matplotlib.use("Agg")
+
+# Pages whose Python has a test of its own, which prepares what it needs.
+TESTED_ELSEWHERE = {"publishing.md": "test_publishing_docs.py"}
+WITH_PYTHON = [
+    page
+    for page in PAGES
+    if page.name not in TESTED_ELSEWHERE and any(block.language == "python" for block in blocks(page))
+]
+NOT_FLAGS_OF_OURS = {"--help"}
+
+
+@pytest.fixture(scope="session")
+def things(tmp_path_factory):
+    """The folder that holds what the pages speak of."""
+    from kenya_birds.cli import main
+    from kenya_birds.data.synthetic import synthesize_archive
+
+    folder = tmp_path_factory.mktemp("pages")
+    archive = synthesize_archive(folder / "archive", recordings=9, duration_s=40, species=5, annotations=110, seed=2)
+    train(archive, folder / "birds", folder / "cache", num_train_epochs=1, min_annotations=10)
+    shutil.copytree(folder / "birds", folder / "someone" / "birds-of-baringo")
+    (folder / "recordings").symlink_to(archive / "soundscape_data")
+    first = min((archive / "soundscape_data").iterdir())
+    (folder / "KEN_001_20211207_153852.flac").symlink_to(first)
+    sound, rate = soundfile.read(first, frames=3 * soundfile.info(first).samplerate)
+    soundfile.write(folder / "clip.wav", sound, rate)
+    options = ["--output", f"{folder}/found", "--threshold", "0.1", "--formats", "raven,csv,parquet"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["detect", f"{folder}/birds", f"{folder}/recordings", *options])
+    return folder
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page, things, tmp_path, monkeypatch):
+    for thing in things.iterdir():
+        (tmp_path / thing.name).symlink_to(thing)
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.language == "python":
+            # So that a traceback tells the page's lines.
+            code = compile("\n" * block.line + block.code, str(page), "exec")
+            exec(code, namespace)
+
+
+@pytest.mark.parametrize(("page", "test"), TESTED_ELSEWHERE.items())
+def test_the_python_of_other_pages_has_a_test(page, test):
+    assert page in (ROOT / "tests" / test).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_of_a_page_exists(page):
+    called = commands(page)
+    for command in called:
+        unknown = [flag for flag in command.flags if flag not in known_flags(command.program)]
+        assert not unknown, f"{page.name}: {command.program} has no {unknown}"
+    named = [*parsers(), *(command.program for command in called)]
+    anywhere = NOT_FLAGS_OF_OURS.union(*map(known_flags, named))
+    for code in inline_code(page):
+        if code.startswith("--"):
+            unknown = [flag for flag in re.findall(r"--\w+", code) if flag not in anywhere]
+            assert not unknown, f"{page.name}: no program has {unknown}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_a_block_can_be_parsed(page, capsys):
+    for command in commands(page):
+        if command.is_whole and not Path(command.program).parent.name:
+            # What a variable holds, a number will do for; lists of words may be empty.
+            words = [re.sub(r"\$\w+", "1", word) for word in command.words if "[@]}" not in word]
+            try:
+                parser_of(command.program).parse_args(words)
+            except SystemExit:
+                pytest.fail(f"{page.name}: {command.program} {' '.join(words)}: {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_for_the_shell_are_whole(page):
+    for block in blocks(page):
+        if block.language in SHELLS:
+            checked = run("bash", "-n", "-c", block.code)
+            assert checked.returncode == 0, f"{page.name}, line {block.line}: {checked.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_names_of_files_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not re.match(r"https?://", target):
+            path, _, anchor = target.partition("#")
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(linked), f"{page.name} links to {target}"
+    for code in inline_code(page):
+        if re.fullmatch(r"(tests|docs|benchmarks|examples|kenya_birds)/[\w/]*\w(\.\w+)?", code):
+            assert (ROOT / code).exists(), f"{page.name} names {code}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_targets_of_make_exist(page):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    shell = "\n".join(block.code for block in blocks(page) if block.language in SHELLS)
+    named = re.findall(r"^(?:make) ([a-z]+)", "\n".join([shell, *inline_code(page)]), flags=re.M)
+    assert set(named) <= targets
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name})" not in index]
+    assert missing == ["README.md"]
+
+
+def test_the_reference_says_what_the_docstrings_say():
+    page = ROOT / "docs" / "reference.md"
+    made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["make_reference"]()
+    assert page.read_text(encoding="utf-8") == made, "run: make reference"
+
+
+def test_the_container_installs_what_there_is():
+    text = (ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8")
+    container = json.loads(re.sub(r"^\s*//.*$", "", text, flags=re.M))
+    assert "devcontainers/python:3.11" in container["image"]  # a version that setup.cfg allows
+    made = run("make", "--dry-run", *container["postCreateCommand"].split()[1:], "VENV=nowhere")
+    assert container["postCreateCommand"].startswith("make ")
+    assert made.returncode == 0, made.stderr
+    assert '--editable ".[dev]"' in made.stdout
+    tools = container["customizations"]["vscode"]
+    assert tools["settings"]["python.defaultInterpreterPath"] == "${containerWorkspaceFolder}/.venv/bin/python"
+    assert re.search(r"^VENV \?= \.venv$", (ROOT / "Makefile").read_text(), flags=re.M)
+    assert {"ms-python.python", "ms-toolsai.jupyter", "charliermarsh.ruff"} <= set(tools["extensions"])
+
+
+def test_the_checks_notice_what_is_wrong(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Flags of `kenya-birds split --strategies x`.\n```bash\n"
+        "accelerate launch --num_gpus 2 \\\n  train_hf.py --data_dir a --output_dir b --epochs 3  # --remark\n"
+        "kenya-birds tune archive --trials 3 -- --learn 1 | sort --reverse && python push_model.py --model m\n```\n"
+    )
+    unknown = [
+        (command.program, flag)
+        for command in commands(page)
+        for flag in command.flags
+        if flag not in known_flags(command.program)
+    ]
+    assert unknown == [
+        ("accelerate launch", "--num_gpus"),
+        ("train_hf.py", "--epochs"),
+        ("train_hf.py", "--learn"),
+        ("push_model.py", "--model"),
+        ("kenya-birds split", "--strategies"),
+    ]
+
+
+@cache
+def parsers():
+    """The parsers of programs that the pages call, by their names."""
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    import push_model
+    import train_hf
+    from kenya_birds.cli import _parser
+
+    (ours,) = (action.choices for action in _parser()._actions if action.dest == "command")
+    return {
+        "train_hf.py": train_hf._parser(),
+        "push_model.py": push_model._parser(),
+        "accelerate launch": launch_command_parser(),
+        "torchrun": get_args_parser(),
+        **{f"kenya-birds {name}": parser for name, parser in ours.items()},
+    }
+
+
+def parser_of(program):
+    if program not in parsers():
+        pytest.fail(f"there is no {program}")
+    return parsers()[program]
+
+
+def known_flags(program):
+    if Path(program).parent.name:  # a script with a parser of its own
+        return set(re.findall(r'"(--\w+)"', (ROOT / program).read_text(encoding="utf-8")))
+    return set(parser_of(program)._option_string_actions)
+
+
+def anchors(page):
+    """What GitHub calls the headings of a page in links."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -1,0 +1,90 @@
+"""The notebook runs from top to bottom, in a kernel of its own, and ends with what it tells of."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from running import ROOT
+
+NOTEBOOK = ROOT / "examples" / "story.ipynb"
+# Runs behind the last cell: what the others left, as JSON.
+ASKED = """
+print(json.dumps({
+    "work": str(work),
+    "parts": splits.groupby("split")["recording"].nunique().to_dict(),
+    "covered": audit.summary["covered_classes"],
+    "classes": run.builder.classes,
+    "epochs": summary["result"]["epochs"],
+    "macro_f1": metrics["test"]["macro_f1"],
+    "share_heard": float(share_heard),
+    "detections": [[d.start_s, d.end_s, d.species, d.score] for d in detections],
+    "recording": recording,
+    "trained_on": splits.loc[splits["split"] == "train", "recording"].tolist(),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The notebook with its outputs, and what its variables hold in the end."""
+    folder = tmp_path_factory.mktemp("story")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(ASKED))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("TMPDIR", str(folder))
+        NotebookClient(
+            notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
+        ).execute()
+    asked = notebook.cells.pop()
+    return notebook, json.loads(asked.outputs[0].text)
+
+
+def test_it_is_committed_without_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
+
+
+def test_every_cell_runs_and_warns_of_nothing(executed):
+    notebook, _ = executed
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    told = "".join(output.text for cell in code for output in cell.outputs if output.output_type == "stream")
+    assert "Warning" not in told
+
+
+def test_each_step_shows_a_picture(executed):
+    notebook, _ = executed
+    pictures, step = {}, ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            step = cell.source.splitlines()[0].split()[-1]
+        elif cell.cell_type == "code" and step:
+            shown = sum("image/png" in output.get("data", {}) for output in cell.outputs)
+            pictures[step] = pictures.get(step, 0) + shown
+    assert list(pictures) == ["Explore", "Preprocess", "Split", "Augment", "Train", "Evaluate", "Detect"]
+    assert [step for step, shown in pictures.items() if not shown] == ["Split", "Train"]  # a table, a log
+
+
+def test_species_that_are_frequent_enough_are_in_every_split(executed):
+    _, found = executed
+    assert set(found["parts"]) == {"train", "validation", "test"}
+    assert found["covered"] == len(found["classes"]) == 5
+
+
+def test_the_model_learns_and_finds_calls_in_a_recording_that_it_has_not_heard(executed):
+    _, found = executed
+    assert found["macro_f1"] > 0.5  # five classes: chance is below 0.2
+    assert found["share_heard"] > 0.4
+    assert found["recording"] not in found["trained_on"]
+    assert {species for _, _, species, _ in found["detections"]} <= set(found["classes"])
+    assert all(0 <= start_s < end_s <= 45 and 0 <= score <= 1 for start_s, end_s, _, score in found["detections"])
+
+
+def test_all_it_writes_lies_in_one_folder(executed):
+    _, found = executed
+    assert (Path(found["work"]) / "model" / "model.safetensors").is_file()
