@@ -75,6 +75,16 @@ CONTENTS = {
         "inference.detection.detect",
         "inference.reading.read_detections",
     ],
+    "Embeddings": [
+        "inference.embedders.load_embedder",
+        "inference.embedders.Embedder",
+        "inference.embedding.embed_recordings",
+        "inference.embedding.read_about",
+        "inference.search.search_embeddings",
+        "inference.search.Hit",
+        "experiments.probe.probe",
+        "experiments.probe.ProbeSettings",
+    ],
 }
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
@@ -84,13 +84,21 @@ def find_model(name: str) -> SavedModel:
     return saved
 
 
-def load(saved: SavedModel, model_class: type[PreTrainedModel], unused: str | None = None, **settings: Any) -> Any:
+def load(
+    saved: SavedModel,
+    model_class: type[PreTrainedModel] | type[AutoModel],
+    unused: str | None = None,
+    *,
+    heads_may_differ: bool = False,
+    **settings: Any,
+) -> Any:
     """Loads a model in float32 with a class of an installed package.
 
     Args:
         saved: The model.
         model_class: A class with whose weights it must agree.
         unused: Start of the names of weights that need not agree.
+        heads_may_differ: Whether there may be weights that the class does not know.
         **settings: Values that replace those of its config.
 
     Raises:
@@ -110,7 +118,8 @@ def load(saved: SavedModel, model_class: type[PreTrainedModel], unused: str | No
         raise UserError(f"'{saved.name}' cannot be loaded ({type(error).__name__}: {error})") from None
     # What does not agree would be random, or lost, with no more than a table in the log.
     mismatched = {name for name, *_ in info["mismatched_keys"]}
-    wrong = {"missing": info["missing_keys"], "unknown": info["unexpected_keys"], "of another shape": mismatched}
+    unknown = () if heads_may_differ else info["unexpected_keys"]
+    wrong = {"missing": info["missing_keys"], "unknown": unknown, "of another shape": mismatched}
     for how, names in wrong.items():
         if found := sorted(name for name in names if not (unused and name.startswith(unused))):
             raise UserError(

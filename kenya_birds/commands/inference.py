@@ -1,4 +1,4 @@
-"""Commands about models at work: detect, plot, activity."""
+"""Commands about models at work: detect, plot, activity, embed, search."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from kenya_birds.commands.parsing import new_command
 
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
-    for add in (_add_detect, _add_plot, _add_activity):
+    for add in (_add_detect, _add_plot, _add_activity, _add_embed, _add_search):
         add(commands)
 
 
@@ -156,3 +156,76 @@ def _activity(options: argparse.Namespace) -> None:
 def _add_output(command: argparse.ArgumentParser, name: str) -> None:
     command.add_argument("--output", type=Path, default=Path(name), help="PNG, SVG or PDF to write")
     command.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+
+
+def _add_embed(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "embed",
+        "turn recordings into embeddings of their windows",
+        "Writes the embedding of every window of recordings, by a model of this package or any audio model of "
+        "transformers, to a Parquet file. The exit code is 0 if every recording was embedded from beginning to end, 3 "
+        "if some were not (NAME_failed.csv beside the file says which, where and why), 2 if nothing could be done.",
+    )
+    command.add_argument("model", help="a model's folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hub")
+    command.add_argument(
+        "paths",
+        nargs="+",
+        metavar="path",
+        help="a recording, a folder, a pattern, a list of paths (.txt, one a line), or a URL that fsspec knows",
+    )
+    command.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write, .parquet")
+    command.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    command.add_argument("--overlap_s", type=float, default=0.0, help="overlap of neighbouring windows (s)")
+    command.add_argument("--clip_s", type=float, help="length of a window (s); ours have their own, by default 3")
+    command.add_argument("--batch_size", type=int, help="windows embedded together; by default 16, on a GPU 128")
+    command.add_argument("--device", help="cpu, cuda or cuda:NUMBER; by default a GPU where there is one")
+    command.add_argument("--num_workers", type=int, help="threads that read; by default 1, on a GPU up to 8")
+    command.set_defaults(run=_embed)
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from kenya_birds.inference.embedders import load_embedder
+    from kenya_birds.inference.embedding import embed_recordings, format_embedding
+
+    report = embed_recordings(
+        load_embedder(options.model, clip_s=options.clip_s, device=options.device),
+        options.paths,
+        options.output,
+        overlap_s=options.overlap_s,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        overwrite=options.overwrite,
+    )
+    print(format_embedding(report))
+    print(f"The embeddings are in {options.output}")
+    raise SystemExit(report.exit_code)
+
+
+def _add_search(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "search",
+        "find windows that are like an example call",
+        "Prints, as CSV, the windows of a file of embeddings that are most like an example.",
+    )
+    command.add_argument("embeddings", type=Path, help="file that kenya-birds embed wrote")
+    command.add_argument("examples", nargs="+", metavar="example", help="a recording of the call, cut to its length")
+    command.add_argument("--top_k", type=int, default=20, help="how many windows")
+    command.add_argument("--model", help="where the model is that made the file; by default where it was then")
+    command.add_argument("--device", help="cpu, cuda or cuda:NUMBER; by default a GPU where there is one")
+    command.set_defaults(run=_search)
+
+
+def _search(options: argparse.Namespace) -> None:
+    import csv
+    import sys
+
+    from kenya_birds.inference.search import search_embeddings
+
+    hits = search_embeddings(
+        options.embeddings, options.examples, top_k=options.top_k, model=options.model, device=options.device
+    )
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(("recording", "start_s", "end_s", "similarity"))
+    table.writerows((hit.recording, f"{hit.start_s:.3f}", f"{hit.end_s:.3f}", f"{hit.similarity:.4f}") for hit in hits)

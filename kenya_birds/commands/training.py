@@ -1,4 +1,4 @@
-"""Commands about models in the making: estimate, evaluate, tune."""
+"""Commands about models in the making: estimate, evaluate, probe, tune."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from kenya_birds.errors import UserError
 
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
-    for add in (_add_estimate, _add_evaluate, _add_tune):
+    for add in (_add_estimate, _add_evaluate, _add_probe, _add_tune):
         add(commands)
 
 
@@ -101,6 +101,63 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     print(format_metrics(metrics))
     print(f"Metrics, tables, predictions and pictures are in {output}")
+
+
+def _add_probe(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "probe",
+        "see how far a frozen model tells an archive's species apart",
+        "Fits a classifier on the embeddings of a frozen model, of this package or any audio model of transformers, "
+        "and evaluates it over the splits or folds, with the metrics and files, of training.",
+    )
+    command.add_argument("model", help="the model's folder, or OWNER/NAME[@REVISION] on the Hub; its code is not run")
+    command.add_argument("data_dir", type=Path, help="the archive")
+    command.add_argument("--method", choices=("linear", "knn"), default="linear", help="classifier")
+    command.add_argument("--splits_file", type=Path, help="table of splits, or of folds: every fold is then tested")
+    command.add_argument("--folds", type=int, help="make so many folds instead, as train_hf.py --folds does")
+    command.add_argument("--split_seed", type=int, default=42, help="seed of splits or folds that are made")
+    command.add_argument(
+        "--beside", type=Path, metavar="RUN_DIR", help="output of train_hf.py to compare with, on its splits or folds"
+    )
+    command.add_argument("--output", type=Path, default=Path("probe"), help="folder to write; new or empty")
+    command.add_argument(
+        "--problem_type",
+        choices=("single_label_classification", "multi_label_classification"),
+        default="single_label_classification",
+        help="as in training",
+    )
+    command.add_argument("--min_annotations", type=int, default=10, help="drop species with fewer annotations")
+    command.add_argument("--edge_tolerance_s", type=float, default=0.0, help="as in training")
+    command.add_argument("--loss_weight_power", type=float, default=0.5, help="class weights n^-power (linear)")
+    command.add_argument("--clip_s", type=float, help="length of a clip (s); ours have their own, by default 3")
+    command.add_argument("--batch_size", type=int, default=64, help="clips embedded at a time")
+    command.add_argument("--device", help="cpu, cuda or cuda:NUMBER; by default a GPU where there is one")
+    command.add_argument("--cache_dir", type=Path, help="where clips and embeddings are kept (datasets' cache)")
+    command.add_argument("--num_proc", type=int, help="processes that cut clips")
+    command.add_argument("--seed", type=int, default=42, help="seed of the bootstrap")
+    command.set_defaults(run=_probe)
+
+
+def _probe(options: argparse.Namespace) -> None:
+    import dataclasses
+
+    from kenya_birds.experiments.probe import ProbeSettings, probe
+
+    names = [field.name for field in dataclasses.fields(ProbeSettings)]
+    table = probe(
+        options.model,
+        options.data_dir,
+        options.output,
+        ProbeSettings(**{name: getattr(options, name) for name in names}),
+        beside=options.beside,
+        batch_size=options.batch_size,
+        device=options.device,
+        cache_dir=options.cache_dir,
+        num_proc=options.num_proc,
+    )
+    print(table)
+    print(f"Metrics, tables, predictions and pictures are in {options.output}")
 
 
 def _add_tune(commands: Any) -> None:

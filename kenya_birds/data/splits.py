@@ -194,6 +194,15 @@ def read_folds(path: str | Path) -> pd.DataFrame:
     return table
 
 
+def has_folds(path: str | Path) -> bool:
+    """Whether a table is one of folds and not of splits.
+
+    Raises:
+        UserError: If the file cannot be read, or is neither.
+    """
+    return _read_table(path)[1] == "fold"
+
+
 def splits_of_fold(table: pd.DataFrame, fold: int) -> pd.DataFrame:
     """The splits in which one fold is the test split, the one after it validates and the others are trained on.
 

@@ -14,12 +14,8 @@ from accelerate import PartialState
 
 from kenya_birds.data.splits import read_folds, seed_folds, splits_of_fold, write_table
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.calibration import fit_calibration
-from kenya_birds.evaluation.metrics import probabilities
-from kenya_birds.evaluation.predictions import Predictions, read_predictions
-from kenya_birds.evaluation.report import METRICS_FILE, PREDICTIONS_FILE, THRESHOLDS_FILE, format_metrics, write_report
-from kenya_birds.evaluation.thresholds import Thresholds, choose_thresholds
-from kenya_birds.experiments.single_run import Scored, train_and_evaluate
+from kenya_birds.experiments.results import Fold, Scored, write_out_of_fold
+from kenya_birds.experiments.single_run import train_and_evaluate
 from kenya_birds.json_files import read_json, write_json
 from kenya_birds.training.arguments import DEFAULT_FOLDS, last_whole_checkpoint
 from kenya_birds.training.run import Run, Settings
@@ -31,8 +27,6 @@ FOLDS_FILE = "folds.csv"
 RESULTS_FILE = "cross_validation.json"
 # The last file of a fold: where it is, the fold is done.
 LOGITS_FILE = "logits.npz"
-# Name of the pooled predictions in metrics.json: each clip is scored by the model of the fold that it was tested in.
-OUT_OF_FOLD = "out_of_fold"
 
 
 class CrossValidation:
@@ -67,7 +61,7 @@ class CrossValidation:
         plan = Run(settings.changed(output_dir=str(self.output_dir / "plan"), resume_from_checkpoint=None))
         self.classes = plan.builder.classes
         self._common_names = plan.common_names
-        self.table = _folds(plan)
+        self.table = find_folds(plan.builder.clips, data.splits_file, data.folds, data.split_seed)
         self.folds = self.table["fold"].nunique()
         self._description: dict[str, Any] = {
             "settings": settings.deciding(),
@@ -180,86 +174,58 @@ class CrossValidation:
             )
 
     def _write_results(self) -> None:
-        folders = [self.folder(fold) for fold in range(self.folds)]
-        tested = [read_predictions(folder / PREDICTIONS_FILE) for folder in folders]
-        scored = [_read_logits(folder / LOGITS_FILE) for folder in folders]
-        summaries = [read_json(folder / SUMMARY_FILE) for folder in folders]
-        metrics = [read_json(folder / METRICS_FILE)["test"] for folder in folders]
-        thresholds = [Thresholds.read(folder / THRESHOLDS_FILE) for folder in folders]
-
-        pooled = Predictions(
-            self.classes,
-            *(
-                np.concatenate([getattr(predictions, name) for predictions in tested])
-                for name in ("scores", "references", "recordings", "start_s", "center_s")
-            ),
-        )
-        uncalibrated = [probabilities(fold.test_logits, multi_label=pooled.multi_label) for fold in scored]
-        reported = [
-            predictions.scores >= own.values(self.classes) for predictions, own in zip(tested, thresholds, strict=True)
+        summaries = [read_json(self.folder(fold) / SUMMARY_FILE) for fold in range(self.folds)]
+        folds = [
+            Fold(
+                self.folder(fold),
+                _read_logits(self.folder(fold) / LOGITS_FILE),
+                [summary["clips_per_species"][code].get("train", 0) for code in self.classes],
+            )
+            for fold, summary in enumerate(summaries)
         ]
-        logits = np.concatenate([fold.validation_logits for fold in scored])
-        references = np.concatenate([fold.validation_references for fold in scored])
-        calibration = fit_calibration(logits, references)
-        scores = probabilities(calibration.apply(logits), multi_label=pooled.multi_label)
-
-        names = metrics[0]["intervals"]
-        values = {name: [fold[name] for fold in metrics if fold[name] is not None] for name in names}
-        mean = {name: float(np.mean(found)) if found else None for name, found in values.items()}
-        sd = {name: float(np.std(found, ddof=1)) if len(found) > 1 else None for name, found in values.items()}
-        counts = [[fold["clips_per_species"][code].get("train", 0) for code in self.classes] for fold in summaries]
-        told = write_report(
-            self.output_dir,
-            pooled,
-            common_names=self._common_names,
-            train_counts=np.mean(counts, axis=0).round().astype(int).tolist(),
-            uncalibrated=np.concatenate(uncalibrated),
-            thresholds=choose_thresholds(scores, references, self.classes),
-            split=OUT_OF_FOLD,
-            reported=np.concatenate(reported),
-            more={"mean_of_folds": mean, "sd_of_folds": sd},
-            seed=self.settings.training.seed,
+        told, calibration = write_out_of_fold(
+            self.output_dir, folds, common_names=self._common_names, seed=self.settings.training.seed
         )
-        best_epochs = [fold["result"]["best_epoch"] for fold in summaries]
+        runs = [summary["result"] for summary in summaries]
         results = {
             **self._description,
             "each": [
-                {
-                    **{name: fold[name] for name in (*names, "clips", "recordings")},
-                    "best_epoch": best_epoch,
-                    "train_runtime_s": summary["result"]["train_runtime_s"],
-                }
-                for fold, best_epoch, summary in zip(metrics, best_epochs, summaries, strict=True)
+                {**fold, "best_epoch": run["best_epoch"], "train_runtime_s": run["train_runtime_s"]}
+                for fold, run in zip(told["each"], runs, strict=True)
             ],
-            "mean": mean,
-            "sd": sd,
-            "median_best_epoch": float(np.median(best_epochs)),
+            "mean": told["mean"],
+            "sd": told["sd"],
+            "median_best_epoch": float(np.median([run["best_epoch"] for run in runs])),
             "calibration": {"scale": calibration.scale, "offset": calibration.offset},
         }
         write_json(results, self.output_dir / RESULTS_FILE, allow_nan=False)
-        logger.info("out of fold: %s", format_metrics(told))
-        logger.info(
-            "macro F1 of %d folds: mean %.4f, standard deviation %.4f (%s)",
-            self.folds,
-            mean["macro_f1"],
-            sd["macro_f1"],
-            ", ".join(f"{value:.4f}" for value in values["macro_f1"]),
-        )
 
 
-def _folds(plan: Run) -> pd.DataFrame:
-    """The table of folds, in the order of recordings."""
-    data = plan.settings.data
-    if data.splits_file:
-        table = read_folds(data.splits_file)
+def find_folds(clips: pd.DataFrame, splits_file: str | Path | None, folds: int | None, seed: int) -> pd.DataFrame:
+    """The table of folds, in the order of recordings.
+
+    Args:
+        clips: `recording` and `species` of every clip.
+        splits_file: A table of folds; by default they are those of `seed_folds`.
+        folds: Number of folds; of a table, as many as it has.
+        seed: Of `seed_folds`.
+
+    Returns:
+        `recording` and `fold`.
+
+    Raises:
+        UserError: If there are fewer than three folds, or the table has another number of them or cannot be used.
+    """
+    if splits_file:
+        table = read_folds(splits_file)
         found = table["fold"].nunique()
-        if data.folds not in (None, found):
-            raise UserError(f"folds is {data.folds} and {data.splits_file} has {found}: leave --folds out")
+        if folds not in (None, found):
+            raise UserError(f"folds is {folds} and {splits_file} has {found}: leave --folds out")
         return table.sort_values("recording").reset_index(drop=True)
-    folds = DEFAULT_FOLDS if data.folds is None else data.folds
+    folds = DEFAULT_FOLDS if folds is None else folds
     if folds < 3:
         raise UserError(f"folds is {folds}: expected 3 or more, as one is for validation and one is the test")
-    return seed_folds(plan.builder.clips, folds, seed=data.split_seed)
+    return seed_folds(clips, folds, seed=seed)
 
 
 def _write_logits(scored: Scored, path: Path) -> None:

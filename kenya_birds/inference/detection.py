@@ -14,7 +14,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.finding import DetectionFinder, FindingSettings
-from kenya_birds.inference.flow import Job, make_batches, read_all, score_all
+from kenya_birds.inference.flow import Job, computed
 from kenya_birds.inference.scoring import WindowScorer
 from kenya_birds.inference.sources import Source, find_sources
 from kenya_birds.inference.species import SpeciesNames, species_names
@@ -174,25 +174,19 @@ class SoundscapePipeline:
         """
         finders: dict[int, DetectionFinder] = {}
         reached: dict[int, int] = {}
-        with read_all(jobs, self.num_workers) as items, self.scorer as scorer:
-            for batch in score_all(make_batches(items, scorer.batch_size, self.grid.window_samples), scorer):
-                row = 0
-                for index, item in batch.parts:
-                    recording = jobs[index].recording
-                    finder = finders.get(index) or finders.setdefault(index, self._finder(recording))
-                    before = reached.get(index, 0)
-                    if isinstance(item, Windows):
-                        assert batch.scores is not None
-                        scores = batch.scores.result()[row : row + len(item.starts)]
-                        row += len(item.starts)
-                        reached[index] = int(item.ends[-1])
-                        advance_s = (reached[index] - before) / self.sampling_rate
-                        yield Progress(recording, finder.add(item.starts, item.ends, scores), advance_s, None)
-                    else:
-                        del finders[index]
-                        reached.pop(index, None)
-                        advance_s = item.duration_s - before / self.sampling_rate
-                        yield Progress(recording, finder.finish(), advance_s, item)
+        for index, item, scores in computed(jobs, self.num_workers, self.scorer, self.grid.window_samples):
+            recording = jobs[index].recording
+            finder = finders.get(index) or finders.setdefault(index, self._finder(recording))
+            before = reached.get(index, 0)
+            if isinstance(item, Windows):
+                reached[index] = int(item.ends[-1])
+                advance_s = (reached[index] - before) / self.sampling_rate
+                yield Progress(recording, finder.add(item.starts, item.ends, scores), advance_s, None)
+            else:
+                del finders[index]
+                reached.pop(index, None)
+                advance_s = item.duration_s - before / self.sampling_rate
+                yield Progress(recording, finder.finish(), advance_s, item)
 
     def _finder(self, recording: str) -> DetectionFinder:
         return DetectionFinder(recording, self.classes, self.thresholds, self.settings, self.sampling_rate)

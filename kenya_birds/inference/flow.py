@@ -1,22 +1,24 @@
-"""From recordings to scored batches: threads that read, and batches that mix windows of many recordings."""
+"""Batches of windows that are computed on while recordings are read: many recordings, threads and batches at once."""
 
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
 import numpy as np
 import torch
 
 from kenya_birds.errors import UserError
-from kenya_birds.inference.scoring import WindowScorer
 from kenya_birds.inference.streaming import Reading
 from kenya_birds.inference.windows import Windows
 
-# Groups of windows, of some megabytes each, that wait between readers and scoring.
+# On a CPU a batch's spectra and activations stay in its cache.
+BATCH_SIZES = {"cpu": 16, "cuda": 128}
+# Groups of windows, of some megabytes each, that wait between readers and computing.
 WAITING_GROUPS = 4
 # For readers that shall stop: one that fetches a file ends when it has it.
 PATIENCE_S = 2.0
@@ -35,30 +37,99 @@ class Job:
     read: Callable[[], Iterator[Windows | Reading]]
 
 
-@dataclass
-class Batch:
-    """Windows that are scored together.
+class BatchPool:
+    """Threads that compute on batches of windows, all of one size: a window's result depends on no other window.
+
+    On a CPU as many batches as there are threads are computed on at a time, each by one thread: operations on small
+    tensors gain little from more. A context manager.
+
+    Args:
+        compute: Takes int16 of shape `(batch_size, window_samples)` and gives an array with a row for each window.
+        device: Where it computes.
+        batch_size: Windows of a batch; by default 16 on a CPU and 128 on a GPU.
 
     Attributes:
-        sound: int16 of shape `(batch_size, window_samples)`; zeros behind the windows.
-        filled: Number of windows.
-        parts: (job, its windows) in the order of the rows; behind a job's last windows, how its reading ended.
-        scores: To be: of shape `(batch_size, classes)`; None where there are no windows.
+        batch_size: Windows of a batch.
+        threads: Number of batches that are worked on at a time.
     """
+
+    def __init__(
+        self, compute: Callable[[np.ndarray], np.ndarray], device: torch.device, batch_size: int | None
+    ) -> None:
+        self._compute = compute
+        self.batch_size = batch_size or BATCH_SIZES.get(device.type, 128)
+        # Two on a GPU, so that it has work while results travel.
+        self._torch_threads = torch.get_num_threads()
+        self.threads = self._torch_threads if device.type == "cpu" else 2
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> "BatchPool":
+        """Starts its threads; they end with the `with` block."""
+        self._pool = ThreadPoolExecutor(self.threads, "compute", initializer=torch.set_num_threads, initargs=(1,))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Waits for its threads."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._torch_threads)  # new threads take over what the pool's have set
+
+    def submit(self, sound: np.ndarray) -> "Future[np.ndarray]":
+        """Begins to compute on a batch.
+
+        Args:
+            sound: int16 of shape `(batch_size, window_samples)`, not to be written to.
+
+        Returns:
+            To be: a row for each window.
+        """
+        assert self._pool is not None, "submit within the `with` block"
+        return self._pool.submit(self._compute, sound)
+
+
+def computed(
+    jobs: Sequence[Job], readers: int, pool: BatchPool, window_samples: int
+) -> Iterator[tuple[int, Windows | Reading, np.ndarray]]:
+    """Reads recordings and computes on their windows; both, and what the caller does, go on at the same time.
+
+    Args:
+        jobs: The recordings.
+        readers: Threads that read.
+        pool: Computes; it is opened and closed here.
+        window_samples: Length of a window.
+
+    Yields:
+        Which job; windows, or in the end how its reading ended; and a row for each window. In order within a
+        recording; recordings may take turns where there are several readers.
+
+    Raises:
+        UserError: If the device has too little memory.
+    """
+    with _reading(jobs, readers) as items, pool:
+        for batch in _computed(_batches(items, pool.batch_size, window_samples), pool):
+            results = np.zeros((0, 0)) if batch.results is None else _result(batch.results, pool)
+            row = 0
+            for index, item in batch.parts:
+                count = len(item.starts) if isinstance(item, Windows) else 0
+                yield index, item, results[row : row + count]
+                row += count
+
+
+@dataclass
+class _Batch:
+    """Windows that are computed on together, and what follows them."""
 
     sound: np.ndarray
     filled: int
     parts: list[tuple[int, Windows | Reading]]
-    scores: "Future[np.ndarray] | None" = None
+    results: "Future[np.ndarray] | None" = None
 
 
 @contextmanager
-def read_all(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, Windows | Reading]]]:
-    """Reads with several threads, which end with the `with` block.
-
-    Yields:
-        What the jobs give with each job's number; in order within a job.
-    """
+def _reading(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, Windows | Reading]]]:
+    """What the jobs read, in order within each, by threads that end with the `with` block."""
     items: queue.Queue[tuple[int, Windows | Reading] | BaseException | None] = queue.Queue(WAITING_GROUPS + readers)
     waiting = iter(range(len(jobs)))
     lock = threading.Lock()
@@ -110,11 +181,11 @@ def read_all(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, 
             thread.join(PATIENCE_S)
 
 
-def make_batches(items: Iterator[tuple[int, Windows | Reading]], size: int, samples: int) -> Iterator[Batch]:
+def _batches(items: Iterator[tuple[int, Windows | Reading]], size: int, samples: int) -> Iterator[_Batch]:
     """Batches of one size; the last is filled up with zeros."""
 
-    def empty() -> Batch:
-        return Batch(np.zeros((size, samples), dtype=np.int16), 0, [])
+    def empty() -> _Batch:
+        return _Batch(np.zeros((size, samples), dtype=np.int16), 0, [])
 
     batch = empty()
     for index, item in items:
@@ -139,25 +210,22 @@ def make_batches(items: Iterator[tuple[int, Windows | Reading]], size: int, samp
         yield batch
 
 
-def score_all(batches: Iterator[Batch], scorer: WindowScorer) -> Iterator[Batch]:
-    """The batches in order, with scores, while those that follow are being scored."""
-    pending: deque[Batch] = deque()
+def _computed(batches: Iterator[_Batch], pool: BatchPool) -> Iterator[_Batch]:
+    """The batches in order, with results, while those that follow are being computed on."""
+    pending: deque[_Batch] = deque()
     for batch in batches:
         if batch.filled:
-            batch.scores = scorer.submit(batch.sound)
+            batch.results = pool.submit(batch.sound)
         pending.append(batch)
-        while len(pending) > scorer.threads + 1:
-            yield _finished(pending.popleft())
-    while pending:
-        yield _finished(pending.popleft())
+        while len(pending) > pool.threads + 1:
+            yield pending.popleft()
+    yield from pending
 
 
-def _finished(batch: Batch) -> Batch:
-    if batch.scores is not None:
-        try:
-            batch.scores.result()
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"the device has no memory for batches of {len(batch.sound)} windows: give a smaller --batch_size"
-            ) from None
-    return batch
+def _result(results: "Future[np.ndarray]", pool: BatchPool) -> np.ndarray:
+    try:
+        return results.result()
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the device has no memory for batches of {pool.batch_size} windows: give a smaller --batch_size"
+        ) from None

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import transformers
@@ -216,9 +216,7 @@ class RunFiles:
                 metadata=about,
             )
             with Outputs(self.folder) as outputs:
-                table = csv.writer(outputs.open(FAILED_FILE), lineterminator="\n")
-                table.writerow(FAILED_COLUMNS)
-                table.writerows(report.failures)
+                write_failures(outputs.open(FAILED_FILE), report.failures)
                 written += outputs.commit()
             report.content["detections"] = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
             tables = {path.relative_to(self.folder).as_posix(): _digest(path) for path in written}
@@ -241,6 +239,13 @@ class RunFiles:
             for name, digest in said.items()
             if os.path.commonpath([root, os.path.realpath(self.folder / name)]) == root
         }
+
+
+def write_failures(file: TextIO, failures: Sequence[tuple[str, ...]]) -> None:
+    """Writes the table of what was not analysed."""
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(FAILED_COLUMNS)
+    table.writerows(failures)
 
 
 def _digest(path: Path) -> str:

@@ -14,7 +14,7 @@ from kenya_birds.evaluation.report import (
     RELIABILITY_FILE,
     SPECIES_FILE,
 )
-from kenya_birds.experiments.cross_validation import OUT_OF_FOLD
+from kenya_birds.experiments.results import OUT_OF_FOLD
 from kenya_birds.json_files import read_json
 from kenya_birds.training.summary import SUMMARY_FILE
 

@@ -1,0 +1,185 @@
+"""Classifiers on frozen embeddings: logistic regression and nearest neighbours, chosen on validation."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.metrics import class_targets, classification_metrics
+from kenya_birds.training.weighting import power_weights
+
+METHODS = ("linear", "knn")
+# scikit-learn's C, from the strongest regularisation to the weakest, and numbers of neighbours, from the smoothest.
+STRENGTHS = tuple(10.0**power for power in np.arange(-5, 2.5, 0.5))
+NEIGHBOURS = (50, 30, 20, 15, 10, 7, 5, 3, 2, 1)
+MAX_ITERATIONS = 1000
+# How much less likely than the unlikeliest class one without a training clip is.
+UNSEEN_GAP = 5.0
+
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classifier on embeddings.
+
+    Attributes:
+        chosen: C of logistic regression, or the number of neighbours.
+        validation_macro_f1: By which it was chosen.
+        predict: Gives logits of shape `(clips, classes)` for embeddings of shape `(clips, size)`.
+    """
+
+    chosen: float
+    validation_macro_f1: float
+    predict: Predict
+
+
+def fit_head(
+    method: str,
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    *,
+    classes: int,
+    weight_power: float,
+) -> Head:
+    """Fits classifiers on training clips and takes that with the best macro F1 on validation, of equals the smoothest.
+
+    `linear` is scikit-learn's logistic regression on inputs that the training clips give mean 0 and standard deviation
+    1: multinomial, or one for each class where multi-label. `knn` counts the nearest training clips by the cosine of
+    the angle between embeddings, each by that cosine.
+
+    Args:
+        method: `linear` or `knn`.
+        train: Embeddings `(clips, size)`, and class ids `(clips,)`, or ones, zeros and -100 of shape
+            `(clips, classes)`.
+        validation: The same.
+        classes: Number of classes.
+        weight_power: Classes weigh n^-power in the loss of `linear`.
+
+    Raises:
+        UserError: If there is no such method, or training clips are of one class only.
+    """
+    candidates = {"linear": _linear, "knn": _nearest}
+    if method not in candidates:
+        raise UserError(f"no method {method!r}: expected one of {', '.join(METHODS)}")
+    multi_label = train[1].ndim == 2
+    if not multi_label and len(np.unique(train[1])) < 2:
+        raise UserError("the clips of the train split are all of one species: nothing can be told apart, split anew")
+    best: Head | None = None
+    for chosen, predict in candidates[method](*train, classes, weight_power):
+        score = classification_metrics(predict(validation[0]), validation[1], multi_label=multi_label)["macro_f1"]
+        if best is None or score > best.validation_macro_f1:
+            best = Head(chosen, score, predict)
+    assert best is not None
+    return best
+
+
+def class_counts(references: np.ndarray, classes: int) -> np.ndarray:
+    """Clips that are known to hold each class, shape `(classes,)`."""
+    return (class_targets(references, classes) == 1).sum(axis=0)
+
+
+def _linear(
+    embeddings: np.ndarray, references: np.ndarray, classes: int, weight_power: float
+) -> Iterator[tuple[float, Predict]]:
+    scaler = StandardScaler().fit(embeddings)
+    inputs = scaler.transform(embeddings)
+    weights = power_weights(class_counts(references, classes), weight_power)
+    fit = _OneVersusRest if references.ndim == 2 else _Multinomial
+    path = fit(inputs, references, weights)
+    for strength in STRENGTHS:
+        yield strength, partial(_linear_logits, scaler, *path.fit(strength), path.complete)
+
+
+def _linear_logits(
+    scaler: StandardScaler, coefficients: np.ndarray, offsets: np.ndarray, complete: Predict, embeddings: np.ndarray
+) -> np.ndarray:
+    return complete(scaler.transform(embeddings) @ coefficients.T + offsets)
+
+
+class _Multinomial:
+    """Logistic regression over the classes that have a training clip, each fit beginning where the last one ended."""
+
+    def __init__(self, inputs: np.ndarray, references: np.ndarray, weights: np.ndarray) -> None:
+        self._inputs, self._references, self._weights = inputs, references, weights[references]
+        self._classes = len(weights)
+        self._model = _model()
+
+    def fit(self, strength: float) -> tuple[np.ndarray, np.ndarray]:
+        _fit(self._model.set_params(C=strength), self._inputs, self._references, self._weights)
+        coefficients, offsets = self._model.coef_.copy(), self._model.intercept_.copy()
+        if len(coefficients) == 1:  # of two classes, scikit-learn tells the second's
+            coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
+            offsets = np.concatenate([np.zeros_like(offsets), offsets])
+        return coefficients, offsets
+
+    def complete(self, logits: np.ndarray) -> np.ndarray:
+        complete = np.repeat(logits.min(axis=1, keepdims=True) - UNSEEN_GAP, self._classes, axis=1)
+        complete[:, self._model.classes_] = logits
+        return complete
+
+
+class _OneVersusRest:
+    """A logistic regression for each class, on the clips of which it is known whether they hold it."""
+
+    def __init__(self, inputs: np.ndarray, references: np.ndarray, weights: np.ndarray) -> None:
+        self._inputs, self._references, self._weights = inputs, references, weights
+        self._models = [_model() for _ in weights]
+
+    def fit(self, strength: float) -> tuple[np.ndarray, np.ndarray]:
+        coefficients = np.zeros((len(self._models), self._inputs.shape[1]))
+        offsets = np.zeros(len(self._models))
+        for label, model in enumerate(self._models):
+            known = self._references[:, label] >= 0
+            targets = self._references[known, label]
+            if len(np.unique(targets)) < 2:
+                offsets[label] = np.log((targets.sum() + 0.5) / (len(targets) - targets.sum() + 0.5))
+                continue
+            weights = np.full(len(targets), self._weights[label])
+            _fit(model.set_params(C=strength), self._inputs[known], targets, weights)
+            coefficients[label], offsets[label] = model.coef_[0], model.intercept_[0]
+        return coefficients, offsets
+
+    def complete(self, logits: np.ndarray) -> np.ndarray:
+        return logits
+
+
+def _model() -> LogisticRegression:
+    return LogisticRegression(solver="lbfgs", max_iter=MAX_ITERATIONS, warm_start=True)
+
+
+def _fit(model: LogisticRegression, inputs: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+    with warnings.catch_warnings():
+        # Only weak regularisation does not converge: it is a candidate all the same, as an early stop.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(inputs, targets, sample_weight=weights)
+
+
+def _nearest(
+    embeddings: np.ndarray, references: np.ndarray, classes: int, _: float
+) -> Iterator[tuple[float, Predict]]:
+    index = NearestNeighbors(metric="cosine", algorithm="brute").fit(embeddings)
+    targets = class_targets(references, classes)
+    for number in NEIGHBOURS:
+        if number <= len(embeddings):
+            yield number, partial(_votes, index, targets, number, references.ndim == 2)
+
+
+def _votes(
+    index: NearestNeighbors, targets: np.ndarray, number: int, multi_label: bool, embeddings: np.ndarray
+) -> np.ndarray:
+    distances, neighbours = index.kneighbors(embeddings, n_neighbors=number)
+    nearness = np.clip(1 - distances, 0, 1)[:, :, None]
+    found = targets[neighbours]  # (clips, neighbours, classes)
+    votes = (nearness * (found == 1)).sum(axis=1)
+    # Something for every class, so that none is impossible.
+    if not multi_label:
+        return np.log(votes + 1 / targets.shape[1])
+    return np.log((votes + 0.5) / ((nearness * (found == 0)).sum(axis=1) + 0.5))

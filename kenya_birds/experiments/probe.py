@@ -1,0 +1,267 @@
+"""How far a frozen model's embeddings tell species apart: over the splits, with the metrics and files of training."""
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+
+from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS, KenyaBirds
+from kenya_birds.data.dataset import build_clips, clips_builder
+from kenya_birds.data.splits import SPLITS, has_folds, read_splits, splits_of_fold, write_table
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.calibration import fit_calibration
+from kenya_birds.evaluation.scoring import clip_references
+from kenya_birds.experiments.clip_embeddings import embed_clips
+from kenya_birds.experiments.comparison import TrainedRun, format_comparison
+from kenya_birds.experiments.cross_validation import FOLDS_FILE, find_folds
+from kenya_birds.experiments.heads import METHODS, class_counts, fit_head
+from kenya_birds.experiments.results import Fold, Scored, write_out_of_fold, write_test
+from kenya_birds.inference.embedders import load_embedder
+from kenya_birds.inference.run import hash_model
+from kenya_birds.json_files import write_json
+from kenya_birds.saved_models import SavedModel
+from kenya_birds.training.summary import SPLITS_FILE
+
+logger = logging.getLogger(__name__)
+
+PROBE_FILE = "probe.json"
+MULTI_LABEL = "multi_label_classification"
+PROBLEM_TYPES = ("single_label_classification", MULTI_LABEL)
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How to probe; the defaults are those of training.
+
+    Attributes:
+        method: `linear` or `knn` (see `fit_head`).
+        splits_file: A table of splits, or of folds: then every fold is tested once.
+        folds: Number of folds to make where there is no table.
+        split_seed: Seed of splits and folds that are made.
+        problem_type: As in training.
+        min_annotations: Species with fewer are dropped.
+        edge_tolerance_s: See `ClipsConfig`.
+        loss_weight_power: Classes weigh n^-power in logistic regression.
+        clip_s: Length of a clip, for a model of transformers; ours have their own.
+        seed: Of the bootstrap.
+    """
+
+    method: str = "linear"
+    splits_file: Path | None = None
+    folds: int | None = None
+    split_seed: int = 42
+    problem_type: str = "single_label_classification"
+    min_annotations: int = DEFAULT_MIN_ANNOTATIONS
+    edge_tolerance_s: float = 0.0
+    loss_weight_power: float = 0.5
+    clip_s: float | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        """Checks what is not checked where it is used.
+
+        Raises:
+            UserError: If a value is out of range.
+        """
+        for name, value, choices in (
+            ("method", self.method, METHODS),
+            ("problem_type", self.problem_type, PROBLEM_TYPES),
+        ):
+            if value not in choices:
+                raise UserError(f"{name} is {value!r}: expected one of {', '.join(choices)}")
+        if not 0 <= self.loss_weight_power < float("inf"):
+            raise UserError(f"loss_weight_power is {self.loss_weight_power}: expected 0 or more")
+
+
+def probe(
+    model: str,
+    data_dir: str | Path,
+    output_dir: str | Path,
+    settings: ProbeSettings | None = None,
+    *,
+    beside: str | Path | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    cache_dir: str | Path | None = None,
+    num_proc: int | None = None,
+) -> str:
+    """Probes a frozen model on an archive.
+
+    The clips, their labels, splits and folds are those that training makes with the same flags; each clip is embedded
+    once. The classifier is fitted on train, chosen, calibrated and given thresholds on validation, and evaluated on
+    test, with the files that a run of train_hf.py leaves there; with folds, each in a folder of its own, and of all of
+    them what a cross-validation leaves. `probe.json` comes last.
+
+    Args:
+        model: See `load_embedder`.
+        data_dir: The archive.
+        output_dir: A folder that is new or empty.
+        settings: How to probe.
+        beside: Output folder of a run or cross-validation of train_hf.py to compare with. Without a table and number
+            of folds, its splits or folds are used.
+        batch_size: Clips that are embedded at a time.
+        device: Where to embed (see `find_device`).
+        cache_dir: Where clips and embeddings are kept; by default the cache of `datasets`.
+        num_proc: Processes that cut clips.
+
+    Returns:
+        The metrics as a table, beside those of the run where there is one.
+
+    Raises:
+        UserError: If something cannot be used, the run has other splits, classes or clips, or the model was trained
+            on recordings that would test it.
+    """
+    settings, output_dir = settings or ProbeSettings(), Path(output_dir)
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: expected 1 or more")
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise UserError(f"{output_dir} exists and is not an empty folder: give another --output")
+    trained = None if beside is None else TrainedRun.read(beside)
+    embedder = load_embedder(model, clip_s=settings.clip_s, device=device)
+    splits_file = settings.splits_file
+    if trained is not None and splits_file is None and settings.folds is None:
+        splits_file = trained.splits_file
+
+    def plan(splits: pd.DataFrame | None) -> KenyaBirds:
+        return clips_builder(
+            data_dir,
+            splits=splits,
+            cache_dir=cache_dir,
+            sampling_rate=embedder.sampling_rate,
+            clip_s=embedder.clip_s,
+            edge_tolerance_s=settings.edge_tolerance_s,
+            min_annotations=settings.min_annotations,
+            split_seed=settings.split_seed,
+        )
+
+    builder = plan(read_splits(splits_file) if splits_file else None)
+    if settings.folds is not None or (splits_file is not None and has_folds(splits_file)):
+        table = find_folds(builder.clips, splits_file, settings.folds, settings.split_seed)
+        builder = plan(splits_of_fold(table, 0))
+    else:
+        table = builder.splits
+    _check_unheard(embedder.saved, table)
+    multi_label = settings.problem_type == MULTI_LABEL
+    if trained is not None:
+        trained.check(table, builder.classes, multi_label=multi_label)
+
+    clips = build_clips(builder, num_proc)
+    class_ids = {code: label for label, code in enumerate(builder.classes)}
+    references = np.concatenate(
+        [clip_references(clips[split], class_ids, multi_label=multi_label) for split in SPLITS]
+    )
+    rows = datasets.concatenate_datasets([clips[split].remove_columns("audio") for split in SPLITS])
+    work = _Work(output_dir, settings, builder, rows, references, np.zeros((0, 0), dtype=np.float32))
+    if trained is not None:
+        tested = np.arange(len(rows)) if "fold" in table else work.rows_of(table, "test")
+        trained.check_clips(work.recordings[tested], np.asarray(rows["center_s"][:])[tested], references[tested])
+    work.embeddings = np.concatenate([embed_clips(clips[split], embedder, batch_size) for split in SPLITS])
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    about: dict[str, Any] = {
+        "model": embedder.saved.name,
+        "model_sha256": hash_model(embedder.saved),
+        "embedding": embedder.how,
+        "embedding_size": embedder.size,
+        "sampling_rate": embedder.sampling_rate,
+        "settings": {name: value for name, value in asdict(settings).items() if name not in ("splits_file", "folds")},
+    }
+    about["settings"]["clip_s"] = embedder.clip_s
+    if "fold" in table:
+        write_table(table, output_dir / FOLDS_FILE)
+        told, results = work.cross_validate(table)
+    else:
+        write_table(table, output_dir / SPLITS_FILE)
+        told, _, results = work.fit(table, output_dir)
+    write_json({**about, **results}, output_dir / PROBE_FILE, allow_nan=False)
+    columns = {f"{settings.method} probe": told}
+    if trained is not None:
+        columns[str(trained.folder)] = trained.metrics
+    return format_comparison(columns)
+
+
+def _check_unheard(saved: SavedModel, table: pd.DataFrame) -> None:
+    """Raises `UserError` if the model was trained on recordings that would test it."""
+    if not (saved.folder / SPLITS_FILE).is_file():
+        return
+    own = read_splits(saved.folder / SPLITS_FILE)
+    tested = table if "fold" in table else table[table["split"] == "test"]
+    heard = set(own.loc[own["split"] != "test", "recording"]) & set(tested["recording"])
+    if heard:
+        raise UserError(
+            f"'{saved.name}' was trained with {len(heard)} of the {len(tested)} recordings that would test it (its "
+            f"{SPLITS_FILE} says so): probe it with --splits_file {saved.folder / SPLITS_FILE}, or on another archive"
+        )
+
+
+@dataclass
+class _Work:
+    """Embedded clips, on which classifiers are fitted."""
+
+    output_dir: Path
+    settings: ProbeSettings
+    builder: KenyaBirds
+    rows: datasets.Dataset
+    references: np.ndarray
+    embeddings: np.ndarray
+
+    def __post_init__(self) -> None:
+        self.recordings = np.asarray(self.rows["recording"][:])
+        codes = self.builder.classes
+        self._common_names = {
+            code: names["common_name"] for code, names in self.builder.archive.species_names(codes).items()
+        }
+
+    def rows_of(self, splits: pd.DataFrame, split: str) -> np.ndarray:
+        """The clips of a split."""
+        return np.flatnonzero(np.isin(self.recordings, splits.loc[splits["split"] == split, "recording"]))
+
+    def fit(self, splits: pd.DataFrame, folder: Path) -> tuple[dict[str, Any], Fold, dict[str, Any]]:
+        """Fits and evaluates one classifier; gives the metrics, the fold, and what was chosen."""
+        codes, settings = self.builder.classes, self.settings
+        of = {split: self.rows_of(splits, split) for split in SPLITS}
+        for split, found in of.items():
+            if not len(found):
+                raise UserError(f"no clip of the {split} split can be read: fetch its recordings again, or split anew")
+        known = {split: (self.embeddings[found], self.references[found]) for split, found in of.items()}
+        head = fit_head(
+            settings.method,
+            known["train"],
+            known["validation"],
+            classes=len(codes),
+            weight_power=settings.loss_weight_power,
+        )
+        chosen = {"C" if settings.method == "linear" else "neighbours": head.chosen}
+        logger.info("%s: %s", settings.method, ", ".join(f"{name} {value:g}" for name, value in chosen.items()))
+        scored = Scored(head.predict(known["validation"][0]), known["validation"][1], head.predict(known["test"][0]))
+        calibration = fit_calibration(scored.validation_logits, scored.validation_references)
+        train_counts = class_counts(known["train"][1], len(codes)).tolist()
+        told = write_test(
+            folder,
+            scored,
+            self.rows.select(of["test"]),
+            known["test"][1],
+            calibration=calibration,
+            classes=codes,
+            common_names=self._common_names,
+            train_counts=train_counts,
+            seed=settings.seed,
+        )
+        fitted = {**chosen, "calibration": {"scale": calibration.scale, "offset": calibration.offset}}
+        return told, Fold(folder, scored, train_counts), fitted
+
+    def cross_validate(self, table: pd.DataFrame) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Fits and evaluates a classifier for each fold; gives the metrics of all, and what was chosen."""
+        number, folds, fitted = table["fold"].nunique(), [], []
+        for fold in range(number):
+            logger.info("Fold %d of %d", fold + 1, number)
+            _, done, chosen = self.fit(splits_of_fold(table, fold), self.output_dir / f"fold-{fold}")
+            folds.append(done)
+            fitted.append(chosen)
+        told, _ = write_out_of_fold(self.output_dir, folds, common_names=self._common_names, seed=self.settings.seed)
+        each = [{**metrics, **chosen} for metrics, chosen in zip(told["each"], fitted, strict=True)]
+        return told["out_of_fold"], {"folds": number, "each": each, "mean": told["mean"], "sd": told["sd"]}

@@ -1,0 +1,181 @@
+"""What is told of a model that has scored validation and test, and of the folds of a cross-validation together."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from kenya_birds.evaluation.calibration import Calibration, fit_calibration
+from kenya_birds.evaluation.metrics import probabilities
+from kenya_birds.evaluation.predictions import Predictions, read_predictions
+from kenya_birds.evaluation.report import (
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    THRESHOLDS_FILE,
+    format_metrics,
+    plain_metrics,
+    write_evaluation,
+    write_report,
+)
+from kenya_birds.evaluation.thresholds import Thresholds, choose_thresholds
+from kenya_birds.json_files import read_json
+
+logger = logging.getLogger(__name__)
+
+# Name of the pooled predictions in metrics.json: each clip is scored by the model of the fold that it was tested in.
+OUT_OF_FOLD = "out_of_fold"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model said, before calibration.
+
+    Attributes:
+        validation_logits: Shape `(clips, classes)`.
+        validation_references: Class ids `(clips,)`, or ones, zeros and -100 of shape `(clips, classes)`.
+        test_logits: Shape `(clips, classes)`.
+    """
+
+    validation_logits: np.ndarray
+    validation_references: np.ndarray
+    test_logits: np.ndarray
+
+
+def write_test(
+    folder: Path,
+    scored: Scored,
+    test: Dataset,
+    references: np.ndarray,
+    *,
+    calibration: Calibration,
+    classes: Sequence[str],
+    common_names: Mapping[str, str],
+    train_counts: Sequence[int],
+    more: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int,
+) -> dict[str, Any]:
+    """Evaluates on test, with thresholds chosen on validation, and writes what `write_evaluation` writes.
+
+    Args:
+        folder: Where to write.
+        scored: What the model said.
+        test: The test clips.
+        references: Of the test clips, as in `Scored`.
+        calibration: Fitted on validation.
+        classes: eBird codes by class id.
+        common_names: By eBird code.
+        train_counts: Training clips by class id.
+        more: What else `metrics.json` shall say of `validation` and `test`.
+        seed: Of the bootstrap.
+
+    Returns:
+        The metrics on test (see `write_report`).
+    """
+    scores = probabilities(
+        calibration.apply(scored.validation_logits), multi_label=scored.validation_references.ndim == 2
+    )
+    validation = plain_metrics(scores, scored.validation_references)
+    more = more or {}
+    told = write_evaluation(
+        folder,
+        scored.test_logits,
+        references,
+        classes=classes,
+        recordings=test["recording"],
+        start_s=test["start_s"],
+        center_s=test["center_s"],
+        common_names=common_names,
+        train_counts=train_counts,
+        calibration=calibration,
+        thresholds=choose_thresholds(scores, scored.validation_references, classes),
+        more={**more, "validation": {**more.get("validation", {}), **validation}},
+        seed=seed,
+    )
+    logger.info("validation: macro F1 %.4f, accuracy %.4f", validation["macro_f1"], validation["accuracy"])
+    logger.info("test: %s", format_metrics(told))
+    return told
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is known of a fold.
+
+    Attributes:
+        folder: Where `write_test` wrote.
+        scored: What its model said.
+        train_counts: Training clips by class id.
+    """
+
+    folder: Path
+    scored: Scored
+    train_counts: Sequence[int]
+
+
+def write_out_of_fold(
+    folder: Path, folds: Sequence[Fold], *, common_names: Mapping[str, str], seed: int
+) -> tuple[dict[str, Any], Calibration]:
+    """Writes what `write_report` writes of all folds' predictions: each clip scored by a model that has not heard it.
+
+    `thresholds.json` is chosen on the validation scores of all folds; no figure of the report depends on it: in each
+    fold its own thresholds decide what is reported.
+
+    Args:
+        folder: Where to write.
+        folds: The folds.
+        common_names: By eBird code.
+        seed: Of the bootstrap.
+
+    Returns:
+        `out_of_fold` (see `write_report`), `each` fold's metrics on test, and by metric their `mean` and `sd`; and the
+        calibration fitted on the validation logits of all folds.
+    """
+    tested = [read_predictions(fold.folder / PREDICTIONS_FILE) for fold in folds]
+    metrics = [read_json(fold.folder / METRICS_FILE)["test"] for fold in folds]
+    classes = tested[0].classes
+    pooled = Predictions(
+        classes,
+        *(
+            np.concatenate([getattr(predictions, name) for predictions in tested])
+            for name in ("scores", "references", "recordings", "start_s", "center_s")
+        ),
+    )
+    uncalibrated = [probabilities(fold.scored.test_logits, multi_label=pooled.multi_label) for fold in folds]
+    reported = [
+        predictions.scores >= Thresholds.read(fold.folder / THRESHOLDS_FILE).values(classes)
+        for predictions, fold in zip(tested, folds, strict=True)
+    ]
+    logits = np.concatenate([fold.scored.validation_logits for fold in folds])
+    references = np.concatenate([fold.scored.validation_references for fold in folds])
+    calibration = fit_calibration(logits, references)
+    scores = probabilities(calibration.apply(logits), multi_label=pooled.multi_label)
+
+    names = metrics[0]["intervals"]
+    values = {name: [fold[name] for fold in metrics if fold[name] is not None] for name in names}
+    mean = {name: float(np.mean(found)) if found else None for name, found in values.items()}
+    sd = {name: float(np.std(found, ddof=1)) if len(found) > 1 else None for name, found in values.items()}
+    told = write_report(
+        folder,
+        pooled,
+        common_names=common_names,
+        train_counts=np.mean([fold.train_counts for fold in folds], axis=0).round().astype(int).tolist(),
+        uncalibrated=np.concatenate(uncalibrated),
+        thresholds=choose_thresholds(scores, references, classes),
+        split=OUT_OF_FOLD,
+        reported=np.concatenate(reported),
+        more={"mean_of_folds": mean, "sd_of_folds": sd},
+        seed=seed,
+    )
+    logger.info("out of fold: %s", format_metrics(told))
+    logger.info(
+        "macro F1 of %d folds: mean %.4f, standard deviation %.4f (%s)",
+        len(folds),
+        mean["macro_f1"],
+        sd["macro_f1"],
+        ", ".join(f"{value:.4f}" for value in values["macro_f1"]),
+    )
+    each = [{name: fold[name] for name in (*names, "clips", "recordings")} for fold in metrics]
+    return {"out_of_fold": told, "each": each, "mean": mean, "sd": sd}, calibration
