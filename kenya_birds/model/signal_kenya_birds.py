@@ -93,8 +93,7 @@ def high_pass(waveform: torch.Tensor, sampling_rate: int, cutoff_hz: float, orde
     samples = waveform.shape[-1]
     # Room for the filter's response, so that one end of the clip does not reach into the other.
     padded = fast_fft_length(samples + round(4 * sampling_rate / cutoff_hz))
-    frequency_hz = torch.fft.rfftfreq(padded, 1 / sampling_rate, device=waveform.device)
-    gain = 1 / torch.sqrt(1 + (cutoff_hz / frequency_hz.clamp(min=1e-3)) ** (2 * order))
+    gain = high_pass_gain(padded, sampling_rate, cutoff_hz, order, waveform.device)
     return torch.fft.irfft(torch.fft.rfft(waveform, n=padded) * gain, n=padded)[..., :samples]
 
 
@@ -197,9 +196,9 @@ def reassigned_spectrogram(
 
     inside = (band >= 0) & (band < n_mels) & (frame >= 0) & (frame < frames) & (power > MIN_POWER)
     cell = torch.where(inside, band * frames + frame, 0).flatten(1)
-    grid = power.new_zeros(len(power), n_mels * frames)
+    grid = power.new_zeros(power.shape[0], n_mels * frames)
     grid.scatter_add_(1, cell, (power * inside).flatten(1))
-    return grid.view(len(power), n_mels, frames)
+    return grid.view(-1, n_mels, frames)
 
 
 def power_to_db(power: torch.Tensor, top_db: float) -> torch.Tensor:
@@ -244,6 +243,15 @@ def fast_fft_length(samples: int) -> int:
         if rest == 1:
             return samples
         samples += 1
+
+
+@lru_cache(maxsize=32)
+def high_pass_gain(
+    n_fft: int, sampling_rate: int, cutoff_hz: float, order: int, device: torch.device
+) -> torch.Tensor:
+    """Gain of `high_pass` at each frequency, shape `(1 + n_fft // 2,)`; shared, not to be written to."""
+    frequency_hz = torch.fft.rfftfreq(n_fft, 1 / sampling_rate, device=device)
+    return 1 / torch.sqrt(1 + (cutoff_hz / frequency_hz.clamp(min=1e-3)) ** (2 * order))
 
 
 @lru_cache(maxsize=32)
