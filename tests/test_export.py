@@ -1,6 +1,8 @@
 """An exported graph gives the model's probabilities, to a program that has neither torch nor this package."""
 
+import copy
 import csv
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,13 +11,18 @@ import wave
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kenya_birds.cli import main
 from kenya_birds.data.audio import decode_wav
+from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.publishing.export import WaveformClassifier, compare_graph, export_onnx, run_graph
 from kenya_birds.publishing.export_readme import PROGRAM
+from kenya_birds.publishing.fourier_matrices import FourierMatrices
 
 LABELS = ["combul2", "gnbcam2", "hartur1"]
 SPECIES = {"combul2": {"scientific_name": "Pycnonotus barbatus", "common_name": "Common Bulbul"}}
@@ -32,19 +39,25 @@ class NotInstalled:
 sys.meta_path.insert(0, NotInstalled())
 """
 IN_BATCHES = """
-import json
 import numpy as np
 import onnxruntime
 
 answers = {}
-session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession("model.onnx", options)
 for source, path in (("clips", sys.argv[1]), ("odd", sys.argv[2])):
     waveform = np.load(path)
     for batch in (1, 7):
         parts = [waveform[first : first + batch] for first in range(0, len(waveform), batch)]
         answers[f"{source}_{batch}"] = np.concatenate([session.run(None, {"waveform": part})[0] for part in parts])
 np.savez("answers.npz", **answers)
-print(json.dumps(session.get_modelmeta().custom_metadata_map))
+"""
+METADATA = """
+import json
+import onnxruntime
+
+print(json.dumps(onnxruntime.InferenceSession("model.onnx").get_modelmeta().custom_metadata_map))
 """
 
 
@@ -133,10 +146,11 @@ def multi(export):
     return export("multi_label_classification", noise_reduction="none")
 
 
-def check_parity(exported, waveforms):
-    model, extractor, graph = exported
+@pytest.mark.parametrize("exported", ["single", "multi"])
+def test_the_graph_gives_the_models_probabilities_one_clip_or_seven_at_a_time(exported, waveforms, request):
+    model, extractor, graph = request.getfixturevalue(exported)
     folder, waveform = waveforms
-    metadata = json.loads(run_stranger(IN_BATCHES, graph, folder / "clips.npy", folder / "odd.npy"))
+    run_stranger(IN_BATCHES, graph, folder / "clips.npy", folder / "odd.npy")
     with np.load(graph / "answers.npz") as answers:
         for source in ("clips", "odd"):
             wanted = expected(model, extractor, waveform[source])
@@ -146,26 +160,155 @@ def check_parity(exported, waveforms):
                 found = answers[f"{source}_{batch}"]
                 np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3)
                 assert (found.argmax(axis=1) == wanted.argmax(axis=1)).all()
-    return metadata
-
-
-def test_a_single_label_model_with_noise_reduction_answers_the_same(single, waveforms):
-    check_parity(single, waveforms)
-
-
-def test_a_multi_label_model_without_noise_reduction_answers_the_same(multi, waveforms):
-    check_parity(multi, waveforms)
+            if exported == "single":
+                np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("problem_type", "fields"),
+    "fields",
     [
-        ("multi_label_classification", {}),
-        ("single_label_classification", {"noise_reduction": "none"}),
-        ("single_label_classification", {"noise_reduction": "nonstationary", "pre_emphasis": 0.97, "top_db": 60.0}),
-        ("single_label_classification", {"feature_type": "stft", "n_fft": 1000, "hop_length": 441, "f_max_hz": 8000}),
+        {},
+        {"noise_reduction": "nonstationary", "pre_emphasis": 0.97, "top_db": 60.0},
+        {"feature_type": "stft", "n_fft": 1000, "hop_length": 441, "f_max_hz": 8000.0, "clip_s": 2.5},
+        # 1009 is prime, and odd.
+        {"noise_reduction": "none", "n_fft": 1009, "hop_length": 300, "do_standardize": False},
+        {"sampling_rate": 22_050, "f_max_hz": 7600.0, "high_pass_hz": 0},
     ],
-    ids=["multi", "single", "nonstationary", "stft"],
+    ids=["default", "nonstationary", "stft", "prime", "seed"],
 )
-def test_other_problems_and_front_ends_answer_the_same(export, waveforms, problem_type, fields):
-    check_parity(export(problem_type, **fields), waveforms)
+def test_the_front_end_computes_the_same_with_matrices(waveforms, fields):
+    extractor = KenyaBirdsFeatureExtractor(**fields)
+    waveform = torch.from_numpy(np.concatenate([waveforms[1]["odd"], waveforms[1]["clips"][:8]]))
+    waveform = waveform[:, : extractor.clip_samples]
+    wanted = extractor.extract(waveform)
+    with FourierMatrices():
+        found = extractor.extract(waveform)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
+    # Single bins on the edge of the gate go over it.
+    assert (found - wanted).abs().mean() < 1e-4
+
+
+@pytest.mark.parametrize(("n_fft", "hop_length", "samples"), [(1024, 256, 96_000), (600, 250, 5001), (46, 46, 460)])
+def test_transforms_of_frames_are_torchs(n_fft, hop_length, samples):
+    waveform = torch.randn(3, samples, generator=torch.Generator().manual_seed(0))
+    window = torch.hann_window(n_fft) + 0.1
+    frames = {"n_fft": n_fft, "hop_length": hop_length, "window": window}
+    wanted = torch.stft(waveform, **frames, center=True, pad_mode="constant", return_complex=True)
+    length = wanted.shape[2] * hop_length - n_fft // 2
+    with FourierMatrices():
+        found = torch.stft(waveform, **frames, center=True, pad_mode="constant", return_complex=True)
+        back = torch.istft(found, n_fft, hop_length, window=window, length=min(length, samples))
+    torch.testing.assert_close(found.real, wanted.real, rtol=0, atol=2e-5 * n_fft**0.5)
+    torch.testing.assert_close(found.imag, wanted.imag, rtol=0, atol=2e-5 * n_fft**0.5)
+    torch.testing.assert_close(back, waveform[:, : back.shape[1]], rtol=0, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=st.integers(2, 2000))
+def test_transforms_of_any_length_are_numpys_and_go_back(n):
+    values = np.random.default_rng(n).standard_normal((2, n))
+    waveform = torch.from_numpy(values.astype(np.float32))
+    with FourierMatrices():
+        spectrum = torch.fft.rfft(waveform, n=n)
+        back = torch.fft.irfft(spectrum, n=n)
+    wanted = np.fft.rfft(values)
+    np.testing.assert_allclose(spectrum.real.numpy(), wanted.real, atol=1e-5 * n**0.5)
+    np.testing.assert_allclose(spectrum.imag.numpy(), wanted.imag, atol=1e-5 * n**0.5)
+    torch.testing.assert_close(back, waveform, rtol=0, atol=1e-5)
+
+
+def test_what_the_matrices_do_not_do_is_refused():
+    with FourierMatrices(), pytest.raises(NotImplementedError, match="centred frames"):
+        torch.stft(torch.zeros(1, 4096), 1024, 256, window=torch.ones(1024), center=False, return_complex=True)
+
+
+def test_labels_thresholds_and_metadata_tell_of_the_model(single, waveforms):
+    graph = single[2]
+    metadata = json.loads(run_stranger(METADATA, graph))
+    assert json.loads(metadata["labels"]) == LABELS
+    assert json.loads(metadata["species"]) == SPECIES
+    assert (metadata["sampling_rate_hz"], metadata["clip_samples"]) == ("32000", "96000")
+    assert (metadata["problem_type"], metadata["backbone"]) == ("single_label_classification", "test_convnext")
+    weights = graph.parent / "model" / "model.safetensors"
+    assert metadata["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    # A folder's name is nobody's business.
+    assert metadata["model_id"] == "model"
+    assert str(graph.parent) not in (graph / "README.md").read_text()
+    with open(graph / "labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["code"] for row in rows] == LABELS
+    assert rows[0] == {"class_id": "0", "code": "combul2", **SPECIES["combul2"]}
+    assert (graph / "thresholds.json").read_text() == (graph.parent / "model" / "thresholds.json").read_text()
+
+
+def test_the_readmes_program_says_what_is_heard(single, waveforms):
+    model, extractor, graph = single
+    recording = (32768 * np.clip(waveforms[1]["clips"][:6].ravel()[: 5 * 96_000 + 20_000], -1, 0.999)).astype("<i2")
+    with wave.open(str(graph / "recording.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(32_000)
+        file.writeframes(recording.tobytes())
+    program = (graph / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert program == PROGRAM
+    rows = [line.split("\t") for line in run_stranger(program, graph, "recording.wav").splitlines()]
+    clips = np.pad(recording, (0, 6 * 96_000 - len(recording))).reshape(6, -1).astype(np.float32) / 32768
+    wanted = expected(model, extractor, clips)
+    assert [row[0] for row in rows] == ["0.0 s", "3.0 s", "6.0 s", "9.0 s", "12.0 s", "15.0 s"]
+    assert [row[1] for row in rows] == [LABELS[index] for index in wanted.argmax(axis=1)]
+    np.testing.assert_allclose([float(row[2]) for row in rows], wanted.max(axis=1), atol=2e-3)
+
+
+def test_damaged_samples_give_no_number(single):
+    waveform = np.zeros((2, 96_000), dtype=np.float32)
+    waveform[0, 100] = np.nan
+    damaged, silent = run_graph(single[2] / "model.onnx", waveform, threads=1)
+    assert np.isnan(damaged).all()
+    assert silent.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words", "text"),
+    [
+        (None, [], "there is no model 'MODEL'"),
+        ({}, ["--format", "tflite"], "--format is 'tflite', and there is one format only: onnx"),
+        ({"feature_type": "reassigned"}, [], "reassigned features, which cannot be exported"),
+    ],
+    ids=["no model", "format", "reassigned"],
+)
+def test_what_cannot_be_exported_is_said_in_one_line_and_leaves_nothing(tmp_path, capsys, fields, words, text):
+    folder = tmp_path / "model"
+    if fields is not None:
+        save_model(folder, **fields)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(folder), "--output", str(tmp_path / "graph"), *words])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2
+    assert text.replace("MODEL", str(folder)) in error
+    assert [path.name for path in tmp_path.iterdir()] == (["model"] if fields is not None else [])
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
+    save_model(tmp_path / "model")
+    before = sorted(path.name for path in (tmp_path / "model").iterdir())
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "model")])
+    assert "is not an empty folder: give another one or remove it" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == before
+
+
+def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("kenya_birds.publishing.export.find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(UserError, match=r"exporting needs onnxscript: pip install 'kenya_birds\[onnx\]'"):
+        export_onnx(str(tmp_path), tmp_path / "graph")
+
+
+def test_a_graph_of_another_model_is_noticed(single):
+    model, extractor, graph = single
+    assert compare_graph(WaveformClassifier(model, extractor), graph / "model.onnx") < 1e-3
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.classifier.bias[0] += 0.5
+    with pytest.raises(UserError, match="the exported graph is not the model: probabilities differ by"):
+        compare_graph(WaveformClassifier(other, extractor), graph / "model.onnx")

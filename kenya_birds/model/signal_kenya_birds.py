@@ -196,9 +196,9 @@ def reassigned_spectrogram(
 
     inside = (band >= 0) & (band < n_mels) & (frame >= 0) & (frame < frames) & (power > MIN_POWER)
     cell = torch.where(inside, band * frames + frame, 0).flatten(1)
-    grid = power.new_zeros(power.shape[0], n_mels * frames)
+    grid = power.new_zeros(len(power), n_mels * frames)
     grid.scatter_add_(1, cell, (power * inside).flatten(1))
-    return grid.view(-1, n_mels, frames)
+    return grid.view(len(power), n_mels, frames)
 
 
 def power_to_db(power: torch.Tensor, top_db: float) -> torch.Tensor:
@@ -246,9 +246,7 @@ def fast_fft_length(samples: int) -> int:
 
 
 @lru_cache(maxsize=32)
-def high_pass_gain(
-    n_fft: int, sampling_rate: int, cutoff_hz: float, order: int, device: torch.device
-) -> torch.Tensor:
+def high_pass_gain(n_fft: int, sampling_rate: int, cutoff_hz: float, order: int, device: torch.device) -> torch.Tensor:
     """Gain of `high_pass` at each frequency, shape `(1 + n_fft // 2,)`; shared, not to be written to."""
     frequency_hz = torch.fft.rfftfreq(n_fft, 1 / sampling_rate, device=device)
     return 1 / torch.sqrt(1 + (cutoff_hz / frequency_hz.clamp(min=1e-3)) ** (2 * order))

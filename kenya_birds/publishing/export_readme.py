@@ -55,17 +55,18 @@ def render_readme(metadata: dict[str, str], *, classes: int, has_thresholds: boo
     return f"""\
 # A bird classifier as an ONNX graph
 
-Made by `kenya-birds export` from `{metadata["model_id"]}` (`{metadata["backbone"]}`, weights' SHA-256 `{metadata["weights_sha256"][:12]}`).
-{classes} classes; a clip is {samples / rate_hz:g} s of mono sound at {rate_hz} Hz.
+Made by `kenya-birds export` from `{metadata["model_id"]}`: a `{metadata["backbone"]}` with {classes} classes.
+A clip is {samples / rate_hz:g} s of mono sound at {rate_hz} Hz.
 
-- `model.onnx`: `waveform`, float32 `(n, {samples})` in [-1, 1], to `probabilities`, float32 `(n, {classes})`. Noise reduction, spectrogram, classifier
-  and calibration are inside. The graph's metadata holds labels, names, rate and length.
+- `model.onnx`: from `waveform`, float32 `(n, {samples})` in [-1, 1], to `probabilities`, float32 `(n, {classes})`.
+  The front end, the classifier and its calibration are inside; labels, names, rate, length and the SHA-256 of the
+  weights are in its metadata.
 - `labels.csv`: code and names of each class, in the order of the output
 {thresholds}
 {meaning}
 
-The model refuses samples that are NaN or infinite; the graph answers NaN: look at a recording before you trust it. Clips are independent of each
-other, so a batch may hold any number; a few at a time are fastest.
+Where a sample is NaN or infinite, the clip's probabilities are NaN: look at a recording before you trust it. Clips
+are independent of each other, so a batch may hold any number of them; a few at a time are fastest.
 
 ```bash
 pip install onnxruntime numpy

@@ -56,19 +56,8 @@ class SplitSpectrum:
         """Magnitude."""
         return (self.real.square() + self.imag.square()).sqrt()
 
-    def conj(self) -> "SplitSpectrum":
-        """Complex conjugate."""
-        return SplitSpectrum(self.real, -self.imag)
-
-    def __mul__(self, factor: "torch.Tensor | SplitSpectrum") -> "SplitSpectrum":
-        if isinstance(factor, torch.Tensor):
-            return SplitSpectrum(self.real * factor, self.imag * factor)
-        return SplitSpectrum(
-            self.real * factor.real - self.imag * factor.imag, self.real * factor.imag + self.imag * factor.real
-        )
-
-    def __truediv__(self, divisor: torch.Tensor) -> "SplitSpectrum":
-        return SplitSpectrum(self.real / divisor, self.imag / divisor)
+    def __mul__(self, factor: torch.Tensor) -> "SplitSpectrum":
+        return SplitSpectrum(self.real * factor, self.imag * factor)
 
 
 def stft(
@@ -85,8 +74,8 @@ def stft(
     if not (center and pad_mode == "constant" and return_complex and len(window) == n_fft) or any(others.values()):
         raise NotImplementedError("only centred frames with zeros past the ends and a window of a frame's length")
     batch, samples = waveform.shape
-    frames, hops = 1 + samples // hop_length, -(-n_fft // hop_length)
     before = n_fft // 2
+    frames, hops = 1 + (samples + 2 * before - n_fft) // hop_length, -(-n_fft // hop_length)
     after = (frames + hops - 1) * hop_length - before - samples
     padded = torch.nn.functional.pad(waveform, (before, after))
     hop = padded.reshape(batch, frames + hops - 1, hop_length).transpose(1, 2)
@@ -124,7 +113,7 @@ _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def _real_dft(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Transform over the last axis but one of `(batch, n, columns)`; real and imaginary `(batch, 1 + n // 2, columns)`.
+    """From `(batch, n, columns)` to real and imaginary parts of `(batch, 1 + n // 2, columns)`.
 
     Longer ones go by J. Cooley and J. Tukey, "An algorithm for the machine calculation of complex Fourier series",
     Mathematics of Computation 19, 1965: with samples at `rest * a + b` and bins at `p + first * q`, transforms over
@@ -173,12 +162,14 @@ def _unscaled_inverse(real: torch.Tensor, imag: torch.Tensor, n: int) -> torch.T
     It is a Hartley transform (R. Bracewell, "The fast Hartley transform", Proc. IEEE 72, 1984) of real minus imaginary
     part, which real minus imaginary part of a Fourier transform is too.
     """
-    for _ in range(2):
-        others = slice(1, n - n // 2)
-        whole = torch.cat([real - imag, (real[:, others] + imag[:, others]).flip(1)], dim=1)
-        if whole.shape != real.shape:
-            real, imag = _real_dft(whole)
-    return whole
+    real, imag = _real_dft(_hartley(real, imag, n))
+    return _hartley(real, imag, n)
+
+
+def _hartley(real: torch.Tensor, imag: torch.Tensor, n: int) -> torch.Tensor:
+    """Real minus imaginary part of all `n` bins, from the first half of them: the others are its conjugates."""
+    others = slice(1, n - n // 2)
+    return torch.cat([real - imag, (real[:, others] + imag[:, others]).flip(1)], dim=1)
 
 
 def _overlap_add(frame: torch.Tensor, hop_length: int) -> torch.Tensor:
@@ -187,7 +178,8 @@ def _overlap_add(frame: torch.Tensor, hop_length: int) -> torch.Tensor:
     hops = -(-n_fft // hop_length)
     padded = torch.nn.functional.pad(frame, (0, 0, 0, hops * hop_length - n_fft))
     total = sum(
-        torch.nn.functional.pad(part, (hop, hops - 1 - hop)) for hop, part in enumerate(padded.split(hop_length, dim=1))
+        torch.nn.functional.pad(part, (hop, hops - 1 - hop))
+        for hop, part in enumerate(padded.split(hop_length, dim=1))
     )
     assert isinstance(total, torch.Tensor)
     return total.transpose(1, 2).reshape(batch, (frames + hops - 1) * hop_length)
@@ -206,7 +198,7 @@ def _parts(stacked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _dft_matrix(n: int, bins: int) -> torch.Tensor:
-    """Takes real parts and imaginary parts, one under the other, to the same of the first bins: `(2 * bins, 2 * n)`."""
+    """Takes real parts above imaginary ones to the same of the first bins, shape `(2 * bins, 2 * n)`."""
     angle = 2 * np.pi / n * (np.outer(np.arange(bins), np.arange(n)) % n)
     cosine, sine = np.cos(angle), np.sin(angle)
     return torch.from_numpy(np.block([[cosine, sine], [-sine, cosine]]).astype(np.float32))
