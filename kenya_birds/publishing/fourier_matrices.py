@@ -17,7 +17,7 @@ LONGEST_DIRECT = 64
 
 
 class FourierMatrices(TorchFunctionMode):
-    """While it is on, `torch.stft`, `torch.istft`, `torch.fft.rfft` and `torch.fft.irfft` are products with matrices.
+    """While it is on, `torch.stft`, `torch.fft.rfft` and `torch.fft.irfft` are products with matrices.
 
     The results agree to what float32 holds. Spectra are `SplitSpectrum`, since a graph has no complex numbers. Only
     the arguments that the feature extractor uses are understood.
@@ -83,15 +83,6 @@ def stft(
     return SplitSpectrum(*_real_dft(frame * window[:, None]))
 
 
-def istft(spectrum: SplitSpectrum, n_fft: int, hop_length: int, window: torch.Tensor, length: int) -> torch.Tensor:
-    """`torch.istft` of `(batch, 1 + n_fft // 2, frames)`, centred: `(batch, length)`."""
-    frame = _unscaled_inverse(spectrum.real, spectrum.imag, n_fft) * (window / n_fft)[:, None]
-    weight = window.square()[:, None].expand(-1, frame.shape[-1])[None]
-    begin = n_fft // 2
-    summed, weights = (_overlap_add(part, hop_length)[:, begin : begin + length] for part in (frame, weight))
-    return summed / weights
-
-
 def rfft(waveform: torch.Tensor, n: int) -> SplitSpectrum:
     """`torch.fft.rfft` of `(batch, samples)`: `(batch, 1 + n // 2)`."""
     padded = torch.nn.functional.pad(waveform, (0, n - waveform.shape[1]))
@@ -100,13 +91,15 @@ def rfft(waveform: torch.Tensor, n: int) -> SplitSpectrum:
 
 
 def irfft(spectrum: SplitSpectrum, n: int) -> torch.Tensor:
-    """`torch.fft.irfft` of `(batch, 1 + n // 2)`: `(batch, n)`."""
+    """`torch.fft.irfft` of `(batch, 1 + n // 2)` or `(batch, frames, 1 + n // 2)`, over the last axis."""
+    if spectrum.real.ndim == 3:
+        columns = spectrum.transpose(1, 2)
+        return _unscaled_inverse(columns.real, columns.imag, n).transpose(1, 2) / n
     return _unscaled_inverse(spectrum.real[..., None], spectrum.imag[..., None], n).squeeze(-1) / n
 
 
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.stft: stft,
-    torch.istft: istft,
     torch.fft.rfft: rfft,
     torch.fft.irfft: irfft,
 }
@@ -170,19 +163,6 @@ def _hartley(real: torch.Tensor, imag: torch.Tensor, n: int) -> torch.Tensor:
     """Real minus imaginary part of all `n` bins, from the first half of them: the others are its conjugates."""
     others = slice(1, n - n // 2)
     return torch.cat([real - imag, (real[:, others] + imag[:, others]).flip(1)], dim=1)
-
-
-def _overlap_add(frame: torch.Tensor, hop_length: int) -> torch.Tensor:
-    """Sum of frames `(batch, n_fft, frames)`, each a hop after the one before: `(batch, samples)`."""
-    batch, n_fft, frames = frame.shape
-    hops = -(-n_fft // hop_length)
-    padded = torch.nn.functional.pad(frame, (0, 0, 0, hops * hop_length - n_fft))
-    total = sum(
-        torch.nn.functional.pad(part, (hop, hops - 1 - hop))
-        for hop, part in enumerate(padded.split(hop_length, dim=1))
-    )
-    assert isinstance(total, torch.Tensor)
-    return total.transpose(1, 2).reshape(batch, (frames + hops - 1) * hop_length)
 
 
 def _turn(real: torch.Tensor, imag: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
