@@ -15,8 +15,10 @@ from noisereduce.torchgate import TorchGate
 from kenya_birds.model import signal_kenya_birds as signal
 from kenya_birds.model.signal_kenya_birds import (
     fast_fft_length,
+    hann_window,
     high_pass,
     hz_to_mel,
+    istft,
     mel_filter_bank,
     mel_spectrogram,
     mel_to_hz,
@@ -26,6 +28,7 @@ from kenya_birds.model.signal_kenya_birds import (
     reassigned_spectrogram,
     reduce_noise,
     standardize,
+    stft,
 )
 
 RATE = 32_000
@@ -217,6 +220,15 @@ def test_noise_reduction_keeps_silence_and_is_finite_beside_it(stationary):
     assert reduced.isfinite().all()
     assert float(reduced[1, 30_000:60_000].abs().max()) > 0.005
     assert float(reduced[1, :25_000].abs().max()) == 0
+
+
+@pytest.mark.parametrize("samples", [4096, 96_000, 5001])
+def test_the_inverse_transform_is_torchs_and_gives_the_waveform_back(samples):
+    waveform, window = noise(3, samples), hann_window(1024, CPU)
+    spectrum = stft(waveform, window, 256)
+    found = istft(spectrum.transpose(1, 2), window, 256, samples)
+    torch.testing.assert_close(found, torch.istft(spectrum, 1024, 256, window=window, length=samples))
+    torch.testing.assert_close(found, waveform, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("stationary", [True, False])

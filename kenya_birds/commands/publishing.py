@@ -1,4 +1,4 @@
-"""Commands that publish: push-clips."""
+"""Commands that publish: push-clips, export."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from kenya_birds.commands.parsing import new_command
 
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
-    for add in (_add_push_clips,):
+    for add in (_add_push_clips, _add_export):
         add(commands)
 
 
@@ -54,3 +54,26 @@ def _push_clips(options: argparse.Namespace) -> None:
     else:
         folder = save_clips(clips, options.output, repo_id=options.repo_id, **card)
         print(f"The clips are in {folder}; nothing was sent.")
+
+
+def _add_export(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "export",
+        "write a model as one ONNX graph from waveforms to probabilities",
+        "Writes a trained model as an ONNX graph, front end and calibration included, that onnxruntime runs without "
+        "PyTorch; with labels, thresholds and a program to begin with. Needs the `onnx` extra.",
+    )
+    command.add_argument("model", help="the model's folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hub")
+    command.add_argument("--format", default="onnx", help="of what is written: onnx")
+    command.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new or empty folder")
+    command.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from kenya_birds.errors import UserError
+    from kenya_birds.publishing.export import export_onnx
+
+    if options.format != "onnx":
+        raise UserError(f"--format is '{options.format}', and there is one format only: onnx")
+    print(f"The graph is in {export_onnx(options.model, options.output)}.")

@@ -57,8 +57,7 @@ def reduce_noise(
     widths = [(taps + 1) // 2 for taps in gate.smoothing_filter.shape[2:]]
     for axis, width in zip((2, 1), widths, strict=True):
         kept = _smooth(kept, width, axis)
-    cleaned = (spectrum * kept).transpose(1, 2)
-    return torch.istft(cleaned, gate.n_fft, gate.hop_length, window=window, length=waveform.shape[-1])
+    return istft(spectrum * kept, window, gate.hop_length, waveform.shape[-1])
 
 
 @lru_cache(maxsize=8)
@@ -93,8 +92,7 @@ def high_pass(waveform: torch.Tensor, sampling_rate: int, cutoff_hz: float, orde
     samples = waveform.shape[-1]
     # Room for the filter's response, so that one end of the clip does not reach into the other.
     padded = fast_fft_length(samples + round(4 * sampling_rate / cutoff_hz))
-    frequency_hz = torch.fft.rfftfreq(padded, 1 / sampling_rate, device=waveform.device)
-    gain = 1 / torch.sqrt(1 + (cutoff_hz / frequency_hz.clamp(min=1e-3)) ** (2 * order))
+    gain = high_pass_gain(padded, sampling_rate, cutoff_hz, order, waveform.device)
     return torch.fft.irfft(torch.fft.rfft(waveform, n=padded) * gain, n=padded)[..., :samples]
 
 
@@ -124,6 +122,25 @@ def stft(waveform: torch.Tensor, window: torch.Tensor, hop_length: int) -> torch
         pad_mode="constant",
         return_complex=True,
     )
+
+
+def istft(spectrum: torch.Tensor, window: torch.Tensor, hop_length: int, length: int) -> torch.Tensor:
+    """Inverse of `stft`, in half the time of `torch.istft` on a CPU.
+
+    Args:
+        spectrum: Complex, shape `(batch, frames, 1 + n_fft // 2)`: frames before bins, as they lie in memory.
+        window: Shape `(n_fft,)`.
+        hop_length: Samples between frames; divides `n_fft`.
+        length: Samples to give back.
+
+    Returns:
+        Shape `(batch, length)`.
+    """
+    n_fft = len(window)
+    frame = torch.fft.irfft(spectrum, n=n_fft) * window
+    weight = overlapped_window(n_fft, hop_length, frame.shape[1], window.device)
+    begin = n_fft // 2
+    return _overlap_add(frame, hop_length)[:, begin : begin + length] / weight[begin : begin + length]
 
 
 def power_spectrogram(waveform: torch.Tensor, n_fft: int, hop_length: int) -> torch.Tensor:
@@ -247,9 +264,23 @@ def fast_fft_length(samples: int) -> int:
 
 
 @lru_cache(maxsize=32)
+def high_pass_gain(n_fft: int, sampling_rate: int, cutoff_hz: float, order: int, device: torch.device) -> torch.Tensor:
+    """Gain of `high_pass` at each frequency, shape `(1 + n_fft // 2,)`; shared, not to be written to."""
+    frequency_hz = torch.fft.rfftfreq(n_fft, 1 / sampling_rate, device=device)
+    return 1 / torch.sqrt(1 + (cutoff_hz / frequency_hz.clamp(min=1e-3)) ** (2 * order))
+
+
+@lru_cache(maxsize=32)
 def hann_window(n_fft: int, device: torch.device) -> torch.Tensor:
     """Periodic Hann window of shape `(n_fft,)`; shared, not to be written to."""
     return torch.hann_window(n_fft, device=device)
+
+
+@lru_cache(maxsize=32)
+def overlapped_window(n_fft: int, hop_length: int, frames: int, device: torch.device) -> torch.Tensor:
+    """Sum of the squared Hann windows of all frames at each sample; shared, not to be written to."""
+    squared = hann_window(n_fft, device).square()
+    return _overlap_add(squared.expand(1, frames, -1), hop_length)[0]
 
 
 @lru_cache(maxsize=32)
@@ -286,6 +317,16 @@ def mel_filter_groups(
 def _power(spectrum: torch.Tensor) -> torch.Tensor:
     # A third of the time of abs().square(): no square root.
     return spectrum.real.square() + spectrum.imag.square()
+
+
+def _overlap_add(frame: torch.Tensor, hop_length: int) -> torch.Tensor:
+    """Sum of frames `(batch, frames, n_fft)`, each a hop after the one before: `(batch, samples)`."""
+    batch, frames, n_fft = frame.shape
+    hops = n_fft // hop_length
+    total = frame.new_zeros(batch, frames + hops - 1, hop_length)
+    for hop, part in enumerate(frame.split(hop_length, dim=2)):
+        total[:, hop : hop + frames] += part
+    return total.flatten(1)
 
 
 def _smooth(values: torch.Tensor, width: int, axis: int) -> torch.Tensor:

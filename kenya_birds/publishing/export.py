@@ -1,0 +1,246 @@
+"""Exports a trained model for programs without PyTorch: one ONNX graph from waveforms to probabilities."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.report import THRESHOLDS_FILE
+from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.publishing.export_readme import render_readme
+from kenya_birds.publishing.fourier_matrices import FourierMatrices
+from kenya_birds.saved_models import SavedModel, find_model, load_classifier
+
+logger = logging.getLogger(__name__)
+
+GRAPH_FILE = "model.onnx"
+LABELS_FILE = "labels.csv"
+README_FILE = "README.md"
+INPUT, OUTPUT = "waveform", "probabilities"
+# What onnxruntime 1.17 (2024) and later read.
+OPSET = 18
+# A graph that is further from the model than this is not written. Rounding alone moves probabilities by up to 0.003,
+# where it moves a bin over the noise gate's threshold.
+TOLERANCE = 0.01
+
+
+class WaveformClassifier(torch.nn.Module):
+    """The model and its front end in one: waveforms to calibrated probabilities.
+
+    Args:
+        model: The classifier, in evaluation mode.
+        extractor: Its front end.
+    """
+
+    def __init__(self, model: KenyaBirdsForAudioClassification, extractor: KenyaBirdsFeatureExtractor) -> None:
+        super().__init__()
+        self.model = model
+        self.extractor = extractor
+        self.is_multi_label = model.config.problem_type == "multi_label_classification"
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Probabilities `(batch, classes)` of waveforms `(batch, clip_samples)`."""
+        # The stages of `extract`, without its loop over a few clips at a time.
+        features = self.extractor.to_level(self.extractor.band_power(self.extractor.clean(waveform)))
+        logits = self.model(features, return_dict=False)[0]
+        return logits.sigmoid() if self.is_multi_label else logits.softmax(dim=-1)
+
+
+def export_onnx(model_name: str, output_dir: str | Path) -> Path:
+    """Writes a model as an ONNX graph, with what is needed to use it.
+
+    The graph is traced from the model and its feature extractor, and then compared with them in onnxruntime. It takes
+    float32 waveforms `(n, samples)` of one clip's length at the model's rate, any number of them, and gives calibrated
+    probabilities `(n, classes)`. Its metadata holds `labels`, `species`, `sampling_rate_hz`, `clip_samples`,
+    `problem_type`, `backbone`, `model_id` and
+    `weights_sha256`. The folder appears whole or not at all.
+
+    Args:
+        model_name: The model's folder, or `owner/name` or `owner/name@revision` on the Hub; its code is not run.
+        output_dir: Folder to make; may exist if it is empty. `model.onnx`, `labels.csv`, `README.md`, and
+            `thresholds.json` where the model has one.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: If the model cannot be loaded or exported, the `onnx` extra is not installed, or the folder is not
+            empty or cannot be written.
+    """
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise UserError(f"exporting needs {', '.join(missing)}: pip install 'kenya_birds[onnx]'")
+    output_dir = Path(output_dir).resolve()
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise UserError(f"{output_dir} exists and is not an empty folder: give another one or remove it")
+    saved = find_model(model_name)
+    model, extractor = load_classifier(saved)
+    if extractor.feature_type == "reassigned":
+        raise UserError(
+            f"'{model_name}' has reassigned features, which cannot be exported: where their power lands hangs on "
+            "rounding, so that no graph would give the model's numbers; train with --feature_type mel or stft"
+        )
+    thresholds = saved.folder / THRESHOLDS_FILE
+    if thresholds.is_file():
+        Thresholds.read(thresholds)
+    classifier = WaveformClassifier(model, extractor).eval()
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}.", dir=output_dir.parent) as temporary:
+            partial = Path(temporary) / output_dir.name
+            partial.mkdir()
+            metadata = graph_metadata(saved, classifier)
+            write_graph(classifier, partial / GRAPH_FILE, metadata)
+            difference = compare_graph(classifier, partial / GRAPH_FILE)
+            logger.info("Probabilities of graph and model differ by at most %.1e on three clips", difference)
+            _species(model.config).to_csv(partial / LABELS_FILE, index=False, lineterminator="\n")
+            if thresholds.is_file():
+                shutil.copyfile(thresholds, partial / THRESHOLDS_FILE)
+            text = render_readme(metadata, classes=model.config.num_labels, has_thresholds=thresholds.is_file())
+            (partial / README_FILE).write_text(text, encoding="utf-8")
+            os.replace(partial, output_dir)
+    except OSError as error:
+        raise UserError(f"the export cannot be written to {output_dir}: {error.strerror or error}") from None
+    return output_dir
+
+
+def write_graph(classifier: WaveformClassifier, path: Path, metadata: dict[str, str]) -> None:
+    """Traces a classifier and writes the graph.
+
+    Args:
+        classifier: In evaluation mode, on the CPU.
+        path: File to write.
+        metadata: Texts to put in the graph by name.
+
+    Raises:
+        UserError: If the backbone has an operator that ONNX lacks.
+    """
+    waveform = _trial(classifier.extractor)
+    with torch.no_grad():
+        # Also fills the caches of filters and windows, whose contents would else be traced, not known.
+        classifier(waveform)
+        try:
+            with FourierMatrices(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its exporter
+                program = torch.onnx.export(
+                    classifier,
+                    (waveform,),
+                    dynamo=True,
+                    opset_version=OPSET,
+                    input_names=[INPUT],
+                    output_names=[OUTPUT],
+                    dynamic_shapes={"waveform": {0: torch.export.Dim.DYNAMIC}},
+                    verbose=False,
+                )
+        except (torch.onnx.errors.OnnxExporterError, NotImplementedError) as error:
+            reason = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise UserError(
+                f"backbone '{classifier.model.config.backbone}' cannot be exported to ONNX: {reason}"
+            ) from None
+    assert program is not None
+    program.model.metadata_props.update(metadata)
+    program.save(path)
+
+
+def compare_graph(classifier: WaveformClassifier, path: Path) -> float:
+    """The largest difference of probabilities between a classifier and its graph, on noise with calls in it.
+
+    Args:
+        classifier: In evaluation mode, on the CPU.
+        path: The graph, which gets one clip and then three.
+
+    Raises:
+        UserError: If they differ by more than rounding explains.
+    """
+    waveform = _trial(classifier.extractor)
+    with torch.no_grad():
+        expected = classifier(waveform).numpy()
+    found = [run_graph(path, waveform[:batch].numpy()) for batch in (len(waveform), 1)]
+    difference = max(float(np.abs(part - expected[: len(part)]).max()) for part in found)
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the exported graph is not the model: probabilities differ by {difference:.2g}, expected {TOLERANCE} at "
+            f"most (onnxruntime, backbone '{classifier.model.config.backbone}')"
+        )
+    return difference
+
+
+def run_graph(path: Path, waveform: np.ndarray, threads: int = 0) -> np.ndarray:
+    """Probabilities `(n, classes)` of float32 waveforms `(n, samples)`, by onnxruntime on the CPU.
+
+    Args:
+        path: The graph.
+        waveform: Clips.
+        threads: 0: as many as there are cores.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run([OUTPUT], {INPUT: waveform})[0]
+
+
+def graph_metadata(saved: SavedModel, classifier: WaveformClassifier) -> dict[str, str]:
+    """What a graph says of itself: texts, those of lists and objects in JSON.
+
+    Args:
+        saved: The model's files.
+        classifier: The model.
+    """
+    config, extractor = classifier.model.config, classifier.extractor
+    digest = hashlib.sha256()
+    for path in sorted(saved.folder.glob("model*.safetensors")):
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return {
+        "labels": json.dumps(_labels(config)),
+        "species": json.dumps(config.species or {}, ensure_ascii=False),
+        "sampling_rate_hz": str(extractor.sampling_rate),
+        "clip_samples": str(extractor.clip_samples),
+        "problem_type": config.problem_type or "single_label_classification",
+        "backbone": config.backbone,
+        "model_id": saved.starting_point,
+        "weights_sha256": digest.hexdigest(),
+    }
+
+
+def _labels(config: Any) -> list[str]:
+    return [config.id2label[index] for index in range(config.num_labels)]
+
+
+def _species(config: Any) -> pd.DataFrame:
+    """`class_id`, `code`, `scientific_name` and `common_name`, in the order of the graph's output."""
+    labels = _labels(config)
+    names = [(config.species or {}).get(code, {}) for code in labels]
+    return pd.DataFrame(
+        {
+            "class_id": range(len(labels)),
+            "code": labels,
+            "scientific_name": [name.get("scientific_name", "") for name in names],
+            "common_name": [name.get("common_name", "") for name in names],
+        }
+    )
+
+
+def _trial(extractor: KenyaBirdsFeatureExtractor) -> torch.Tensor:
+    """Three clips of noise, each with a sweep through the features' range; the same every time."""
+    time_s = torch.arange(extractor.clip_samples) / extractor.sampling_rate
+    span_hz = extractor.f_max_hz - extractor.f_min_hz
+    waveform = 0.01 * torch.randn(3, len(time_s), generator=torch.Generator().manual_seed(0))
+    for clip, rate_hz in zip(waveform, (0.5, 1.0, 4.0), strict=True):
+        sweep = extractor.f_min_hz * time_s + span_hz / (2 * time_s[-1]) * time_s.square()
+        clip += 0.3 * torch.sin(2 * torch.pi * sweep) * (torch.sin(2 * torch.pi * rate_hz * time_s) > 0)
+    return waveform
