@@ -16,6 +16,7 @@ STYLE = {
     "grid.color": "#dfe3e8",
     "grid.linewidth": 0.6,
 }
+MAX_NAME = 26
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -33,3 +34,9 @@ def styled(**changes: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return drawn
 
     return decorate
+
+
+def short_name(name: str, most: int = MAX_NAME) -> str:
+    """A name as a label: cut where it is long, and without control characters, which are no XML."""
+    name = "".join(letter if letter.isprintable() else " " for letter in name)
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"

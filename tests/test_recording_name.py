@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from kenya_birds.data.recording_name import parse_recording_name
+from kenya_birds.data.recording_name import parse_recording_name, recorded_by_hour
 from kenya_birds.data.synthetic import synthetic_annotations
 
 
@@ -62,3 +62,10 @@ def test_names_of_synthetic_recordings_are_understood():
 )
 def test_other_names_tell_nothing(name):
     assert parse_recording_name(name) is None
+
+
+def test_what_is_recorded_over_midnight_counts_for_the_hours_on_both_sides():
+    late, noon = datetime(2021, 1, 1, 23, 30), datetime(2021, 1, 1, 12)
+    recorded_s = recorded_by_hour([(late, 3000.5), (noon, 60.0), (noon, 86_400.0)])
+    assert recorded_s[[23, 0, 1, 12]].tolist() == [5400, 4800.5, 3600, 3660]
+    assert recorded_s.sum() == 3000.5 + 60 + 86_400

@@ -402,7 +402,7 @@ def test_what_is_no_table_of_detections_is_refused(tmp_path, name):
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr("kenya_birds.inference.table_formats.ROW_GROUP_ROWS", 500)
+    monkeypatch.setattr("kenya_birds.inference.table_formats.ROW_GROUP_ROWS", 200)
     info = RecordingInfo("a.wav", RATE * 10**6, RATE)
 
     def peak(number):
@@ -413,6 +413,6 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch):
         finally:
             tracemalloc.stop()
 
-    peak(500)
-    assert peak(10_000) < 1.2 * peak(1_000)
-    assert pq.ParquetFile(tmp_path / "detections.parquet").num_row_groups == 2
+    peak(200)
+    assert peak(2_500) < 1.2 * peak(500)
+    assert pq.ParquetFile(tmp_path / "detections.parquet").num_row_groups == 3

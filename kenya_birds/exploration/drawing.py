@@ -12,12 +12,12 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from kenya_birds import plot_style
+from kenya_birds.plot_style import short_name
 
 WIDTH_INCH = 9.0
 ROWS_PER_COLUMN = 25
 MAX_COLUMNS = 3
 ROW_INCH = 0.175
-MAX_NAME = 26
 # Text stays text: small, and it can be searched.
 styled = plot_style.styled(**{"svg.fonttype": "none", "svg.hashsalt": "kenya_birds", "font.size": 9})
 
@@ -44,12 +44,6 @@ def new_columns(names: Sequence[str]) -> tuple[Figure, list[tuple[Axes, slice]]]
         axes.grid(visible=False, axis="y")
         parts.append((axes, slice(first, first + per_column)))
     return figure, parts
-
-
-def short_name(name: str) -> str:
-    """A name as a label: cut where it is long, and without control characters, which are no XML."""
-    name = "".join(letter if letter.isprintable() else " " for letter in name)
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1].rstrip() + "…"
 
 
 def to_svg(figure: Figure, name: str) -> str:

@@ -6,9 +6,10 @@ from datetime import datetime
 import numpy as np
 import pandas as pd
 
+from kenya_birds.data.recording_name import DAY_H, recorded_by_hour
+
 MIN_DBFS = -120.0
 MAX_BINS = 120
-DAY_H = 24
 
 
 def frequency_thresholds(counts: pd.Series) -> tuple[int, int]:
@@ -115,13 +116,11 @@ def activity_by_hour(
     Returns:
         24 rows, by hour: `annotations`, `recorded_s` and `per_minute`, NaN where nothing was recorded.
     """
-    annotated, recorded_s = np.zeros(DAY_H, dtype=int), np.zeros(DAY_H)
+    recorded_s = recorded_by_hour((begin, duration_s[recording]) for recording, begin in begins.items())
+    annotated = np.zeros(DAY_H, dtype=int)
     centers_s = annotations.groupby("recording")["center_s"]
     for recording, begin in begins.items():
         begin_s = begin.hour * 3600 + begin.minute * 60 + begin.second
-        second = np.arange(np.ceil(duration_s[recording]))
-        weight = np.minimum(1.0, duration_s[recording] - second)
-        recorded_s += np.bincount(((begin_s + second) // 3600 % DAY_H).astype(int), weight, minlength=DAY_H)
         if recording in centers_s.groups:
             hour = (begin_s + centers_s.get_group(recording)) // 3600 % DAY_H
             annotated += np.bincount(hour.astype(int), minlength=DAY_H)

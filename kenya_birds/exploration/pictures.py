@@ -11,8 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
-from kenya_birds.exploration.drawing import ROW_INCH, new_columns, new_figure, short_name, styled, to_svg
+from kenya_birds.exploration.drawing import ROW_INCH, new_columns, new_figure, styled, to_svg
 from kenya_birds.model.signal_kenya_birds import hz_to_mel
+from kenya_birds.plot_style import short_name
 
 LEAST_HZ = 20.0  # where logarithmic axes of frequency end
 BLUE, ORANGE, RED, GREY = "#2b6ca3", "#c85a00", "#9b2242", "#8a8f98"

@@ -36,6 +36,7 @@ KALEIDOSCOPE_COLUMNS = (
 )
 # Of the Parquet file's metadata: model and settings as JSON.
 METADATA_KEY = b"kenya_birds.metadata"
+RECORDINGS_TABLE = "recordings.csv"
 ROW_GROUP_ROWS = 1 << 16
 # What spreadsheets take for the begin of a formula.
 FORMULA = re.compile(r"[=+\-@\t\r]")
@@ -58,7 +59,7 @@ class RecordingsTable:
     """`recordings.csv`: what was analysed, with its length and number of detections."""
 
     def __init__(self, outputs: Outputs) -> None:
-        self._file = outputs.open("recordings.csv")
+        self._file = outputs.open(RECORDINGS_TABLE)
         self._csv = csv.writer(self._file, lineterminator="\n")
         self._csv.writerow(("recording", "duration_s", "local_time", "utc_time", "detections"))
         self._info: RecordingInfo | None = None

@@ -1,0 +1,87 @@
+"""Boxes round detections in a picture, and where their labels find room."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from kenya_birds.plot_style import short_name
+
+MAX_LANES = 12
+
+
+@dataclass(frozen=True)
+class Box:
+    """A detection, or several of one species that overlap.
+
+    Attributes:
+        start_s: Begin.
+        end_s: End.
+        species: eBird code.
+        name: Common name; may be empty.
+        score: The highest.
+        lane: In which lane above the spectrogram its label is, from 0.
+        label_s: Where the label begins.
+    """
+
+    start_s: float
+    end_s: float
+    species: str
+    name: str
+    score: float
+    lane: int = 0
+    label_s: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """Name and confidence."""
+        return f"{short_name(self.name or self.species)} {self.score:.2f}"
+
+
+def join(detections: pd.DataFrame) -> list[Box]:
+    """Boxes of detections, by begin.
+
+    Args:
+        detections: See `read_detections`; of one recording.
+    """
+    rows = detections.sort_values(["start_s", "score"], ascending=[True, False], kind="stable")
+    columns = (rows[name].tolist() for name in ("start_s", "end_s", "code", "common_name", "score"))
+    last: dict[str, Box] = {}
+    boxes = []
+    for box in map(Box, *columns):
+        before = last.get(box.species)
+        if before is not None and box.start_s < before.end_s:
+            box = replace(before, end_s=max(before.end_s, box.end_s), score=max(before.score, box.score))
+        elif before is not None:
+            boxes.append(before)
+        last[box.species] = box
+    return sorted([*boxes, *last.values()], key=lambda box: (box.start_s, -box.score, box.species))
+
+
+def cut(boxes: Sequence[Box], first_s: float, last_s: float) -> list[Box]:
+    """The boxes, or parts of boxes, between two times; by begin, as the boxes were."""
+    parts = [replace(box, start_s=max(box.start_s, first_s), end_s=min(box.end_s, last_s)) for box in boxes]
+    return [part for part in parts if part.start_s < part.end_s]
+
+
+def stack(boxes: Sequence[Box], widths_s: Sequence[float], last_s: float) -> list[Box]:
+    """Gives boxes lanes, so that neither they nor their labels meet; beyond 12 lanes the lowest scores are left out.
+
+    Args:
+        boxes: By begin.
+        widths_s: How long each label is.
+        last_s: Where the row ends: labels that would go on begin earlier.
+    """
+    kept = list(range(len(boxes)))
+    while True:
+        ends_s: list[float] = []
+        stacked = []
+        for place in kept:
+            box, width_s = boxes[place], widths_s[place]
+            label_s = min(box.start_s, last_s - width_s)
+            lane = next((lane for lane, end_s in enumerate(ends_s) if end_s <= label_s), len(ends_s))
+            ends_s[lane : lane + 1] = [max(box.end_s, label_s + width_s)]
+            stacked.append(replace(box, lane=lane, label_s=label_s))
+        if len(ends_s) <= MAX_LANES:
+            return stacked
+        kept.remove(min(kept, key=lambda place: boxes[place].score))

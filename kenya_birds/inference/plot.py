@@ -1,0 +1,227 @@
+"""The spectrogram of a stretch of a recording with what was detected in it, as a picture."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from kenya_birds.data.audio import RecordingReader
+from kenya_birds.data.recording_name import parse_recording_name
+from kenya_birds.errors import UserError
+from kenya_birds.inference.boxes import Box, cut, join, stack
+from kenya_birds.inference.pictures import check_picture, save_picture
+from kenya_birds.inference.reading import read_detections
+from kenya_birds.model.signal_kenya_birds import power_spectrogram
+from kenya_birds.plot_style import short_name, styled
+
+DURATION_S = 60.0
+MAX_DURATION_S = 600.0
+LEAD_S = 1.0  # shown before the first detection
+# A page has up to 8 rows; 15 s of them leave a detection of 3 s room for its label.
+MAX_ROWS = 8
+ROW_S = 15.0
+WIDTH_INCH, LEFT_INCH, RIGHT_INCH, TOP_INCH = 11.0, 0.6, 0.25, 0.45
+SPECTROGRAM_INCH, LANE_INCH, GAP_INCH, PAD_INCH = 1.15, 0.165, 0.36, 0.03
+WINDOW_S = 0.03  # of the Fourier transform, at most
+COLUMNS = 1600  # of a row
+MAX_HZ = 15_000
+LABEL_SIZE = 7.5
+COLOURS = (
+    *("#1f77b4", "#d62728", "#2ca02c", "#e07b00", "#9467bd"),
+    *("#8c564b", "#c2378d", "#0f8b8d", "#7f7f00", "#4c4cff"),
+)
+QUIET_SHARE, LOUD_SHARE, MIN_RANGE_DB = 0.3, 0.999, 25.0
+
+
+def plot_recording(
+    recording: str | Path,
+    detections: str | Path,
+    output: str | Path,
+    *,
+    start_s: float | None = None,
+    duration_s: float = DURATION_S,
+    overwrite: bool = False,
+) -> tuple[float, float]:
+    """Draws the spectrogram of a stretch of a recording, in rows, with a labelled box for each detection.
+
+    A box says when, not at what pitch: it is as high as the spectrogram. Detections of one species that overlap share
+    a box with the highest of their scores. Only the stretch is read.
+
+    Args:
+        recording: The recording.
+        detections: A table of detections in it, and in others (see `read_detections`).
+        output: PNG, SVG or PDF to write.
+        start_s: Begin of the stretch in seconds; by default a second before the first detection.
+        duration_s: Its length in seconds, up to 600; it ends where the recording does.
+        overwrite: Whether a file that is there already is replaced.
+
+    Returns:
+        Begin and end of the stretch in seconds.
+
+    Raises:
+        UserError: If a file cannot be used, the table has no detections of the recording, or the stretch is not in it.
+    """
+    if not 0 < duration_s <= MAX_DURATION_S:
+        raise UserError(f"duration_s is {duration_s}: expected more than 0 and at most {MAX_DURATION_S:g} seconds")
+    check_picture(output, overwrite)
+    found = detections_of(recording, read_detections(detections), detections)
+    with RecordingReader(Path(recording)) as reader:
+        begin_s = max(0.0, found["start_s"].min() - LEAD_S) if start_s is None else start_s
+        end_s = min(begin_s + duration_s, reader.header.duration_s)
+        if not 0 <= begin_s < end_s:
+            raise UserError(
+                f"start_s is {begin_s:g}: expected 0 to less than {reader.header.duration_s:g}, where {recording} ends"
+            )
+        number = min(MAX_ROWS, math.ceil((end_s - begin_s) / ROW_S))
+        row_s = (end_s - begin_s) / number
+        rows = [(begin_s + n * row_s, _levels(reader, begin_s + n * row_s, row_s)) for n in range(number)]
+    figure = _draw(rows, row_s, join(found), PurePath(recording).name, reader.sampling_rate)
+    save_picture(figure, output)
+    return begin_s, end_s
+
+
+def detections_of(recording: str | Path, table: pd.DataFrame, name: str | Path) -> pd.DataFrame:
+    """The detections of one recording: of the same path, else of the same file name, if that is the only one.
+
+    Args:
+        recording: The recording.
+        table: What `read_detections` gave.
+        name: The table's, for messages.
+
+    Raises:
+        UserError: If there are none, or those of several recordings may be meant.
+    """
+    paths = table["recording"].unique()
+    same = [path for path in paths if Path(path).resolve() == Path(recording).resolve()]
+    same = same or [path for path in paths if PurePath(path).name == PurePath(recording).name]
+    if len(same) > 1:
+        raise UserError(f"{name} has detections of {' and '.join(same[:3])}: give the recording by its path in there")
+    if not same:
+        others = ", ".join(sorted(paths)[:3]) or "no recording"
+        raise UserError(f"{name} has no detections of {recording}: it has some of {others}")
+    return table[table["recording"] == same[0]]
+
+
+def _levels(reader: RecordingReader, start_s: float, duration_s: float) -> np.ndarray:
+    """Levels in dB of a stretch, float32 of shape `(bins, columns)`, the bins from 0 Hz to half the sampling rate."""
+    rate = reader.sampling_rate
+    n_fft = 1 << int(math.log2(WINDOW_S * rate))
+    hop = max(1, min(n_fft // 2, round(duration_s * rate / COLUMNS)))
+    # The transform pads with what mirrors the ends: let that be sound that is not shown.
+    margin = n_fft // hop + 1
+    frames = math.ceil(duration_s * rate / hop)
+    sound = reader.read(round(start_s * rate) - margin * hop, (frames + 2 * margin) * hop)
+    waveform = torch.from_numpy(sound.astype(np.float32) / 32768)[None]
+    with torch.inference_mode():
+        power = power_spectrogram(waveform, n_fft, hop)[0, :, margin : margin + frames].numpy()
+    # Loud moments stay to be seen where several frames are one column.
+    joined = max(1, math.ceil(frames / COLUMNS))
+    columns = np.maximum.reduceat(power, np.arange(0, frames, joined), axis=1)
+    return 10 * np.log10(columns + 1e-12)
+
+
+@styled(**{"axes.grid": False, "font.size": 9})
+def _draw(
+    rows: Sequence[tuple[float, np.ndarray]],
+    row_s: float,
+    found: Sequence[Box],
+    name: str,
+    sampling_rate: int,
+) -> Figure:
+    figure = Figure(figsize=(WIDTH_INCH, 1), dpi=150)
+    canvas = FigureCanvasAgg(figure)
+    seconds_per_inch = row_s / (WIDTH_INCH - LEFT_INCH - RIGHT_INCH)
+    boxes = []
+    for first, _ in rows:
+        in_row = cut(found, first, first + row_s)
+        widths_s = [(_label_inch(canvas, box.label) + 2 * PAD_INCH) * seconds_per_inch for box in in_row]
+        boxes.append(stack(in_row, widths_s, first + row_s))
+    species = dict.fromkeys(box.species for row in boxes for box in row)
+    colours = {code: COLOURS[place % len(COLOURS)] for place, code in enumerate(species)}
+
+    lanes = [max((box.lane + 1 for box in row), default=1) for row in boxes]
+    height_inch = TOP_INCH + sum(lanes) * LANE_INCH + len(rows) * (SPECTROGRAM_INCH + GAP_INCH)
+    figure.set_size_inches(WIDTH_INCH, height_inch)
+    start = getattr(parse_recording_name(name), "start", None)
+    clock = "" if start is None else f", begun {start:%Y-%m-%d %H:%M:%S} {'UTC' if start.tzinfo else 'local time'}"
+    title = f"{short_name(name, 70)}   {_minutes(rows[0][0])} to {_minutes(rows[-1][0] + row_s)}{clock}"
+    figure.text(LEFT_INCH / WIDTH_INCH, 1 - 0.22 / height_inch, title, fontsize=10, weight="bold", va="center")
+
+    top_hz = min(MAX_HZ, sampling_rate / 2)
+    quiet, loud = _range(np.concatenate([levels.ravel()[::7] for _, levels in rows]))
+    y_inch = height_inch - TOP_INCH
+    width = (WIDTH_INCH - LEFT_INCH - RIGHT_INCH) / WIDTH_INCH
+    for (first, levels), row, number in zip(rows, boxes, lanes, strict=True):
+        y_inch -= number * LANE_INCH + SPECTROGRAM_INCH
+        bottoms_and_heights = ((y_inch, SPECTROGRAM_INCH), (y_inch + SPECTROGRAM_INCH, number * LANE_INCH))
+        axes, above = (
+            figure.add_axes((LEFT_INCH / WIDTH_INCH, bottom / height_inch, width, height / height_inch))
+            for bottom, height in bottoms_and_heights
+        )
+        axes.imshow(
+            levels,
+            origin="lower",
+            aspect="auto",
+            extent=(first, first + row_s, 0, sampling_rate / 2),
+            cmap="Greys",
+            vmin=quiet,
+            vmax=loud,
+        )
+        axes.set(xlim=(first, first + row_s), ylim=(0, top_hz))
+        axes.xaxis.set_major_locator(MaxNLocator(15, steps=[1, 2, 5, 10], integer=row_s >= 5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _minutes(value)))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}"))
+        axes.tick_params(labelsize=7.5, length=2.5)
+        axes.set_ylabel("kHz", fontsize=8)
+        above.set(xlim=axes.get_xlim(), ylim=(0, number))
+        above.axis("off")
+        _draw_boxes(axes, above, row, colours)
+        y_inch -= GAP_INCH
+    return figure
+
+
+def _draw_boxes(axes: Axes, above: Axes, boxes: Sequence[Box], colours: dict[str, str]) -> None:
+    """Outlines in the spectrogram, and above it a bar with the label for each, the first nearest to it."""
+    top_hz = axes.get_ylim()[1]
+    pad_s = PAD_INCH * np.ptp(axes.get_xlim()) / (WIDTH_INCH - LEFT_INCH - RIGHT_INCH)
+    for box in boxes:
+        colour = colours[box.species]
+        width_s = box.end_s - box.start_s
+        # A little lower for each lane, so that boxes of the same time are seen apart.
+        inset = (0.012 + 0.03 * box.lane) * top_hz
+        axes.add_patch(
+            Rectangle((box.start_s, inset), width_s, top_hz - 2 * inset, fill=False, edgecolor=colour, linewidth=1.3)
+        )
+        bar = Rectangle((box.start_s, box.lane + 0.06), width_s, 0.88, facecolor=(colour, 0.25), edgecolor=colour,
+                        linewidth=0.8)  # fmt: skip
+        above.add_patch(bar)
+        above.text(box.label_s + pad_s, box.lane + 0.47, box.label, fontsize=LABEL_SIZE, va="center_baseline")
+
+
+def _label_inch(canvas: FigureCanvasAgg, text: str) -> float:
+    """Width of a label."""
+    properties = FontProperties(size=LABEL_SIZE)
+    width_px, _, _ = canvas.get_renderer().get_text_width_height_descent(text, properties, ismath=False)
+    return width_px / canvas.figure.dpi
+
+
+def _range(levels_db: np.ndarray) -> tuple[float, float]:
+    """Levels that are drawn white and black."""
+    quiet, loud = np.quantile(levels_db, (QUIET_SHARE, LOUD_SHARE))
+    return float(quiet), float(max(loud, quiet + MIN_RANGE_DB))
+
+
+def _minutes(time_s: float) -> str:
+    """A time in a recording, as `12:34` or `12:34.5`."""
+    minutes, seconds = divmod(round(time_s, 3), 60)
+    return f"{int(minutes)}:{seconds:06.3f}".rstrip("0").rstrip(".")

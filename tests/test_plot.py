@@ -1,0 +1,287 @@
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.image import imread
+
+from kenya_birds import cli
+from kenya_birds.data.audio import RecordingReader
+from kenya_birds.errors import UserError
+from kenya_birds.inference import plot
+from kenya_birds.inference.activity import measure_activity, plot_activity
+from kenya_birds.inference.boxes import MAX_LANES, Box, cut, join, stack
+from kenya_birds.inference.detections import Detection
+from kenya_birds.inference.plot import detections_of, plot_recording
+from kenya_birds.inference.recordings import RecordingInfo
+from kenya_birds.inference.species import SpeciesNames
+from kenya_birds.inference.tables import write_tables
+
+RATE = 32_000
+NAMES = {"combul2": SpeciesNames("Common Bulbul", "Pycnonotus barbatus"), "dol$": SpeciesNames("Dol$ar $ird", "")}
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A recording of 40 s with a tone of 4 kHz from 20 to 23 s, and the folder of tables of its detections."""
+    path = tmp_path / "KEN_001_20211207_053000.flac"
+    time_s = np.arange(40 * RATE) / RATE
+    tone = np.sin(2 * np.pi * 4000 * time_s) * ((time_s >= 20) & (time_s < 23))
+    noise = np.random.default_rng(0).normal(0, 0.001, len(time_s))
+    soundfile.write(path, 0.5 * tone + noise, RATE)
+    rows = [Detection(str(path), 20 * RATE, 23 * RATE, RATE, code, 0.9) for code in NAMES]
+    write_tables(
+        tmp_path / "out",
+        ["raven", "csv", "parquet"],
+        [RecordingInfo(str(path), len(time_s), RATE)],
+        rows,
+        species_names=NAMES,
+        frequencies_hz=(150.0, 15_000.0),
+        metadata={},
+    )
+    return path, tmp_path / "out"
+
+
+def table(*rows):
+    """(recording, start_s, end_s, code, score) as read_detections gives them."""
+    columns = ["recording", "start_s", "end_s", "code", "score"]
+    return pd.DataFrame(rows, columns=columns).assign(common_name=lambda rows: rows["code"], scientific_name="")
+
+
+@pytest.mark.parametrize("name", ["detections.csv", "detections.parquet", "detections.selections.txt"])
+def test_the_command_draws_from_a_second_before_the_first_detection_on(tables, tmp_path, capsys, name):
+    path, folder = tables
+    output = tmp_path / "picture.png"
+    cli.main(["plot", str(path), str(folder / name), "--output", str(output)])
+    assert "from 19 to 40 s" in capsys.readouterr().out
+    height, width, _ = imread(output).shape
+    assert width == 11 * 150
+    assert height > 2 * 150  # two rows
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_same_detections_same_bytes(tables, tmp_path, ending):
+    path, folder = tables
+    for name in ("a", "b"):
+        plot_recording(path, folder / "detections.csv", tmp_path / f"{name}.{ending}")
+    assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
+
+
+def test_a_stretch_ends_where_the_recording_does(tables, tmp_path):
+    path, folder = tables
+    output = tmp_path / "x.png"
+    assert plot_recording(path, folder / "detections.csv", output, start_s=30, duration_s=600) == (30, 40)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"start_s": 40}, "less than 40, where"),
+        ({"start_s": -1}, "expected 0"),
+        ({"start_s": float("nan")}, "expected 0"),
+        ({"duration_s": 0}, "more than 0"),
+        ({"duration_s": 601}, "at most 600"),
+    ],
+)
+def test_a_stretch_outside_the_recording_is_refused(tables, tmp_path, settings, reason):
+    path, folder = tables
+    with pytest.raises(UserError, match=reason):
+        plot_recording(path, folder / "detections.csv", tmp_path / "x.png", **settings)
+
+
+def test_a_picture_is_not_overwritten_unasked_nor_made_in_an_unknown_format(tables, tmp_path):
+    path, folder = tables
+    (tmp_path / "x.png").write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        plot_recording(path, folder / "detections.csv", tmp_path / "x.png")
+    plot_recording(path, folder / "detections.csv", tmp_path / "x.png", overwrite=True, duration_s=5)
+    with pytest.raises(UserError, match="no picture by its name"):
+        plot_recording(path, folder / "detections.csv", tmp_path / "x.gif")
+
+
+def test_a_recording_without_detections_in_the_table_is_an_error_of_one_line(tables, tmp_path, capsys):
+    path, folder = tables
+    other = path.with_name("other.flac")
+    path.rename(other)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["plot", str(other), str(folder / "detections.csv"), "--output", str(tmp_path / "x.png")])
+    assert "has no detections of" in capsys.readouterr().err
+
+
+def test_detections_are_of_the_recording_s_path_else_of_its_name_if_only_one_has_it():
+    rows = table(("a/x.wav", 0, 3, "s", 1), ("b/x.wav", 1, 3, "s", 1), ("c/y.wav", 2, 3, "s", 1))
+    assert detections_of("b/x.wav", rows, "t")["start_s"].tolist() == [1]
+    assert detections_of("moved/y.wav", rows, "t")["start_s"].tolist() == [2]
+    with pytest.raises(UserError, match="give the recording by its path"):
+        detections_of("moved/x.wav", rows, "t")
+
+
+@pytest.mark.parametrize(("start_s", "duration_s"), [(18.0, 7.0), (19.999, 3.5), (0.0, 40.0)])
+def test_a_tone_lies_at_its_time_and_pitch(tables, start_s, duration_s):
+    with RecordingReader(tables[0]) as reader:
+        levels = plot._levels(reader, start_s, duration_s)
+    bins, columns = levels.shape
+    peak = levels.argmax(axis=0)
+    loud = np.flatnonzero(levels.max(axis=0) > levels.max() - 10)
+    column_s = duration_s / columns
+    assert set(peak[loud] * RATE / 2 / (bins - 1)) == {4000.0}
+    assert start_s + (loud[0] + 0.5) * column_s == pytest.approx(20, abs=0.04)
+    assert start_s + (loud[-1] + 0.5) * column_s == pytest.approx(23, abs=0.04)
+
+
+def test_only_the_stretch_is_read_and_no_more_columns_are_kept_than_a_row_shows(tables, monkeypatch):
+    asked = []
+    read = RecordingReader.read
+    monkeypatch.setattr(
+        RecordingReader,
+        "read",
+        lambda self, start, samples: asked.append((start / RATE, samples / RATE)) or read(self, start, samples),
+    )
+    with RecordingReader(tables[0]) as reader:
+        levels = plot._levels(reader, 10.0, 20.0)
+    ((first_s, length_s),) = asked
+    assert 9.9 <= first_s <= 10
+    assert length_s <= 20.2
+    assert levels.shape[1] <= plot.COLUMNS
+
+
+def test_overlapping_detections_of_a_species_share_a_box_with_the_highest_score():
+    boxes = join(table(("x", 0, 3, "a", 0.5), ("x", 1, 4, "a", 0.9), ("x", 1, 4, "b", 0.7), ("x", 4, 7, "a", 0.6)))
+    assert [(box.start_s, box.end_s, box.species, box.score) for box in boxes] == [
+        (0, 4, "a", 0.9),
+        (1, 4, "b", 0.7),
+        (4, 7, "a", 0.6),
+    ]
+
+
+def test_a_box_is_cut_at_the_ends_of_a_row():
+    boxes = [Box(0, 4, "a", "A", 0.9), Box(4, 7, "b", "B", 0.9)]
+    assert [(box.start_s, box.end_s) for box in cut(boxes, 2, 5)] == [(2, 4), (4, 5)]
+    assert cut(boxes, 7, 9) == []
+
+
+def test_a_label_says_name_and_confidence_and_the_code_where_there_is_no_name():
+    assert Box(0, 1, "a", "Aves", 0.987).label == "Aves 0.99"
+    assert Box(0, 1, "a", "", 1.0).label == "a 1.00"
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 15), st.floats(0.1, 9), st.floats(0.1, 5)), max_size=40),
+)
+def test_neither_boxes_nor_labels_of_a_lane_meet(drawn):
+    drawn = sorted(drawn)
+    boxes = [Box(start, min(start + length, 15.2), "a", "A", i / 40) for i, (start, length, _) in enumerate(drawn)]
+    widths_s = [width for *_, width in drawn]
+    stacked = stack(boxes, widths_s, 15.2)
+    assert all(box.lane < MAX_LANES for box in stacked)
+    spans = {}
+    for box in stacked:
+        width_s = widths_s[boxes.index(next(b for b in boxes if b.score == box.score))]
+        assert box.label_s + width_s <= 15.2 + 1e-9
+        spans.setdefault(box.lane, []).append((min(box.start_s, box.label_s), max(box.end_s, box.label_s + width_s)))
+    for lane in spans.values():
+        lane.sort()
+        assert all(before[1] <= after[0] for before, after in pairwise(lane))
+    if len(boxes) <= MAX_LANES:
+        assert len(stacked) == len(boxes)
+
+
+def test_what_finds_no_room_is_what_scored_least():
+    boxes = [Box(0, 15, f"s{i}", "", (i * 7 % 20) / 20) for i in range(20)]
+    kept = stack(boxes, [1.0] * 20, 15)
+    assert sorted(box.score for box in kept) == [i / 20 for i in range(20 - MAX_LANES, 20)]
+
+
+def test_a_silent_recording_is_drawn_too(tables, tmp_path):
+    path, folder = tables
+    soundfile.write(path, np.zeros(40 * RATE), RATE)
+    plot_recording(path, folder / "detections.csv", tmp_path / "x.png", start_s=0, duration_s=3)
+
+
+MORNING, EVENING = "s/KEN_001_20211207_053000.flac", "s/KEN_001_20211208_235900.flac"
+
+
+def test_a_detection_counts_for_the_hour_of_its_middle_also_after_midnight():
+    rows = table((MORNING, 1799, 1802, "a", 1), (MORNING, 1798, 1801, "a", 1), (EVENING, 60, 63, "b", 1))
+    activity = measure_activity(rows, None, "t")
+    assert activity.counts.loc["a"][[5, 6]].tolist() == [1, 1]
+    assert activity.counts.loc["b", 0] == 1
+    assert activity.counts.to_numpy().sum() == 3
+    assert (activity.clock, activity.recordings, activity.left_out) == ("local time", 2, 0)
+    assert activity.recorded_h is None
+
+
+def test_recorded_hours_are_those_of_all_recordings():
+    silent = "s/KEN_002_20211207_120000.flac"
+    durations = {MORNING: 3600.0, EVENING: 120.0, silent: 7200.0, "s/other.wav": 99.0}
+    activity = measure_activity(table((MORNING, 0, 3, "a", 1)), durations, "t")
+    assert activity.recorded_h[[5, 6, 12, 13]].tolist() == [0.5, 0.5, 1, 1]
+    assert activity.recorded_h.sum() == pytest.approx(3 + 120 / 3600)
+    assert (activity.recordings, activity.left_out) == (3, 1)
+
+
+def test_recordings_in_utc_are_left_out_beside_local_ones_and_drawn_alone():
+    utc = "SSW_001_20170225_010000Z.flac"
+    both = measure_activity(table((MORNING, 0, 3, "a", 1), (utc, 0, 3, "b", 1)), None, "t")
+    assert (list(both.counts.index), both.clock, both.left_out) == (["a"], "local time", 1)
+    alone = measure_activity(table((utc, 0, 3, "b", 1)), None, "t")
+    assert (alone.counts.loc["b", 1], alone.clock) == (1, "UTC")
+
+
+def test_names_that_do_not_tell_the_time_are_an_error_that_says_so(tmp_path, capsys):
+    path = tmp_path / "detections.csv"
+    infos = [RecordingInfo("other.wav", RATE * 9, RATE)]
+    rows = [Detection("other.wav", 0, RATE, RATE, "combul2", 0.5)]
+    for found in (rows, []):
+        write_tables(
+            tmp_path, ["csv"], infos, found, species_names=NAMES, frequencies_hz=(150.0, 15_000.0), metadata={}
+        )
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["activity", str(path), "--output", str(tmp_path / "x.png")])
+        error = capsys.readouterr().err
+        assert "tells when it was made, as KEN_001_20211207_153852.flac" in error
+
+
+def test_the_command_draws_a_day_and_says_what_it_left_out(tmp_path, capsys):
+    infos = [RecordingInfo(name, RATE * 3600, RATE) for name in (MORNING, EVENING, "other.wav")]
+    rows = [Detection(MORNING, n * RATE, (n + 3) * RATE, RATE, "combul2", 0.5) for n in range(9)]
+    rows += [Detection(EVENING, 0, RATE, RATE, "dol$", 0.5), Detection("other.wav", 0, RATE, RATE, "dol$", 0.5)]
+    write_tables(
+        tmp_path, ["csv", "raven"], infos, rows, species_names=NAMES, frequencies_hz=(150.0, 15_000.0), metadata={}
+    )
+    for name in ("detections.csv", "detections.selections.txt"):
+        cli.main(["activity", str(tmp_path / name), "--output", str(tmp_path / "day.svg"), "--overwrite"])
+        assert "Left out: 1 recordings without local time" in capsys.readouterr().out
+        svg = (tmp_path / "day.svg").read_text()
+        assert "not recorded" in svg
+        assert "10 detections of 2 species in 2 recordings" in svg
+
+
+def test_the_rows_of_another_run_s_recordings_are_not_taken(tmp_path):
+    infos = [RecordingInfo(MORNING, RATE * 9, RATE)]
+    names = {"species_names": NAMES, "frequencies_hz": (150.0, 15_000.0), "metadata": {}}
+    write_tables(tmp_path, ["csv"], infos, [Detection(MORNING, 0, RATE, RATE, "dol$", 0.5)], **names)
+    assert plot_activity(tmp_path / "detections.csv", tmp_path / "a.png").recorded_h is not None
+    write_tables(tmp_path, [], [RecordingInfo(EVENING, RATE, RATE)], [], **names)
+    assert plot_activity(tmp_path / "detections.csv", tmp_path / "b.png").recorded_h is None
+
+
+def test_many_species_are_cut_to_the_most_frequent_and_the_title_says_so(tmp_path):
+    names = {f"s{n:02}": SpeciesNames(f"Bird {n}", "") for n in range(60)}
+    rows = [Detection(MORNING, 0, RATE, RATE, code, 0.5) for n, code in enumerate(names) for _ in range(60 - n)]
+    write_tables(
+        tmp_path,
+        ["csv"],
+        [RecordingInfo(MORNING, RATE * 9, RATE)],
+        rows,
+        species_names=names,
+        frequencies_hz=(150.0, 15_000.0),
+        metadata={},
+    )
+    activity = plot_activity(tmp_path / "detections.csv", tmp_path / "x.svg")
+    assert len(activity.counts) == 60
+    svg = (tmp_path / "x.svg").read_text()
+    assert "the others have 210 detections" in svg
