@@ -1,4 +1,4 @@
-"""Commands about models at work: plot, activity."""
+"""Commands about models at work: detect, plot, activity."""
 
 import argparse
 from pathlib import Path
@@ -9,8 +9,96 @@ from kenya_birds.commands.parsing import new_command
 
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
-    for add in (_add_plot, _add_activity):
+    for add in (_add_detect, _add_plot, _add_activity):
         add(commands)
+
+
+def _add_detect(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "detect",
+        "find birds in recordings of any length",
+        "Finds birds in recordings of any length and writes tables for Raven, Audacity and others. A run that was "
+        "stopped goes on when the same command is given again. The exit code is 0 if every recording was analysed "
+        "from beginning to end, 3 if some were not (failed.csv says which, where and why), 2 if nothing could be "
+        "done. To share the work: torchrun --nproc_per_node N -m kenya_birds detect ... (or accelerate launch on "
+        "GPUs), on several machines too if they share the output folder; a launcher has an exit code of its own.",
+    )
+    command.add_argument("model", help="a model's folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hub")
+    command.add_argument(
+        "paths",
+        nargs="+",
+        metavar="path",
+        help="a recording, a folder, a pattern, a list of paths (.txt, one a line), or a URL that fsspec knows",
+    )
+    command.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="folder to write: new, empty or an earlier run's"
+    )
+    command.add_argument("--overlap_s", type=float, default=0.0, help="overlap of neighbouring windows (s)")
+    command.add_argument("--threshold", type=float, help="score from which on each species is reported, 0 to 1")
+    command.add_argument("--min_confidence", type=float, default=0.0, help="least score besides the thresholds")
+    command.add_argument("--top_k", type=int, help="most species that are reported in a window")
+    command.add_argument(
+        "--species", type=Path, metavar="FILE", help="report only these: one a line, by eBird code or name"
+    )
+    command.add_argument("--merge", action="store_true", help="join a species' detections in consecutive windows")
+    command.add_argument("--merge_gap_s", type=float, default=0.0, help="join them across such gaps too (s)")
+    command.add_argument("--merge_score", choices=("mean", "max"), default="mean", help="score of what was joined")
+    command.add_argument("--smoothing", type=int, default=1, help="windows over which scores are averaged (odd)")
+    command.add_argument(
+        "--formats",
+        default="raven,csv",
+        help="tables to write, with commas between: raven, audacity, csv, parquet, json, kaleidoscope",
+    )
+    command.add_argument("--batch_size", type=int, help="windows scored together; by default 16, on a GPU 128")
+    command.add_argument("--device", help="cpu, cuda or cuda:NUMBER; by default a GPU where there is one")
+    command.add_argument("--num_workers", type=int, help="threads that read; by default 1, on a GPU up to 8")
+    command.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True, help="use what an earlier run finished"
+    )
+    command.set_defaults(run=_detect)
+
+
+def _detect(options: argparse.Namespace) -> None:
+    from kenya_birds.inference.detection import SoundscapePipeline, names_in
+    from kenya_birds.inference.finding import FindingSettings
+    from kenya_birds.inference.run import run_detection
+    from kenya_birds.inference.sharing import Team
+    from kenya_birds.inference.species import read_species
+    from kenya_birds.saved_models import find_model
+
+    team = Team()
+    saved = find_model(options.model)
+    settings = FindingSettings(
+        threshold=options.threshold,
+        min_confidence=options.min_confidence,
+        top_k=options.top_k,
+        species=read_species(options.species, names_in(saved)) if options.species else None,
+        merge=options.merge,
+        merge_gap_s=options.merge_gap_s,
+        merge_score=options.merge_score,
+        smoothing=options.smoothing,
+    )
+    pipeline = SoundscapePipeline(
+        saved,
+        overlap_s=options.overlap_s,
+        settings=settings,
+        device=options.device or team.device,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+    )
+    report = run_detection(
+        pipeline,
+        options.paths,
+        options.output,
+        formats=[name.strip() for name in options.formats.split(",") if name.strip()],
+        resume=options.resume,
+        team=team,
+    )
+    if report is not None:
+        print(report)
+        print(f"The tables are in {options.output}")
+        raise SystemExit(report.exit_code)
 
 
 def _add_plot(commands: Any) -> None:

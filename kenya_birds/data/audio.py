@@ -292,9 +292,7 @@ class RecordingReader:
         return "; ".join(f"{name}: {self._said[name]}" for name in sorted(self._said, reverse=True))
 
 
-def _finite_parts(
-    first: int, last: int, sound: np.ndarray | None
-) -> Iterator[tuple[int, int, np.ndarray | None]]:
+def _finite_parts(first: int, last: int, sound: np.ndarray | None) -> Iterator[tuple[int, int, np.ndarray | None]]:
     """A stretch of sound, without what lies from its first to its last sample that is no number."""
     wrong = np.zeros(0, int) if sound is None else np.flatnonzero(~np.isfinite(sound))
     if sound is None or not len(wrong):

@@ -21,6 +21,7 @@ from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.finding import DetectionFinder, FindingSettings
 from kenya_birds.inference.scoring import WindowScorer
 from kenya_birds.inference.sources import Source, find_sources
+from kenya_birds.inference.species import SpeciesNames, species_names
 from kenya_birds.inference.stopwatch import Stopwatch
 from kenya_birds.inference.streaming import Reading, read_array, read_source
 from kenya_birds.inference.windows import WindowGrid, Windows
@@ -83,7 +84,8 @@ class SoundscapePipeline:
     ```
 
     Args:
-        model: A model's folder, or `owner/name` or `owner/name@revision` on the Hub; its code is not run.
+        model: A model's folder, or `owner/name` or `owner/name@revision` on the Hub, or one that was found already;
+            its code is not run.
         overlap_s: Overlap of neighbouring windows in seconds.
         settings: What counts as a detection; by default what is at the model's own thresholds or above.
         device: Such as `cpu` or `cuda:1`; by default a GPU where there is one.
@@ -93,7 +95,7 @@ class SoundscapePipeline:
     Attributes:
         saved: The model's files.
         classes: eBird codes by class id.
-        species: Names by code, as the model's config has them.
+        names: Names of the species by code.
         frequencies_hz: Lowest and highest frequency that the model hears.
         sampling_rate: The model's, in Hz.
         grid: Where windows are.
@@ -107,7 +109,7 @@ class SoundscapePipeline:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | SavedModel,
         *,
         overlap_s: float = 0.0,
         settings: FindingSettings | None = None,
@@ -120,10 +122,10 @@ class SoundscapePipeline:
                 raise UserError(f"{name} is {number}: expected 1 or more")
         self.settings = settings or FindingSettings()
         self.overlap_s = overlap_s
-        self.saved = find_model(str(model))
+        self.saved = model if isinstance(model, SavedModel) else find_model(str(model))
         classifier, extractor = load_classifier(self.saved)
         self.classes = [classifier.config.id2label[label] for label in range(classifier.config.num_labels)]
-        self.species: dict[str, dict[str, str]] = classifier.config.species or {}
+        self.names = species_names(self.classes, classifier.config.species)
         self.sampling_rate: int = extractor.sampling_rate
         self.frequencies_hz = (float(extractor.f_min_hz), float(extractor.f_max_hz))
         self.grid = WindowGrid.with_overlap(extractor.clip_samples, overlap_s, self.sampling_rate)
@@ -166,7 +168,7 @@ class SoundscapePipeline:
             found += progress.detections
             if progress.reading is not None and not progress.reading.is_final:
                 raise UserError(f"{progress.recording}: {progress.reading.losses[0].reason}")
-            _log_losses(progress)
+            log_losses(progress.recording, progress.reading)
         return found
 
     def detect(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
@@ -183,15 +185,13 @@ class SoundscapePipeline:
         """
         for progress in self.analyse(self.jobs(find_sources(paths))):
             yield from progress.detections
-            _log_losses(progress)
+            log_losses(progress.recording, progress.reading)
 
     def jobs(self, sources: Iterable[Source]) -> list[Job]:
         """What `analyse` takes."""
 
         def job(source: Source) -> Job:
-            return Job(
-                source.recording, lambda: read_source(source, self.grid, self.sampling_rate, self.stopwatch)
-            )
+            return Job(source.recording, lambda: read_source(source, self.grid, self.sampling_rate, self.stopwatch))
 
         return [job(source) for source in sources]
 
@@ -251,6 +251,18 @@ class SoundscapePipeline:
                 ", ".join(silent),
             )
         return values
+
+
+def names_in(saved: SavedModel) -> dict[str, SpeciesNames]:
+    """Names of a model's species by code, before it is loaded.
+
+    Raises:
+        UserError: If its config.json does not say them.
+    """
+    labels = saved.config.get("id2label")
+    if not isinstance(labels, dict):
+        raise UserError(f"'{saved.name}' does not say its species: expected id2label in its config.json")
+    return species_names([str(labels[label]) for label in sorted(labels, key=int)], saved.config.get("species"))
 
 
 def detect(model: str | Path, paths: Iterable[str | Path], **options: Any) -> Iterator[Detection]:
@@ -387,7 +399,8 @@ def _finished(batch: _Batch) -> _Batch:
     return batch
 
 
-def _log_losses(progress: Progress) -> None:
-    for loss in progress.reading.losses if progress.reading is not None else ():
+def log_losses(recording: str, reading: Reading | None) -> None:
+    """Logs what of a recording was not analysed."""
+    for loss in reading.losses if reading is not None else ():
         end = "its end" if loss.end_s is None else f"{loss.end_s:.3f} s"
-        logger.warning("%s was not analysed from %.3f s to %s: %s", progress.recording, loss.start_s, end, loss.reason)
+        logger.warning("%s was not analysed from %.3f s to %s: %s", recording, loss.start_s, end, loss.reason)

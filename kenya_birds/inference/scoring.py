@@ -58,17 +58,19 @@ class WindowScorer:
         # Two on a GPU, so that it has work while scores travel.
         self._torch_threads = torch.get_num_threads()
         self.threads = self._torch_threads if is_cpu else 2
-        self._pool = ThreadPoolExecutor(self.threads, "score", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> "WindowScorer":
-        """Returns itself; its threads end with the `with` block."""
+        """Starts its threads; they end with the `with` block."""
+        self._pool = ThreadPoolExecutor(self.threads, "score", initializer=torch.set_num_threads, initargs=(1,))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Waits for its threads."""
-        self._pool.shutdown(cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._torch_threads)  # new threads take over what the pool's have set
 
     def submit(self, sound: np.ndarray) -> "Future[np.ndarray]":
@@ -80,6 +82,7 @@ class WindowScorer:
         Returns:
             To be: float64 probabilities of shape `(batch_size, classes)`.
         """
+        assert self._pool is not None, "submit within the `with` block"
         return self._pool.submit(self._score, sound)
 
     @torch.inference_mode()

@@ -218,7 +218,9 @@ def _reached(name: str) -> Iterator[None]:
         raise
     except _UNREACHABLE as error:
         reason = getattr(error, "strerror", None) or getattr(error, "status", None) or ""
-        raise UserError(f"{name} cannot be reached ({type(error).__name__}{f': {reason}' if reason else ''})") from None
+        raise UserError(
+            f"{name} cannot be reached ({type(error).__name__}{f': {reason}' if reason else ''})"
+        ) from None
 
 
 def _is_sound(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Reads recordings in blocks, at the model's rate, and cuts them into windows; what is lost is told, not read over."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference.sources import FileState, Source
 from kenya_birds.inference.stopwatch import Stopwatch
 from kenya_birds.inference.windows import WindowCutter, WindowGrid, Windows
+
+logger = logging.getLogger(__name__)
 
 BLOCK_S = 30
 
@@ -95,9 +98,14 @@ def read_source(
                 yield found
     except UserError as error:
         yield Reading.failed(str(error))
+    except Exception as error:  # whatever a file's bytes do to a library, the other recordings go on
+        logger.exception("Reading %s came to an unforeseen end", source.recording)
+        yield Reading.failed(f"{type(error).__name__}: {error}")
 
 
-def read_array(waveform: np.ndarray, rate_hz: int, grid: WindowGrid, sampling_rate: int) -> Iterator[Windows | Reading]:
+def read_array(
+    waveform: np.ndarray, rate_hz: int, grid: WindowGrid, sampling_rate: int
+) -> Iterator[Windows | Reading]:
     """The same of a mono waveform in memory: floats in [-1, 1] or int16, shape `(samples,)`.
 
     Raises:
@@ -105,7 +113,7 @@ def read_array(waveform: np.ndarray, rate_hz: int, grid: WindowGrid, sampling_ra
     """
     if waveform.ndim != 1 or not len(waveform) or (waveform.dtype.kind != "f" and waveform.dtype != np.int16):
         raise UserError(
-            f"the waveform is {waveform.dtype} of shape {waveform.shape}: expected floats in [-1, 1] or int16, (samples,)"
+            f"the waveform is {waveform.dtype} of shape {waveform.shape}: expected floats in [-1, 1] or int16, mono"
         )
     if not np.isfinite(waveform).all():
         raise UserError("the waveform has samples that are no numbers: leave it out or mend it")

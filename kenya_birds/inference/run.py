@@ -1,0 +1,234 @@
+"""A run of `kenya-birds detect`: recordings in; tables, what failed, and an honest account out. It can be killed."""
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+from tqdm import tqdm
+
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE
+from kenya_birds.inference.detection import SoundscapePipeline, log_losses
+from kenya_birds.inference.detections import Detection
+from kenya_birds.inference.journal import Journal, JournalWriter, hash_files, journal_key
+from kenya_birds.inference.run_files import RunFiles, RunReport
+from kenya_birds.inference.sharing import Team, shares
+from kenya_birds.inference.sources import FileState, Source, find_sources
+from kenya_birds.inference.streaming import Reading
+from kenya_birds.inference.tables import check_formats
+from kenya_birds.saved_models import WEIGHTS_FILE, SavedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the first process tells the others: who analyses what, and which records are there already."""
+
+    recordings: list[str]
+    reused: list[str]
+    owners: dict[str, int]
+    sizes: dict[str, int | None]
+
+
+def run_detection(
+    pipeline: SoundscapePipeline,
+    paths: Iterable[str | Path],
+    output: str | Path,
+    *,
+    formats: Sequence[str],
+    resume: bool = True,
+    team: Team | None = None,
+) -> RunReport | None:
+    """Analyses recordings and writes tables; a run that was stopped goes on where it was.
+
+    Each recording that is finished has a record in `OUTPUT/.kenya_birds/journal`, from which the tables are made in
+    the end; a record is not used again when the model, a setting, or the size or time of the file is another.
+
+    Args:
+        pipeline: The model and its settings.
+        paths: See `find_sources`.
+        output: A folder that is new, empty, or an earlier run's; several machines must share it.
+        formats: See `write_tables`.
+        resume: Whether to use records that are there.
+        team: The processes that share the run.
+
+    Returns:
+        What is in `run.json`; None in other processes than the first.
+
+    Raises:
+        UserError: If paths lead to nothing, the output cannot be used or is being used, or another process ended.
+    """
+    team = team or Team()
+    files = RunFiles(Path(output))
+    with contextlib.ExitStack() as stack:
+        if team.is_first:
+            with _told_to_all(team):
+                check_formats(formats)
+                sources = find_sources(paths)
+                files.prepare()
+                stack.enter_context(_locked(files.state_folder))
+                files.check_unchanged()
+                model_hash = hash_model(pipeline.saved)
+        else:
+            sources = find_sources(paths)
+            model_hash = ""
+        _stop_with_first(team)
+        key = team.tell(journal_key(model_hash, settings_of(pipeline)) if team.is_first else "")
+        with files.writing():
+            journal = Journal(files.state_folder, key)
+            if team.is_first:
+                journal.clean()
+        plan = team.tell(_plan(sources, journal, team.size, resume=resume) if team.is_first else None)
+        if team.is_first and plan.reused:
+            logger.info("%d of %d recordings are done already", len(plan.reused), len(plan.recordings))
+        begin_s = time.perf_counter()
+        found = {source.recording: source for source in sources}
+        mine = [found.get(name, Source(name)) for name, owner in plan.owners.items() if owner == team.rank]
+        _analyse(pipeline, mine, journal, files, plan, show_progress=team.is_first)
+        spent = team.collect(pipeline.stopwatch.spent_s)
+        wall_s = time.perf_counter() - begin_s
+        if not team.is_first:
+            return None
+        readings = {name: _reading(journal, name) for name in plan.recordings}
+        counts: Counter[str] = Counter()
+        report = RunReport.of(
+            readings,
+            new=set(plan.owners),
+            wall_s=wall_s,
+            spent_s={part: sum(one[part] for one in spent) for part in spent[0]},
+            about=_about(pipeline, model_hash),
+            processes=team.size,
+            threads=pipeline.scorer.threads,
+        )
+        analysed = {name: reading for name, reading in readings.items() if reading.windows}
+        detections = _counted(journal, analysed, counts)
+        files.write(report, analysed, detections, counts, formats, pipeline.names, pipeline.frequencies_hz)
+        return report
+
+
+def hash_model(saved: SavedModel) -> str:
+    """Of all files of a model on which its detections depend."""
+    weights = sorted({saved.folder / WEIGHTS_FILE, *saved.folder.glob("model-*-of-*.safetensors")})
+    names = ("config.json", "preprocessor_config.json", THRESHOLDS_FILE)
+    return hash_files([*(saved.folder / name for name in names), *weights])
+
+
+def settings_of(pipeline: SoundscapePipeline) -> dict[str, Any]:
+    """The settings on which detections depend: not how many windows, threads or processes work at a time."""
+    return {
+        "overlap_s": pipeline.overlap_s,
+        **asdict(pipeline.settings),
+        "thresholds": [value if value < float("inf") else None for value in pipeline.thresholds.tolist()],
+        "precision": pipeline.scorer.precision,
+    }
+
+
+def _about(pipeline: SoundscapePipeline, model_hash: str) -> dict[str, Any]:
+    settings = {name: value for name, value in settings_of(pipeline).items() if name != "thresholds"}
+    return {"model": pipeline.saved.name, "model_sha256": model_hash, "settings": settings}
+
+
+@contextlib.contextmanager
+def _told_to_all(team: Team) -> Iterator[None]:
+    """If the first process has to stop, the others learn it and stop too."""
+    try:
+        yield
+    except UserError:
+        team.tell(False)
+        raise
+
+
+def _stop_with_first(team: Team) -> None:
+    if not team.tell(True):
+        raise UserError("the first process of this run stopped: see what it says")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = filelock.FileLock(folder / "lock", timeout=0)
+    try:
+        with lock:
+            yield
+    except filelock.Timeout:
+        raise UserError(
+            f"another run writes to {folder.parent} at this moment: wait for it, or give another folder"
+        ) from None
+
+
+def _plan(sources: Sequence[Source], journal: Journal, members: int, *, resume: bool) -> _Plan:
+    reused, sizes = [], {}
+    for source in sources:
+        state: FileState | None = None
+        with contextlib.suppress(UserError):  # it fails when it is read, and is listed
+            state = source.state()
+        if resume and state is not None and journal.find(source.recording, state) is not None:
+            reused.append(source.recording)
+        else:
+            sizes[source.recording] = state.size_bytes if state is not None else 0
+    owners = dict(zip(sizes, shares(list(sizes.values()), members), strict=True))
+    return _Plan([source.recording for source in sources], reused, owners, sizes)
+
+
+def _analyse(
+    pipeline: SoundscapePipeline,
+    sources: Sequence[Source],
+    journal: Journal,
+    files: RunFiles,
+    plan: _Plan,
+    *,
+    show_progress: bool,
+) -> None:
+    """Analyses recordings and keeps a record of each."""
+    writers: dict[str, JournalWriter] = {}
+    stopwatch = pipeline.stopwatch
+    total_bytes = sum(plan.sizes[source.recording] or 0 for source in sources)
+    done_bytes, done_h = 0, 0.0
+    with files.writing(), _bar(is_shown=show_progress and bool(sources)) as bar:
+        try:
+            for progress in pipeline.analyse(pipeline.jobs(sources)):
+                name, reading = progress.recording, progress.reading
+                with stopwatch.time("write"):
+                    if name not in writers:
+                        writers[name] = journal.begin(name, pipeline.sampling_rate)
+                    writers[name].add(progress.detections)
+                    if reading is not None:
+                        writers[name].finish(reading)
+                bar.update(progress.advance_s / 3600)
+                if reading is not None:
+                    del writers[name]
+                    # The whole length is not known before all headers are read: it follows from the bytes.
+                    done_bytes += plan.sizes[name] or 0
+                    done_h += reading.duration_s / 3600
+                    bar.total = done_h * total_bytes / done_bytes if done_bytes else None
+                    log_losses(name, reading)
+        finally:
+            for writer in writers.values():
+                writer.close()
+
+
+def _bar(*, is_shown: bool) -> Any:
+    """A progress bar in hours of sound."""
+    return tqdm(desc="sound", disable=not is_shown, bar_format="{l_bar}{bar}| {n:.2f} h [{elapsed}<{remaining}]")
+
+
+def _reading(journal: Journal, recording: str) -> Reading:
+    reading = journal.read(recording)
+    if reading is None:
+        raise UserError(
+            f"the record of {recording} is not in the journal: the output folder must be one that all processes share"
+        )
+    return reading
+
+
+def _counted(journal: Journal, recordings: Iterable[str], counts: Counter[str]) -> Iterator[Detection]:
+    for recording in recordings:
+        for detection in journal.detections(recording):
+            counts[detection.species] += 1
+            yield detection

@@ -1,0 +1,390 @@
+"""The ecologist's journey: recordings in, tables out, whatever happens on the way."""
+
+import csv
+import errno
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+
+import filelock
+import numpy as np
+import pytest
+import soundfile
+from detecting import CLIP_S, CODES, RATE, chirps, run_in_folder, save_model, tables, write_recordings
+from running import ROOT, run
+
+from kenya_birds.cli import main
+from kenya_birds.errors import UserError
+from kenya_birds.inference import detection as detection_module
+from kenya_birds.inference import journal as journal_module
+from kenya_birds.inference.detection import SoundscapePipeline, detect
+from kenya_birds.inference.finding import FindingSettings
+from kenya_birds.inference.run import settings_of
+from kenya_birds.inference.sharing import shares
+
+# Runs that are killed in the suite; more of them: KENYA_BIRDS_KILLS=200 python -m pytest tests/test_detect.py -k killed
+KILLS = int(os.environ.get("KENYA_BIRDS_KILLS", "12"))
+LENGTHS_S = (7.3, 0.4, 12.0, 3.5, 5.0, 20.2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model") / "birds")
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    return write_recordings(tmp_path_factory.mktemp("sound") / "recordings", LENGTHS_S)
+
+
+@pytest.fixture(scope="module")
+def reference(model, recordings, tmp_path_factory):
+    """The tables of a run without trouble."""
+    output = tmp_path_factory.mktemp("reference") / "output"
+    report = run_in_folder(model, [recordings], output)
+    assert report.exit_code == 0
+    return tables(output)
+
+
+def rows(output, name="detections.csv"):
+    with open(output / name, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def detect_command(model, *words, output):
+    """Exit code of the command in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["detect", str(model), *map(str, words), "--output", str(output), "--device", "cpu"])
+    return stopped.value.code
+
+
+# What is found
+
+
+def test_windows_with_a_score_at_the_threshold_become_rows_and_others_do_not(model, recordings):
+    name = str(sorted(recordings.iterdir())[0])
+    pipeline = SoundscapePipeline(model, overlap_s=0.5, device="cpu", settings=FindingSettings(threshold=0.0))
+    everything = pipeline(name)
+    windows = 1 + int(np.ceil((LENGTHS_S[0] - CLIP_S) / 0.5))
+    assert len(everything) == windows * len(CODES)
+    assert {found.species for found in everything} == set(CODES)
+    assert max(found.end_sample for found in everything) == round(LENGTHS_S[0] * RATE)
+    found = SoundscapePipeline(model, overlap_s=0.5, device="cpu")(name)
+    assert found == [one for one in everything if one.score >= 0.5 and one.species != CODES[-1]]
+    assert 0 < len(found) < windows * (len(CODES) - 1)
+
+
+def test_scores_are_those_of_the_model_on_each_window(model, recordings):
+    from kenya_birds.evaluation.metrics import probabilities
+    from kenya_birds.saved_models import find_model, load_classifier
+
+    path = sorted(recordings.iterdir())[2]
+    sound, _ = soundfile.read(path, dtype="int16")
+    classifier, extractor = load_classifier(find_model(str(model)))
+    classifier.eval()
+    found = {}
+    for detection in SoundscapePipeline(model, device="cpu", settings=FindingSettings(threshold=0.0))(path):
+        found.setdefault(detection.start_sample, {})[detection.species] = detection.score
+    for start, scores in found.items():
+        features = extractor(sound[start : start + RATE], sampling_rate=RATE, return_tensors="pt")["input_features"]
+        expected = probabilities(classifier(features).logits.detach().numpy(), multi_label=True)[0]
+        np.testing.assert_allclose([scores[code] for code in CODES], expected, atol=1e-4)
+
+
+def test_an_array_gives_what_its_file_gives(model, recordings):
+    path = sorted(recordings.iterdir())[2]
+    pipeline = SoundscapePipeline(model, device="cpu")
+    from_file = pipeline(path)
+    sound, rate = soundfile.read(path, dtype="float32")
+    assert pipeline(sound, rate, name=str(path)) == from_file
+    with pytest.raises(UserError, match="sampling_rate"):
+        pipeline(sound)
+
+
+def test_python_yields_what_the_command_writes(model, recordings, tmp_path):
+    found = list(detect(str(model), [recordings], overlap_s=0.5, device="cpu"))
+    words = ("--overlap_s", "0.5", "--formats", "csv", "--batch_size", "4")
+    assert detect_command(model, recordings, *words, output=tmp_path / "output") == 0
+    assert [(one.recording, f"{one.start_s:.6f}", one.species) for one in found] == [
+        (row["recording"], row["start_s"], row["code"]) for row in rows(tmp_path / "output")
+    ]
+
+
+def test_a_species_list_and_top_k_limit_what_is_reported(model, recordings, tmp_path):
+    (tmp_path / "wanted.txt").write_text(f"Bird {CODES[1]}\n")
+    words = ("--species", tmp_path / "wanted.txt", "--threshold", "0.1", "--top_k", "1")
+    assert detect_command(model, recordings, *words, output=tmp_path / "output") == 0
+    assert {row["code"] for row in rows(tmp_path / "output")} == {CODES[1]}
+
+
+# Nothing else than sound, model and settings decides
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 16}, {"batch_size": 1}, {"num_workers": 5}])
+def test_batches_and_readers_do_not_change_a_byte(model, recordings, reference, tmp_path, options):
+    run_in_folder(model, [recordings], tmp_path / "output", **options)
+    assert tables(tmp_path / "output") == reference
+
+
+def test_another_sampling_rate_gives_windows_at_the_same_times(model, tmp_path):
+    folders = [write_recordings(tmp_path / str(rate), (6.0,), rate) for rate in (RATE, 44_100)]
+    pipeline = SoundscapePipeline(model, device="cpu", settings=FindingSettings(threshold=0.0))
+    plain, resampled = (pipeline(next(folder.iterdir())) for folder in folders)
+    assert [(one.start_sample, one.end_sample) for one in plain] == [
+        (one.start_sample, one.end_sample) for one in resampled
+    ]
+
+
+def test_several_processes_give_the_same_bytes(model, recordings, reference, tmp_path):
+    words = [str(model), str(recordings), "--output", str(tmp_path / "output"), "--overlap_s", "0.5"]
+    words += ["--device", "cpu", "--formats", "raven,audacity,csv,parquet,json,kaleidoscope"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    result = run(*launcher, "-m", "kenya_birds", "detect", *words, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "output" / "run.json").read_text())["this_run"]["processes"] == 2
+    assert tables(tmp_path / "output") == reference
+
+
+def test_processes_share_bytes_evenly_and_files_of_unknown_size_count_as_the_mean():
+    rng = random.Random(0)
+    sizes = [rng.choice([None, 10**9, rng.randrange(10**8)]) for _ in range(200)]
+    owners = shares(sizes, 7)
+    mean = sum(size for size in sizes if size is not None) / sum(size is not None for size in sizes)
+    loads = np.bincount(owners, [mean if size is None else size for size in sizes], minlength=7)
+    assert loads.max() - loads.min() <= 10**9
+    assert shares([5, 5], 1) == [0, 0]
+    assert sorted(shares([None, None, None], 3)) == [0, 1, 2]
+
+
+# Stopped, and started again
+
+
+def _run_in_child(model, recordings, output):
+    import torch
+
+    torch.set_num_threads(1)
+    run_in_folder(model, [recordings], output)
+
+
+def test_a_run_that_is_killed_anywhere_is_finished_by_the_next_byte_for_byte(model, recordings, reference, tmp_path):
+    context = multiprocessing.get_context("forkserver")  # children that have imported everything
+    context.set_forkserver_preload(["detecting", "kenya_birds.inference.run", "timm"])
+
+    def start(output):
+        child = context.Process(target=_run_in_child, args=(model, recordings, output))
+        child.start()
+        return child
+
+    begin_s = time.monotonic()
+    child = start(tmp_path / "0")
+    child.join()
+    child = start(tmp_path / "whole")
+    begin_s = time.monotonic()
+    child.join()
+    assert child.exitcode == 0
+    whole_s = time.monotonic() - begin_s
+    rng = random.Random(os.environ.get("KENYA_BIRDS_SEED", "0"))
+    killed, outputs, unfinished = 0, 1, 0
+    output = tmp_path / "1"
+    while killed < KILLS:
+        child = start(output)
+        child.join(rng.uniform(0, whole_s))
+        if child.is_alive():
+            child.kill()
+            child.join()
+            killed += 1
+            unfinished += any((output / ".kenya_birds" / "journal").glob("*.parquet"))
+        if child.exitcode == 0 or rng.random() < 0.2:
+            # Another folder, so that kills fall on early and late points.
+            run_in_folder(model, [recordings], output)
+            assert tables(output) == reference
+            assert not list(output.rglob("*.part*"))
+            outputs += 1
+            output = tmp_path / str(outputs)
+    run_in_folder(model, [recordings], output)
+    assert tables(output) == reference
+    assert unfinished
+    print(f"{killed} runs were killed, {unfinished} after a recording was finished, in {outputs} folders")
+
+
+def test_recordings_that_are_finished_are_not_read_again(model, recordings, reference, tmp_path, monkeypatch):
+    run_in_folder(model, [recordings], tmp_path / "output")
+    monkeypatch.setattr(detection_module, "read_source", None)
+    report = run_in_folder(model, [recordings], tmp_path / "output")
+    assert report.content["this_run"]["recordings"] == 0
+    assert tables(tmp_path / "output") == reference
+    with pytest.raises(TypeError):
+        run_in_folder(model, [recordings], tmp_path / "output", resume=False)
+
+
+def test_a_changed_file_setting_or_model_is_analysed_anew(model, tmp_path):
+    folder = write_recordings(tmp_path / "recordings", (4.0, 3.0))
+    first, second = sorted(folder.iterdir())
+    output = tmp_path / "output"
+
+    def analysed(which=model, **options):
+        return run_in_folder(which, [folder], output, **options).content["this_run"]["recordings"]
+
+    assert analysed() == 2
+    soundfile.write(second, chirps(3.0, 9), RATE)
+    assert analysed() == 1
+    assert analysed(settings={"threshold": 0.2}) == 2
+    assert analysed(settings={"threshold": 0.2}, overlap_s=0.25) == 2
+    assert analysed(settings={"threshold": 0.2}, overlap_s=0.25, batch_size=2, num_workers=2) == 0
+    assert analysed(save_model(tmp_path / "other", seed=1), settings={"threshold": 0.2}, overlap_s=0.25) == 2
+    assert {row["recording"] for row in rows(output, "recordings.csv")} == {str(first), str(second)}
+
+
+def test_the_settings_of_a_run_are_those_that_detections_depend_on(model):
+    pipeline = SoundscapePipeline(model, device="cpu", settings=FindingSettings(merge=True, smoothing=3))
+    settings = settings_of(pipeline)
+    assert settings["smoothing"] == 3
+    assert settings["thresholds"] == [0.5, 0.5, 0.5, None]
+    assert "batch_size" not in settings
+
+
+def test_a_second_run_into_the_same_folder_stops(model, recordings, tmp_path, capsys):
+    output = tmp_path / "output"
+    (output / ".kenya_birds").mkdir(parents=True)
+    with filelock.FileLock(output / ".kenya_birds" / "lock"):
+        assert detect_command(model, recordings, output=output) == 2
+    assert "another run" in capsys.readouterr().err
+
+
+def test_tables_that_somebody_changed_are_not_replaced(model, recordings, tmp_path):
+    output = tmp_path / "output"
+    run_in_folder(model, [recordings], output, formats=("raven", "csv"))
+    table = next((output / "raven").iterdir())
+    table.write_text(table.read_text() + "checked by me\n")
+    with pytest.raises(UserError, match=r"was changed since"):
+        run_in_folder(model, [recordings], output, formats=("csv",))
+    table.unlink()
+    run_in_folder(model, [recordings], output, formats=("csv",))
+    assert not (output / "raven").exists()
+
+
+# Faults
+
+
+def test_recordings_that_cannot_be_read_are_listed_and_the_others_go_on(model, tmp_path):
+    folder = write_recordings(tmp_path / "recordings", (5.0,))
+    good = next(folder.iterdir())
+    (folder / "empty.wav").touch()
+    (folder / "text.flac").write_text("no sound\n" * 100)
+    (folder / "wrong suffix.mp3").write_bytes(good.read_bytes())
+    (folder / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    soundfile.write(folder / "Ünï 鳥, „x“.flac", chirps(3, 3), RATE)
+    soundfile.write(folder / "silent.wav", np.zeros(2 * RATE, dtype=np.int16), RATE)
+    soundfile.write(folder / "nan.wav", np.full(2 * RATE, np.nan, dtype=np.float32), RATE, subtype="FLOAT")
+    soundfile.write(folder / "cut.flac", chirps(8, 4), RATE)
+    (folder / "cut.flac").write_bytes((folder / "cut.flac").read_bytes()[:60_000])
+    huge = bytearray((folder / "silent.wav").read_bytes()[:44])
+    huge[40:44] = (2**31 - 10_000).to_bytes(4, "little")
+    (folder / "huge.wav").write_bytes(bytes(huge) + chirps(3, 5).tobytes())
+    output = tmp_path / "output"
+    assert detect_command(model, folder, "--formats", "csv,raven", output=output) == 3
+    failed = {}
+    for row in rows(output, "failed.csv"):
+        failed.setdefault(os.path.basename(row["recording"]), (row["status"], row["reason"]))
+    assert {name: status for name, (status, _) in failed.items()} == {
+        "cut.flac": "partly read",
+        "empty.wav": "failed",
+        "gone.wav": "failed",
+        "huge.wav": "partly read",
+        "nan.wav": "failed",
+        "silent.wav": "failed",
+        "text.flac": "failed",
+    }
+    for name, reason in {
+        "empty.wav": "empty",
+        "gone.wav": "No such",
+        "nan.wav": "numbers",
+        "silent.wav": "sil",
+    }.items():
+        assert reason in failed[name][1]
+    analysed = {os.path.basename(row["recording"]) for row in rows(output, "recordings.csv")}
+    assert analysed == {good.name, "wrong suffix.mp3", "Ünï 鳥, „x“.flac", "cut.flac", "huge.wav"}
+    report = json.loads((output / "run.json").read_text())
+    assert (report["recordings"], report["failed"], report["partly_read"]) == (10, 5, 2)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_recording_that_may_not_be_read_is_listed(model, tmp_path):
+    folder = write_recordings(tmp_path / "recordings", (2.0, 3.0))
+    next(folder.iterdir()).chmod(0)
+    report = run_in_folder(model, [folder], tmp_path / "output")
+    assert "Permission denied" in report.failures[0][-1]
+
+
+def test_a_full_disk_stops_with_a_line_and_the_next_run_goes_on(model, recordings, reference, tmp_path, monkeypatch):
+    output = tmp_path / "output"
+    fsync, calls = os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal_module.os, "fsync", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            run_in_folder(model, [recordings], output)
+    assert not list(output.rglob("*.partial"))
+    report = run_in_folder(model, [recordings], output)
+    assert report.content["this_run"]["recordings"] == len(LENGTHS_S) - 2
+    assert tables(output) == reference
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--overlap_s", "1.0"], "overlap"),
+        (["--threshold", "1.5"], "threshold"),
+        (["--formats", "raven,excel"], "excel"),
+        (["--smoothing", "2"], "smoothing"),
+        (["--batch_size", "0"], "batch_size"),
+        (["--device", "cuda:77"], "cuda:77"),
+        (["--device", "abacus"], "abacus"),
+        (["--species", "nowhere.txt"], r"nowhere\.txt"),
+        (["nowhere.flac"], r"nowhere\.flac"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_written(model, recordings, tmp_path, capsys, words, reason):
+    with pytest.raises(SystemExit) as stopped:
+        main(["detect", str(model), str(recordings), "--output", str(tmp_path / "output"), *words])
+    assert stopped.value.code == 2
+    assert reason.replace("\\", "") in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_folder_with_other_things_in_it_is_refused(model, recordings, tmp_path, capsys):
+    (tmp_path / "detections.csv").write_text("mine\n")
+    assert detect_command(model, recordings, output=tmp_path) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert (tmp_path / "detections.csv").read_text() == "mine\n"
+
+
+def test_a_model_without_thresholds_needs_one(recordings, tmp_path, capsys):
+    model = save_model(tmp_path / "birds", threshold=None)
+    assert detect_command(model, recordings, output=tmp_path / "output") == 2
+    assert "--threshold" in capsys.readouterr().err
+    assert detect_command(model, recordings, "--threshold", "0.9", output=tmp_path / "output") == 0
+
+
+def test_the_account_says_what_was_done(model, recordings, tmp_path, capsys):
+    output = tmp_path / "output"
+    assert detect_command(model, recordings, output=output) == 0
+    report = json.loads((output / "run.json").read_text())
+    assert report["hours"] == pytest.approx(sum(LENGTHS_S) / 3600)
+    assert report["detections"] == {
+        code: sum(row["code"] == code for row in rows(output)) for code in report["detections"]
+    }
+    assert sum(report["this_run"]["share_of_busy_time"].values()) == pytest.approx(1)
+    assert report["this_run"]["times_real_time"] > 0
+    said = capsys.readouterr().out
+    assert "times real time" in said
+    assert f"{sum(report['detections'].values())} detections" in said

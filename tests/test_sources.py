@@ -1,0 +1,129 @@
+import functools
+import http.server
+import os
+import threading
+
+import fsspec
+import pytest
+
+from kenya_birds.errors import UserError
+from kenya_birds.inference.sources import find_sources
+
+
+def names(*paths):
+    return [source.recording for source in find_sources(paths)]
+
+
+def contents(source):
+    with source.local_path() as path:
+        return path.read_bytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.flac", "a.WAV", "deep/er/c d.mp3", "deep/Ünï 鳥.ogg", "deep/notes.md", "deep/._b.flac"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path
+
+
+@pytest.fixture
+def server(folder):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_a_folder_gives_its_recordings_at_any_depth_sorted(folder):
+    expected = ["a.WAV", "b.flac", "deep/er/c d.mp3", "deep/Ünï 鳥.ogg"]
+    assert names(folder) == sorted(str(folder / name) for name in expected)
+
+
+def test_a_pattern_gives_what_it_matches_and_a_file_is_taken_whatever_its_suffix(folder):
+    assert names(folder / "*.flac") == [str(folder / "b.flac")]
+    assert names(str(folder / "**" / "*.mp3")) == [str(folder / "deep/er/c d.mp3")]
+    assert names(folder / "deep/notes.md") == [str(folder / "deep/notes.md")]
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_file_where_there_is_one(folder):
+    (folder / "x[1].wav").write_bytes(b"x")
+    assert names(folder / "x[1].wav") == [str(folder / "x[1].wav")]
+
+
+def test_a_list_names_recordings_that_need_not_be_there(folder):
+    listed = folder / "list.txt"
+    listed.write_text(f"\ufeff# mine\n\n{folder / 'b.flac'}\n{folder / 'gone.wav'}\n", encoding="utf-8")
+    assert names(listed) == [str(folder / "b.flac"), str(folder / "gone.wav")]
+    with pytest.raises(UserError, match="No such file"):
+        find_sources([listed])[1].state()
+
+
+def test_a_recording_that_is_named_twice_is_found_once(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    os.symlink(folder / "b.flac", folder / "same.flac")
+    assert names("b.flac", folder / "b.flac", "same.flac", f"file://{folder}/b.flac", "./b.flac") == ["b.flac"]
+
+
+@pytest.mark.parametrize("path", ["nothing.flac", "none/*.wav", "empty", "empty.txt", "nowhere://x/a.wav"])
+def test_a_path_that_leads_to_nothing_is_an_error(folder, monkeypatch, path):
+    monkeypatch.chdir(folder)
+    (folder / "empty").mkdir()
+    (folder / "empty.txt").write_text("\n")
+    with pytest.raises(UserError, match=path.partition(":")[0].replace("*", r"\*")):
+        find_sources([path])
+
+
+def test_no_path_at_all_is_an_error():
+    with pytest.raises(UserError, match="no recordings"):
+        find_sources([])
+
+
+def test_files_of_any_file_system_are_copied_while_they_are_read_and_removed(folder):
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/rec/one two.flac": b"1", "/rec/two.wav": b"2", "/rec/notes.md": b"3"})
+    try:
+        assert names("memory://rec") == ["memory:///rec/one two.flac", "memory:///rec/two.wav"]
+        assert names("memory://rec/*.wav", "memory://rec/two.wav") == ["memory:///rec/two.wav"]
+        source = find_sources(["memory://rec/one two.flac"])[0]
+        with source.local_path() as path:
+            assert path.read_bytes() == b"1"
+            assert path.suffix == ".flac"
+        assert not path.exists()
+        before = source.state()
+        memory.pipe("/rec/one two.flac", b"4")
+        assert source.state() != before
+    finally:
+        memory.rm("/rec", recursive=True)
+
+
+def test_recordings_on_the_web_are_found_and_fetched(server):
+    source, *_ = find_sources([f"{server}/deep/er/c%20d.mp3"])
+    assert contents(source) == b"deep/er/c d.mp3"
+    assert source.state().size_bytes == len(b"deep/er/c d.mp3")
+    assert names(f"{server}/deep/er/") == [source.recording]
+    with pytest.raises(UserError, match=r"nothing\.wav"):
+        find_sources([f"{server}/nothing.wav"])
+
+
+def test_what_may_be_secret_in_a_url_is_told_to_nobody(server):
+    host = server.removeprefix("http://")
+    source = find_sources([f"http://{host}/b.flac?token=secret"])[0]
+    assert source.recording == f"http://{host}/b.flac"
+    assert contents(source) == b"b.flac"
+    with pytest.raises(UserError) as error:
+        find_sources(["http://user:secret@127.0.0.1:9/b.wav?token=secret"])
+    assert "secret" not in str(error.value)
+
+
+def test_an_empty_file_and_a_pipe_are_errors(tmp_path):
+    (tmp_path / "empty.wav").touch()
+    os.mkfifo(tmp_path / "pipe.wav")
+    for source, reason in zip(find_sources([tmp_path]), ("empty", "pipe"), strict=True):
+        with pytest.raises(UserError, match=reason), source.local_path():
+            pass

@@ -1,0 +1,154 @@
+import os
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from archives import noise
+from detecting import RATE, chirps
+
+from kenya_birds.data.audio import RecordingReader, to_int16
+from kenya_birds.errors import UserError
+from kenya_birds.inference import streaming
+from kenya_birds.inference.sources import Source
+from kenya_birds.inference.stopwatch import Stopwatch
+from kenya_birds.inference.streaming import Reading, read_array, read_source, read_windows, resampled_length
+from kenya_birds.inference.windows import WindowGrid
+
+GRID = WindowGrid(16_000, 9_000)
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch):
+    monkeypatch.setattr(streaming, "BLOCK_S", 1)
+
+
+def read(path, rate=RATE, grid=GRID):
+    """Starts, windows, and how the reading ended."""
+    *windows, reading = read_windows(path, grid, rate, Stopwatch())
+    starts = np.concatenate([one.starts for one in windows]) if windows else np.zeros(0, int)
+    sound = np.concatenate([one.sound for one in windows]) if windows else np.zeros((0, grid.window_samples))
+    return starts, sound, reading
+
+
+def write(path, sound, rate=RATE, **options):
+    soundfile.write(path, sound, rate, **options)
+    return path
+
+
+@pytest.mark.parametrize("rate", [RATE, 8_000, 22_050, 44_100, 48_000, 96_000, 250_000, 15_999])
+def test_a_stream_is_resampled_to_the_samples_of_the_whole_recording(tmp_path, rate):
+    sound = noise(3.7, rate)
+    starts, windows, reading = read(write(tmp_path / "a.wav", sound, rate))
+    whole = to_int16(soxr.resample(sound.astype(np.float32) / 32768, rate, RATE)) if rate != RATE else sound
+    assert len(whole) == resampled_length(len(sound), rate, RATE)
+    padded = np.pad(whole, (0, GRID.window_samples))
+    np.testing.assert_array_equal(starts, GRID.starts(0, GRID.count(len(whole))))
+    np.testing.assert_array_equal(windows, [padded[start : start + GRID.window_samples] for start in starts])
+    assert reading == Reading(len(sound), rate, len(starts), ())
+
+
+def test_windows_of_an_array_are_those_of_the_file(tmp_path):
+    sound = chirps(4.3)
+    _, windows, reading = read(write(tmp_path / "a.wav", sound))
+    *found, from_array = read_array(sound, RATE, GRID, RATE)
+    np.testing.assert_array_equal(windows, np.concatenate([one.sound for one in found]))
+    assert from_array == reading
+
+
+def test_two_channels_are_their_mean(tmp_path):
+    left, right = chirps(2, 1) // 2, chirps(2, 2) // 2
+    _, windows, _ = read(write(tmp_path / "a.wav", np.stack([left, right], axis=1)))
+    mean = (left.astype(float) + right) / 2
+    assert np.abs(windows[0] - mean[: GRID.window_samples]).max() <= 0.5
+
+
+@pytest.mark.parametrize("rate", [RATE, 24_000])
+def test_around_a_damaged_stretch_windows_stay_at_their_places(tmp_path, rate):
+    sound = noise(20, rate)
+    path = write(tmp_path / "a.flac", sound, rate)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 3000] = os.urandom(3000)
+    path.write_bytes(data)
+    starts, windows, reading = read(path)
+    assert len(reading.losses) == 1
+    loss = reading.losses[0]
+    assert 9 < loss.start_s < loss.end_s < 11
+    # Every window that ends before the loss or begins after it, and no other; one where the resampler begins anew.
+    every = GRID.starts(0, GRID.count(20 * RATE))
+    is_whole = (every + GRID.window_samples <= loss.start_s * RATE) | (every >= loss.end_s * RATE)
+    np.testing.assert_array_equal(starts, every[is_whole])
+    with RecordingReader(write(tmp_path / "whole.wav", sound, rate), RATE) as reader:
+        for start, window in zip(starts, windows, strict=True):
+            whole = reader.read(int(start), GRID.window_samples)
+            inner = slice(
+                200, min(GRID.window_samples, 20 * RATE - start) - 200
+            )  # a resampler's filter reaches so far
+            np.testing.assert_allclose(window[inner], whole[inner], atol=1)
+
+
+def test_a_recording_whose_end_is_missing_is_read_up_to_there(tmp_path):
+    path = write(tmp_path / "a.flac", noise(10, RATE))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    starts, _, reading = read(path)
+    assert reading.duration_s == 10
+    assert [loss.end_s for loss in reading.losses] == [10.0]
+    assert 4.0 < reading.losses[0].start_s < 5.1
+    assert starts[-1] + GRID.window_samples <= reading.losses[0].start_s * RATE
+
+
+def test_samples_that_are_no_numbers_are_a_loss(tmp_path):
+    sound = chirps(5).astype(np.float32) / 32768
+    sound[3 * RATE : 3 * RATE + 10] = np.nan
+    sound[3 * RATE + 20] = np.inf
+    starts, _, reading = read(write(tmp_path / "a.wav", sound, subtype="FLOAT"))
+    loss = reading.losses[0]
+    assert (loss.start_s, loss.end_s) == (3.0, (3 * RATE + 21) / RATE)
+    assert "no numbers" in loss.reason
+    assert not any(start < loss.end_s * RATE and start + GRID.window_samples > 3 * RATE for start in starts)
+
+
+def test_digital_silence_is_not_listened_to_and_a_silent_recording_is_listed(tmp_path):
+    _, windows, reading = read(write(tmp_path / "silent.flac", np.zeros(4 * RATE, dtype=np.int16)))
+    assert len(windows) == 0
+    assert [loss.reason for loss in reading.losses] == ["digital silence from the beginning to the end"]
+    half = np.concatenate([np.zeros(2 * RATE, dtype=np.int16), chirps(2)])
+    starts, _, reading = read(write(tmp_path / "half.flac", half))
+    assert reading.losses == ()
+    assert starts.tolist() == [18_000, 27_000, 36_000, 45_000, 54_000]
+
+
+def test_a_file_that_changes_while_it_is_read_has_failed(tmp_path):
+    path = write(tmp_path / "a.wav", chirps(10))
+    items = read_source(Source(str(path)), GRID, RATE, Stopwatch())
+    next(items)
+    os.utime(path, (1, 1))
+    *_, reading = items
+    assert not reading.is_final
+    assert "changed" in reading.losses[0].reason
+
+
+def test_a_file_that_goes_away_while_it_is_read_has_failed(tmp_path):
+    path = write(tmp_path / "a.wav", chirps(10))
+    items = read_source(Source(str(path)), GRID, RATE, Stopwatch())
+    next(items)
+    path.unlink()
+    *_, reading = items
+    assert not reading.is_final
+    assert "No such file" in reading.losses[0].reason
+
+
+def test_a_name_that_is_not_unicode_has_failed(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav")
+    soundfile.write(os.fsencode(path), chirps(1), RATE, format="WAV")
+    (reading,) = read_source(Source(path), GRID, RATE, Stopwatch())
+    assert "Unicode" in reading.losses[0].reason
+
+
+@pytest.mark.parametrize(
+    "waveform",
+    [np.zeros((2, 100)), np.zeros(0), np.array([0.0, np.nan]), np.zeros(100, dtype=np.int32)],
+)
+def test_an_array_that_is_no_waveform_is_an_error(waveform):
+    with pytest.raises(UserError, match="waveform"):
+        list(read_array(waveform, RATE, GRID, RATE))
