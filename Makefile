@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 CODE := kenya_birds tests examples benchmarks train_hf.py push_model.py
 
-.PHONY: help install test demo quality style clean
+.PHONY: help install test compatibility demo quality style clean
 
 help:
-	@echo "make demo     set up, then synthesise an archive, train on it and ask the model what it hears"
-	@echo "make test     set up, then run the tests"
-	@echo "make quality  check format, lint and types"
-	@echo "make style    format, and mend what the linter can"
-	@echo "make clean    remove the environment and what the demo wrote"
+	@echo "make demo          set up, then synthesise an archive, train on it and ask the model what it hears"
+	@echo "make test          set up, then run the tests"
+	@echo "make compatibility ask a model with the oldest and the newest libraries that setup.cfg allows"
+	@echo "make quality       check format, lint and types"
+	@echo "make style         format, and mend what the linter can"
+	@echo "make clean         remove the environment and what the demo wrote"
 
 install: $(VENV)/.installed
 
@@ -27,6 +28,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+compatibility: install
+	$(BIN)/python tests/compatibility.py
 
 demo: install
 	rm -rf $(DEMO)

@@ -32,12 +32,14 @@ class FakeHub:
         token: The one token that it accepts, of the account `user`.
         repos: What it holds: by `owner/name`, or `datasets/owner/name` for a data set, whether it is private, and its
             commits, oldest first. Of a commit, `files` is what was sent in it and `tree` all that the repository holds
-            after it.
+            after it. `branches` holds the commits of other branches, and of pull requests as `refs/pr/N`.
         requests: What it was asked, as `METHOD path`.
         refuse_token: Whether it refuses every token (401).
         read_only: Whether it accepts the token for reading only (403).
         refuse_uploads: Whether it refuses the bytes of large files (403).
         fail_next: How many of the next requests whose path holds `fail_on` it answers with 503.
+        break_next: How many of the next uploads of `break_file`, a large file's bytes, it breaks off in the middle.
+        uploaded: Hashes of the large files that arrived, in their order.
     """
 
     def __init__(self, user="ann"):
@@ -50,6 +52,9 @@ class FakeHub:
         self.refuse_uploads = False
         self.fail_next = 0
         self.fail_on = ""
+        self.break_next = 0
+        self.break_file = b""
+        self.uploaded = []
         self.blobs = {}
         self.tickets = {}
         self.lock = threading.Lock()
@@ -86,10 +91,16 @@ class FakeHub:
         return {**kept, **used, "NO_PROXY": "127.0.0.1"}
 
     def commit_at(self, repo, revision):
-        commits = self.repos[repo]["commits"]
-        if revision in ("main", "HEAD"):
+        commits = self.commits(repo, revision)
+        if commits is not None:
             return commits[-1] if commits else None
-        return next((commit for commit in commits if commit["oid"] == revision), None)
+        known = [self.repos[repo]["commits"], *self.repos[repo].get("branches", {}).values()]
+        return next((commit for commits in known for commit in commits if commit["oid"] == revision), None)
+
+    def commits(self, repo, branch):
+        if branch in ("main", "HEAD"):
+            return self.repos[repo]["commits"]
+        return self.repos[repo].get("branches", {}).get(branch)
 
 
 class _Answer(Exception):
@@ -129,7 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         # Read before anything is answered: what is left unread would be taken for the next request.
         assert "Transfer-Encoding" not in self.headers, "the client is not expected to send a body of unknown length"
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        if self.breaks_off(path):
+            self.rfile.read(length // 2)
+            self.close_connection = True
+            return
+        self.body = self.rfile.read(length)
         with self.hub.lock:
             self.hub.requests.append(f"{self.command} {path}")
             try:
@@ -150,6 +166,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+    def breaks_off(self, path):
+        with self.hub.lock:
+            oid = self.hub.tickets.get(path.removeprefix("/lfs-upload/"))
+            breaks = self.hub.break_next > 0 and oid == hashlib.sha256(self.hub.break_file).hexdigest()
+            self.hub.break_next -= breaks
+            return breaks
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
@@ -189,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.repos[repo]["private"] and not logged_in:
             raise _Answer(401, "Repository not found", "RepoNotFound")
         commit = self.hub.commit_at(repo, revision or "main")
-        if commit is None and revision not in (None, "main"):
+        if commit is None and self.hub.commits(repo, revision or "main") is None:
             raise _Answer(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
 
@@ -250,11 +273,33 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.refuse_uploads or oid is None or hashlib.sha256(self.body).hexdigest() != oid:
             raise _Answer(403, "Signature does not match")
         self.hub.blobs[oid] = self.body
+        self.hub.uploaded.append(oid)
         self.send(b"")
+
+    def create_branch(self, repo, revision):
+        self.need_login()
+        self.need_own(repo)
+        start = self.find(repo)
+        branches = self.hub.repos[repo].setdefault("branches", {})
+        if revision in branches:
+            raise _Answer(409, f"Reference already exists: refs/heads/{revision}")
+        if revision.startswith("refs/"):
+            raise _Answer(400, f"Invalid reference for a branch: {revision}")
+        branches[revision] = [start] if start else []
+        self.send_json({})
+
+    def need_own(self, repo):
+        if repo.removeprefix("datasets/").partition("/")[0] != self.hub.user:
+            raise _Answer(403, "You don't have the rights to write to this repository")
 
     def commit(self, repo, revision):
         self.need_login()
         parent = self.find(repo, revision)
+        opens_pr = parse_qs(urlsplit(self.path).query).get("create_pr") == ["1"]
+        if opens_pr:
+            assert revision == "main", "a pull request goes to the main branch"
+        else:
+            self.need_own(repo)
         tree, files, message = dict(parent["tree"]) if parent else {}, {}, ""
         for operation in map(json.loads, self.body.splitlines()):
             value = operation["value"]
@@ -270,12 +315,25 @@ class _Handler(BaseHTTPRequestHandler):
                 case "deletedFile":
                     tree.pop(value["path"], None)
         tree.update(files)
-        commits = self.hub.repos[repo]["commits"]
-        described = [len(commits), message, sorted((path, _oid(path, content)) for path, content in tree.items())]
+        branches = self.hub.repos[repo].setdefault("branches", {})
+        number = 1 + sum(name.startswith("refs/pr/") for name in branches)
+        if opens_pr:
+            branches[f"refs/pr/{number}"] = [parent] if parent else []
+        commits = self.hub.commits(repo, f"refs/pr/{number}" if opens_pr else revision)
+        described = [
+            revision,
+            opens_pr,
+            len(commits),
+            message,
+            sorted((path, _oid(path, content)) for path, content in tree.items()),
+        ]
         oid = hashlib.sha1(json.dumps(described).encode()).hexdigest()
         commits.append({"oid": oid, "message": message, "files": files, "tree": tree})
         url = f"{self.hub.endpoint}/{repo}/commit/{oid}"
-        self.send_json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
+        answer = {"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""}
+        if opens_pr:
+            answer["pullRequestUrl"] = f"{self.hub.endpoint}/{repo}/discussions/{number}"
+        self.send_json(answer)
 
     def info(self, repo, revision=None):
         commit = self.find(repo, revision)
@@ -319,6 +377,7 @@ _ROUTES = [
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
     ("POST", f"/api/(?:models/)?{REPO}/preupload/{REVISION}", _Handler.preupload),
     ("POST", f"/api/(?:models/)?{REPO}/commit/{REVISION}", _Handler.commit),
+    ("POST", f"/api/(?:models/)?{REPO}/branch/{REVISION}", _Handler.create_branch),
     ("GET", f"/api/(?:models/)?{REPO}/tree/{REVISION}(/(?P<folder>.+))?", _Handler.tree),
     ("GET", f"/api/(?:models/)?{REPO}(/revision/{REVISION})?", _Handler.info),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),

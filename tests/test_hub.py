@@ -1,10 +1,9 @@
+import hashlib
 import json
-import runpy
 import socket
 import subprocess
 import sys
 import traceback
-import types
 from pathlib import Path
 
 import huggingface_hub
@@ -15,9 +14,9 @@ from huggingface_hub import constants, snapshot_download
 from safetensors.numpy import save_file
 
 from kenya_birds.errors import UserError
-from kenya_birds.publishing import hub as publishing
+from kenya_birds.publishing.hub import upload_files
+from kenya_birds.publishing.model_folder import model_contents, published_files
 
-ROOT = Path(__file__).parents[1]
 CODE = {
     "configuration_kenya_birds.py": """from transformers import PretrainedConfig
 
@@ -84,22 +83,12 @@ def fake_hub(monkeypatch, tmp_path):
         yield server
 
 
-@pytest.fixture
-def push_model(monkeypatch):
-    """The script, with a stand-in for the model card so that the folder need not come from a real training."""
-    card = types.ModuleType("kenya_birds.publishing.model_card")
-    card.render_model_card = lambda model_dir, model_id, template: CARD.replace("ann/birds", model_id)
-    monkeypatch.setitem(sys.modules, card.__name__, card)
-    monkeypatch.delitem(sys.modules, "push_model", raising=False)
-    monkeypatch.syspath_prepend(str(ROOT))
-    import push_model
-
-    yield push_model
-    monkeypatch.delitem(sys.modules, "push_model")
+def publish(model_dir, repo_id, readme=None, **options):
+    return upload_files(model_contents(model_dir, readme=readme), repo_id, message="Upload", **options)
 
 
 def test_one_commit_holds_exactly_the_allowed_files(model_dir, fake_hub):
-    url = publishing.publish(model_dir, "ann/birds", readme=CARD)
+    url = publish(model_dir, "ann/birds", readme=CARD).commit_url
 
     (commit,) = fake_hub.repos["ann/birds"]["commits"]
     assert url == f"{fake_hub.endpoint}/ann/birds/commit/{commit['oid']}"
@@ -110,7 +99,7 @@ def test_one_commit_holds_exactly_the_allowed_files(model_dir, fake_hub):
 
 
 def test_what_is_published_downloads_the_same(model_dir, fake_hub, tmp_path):
-    publishing.publish(model_dir, "ann/birds")
+    publish(model_dir, "ann/birds")
     folder = snapshot_download("ann/birds", cache_dir=tmp_path / "cache")
 
     got = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
@@ -118,10 +107,10 @@ def test_what_is_published_downloads_the_same(model_dir, fake_hub, tmp_path):
 
 
 def test_publishing_again_sends_only_what_changed(model_dir, fake_hub):
-    publishing.publish(model_dir, "ann/birds")
-    unchanged = publishing.publish(model_dir, "ann/birds")
+    publish(model_dir, "ann/birds")
+    unchanged = publish(model_dir, "ann/birds").commit_url
     (model_dir / "metrics.json").write_text('{"map": 0.5}')
-    publishing.publish(model_dir, "ann/birds")
+    publish(model_dir, "ann/birds")
 
     first, second = fake_hub.repos["ann/birds"]["commits"]
     assert unchanged.endswith(first["oid"])
@@ -129,7 +118,7 @@ def test_publishing_again_sends_only_what_changed(model_dir, fake_hub):
 
 
 def test_a_private_repository_is_private_and_needs_the_token_to_read(model_dir, fake_hub, tmp_path):
-    publishing.publish(model_dir, "ann/birds", private=True)
+    publish(model_dir, "ann/birds", private=True)
 
     assert fake_hub.repos["ann/birds"]["private"]
     with pytest.raises(huggingface_hub.errors.HfHubHTTPError):
@@ -139,12 +128,12 @@ def test_a_private_repository_is_private_and_needs_the_token_to_read(model_dir, 
 def test_private_is_not_given_up_where_a_public_repository_exists(model_dir, fake_hub):
     fake_hub.repos["ann/birds"] = {"private": False, "commits": []}
     with pytest.raises(UserError, match="ann/birds exists and is public"):
-        publishing.publish(model_dir, "ann/birds", private=True)
+        publish(model_dir, "ann/birds", private=True)
     assert fake_hub.repos["ann/birds"]["commits"] == []
 
 
 def test_a_name_without_owner_belongs_to_the_account(model_dir, fake_hub):
-    publishing.publish(model_dir, "birds")
+    publish(model_dir, "birds")
     assert list(fake_hub.repos) == ["ann/birds"]
 
 
@@ -154,10 +143,10 @@ def test_shards_with_their_index_replace_the_single_file(model_dir):
     index = {"weight_map": {"a": shards[0], "b": shards[1]}}
     (model_dir / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=shards[1]):
-        publishing.published_files(model_dir)
+        published_files(model_dir)
 
     (model_dir / shards[1]).write_bytes(b"more")
-    assert {*shards, "model.safetensors.index.json"} < {path.name for path in publishing.published_files(model_dir)}
+    assert {*shards, "model.safetensors.index.json"} < {path.name for path in published_files(model_dir)}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +159,7 @@ def test_shards_with_their_index_replace_the_single_file(model_dir):
 def test_what_is_missing_is_named(model_dir, name, fake_hub):
     (model_dir / name).unlink()
     with pytest.raises(UserError, match=f"lacks: {name};"):
-        publishing.publish(model_dir, "ann/birds")
+        publish(model_dir, "ann/birds")
     assert fake_hub.requests == []
 
 
@@ -178,27 +167,27 @@ def test_weights_behind_a_link_that_leads_outside_count_as_missing(model_dir, tm
     (model_dir / "model.safetensors").rename(tmp_path / "model.safetensors")
     (model_dir / "model.safetensors").symlink_to(tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"model.safetensors \(a link"):
-        publishing.published_files(model_dir)
+        published_files(model_dir)
 
 
 def test_a_link_within_the_folder_is_followed(model_dir):
     (model_dir / "config.json").rename(model_dir / "kept.json")
     (model_dir / "config.json").symlink_to("kept.json")
-    assert model_dir / "config.json" in publishing.published_files(model_dir)
+    assert model_dir / "config.json" in published_files(model_dir)
 
 
 def test_unusable_folders_are_told(model_dir, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        publishing.published_files(tmp_path / "nothing")
+        published_files(tmp_path / "nothing")
     (model_dir / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json cannot be read as JSON"):
-        publishing.published_files(model_dir)
+        published_files(model_dir)
 
 
 def refused(fake_hub, model_dir, repo_id="ann/birds", **options):
     """Publishes, and gives the message of the `UserError` that it must end with."""
     with pytest.raises(UserError) as caught:
-        publishing.publish(model_dir, repo_id, **options)
+        publish(model_dir, repo_id, **options)
     told = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert fake_hub.token not in told
     assert "\n" not in str(caught.value)
@@ -253,7 +242,7 @@ def test_an_invalid_card_is_told(model_dir, fake_hub):
 @pytest.mark.parametrize("step", ["/preupload/", "/lfs-upload/"])
 def test_a_hub_that_is_busy_for_a_moment_is_asked_again(model_dir, fake_hub, step):
     fake_hub.fail_next, fake_hub.fail_on = 1, step
-    publishing.publish(model_dir, "ann/birds")
+    publish(model_dir, "ann/birds")
     assert len(fake_hub.repos["ann/birds"]["commits"]) == 1
 
 
@@ -261,7 +250,7 @@ def test_a_hub_that_is_busy_for_a_moment_is_asked_again(model_dir, fake_hub, ste
 def test_a_busy_hub_is_told_and_the_next_run_succeeds(model_dir, fake_hub, step):
     fake_hub.fail_next, fake_hub.fail_on = 1, step
     assert "again later" in refused(fake_hub, model_dir)
-    publishing.publish(model_dir, "ann/birds")
+    publish(model_dir, "ann/birds")
     assert len(fake_hub.repos["ann/birds"]["commits"]) == 1
 
 
@@ -281,51 +270,12 @@ def test_an_unreachable_hub_is_told(model_dir, fake_hub, monkeypatch):
     assert "unset HF_HUB_OFFLINE" in refused(fake_hub, model_dir)
 
 
-def test_dry_run_lists_the_files_without_network_or_token(model_dir, fake_hub, push_model, monkeypatch, capsys):
-    def no_network(*_):
-        raise AssertionError("a dry run must not use the network")
-
-    monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(socket.socket, "connect", no_network)
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    push_model.main(["--model_dir", str(model_dir), "--repo_id", "ann/birds", "--private", "--dry_run"])
-
-    repository, visibility, *rows, total, last = capsys.readouterr().out.splitlines()
-    assert (repository, visibility) == ("Repository: ann/birds", "Visibility: private")
-    sizes = {name: int(size.replace(",", "")) for name, size, _ in map(str.split, rows)}
-    assert sorted(sizes) == PUBLISHED
-    assert sizes["README.md"] == len(CARD)
-    assert sizes["config.json"] == (model_dir / "config.json").stat().st_size
-    assert total.split() == [str(len(PUBLISHED)), "files", f"{sum(sizes.values()):,}", "bytes"]
-    assert "nothing was sent" in last
-
-
-def test_the_script_publishes_and_says_how_to_load(model_dir, fake_hub, push_model, capsys):
-    push_model.main(["--model_dir", str(model_dir), "--repo_id", "birds"])
-
-    (commit,) = fake_hub.repos["ann/birds"]["commits"]
-    told = capsys.readouterr()
-    assert f"{fake_hub.endpoint}/ann/birds/commit/{commit['oid']}" in told.out
-    assert 'AutoModelForAudioClassification.from_pretrained("ann/birds", trust_remote_code=True)' in told.out
-    assert fake_hub.token not in told.out + told.err
-    assert commit["files"]["README.md"] == CARD.encode()
-
-
-def test_the_script_ends_with_one_line_and_code_2(push_model, tmp_path, monkeypatch, capsys):
-    arguments = ["push_model.py", "--model_dir", str(tmp_path / "none"), "--repo_id", "ann/birds", "--dry_run"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "push_model.py"), run_name="__main__")
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"push_model.py: error: model folder {tmp_path / 'none'} does not exist")
-
-
 JOURNEY = """
 import sys
 from pathlib import Path
-from kenya_birds.publishing.hub import publish
-publish(Path(sys.argv[1]), "ann/birds", private=True)
+from kenya_birds.publishing.hub import upload_files
+from kenya_birds.publishing.model_folder import model_contents
+upload_files(model_contents(Path(sys.argv[1])), "ann/birds", message="Upload", private=True)
 from transformers import AutoConfig
 config = AutoConfig.from_pretrained("ann/birds", trust_remote_code=True)
 print(type(config).__name__, config.id2label[1])
@@ -339,3 +289,79 @@ def test_a_fresh_process_publishes_and_loads_by_name(model_dir, fake_hub, tmp_pa
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["KenyaBirdsConfig", "Bulbul"]
     assert fake_hub.token not in done.stdout + done.stderr
+
+
+def test_a_branch_is_made_and_the_main_one_stays_as_it_is(model_dir, fake_hub, tmp_path):
+    publish(model_dir, "ann/birds")
+    (model_dir / "metrics.json").write_text('{"map": 0.5}')
+    commit = publish(model_dir, "ann/birds", revision="wet season")
+    again = publish(model_dir, "ann/birds", revision="wet season")
+
+    assert len(fake_hub.repos["ann/birds"]["commits"]) == 1
+    _, second = fake_hub.repos["ann/birds"]["branches"]["wet season"]
+    assert (list(second["files"]), second["oid"]) == (["metrics.json"], commit.oid)
+    assert again.oid == commit.oid
+    for revision in ("wet season", commit.oid):
+        folder = Path(snapshot_download("ann/birds", revision=revision, cache_dir=tmp_path / "cache"))
+        assert (folder / "metrics.json").read_text() == '{"map": 0.5}'
+
+
+def test_a_new_repository_may_begin_with_a_branch(model_dir, fake_hub):
+    publish(model_dir, "ann/birds", revision="v1")
+    assert fake_hub.repos["ann/birds"]["commits"] == []
+    assert sorted(fake_hub.repos["ann/birds"]["branches"]["v1"][0]["files"]) == PUBLISHED
+
+
+def test_a_pull_request_goes_to_someone_elses_repository_and_takes_more_commits(model_dir, fake_hub, tmp_path):
+    fake_hub.repos["bob/birds"] = {"private": False, "commits": []}
+    commit = publish(model_dir, "bob/birds", create_pr=True)
+    assert commit.pr_url == f"{fake_hub.endpoint}/bob/birds/discussions/1"
+    assert fake_hub.repos["bob/birds"]["commits"] == []
+    assert Path(snapshot_download("bob/birds", revision=commit.pr_revision, cache_dir=tmp_path)).name == commit.oid
+
+    fake_hub.user = "bob"
+    (model_dir / "metrics.json").write_text('{"map": 0.5}')
+    publish(model_dir, "bob/birds", revision="refs/pr/1")
+    assert [list(commit["files"]) for commit in fake_hub.repos["bob/birds"]["branches"]["refs/pr/1"]][1:] == [
+        ["metrics.json"]
+    ]
+
+
+def test_a_pull_request_that_leads_nowhere_is_told(model_dir, fake_hub):
+    assert "no model repository bob/birds" in refused(fake_hub, model_dir, "bob/birds", create_pr=True)
+    fake_hub.repos["ann/birds"] = {"private": False, "commits": []}
+    assert "ann/birds has no such revision" in refused(fake_hub, model_dir, revision="refs/pr/7")
+
+
+def without_waiting(monkeypatch):
+    """The client waits 23 s in all before it gives up."""
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda _: None)
+
+
+def test_an_upload_that_breaks_once_is_taken_up_by_the_client(model_dir, fake_hub, monkeypatch):
+    without_waiting(monkeypatch)
+    fake_hub.break_next, fake_hub.break_file = 1, (model_dir / "model.safetensors").read_bytes()
+    publish(model_dir, "ann/birds")
+    assert fake_hub.break_next == 0
+    assert sorted(fake_hub.repos["ann/birds"]["commits"][0]["files"]) == PUBLISHED
+
+
+def test_an_upload_that_broke_goes_on_when_it_is_run_again(model_dir, fake_hub, monkeypatch):
+    without_waiting(monkeypatch)
+    weights = (model_dir / "model.safetensors").read_bytes()
+    fake_hub.break_next, fake_hub.break_file = 99, weights
+    message = refused(fake_hub, model_dir)
+    assert "cannot reach 127.0.0.1" in message
+    assert message.endswith("then run this again")
+    # It was tried several times; what arrived beside it is there, and no half a model can be loaded.
+    assert fake_hub.break_next < 98
+    hashes = [
+        hashlib.sha256(content).hexdigest() for content in ((model_dir / "confusion_matrix.png").read_bytes(), weights)
+    ]
+    assert fake_hub.uploaded == hashes[:1]
+    assert fake_hub.repos["ann/birds"]["commits"] == []
+
+    fake_hub.break_next = 0
+    publish(model_dir, "ann/birds")
+    assert fake_hub.uploaded == hashes
+    assert sorted(fake_hub.repos["ann/birds"]["commits"][0]["files"]) == PUBLISHED

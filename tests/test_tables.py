@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import resource
 import tracemalloc
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -416,3 +417,18 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch):
     peak(200)
     assert peak(2_500) < 1.2 * peak(500)
     assert pq.ParquetFile(tmp_path / "detections.parquet").num_row_groups == 3
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "audacity"])
+def test_a_disk_that_is_full_leaves_the_old_tables_and_no_rest(tmp_path, name):
+    made = write(tmp_path, [name])
+    before = {path: path.read_bytes() for path in made}
+    many = [Detection(MORNING, n, n + 9, RATE, "x", n / 9000) for n in range(9000)]
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, old[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            write(tmp_path, [name], rows=many)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before

@@ -146,7 +146,7 @@ def test_push_model_shows_what_would_go(trained):
     assert result.returncode == 0, result.stderr
     assert "checkpoint" not in result.stdout
     assert re.search(r"model\.safetensors +[\d,]+ bytes", result.stdout)
-    assert "18 files" in result.stdout
+    assert "19 files" in result.stdout
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_archive):

@@ -35,9 +35,8 @@ def _add_push_clips(commands: Any) -> None:
 
 
 def _push_clips(options: argparse.Namespace) -> None:
-    from kenya_birds.data.builders import ClipsConfig
     from kenya_birds.data.dataset import build_clips, clips_builder
-    from kenya_birds.publishing.clips import push_clips, save_clips
+    from kenya_birds.publishing.clips import cutting_facts, push_clips, save_clips
     from kenya_birds.publishing.clips_card import KENYAN_SOURCE
     from kenya_birds.publishing.hub import check_repo_id
 
@@ -48,9 +47,7 @@ def _push_clips(options: argparse.Namespace) -> None:
         "title": options.title or options.repo_id.rpartition("/")[2],
         "source": KENYAN_SOURCE if options.source == "kenya" else options.source,
         "license": options.license,
-        # The fields of its own: those of datasets.BuilderConfig name folders of this machine.
-        "settings": {name: getattr(builder.config, name) for name in ClipsConfig.__annotations__ if name != "splits"},
-        "species": builder.archive.species_names(builder.classes),
+        **cutting_facts(builder),
     }
     if options.output is None:
         print(push_clips(clips, options.repo_id, private=options.private, **card))

@@ -79,7 +79,7 @@ def _add_evaluate(commands: Any) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from kenya_birds.evaluation.report import format_metrics
-    from kenya_birds.reevaluation import evaluate_model
+    from kenya_birds.experiments.reevaluation import evaluate_model
 
     output = options.output or Path(f"evaluation_{options.split}")
     metrics = evaluate_model(

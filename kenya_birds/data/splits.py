@@ -168,6 +168,56 @@ def read_splits(path: str | Path, fold: int = 0) -> pd.DataFrame:
         UserError: If the file cannot be read, a column is missing, there is a `split` and a `fold`, the folds are not
             0, 1, 2 and so on, three or more, or there is no such fold.
     """
+    table, kind = _read_table(path)
+    if kind == "split":
+        if fold:
+            raise UserError(f"{path} is a table of splits, without folds: leave out fold, which is {fold}")
+        return table
+    return splits_of_fold(table, fold)
+
+
+def read_folds(path: str | Path) -> pd.DataFrame:
+    """Reads a table of folds; one row per recording.
+
+    Args:
+        path: The CSV: `recording` and `fold`.
+
+    Returns:
+        `recording` and `fold` (from 0).
+
+    Raises:
+        UserError: If the file cannot be read, is no such table, or its folds are not 0, 1, 2 and so on, three or more.
+    """
+    table, kind = _read_table(path)
+    if kind != "fold":
+        raise UserError(f"{path} is a table of splits: expected one of folds, as kenya-birds split --folds writes it")
+    return table
+
+
+def splits_of_fold(table: pd.DataFrame, fold: int) -> pd.DataFrame:
+    """The splits in which one fold is the test split, the one after it validates and the others are trained on.
+
+    Args:
+        table: `recording` and `fold`, from 0.
+        fold: Which is the test split; after the last comes the first.
+
+    Returns:
+        `recording` and `split`.
+
+    Raises:
+        UserError: If there is no such fold.
+    """
+    folds = table["fold"].nunique()
+    if not 0 <= fold < folds:
+        raise UserError(f"fold is {fold}: expected 0 to {folds - 1}, as there are {folds} folds")
+    split_of = {fold: "test", (fold + 1) % folds: "validation"}
+    return pd.DataFrame(
+        {"recording": table["recording"], "split": [split_of.get(number, "train") for number in table["fold"]]}
+    )
+
+
+def _read_table(path: str | Path) -> tuple[pd.DataFrame, str]:
+    """The table, and whether it says of recordings the `split` or the `fold`, which is then a number."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -177,22 +227,16 @@ def read_splits(path: str | Path, fold: int = 0) -> pd.DataFrame:
         raise UserError(
             f"{path} has the columns {', '.join(table.columns)}: expected recording and split, or recording and fold"
         )
+    table = table[["recording", *kinds]]
     if kinds == ["split"]:
-        if fold:
-            raise UserError(f"{path} is a table of splits, without folds: leave out fold, which is {fold}")
-        return table[["recording", "split"]]
+        return table, "split"
     folds = table["fold"].nunique()
     wrong = sorted(set(table["fold"]) - set(map(str, range(folds))))
     if wrong:
         raise UserError(f"{path} has the fold {wrong[0]!r} among {folds} folds: expected 0 to {folds - 1}")
     if folds < 3:
         raise UserError(f"{path} has {folds} folds: expected 3 or more, as one is for validation and one is the test")
-    if not 0 <= fold < folds:
-        raise UserError(f"fold is {fold}: expected 0 to {folds - 1}, as {path} has {folds} folds")
-    split_of = {str(fold): "test", str((fold + 1) % folds): "validation"}
-    return pd.DataFrame(
-        {"recording": table["recording"], "split": [split_of.get(name, "train") for name in table["fold"]]}
-    )
+    return table.astype({"fold": int}), "fold"
 
 
 def write_splits(table: pd.DataFrame, path: str | Path, *, overwrite: bool = False) -> None:

@@ -54,6 +54,7 @@ def write_evaluation(
     calibration: Calibration | None = None,
     thresholds: Thresholds | None = None,
     split: str = "test",
+    more: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def write_evaluation(
         calibration: Fitted on validation; every figure is of calibrated scores, and its effect is shown.
         thresholds: Chosen on validation.
         split: Name of the split, for `metrics.json`.
+        more: What else `metrics.json` shall say, by split.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
 
@@ -93,6 +95,7 @@ def write_evaluation(
         uncalibrated=None if calibration is None else raw,
         thresholds=thresholds,
         split=split,
+        more=more,
         seed=seed,
         resamples=resamples,
     )
@@ -107,14 +110,17 @@ def write_report(
     uncalibrated: np.ndarray | None = None,
     thresholds: Thresholds | None = None,
     split: str = "test",
+    reported: np.ndarray | None = None,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Writes all that predictions tell, such as those of `read_predictions`; no model is needed.
 
-    The files: `metrics.json` (what is returned, under the split's name), `per_species.csv`, `predictions.parquet`,
-    `thresholds.json` (where there are thresholds), `confusion_matrix.png`, `precision_recall.png`, `reliability.png`,
-    and, where training clips are counted, `f1_by_training_clips.png`. Those that are there are replaced.
+    The files: `per_species.csv`, `predictions.parquet`, `thresholds.json` (where there are thresholds),
+    `confusion_matrix.png`, `precision_recall.png`, `reliability.png`, where training clips are counted
+    `f1_by_training_clips.png`, and last `metrics.json` (what is returned, under the split's name). Those that are
+    there are replaced.
 
     Args:
         folder: Where to write; made if it is not there.
@@ -124,6 +130,8 @@ def write_report(
         uncalibrated: Probabilities before calibration, for comparison.
         thresholds: Chosen on validation.
         split: Name of the split.
+        reported: See `species_table`.
+        more: What else `metrics.json` shall say, by split.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
 
@@ -145,7 +153,13 @@ def write_report(
     points = {"after calibration" if uncalibrated is not None else "scores": calibration_points(scores, references)}
     if uncalibrated is not None:
         points = {"before calibration": calibration_points(uncalibrated, references), **points}
-    table = species_table(predictions, common_names=common_names, train_counts=train_counts, thresholds=thresholds)
+    table = species_table(
+        predictions,
+        common_names=common_names,
+        train_counts=train_counts,
+        thresholds=thresholds,
+        reported=reported,
+    )
     intervals = metric_intervals(
         scores, references, predictions.recordings, np.random.default_rng(seed), resamples=resamples
     )
@@ -162,7 +176,6 @@ def write_report(
             "no_auroc": [codes[label] for label in np.flatnonzero(np.isnan(aurocs(scores, predictions.targets)))],
         },
     }
-    write_json({split: metrics}, folder / METRICS_FILE, allow_nan=False)
     if thresholds is not None:
         write_json(thresholds.to_json(), folder / THRESHOLDS_FILE, allow_nan=False)
     write_table(table, folder / SPECIES_FILE, float_format="%.4f")
@@ -175,6 +188,9 @@ def write_report(
         save_f1_by_training(
             table["f1"].to_numpy(), np.asarray(train_counts), table["n"].to_numpy(), names, folder / F1_FILE
         )
+    # Last: where it is, all is there.
+    told = {**(more or {}), split: {**(more or {}).get(split, {}), **metrics}}
+    write_json(told, folder / METRICS_FILE, allow_nan=False)
     return metrics
 
 

@@ -17,6 +17,7 @@ def species_table(
     common_names: Mapping[str, str] | None = None,
     train_counts: Sequence[int] | None = None,
     thresholds: Thresholds | None = None,
+    reported: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Results by species, in the order of the classes.
 
@@ -25,6 +26,8 @@ def species_table(
         common_names: By eBird code; empty where there is none.
         train_counts: Training clips by class id.
         thresholds: Chosen on validation.
+        reported: Which species is reported in which clip, shape `(clips, classes)`, where not all clips were scored by
+            one model with these thresholds; by default where its score reaches its threshold.
 
     Returns:
         `code`, `common_name`, `n` (clips that hold the species), `n_train`, `precision`, `recall`, `f1` (of the
@@ -39,7 +42,9 @@ def species_table(
         targets, predicted_classes(predictions.scores, multi_label=predictions.multi_label)
     )
     cut = np.full(len(codes), np.inf) if thresholds is None else thresholds.values(codes)
-    precision_at, recall_at, _ = _scores(targets, (predictions.scores >= cut).astype(np.int64))
+    if reported is None:
+        reported = predictions.scores >= cut
+    precision_at, recall_at, _ = _scores(targets, reported.astype(np.int64))
     confusions = predictions.confusions()
     np.fill_diagonal(confusions, 0)
     most, times = confusions.argmax(axis=1), confusions.max(axis=1)
@@ -56,7 +61,7 @@ def species_table(
             "auroc": aurocs(predictions.scores, targets),
             "threshold": np.where(np.isinf(cut), np.nan, cut),
             "precision_at_threshold": precision_at,
-            "recall_at_threshold": np.where(np.isinf(cut), np.nan, recall_at),
+            "recall_at_threshold": np.where(np.isinf(cut) & ~reported.any(axis=0), np.nan, recall_at),
             "most_confused_with": [codes[label] if count else "" for label, count in zip(most, times, strict=True)],
             "confused_share": np.divide(times, n, out=np.full(len(codes), np.nan), where=times > 0),
         }

@@ -46,8 +46,9 @@ def write_tables(
     - `kaleidoscope`: `detections.id.csv`, with the columns that BirdNET-Analyzer writes for Kaleidoscope.
 
     Same rows, same bytes. Files get their names together when all are complete; if something fails, those that were
-    there before stay as they were. Times are rounded once, to a microsecond; a detection ends where its recording does
-    at the latest, whichever rate its samples were counted at.
+    there before stay as they were. Those of recordings that are not listed any more stay too. Times are rounded once,
+    to a microsecond; a detection ends where its recording does at the latest, whichever rate its samples were counted
+    at.
 
     Args:
         folder: Where to write; made if it is not there.

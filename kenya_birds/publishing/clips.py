@@ -11,15 +11,59 @@ import datasets
 import pyarrow.compute as pc
 from datasets.splits import SplitInfo
 
+from kenya_birds.data.builders import ClipsConfig, KenyaBirds
+from kenya_birds.data.dataset import clips_builder
+from kenya_birds.data.splits import read_folds, read_splits, splits_of_fold
 from kenya_birds.errors import UserError
+from kenya_birds.experiments.cross_validation import FOLDS_FILE
+from kenya_birds.json_files import read_json
 from kenya_birds.publishing.clips_card import render_clips_card
 from kenya_birds.publishing.hub import full_repo_id, upload_files
+from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE
 
 CARD = "README.md"
 DATA = "data"
 MAX_SHARD_BYTES = 500_000_000
 # Who wants one row, as the Hub's viewer does, has to fetch its whole group: here about 20 MB.
 ROWS_PER_GROUP = 100
+
+
+def model_clips_builder(model_dir: Path, data_dir: Path) -> KenyaBirds:
+    """Plans the clips that a model was trained and tested on, without context; nothing is cut yet.
+
+    Of a model of all recordings the splits are those of the cross-validation's first fold.
+
+    Args:
+        model_dir: Folder that training wrote: its splits, clip length, sampling rate and classes count.
+        data_dir: The archive.
+
+    Raises:
+        UserError: If a file of the folder is missing, or the archive is not the one that the model was trained on: a
+            recording of its splits or a class is missing, or there is one more.
+    """
+    config, front_end = (read_json(model_dir / name) for name in ("config.json", "preprocessor_config.json"))
+    folds = model_dir / FOLDS_FILE
+    builder = clips_builder(
+        data_dir,
+        splits=splits_of_fold(read_folds(folds), 0) if folds.is_file() else read_splits(model_dir / SPLITS_FILE),
+        sampling_rate=front_end["sampling_rate"],
+        clip_s=front_end["clip_s"],
+        min_annotations=read_json(model_dir / SUMMARY_FILE)["archive"]["min_annotations"],
+    )
+    if builder.classes != (classes := list(config["id2label"].values())):
+        apart = sorted(set(builder.classes) ^ set(classes))
+        raise UserError(
+            f"{data_dir} is not the archive that {model_dir} was trained on, its species differ "
+            f"({', '.join(apart) or 'in their order'}): give that one, or leave out --with_dataset"
+        )
+    return builder
+
+
+def cutting_facts(builder: KenyaBirds) -> dict[str, Any]:
+    """How an archive's clips are cut and which species are in them, for `save_clips` and `push_clips`."""
+    # The fields of its own: those of datasets.BuilderConfig name folders of this machine.
+    settings = {name: getattr(builder.config, name) for name in ClipsConfig.__annotations__ if name != "splits"}
+    return {"settings": settings, "species": builder.archive.species_names(builder.classes)}
 
 
 def save_clips(clips: datasets.DatasetDict, folder: str | Path, *, title: str, **card: Any) -> Path:
@@ -69,6 +113,7 @@ def push_clips(
     *,
     title: str,
     private: bool = False,
+    revision: str | None = None,
     token: str | None = None,
     **card: Any,
 ) -> str:
@@ -81,6 +126,7 @@ def push_clips(
         repo_id: `owner/name`, or `name` alone for the account that is logged in.
         title: The card's title.
         private: Whether the repository is made private.
+        revision: Branch to commit to, which is made if need be.
         token: Access token; by default the one of the Hub's login or of HF_TOKEN.
         **card: What else `render_clips_card` takes: `source`, `license`, `settings`, `species`, `template`.
 
@@ -94,15 +140,17 @@ def push_clips(
     with tempfile.TemporaryDirectory(prefix="kenya_birds_") as temporary:
         folder = save_clips(clips, Path(temporary) / "clips", title=title, repo_id=repo_id, **card)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return upload_files(
-            {path.relative_to(folder).as_posix(): str(path) for path in files},
+        commit = upload_files(
+            {path.relative_to(folder).as_posix(): path for path in files},
             repo_id,
             message="Upload the clips",
             repo_type="dataset",
             replaced=f"{DATA}/*-of-*.parquet",
             private=private,
+            revision=revision,
             token=token,
         )
+    return str(commit.commit_url)
 
 
 def _check_clips(clips: datasets.DatasetDict) -> None:

@@ -14,6 +14,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from kenya_birds.errors import UserError
 
+KENYAN_LICENSE = "cc-by-4.0"
 KENYAN_SOURCE = (
     "Recordings and annotations: S. Kahl, H. Reers, W. Cherutich, A. Jacot and H. Klinck (2024), annotated soundscape "
     "recordings from Kenya, Zenodo, https://doi.org/10.5281/zenodo.10943500, CC-BY-4.0. Cite them when you use the "

@@ -1,64 +1,28 @@
-"""Puts files on the Hugging Face Hub, in one commit: a trained model's folder, or what another module made."""
+"""Puts files on the Hugging Face Hub, in one commit: on the main branch, on another, or as a pull request."""
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
+    RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
 
 from kenya_birds.errors import UserError
-from kenya_birds.json_files import read_json
 from kenya_birds.saved_models import TransportError
 
-ALLOWED_SUFFIXES = (".safetensors", ".json", ".py", ".csv", ".png", ".parquet")
-ALLOWED_NAMES = ("README.md", "LICENSE")
-REQUIRED_NAMES = ("config.json", "preprocessor_config.json", "README.md")
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
-_RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import\b", re.MULTILINE)
-
-
-def published_files(model_dir: Path) -> list[Path]:
-    """Lists what is published of a model folder.
-
-    Only files at its top level whose name is on the allow-list count, so checkpoints, pickles, logs, hidden files and
-    links that lead out of the folder never do.
-
-    Args:
-        model_dir: Folder that training wrote.
-
-    Returns:
-        The files, sorted by name.
-
-    Raises:
-        UserError: The folder does not exist, or something that a published model cannot do without is missing.
-    """
-    if not model_dir.is_dir():
-        raise UserError(f"model folder {model_dir} does not exist; give the folder that training wrote")
-    files = {path.name: path for path in sorted(model_dir.iterdir()) if _is_publishable(path, model_dir)}
-    missing = [name for name in REQUIRED_NAMES if name not in files]
-    missing += _missing_weights(files)
-    missing += _missing_code(files)
-    if missing:
-        named = ", ".join(
-            f"{name} (a link that leads nowhere or out of it)" if (model_dir / name).is_symlink() else name
-            for name in missing
-        )
-        raise UserError(f"{model_dir} cannot be published, it lacks: {named}; train again or put it there")
-    return list(files.values())
 
 
 def full_repo_id(repo_id: str, *, repo_type: str = "model", token: str | None = None) -> str:
@@ -99,47 +63,23 @@ def check_repo_id(repo_id: str, repo_type: str = "model") -> None:
         raise UserError(f"{repo_id!r} cannot be a {repo_type}'s name, give NAME or OWNER/NAME: {error}") from None
 
 
-def publish(
-    model_dir: Path, repo_id: str, *, readme: str | None = None, private: bool = False, token: str | None = None
-) -> str:
-    """Uploads a model folder to a model repository, which is made if need be, in one commit.
-
-    Files that the repository has already, byte for byte, are not sent again. Other files in it are left alone.
-
-    Args:
-        model_dir: Folder that training wrote.
-        repo_id: `owner/name`, or `name` alone for the account that is logged in.
-        readme: Text of the model card to upload instead of the folder's README.md.
-        private: Whether the repository is made private.
-        token: Access token; by default the one of the Hub's login or of HF_TOKEN.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        UserError: The folder is incomplete, the name or the token is refused, the Hub cannot be reached, or the
-            repository is public where a private one was asked for.
-    """
-    contents: dict[str, str | bytes] = {path.name: str(path) for path in published_files(model_dir)}
-    if readme is not None:
-        contents["README.md"] = readme.encode()
-    return upload_files(contents, repo_id, message="Upload the trained model", private=private, token=token)
-
-
 def upload_files(
-    contents: Mapping[str, str | bytes],
+    contents: Mapping[str, Path | bytes],
     repo_id: str,
     *,
     message: str,
     repo_type: str = "model",
     replaced: str | None = None,
     private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
     token: str | None = None,
-) -> str:
-    """Uploads files to a repository, which is made if need be, in one commit.
+) -> CommitInfo:
+    """Uploads files to a repository in one commit; repository and branch are made if need be.
 
-    Files that the repository has already, byte for byte, are not sent again. Other files in it are left alone, except
-    those that `replaced` matches.
+    Files that the repository has already, byte for byte, are not sent again, and so it is with the large ones of an
+    upload that broke: the same call goes on with it. Other files in the repository are left alone, except those that
+    `replaced` matches.
 
     Args:
         contents: What to upload: by the name in the repository, a path or the file's bytes.
@@ -148,10 +88,14 @@ def upload_files(
         repo_type: `model` or `dataset`.
         replaced: Pattern of names; what the repository has of them that is not in `contents` is deleted by the commit.
         private: Whether the repository is made private.
+        revision: Branch to commit to, which starts from the main one if it is new; or `refs/pr/N`, an open pull
+            request.
+        create_pr: Whether to open a pull request to the main branch of a repository, which has to exist.
         token: Access token; by default the one of the Hub's login or of HF_TOKEN.
 
     Returns:
-        The address of the commit.
+        The commit: `commit_url`, `oid`, and `pr_url` and `pr_revision` where a pull request was opened. It is the
+        last one of the branch where nothing has changed.
 
     Raises:
         UserError: The name or the token is refused, the Hub cannot be reached, or the repository is public where a
@@ -163,67 +107,29 @@ def upload_files(
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()
         ]
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        # Whoever opens a pull request need not be allowed to write to the repository, let alone to make it.
+        if not create_pr:
+            api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         # An existing repository keeps its visibility, so asking for a private one is not enough to get it.
         if private and not api.repo_info(repo_id, repo_type=repo_type).private:
             raise UserError(f"{repo_id} exists and is public; make it private in its settings or give another name")
+        if revision not in (None, "main") and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         if replaced is not None:
-            for name in api.list_repo_files(repo_id, repo_type=repo_type):
+            for name in api.list_repo_files(repo_id, repo_type=repo_type, revision=revision):
                 if fnmatchcase(name, replaced) and name not in contents:
                     operations.append(CommitOperationDelete(path_in_repo=name))
-        commit = api.create_commit(repo_id, operations, repo_type=repo_type, commit_message=message)
-    return str(commit.commit_url)
-
-
-def loading_line(model_dir: Path, repo_id: str) -> str:
-    """Writes the line of Python that loads the published model.
-
-    Args:
-        model_dir: Folder that was published.
-        repo_id: `owner/name`.
-
-    Returns:
-        A line to paste, imports included.
-
-    Raises:
-        UserError: config.json cannot be read.
-    """
-    auto_map = read_json(model_dir / "config.json").get("auto_map") or {}
-    name = next((name for name in auto_map if name.startswith("AutoModelFor")), "AutoModelForAudioClassification")
-    trust = ", trust_remote_code=True" if auto_map else ""
-    return f'import transformers; model = transformers.{name}.from_pretrained("{repo_id}"{trust})'
-
-
-def _is_publishable(path: Path, model_dir: Path) -> bool:
-    if path.name.startswith(".") or not (path.suffix in ALLOWED_SUFFIXES or path.name in ALLOWED_NAMES):
-        return False
-    return path.is_file() and path.resolve().is_relative_to(model_dir.resolve())
-
-
-def _missing_weights(files: dict[str, Path]) -> list[str]:
-    if WEIGHTS in files:
-        return []
-    if WEIGHTS_INDEX not in files:
-        return [WEIGHTS]
-    shards = set(read_json(files[WEIGHTS_INDEX]).get("weight_map", {}).values())
-    return sorted(shards - files.keys()) if shards else [WEIGHTS]
-
-
-def _missing_code(files: dict[str, Path]) -> list[str]:
-    """Names the code files that the configurations ask for, by name or through another one's imports."""
-    wanted: list[str] = []
-    for name in ("config.json", "preprocessor_config.json"):
-        auto_map = (read_json(files[name]).get("auto_map") or {}) if name in files else {}
-        for reference in auto_map.values():
-            for dotted in reference if isinstance(reference, list) else [reference]:
-                # `owner/name--module.Class` is code that another repository holds.
-                if dotted and "--" not in dotted:
-                    wanted.append(f"{dotted.split('.')[0]}.py")
-    for name in wanted:
-        if name in files:
-            code = files[name].read_text(encoding="utf-8", errors="replace")
-            wanted += [f for module in _RELATIVE_IMPORT.findall(code) if (f := f"{module}.py") not in wanted]
-    return sorted(set(wanted) - files.keys())
+        with warnings.catch_warnings():
+            # A model's predictions are Parquet, which the client takes for a data set that went astray.
+            warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
+            return api.create_commit(
+                repo_id,
+                operations,
+                repo_type=repo_type,
+                commit_message=message,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
 
 def _api(token: str | None) -> HfApi:
@@ -276,6 +182,8 @@ def _explain_answer(error: HfHubHTTPError, repo_id: str, repo_type: str) -> str:
             "token that has write access (https://huggingface.co/settings/tokens)"
         )
     if status == 404:
+        if isinstance(error, RevisionNotFoundError):
+            return f"{repo_id} has no such revision (HTTP 404); give a branch, or refs/pr/N of an open pull request"
         return (
             f"the Hub has no {repo_type} repository {repo_id} to write to (HTTP 404); one of another type will not do"
         )

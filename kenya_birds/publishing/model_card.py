@@ -14,6 +14,7 @@ from kenya_birds.evaluation.report import (
     RELIABILITY_FILE,
     SPECIES_FILE,
 )
+from kenya_birds.experiments.cross_validation import OUT_OF_FOLD
 from kenya_birds.json_files import read_json
 from kenya_birds.training.summary import SUMMARY_FILE
 
@@ -27,20 +28,33 @@ METRIC_NAMES = {
     "ece": ("expected_calibration_error", "Expected calibration error"),
 }
 PICTURES = {
-    CONFUSION_FILE: "What was taken for what, on the test split",
+    CONFUSION_FILE: "What was taken for what",
     PRECISION_RECALL_FILE: "Precision and recall by species",
     RELIABILITY_FILE: "Scores against the share that was right, before and after calibration",
     F1_FILE: "F1 against training clips",
 }
 
 
-def render_model_card(model_dir: Path, model_id: str, template: Path) -> str:
+def render_model_card(
+    model_dir: Path,
+    model_id: str,
+    template: Path,
+    *,
+    license: str = "apache-2.0",
+    data_license: str | None = None,
+    source: str | None = None,
+    dataset_id: str | None = None,
+) -> str:
     """The text of a model's README.md.
 
     Args:
         model_dir: Folder that training wrote.
         model_id: What a user passes to `pipeline(model=...)`: a repository's name or a folder.
         template: The card's Jinja template.
+        license: The model's licence, as the Hub spells it.
+        data_license: Licence of the recordings and annotations that it was trained on; None if it is not known.
+        source: Whom to credit and cite for them.
+        dataset_id: `owner/name` of the data set that the archive's clips are published as.
 
     Raises:
         UserError: If a file of the folder or the template is missing.
@@ -50,28 +64,33 @@ def render_model_card(model_dir: Path, model_id: str, template: Path) -> str:
     config = read_json(model_dir / "config.json")
     summary = read_json(model_dir / SUMMARY_FILE)
     metrics = read_json(model_dir / METRICS_FILE)
+    cross_validated = OUT_OF_FOLD in metrics
+    results = metrics[OUT_OF_FOLD if cross_validated else "test"]
+    fold_s = summary["cross_validation"]["train_runtime_s"] if cross_validated else 0.0
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
     model_name = model_id.rpartition("/")[2]
     metadata = ModelCardData(
-        license="apache-2.0",
+        license=license,
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=["bioacoustics", "birds", "soundscape", "timm", config["backbone"].split(".")[0]],
         model_name=model_name,
+        datasets=[dataset_id] if dataset_id else None,
         # `owner/name@commit` where training started from a model of the Hub.
         base_model=summary["starting_point"].partition("@")[0] if "@" in summary["starting_point"] else None,
         eval_results=[
             EvalResult(
                 task_type="audio-classification",
-                dataset_type=summary["archive"]["name"],
+                dataset_type=dataset_id or summary["archive"]["name"],
                 dataset_name=summary["archive"]["name"],
-                dataset_split="test",
+                # A cross-validation tests on every recording.
+                dataset_split="all" if cross_validated else "test",
                 metric_type=metric_type,
-                metric_name=metric_name,
-                metric_value=round(metrics["test"][key], 4),
+                metric_name=f"{metric_name} (cross-validation)" if cross_validated else metric_name,
+                metric_value=round(results[key], 4),
             )
             for key, (metric_type, metric_name) in METRIC_NAMES.items()
-            if metrics["test"][key] is not None
+            if results[key] is not None
         ],
     )
     card = ModelCard.from_template(
@@ -79,13 +98,22 @@ def render_model_card(model_dir: Path, model_id: str, template: Path) -> str:
         template_path=str(template),
         model_id=model_id,
         model_name=model_name,
+        license=license,
+        data_license=data_license,
+        source=source,
+        dataset_id=dataset_id,
         config=config,
         extractor=read_json(model_dir / "preprocessor_config.json"),
         summary=summary,
         metrics=metrics,
+        cross_validated=cross_validated,
+        results=results,
+        device_hours=summary["processes"] * (summary["result"]["train_runtime_s"] + fold_s) / 3600,
+        fold_hours=summary["processes"] * fold_s / 3600,
         metric_names={key: name for key, (_, name) in METRIC_NAMES.items()},
         labels=labels,
         figure=_figure,
+        interval=_interval,
         species=_species_rows(model_dir / SPECIES_FILE),
         pictures={name: title for name, title in PICTURES.items() if (model_dir / name).is_file()},
     )
@@ -98,6 +126,10 @@ def _species_rows(path: Path) -> list[dict[str, str]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: expected the table that training leaves there ({error})") from None
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else f"{_figure(ends[0])} to {_figure(ends[1])}"
 
 
 def _figure(value: float | str | None) -> str:

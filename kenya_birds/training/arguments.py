@@ -13,6 +13,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS
 from kenya_birds.errors import UserError
 
+# Of a final fit without --folds.
+DEFAULT_FOLDS = 5
+
 
 @dataclass
 class DataArguments:
@@ -48,6 +51,20 @@ class DataArguments:
     fold: int = field(
         default=0,
         metadata={"help": "Which fold is the test split, of ceil(1 / test_size) or of those in --splits_file."},
+    )
+    folds: int | None = field(
+        default=None,
+        metadata={
+            "help": "Cross-validate: so many runs, each tested on another fold of the recordings; 3 or more. With a "
+            "table of folds in --splits_file, as many as it has."
+        },
+    )
+    final_fit: bool = field(
+        default=False,
+        metadata={
+            "help": f"After the cross-validation (of {DEFAULT_FOLDS} folds, if --folds does not say) train on all "
+            "recordings for as many epochs as were best in its median fold."
+        },
     )
     split_seed: int = field(default=42, metadata={"help": "Seed of the split (--fold varies it more)."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where cut clips are kept (datasets' cache)."})
@@ -215,7 +232,7 @@ def find_checkpoint(args: KenyaBirdsTrainingArguments, classes: list[str]) -> st
             )
         return None
     if args.resume_from_checkpoint.lower() == "true":
-        checkpoint = _last_whole_checkpoint(output_dir)
+        checkpoint = last_whole_checkpoint(output_dir)
         if checkpoint is None:
             raise UserError(f"no checkpoint to go on from in {output_dir}: leave --resume_from_checkpoint out")
     else:
@@ -236,8 +253,8 @@ def find_checkpoint(args: KenyaBirdsTrainingArguments, classes: list[str]) -> st
     return checkpoint
 
 
-def _last_whole_checkpoint(output_dir: Path) -> str | None:
-    """The last checkpoint that was written to its end, which is its trainer_state.json."""
+def last_whole_checkpoint(output_dir: Path) -> str | None:
+    """The last checkpoint in a folder that is whole: its trainer_state.json is written last. None if none is."""
     written = [path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
     whole = [path for path in written if path.name.rpartition("-")[2].isdigit()]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None

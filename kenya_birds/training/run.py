@@ -1,6 +1,7 @@
 """One training run: from settings to a trained model."""
 
 import dataclasses
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Any
 
 import datasets
 import pandas as pd
-from transformers import set_seed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from kenya_birds.console import user_errors
 from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
-from kenya_birds.data.splits import read_splits
+from kenya_birds.data.splits import SPLITS, read_splits, write_table
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
@@ -25,10 +26,13 @@ from kenya_birds.training.arguments import (
 )
 from kenya_birds.training.augmentation import AugmentationArguments
 from kenya_birds.training.starting_points import initialize, kind_of_starting_point
-from kenya_birds.training.summary import SPLITS_FILE, training_summary
+from kenya_birds.training.summary import SPLITS_FILE, TOLD_ARGUMENTS, training_summary
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 
 logger = logging.getLogger(__name__)
+
+# Paths, what belongs to the machine, and how often a run is made.
+NOT_DECIDING = {"data_dir", "splits_file", "cache_dir", "num_proc", "bf16", "fp16", "folds", "final_fit"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,18 @@ class Settings:
         if changes:
             raise KeyError(f"no setting is called {', '.join(changes)}")
         return Settings(**groups)
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides what comes out of a run, as JSON holds it: no paths, nothing of the machine."""
+        told = {
+            **dataclasses.asdict(self.data),
+            **dataclasses.asdict(self.model),
+            **dataclasses.asdict(self.features),
+            **dataclasses.asdict(self.augmentation),
+            **{name: getattr(self.training, name) for name in (*TOLD_ARGUMENTS, "early_stopping_patience")},
+        }
+        told["init_from"] = Path(self.model.init_from).name
+        return json.loads(json.dumps({name: value for name, value in told.items() if name not in NOT_DECIDING}))
 
 
 class Run:
@@ -122,12 +138,23 @@ class Run:
         else:
             self._starting_point = kind_of_starting_point(model.init_from)
 
-    def train(self) -> tuple[KenyaBirdsTrainer, datasets.DatasetDict, dict[str, Any]]:
+    @property
+    def common_names(self) -> dict[str, str]:
+        """English names by eBird code."""
+        return {code: names["common_name"] for code, names in self.model.config.species.items()}
+
+    def train(
+        self, everything_for: float | None = None
+    ) -> tuple[KenyaBirdsTrainer, datasets.DatasetDict, dict[str, Any]]:
         """Cuts the clips and trains.
 
+        Args:
+            everything_for: Train on the clips of all splits for so many epochs of the settings' schedule, without
+                evaluation; by default on the train split, to the best epoch on validation.
+
         Returns:
-            The trainer, the clips by split, and the run's summary. The best model is in the trainer, and not saved yet
-            except in checkpoints; splits are saved.
+            The trainer, the clips by split, and the run's summary. The best (or last) model is in the trainer, and not
+            saved yet except in checkpoints; splits are saved.
 
         Raises:
             UserError: If the clips cannot be cut or trained on.
@@ -138,22 +165,48 @@ class Run:
             background = None
             if augmentation.background_probability:
                 background = load_no_call(self.builder, data.num_proc, context_s=0.0)
+        splits, validation = self.builder.splits, clips["validation"]
+        if everything_for is not None:
+            clips = datasets.DatasetDict(train=datasets.concatenate_datasets([clips[split] for split in SPLITS]))
+            splits, validation = splits.assign(split="train"), None
         for split in clips:
-            recordings = (self.builder.splits["split"] == split).sum()
+            recordings = (splits["split"] == split).sum()
             logger.info("%s: %d clips of %d recordings", split, len(clips[split]), recordings)
         trainer = KenyaBirdsTrainer(
-            self.model, args, self.extractor, clips["train"], clips["validation"], augmentation, background
+            self.model, args, self.extractor, clips["train"], validation, augmentation, background
         )
-        summary = training_summary(self.builder, clips, args, augmentation, self._starting_point)
+        if everything_for is not None:
+            trainer.add_callback(StopAt(everything_for))
+        summary = training_summary(self.builder, splits, clips, args, augmentation, self._starting_point)
         if trainer.is_world_process_zero():
             output_dir = Path(args.output_dir)
             output_dir.mkdir(parents=True, exist_ok=True)
-            self.builder.splits.to_csv(output_dir / SPLITS_FILE, index=False)
+            write_table(splits, output_dir / SPLITS_FILE)
         trained = trainer.train(resume_from_checkpoint=self._checkpoint)
+        state = trainer.state
+        best = [entry["epoch"] for entry in state.log_history if entry["step"] == state.best_global_step]
         summary["result"] = {
-            "epochs": round(trainer.state.epoch or 0, 2),
-            "best_step": trainer.state.best_global_step,
+            "epochs": round(state.epoch or 0, 2),
+            **({"best_epoch": best[-1]} if best else {}),
             "train_runtime_s": round(trained.metrics["train_runtime"], 1),
-            "train_clips_per_s": round(trained.metrics["train_samples_per_second"], 1),
         }
         return trainer, clips, summary
+
+
+class StopAt(TrainerCallback):
+    """Ends training after so many epochs, whatever number the learning rate's schedule is made for.
+
+    Args:
+        epochs: How many; parts of an epoch are rounded up to steps.
+    """
+
+    def __init__(self, epochs: float) -> None:
+        self.epochs = epochs
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Asks for the end at the right step."""
+        if (state.epoch or 0) >= self.epochs - 1e-6:
+            control.should_training_stop = True
+        return control

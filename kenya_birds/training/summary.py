@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import datasets
+import pandas as pd
 import torch
 from transformers import TrainingArguments
 
@@ -35,6 +36,7 @@ TOLD_VERSIONS = ("kenya_birds", "torch", "torchaudio", "timm", "transformers", "
 
 def training_summary(
     builder: KenyaBirds,
+    splits: pd.DataFrame,
     clips: datasets.DatasetDict,
     args: TrainingArguments,
     augmentation: AugmentationArguments,
@@ -44,6 +46,7 @@ def training_summary(
 
     Args:
         builder: The builder of the clips.
+        splits: `recording` and `split`.
         clips: The clips by split.
         args: The training arguments.
         augmentation: What chance changed in training clips.
@@ -56,6 +59,8 @@ def training_summary(
         "archive": {
             "name": archive.data_dir.name,
             "recordings": len(archive.headers),
+            # By their names: a copy of Zenodo record 10943500 may lie in a folder of any name.
+            "is_kenyan": all(name.startswith("KEN_") for name in archive.headers),
             "hours": sum(header.duration_s for header in archive.headers.values()) / 3600,
             "annotations": len(archive.annotations) + len(archive.set_aside),
             "annotations_set_aside": Counter(archive.set_aside["reason"]),
@@ -63,7 +68,7 @@ def training_summary(
             "min_annotations": builder.config.min_annotations,
             "dropped_species": {code: int(n) for code, n in sorted(counts.items()) if code not in classes},
         },
-        "recordings_per_split": builder.splits["split"].value_counts().to_dict(),
+        "recordings_per_split": splits["split"].value_counts().to_dict(),
         "clips_per_split": {split: len(clips[split]) for split in clips},
         "clips_per_species": {
             code: {split: per_split[split][label] for split in clips} for label, code in enumerate(classes)

@@ -42,7 +42,7 @@ class KenyaBirdsTrainer(Trainer):
         args: The arguments.
         feature_extractor: The front end, saved with every checkpoint.
         train_dataset: Training clips.
-        eval_dataset: Validation clips.
+        eval_dataset: Validation clips; None where `args` ask for no evaluation.
         augmentation: What chance changes in training clips; by default nothing.
         background: Windows without a call, as long as a clip; needed where `augmentation.background_probability` is
             above 0.
@@ -58,7 +58,7 @@ class KenyaBirdsTrainer(Trainer):
         args: KenyaBirdsTrainingArguments,
         feature_extractor: KenyaBirdsFeatureExtractor,
         train_dataset: Dataset,
-        eval_dataset: Dataset,
+        eval_dataset: Dataset | None,
         augmentation: AugmentationArguments | None = None,
         background: Dataset | None = None,
     ) -> None:
@@ -104,7 +104,7 @@ class KenyaBirdsTrainer(Trainer):
             args=args,
             data_collator=_as_it_is,
             train_dataset=training_clips,
-            eval_dataset=self._feature_clips(eval_dataset),
+            eval_dataset=None if eval_dataset is None else self._feature_clips(eval_dataset),
             processing_class=feature_extractor,
             compute_metrics=self._metrics,
             callbacks=[EarlyStoppingCallback(patience)] if patience and args.load_best_model_at_end else None,

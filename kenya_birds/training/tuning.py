@@ -6,13 +6,12 @@ folds, of which each validates once while the rest train.
 
 import gc
 import hashlib
-import json
 import logging
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ from kenya_birds.errors import UserError
 from kenya_birds.json_files import read_json, write_json
 from kenya_birds.training.run import Run, Settings
 from kenya_birds.training.search_space import SearchSpace
-from kenya_birds.training.summary import TOLD_ARGUMENTS
 from kenya_birds.training.tuning_report import FOLD_EPOCHS, FOLD_SCORES, write_tuning
 from kenya_birds.training.tuning_sampler import SeededTPESampler
 
@@ -47,8 +45,6 @@ TRIALS_BEFORE_PRUNING = 5
 # A trial whose process has not been heard of for so long was killed: its parameters are tried again, so often at most.
 HEARTBEAT_S, GRACE_S = 10, 60
 RETRIES = 2
-# What may differ between workers of a study: paths and machine.
-NOT_COMPARED = {"data_dir", "splits_file", "cache_dir", "num_proc", "bf16", "fp16"}
 
 
 def tune(
@@ -99,7 +95,11 @@ def tune(
         "space": space.describe(),
         "archive": {"fingerprint": archive_fingerprint(data_dir)},
         "folds": {"number": folds, "recordings": hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]},
-        "settings": _not_searched(settings, space),
+        "settings": {
+            name: value
+            for name, value in settings.changed(backbone=space.backbones[0]).deciding().items()
+            if name not in space.describe()
+        },
     }
     with user_errors(SQLAlchemyError):
         shown_storage = make_url(storage).render_as_string(hide_password=True)
@@ -157,9 +157,14 @@ def fold_splits(table: pd.DataFrame, fold: int) -> pd.DataFrame:
 
 
 def _parse(data_dir: str | Path, output: Path, flags: Sequence[str]) -> Settings:
-    own = [flag for flag in flags if flag.partition("=")[0] in ("--data_dir", "--output_dir")]
+    own = [
+        flag for flag in flags if flag.partition("=")[0] in ("--data_dir", "--output_dir", "--folds", "--final_fit")
+    ]
     if own:
-        raise UserError(f"{own[0]} is among the flags of train_hf.py: the archive and --output stand before the --")
+        raise UserError(
+            f"{own[0]} is among the flags of train_hf.py: the archive, --output and --folds stand before the --, and "
+            "a final fit comes after tuning"
+        )
     groups = [field.type for field in fields(Settings)]
     with user_errors(ValueError):  # an unknown flag
         words = ["--data_dir", str(data_dir), "--output_dir", str(output), *flags]
@@ -175,19 +180,6 @@ def _parse(data_dir: str | Path, output: Path, flags: Sequence[str]) -> Settings
             "tuning goes by the macro F1 on validation, so leave both flags out"
         )
     return settings.changed(report_to="none", resume_from_checkpoint=None, save_total_limit=1, save_only_model=True)
-
-
-def _not_searched(settings: Settings, space: SearchSpace) -> dict[str, Any]:
-    told = {
-        **asdict(settings.data),
-        **asdict(settings.model),
-        **asdict(settings.features),
-        **asdict(settings.augmentation),
-        **{name: getattr(settings.training, name) for name in (*TOLD_ARGUMENTS, "early_stopping_patience")},
-    }
-    told["backbone"] = space.backbones[0]
-    left_out = NOT_COMPARED | space.describe().keys()
-    return json.loads(json.dumps({name: value for name, value in told.items() if name not in left_out}))
 
 
 def _check_output(output: Path, description: dict[str, Any]) -> None:

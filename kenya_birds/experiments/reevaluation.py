@@ -77,6 +77,11 @@ def evaluate_model(
     saved = find_model(model_name)
     model, extractor = load_classifier(saved)
     summary = read_json(saved.folder / SUMMARY_FILE) if (saved.folder / SUMMARY_FILE).is_file() else {}
+    if splits_file is None and "cross_validation" in summary:
+        raise UserError(
+            f"'{model_name}' was trained on every recording of its archive, and its card's figures come from "
+            "cross-validation: evaluate it on recordings that it has not heard, with --splits_file"
+        )
     if splits_file is None and (saved.folder / SPLITS_FILE).is_file():
         splits_file = saved.folder / SPLITS_FILE
     if min_annotations is None:

@@ -1,0 +1,274 @@
+"""Grouped cross-validation: every recording is tested once, by a model that has not heard it."""
+
+import gc
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+
+from kenya_birds.data.splits import read_folds, seed_folds, splits_of_fold, write_table
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.calibration import fit_calibration
+from kenya_birds.evaluation.metrics import probabilities
+from kenya_birds.evaluation.predictions import Predictions, read_predictions
+from kenya_birds.evaluation.report import METRICS_FILE, PREDICTIONS_FILE, THRESHOLDS_FILE, format_metrics, write_report
+from kenya_birds.evaluation.thresholds import Thresholds, choose_thresholds
+from kenya_birds.experiments.single_run import Scored, train_and_evaluate
+from kenya_birds.json_files import read_json, write_json
+from kenya_birds.training.arguments import DEFAULT_FOLDS, last_whole_checkpoint
+from kenya_birds.training.run import Run, Settings
+from kenya_birds.training.summary import SUMMARY_FILE
+
+logger = logging.getLogger(__name__)
+
+FOLDS_FILE = "folds.csv"
+RESULTS_FILE = "cross_validation.json"
+# The last file of a fold: where it is, the fold is done.
+LOGITS_FILE = "logits.npz"
+# Name of the pooled predictions in metrics.json: each clip is scored by the model of the fold that it was tested in.
+OUT_OF_FOLD = "out_of_fold"
+
+
+class CrossValidation:
+    """A cross-validation that is checked and planned; nothing is written yet.
+
+    Fold `k` is tested by a model that validated on fold `k + 1` (after the last comes the first) and trained on the
+    others. Runs are in `output_dir/fold-k`, each with all that a run leaves except checkpoints.
+
+    Args:
+        settings: The settings; `resume_from_checkpoint="true"` goes on with the one in `output_dir`, at the checkpoint
+            of the fold that was running.
+
+    Attributes:
+        settings: The settings.
+        table: `recording` and `fold`.
+
+    Raises:
+        UserError: If an argument or the archive cannot be used, or `output_dir` holds something else.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        data, training = settings.data, settings.training
+        self.settings = settings
+        self.output_dir = Path(training.output_dir)
+        if data.fold:
+            raise UserError(f"fold is {data.fold} and a cross-validation runs every fold: leave one of the two out")
+        if training.eval_strategy == "no" or not training.load_best_model_at_end:
+            raise UserError(
+                "a cross-validation keeps the best epoch on validation: leave out --eval_strategy no and "
+                "--load_best_model_at_end False"
+            )
+        plan = Run(settings.changed(output_dir=str(self.output_dir / "plan"), resume_from_checkpoint=None))
+        self.classes = plan.builder.classes
+        self._common_names = plan.common_names
+        self.table = _folds(plan)
+        self.folds = self.table["fold"].nunique()
+        self._description: dict[str, Any] = {
+            "settings": settings.deciding(),
+            "classes": self.classes,
+            "folds": self.folds,
+        }
+        self._check_output()
+        self._done = [(self.folder(fold) / LOGITS_FILE).is_file() for fold in range(self.folds)]
+        # No process writes before every one has looked.
+        self.state().wait_for_everyone()
+
+    def run(self) -> dict[str, Any]:
+        """Runs the folds that are not done, and writes what they tell together.
+
+        Left in `output_dir`: `folds.csv`, `cross_validation.json` (each fold's figures and best epoch, their mean and
+        standard deviation), and what `write_report` writes of the out-of-fold predictions. `thresholds.json` is chosen
+        on the validation scores of all folds; no figure of the report depends on it: in each fold its own thresholds
+        decide what is reported.
+
+        Returns:
+            The content of `cross_validation.json`.
+
+        Raises:
+            UserError: If the clips cannot be cut or trained on.
+        """
+        is_first = self.state().is_main_process
+        if is_first:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            write_table(self.table, self.output_dir / FOLDS_FILE)
+            if not (self.output_dir / RESULTS_FILE).is_file():
+                write_json(self._description, self.output_dir / RESULTS_FILE)
+        for fold in range(self.folds):
+            if self._done[fold]:
+                logger.info("Fold %d of %d is done already", fold + 1, self.folds)
+                continue
+            logger.info("Fold %d of %d", fold + 1, self.folds)
+            _, scored = train_and_evaluate(self.one_run(fold, self.folder(fold)))
+            if is_first:
+                _write_logits(scored, self.folder(fold) / LOGITS_FILE)
+                for checkpoint in self.folder(fold).glob("checkpoint-*"):
+                    shutil.rmtree(checkpoint)
+            del scored
+            gc.collect()  # a trainer and its model hold each other
+            torch.cuda.empty_cache()
+        if is_first:
+            self._write_results()
+        self.state().wait_for_everyone()
+        return read_json(self.output_dir / RESULTS_FILE)
+
+    def one_run(self, fold: int, folder: Path, **changes: Any) -> Run:
+        """A run with the splits of a fold, that goes on with what a run before left in the folder.
+
+        Args:
+            fold: Which fold is the test split.
+            folder: Its output folder; what is in it is deleted where there is no whole checkpoint to go on from.
+            **changes: Other settings.
+        """
+        state = self.state()
+        checkpoint = last_whole_checkpoint(folder)
+        state.wait_for_everyone()
+        if checkpoint is None and folder.exists() and state.is_main_process:
+            shutil.rmtree(folder)
+        state.wait_for_everyone()
+        settings = self.settings.changed(
+            output_dir=str(folder),
+            resume_from_checkpoint=checkpoint,
+            splits_file=None,
+            folds=None,
+            final_fit=False,
+            **changes,
+        )
+        return Run(settings, splits_of_fold(self.table, fold))
+
+    def folder(self, fold: int) -> Path:
+        """Where a fold runs."""
+        return self.output_dir / f"fold-{fold}"
+
+    def state(self) -> PartialState:
+        """The processes of this run; asking for the device has transformers set it up."""
+        assert self.settings.training.device is not None
+        return PartialState()
+
+    def _check_output(self) -> None:
+        resume, output_dir = self.settings.training.resume_from_checkpoint, self.output_dir
+        if resume and resume.lower() != "true":
+            raise UserError(
+                f"resume_from_checkpoint is {resume}: a cross-validation goes on with --resume_from_checkpoint true, "
+                "each fold with its own last checkpoint"
+            )
+        if resume and not (output_dir / RESULTS_FILE).is_file():
+            raise UserError(f"no cross-validation to go on with in {output_dir}: leave --resume_from_checkpoint out")
+        if not resume:
+            if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+                raise UserError(
+                    f"--output_dir {output_dir} exists and is not an empty folder: choose another, or go on with the "
+                    "cross-validation in it with --resume_from_checkpoint true"
+                )
+            return
+        before, now = (
+            {"classes": content.get("classes"), "folds": content.get("folds"), **content.get("settings", {})}
+            for content in (read_json(output_dir / RESULTS_FILE), self._description)
+        )
+        other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if not other and not read_folds(output_dir / FOLDS_FILE).equals(self.table):
+            other = ["folds of the recordings"]
+        if other:
+            raise UserError(
+                f"the cross-validation in {output_dir} was begun with another {', '.join(other)}: give the arguments "
+                "that it was begun with, or another --output_dir"
+            )
+
+    def _write_results(self) -> None:
+        folders = [self.folder(fold) for fold in range(self.folds)]
+        tested = [read_predictions(folder / PREDICTIONS_FILE) for folder in folders]
+        scored = [_read_logits(folder / LOGITS_FILE) for folder in folders]
+        summaries = [read_json(folder / SUMMARY_FILE) for folder in folders]
+        metrics = [read_json(folder / METRICS_FILE)["test"] for folder in folders]
+        thresholds = [Thresholds.read(folder / THRESHOLDS_FILE) for folder in folders]
+
+        pooled = Predictions(
+            self.classes,
+            *(
+                np.concatenate([getattr(predictions, name) for predictions in tested])
+                for name in ("scores", "references", "recordings", "start_s", "center_s")
+            ),
+        )
+        uncalibrated = [probabilities(fold.test_logits, multi_label=pooled.multi_label) for fold in scored]
+        reported = [
+            predictions.scores >= own.values(self.classes) for predictions, own in zip(tested, thresholds, strict=True)
+        ]
+        logits = np.concatenate([fold.validation_logits for fold in scored])
+        references = np.concatenate([fold.validation_references for fold in scored])
+        calibration = fit_calibration(logits, references)
+        scores = probabilities(calibration.apply(logits), multi_label=pooled.multi_label)
+
+        names = metrics[0]["intervals"]
+        values = {name: [fold[name] for fold in metrics if fold[name] is not None] for name in names}
+        mean = {name: float(np.mean(found)) if found else None for name, found in values.items()}
+        sd = {name: float(np.std(found, ddof=1)) if len(found) > 1 else None for name, found in values.items()}
+        counts = [[fold["clips_per_species"][code].get("train", 0) for code in self.classes] for fold in summaries]
+        told = write_report(
+            self.output_dir,
+            pooled,
+            common_names=self._common_names,
+            train_counts=np.mean(counts, axis=0).round().astype(int).tolist(),
+            uncalibrated=np.concatenate(uncalibrated),
+            thresholds=choose_thresholds(scores, references, self.classes),
+            split=OUT_OF_FOLD,
+            reported=np.concatenate(reported),
+            more={"mean_of_folds": mean, "sd_of_folds": sd},
+            seed=self.settings.training.seed,
+        )
+        best_epochs = [fold["result"]["best_epoch"] for fold in summaries]
+        results = {
+            **self._description,
+            "each": [
+                {
+                    **{name: fold[name] for name in (*names, "clips", "recordings")},
+                    "best_epoch": best_epoch,
+                    "train_runtime_s": summary["result"]["train_runtime_s"],
+                }
+                for fold, best_epoch, summary in zip(metrics, best_epochs, summaries, strict=True)
+            ],
+            "mean": mean,
+            "sd": sd,
+            "median_best_epoch": float(np.median(best_epochs)),
+            "calibration": {"scale": calibration.scale, "offset": calibration.offset},
+        }
+        write_json(results, self.output_dir / RESULTS_FILE, allow_nan=False)
+        logger.info("out of fold: %s", format_metrics(told))
+        logger.info(
+            "macro F1 of %d folds: mean %.4f, standard deviation %.4f (%s)",
+            self.folds,
+            mean["macro_f1"],
+            sd["macro_f1"],
+            ", ".join(f"{value:.4f}" for value in values["macro_f1"]),
+        )
+
+
+def _folds(plan: Run) -> pd.DataFrame:
+    """The table of folds, in the order of recordings."""
+    data = plan.settings.data
+    if data.splits_file:
+        table = read_folds(data.splits_file)
+        found = table["fold"].nunique()
+        if data.folds not in (None, found):
+            raise UserError(f"folds is {data.folds} and {data.splits_file} has {found}: leave --folds out")
+        return table.sort_values("recording").reset_index(drop=True)
+    folds = DEFAULT_FOLDS if data.folds is None else data.folds
+    if folds < 3:
+        raise UserError(f"folds is {folds}: expected 3 or more, as one is for validation and one is the test")
+    return seed_folds(plan.builder.clips, folds, seed=data.split_seed)
+
+
+def _write_logits(scored: Scored, path: Path) -> None:
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **vars(scored))
+    os.replace(partial, path)
+
+
+def _read_logits(path: Path) -> Scored:
+    with np.load(path, allow_pickle=False) as arrays:
+        return Scored(**arrays)

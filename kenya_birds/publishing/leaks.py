@@ -1,0 +1,117 @@
+"""Finds what must not be published in files that are about to be: secrets, and places and names of this machine."""
+
+import contextlib
+import getpass
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from huggingface_hub import get_token
+
+# Of safetensors files only the header is read, which is all that can hold text.
+HEADER_LENGTH_BYTES = 8
+TEXT_SUFFIXES = (".json", ".py", ".csv", ".md", "")
+
+_SECRETS = {
+    "a Hugging Face token": r"(?:hf|api_org)_[A-Za-z0-9]{20,}",
+    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}|\bAIza[A-Za-z0-9_-]{35}",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})",
+    "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
+    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY",
+    "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']+@",
+}
+_SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+_SHORTEST_SECRET = 8
+# Where every machine keeps its programs: such a path says nothing about anyone.
+_SYSTEM_FOLDERS = {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "run", "sbin", "sys", "usr"}
+_USERS_FOLDERS = {"home", "Users", "Volumes", "root", "tmp", "var", "mnt", "media", "scratch", "srv", "opt"}
+_REST_OF_PATH = r"""/[^\s"'`<>|,;)\]}]+"""
+_WINDOWS_PATH = r"""\b[A-Za-z]:(?:\\{1,2}[^\s"'`<>|,;\\]+){2,}"""
+_NAMES_OF_MANY = {"root", "user", "users", "admin", "ubuntu", "debian", "runner", "jovyan", "vscode", "localhost"}
+_SHORTEST_NAME = 4
+
+
+def find_leaks(contents: Mapping[str, Path | bytes], *, public: Sequence[str] = ()) -> list[str]:
+    """Looks for secrets and for what tells of this machine.
+
+    Secrets are known by their form (tokens of Hugging Face and others, private keys, addresses with a password), or
+    because they are the Hub's login or stand in a variable of the environment whose name speaks of a token or a
+    password. Of this machine: absolute paths of folders that it has or that users have, and its name and its user's as
+    whole words where they have four letters or more. What is compressed (Parquet, PNG) is looked through as it is.
+
+    Args:
+        contents: Paths or bytes, by the name in the repository.
+        public: Text that may be published although it looks like a place or a name; secrets never may.
+
+    Returns:
+        One line for each: file, line and what was found; of a secret only what it is.
+    """
+    secrets, in_text, in_binary = _secrets(), _text_places(), _binary_places()
+    leaks = []
+    for name, content in contents.items():
+        is_text = Path(name).suffix in TEXT_SUFFIXES or name.endswith(".safetensors")
+        places = in_text if is_text else in_binary
+        for number, line in enumerate(_text(name, content).splitlines(), 1):
+            where = f"{name} line {number}" if is_text else name
+            leaks += [f"{where}: {kind}" for kind, pattern in secrets if pattern.search(line)]
+            found = (match[0] for pattern in places for match in pattern.finditer(line))
+            leaks += [f"{where}: {place}" for place in found if not _is_public(place, public)]
+    return list(dict.fromkeys(leaks))
+
+
+def secret_variables() -> dict[str, str]:
+    """The variables of the environment whose name speaks of a secret."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST_SECRET
+    }
+
+
+def _text(name: str, content: Path | bytes) -> str:
+    if isinstance(content, bytes):
+        return content.decode(errors="replace")
+    if not name.endswith(".safetensors"):
+        return content.read_bytes().decode(errors="replace")
+    with open(content, "rb") as file:
+        length = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")
+        return file.read(min(length, content.stat().st_size)).decode(errors="replace")
+
+
+def _secrets() -> list[tuple[str, re.Pattern[str]]]:
+    values = {f"the value of {name}": value for name, value in secret_variables().items()}
+    if token := get_token():
+        values["the token of the Hub's login"] = token
+    patterns = _SECRETS | {kind: re.escape(value) for kind, value in values.items()}
+    return [(kind, re.compile(pattern)) for kind, pattern in patterns.items()]
+
+
+def _text_places() -> list[re.Pattern[str]]:
+    folders = {*_USERS_FOLDERS, *(path.name for path in Path("/").iterdir() if path.is_dir())} - _SYSTEM_FOLDERS
+    known = "|".join(re.escape(folder) for folder in sorted(folders))
+    # Neither the path of an address (https://a.b/home/c) nor the end of a relative one (../data/d).
+    absolute = rf"(?:(?<![\w/.~:>-])|(?<=file://))/(?:{known}){_REST_OF_PATH}"
+    names = [rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in _own_names()]
+    return [re.compile(absolute), re.compile(_WINDOWS_PATH), *(re.compile(name, re.IGNORECASE) for name in names)]
+
+
+def _binary_places() -> list[re.Pattern[str]]:
+    # Compressed bytes hold everything, if one looks for little enough: only long paths count.
+    places = {Path.home(), Path.cwd(), Path(tempfile.gettempdir())}
+    return [re.compile(re.escape(str(place))) for place in places if len(place.parts) > 2]
+
+
+def _own_names() -> list[str]:
+    names = {socket.gethostname().split(".")[0], Path.home().name}
+    # A user need not have a name: in containers.
+    with contextlib.suppress(OSError, KeyError):
+        names.add(getpass.getuser())
+    return sorted(name for name in names if len(name) >= _SHORTEST_NAME and name.lower() not in _NAMES_OF_MANY)
+
+
+def _is_public(found: str, public: Sequence[str]) -> bool:
+    return any(found.lower() in text.lower() for text in public)

@@ -1,0 +1,223 @@
+"""Cross-validation and the final fit: every recording tested once, stopped and gone on, a model of all recordings."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from running import ROOT, SMALL, flags, run, train
+
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.predictions import read_predictions
+from kenya_birds.evaluation.report import plain_metrics
+from kenya_birds.experiments.cross_validation import CrossValidation
+from kenya_birds.saved_models import find_model, load_classifier
+
+SETTINGS = {"num_train_epochs": 3, "min_annotations": 8}
+
+
+@pytest.fixture(scope="module")
+def validated(small_archive, tmp_path_factory):
+    """A cross-validation of three folds, and the final fit."""
+    folder = tmp_path_factory.mktemp("folds")
+    return train(small_archive, folder / "birds", folder / "cache", folds=3, final_fit=True, **SETTINGS)
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_every_recording_is_tested_once_by_a_model_that_has_not_heard_it(validated):
+    folds = pd.read_csv(validated / "folds.csv")
+    assert folds["recording"].is_unique
+    tested = []
+    for fold in range(3):
+        splits = pd.read_csv(validated / f"fold-{fold}" / "splits.csv").set_index("recording")["split"]
+        own = set(folds.loc[folds["fold"] == fold, "recording"])
+        assert own == set(splits.index[splits == "test"])
+        assert set(read_predictions(validated / f"fold-{fold}" / "predictions.parquet").recordings) == own
+        tested += sorted(own)
+    assert sorted(tested) == sorted(folds["recording"])
+    assert sorted(set(read_predictions(validated / "predictions.parquet").recordings)) == sorted(tested)
+
+
+def test_the_pooled_figures_are_those_of_the_out_of_fold_predictions(validated):
+    told = read(validated / "metrics.json")["out_of_fold"]
+    predictions = read_predictions(validated / "predictions.parquet")
+    assert told["macro_f1"] == pytest.approx(plain_metrics(predictions.scores, predictions.references)["macro_f1"])
+    assert told["intervals"]["macro_f1"][0] <= told["macro_f1"] <= told["intervals"]["macro_f1"][1]
+    assert len(predictions.recordings) == sum(
+        read(validated / f"fold-{fold}" / "metrics.json")["test"]["clips"] for fold in range(3)
+    )
+
+
+def test_mean_and_spread_are_those_of_the_folds(validated):
+    results = read(validated / "cross_validation.json")
+    scores = [read(validated / f"fold-{fold}" / "metrics.json")["test"]["macro_f1"] for fold in range(3)]
+    assert [fold["macro_f1"] for fold in results["each"]] == scores
+    assert results["mean"]["macro_f1"] == pytest.approx(np.mean(scores))
+    assert results["sd"]["macro_f1"] == pytest.approx(np.std(scores, ddof=1))
+
+
+def test_thresholds_of_the_table_are_judged_by_what_each_fold_reported(validated):
+    predictions = read_predictions(validated / "predictions.parquet")
+    reported = np.zeros_like(predictions.scores, dtype=bool)
+    folds = pd.read_csv(validated / "folds.csv").set_index("recording")["fold"]
+    for row, recording in enumerate(predictions.recordings):
+        own = read(validated / f"fold-{folds[recording]}" / "thresholds.json")["species"]
+        cut = [np.inf if own[code] is None else own[code] for code in predictions.classes]
+        reported[row] = predictions.scores[row] >= cut
+    hits = (reported & (predictions.targets == 1)).sum(axis=0)
+    table = pd.read_csv(validated / "per_species.csv")
+    np.testing.assert_allclose(table["recall_at_threshold"], hits / table["n"], atol=1e-4)
+
+
+def test_the_final_model_is_trained_on_all_recordings_for_the_median_best_epoch(validated):
+    splits = pd.read_csv(validated / "splits.csv")
+    assert set(splits["split"]) == {"train"}
+    assert set(splits["recording"]) == set(pd.read_csv(validated / "folds.csv")["recording"])
+    summary, results = read(validated / "training_summary.json"), read(validated / "cross_validation.json")
+    assert summary["clips_per_split"] == {"train": read(validated / "metrics.json")["out_of_fold"]["clips"]}
+    assert results["median_best_epoch"] == np.median([fold["best_epoch"] for fold in results["each"]])
+    assert summary["result"]["epochs"] == pytest.approx(results["median_best_epoch"], abs=0.15)
+    model, _ = load_classifier(find_model(str(validated)))
+    assert model.config.logit_scale == results["calibration"]["scale"]
+
+
+def test_the_card_says_whose_figures_these_are(validated):
+    card = (validated / "README.md").read_text()
+    told = read(validated / "metrics.json")
+    assert "These figures come from cross-validation" in card
+    assert "name: Macro F1 (cross-validation)" in card
+    low, high = told["out_of_fold"]["intervals"]["macro_f1"]
+    pooled, mean, sd = (told[part]["macro_f1"] for part in ("out_of_fold", "mean_of_folds", "sd_of_folds"))
+    assert f"| Macro F1 | {pooled:.3f} | {low:.3f} to {high:.3f} | {mean:.3f} | {sd:.3f} |" in card
+    assert "None" not in card
+    assert "on the test split" not in card
+
+
+def test_a_model_of_all_recordings_is_not_evaluated_on_them(validated, small_archive, tmp_path):
+    from kenya_birds.experiments.reevaluation import evaluate_model
+
+    with pytest.raises(UserError, match=r"was trained on every recording.* --splits_file"):
+        evaluate_model(str(validated), small_archive, tmp_path / "again")
+
+
+def test_the_final_model_can_be_published(validated):
+    result = run(sys.executable, "push_model.py", "--model_dir", validated, "--repo_id", "ann/birds", "--dry_run")
+    assert result.returncode == 0, result.stderr
+    assert "fold-" not in result.stdout
+    assert "folds.csv" in result.stdout
+
+
+def test_its_clips_are_published_with_the_splits_of_the_first_fold(validated, small_archive):
+    from kenya_birds.publishing.clips import model_clips_builder
+
+    splits = model_clips_builder(validated, small_archive).splits.set_index("recording")["split"]
+    first = pd.read_csv(validated / "fold-0" / "splits.csv").set_index("recording")["split"]
+    assert splits.to_dict() == first.to_dict()
+
+
+def test_going_on_does_not_repeat_what_is_done(validated, small_archive, tmp_path):
+    """A fold that is lost is run again, from its start, and gives what it gave; the others are left alone."""
+    folder = shutil.copytree(validated, tmp_path / "birds")
+    (folder / "fold-1" / "logits.npz").unlink()
+    for name in ("training_summary.json", "model.safetensors", "README.md"):
+        (folder / name).unlink()
+    untouched = (folder / "fold-0" / "model.safetensors").stat().st_mtime_ns
+    train(
+        small_archive,
+        folder,
+        validated.parent / "cache",
+        folds=3,
+        final_fit=True,
+        resume_from_checkpoint="true",
+        **SETTINGS,
+    )
+    assert (folder / "fold-0" / "model.safetensors").stat().st_mtime_ns == untouched
+    for name in ("metrics.json", "per_species.csv", "thresholds.json", "folds.csv"):
+        assert (folder / name).read_text() == (validated / name).read_text()
+    assert (folder / "model.safetensors").read_bytes() == (validated / "model.safetensors").read_bytes()
+
+
+def test_a_killed_cross_validation_goes_on_at_the_fold_that_was_running(validated, small_archive, tmp_path):
+    folder = tmp_path / "birds"
+    words = flags(small_archive, folder, validated.parent / "cache", folds=3, **SETTINGS)
+    process = subprocess.Popen(
+        [sys.executable, "train_hf.py", *words], cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(folder.glob("fold-1/checkpoint-*/trainer_state.json")):
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (folder / "fold-2").exists()
+    done = (folder / "fold-0" / "model.safetensors").stat().st_mtime_ns
+    train(small_archive, folder, validated.parent / "cache", folds=3, resume_from_checkpoint="true", **SETTINGS)
+    assert (folder / "fold-0" / "model.safetensors").stat().st_mtime_ns == done
+    again, before = read(folder / "metrics.json"), read(validated / "metrics.json")
+    assert again["out_of_fold"]["macro_f1"] == pytest.approx(before["out_of_fold"]["macro_f1"], abs=0.01)
+    assert not (folder / "README.md").exists(), "without a final fit there is no model to describe"
+
+
+def refused(match, **settings):
+    settings = {**SMALL, **SETTINGS, "output_dir": "nowhere", **settings}
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    import train_hf
+
+    with pytest.raises(UserError, match=match):
+        train_hf.main(words)
+
+
+def test_what_cannot_be_cross_validated_is_refused(small_archive, validated, tmp_path):
+    here = {"data_dir": small_archive, "cache_dir": validated.parent / "cache", "output_dir": tmp_path / "run"}
+    refused("folds is 2: expected 3 or more", **here, folds=2)
+    refused("expected 2 to 8", **here, folds=9)
+    refused("fold is 1 and a cross-validation runs every fold", **here, folds=3, fold=1)
+    refused("leave out --eval_strategy no", **here, folds=3, eval_strategy="no", load_best_model_at_end=False)
+    refused("is a table of splits", **here, folds=3, splits_file=validated / "fold-0" / "splits.csv")
+    refused("folds is 4 and .* has 3", **here, folds=4, splits_file=validated / "folds.csv")
+    refused("no cross-validation to go on with", **here, folds=3, resume_from_checkpoint="true")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_cross_validation_is_not_gone_on_with(small_archive, validated):
+    here = {"data_dir": small_archive, "cache_dir": validated.parent / "cache", "output_dir": validated}
+    refused("exists and is not an empty folder", **here, folds=3)
+    goes_on = {**here, "resume_from_checkpoint": "true"}
+    refused("begun with another learning_rate", **{**goes_on, "learning_rate": 1e-3}, folds=3)
+    refused("begun with another folds", **goes_on, folds=4)
+    refused("begun with another folds of the recordings|split_seed", **goes_on, folds=3, split_seed=3)
+
+
+def test_a_table_of_folds_decides(small_archive, validated, tmp_path):
+    from transformers import HfArgumentParser
+
+    from kenya_birds.training.run import Settings
+
+    recordings = sorted(pd.read_csv(validated / "folds.csv")["recording"])
+    table = pd.DataFrame({"recording": recordings, "fold": [number % 4 for number in range(len(recordings))]})
+    table.sample(frac=1, random_state=0).to_csv(tmp_path / "folds.csv", index=False)
+    words = flags(
+        small_archive,
+        tmp_path / "run",
+        validated.parent / "cache",
+        splits_file=tmp_path / "folds.csv",
+        final_fit=True,
+        **SETTINGS,
+    )
+    groups = tuple(Settings.__dataclass_fields__[name].type for name in Settings.__dataclass_fields__)
+    settings = Settings(*HfArgumentParser(groups).parse_args_into_dataclasses(words))
+    planned = CrossValidation(settings)
+    assert planned.folds == 4
+    pd.testing.assert_frame_equal(planned.table, table, check_dtype=False)

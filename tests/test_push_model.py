@@ -1,0 +1,295 @@
+"""From a trained folder to a model that others load by its name: push_model.py against a Hub on this machine."""
+
+import json
+import re
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from fake_hub import FakeHub
+from huggingface_hub import constants
+from running import ROOT, train
+from safetensors.torch import load_file, save_file
+
+import push_model
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.publishing.folder_check import PROGRAM
+from kenya_birds.saved_models import find_model
+
+PUBLISHED = {
+    *("LICENSE", "README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
+    *("configuration_kenya_birds.py", "feature_extraction_kenya_birds.py", "modeling_kenya_birds.py"),
+    *("signal_kenya_birds.py", "metrics.json", "per_species.csv", "predictions.parquet", "splits.csv"),
+    *("thresholds.json", "training_summary.json"),
+    *("confusion_matrix.png", "f1_by_training_clips.png", "precision_recall.png", "reliability.png"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(small_archive, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("push")
+    # Not the split that evaluation would make by itself.
+    return train(small_archive, folder / "birds", folder / "cache", num_train_epochs=1, split_seed=7)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+def run(hub, home, *words, **environment):
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=home,
+        env={**hub.environment(home / "hf"), "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def push(hub, home, model_dir, repo_id, *words, **environment):
+    script = ROOT / "push_model.py"
+    return run(hub, home, script, "--model_dir", model_dir, "--repo_id", repo_id, *words, **environment)
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with FakeHub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def published(trained, small_archive, home, hub):
+    """What was said when the model was published with its clips, and, changed, on the branch `calm`."""
+    data = ("--with_dataset", small_archive, "--data_license", "cc0-1.0", "--source", "A. Singer (2026)")
+    first = push(hub, home, trained, "birds", *data)
+    assert first.returncode == 0, first.stderr
+    calm = shutil.copytree(trained, home / "calm", ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    weights = load_file(calm / "model.safetensors")
+    weights["classifier.weight"] *= 0.5
+    save_file(weights, calm / "model.safetensors", metadata={"format": "pt"})
+    second = push(hub, home, calm, "ann/birds", "--revision", "calm")
+    assert second.returncode == 0, second.stderr
+    return first, second
+
+
+def test_one_commit_holds_all_that_a_published_model_is(published, hub, trained):
+    (commit,) = hub.repos["ann/birds"]["commits"]
+    assert set(commit["files"]) == PUBLISHED
+    for name in PUBLISHED - {"README.md", "LICENSE"}:
+        assert commit["files"][name] == (trained / name).read_bytes()
+    assert commit["files"]["LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    summary = json.loads(commit["files"]["training_summary.json"])
+    assert summary["arguments"]["num_train_epochs"] == 1
+    assert set(summary["versions"]) >= {"torch", "transformers", "timm", "kenya_birds"}
+    assert f"{hub.endpoint}/ann/birds/commit/{commit['oid']}\n" in published[0].stdout
+
+
+def test_the_card_tells_licences_data_set_and_metrics(published, hub, trained):
+    card = hub.repos["ann/birds"]["commits"][0]["files"]["README.md"].decode()
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["license"] == "apache-2.0"
+    assert header["datasets"] == ["ann/birds-clips"]
+    (model,) = header["model-index"]
+    assert model["results"][0]["dataset"]["type"] == "ann/birds-clips"
+    macro_f1 = json.loads((trained / "metrics.json").read_text())["test"]["macro_f1"]
+    assert model["results"][0]["metrics"][0]["value"] == round(macro_f1, 4)
+    assert "under cc0-1.0; their clips are the data set [`ann/birds-clips`]" in card
+    assert "A. Singer (2026)\n" in card
+    assert 'model="ann/birds"' in card
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", card):
+        assert picture in PUBLISHED
+
+
+def test_the_data_set_beside_it_has_the_models_splits(published, hub, trained):
+    (commit,) = hub.repos["datasets/ann/birds-clips"]["commits"]
+    header = yaml.safe_load(commit["files"]["README.md"].decode().split("---\n")[1])
+    assert header["license"] == "cc0-1.0"
+    counts = json.loads((trained / "training_summary.json").read_text())["clips_per_split"]
+    assert {split["name"]: split["num_examples"] for split in header["dataset_info"]["splits"]} == counts
+    assert b"A. Singer (2026)" in commit["files"]["README.md"]
+
+
+def answer(hub, home, *words):
+    done = run(hub, home, "-I", PROGRAM, *words)
+    assert done.returncode == 0, done.stderr
+    assert hub.token not in done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_stranger_loads_it_by_name_and_revision(published, hub, home, trained):
+    local = answer(hub, home, trained)
+    first = hub.repos["ann/birds"]["commits"][0]["oid"]
+    (line,) = [line for line in published[0].stdout.splitlines() if line.startswith("Load it with: ")]
+    assert f'from_pretrained("ann/birds", revision="{first}", trust_remote_code=True)' in line
+    assert answer(hub, home, "ann/birds", first)["scores"] == local["scores"]
+    calm = answer(hub, home, "ann/birds", "calm")
+    assert max(calm["scores"]["clip"].values()) < max(local["scores"]["clip"].values())
+    assert calm["logits"] != local["logits"]
+
+
+def test_it_is_found_by_name_with_what_belongs_to_it(published, hub, trained, monkeypatch, tmp_path):
+    hub.redirect(monkeypatch, tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    oid = hub.repos["ann/birds"]["branches"]["calm"][-1]["oid"]
+    saved = find_model("ann/birds@calm")
+    assert saved.starting_point == f"ann/birds@{oid}"
+    for name in ("splits.csv", "training_summary.json", "thresholds.json"):
+        assert (saved.folder / name).read_bytes() == (trained / name).read_bytes()
+    assert Thresholds.read(saved.folder / "thresholds.json") == Thresholds.read(trained / "thresholds.json")
+    assert not list(saved.folder.glob("*.py"))
+
+
+def test_it_is_evaluated_by_name_on_its_own_test_split(published, hub, home, trained, small_archive):
+    done = run(hub, home, "-m", "kenya_birds", "evaluate", "ann/birds", small_archive, "--output", home / "again")
+    assert done.returncode == 0, done.stderr
+    assert hub.token not in done.stdout + done.stderr
+    splits = pd.read_csv(trained / "splits.csv").set_index("recording")["split"]
+    again, first = (pd.read_parquet(folder / "predictions.parquet") for folder in (home / "again", trained))
+    assert set(again["recording"]) == set(splits[splits == "test"].index)
+    columns = ["recording", "center_s", "label"]
+    assert again[columns].equals(first[columns])
+    macro_f1 = json.loads((home / "again" / "metrics.json").read_text())["test"]["macro_f1"]
+    assert macro_f1 == pytest.approx(json.loads((trained / "metrics.json").read_text())["test"]["macro_f1"], abs=1e-6)
+
+
+def test_the_token_is_in_no_output_and_no_file(published, hub, home, trained, tmp_path):
+    said = [done.stdout + done.stderr for done in published]
+    for trouble in ("refuse_token", "read_only"):
+        setattr(hub, trouble, True)
+        # The one is asked for its name before all checks, the other goes as far as it can.
+        repo_id = "other" if trouble == "refuse_token" else "ann/other"
+        done = push(hub, home, trained, repo_id, HF_DEBUG="1", HF_HUB_VERBOSITY="debug")
+        setattr(hub, trouble, False)
+        assert done.returncode == 2
+        # What the Hub's client logs when it is asked to stands before it.
+        assert done.stderr.splitlines()[-1].startswith("push_model.py: error: ")
+        said.append(done.stdout + done.stderr)
+    assert "HTTP 401" in said[2]
+    assert "HTTP 403" in said[3]
+    assert not any(hub.token in text for text in said)
+
+    token = hub.token.encode()
+    sent = [
+        content for repo in hub.repos.values() for commit in repo["commits"] for content in commit["files"].values()
+    ]
+    assert len(sent) > len(PUBLISHED)
+    assert not any(token in content for content in sent)
+    assert not any(
+        token in path.read_bytes() for folder in (home, trained) for path in folder.rglob("*") if path.is_file()
+    )
+
+
+# From here on, in this process and without the check that takes a process of its own.
+
+
+@pytest.fixture
+def new_hub(monkeypatch, tmp_path):
+    with FakeHub() as server:
+        server.redirect(monkeypatch, tmp_path / "home")
+        yield server
+
+
+@pytest.fixture
+def unchecked(monkeypatch, new_hub):
+    monkeypatch.setattr(push_model, "check_model", lambda *_, **__: None)
+    return new_hub
+
+
+def push_here(model_dir, *words):
+    push_model.main(["--model_dir", str(model_dir), *map(str, words)])
+
+
+def test_nothing_is_sent_before_the_checks(trained, new_hub, tmp_path):
+    model_dir = shutil.copytree(trained, tmp_path / "model")
+    summary = json.loads((model_dir / "training_summary.json").read_text())
+    (model_dir / "training_summary.json").write_text(json.dumps({**summary, "note": new_hub.token}))
+    with pytest.raises(UserError, match=r"training_summary\.json line 1: a Hugging Face token") as caught:
+        push_here(model_dir, "--repo_id", "ann/birds")
+    assert new_hub.token not in str(caught.value)
+    assert new_hub.requests == []
+
+
+def test_dry_run_lists_the_files_without_network_or_token(trained, small_archive, unchecked, monkeypatch, capsys):
+    def no_network(*_):
+        raise AssertionError("a dry run must not use the network")
+
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    data = ("--with_dataset", small_archive, "--data_license", "cc-by-4.0")
+    push_here(trained, "--repo_id", "ann/birds", "--private", "--revision", "v1", "--dry_run", *data)
+
+    _, *head, data_set, rest = capsys.readouterr().out.split("\n", 5)
+    assert head == ["Repository: ann/birds", "Visibility: private", "Revision: v1"]
+    assert data_set == "Data set: ann/birds-clips, 135 clips of 5 species"
+    *rows, total, last = rest.splitlines()
+    sizes = {name: int(size.replace(",", "")) for name, size, _ in map(str.split, rows)}
+    assert set(sizes) == PUBLISHED
+    assert sizes["config.json"] == (trained / "config.json").stat().st_size
+    assert total.split() == [str(len(PUBLISHED)), "files", f"{sum(sizes.values()):,}", "bytes"]
+    assert "nothing was sent" in last
+
+
+def test_a_pull_request_says_where_it_is_and_how_it_is_loaded(trained, unchecked, capsys):
+    unchecked.repos["bob/birds"] = {"private": False, "commits": []}
+    push_here(trained, "--repo_id", "bob/birds", "--create_pr")
+    told = capsys.readouterr().out
+    assert f"{unchecked.endpoint}/bob/birds/discussions/1\n" in told
+    assert 'from_pretrained("bob/birds", revision="refs/pr/1", trust_remote_code=True)' in told
+
+
+def test_private_holds_for_model_and_data_set(trained, small_archive, unchecked):
+    data = ("--with_dataset", small_archive, "--source", "kenya", "--license", "cc-by-4.0")
+    push_here(trained, "--repo_id", "birds", "--private", *data)
+    assert {repo: state["private"] for repo, state in unchecked.repos.items()} == {
+        "ann/birds": True,
+        "datasets/ann/birds-clips": True,
+    }
+    card = unchecked.repos["ann/birds"]["commits"][0]["files"]["README.md"].decode()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-4.0"
+    assert "under cc-by-4.0, its code under Apache-2.0" in card
+    assert "https://doi.org/10.5281/zenodo.10943500" in card
+
+
+def test_another_archive_than_the_models_is_refused(trained, unchecked, tmp_path):
+    from kenya_birds.data.synthetic import synthesize_archive
+
+    other = synthesize_archive(tmp_path / "other", recordings=4, duration_s=20, species=3, annotations=60, seed=5)
+    with pytest.raises(UserError, match=r"recording|species differ"):
+        push_here(trained, "--repo_id", "birds", "--with_dataset", other, "--data_license", "cc-by-4.0")
+    assert unchecked.requests == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--create_pr", "--private"), "--create_pr goes to the main branch"),
+        (("--create_pr", "--revision", "v1"), "--create_pr goes to the main branch"),
+        (("--with_dataset", "archive"), "--with_dataset needs --data_license"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_told(trained, unchecked, capsys, words, told):
+    with pytest.raises(SystemExit) as ended:
+        push_here(trained, "--repo_id", "birds", *words)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+    assert unchecked.requests == []
+
+
+def test_the_script_ends_with_one_line_and_code_2(tmp_path, monkeypatch, capsys):
+    arguments = ["push_model.py", "--model_dir", str(tmp_path / "none"), "--repo_id", "ann/birds", "--dry_run"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "push_model.py"), run_name="__main__")
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"push_model.py: error: model folder {tmp_path / 'none'} does not exist")
