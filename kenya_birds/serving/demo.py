@@ -136,14 +136,14 @@ def build(page: Page, *, max_upload_mb: float, concurrency: int) -> gr.Blocks:
             .then(page.stretch, [start, *filters], stretch, **quiet)
         )
         gr.on(
-            [least.release, own.input, species.input, merge.input],
+            [least.change, own.input, species.input, merge.input],
             page.show,
             filters,
             shown,
             trigger_mode="always_last",
             **quiet,
         ).then(page.stretch, [start, *filters], stretch, **quiet)
-        start.release(page.stretch, [start, *filters], stretch, trigger_mode="always_last", **quiet)
+        start.input(page.stretch, [start, *filters], stretch, trigger_mode="always_last", **quiet)
         by_time.select(page.go_to, None, start, **quiet).then(page.stretch, [start, *filters], stretch, **quiet)
         blocks.unload(page.close)
     blocks.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)

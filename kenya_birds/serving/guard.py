@@ -14,9 +14,9 @@ _API = "/gradio_api"
 READ = re.compile(
     rf"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static|svelte)/.*"
     rf"|{_API}/(info|app_id|startup-events|theme\.css|queue/data|upload_progress|login_check)"
-    rf"|{_API}/heartbeat/[^/]*|{_API}/call/[^/]*/[^/]*|{_API}/file=(?!\w+:).*"
+    rf"|{_API}/heartbeat/[^/]*|{_API}/file=(?!\w+:).*"
 )
-WRITE = re.compile(rf"{_API}/(upload|queue/join|cancel|reset|call/[^/]*|run/[^/]*)/?")
+WRITE = re.compile(rf"{_API}/(upload|queue/join|run/predict|cancel|reset)/?")
 UPLOAD = f"{_API}/upload"
 MAX_JSON_BYTES = 2**20
 FORM_BYTES = 2**16  # of an upload, round the file
