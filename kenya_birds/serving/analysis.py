@@ -136,7 +136,7 @@ class Analyser:
             raise UserError(f"max_hours is {max_hours}: expected more than 0")
         self.max_hours = max_hours
         saved = find_model(str(model))
-        self.title = saved.folder.resolve().name if Path(saved.name).is_dir() else saved.name
+        self.title = saved.folder.resolve().name if Path(saved.name).is_dir() else saved.name.partition("@")[0]
         own = Thresholds.read(saved.folder / THRESHOLDS_FILE) if (saved.folder / THRESHOLDS_FILE).is_file() else None
         chosen = [value for value in own.species.values() if value is not None] if own is not None else []
         self.floor = min([FLOOR, *chosen])
