@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.create_pr and (options.private or options.revision or options.with_dataset):
+    if options.create_pr and (options.private or options.revision or options.with_dataset or options.with_space):
         parser.error("--create_pr goes to the main branch of a repository that is there: leave out the other flags")
     kenyan = options.source == "kenya"
     source = KENYAN_SOURCE if kenyan else options.source
@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     print("Checked: the model answers in a clean process; no secret and no local path is in its files.")
     if options.dry_run:
         _show(options, contents, dataset_id, builder)
+        if options.with_space:
+            print(_write_space(options, repo_id, None))
         return
     if builder is not None:
         from kenya_birds.data.dataset import build_clips
@@ -85,6 +87,23 @@ def main(arguments: list[str] | None = None) -> None:
     )
     print(commit.pr_url or commit.commit_url)
     print(f"Load it with: {loading_line(options.model_dir, repo_id, commit.pr_revision or commit.oid)}")
+    if options.with_space:
+        from kenya_birds.publishing.space import publish_space
+
+        print(_write_space(options, repo_id, commit.oid))
+        message = f"The demo of {repo_id} at {commit.oid[:12]}"
+        print(
+            publish_space(options.with_space, f"{repo_id}-demo", message=message, private=options.private).commit_url
+        )
+
+
+def _write_space(options: argparse.Namespace, repo_id: str, revision: str | None) -> str:
+    from kenya_birds.publishing.space import write_space
+
+    files = write_space(
+        options.with_space, repo_id, revision=revision, license=options.license, code_license=LICENSE_FILE
+    )
+    return f"Space: {repo_id}-demo, {len(files)} files, written to {options.with_space}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="ARCHIVE",
         help="publish the clips of the archive that it was trained on, as the data set NAME-clips",
+    )
+    parser.add_argument(
+        "--with_space",
+        type=Path,
+        metavar="FOLDER",
+        help="write the demo into this folder (new or empty), and publish it as the Space NAME-demo",
     )
     parser.add_argument("--license", default="apache-2.0", help="the model's licence, as the Hub spells it")
     parser.add_argument("--data_license", help="licence of the recordings and annotations, as the Hub spells it")

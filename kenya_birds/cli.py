@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from kenya_birds.commands import data, inference, publishing, training
+from kenya_birds.commands import data, inference, publishing, serving, training
 from kenya_birds.console import one_line_errors, show_log
 
 
@@ -26,6 +26,6 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kenya-birds", description="Bird classifiers from annotated soundscapes.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (data, training, inference, publishing):
+    for room in (data, training, inference, publishing, serving):
         room.add_commands(commands)
     return parser

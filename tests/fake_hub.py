@@ -20,7 +20,7 @@ import yaml
 from huggingface_hub import constants
 
 LFS_SUFFIXES = (".safetensors", ".png", ".parquet")
-REPO = r"(?P<repo>(?:datasets/)?[^/]+/[^/]+?)"
+REPO = r"(?P<repo>(?:datasets/|spaces/)?[^/]+/[^/]+?)"
 REVISION = r"(?P<revision>[^/]+)"
 
 
@@ -30,8 +30,8 @@ class FakeHub:
     Attributes:
         endpoint: Address to give to the client.
         token: The one token that it accepts, of the account `user`.
-        repos: What it holds: by `owner/name`, or `datasets/owner/name` for a data set, whether it is private, and its
-            commits, oldest first. Of a commit, `files` is what was sent in it and `tree` all that the repository holds
+        repos: What it holds: by `owner/name`, `datasets/owner/name` or `spaces/owner/name`, whether it is private, and
+            its commits, oldest first. Of a commit, `files` is what was sent in it and `tree` all that the repository holds
             after it. `branches` holds the commits of other branches, and of pull requests as `refs/pr/N`.
         requests: What it was asked, as `METHOD path`.
         refuse_token: Whether it refuses every token (401).
@@ -226,7 +226,10 @@ class _Handler(BaseHTTPRequestHandler):
         owner = asked.get("organization") or self.hub.user
         if owner != self.hub.user:
             raise _Answer(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
-        repo = f"{'datasets/' if asked.get('type') == 'dataset' else ''}{owner}/{asked['name']}"
+        kind = asked.get("type", "model")
+        if kind == "space" and asked.get("sdk") != "gradio":
+            raise _Answer(400, "A Space needs an SDK")
+        repo = f"{'' if kind == 'model' else f'{kind}s/'}{owner}/{asked['name']}"
         exists = repo in self.hub.repos
         if not exists:
             private = asked.get("visibility") == "private" or bool(asked.get("private"))
@@ -289,7 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_json({})
 
     def need_own(self, repo):
-        if repo.removeprefix("datasets/").partition("/")[0] != self.hub.user:
+        if repo.removeprefix("datasets/").removeprefix("spaces/").partition("/")[0] != self.hub.user:
             raise _Answer(403, "You don't have the rights to write to this repository")
 
     def commit(self, repo, revision):
@@ -338,7 +341,7 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, repo, revision=None):
         commit = self.find(repo, revision)
         siblings = [{"rfilename": path} for path in (commit["tree"] if commit else {})]
-        name = repo.removeprefix("datasets/")
+        name = repo.removeprefix("datasets/").removeprefix("spaces/")
         about = {"id": name, "modelId": name, "private": self.hub.repos[repo]["private"], "tags": [], "downloads": 0}
         self.send_json({**about, "sha": commit["oid"] if commit else None, "siblings": siblings})
 

@@ -260,6 +260,24 @@ def test_private_holds_for_model_and_data_set(trained, small_archive, unchecked)
     assert "https://doi.org/10.5281/zenodo.10943500" in card
 
 
+def test_the_demo_goes_with_the_model_and_names_its_commit(trained, unchecked, tmp_path, capsys):
+    push_here(trained, "--repo_id", "birds", "--private", "--with_space", tmp_path / "space")
+    (model,) = unchecked.repos["ann/birds"]["commits"]
+    space = unchecked.repos["spaces/ann/birds-demo"]
+    assert space["private"]
+    (commit,) = space["commits"]
+    assert f'"ann/birds@{model["oid"]}"' in commit["files"]["app.py"].decode()
+    assert "kenya_birds/serving/demo.py" in commit["files"]
+    assert f"{unchecked.endpoint}/spaces/ann/birds-demo" in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_the_demo_and_sends_nothing(trained, unchecked, tmp_path, capsys):
+    push_here(trained, "--repo_id", "ann/birds", "--dry_run", "--with_space", tmp_path / "space")
+    assert "Space: ann/birds-demo," in capsys.readouterr().out
+    assert (tmp_path / "space" / "app.py").is_file()
+    assert unchecked.requests == []
+
+
 def test_another_archive_than_the_models_is_refused(trained, unchecked, tmp_path):
     from kenya_birds.data.synthetic import synthesize_archive
 
@@ -274,6 +292,7 @@ def test_another_archive_than_the_models_is_refused(trained, unchecked, tmp_path
     [
         (("--create_pr", "--private"), "--create_pr goes to the main branch"),
         (("--create_pr", "--revision", "v1"), "--create_pr goes to the main branch"),
+        (("--create_pr", "--with_space", "space"), "--create_pr goes to the main branch"),
         (("--with_dataset", "archive"), "--with_dataset needs --data_license"),
     ],
 )

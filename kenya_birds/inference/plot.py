@@ -74,19 +74,39 @@ def plot_recording(
         raise UserError(f"duration_s is {duration_s}: expected more than 0 and at most {MAX_DURATION_S:g} seconds")
     check_picture(output, overwrite)
     found = detections_of(recording, read_detections(detections), detections)
-    with RecordingReader(Path(recording)) as reader:
-        begin_s = max(0.0, found["start_s"].min() - LEAD_S) if start_s is None else start_s
-        end_s = min(begin_s + duration_s, reader.header.duration_s)
-        if not 0 <= begin_s < end_s:
-            raise UserError(
-                f"start_s is {begin_s:g}: expected 0 to less than {reader.header.duration_s:g}, where {recording} ends"
-            )
-        number = min(MAX_ROWS, math.ceil((end_s - begin_s) / ROW_S))
-        row_s = (end_s - begin_s) / number
-        rows = [(begin_s + n * row_s, _levels(reader, begin_s + n * row_s, row_s)) for n in range(number)]
-    figure = _draw(rows, row_s, join(found), PurePath(recording).name, reader.sampling_rate)
+    begin_s = max(0.0, found["start_s"].min() - LEAD_S) if start_s is None else start_s
+    figure, end_s = draw_stretch(recording, found, begin_s, duration_s)
     save_picture(figure, output)
     return begin_s, end_s
+
+
+def draw_stretch(
+    recording: str | Path, detections: pd.DataFrame, start_s: float, duration_s: float
+) -> tuple[Figure, float]:
+    """The picture that `plot_recording` saves.
+
+    Args:
+        recording: The recording.
+        detections: See `read_detections`; of this recording, also none.
+        start_s: Begin of the stretch in seconds.
+        duration_s: Its length; it ends where the recording does.
+
+    Returns:
+        The picture, and where the stretch ends.
+
+    Raises:
+        UserError: If the recording cannot be read there, or the stretch is not in it.
+    """
+    with RecordingReader(Path(recording)) as reader:
+        end_s = min(start_s + duration_s, reader.header.duration_s)
+        if not 0 <= start_s < end_s:
+            raise UserError(
+                f"start_s is {start_s:g}: expected 0 to less than {reader.header.duration_s:g}, where {recording} ends"
+            )
+        number = min(MAX_ROWS, math.ceil((end_s - start_s) / ROW_S))
+        row_s = (end_s - start_s) / number
+        rows = [(start_s + n * row_s, _levels(reader, start_s + n * row_s, row_s)) for n in range(number)]
+    return _draw(rows, row_s, join(detections), PurePath(recording).name, reader.sampling_rate), end_s
 
 
 def detections_of(recording: str | Path, table: pd.DataFrame, name: str | Path) -> pd.DataFrame:

@@ -20,11 +20,13 @@ class RecordingInfo:
         recording: The recording, as it was found: a path or URL, as in its detections.
         frames: Its samples per channel.
         sample_rate_hz: Its own sampling rate.
+        is_here: Whether `recording` leads to it on this machine; a web page's visitor has it on another.
     """
 
     recording: str
     frames: int
     sample_rate_hz: int
+    is_here: bool = True
 
     @property
     def name(self) -> str:

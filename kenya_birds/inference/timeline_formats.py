@@ -55,7 +55,8 @@ class RavenTables:
         self.close()
         self._begin, self._end = self._end, self._end + info.duration
         # Raven is not started where the detector was.
-        self._path = plain_text(info.recording if "://" in info.recording else os.path.abspath(info.recording))
+        is_file = info.is_here and "://" not in info.recording
+        self._path = plain_text(os.path.abspath(info.recording) if is_file else info.recording)
         self._list.write(f"{self._path}\n")
         self._one = _RavenTable(self._outputs.open(f"raven/{self._names[info.recording]}.selections.txt"))
 

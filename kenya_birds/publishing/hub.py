@@ -30,7 +30,7 @@ def full_repo_id(repo_id: str, *, repo_type: str = "model", token: str | None = 
 
     Args:
         repo_id: `owner/name`, or `name` alone for the account that is logged in.
-        repo_type: `model` or `dataset`.
+        repo_type: `model`, `dataset` or `space`.
         token: Access token; by default the one of the Hub's login or of HF_TOKEN.
 
     Returns:
@@ -52,7 +52,7 @@ def check_repo_id(repo_id: str, repo_type: str = "model") -> None:
 
     Args:
         repo_id: `owner/name` or `name`.
-        repo_type: `model` or `dataset`.
+        repo_type: `model`, `dataset` or `space`.
 
     Raises:
         UserError: The Hub would not take the name.
@@ -85,7 +85,7 @@ def upload_files(
         contents: What to upload: by the name in the repository, a path or the file's bytes.
         repo_id: `owner/name`, or `name` alone for the account that is logged in.
         message: The commit's title.
-        repo_type: `model` or `dataset`.
+        repo_type: `model`, `dataset` or `space`.
         replaced: Pattern of names; what the repository has of them that is not in `contents` is deleted by the commit.
         private: Whether the repository is made private.
         revision: Branch to commit to, which starts from the main one if it is new; or `refs/pr/N`, an open pull
@@ -109,7 +109,8 @@ def upload_files(
         ]
         # Whoever opens a pull request need not be allowed to write to the repository, let alone to make it.
         if not create_pr:
-            api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+            sdk = "gradio" if repo_type == "space" else None
+            api.create_repo(repo_id, repo_type=repo_type, space_sdk=sdk, private=private, exist_ok=True)
         # An existing repository keeps its visibility, so asking for a private one is not enough to get it.
         if private and not api.repo_info(repo_id, repo_type=repo_type).private:
             raise UserError(f"{repo_id} exists and is public; make it private in its settings or give another name")

@@ -1,0 +1,135 @@
+"""What a web page's server lets in: the routes that the page uses, bodies of a bounded size, and no addresses."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Gradio has many more: a proxy, a fetcher of URLs, converters of video, editors of the app.
+_API = "/gradio_api"
+READ = re.compile(
+    rf"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static|svelte)/.*"
+    rf"|{_API}/(info|app_id|startup-events|theme\.css|queue/data|upload_progress|login_check)"
+    rf"|{_API}/heartbeat/[^/]*|{_API}/file=(?!\w+:).*"
+)
+WRITE = re.compile(rf"{_API}/(upload|queue/join|run/predict|cancel|reset)/?")
+UPLOAD = f"{_API}/upload"
+MAX_JSON_BYTES = 2**20
+FORM_BYTES = 2**16  # of an upload, round the file
+# Nothing is loaded from, or sent to, another place than this server.
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'"
+    ),
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: The application behind it.
+        max_upload_bytes: Size of a file.
+        uploads: The folder that uploads go to.
+    """
+
+    def __init__(self, app: ASGIApp, max_upload_bytes: int, uploads: Path) -> None:
+        self._app = app
+        self._max_upload_bytes = max_upload_bytes
+        self._uploads = uploads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets a request pass, or answers it with a sentence."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", []), *extra]}
+            await send(message)
+
+        path, method = scope["path"], scope["method"]
+        if not (READ if method in ("GET", "HEAD") else WRITE).fullmatch(path) or method not in ("GET", "HEAD", "POST"):
+            await PlainTextResponse("There is no such page here.", 404)(scope, receive, answer)
+        elif method != "POST":
+            await self._app(scope, receive, answer)
+        elif path.rstrip("/") == UPLOAD:
+            await self._upload(scope, receive, answer)
+        else:
+            await self._json(scope, receive, answer)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if shutil.disk_usage(self._uploads).free < 2 * self._max_upload_bytes:
+            await PlainTextResponse("The server has no room for a recording now: come back later.", 507)(
+                scope, receive, send
+            )
+            return
+        most = self._max_upload_bytes + FORM_BYTES
+        # A length is required: a body that turns out too long is found out only when it has come.
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if not length.isdigit() or int(length) > most:
+            reason = f"The file is too large: {self._max_upload_bytes / 1e6:.0f} MB at most."
+            await PlainTextResponse(reason, 413)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    async def _json(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
+        more = True
+        while more and len(body) <= MAX_JSON_BYTES:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        refusal = _refusal(body)
+        if refusal is not None:
+            await PlainTextResponse(*refusal)(scope, receive, send)
+            return
+        given = False
+
+        async def again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, again, send)
+
+
+def _refusal(body: bytes) -> tuple[str, int] | None:
+    """Why a body is not let in, and the status code."""
+    if len(body) > MAX_JSON_BYTES:
+        return "The request is too large.", 413
+    try:
+        content = json.loads(body or b"null")
+    except (ValueError, RecursionError):
+        return "The request is no JSON.", 400
+    if _names_address(content):
+        return "Send the file itself, not an address.", 400
+    return None
+
+
+def _names_address(content: Any) -> bool:
+    """Whether a file's path, at any depth, is an address on the network: the server would fetch it."""
+    stack = [content]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            path = item.get("path")
+            if isinstance(path, str) and "://" in path:
+                return True
+            stack += item.values()
+        elif isinstance(item, list):
+            stack += item
+    return False

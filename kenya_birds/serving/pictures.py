@@ -1,0 +1,90 @@
+"""Pictures of a page: a stretch of the recording with what was heard in it, and when it was heard in the whole."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from kenya_birds.inference.detections import Detection
+from kenya_birds.inference.pictures import save_picture
+from kenya_birds.inference.plot import draw_stretch
+from kenya_birds.inference.species import SpeciesNames
+from kenya_birds.plot_style import short_name, styled
+from kenya_birds.serving.analysis import clock
+
+STRETCH_S = 30.0
+MAX_SPECIES = 20
+WIDTH_INCH, ROW_INCH = 11.0, 0.24
+# matplotlib's style is the process's.
+_drawing = threading.Lock()
+
+
+def picture_of_stretch(
+    recording: Path,
+    detections: Sequence[Detection],
+    names: Mapping[str, SpeciesNames],
+    start_s: float,
+    output: Path,
+) -> None:
+    """Draws the spectrogram of 30 s, or what there is of them, with a box for each detection.
+
+    Args:
+        recording: The recording.
+        detections: Of all of it.
+        names: Names by code.
+        start_s: Begin of the stretch, in the recording.
+        output: PNG to write.
+
+    Raises:
+        UserError: If the recording cannot be read there.
+    """
+    near = [one for one in detections if one.end_s > start_s and one.start_s < start_s + STRETCH_S]
+    table = pd.DataFrame(
+        [(one.start_s, one.end_s, one.species, names[one.species].common_name, one.score) for one in near],
+        columns=["start_s", "end_s", "code", "common_name", "score"],
+    )
+    with _drawing:
+        save_picture(draw_stretch(recording, table, start_s, STRETCH_S)[0], output)
+
+
+def picture_of_whole(
+    duration_s: float, detections: Sequence[Detection], names: Mapping[str, SpeciesNames], output: Path
+) -> None:
+    """Draws when each species was heard, the 20 with the most detections; the darker, the higher the score.
+
+    Args:
+        duration_s: Length of the recording.
+        detections: Of all of it.
+        names: Names by code.
+        output: PNG to write.
+    """
+    with _drawing:
+        save_picture(_timeline(duration_s, detections, names), output)
+
+
+@styled(**{"axes.grid": False, "font.size": 9})
+def _timeline(duration_s: float, detections: Sequence[Detection], names: Mapping[str, SpeciesNames]) -> Figure:
+    by_species: dict[str, list[Detection]] = {}
+    for one in detections:
+        by_species.setdefault(one.species, []).append(one)
+    most = sorted(by_species, key=lambda code: (-len(by_species[code]), code))[:MAX_SPECIES]
+    figure = Figure(figsize=(WIDTH_INCH, 0.6 + ROW_INCH * max(1, len(most))), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    least_s = duration_s / 1000  # a detection stays to be seen in an hour
+    for row, code in enumerate(most):
+        found = by_species[code]
+        spans = [(one.start_s, max(one.end_s - one.start_s, least_s)) for one in found]
+        colours = [(0.12, 0.35, 0.6, 0.25 + 0.75 * one.score) for one in found]
+        axes.broken_barh(spans, (row + 0.1, 0.8), facecolors=colours)
+    axes.set_yticks([row + 0.5 for row in range(len(most))], [short_name(names[code].common_name) for code in most])
+    axes.set(xlim=(0, duration_s), ylim=(max(1, len(most)), 0))
+    axes.xaxis.set_major_locator(MaxNLocator(12, steps=[1, 1.2, 1.5, 2, 3, 6, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value, duration_s).removesuffix(".0")))
+    axes.hlines(range(1, len(most)), 0, duration_s, colors="#dfe3e8", linewidth=0.6)
+    axes.tick_params(length=2)
+    return figure

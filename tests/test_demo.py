@@ -1,0 +1,492 @@
+"""The demo without a browser: what it hears, what it keeps of visitors, and what it does not let in."""
+
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from demo_server import Visitor, free_port, served
+from detecting import CODES, RATE, chirps, save_model
+from gradio_client import Client, handle_file
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kenya_birds.cli import main
+from kenya_birds.errors import UserError
+from kenya_birds.inference.detection import SoundscapePipeline
+from kenya_birds.inference.finding import FindingSettings
+from kenya_birds.serving.analysis import Analyser, Stopped, clock, seconds_of
+from kenya_birds.serving.sessions import IDLE_S, UPLOAD_GRACE_S, Sessions
+
+NAME = "KEN_001_20211207_153852.flac"
+SECRET = "cannot be seen from outside"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model") / "birds")
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sound") / NAME
+    soundfile.write(path, chirps(40, 1), RATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def analyser(model):
+    return Analyser(model, device="cpu", max_hours=0.05)
+
+
+@pytest.fixture(scope="module")
+def findings(analyser, recording):
+    return analyser.hear(recording)
+
+
+@pytest.fixture(scope="module")
+def address(analyser):
+    with served(analyser, max_upload_mb=2) as address:
+        yield address
+
+
+@pytest.fixture
+def visitor(address):
+    return Visitor(address)
+
+
+def uploaded(visitor, path, name=None):
+    return visitor.upload(path, name).json()[0]
+
+
+# What is heard
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        FindingSettings(),
+        FindingSettings(min_confidence=0.9, merge=True),
+        FindingSettings(threshold=0.3, merge=True, merge_score="max"),
+        FindingSettings(threshold=0.05),
+        FindingSettings(threshold=0.2, species=CODES[1:3], top_k=1),
+        FindingSettings(threshold=0.6, merge=True, merge_gap_s=2.5),
+    ],
+)
+def test_detections_are_those_of_the_pipeline_under_any_settings(model, recording, findings, settings):
+    pipeline = SoundscapePipeline(model, settings=settings, device="cpu")
+    expected = pipeline(chirps(40, 1), RATE, name=NAME)
+    assert len(expected) > 3
+    assert findings.detections(settings) == expected
+
+
+def test_only_scores_from_the_floor_on_are_kept(findings):
+    assert findings.scores.min() >= 0.05
+    assert len(findings.scores) < 40 * len(CODES)
+
+
+def test_a_model_whose_thresholds_are_below_the_floor_lowers_it(tmp_path, recording):
+    analyser = Analyser(save_model(tmp_path / "birds", threshold=0.001), device="cpu")
+    assert analyser.floor == 0.001
+    expected = SoundscapePipeline(tmp_path / "birds", device="cpu")(chirps(40, 1), RATE, name=NAME)
+    assert analyser.hear(recording).detections(FindingSettings()) == expected
+
+
+def test_without_thresholds_of_its_own_a_model_needs_one_for_all(tmp_path, recording):
+    findings = Analyser(save_model(tmp_path / "birds", threshold=None), device="cpu").hear(recording)
+    assert findings.detections(FindingSettings(threshold=0.5))
+    with pytest.raises(UserError, match="no thresholds of its own: choose one for all"):
+        findings.detections(FindingSettings())
+
+
+def test_progress_goes_to_the_end_and_never_back(analyser, recording):
+    shares: list[float] = []
+    analyser.hear(recording, progress=shares.append)
+    assert len(shares) > 3
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_nobody_who_has_left_is_worked_for(analyser, recording):
+    asked = []
+
+    def has_left():
+        asked.append(1)
+        return len(asked) > 2
+
+    with pytest.raises(Stopped):
+        analyser.hear(recording, is_stopped=has_left)
+    assert len(asked) == 3
+    assert analyser.hear(recording).species  # the pipeline is free again
+
+
+def test_recordings_that_are_heard_at_a_time_do_not_disturb_each_other(model, recording, findings):
+    analyser = Analyser(model, concurrency=2, device="cpu")
+    found: list = [None] * 6
+
+    def hear(place):
+        found[place] = analyser.hear(recording)
+
+    threads = [threading.Thread(target=hear, args=(place,)) for place in range(len(found))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one in found:
+        np.testing.assert_array_equal(one.scores, findings.scores)
+        np.testing.assert_array_equal(one.starts, findings.starts)
+
+
+def test_a_recording_over_the_limit_is_refused_before_it_is_heard(analyser, tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.zeros(8000 * 200, dtype=np.int16), 8000)
+    with pytest.raises(UserError, match=r"^long\.wav is 0\.06 hours long: expected at most 0\.05"):
+        analyser.hear(tmp_path / "long.wav")
+
+
+BAD_FILES = {
+    "text.wav": b"Saw a bird today.",
+    "empty.wav": b"",
+    "page.html": b"<html><script>alert(1)</script></html>",
+    # FFmpeg's play lists open other files.
+    "list.m3u8": b"#EXTM3U\n#EXTINF:10.0,\nfile://RECORDING\n#EXT-X-ENDLIST\n",
+    "list.wav": b"#EXTM3U\n#EXTINF:10.0,\nfile://RECORDING\n#EXT-X-ENDLIST\n",
+    "concat.mp3": b"ffconcat version 1.0\nfile 'RECORDING'\n",
+    "cut.flac": b"fLaC\x00\x00\x00\x22" + bytes(20),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_file_that_is_no_recording_gets_a_sentence_without_paths_of_the_server(analyser, recording, tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(BAD_FILES[name].replace(b"RECORDING", os.fsencode(recording)))
+    with pytest.raises(UserError) as raised:
+        analyser.hear(path)
+    assert str(raised.value).startswith(name)
+    assert str(tmp_path) not in str(raised.value)
+
+
+@given(st.lists(st.floats(0, 9 * 3600), min_size=2, max_size=5))
+def test_times_as_texts_sort_as_the_times_do_and_are_read_again(times_s):
+    times_s = sorted(times_s)
+    texts = [clock(time_s, 9 * 3600) for time_s in times_s]
+    assert texts == sorted(texts)
+    assert all(abs(seconds_of(text) - time_s) <= 0.0501 for text, time_s in zip(texts, times_s, strict=True))
+
+
+# What is kept of visitors
+
+
+class Uploads:
+    """A folder of uploads as Gradio keeps them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.now_s = 1000.0
+        self.sessions = Sessions(folder, clock=lambda: self.now_s)
+
+    def add(self, name="song.wav", digest="ab12", age_s=0.0):
+        path = self.folder / digest / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"sound")
+        os.utime(path, (time.time() - age_s,) * 2)
+        os.utime(path.parent, (time.time() - age_s,) * 2)
+        return path
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    (tmp_path / "uploads").mkdir()
+    return Uploads(tmp_path / "uploads")
+
+
+def test_only_files_that_were_uploaded_are_opened(uploads, tmp_path):
+    (tmp_path / "secret.wav").write_text(SECRET)
+    mine = uploads.add()
+    other = uploads.sessions.open("other", uploads.add("other.wav"))
+    (uploads.folder / "ab12" / "link.wav").symlink_to(tmp_path / "secret.wav")
+    (uploads.folder / "linked").symlink_to(tmp_path)
+    (uploads.folder / "loose.wav").write_text(SECRET)
+    for path in (
+        "/etc/passwd",
+        tmp_path / "secret.wav",
+        f"{uploads.folder}/ab12/../../secret.wav",
+        uploads.folder / "ab12" / "link.wav",
+        uploads.folder / "linked" / "secret.wav",
+        uploads.folder / "loose.wav",
+        uploads.folder,
+        mine.parent,
+        other.recording,
+        uploads.folder / "ab12" / "missing.wav",
+        "",
+        "../secret.wav",
+        "\udcff",
+    ):
+        with pytest.raises(UserError, match="drop it again"):
+            uploads.sessions.open("me", path)
+    assert uploads.sessions.find("me") is None
+    assert uploads.sessions.open("me", mine).recording.read_bytes() == b"sound"
+
+
+def test_nothing_is_left_of_a_session_that_ends(uploads):
+    session = uploads.sessions.open("me", uploads.add())
+    (session.new_folder("tables") / "table.csv").write_text("x")
+    uploads.sessions.close("me")
+    assert session.is_closed.is_set()
+    assert not session.folder.exists()
+    assert uploads.sessions.find("me") is None
+    uploads.sessions.close("me")  # a second time is no error
+
+
+def test_a_new_recording_ends_the_session_before(uploads):
+    first = uploads.sessions.open("me", uploads.add())
+    second = uploads.sessions.open("me", uploads.add())
+    assert first.is_closed.is_set()
+    assert not first.folder.exists()
+    assert uploads.sessions.find("me") is second
+
+
+def test_sessions_that_are_left_end_and_so_do_the_oldest_of_too_many(uploads, monkeypatch):
+    monkeypatch.setattr("kenya_birds.serving.sessions.MAX_SESSIONS", 3)
+    for key in ("a", "b", "c"):
+        uploads.sessions.open(key, uploads.add())
+        uploads.now_s += 1
+    uploads.sessions.find("a")
+    uploads.sessions.open("d", uploads.add())
+    assert {key for key in "abcd" if uploads.sessions.find(key)} == {"a", "c", "d"}
+    uploads.now_s += IDLE_S + 1
+    uploads.sessions.sweep()
+    assert len(uploads.sessions) == 0
+    assert not list(uploads.folder.glob("session-*"))
+
+
+def test_uploads_that_no_session_uses_are_removed_when_they_are_old(uploads):
+    old = UPLOAD_GRACE_S + 10
+    unused = uploads.add("unused.wav", "aa", old)
+    young = uploads.add("young.wav", "bb", 10)
+    used = uploads.add("used.wav", "cc", old)
+    stray = uploads.folder / "tmp123"
+    stray.write_bytes(b"half an upload")
+    os.utime(stray, (time.time() - old,) * 2)
+    session = uploads.sessions.open("me", used)
+    uploads.sessions.sweep()
+    assert [path.exists() for path in (unused, young, used, stray)] == [False, True, True, False]
+    uploads.sessions.sweep()
+    uploads.sessions.close("me")
+    uploads.sessions.sweep()
+    assert not used.exists()
+    assert not session.folder.exists()
+
+
+def test_of_each_kind_of_file_a_page_has_the_last_two(uploads):
+    session = uploads.sessions.open("me", uploads.add())
+    folders = [session.new_folder("tables") for _ in range(4)]
+    other = session.new_folder("stretch")
+    assert [folder.exists() for folder in folders] == [False, False, True, True]
+    assert other.exists()
+
+
+# What is served
+
+
+def test_a_client_gets_the_detections_and_the_files_that_the_page_shows(address, recording, findings):
+    client = Client(address, verbose=False)
+    message = client.predict(handle_file(recording), api_name="/open")
+    assert "is waiting for its turn" in message
+    message = client.predict(api_name="/hear")[0]
+    assert f"{NAME}: 00:40.0, 16 kHz" in message
+    line, by_time, by_species, _, raven, audacity, table = client.predict(True, 0.05, [], False, api_name="/show")
+    expected = findings.detections(FindingSettings())
+    assert line == f"{len(expected)} detections of {len({one.species for one in expected})} species"
+    assert [row[0] for row in by_time["data"]] == [clock(one.start_s, 40) for one in expected]
+    assert by_time["data"][0][3:] == [f"Bird {expected[0].species}", f"Avis {expected[0].species}"]
+    assert sum(row[2] for row in by_species["data"]) == len(expected)
+    assert len(Path(table).read_text().splitlines()) == len(expected) + 1
+    assert len(Path(audacity).read_text().splitlines()) == len(expected)
+    assert [row.split("\t")[11] for row in Path(raven).read_text().splitlines()[1:]] == [NAME] * len(expected)
+
+
+def test_a_forged_path_opens_nothing(visitor, recording, tmp_path):
+    secret = tmp_path / "secret.wav"
+    shutil.copy(recording, secret)
+    mine = Path(uploaded(visitor, recording))
+    other = Path(uploaded(visitor, recording)).parent.parent
+    for path in (
+        secret,
+        "/etc/passwd",
+        f"{mine.parent}/../../../../../..{secret}",
+        other,
+        mine.parent,
+        "/proc/self/environ",
+    ):
+        answer = visitor.open(path)
+        assert answer is None or "drop it again" in answer, path
+    assert "waiting for its turn" in visitor.open(mine)
+
+
+def test_a_download_address_leads_to_no_other_file(visitor, tmp_path, recording):
+    secret = tmp_path / "secret.csv"
+    secret.write_text(SECRET)
+    mine = Path(uploaded(visitor, recording))
+    for path in (
+        secret,
+        f"{mine.parent}/../../..{secret}",
+        f"{mine.parent}/%2e%2e/%2e%2e/%2e%2e{secret}",
+        f"{mine.parent}/..%2f..%2f..{secret}",
+        f"/{secret}",
+        f"file://{secret}",
+        "/etc/passwd",
+        "/proc/self/environ",
+        Path.cwd() / "setup.cfg",
+        mine.parent,
+    ):
+        for method in ("GET", "HEAD"):
+            answer = visitor.http.request(method, f"/gradio_api/file={path}")
+            assert answer.status_code in (403, 404), path
+            assert SECRET not in answer.text
+    assert visitor.http.get(f"/gradio_api/file={mine}").content == recording.read_bytes()
+
+
+def test_the_server_fetches_no_address(visitor):
+    answer = visitor.open("http://127.0.0.1:1/song.wav")
+    assert answer.status_code == 400
+    assert "not an address" in answer.text
+    for address in ("http://example.org/x", "https://example.org/x", "ftp://example.org/x"):
+        assert visitor.http.get(f"/gradio_api/file={address}").status_code == 404
+
+
+def test_another_visitor_does_not_see_what_was_heard(visitor, address, recording):
+    visitor.open(uploaded(visitor, recording))
+    assert f"{NAME}: 00:40.0" in visitor.ask("hear")[0]
+    assert "detections" in visitor.ask("show", True, 0.05, [], True)[0]
+    stranger = Visitor(address)
+    shown = stranger.ask("show", True, 0.05, [], True)
+    assert all(output == {"__type__": "update"} for output in shown)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/proxy=http://example.org",
+        "/gradio_api/process_recording",
+        "/gradio_api/component_server",
+        "/gradio_api/vibe-code",
+        "/gradio_api/runs",
+        "/gradio_api/call/open",
+        "/gradio_api/run/open",
+        "/monitoring",
+        "/docs",
+        "/openapi.json",
+        "/gradio_api/dev/reload",
+        "/gradio_api/file/etc/passwd",
+        "/login",
+    ],
+)
+def test_routes_that_the_page_does_not_use_are_closed(visitor, path):
+    assert visitor.http.get(path).status_code == 404
+    assert visitor.http.post(path, json={}).status_code == 404
+    assert visitor.http.request("DELETE", path).status_code == 404
+
+
+def test_too_much_is_refused(visitor, tmp_path):
+    large = tmp_path / "large.wav"
+    large.write_bytes(bytes(2_100_000))
+    answer = visitor.upload(large)
+    assert (answer.status_code, answer.text) == (413, "The file is too large: 2 MB at most.")
+    # Without a length, in pieces.
+    pieces = visitor.http.post(
+        "/gradio_api/upload", content=iter([b"x" * 1000]), headers={"content-type": "multipart/form-data; boundary=x"}
+    )
+    assert pieces.status_code == 413
+    for body in (b"[" + b"0," * 600_000 + b"0]", b'{"data": ' + b"[" * 100_000):
+        answer = visitor.http.post("/gradio_api/queue/join", content=body)
+        assert answer.status_code in (400, 413)
+    assert visitor.http.get("/config").status_code == 200
+
+
+def test_a_name_is_shown_as_text(visitor, tmp_path):
+    path = tmp_path / "x.wav"
+    path.write_text("no sound")
+    answer = visitor.upload(path, "<img src=x onerror=alert(1)>.wav")
+    assert answer.status_code == 200
+    opened = visitor.open(answer.json()[0])
+    heard = visitor.ask("hear")[0]
+    assert "cannot be read as audio" in heard
+    for text in (opened, heard):
+        assert "<img" not in text
+
+
+def test_the_page_loads_nothing_from_elsewhere(visitor):
+    page = visitor.http.get("/")
+    assert page.headers["content-security-policy"].startswith("default-src 'self'")
+    assert "fonts.googleapis.com/css" not in page.text
+    assert "fonts.googleapis.com" not in visitor.http.get("/theme.css").text
+
+
+def test_when_a_page_is_closed_what_was_kept_is_gone(visitor, recording):
+    upload = Path(uploaded(visitor, recording))
+    with visitor.http.stream("GET", f"/gradio_api/heartbeat/{visitor.session}") as heart:
+        beats = heart.iter_lines()
+        next(beats)
+        before = set(upload.parent.parent.glob("session-*"))
+        visitor.open(upload)
+        visitor.ask("hear")
+        (session,) = set(upload.parent.parent.glob("session-*")) - before
+    deadline = time.monotonic() + 20
+    while session.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not session.exists()
+
+
+def test_nothing_is_left_when_the_server_ends(analyser, recording):
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with served(analyser) as address:
+        upload = Path(uploaded(Visitor(address), recording))
+        assert upload.is_file()
+    assert not upload.parent.parent.exists()
+    assert os.environ.get("GRADIO_TEMP_DIR") == before
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address)
+
+
+# The command
+
+
+def failed(capsys, *words):
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", *map(str, words)])
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kenya-birds demo: error:")]
+    return line
+
+
+def test_a_port_that_is_taken_is_told(model, address, capsys):
+    port = address.rpartition(":")[2]
+    assert f"127.0.0.1:{port} cannot be listened on" in failed(capsys, model, "--port", port)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--max_hours", 0, "max_hours is 0.0: expected more than 0"),
+        ("--max_upload_mb", -1, "max_upload_mb is -1.0: expected more than 0"),
+        ("--concurrency", 0, "concurrency is 0: expected 1 or more"),
+    ],
+)
+def test_settings_that_make_no_sense_are_told(model, capsys, flag, value, said):
+    assert said in failed(capsys, model, "--port", free_port(), flag, value)
+
+
+def test_a_model_that_is_not_there_is_told(tmp_path, capsys):
+    assert "there is no model" in failed(capsys, tmp_path / "nothing")
+
+
+def test_without_gradio_it_is_told_how_to_get_it(model, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "kenya_birds.serving.demo")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "pip install 'kenya_birds[demo]'" in failed(capsys, model)

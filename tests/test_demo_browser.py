@@ -1,0 +1,192 @@
+"""The demo's page in a real Chromium; without one these tests are skipped."""
+
+import csv
+import shutil
+import time
+
+import pytest
+import soundfile
+from demo_server import served
+from detecting import RATE, chirps, save_model
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from kenya_birds.serving.analysis import Analyser
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no chromium with its chromedriver")
+WAIT_S = 60
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sound") / "KEN_001_20211207_153852.flac"
+    soundfile.write(path, chirps(75, 1), RATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    analyser = Analyser(save_model(tmp_path_factory.mktemp("model") / "birds"), device="cpu", max_hours=0.1)
+    with served(analyser, max_upload_mb=5) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory, recording):
+    """Chromium without a window, whose microphone hears the recording."""
+    sound = tmp_path_factory.mktemp("microphone") / "microphone.wav"
+    soundfile.write(sound, soundfile.read(recording, dtype="int16")[0], RATE)
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-dev-shm-usage",
+        "disable-gpu",
+        "use-fake-ui-for-media-stream",
+        "use-fake-device-for-media-stream",
+        f"use-file-for-fake-audio-capture={sound}",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(chromium, address, tmp_path):
+    """The page, just loaded, on a desktop's screen; downloads go to `tmp_path`."""
+    chromium.set_window_size(1440, 900)
+    chromium.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    chromium.get(address)
+    return Visit(chromium)
+
+
+class Visit:
+    """What somebody does on the page, and sees."""
+
+    def __init__(self, driver):
+        self.driver = driver
+        self.until(lambda: self.all("#recording"))
+
+    def until(self, seen):
+        return WebDriverWait(self.driver, WAIT_S, 0.1).until(lambda _: seen())
+
+    def all(self, selector):
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def text(self, selector):
+        return " ".join(found.text for found in self.all(selector))
+
+    def drop(self, path):
+        self.until(lambda: self.all("#recording input[type=file]"))[0].send_keys(str(path))
+
+    def results(self):
+        """Waits for the results, and tells the table's texts."""
+        self.until(lambda: "detections" in self.text("#line") and self.all("#stretch img"))
+        return self.rows()
+
+    def rows(self):
+        cells = self.all("#by_time [role=gridcell]")
+        texts = [cell.text for cell in cells]
+        return [tuple(texts[at : at + 5]) for at in range(0, len(texts), 5)]
+
+    def complaints(self):
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_a_dropped_recording_is_shown_filtered_and_downloaded(page, recording, tmp_path):
+    page.drop(recording)
+    rows = page.results()
+    assert "KEN_001_20211207_153852.flac: 01:15.0, 16 kHz" in page.text("#about")
+    count = page.text("#line")
+    assert rows[0][0].startswith("00:0")
+    assert {row[3] for row in rows} <= {"Bird abcde1", "Bird bcdef1", "Bird cdefg1"}
+    assert rows[0][4] == rows[0][3].replace("Bird", "Avis")
+    assert all(float(row[2]) >= 0.5 for row in rows)
+
+    picture = page.all("#stretch img")[0].get_attribute("src")
+    page.all("#by_time [role=gridcell]")[5 * 5].click()
+    page.until(lambda: page.all("#stretch img")[0].get_attribute("src") != picture)
+
+    picture = page.all("#stretch img")[0].get_attribute("src")
+    page.all("#start input[type=range]")[0].send_keys(Keys.ARROW_RIGHT)
+    page.until(lambda: page.all("#stretch img")[0].get_attribute("src") != picture)
+
+    box = page.all("#least input[type=number]")[0]
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys("0.95", Keys.TAB)
+    page.until(lambda: page.text("#line") not in ("", count))
+    fewer = page.rows()
+    assert fewer
+    assert all(float(row[2]) >= 0.95 for row in fewer)
+
+    page.all("#species input")[0].click()
+    page.until(lambda: page.all("#species [role=option]"))[0].click()
+    page.until(lambda: "of 1 species" in page.text("#line"))
+
+    for name in ("csv", "raven", "audacity"):
+        page.all(f"#download_{name}")[0].click()
+    stem = "KEN_001_20211207_153852"
+    names = {f"{stem}.detections.csv", f"{stem}.selections.txt", f"{stem}.txt"}
+    page.until(lambda: {path.name for path in tmp_path.iterdir()} >= names)
+    with open(tmp_path / f"{stem}.detections.csv", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert f"{len(table)} detections of 1 species" in page.text("#line")
+    assert {row["common_name"] for row in table} == {page.rows()[0][3]}
+    assert all(float(row["score"]) >= 0.95 for row in table)
+    selections = (tmp_path / f"{stem}.selections.txt").read_text()
+    assert len(selections.splitlines()) == len(table) + 1
+    assert "/" not in selections.splitlines()[1]  # no path of the server
+    assert page.complaints() == []
+
+
+def test_a_file_that_is_no_recording_gets_a_sentence_and_the_next_one_is_heard(page, recording, tmp_path):
+    bad = tmp_path / "notes.wav"
+    bad.write_text("Saw a bird today.")
+    page.drop(bad)
+    page.until(lambda: page.all("#about .problem"))
+    assert page.text("#about").startswith("notes.wav cannot be read as audio")
+    assert not page.all("#results") or not page.all("#results")[0].is_displayed()
+    page.all("#recording [aria-label=Clear]")[0].click()
+    page.until(lambda: not page.text("#about"))
+    page.drop(recording)
+    assert page.results()
+
+
+def test_a_file_over_the_limit_is_refused_in_words(page, tmp_path):
+    large = tmp_path / "large.wav"
+    soundfile.write(large, chirps(200, 1), RATE)
+    assert large.stat().st_size > 5e6
+    page.drop(large)
+    page.until(lambda: 'exceed the maximum allowed size of 4.8 Mb: "large.wav"' in page.text("body"))
+
+
+def test_what_the_microphone_hears_is_heard(page):
+    page.until(lambda: page.all("#recording [aria-label='Record audio']"))[0].click()
+    page.until(lambda: page.all("#recording .record-button"))[0].click()
+    time.sleep(4)
+    page.all("#recording .stop-button")[0].click()
+    assert page.results()
+
+
+def test_nothing_is_wider_than_a_phone(page, recording):
+    page.driver.set_window_size(500, 844)  # the least width of a window; a phone's is set by emulation
+    page.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    )
+    try:
+        page.drop(recording)
+        page.results()
+        assert page.driver.execute_script("return document.documentElement.scrollWidth") == 390
+        for name in ("recording", "least", "species", "by_time", "start", "stretch", "download_csv"):
+            box = page.all(f"#{name}")[0].rect
+            assert box["x"] >= 0, name
+            assert box["x"] + box["width"] <= 390, name
+            assert box["width"] > 60, name
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

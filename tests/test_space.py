@@ -1,0 +1,120 @@
+"""The demo as a Space: a folder that starts by itself, and its way to the Hub."""
+
+import os
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+import yaml
+from demo_server import Visitor, free_port
+from detecting import RATE, chirps, save_model
+from fake_hub import FakeHub
+from packaging.requirements import Requirement
+
+from kenya_birds.errors import UserError
+from kenya_birds.publishing import space
+from kenya_birds.publishing.space import publish_space, requirements, write_space
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def header(folder):
+    return yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+
+
+def test_the_folder_says_what_it_is_and_which_model_it_hears_with(tmp_path):
+    import gradio
+
+    files = write_space(tmp_path / "space", "ann/birds", revision=COMMIT, license="cc-by-4.0")
+    said = header(tmp_path / "space")
+    assert (said["sdk"], said["sdk_version"], said["app_file"]) == ("gradio", gradio.__version__, "app.py")
+    assert (said["models"], said["license"]) == (["ann/birds"], "cc-by-4.0")
+    assert isinstance(said["python_version"], str)
+    assert f'"ann/birds@{COMMIT}"' in (tmp_path / "space" / "app.py").read_text()
+    assert {path.suffix for path in files} <= {".py", ".txt", ".md", ".jinja", ".typed"}
+    assert not list((tmp_path / "space").rglob("__pycache__"))
+
+
+def test_its_requirements_are_the_packages_and_gradio(tmp_path):
+    names = {Requirement(line).name: Requirement(line) for line in requirements()}
+    assert {"torch", "transformers", "soundfile", "gradio"} <= set(names)
+    assert not {"pytest", "optuna", "ruff"} & set(names)
+    assert str(names["torch"].specifier)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        write_space(tmp_path, "ann/birds")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_folder_starts_in_a_process_that_knows_nothing_of_this_repository(tmp_path):
+    """Only the folder's copy of the package is there to be imported."""
+    import soundfile
+
+    write_space(tmp_path / "space", "ann/birds", revision=COMMIT)
+    page = tmp_path / "space/kenya_birds/serving/demo.py"
+    page.write_text(page.read_text().replace("Who sings here?", "From a copy of the code"))
+    model, port = save_model(tmp_path / "model"), free_port()
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SPACE_ID")}
+    process = subprocess.Popen(
+        [sys.executable, "app.py"],
+        cwd=tmp_path / "space",
+        env={**environment, "KENYA_BIRDS_MODEL": str(model), "GRADIO_SERVER_PORT": str(port), "MAX_HOURS": "0.1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                httpx.get(f"{address}/config", timeout=5).raise_for_status()
+                break
+            except httpx.HTTPError:
+                assert process.poll() is None, process.stdout.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.3)
+        recording = tmp_path / "song.wav"
+        soundfile.write(recording, chirps(10), RATE)
+        visitor = Visitor(address)
+        visitor.open(visitor.upload(recording).json()[0])
+        assert "song.wav: 00:10.0, 16 kHz" in visitor.ask("hear")[0]
+        assert "From a copy of the code" in httpx.get(f"{address}/config").text
+    finally:
+        process.terminate()
+        said, _ = process.communicate(timeout=30)
+    assert "The page is at http://127.0.0.1" in said
+    assert process.returncode == 0, said
+
+
+def test_a_space_is_published_in_one_commit_and_old_code_goes(tmp_path, monkeypatch):
+    write_space(tmp_path / "space", "ann/birds", revision=COMMIT)
+    (tmp_path / "space/kenya_birds/__pycache__").mkdir()
+    (tmp_path / "space/kenya_birds/__pycache__/x.pyc").write_bytes(b"x")
+    with FakeHub() as hub:
+        hub.redirect(monkeypatch, tmp_path / "home")
+        publish_space(tmp_path / "space", "ann/birds-demo", message="The demo", private=True)
+        (tmp_path / "space/kenya_birds/serving/guard.py").rename(tmp_path / "space/kenya_birds/serving/gate.py")
+        publish_space(tmp_path / "space", "birds-demo", message="Again", private=True)
+        repo = hub.repos["spaces/ann/birds-demo"]
+    assert repo["private"]
+    first, second = (set(commit["tree"]) for commit in repo["commits"])
+    assert {"app.py", "README.md", "requirements.txt", "kenya_birds/serving/guard.py"} <= first
+    assert not any("pycache" in name for name in first)
+    assert second - first == {"kenya_birds/serving/gate.py"}
+    assert first - second == {"kenya_birds/serving/guard.py"}
+
+
+def test_without_gradio_no_space_is_written(tmp_path, monkeypatch):
+    def version(name):
+        raise space.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(space.importlib.metadata, "version", version)
+    with pytest.raises(UserError, match=r"pip install 'kenya_birds\[demo\]'"):
+        write_space(tmp_path / "space", "ann/birds")
+    assert not (tmp_path / "space").exists()
