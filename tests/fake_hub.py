@@ -31,8 +31,8 @@ class FakeHub:
         endpoint: Address to give to the client.
         token: The one token that it accepts, of the account `user`.
         repos: What it holds: by `owner/name`, `datasets/owner/name` or `spaces/owner/name`, whether it is private, and
-            its commits, oldest first. Of a commit, `files` is what was sent in it and `tree` all that the repository holds
-            after it. `branches` holds the commits of other branches, and of pull requests as `refs/pr/N`.
+            its commits, oldest first. Of a commit, `files` is what was sent in it and `tree` all that the repository
+            holds after it. `branches` holds the commits of other branches, and of pull requests as `refs/pr/N`.
         requests: What it was asked, as `METHOD path`.
         refuse_token: Whether it refuses every token (401).
         read_only: Whether it accepts the token for reading only (403).
