@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from detecting import save_model
 from running import ROOT, run, run_script
 
 MISSING = ("datasets", "pyarrow", "pandas", "scipy", "sklearn", "soundfile", "soxr", "av", "noisereduce", "librosa")
@@ -31,3 +32,16 @@ def test_what_many_hours_take_is_measured_and_reckoned():
     assert 0.1 < float(seconds) < 600
     assert float(hours_a_day.replace(",", "")) == pytest.approx(86_400 / float(seconds), rel=0.02)
     assert float(years) == pytest.approx(1e6 * float(seconds) / 3600 / 8760, rel=0.02, abs=0.006)
+
+
+def test_visitors_of_the_demo_that_come_at_once_are_counted_and_timed(tmp_path):
+    model = save_model(tmp_path / "model")
+    words = ("--model", str(model), "--users", "3", "--duration_s", "4")
+    result = run_script("benchmarks/demo_load.py", *words, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[1] == "answered 3, refused 0, failed 0"
+    alone_s, median_s, worst_s = map(float, lines[4].strip("|").split("|")[1:])
+    assert 0 < median_s <= worst_s
+    assert alone_s > 0
+    assert "visitors' folders left: 0" in lines
