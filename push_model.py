@@ -37,6 +37,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     check_repo_id(options.repo_id)
     published_files(options.model_dir)
+    if options.with_space:
+        from kenya_birds.publishing.space import check_space
+
+        check_repo_id(f"{options.repo_id}-demo", "space")
+        check_space(options.with_space)
     builder = None
     if options.with_dataset:
         from kenya_birds.publishing.clips import model_clips_builder

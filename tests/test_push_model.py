@@ -271,6 +271,14 @@ def test_the_demo_goes_with_the_model_and_names_its_commit(trained, unchecked, t
     assert f"{unchecked.endpoint}/spaces/ann/birds-demo" in capsys.readouterr().out
 
 
+def test_no_model_is_sent_when_its_demo_cannot_be_written(trained, unchecked, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    for folder, said in ((tmp_path, "is not empty"), (tmp_path / "mine.txt", "is a file")):
+        with pytest.raises(UserError, match=said):
+            push_here(trained, "--repo_id", "ann/birds", "--with_space", folder)
+    assert unchecked.requests == []
+
+
 def test_a_dry_run_writes_the_demo_and_sends_nothing(trained, unchecked, tmp_path, capsys):
     push_here(trained, "--repo_id", "ann/birds", "--dry_run", "--with_space", tmp_path / "space")
     assert "Space: ann/birds-demo," in capsys.readouterr().out

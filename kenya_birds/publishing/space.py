@@ -79,6 +79,7 @@ def write_space(
     Raises:
         UserError: If the folder is not empty or cannot be written to, or Gradio or this package is not installed.
     """
+    check_space(folder)
     title = f"Who sings here? {repo_id.rpartition('/')[2]}"
     header = {
         "title": title,
@@ -106,8 +107,6 @@ def write_space(
         sources["LICENSE"] = code_license
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty: give a new folder for the Space")
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         for name, path in sources.items():
@@ -116,6 +115,15 @@ def write_space(
     except OSError as error:
         raise UserError(f"the Space's folder {folder} cannot be written: {error}") from None
     return [folder / name for name in sorted([*texts, *sources])]
+
+
+def check_space(folder: Path) -> None:
+    """Raises `UserError` if no Space can be written to this folder; to be known before a model is published."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a new folder for the Space")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: give a new folder for the Space")
+    requirements()
 
 
 def publish_space(

@@ -27,6 +27,7 @@ CSS = """
 .picture {overflow-x: auto !important}
 .picture .image-container {width: 100%; min-width: 820px}
 #by_time, #by_species {--font-mono: var(--font)}
+#about [data-testid=status-tracker]:not(.hide) {background: var(--background-fill-primary); opacity: 1; height: 100%}
 .message {padding: 10px 14px; border-radius: 8px; background: var(--background-fill-secondary)}
 .problem {border-left: 4px solid #c0392b}
 .gradio-container {max-width: min(1200px, 100%) !important; margin: 0 auto}
@@ -42,7 +43,7 @@ def build(page: Page, *, max_upload_mb: float, concurrency: int) -> gr.Blocks:
             "<h1>Who sings here?</h1><p>Drop a recording, or record one. "
             f"The model, <b>{html.escape(analyser.title)}</b>, knows {len(analyser.classes)} species. "
             f"Up to {max_upload_mb:g} MB and {analyser.max_hours:g} hours. "
-            "Nothing is kept when you close this page.</p>"
+            "What you send is removed when you close this page.</p>"
         )
         recording = gr.Audio(
             sources=["upload", "microphone"],
@@ -54,7 +55,7 @@ def build(page: Page, *, max_upload_mb: float, concurrency: int) -> gr.Blocks:
             waveform_options=gr.WaveformOptions(show_recording_waveform=False),
             elem_id="recording",
         )
-        about = gr.HTML(elem_id="about", min_height=60)
+        about = gr.HTML(elem_id="about", min_height=90)
         with gr.Column(visible=False, elem_id="results") as results:
             with gr.Row():
                 least = gr.Slider(

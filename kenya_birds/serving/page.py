@@ -57,7 +57,7 @@ class Page:
         try:
             session.findings = findings = self.analyser.hear(
                 session.recording,
-                progress=lambda share: progress(share, desc=f"Listening to {name}"),
+                progress=lambda share: progress(share, desc="Listening"),
                 is_stopped=session.is_closed.is_set,
             )
         except UserError as error:
