@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 # Two processes: most tests wait for subprocesses or use one thread. A file's tests share what they train.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 CODE := kenya_birds tests examples benchmarks docs train_hf.py push_model.py
 
 .PHONY: help install test compatibility demo quality style reference clean

@@ -5,6 +5,24 @@ import tempfile
 
 import pytest
 
+# These files take longest. They come first, so that no process is left alone with one of them in the end.
+SLOW_FILES = (
+    "test_push_model.py",
+    "test_cross_validation.py",
+    "test_tuning.py",
+    "test_export.py",
+    "test_trainer.py",
+    "test_detect.py",
+    "test_benchmarks.py",
+    "test_train_journey.py",
+    "test_demo_browser.py",
+    "test_publishing_docs.py",
+    "test_notebook.py",
+    "test_probe.py",
+    "test_hub.py",
+    "test_travelling.py",
+)
+
 # Hugging Face's libraries read these when they are imported: here nothing has, and the fixtures import ours late.
 _home = tempfile.TemporaryDirectory(prefix="kenya_birds_tests_")
 os.environ["HF_HOME"] = _home.name
@@ -12,6 +30,11 @@ os.environ["HF_DATASETS_CACHE"] = f"{_home.name}/datasets"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads that wait for each other make small tensors slow on a busy machine, and many times so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Slow files first; the order within a file stays."""
+    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
 
 
 @pytest.fixture(scope="session")
