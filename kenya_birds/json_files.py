@@ -1,11 +1,11 @@
 """JSON files that runs leave and read."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from kenya_birds.errors import UserError
+from kenya_birds.output_files import whole_file
 
 
 def write_json(content: dict[str, Any], path: Path, *, allow_nan: bool = True) -> None:
@@ -15,9 +15,8 @@ def write_json(content: dict[str, Any], path: Path, *, allow_nan: bool = True) -
         ValueError: If there is a NaN, which is no JSON, and `allow_nan` is not set.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=allow_nan)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def _add_check(commands: Any) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from kenya_birds.data.check import check_archive, format_check, write_check
-    from kenya_birds.data.splits import check_output
+    from kenya_birds.output_files import check_output
 
     check_output(options.output, options.overwrite)
     check = check_archive(options.data_dir, num_proc=options.num_proc)
@@ -145,7 +145,8 @@ def _split(options: argparse.Namespace) -> None:
     from kenya_birds.data.archive import read_archive, select_classes
     from kenya_birds.data.balanced_split import make_splits
     from kenya_birds.data.split_audit import audit_split, format_audit
-    from kenya_birds.data.splits import check_output, write_splits
+    from kenya_birds.data.splits import write_splits
+    from kenya_birds.output_files import check_output
 
     check_output(options.output, options.overwrite)
     annotations = read_archive(options.data_dir).annotations

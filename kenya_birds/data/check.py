@@ -22,8 +22,8 @@ from kenya_birds.data.archive import (
     read_table,
 )
 from kenya_birds.data.recording_check import RecordingCheck, check_recording
-from kenya_birds.data.splits import check_output, write_table
 from kenya_birds.errors import UserError
+from kenya_birds.output_files import check_output, write_table
 
 # What a finding does to training.
 NOTHING, SET_ASIDE, STOPS = "", "set aside", "stops training"

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import warnings
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pandas as pd
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from kenya_birds.errors import UserError
+from kenya_birds.output_files import check_output, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -256,34 +256,6 @@ def write_splits(table: pd.DataFrame, path: str | Path, *, overwrite: bool = Fal
     """
     check_output(path, overwrite)
     write_table(table, path)
-
-
-def write_table(table: pd.DataFrame, path: str | Path, float_format: str | None = None) -> None:
-    """Writes a table as CSV, whole or not at all; a file that is there is replaced.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    try:
-        table.to_csv(partial, index=False, lineterminator="\n", float_format=float_format)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error}; give a path in a folder that can be written to") from None
-
-
-def check_output(path: str | Path, overwrite: bool) -> None:
-    """Raises `UserError` if a file would be overwritten unasked, or cannot be made; to be known before long work."""
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already: give another path, or ask for it to be overwritten")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(
-            f"{path} cannot be written: expected a file in a folder that is there and can be written to; give another "
-            "path"
-        )
 
 
 def check_splits(table: pd.DataFrame, recordings: set[str]) -> None:

@@ -12,6 +12,7 @@ from scipy import signal
 from tqdm import tqdm
 
 from kenya_birds.errors import UserError
+from kenya_birds.output_files import is_new_or_empty
 
 SAMPLE_RATE_HZ = 32_000
 BLOCK_S = 60.0  # audio held in memory at once
@@ -317,7 +318,7 @@ def synthesize_archive(
     """
     data_dir = Path(data_dir)
     plan = _plan_recordings(recordings, duration_s, species, annotations, seed)
-    if data_dir.exists() and not (data_dir.is_dir() and not any(data_dir.iterdir())):
+    if not is_new_or_empty(data_dir):
         raise UserError(f"expected a new or empty folder, found something in {data_dir}; give another path")
 
     try:

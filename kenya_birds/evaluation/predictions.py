@@ -1,7 +1,6 @@
 """What a model said of clips, in memory and as a Parquet file: every figure can be computed again from it."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import class_targets, predicted_classes
 from kenya_birds.model.modeling_kenya_birds import MASKED
+from kenya_birds.output_files import users_file
 
 CLIP_COLUMNS = ("recording", "start_s", "center_s")
 LABEL_COLUMNS = ("label", "labels", "unknown")
@@ -116,14 +116,8 @@ def write_predictions(predictions: Predictions, path: str | Path) -> None:
         columns["label"] = pa.array([predictions.classes[label] for label in predictions.references], pa.string())
     columns |= {code: pa.array(predictions.scores[:, label]) for label, code in enumerate(predictions.classes)}
     table = pa.table(columns).replace_schema_metadata({CLASSES_KEY: json.dumps(predictions.classes).encode()})
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    try:
+    with users_file(Path(path)) as partial:
         pq.write_table(table, partial)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error}; give a folder that can be written to") from None
 
 
 def read_predictions(path: str | Path) -> Predictions:

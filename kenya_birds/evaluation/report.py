@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from kenya_birds.data.splits import write_table
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.evaluation.figures import (
     save_confusions,
@@ -28,6 +27,7 @@ from kenya_birds.evaluation.predictions import Predictions, write_predictions
 from kenya_birds.evaluation.species_table import species_table
 from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
 from kenya_birds.json_files import write_json
+from kenya_birds.output_files import write_table
 
 logger = logging.getLogger(__name__)
 

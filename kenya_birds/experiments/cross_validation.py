@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
-from kenya_birds.data.splits import read_folds, seed_folds, splits_of_fold, write_table
+from kenya_birds.data.splits import read_folds, seed_folds, splits_of_fold
 from kenya_birds.errors import UserError
 from kenya_birds.experiments.results import Fold, Scored, write_out_of_fold
 from kenya_birds.experiments.single_run import train_and_evaluate
 from kenya_birds.json_files import read_json, write_json
+from kenya_birds.output_files import is_new_or_empty, whole_file, write_table
 from kenya_birds.training.arguments import DEFAULT_FOLDS, last_whole_checkpoint
 from kenya_birds.training.run import Run, Settings
 from kenya_birds.training.summary import SUMMARY_FILE
@@ -154,7 +154,7 @@ class CrossValidation:
         if resume and not (output_dir / RESULTS_FILE).is_file():
             raise UserError(f"no cross-validation to go on with in {output_dir}: leave --resume_from_checkpoint out")
         if not resume:
-            if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+            if not is_new_or_empty(output_dir):
                 raise UserError(
                     f"--output_dir {output_dir} exists and is not an empty folder: choose another, or go on with the "
                     "cross-validation in it with --resume_from_checkpoint true"
@@ -229,10 +229,8 @@ def find_folds(clips: pd.DataFrame, splits_file: str | Path | None, folds: int |
 
 
 def _write_logits(scored: Scored, path: Path) -> None:
-    partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **vars(scored))
-    os.replace(partial, path)
 
 
 def _read_logits(path: Path) -> Scored:

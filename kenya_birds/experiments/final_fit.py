@@ -1,6 +1,5 @@
 """The final fit: a model trained on every recording, for as long as was best in cross-validation."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.experiments.cross_validation import CrossValidation
-from kenya_birds.json_files import write_json
+from kenya_birds.json_files import read_json, write_json
 from kenya_birds.training.arguments import last_whole_checkpoint
 from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE
 
@@ -66,6 +65,6 @@ def _forget_the_end(folder: Path, epochs: float) -> None:
     """Deletes a checkpoint from which a run that was killed just before its model was saved would train on."""
     checkpoint = last_whole_checkpoint(folder)
     if checkpoint is not None:
-        state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        state = read_json(Path(checkpoint) / TRAINER_STATE_NAME)
         if state["epoch"] >= epochs - 1e-6:
             shutil.rmtree(checkpoint)

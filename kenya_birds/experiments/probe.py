@@ -11,7 +11,7 @@ import pandas as pd
 
 from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS, KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
-from kenya_birds.data.splits import SPLITS, has_folds, read_splits, splits_of_fold, write_table
+from kenya_birds.data.splits import SPLITS, has_folds, read_splits, splits_of_fold
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import fit_calibration
 from kenya_birds.evaluation.scoring import clip_references
@@ -23,6 +23,7 @@ from kenya_birds.experiments.results import Fold, Scored, write_out_of_fold, wri
 from kenya_birds.inference.embedders import load_embedder
 from kenya_birds.inference.run import hash_model
 from kenya_birds.json_files import write_json
+from kenya_birds.output_files import is_new_or_empty, write_table
 from kenya_birds.saved_models import SavedModel
 from kenya_birds.training.summary import SPLITS_FILE
 
@@ -118,7 +119,7 @@ def probe(
     settings, output_dir = settings or ProbeSettings(), Path(output_dir)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: expected 1 or more")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if not is_new_or_empty(output_dir):
         raise UserError(f"{output_dir} exists and is not an empty folder: give another --output")
     trained = None if beside is None else TrainedRun.read(beside)
     embedder = load_embedder(model, clip_s=settings.clip_s, device=device)

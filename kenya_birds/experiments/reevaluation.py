@@ -17,6 +17,7 @@ from kenya_birds.evaluation.report import write_evaluation
 from kenya_birds.evaluation.scoring import clip_references, score_clips
 from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
 from kenya_birds.json_files import read_json
+from kenya_birds.output_files import is_new_or_empty
 from kenya_birds.saved_models import find_model, load_classifier
 from kenya_birds.training.arguments import DataArguments
 from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE
@@ -70,7 +71,7 @@ def evaluate_model(
             `common_classes` is not set.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if not is_new_or_empty(output_dir):
         raise UserError(f"{output_dir} exists and is not an empty folder: give another --output")
     if split not in SPLITS:
         raise UserError(f"no split {split!r}: expected one of {', '.join(SPLITS)}")

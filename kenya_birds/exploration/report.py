@@ -1,6 +1,5 @@
 """Describes an archive on one self-contained HTML page: tables, pictures, and what was set aside."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from kenya_birds.exploration.measures import (
 )
 from kenya_birds.exploration.tables import recording_rows, rows_that_last, set_aside_rows, species_rows
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.output_files import users_file
 
 CLIP_S = 3.0
 MOST_SPECIES = 40
@@ -78,15 +78,8 @@ def write_report(
     if output.exists() and not overwrite:
         raise UserError(f"{output} is there already: give another path, or ask for it to be overwritten")
     page = _render(_describe(read_archive(data_dir), min_annotations, seed, balanced))
-    partial = output.with_name(output.name + ".part")
-    try:
+    with users_file(output) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")
-        os.replace(partial, output)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{output} cannot be written: {error}; give a path in a folder that can be written to"
-        ) from None
     return output
 
 

@@ -1,12 +1,11 @@
 """Writes pictures to files."""
 
-import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from kenya_birds.data.splits import check_output
 from kenya_birds.errors import UserError
+from kenya_birds.output_files import check_output, users_file
 from kenya_birds.plot_style import styled
 
 # What the formats would say of program and time: same picture, same bytes.
@@ -28,10 +27,5 @@ def save_picture(figure: Figure, path: str | Path) -> None:
         UserError: If it cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    try:
+    with users_file(path) as partial:
         figure.savefig(partial, format=path.suffix[1:], metadata=METADATA[path.suffix])
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error}; give a path in a folder that can be written to") from None

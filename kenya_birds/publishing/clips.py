@@ -17,6 +17,7 @@ from kenya_birds.data.splits import read_folds, read_splits, splits_of_fold
 from kenya_birds.errors import UserError
 from kenya_birds.experiments.cross_validation import FOLDS_FILE
 from kenya_birds.json_files import read_json
+from kenya_birds.output_files import is_new_or_empty
 from kenya_birds.publishing.clips_card import render_clips_card
 from kenya_birds.publishing.hub import full_repo_id, upload_files
 from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE
@@ -90,7 +91,7 @@ def save_clips(clips: datasets.DatasetDict, folder: str | Path, *, title: str, *
     audio = next(iter(clips.values())).features["audio"]
     clips = clips.cast_column("audio", replace(audio, decode=True))
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not is_new_or_empty(folder):
             raise UserError(f"{folder} exists and is not an empty folder; give another one or remove it")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:

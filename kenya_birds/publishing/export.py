@@ -20,6 +20,7 @@ from kenya_birds.evaluation.report import THRESHOLDS_FILE
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.output_files import is_new_or_empty
 from kenya_birds.publishing.export_readme import render_readme
 from kenya_birds.publishing.fourier_matrices import FourierMatrices
 from kenya_birds.saved_models import SavedModel, find_model, load_classifier
@@ -83,7 +84,7 @@ def export_onnx(model_name: str, output_dir: str | Path) -> Path:
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise UserError(f"exporting needs {', '.join(missing)}: pip install 'kenya_birds[onnx]'")
     output_dir = Path(output_dir).resolve()
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if not is_new_or_empty(output_dir):
         raise UserError(f"{output_dir} exists and is not an empty folder: give another one or remove it")
     saved = find_model(model_name)
     model, extractor = load_classifier(saved)

@@ -12,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS
 from kenya_birds.errors import UserError
+from kenya_birds.output_files import is_new_or_empty
 
 # Of a final fit without --folds.
 DEFAULT_FOLDS = 5
@@ -225,7 +226,7 @@ def find_checkpoint(args: KenyaBirdsTrainingArguments, classes: list[str]) -> st
     """
     output_dir = Path(args.output_dir)
     if not args.resume_from_checkpoint:
-        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        if not is_new_or_empty(output_dir):
             raise UserError(
                 f"--output_dir {output_dir} exists and is not an empty folder: choose another, or go on with the run "
                 "in it with --resume_from_checkpoint true"

@@ -13,10 +13,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from kenya_birds.console import user_errors
 from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
-from kenya_birds.data.splits import SPLITS, read_splits, write_table
+from kenya_birds.data.splits import SPLITS, read_splits
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.output_files import write_table
 from kenya_birds.training.arguments import (
     DataArguments,
     FeatureArguments,

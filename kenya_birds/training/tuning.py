@@ -31,6 +31,7 @@ from kenya_birds.data.archive import archive_fingerprint
 from kenya_birds.data.splits import seed_folds
 from kenya_birds.errors import UserError
 from kenya_birds.json_files import read_json, write_json
+from kenya_birds.output_files import is_new_or_empty
 from kenya_birds.training.run import Run, Settings
 from kenya_birds.training.search_space import SearchSpace
 from kenya_birds.training.tuning_report import FOLD_EPOCHS, FOLD_SCORES, write_tuning
@@ -184,7 +185,7 @@ def _parse(data_dir: str | Path, output: Path, flags: Sequence[str]) -> Settings
 
 def _check_output(output: Path, description: dict[str, Any]) -> None:
     """Raises `UserError` unless the folder is new, empty or the study's own: trials' folders in it are deleted."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if is_new_or_empty(output):
         return
     if not (output / STUDY_FILE).is_file():
         raise UserError(f"--output {output} exists and holds no study: choose another folder, new or empty")

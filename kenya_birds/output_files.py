@@ -1,0 +1,63 @@
+"""Files and folders that commands write: whole or not at all, and never over something unasked."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+from kenya_birds.errors import UserError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives the path to write to; what is there gets its name when the block ends, and is removed if it fails.
+
+    Args:
+        path: The file's path; a file that is there is replaced.
+    """
+    partial = path.with_name(path.name + ".part")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def users_file(path: Path) -> Iterator[Path]:
+    """`whole_file` where the user chose the path: raises `UserError` if it cannot be written."""
+    try:
+        with whole_file(path) as partial:
+            yield partial
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}; give a path in a folder that can be written to") from None
+
+
+def write_table(table: pd.DataFrame, path: str | Path, float_format: str | None = None) -> None:
+    """Writes a table as CSV, whole or not at all; a file that is there is replaced.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    with users_file(Path(path)) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n", float_format=float_format)
+
+
+def check_output(path: str | Path, overwrite: bool) -> None:
+    """Raises `UserError` if a file would be overwritten unasked, or cannot be made; to be known before long work."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already: give another path, or ask for it to be overwritten")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(
+            f"{path} cannot be written: expected a file in a folder that is there and can be written to; give another "
+            "path"
+        )
+
+
+def is_new_or_empty(folder: Path) -> bool:
+    """Whether nothing is there yet: no such path, or an empty folder."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
