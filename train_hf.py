@@ -4,6 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from kenya_birds.console import one_line_errors, show_log
@@ -67,3 +68,5 @@ def _parser() -> HfArgumentParser:
 if __name__ == "__main__":
     with one_line_errors(Path(sys.argv[0]).name):
         main()
+        # A thread of gloo's that drops a tensor while Python comes to its end would abort the process.
+        PartialState().destroy_process_group()

@@ -185,6 +185,19 @@ def test_several_processes_give_the_same_bytes(model, recordings, reference, tmp
     assert tables(tmp_path / "output") == reference
 
 
+def test_processes_leave_their_group_before_they_end(tmp_path):
+    # Otherwise a thread of the group's aborts about one run in three while Python ends.
+    (tmp_path / "script.py").write_text(
+        "import atexit, torch\n"
+        "from kenya_birds.inference.sharing import Team\n"
+        "atexit.register(lambda: print('in ' if torch.distributed.is_initialized() else 'left ', end=''))\n"
+        "Team().collect('here')\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = run(*launcher, str(tmp_path / "script.py"), PYTHONPATH=str(ROOT))
+    assert (result.returncode, result.stdout.split()) == (0, ["left", "left"]), result.stderr
+
+
 def test_processes_share_bytes_evenly_and_files_of_unknown_size_count_as_the_mean():
     rng = random.Random(0)
     sizes = [rng.choice([None, 10**9, rng.randrange(10**8)]) for _ in range(200)]

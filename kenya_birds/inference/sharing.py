@@ -1,5 +1,6 @@
 """One run in several processes, on one machine or on many, as torchrun and accelerate start them."""
 
+import atexit
 import heapq
 import os
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ class Team:
                     f"WORLD_SIZE is {self.size}, but the processes do not find each other ({error}): start them with "
                     "torchrun or accelerate launch"
                 ) from None
+            # A thread of gloo's that drops a tensor while Python comes to its end would abort the process.
+            atexit.register(_end_process_group)
 
     @property
     def device(self) -> str | None:
@@ -71,6 +74,11 @@ class Team:
             raise UserError(
                 "another process of this run has ended: see what it says, and run the same command again to go on"
             ) from None
+
+
+def _end_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def shares(sizes: Sequence[int | None], members: int) -> list[int]:
