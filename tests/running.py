@@ -1,6 +1,7 @@
 """Starts training in the tests, in this process or in others."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -8,7 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from transformers import HfArgumentParser
+
 import train_hf
+from kenya_birds.training.run import Settings
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -30,6 +34,12 @@ def flags(archive: Path, output_dir: Path, cache_dir: Path, **settings) -> list[
     """The command line of a small run."""
     settings = {"data_dir": archive, "output_dir": output_dir, "cache_dir": cache_dir, **SMALL, **settings}
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def settings_of(words: list[str]) -> Settings:
+    """The settings that a command line gives."""
+    groups = tuple(field.type for field in dataclasses.fields(Settings))
+    return Settings(*HfArgumentParser(groups).parse_args_into_dataclasses(words))
 
 
 def train(archive: Path, output_dir: Path, cache_dir: Path, **settings) -> Path:

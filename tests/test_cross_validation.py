@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from running import ROOT, SMALL, flags, run, train
+from running import ROOT, SMALL, flags, run, settings_of, train
 
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.predictions import read_predictions
@@ -201,10 +201,6 @@ def test_another_cross_validation_is_not_gone_on_with(small_archive, validated):
 
 
 def test_a_table_of_folds_decides(small_archive, validated, tmp_path):
-    from transformers import HfArgumentParser
-
-    from kenya_birds.training.run import Settings
-
     recordings = sorted(pd.read_csv(validated / "folds.csv")["recording"])
     table = pd.DataFrame({"recording": recordings, "fold": [number % 4 for number in range(len(recordings))]})
     table.sample(frac=1, random_state=0).to_csv(tmp_path / "folds.csv", index=False)
@@ -216,8 +212,6 @@ def test_a_table_of_folds_decides(small_archive, validated, tmp_path):
         final_fit=True,
         **SETTINGS,
     )
-    groups = tuple(Settings.__dataclass_fields__[name].type for name in Settings.__dataclass_fields__)
-    settings = Settings(*HfArgumentParser(groups).parse_args_into_dataclasses(words))
-    planned = CrossValidation(settings)
+    planned = CrossValidation(settings_of(words))
     assert planned.folds == 4
     pd.testing.assert_frame_equal(planned.table, table, check_dtype=False)

@@ -500,6 +500,18 @@ def test_no_call_windows_are_from_training_recordings_and_keep_away_from_every_a
     assert len(of_one) == len(train - {"r0.flac"}) * (2 + 4 + 4 + 4 + 8)
 
 
+def test_no_call_windows_of_another_split_are_from_its_recordings(tmp_path):
+    rows = [(f"r{i}.flac", time, code) for i in range(6) for time, code in [(3.0, "owl"), (9.0, "wren")]]
+    archive = write_archive(tmp_path / "archive", rows, seconds=12.0)
+    settings = {**SETTINGS, "cache_dir": tmp_path / "cache"}
+    splits = clips_builder(archive, **settings).splits.set_index("recording")["split"]
+    for split in ("train", "validation", "test"):
+        windows = load_clips(archive, split="no_call", no_call_split=split, **settings)
+        assert set(windows["recording"]) == set(splits.index[splits == split])
+    with pytest.raises(UserError, match="no_call_split is 'noon'"):
+        load_clips(archive, split="no_call", no_call_split="noon", **settings)
+
+
 def test_the_quietest_windows_are_cut_first(tmp_path):
     rows = [(f"r{i}.flac", time, code) for i in range(4) for time, code in [(5.0, "owl"), (6.0, "wren")]]
     archive = write_archive(tmp_path / "archive", rows, seconds=20.0)

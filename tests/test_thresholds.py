@@ -45,6 +45,26 @@ def test_a_wanted_precision_is_had_at_the_threshold_and_at_no_lower_one():
     assert (references[predicted, 0] == 1).mean() >= 0.9
 
 
+def test_a_window_without_a_call_counts_for_as_many_as_it_stands_for():
+    scores, references, _ = multi_label_case(clips=60, classes=8, unknown=5)
+    windows = np.random.default_rng(1).random((7, 8))
+    absent, weights = np.zeros((7, 8), dtype=int), np.array([1, 5, 2, 3, 1, 9, 4])
+    weighted = choose_thresholds(
+        np.concatenate([scores, windows]),
+        np.concatenate([references, absent]),
+        CLASSES,
+        weights=np.concatenate([np.ones(60), weights]),
+    )
+    repeated = choose_thresholds(
+        np.concatenate([scores, windows.repeat(weights, axis=0)]),
+        np.concatenate([references, absent.repeat(weights, axis=0)]),
+        CLASSES,
+    )
+    assert weighted.species == pytest.approx(repeated.species)
+    assert weighted.every_species == pytest.approx(repeated.every_species)
+    assert weighted.every_species > choose_thresholds(scores, references, CLASSES).every_species
+
+
 def test_few_clips_leave_the_threshold_near_that_of_all_species():
     rng = np.random.default_rng(0)
     # Both species are cut best at 0.9; what differs is how many clips say so. All together are cut at 0.5.

@@ -254,7 +254,7 @@ def test_background_comes_from_windows_without_a_call(tmp_path, small_archive, c
     sparse = synthesize_archive(tmp_path / "archive", recordings=5, duration_s=40, species=2, annotations=30, seed=1)
     settings = {"num_train_epochs": 1, "background_probability": 0.5, "min_annotations": 5}
     train(sparse, tmp_path / "run", tmp_path / "cache", **settings)
-    refused(small_archive, tmp_path / "other", "no training recording has a window of 3 s", **settings)
+    refused(small_archive, tmp_path / "other", "no recording of the train split has a window of 3 s", **settings)
 
 
 def test_a_folder_that_holds_something_is_not_written_to(trained, small_archive):

@@ -196,11 +196,13 @@ class NoCallConfig(ClipsConfig):
     """Which windows without a call are cut, beside how.
 
     Attributes:
-        no_call_per_recording: At most so many are cut from each training recording.
+        no_call_split: The split whose recordings they are cut from.
+        no_call_per_recording: At most so many are cut from each recording.
         no_call_margin_s: Least time between such a window, context included, and any annotation.
         no_call_order: Which of them are cut: the `quietest`, or a choice spread evenly over the recording (`uniform`).
     """
 
+    no_call_split: str = "train"
     no_call_per_recording: int = 20
     no_call_margin_s: float = 1.5
     no_call_order: str = "quietest"
@@ -208,6 +210,8 @@ class NoCallConfig(ClipsConfig):
     def __post_init__(self) -> None:
         """Checks what is not checked where it is used."""
         super().__post_init__()
+        if self.no_call_split not in SPLITS:
+            raise UserError(f"no_call_split is {self.no_call_split!r}: expected one of {SPLITS}")
         if self.no_call_per_recording < 1:
             raise UserError(f"no_call_per_recording is {self.no_call_per_recording}: expected 1 or more")
         if not 0 <= self.no_call_margin_s < float("inf"):
@@ -217,7 +221,7 @@ class NoCallConfig(ClipsConfig):
 
 
 class NoCallWindows(KenyaBirds):
-    """Builder of the split `no_call`: windows of the training recordings in which nothing is annotated.
+    """Builder of the split `no_call`: windows of the recordings of one split in which nothing is annotated.
 
     Args:
         planned: The builder of the clips beside which they are cut: archive, classes, splits and settings are its own.
@@ -251,7 +255,7 @@ class NoCallWindows(KenyaBirds):
         )
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        recordings = self.splits.loc[self.splits["split"] == "train", "recording"].to_list()
+        recordings = self.splits.loc[self.splits["split"] == self.config.no_call_split, "recording"].to_list()
         return [datasets.SplitGenerator(NO_CALL, gen_kwargs={"recordings": recordings})]
 
     def _windows(self, recording: str, reader: RecordingReader) -> pd.DataFrame:

@@ -92,13 +92,13 @@ def missed_clips(builder: KenyaBirds, clips: datasets.DatasetDict) -> pd.DataFra
 def load_no_call(builder: KenyaBirds, num_proc: int | None = None, **settings: Any) -> datasets.Dataset:
     """Cuts windows of the training recordings in which nothing is annotated, or finds them in the cache.
 
-    The clips that `builder` makes are not cut for it, and no window is from a validation or test recording.
+    The clips that `builder` makes are not cut for it, and no window is from a recording of another split.
 
     Args:
         builder: What `clips_builder` returns: rate, length, context, splits and cache are its own.
         num_proc: Number of processes; each works on recordings of its own.
-        **settings: `no_call_per_recording` (20), `no_call_margin_s` (1.5), `no_call_order` ("quietest"), see
-            `NoCallConfig`; and another `context_s`.
+        **settings: `no_call_split` ("train"), `no_call_per_recording` (20), `no_call_margin_s` (1.5),
+            `no_call_order` ("quietest"), see `NoCallConfig`; and another `context_s`.
 
     Returns:
         The windows, with the columns of `KenyaBirds`: `label` is None, `labels` is empty and `center_s` is the
@@ -113,8 +113,9 @@ def load_no_call(builder: KenyaBirds, num_proc: int | None = None, **settings: A
     if not no_call.info.splits[NO_CALL].num_examples:
         config = no_call.config
         raise UserError(
-            f"no training recording has a window of {config.clip_s + 2 * config.context_s:g} s that can be read and "
-            f"is {config.no_call_margin_s:g} s away from every annotation: lower no_call_margin_s, or go without"
+            f"no recording of the {config.no_call_split} split has a window of "
+            f"{config.clip_s + 2 * config.context_s:g} s that can be read and is {config.no_call_margin_s:g} s away "
+            "from every annotation: lower no_call_margin_s, or go without"
         )
     return no_call.as_dataset(NO_CALL)
 

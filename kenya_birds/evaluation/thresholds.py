@@ -64,6 +64,7 @@ def choose_thresholds(
     references: np.ndarray,
     classes: Sequence[str],
     *,
+    weights: np.ndarray | None = None,
     wanted_precision: float | None = None,
     shrinkage_clips: float = SHRINKAGE_CLIPS,
 ) -> Thresholds:
@@ -78,6 +79,7 @@ def choose_thresholds(
         scores: Calibrated probabilities, shape `(clips, classes)`. Never those of the test split.
         references: Class ids `(clips,)`, or ones, zeros and -100 of shape `(clips, classes)`.
         classes: eBird codes by class id.
+        weights: How many clips each counts for in precision and recall, shape `(clips,)`; by default one.
         wanted_precision: Above 0 and at most 1.
         shrinkage_clips: 0 leaves every species its own.
 
@@ -88,20 +90,23 @@ def choose_thresholds(
         raise UserError(f"the wanted precision is {wanted_precision}: expected a number above 0 and at most 1")
     targets = class_targets(references, len(classes))
     known = targets >= 0
+    weight = np.broadcast_to(np.ones((len(targets), 1)) if weights is None else weights[:, None], targets.shape)
     clips = (targets == 1).sum(axis=0)
     if not clips.any():
         raise UserError(
             f"none of the {len(targets)} clips to choose thresholds on is known to hold one of the {len(classes)} "
             "species: give the validation split recordings that do"
         )
-    shared = _threshold(scores[known], targets[known], wanted_precision)
+    shared = _threshold(scores[known], targets[known], weight[known], wanted_precision)
     if shared is None:
         logger.warning("No threshold reaches a precision of %g over all species: every one abstains", wanted_precision)
         return Thresholds(wanted_precision, None, dict.fromkeys(classes))
     species: dict[str, float | None] = {}
     for label, code in enumerate(classes):
         its_own = known[:, label]
-        own = _threshold(scores[its_own, label], targets[its_own, label], wanted_precision) if clips[label] else None
+        own = None
+        if clips[label]:
+            own = _threshold(scores[its_own, label], targets[its_own, label], weight[its_own, label], wanted_precision)
         if own is not None:
             share = clips[label] / (clips[label] + shrinkage_clips)
             own = float(expit(share * _logit(own) + (1 - share) * _logit(shared)))
@@ -109,8 +114,10 @@ def choose_thresholds(
     return Thresholds(wanted_precision, shared, species)
 
 
-def _threshold(scores: np.ndarray, targets: np.ndarray, wanted_precision: float | None) -> float | None:
-    precision, recall, cut = precision_recall_curve(targets, scores)
+def _threshold(
+    scores: np.ndarray, targets: np.ndarray, weights: np.ndarray, wanted_precision: float | None
+) -> float | None:
+    precision, recall, cut = precision_recall_curve(targets, scores, sample_weight=weights)
     precision, recall = precision[:-1], recall[:-1]  # the last point has no threshold
     if wanted_precision is None:
         # Of equally good thresholds the highest.

@@ -238,7 +238,13 @@ class _Work:
         )
         chosen = {"C" if settings.method == "linear" else "neighbours": head.chosen}
         logger.info("%s: %s", settings.method, ", ".join(f"{name} {value:g}" for name, value in chosen.items()))
-        scored = Scored(head.predict(known["validation"][0]), known["validation"][1], head.predict(known["test"][0]))
+        scored = Scored(
+            head.predict(known["validation"][0]),
+            known["validation"][1],
+            head.predict(known["test"][0]),
+            np.zeros((0, len(self.builder.classes)), dtype=np.float32),
+            np.zeros(0),
+        )
         calibration = fit_calibration(scored.validation_logits, scored.validation_references)
         train_counts = class_counts(known["train"][1], len(codes)).tolist()
         told = write_test(

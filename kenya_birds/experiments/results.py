@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from kenya_birds.evaluation.calibration import Calibration, fit_calibration
-from kenya_birds.evaluation.metrics import probabilities
+from kenya_birds.evaluation.metrics import class_targets, probabilities
 from kenya_birds.evaluation.predictions import Predictions, read_predictions
 from kenya_birds.evaluation.report import (
     METRICS_FILE,
@@ -38,11 +38,27 @@ class Scored:
         validation_logits: Shape `(clips, classes)`.
         validation_references: Class ids `(clips,)`, or ones, zeros and -100 of shape `(clips, classes)`.
         test_logits: Shape `(clips, classes)`.
+        no_call_logits: Of windows of validation recordings in which nothing is annotated, `(windows, classes)`.
+        no_call_weights: How many windows each of them stands for, shape `(windows,)`.
     """
 
     validation_logits: np.ndarray
     validation_references: np.ndarray
     test_logits: np.ndarray
+    no_call_logits: np.ndarray
+    no_call_weights: np.ndarray
+
+    def thresholds(self, calibration: Calibration, classes: Sequence[str]) -> Thresholds:
+        """Those with the best F1 on validation clips and windows without a call: detection meets both."""
+        logits = np.concatenate([self.validation_logits, self.no_call_logits])
+        targets = class_targets(self.validation_references, len(classes))
+        absent = np.zeros((len(self.no_call_logits), len(classes)), dtype=targets.dtype)
+        return choose_thresholds(
+            probabilities(calibration.apply(logits), multi_label=self.validation_references.ndim == 2),
+            np.concatenate([targets, absent]),
+            classes,
+            weights=np.concatenate([np.ones(len(targets)), self.no_call_weights]),
+        )
 
 
 def write_test(
@@ -78,7 +94,8 @@ def write_test(
     scores = probabilities(
         calibration.apply(scored.validation_logits), multi_label=scored.validation_references.ndim == 2
     )
-    validation = plain_metrics(scores, scored.validation_references)
+    validation: dict[str, Any] = plain_metrics(scores, scored.validation_references)
+    validation["no_call_windows"] = len(scored.no_call_logits)
     more = more or {}
     told = write_evaluation(
         folder,
@@ -91,7 +108,7 @@ def write_test(
         common_names=common_names,
         train_counts=train_counts,
         calibration=calibration,
-        thresholds=choose_thresholds(scores, scored.validation_references, classes),
+        thresholds=scored.thresholds(calibration, classes),
         more={**more, "validation": {**more.get("validation", {}), **validation}},
         seed=seed,
     )
@@ -148,10 +165,10 @@ def write_out_of_fold(
         predictions.scores >= Thresholds.read(fold.folder / THRESHOLDS_FILE).values(classes)
         for predictions, fold in zip(tested, folds, strict=True)
     ]
-    logits = np.concatenate([fold.scored.validation_logits for fold in folds])
-    references = np.concatenate([fold.scored.validation_references for fold in folds])
-    calibration = fit_calibration(logits, references)
-    scores = probabilities(calibration.apply(logits), multi_label=pooled.multi_label)
+    scored = Scored(
+        *(np.concatenate([getattr(fold.scored, field.name) for fold in folds]) for field in fields(Scored))
+    )
+    calibration = fit_calibration(scored.validation_logits, scored.validation_references)
 
     names = metrics[0]["intervals"]
     values = {name: [fold[name] for fold in metrics if fold[name] is not None] for name in names}
@@ -163,7 +180,7 @@ def write_out_of_fold(
         common_names=common_names,
         train_counts=np.mean([fold.train_counts for fold in folds], axis=0).round().astype(int).tolist(),
         uncalibrated=np.concatenate(uncalibrated),
-        thresholds=choose_thresholds(scores, references, classes),
+        thresholds=scored.thresholds(calibration, classes),
         split=OUT_OF_FOLD,
         reported=np.concatenate(reported),
         more={"mean_of_folds": mean, "sd_of_folds": sd},

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kenya_birds.evaluation.calibration import fit_calibration
+from kenya_birds.evaluation.scoring import score_clips
 from kenya_birds.experiments.results import Scored, write_test
 from kenya_birds.json_files import write_json
 from kenya_birds.training.run import Run
@@ -24,10 +27,14 @@ def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
     Raises:
         UserError: If the clips cannot be cut or trained on.
     """
+    no_call, weights = run.validation_no_call()  # before training: what is wrong with it shall come to light first
     trainer, clips, summary = run.train()
     predicted = {split: trainer.predict(clips[split], metric_key_prefix=split) for split in ("validation", "test")}
     logits, references = predicted["validation"].predictions, predicted["validation"].label_ids.astype(int)
-    scored = Scored(logits, references, predicted["test"].predictions)
+    no_call_logits = np.zeros((0, logits.shape[1]), dtype=np.float32)
+    if trainer.is_world_process_zero() and no_call is not None:
+        no_call_logits = score_clips(trainer.model, run.extractor, no_call)
+    scored = Scored(logits, references, predicted["test"].predictions, no_call_logits, weights)
     if trainer.is_world_process_zero():
         output_dir = Path(run.settings.training.output_dir)
         calibration = fit_calibration(logits, references)

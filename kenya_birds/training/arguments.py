@@ -67,6 +67,13 @@ class DataArguments:
             "recordings for as many epochs as were best in its median fold."
         },
     )
+    no_call_windows: int = field(
+        default=100,
+        metadata={
+            "help": "Thresholds are chosen on so many windows without an annotation of each validation recording too, "
+            "spread evenly and standing for all there are; 0: on annotated clips alone."
+        },
+    )
     split_seed: int = field(default=42, metadata={"help": "Seed of the split (--fold varies it more)."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where cut clips are kept (datasets' cache)."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that cut clips."})

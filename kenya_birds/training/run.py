@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas as pd
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from kenya_birds.console import user_errors
 from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
+from kenya_birds.data.planning import plan_no_call
 from kenya_birds.data.splits import SPLITS, read_splits
+from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
@@ -101,6 +104,8 @@ class Run:
     def __init__(self, settings: Settings, splits: pd.DataFrame | None = None) -> None:
         self.settings = settings
         data, model = settings.data, settings.model
+        if data.no_call_windows < 0:
+            raise UserError(f"no_call_windows is {data.no_call_windows}: expected 0 or more")
         set_seed(settings.training.seed)
         with user_errors(ValueError):
             self.extractor = KenyaBirdsFeatureExtractor(**dataclasses.asdict(settings.features))
@@ -143,6 +148,36 @@ class Run:
     def common_names(self) -> dict[str, str]:
         """English names by eBird code."""
         return {code: names["common_name"] for code, names in self.model.config.species.items()}
+
+    def validation_no_call(self) -> tuple[datasets.Dataset | None, np.ndarray]:
+        """Cuts windows of the validation recordings in which nothing is annotated, as many as the settings say.
+
+        Returns:
+            The windows, None where there are none, and the weight of each: how many of its recording it stands for.
+
+        Raises:
+            UserError: If none of them can be read.
+        """
+        data, clip_s = self.settings.data, self.extractor.clip_s
+        # From a centre so far away, a call as long as a clip does not reach into the window.
+        margin_s = clip_s / 2
+        recordings = self.builder.splits.loc[self.builder.splits["split"] == "validation", "recording"].to_list()
+        planned = plan_no_call(self.builder.archive, recordings, self.extractor.sampling_rate, clip_s, margin_s)
+        if planned.empty or not data.no_call_windows:
+            return None, np.zeros(0)
+        with self.settings.training.main_process_first(desc="cutting windows without a call"):
+            windows = load_no_call(
+                self.builder,
+                data.num_proc,
+                context_s=0.0,
+                no_call_split="validation",
+                no_call_per_recording=data.no_call_windows,
+                no_call_margin_s=margin_s,
+                no_call_order="uniform",
+            )
+        cut = pd.Series(windows["recording"][:])
+        weights = cut.map(planned["recording"].value_counts() / cut.value_counts())
+        return windows, weights.to_numpy(dtype=np.float64)
 
     def train(
         self, everything_for: float | None = None
