@@ -5,17 +5,17 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 # Two processes: most tests wait for subprocesses or use one thread. A file's tests share what they train.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
-CODE := kenya_birds tests examples benchmarks docs train_hf.py push_model.py
+CODE := kenya_birds tests examples benchmarks train_hf.py push_model.py
 
-.PHONY: help install test compatibility demo quality style reference clean
+.PHONY: help install test compatibility demo quality style docs clean
 
 help:
 	@echo "make demo          set up, then synthesise an archive, train on it, and detect who sings when"
 	@echo "make test          set up, then run the tests"
 	@echo "make compatibility ask a model with the oldest and the newest libraries that setup.cfg allows"
-	@echo "make quality       check format, lint and types"
+	@echo "make quality       check format, lint, types and documentation"
 	@echo "make style         format, and mend what the linter can"
-	@echo "make reference     write docs/reference.md from the docstrings"
+	@echo "make docs          build the documentation's site in site/"
 	@echo "make clean         remove the environment and what the demo wrote"
 
 install: $(VENV)/.installed
@@ -54,13 +54,14 @@ quality: install
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
+	$(BIN)/zensical build --strict
 
 style: install
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-reference: install
-	$(BIN)/python docs/make_reference.py
+docs: install
+	$(BIN)/zensical build --strict
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) site

@@ -129,6 +129,22 @@ def load(
     return model
 
 
+def load_model(name: str | Path) -> tuple[KenyaBirdsForAudioClassification, KenyaBirdsFeatureExtractor]:
+    """Loads a trained model of this package and its feature extractor; no code from the model's folder is run.
+
+    Args:
+        name: The model's folder, or `owner/name` or `owner/name@revision` on the Hub.
+
+    Returns:
+        The model in float32 and evaluation mode, and its feature extractor.
+
+    Raises:
+        UserError: If there is no such model, it is another kind of model, or a file of it cannot be used.
+    """
+    model, extractor = load_classifier(find_model(str(name)))
+    return model.eval(), extractor
+
+
 def load_classifier(saved: SavedModel) -> tuple[KenyaBirdsForAudioClassification, KenyaBirdsFeatureExtractor]:
     """Loads a model of this package and its front end.
 

@@ -7,7 +7,6 @@ and `clip.wav`.
 
 import json
 import re
-import runpy
 import shutil
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,8 @@ import pytest
 import soundfile
 from doc_pages import PAGES, SHELLS, blocks, commands, inline_code, prose
 from running import ROOT, run, train
+
+import kenya_birds
 
 matplotlib.use("Agg")
 
@@ -130,10 +131,10 @@ def test_every_page_is_in_the_index():
     assert missing == ["README.md"]
 
 
-def test_the_reference_says_what_the_docstrings_say():
-    page = ROOT / "docs" / "reference.md"
-    made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["make_reference"]()
-    assert page.read_text(encoding="utf-8") == made, "run: make reference"
+def test_the_reference_names_the_public_api():
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    for name in set(kenya_birds.__all__) - {"__version__"}:
+        assert f"::: kenya_birds.{name}\n" in page
 
 
 def test_the_container_installs_what_there_is():
