@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from kenya_birds.data.flac_frames import read_at
+
 # libsndfile says 2^63 - 1 of a FLAC file whose header has no length; no recording has this many frames.
 MAX_FRAMES = 2**40
 # What a data chunk says whose writer could not go back to fill in its size in bytes, give or take a header.
@@ -109,7 +111,7 @@ def _has_hole(path: Path) -> bool:
     step = 2**20
     with suppress(OSError), path.open("rb", buffering=0) as file:
         for position in range(step, os.fstat(file.fileno()).st_size, step):
-            if not any(os.pread(file.fileno(), 64, position)):
+            if not any(read_at(file, position, 64)):
                 return True
     return False
 
@@ -137,7 +139,9 @@ def _promised_frames(file: soundfile.SoundFile) -> int:
     promised, found = (int(size) for size in corrected.groups())
     if any(promised in sizes for sizes in UNKNOWN_SIZES):
         return file.frames
-    return max(file.frames, promised // (found // file.frames))
+    frame_bytes = found // file.frames
+    # A frame of ADPCM takes less than a byte.
+    return max(file.frames, promised // frame_bytes if frame_bytes else file.frames * promised // found)
 
 
 def in_words(error: Exception) -> str:

@@ -3,8 +3,8 @@
 import os
 import re
 from collections.abc import Iterator
-from io import FileIO
 from itertools import pairwise
+from typing import BinaryIO
 
 CHUNK_BYTES = 2**16
 HEADER_BYTES = 16  # at most
@@ -22,8 +22,14 @@ CRC8 = _crc_table(8, 0x07)
 CRC16 = _crc_table(16, 0x8005)
 
 
+def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """At most `size` bytes of an open file from a byte offset on; unlike `os.pread`, Windows has it."""
+    file.seek(offset)
+    return file.read(size)
+
+
 def flac_headers(
-    file: FileIO, block_frames: int, start: int = 0, stop: int | None = None
+    file: BinaryIO, block_frames: int, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[int, int]]:
     """Finds every frame header whose checksum is true; one in some 10^7 bytes only looks like one.
 
@@ -38,7 +44,7 @@ def flac_headers(
     """
     stop = os.fstat(file.fileno()).st_size if stop is None else stop
     for begin in range(start, stop, CHUNK_BYTES):
-        data = os.pread(file.fileno(), CHUNK_BYTES + HEADER_BYTES, begin)
+        data = read_at(file, begin, CHUNK_BYTES + HEADER_BYTES)
         for match in re.finditer(rb"\xff[\xf8\xf9]", data):
             if match.start() < min(CHUNK_BYTES, stop - begin):
                 place = _first_sample(data[match.start() : match.start() + HEADER_BYTES], block_frames)
@@ -46,7 +52,7 @@ def flac_headers(
                     yield begin + match.start(), place
 
 
-def find_flac_frame(file: FileIO, block_frames: int, sample: int) -> int:
+def find_flac_frame(file: BinaryIO, block_frames: int, sample: int) -> int:
     """Byte offset of a frame header that is not after `sample`, and at most a few frames before it.
 
     A header counts if the next one is where it should be: one that only looks like a header would mislead the search.

@@ -1,6 +1,5 @@
 """Decodes with FFmpeg what libsndfile does not, each sample at its certain place."""
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain, pairwise
@@ -10,7 +9,7 @@ import av
 import numpy as np
 
 from kenya_birds.data.decoders import BLOCK_S, MAX_FRAMES, DecodingError, in_words, to_mono
-from kenya_birds.data.flac_frames import find_flac_frame, flac_headers, possible_ends
+from kenya_birds.data.flac_frames import find_flac_frame, flac_headers, possible_ends, read_at
 
 # Containers in which any place can be sought exactly, if they hold FLAC or PCM.
 POSITIONED_FORMATS = ("flac", "wav", "w64", "aiff", "au", "caf")
@@ -140,10 +139,10 @@ class PyavDecoder:
         with self._path.open("rb", buffering=0) as file:
             headers = flac_headers(file, self._block_frames, find_flac_frame(file, self._block_frames, first))
             for (offset, place), (end, _) in pairwise(chain(headers, [(MAX_FRAMES, 0)])):
-                data = os.pread(file.fileno(), min(end - offset, largest), offset)
+                data = read_at(file, offset, min(end - offset, largest))
                 frames = _decode_packet(context, av.Packet(data))
                 if not frames:  # it may end before the next header, or what looks like one may stand in its middle
-                    data = os.pread(file.fileno(), largest, offset)
+                    data = read_at(file, offset, largest)
                     tries = (_decode_packet(context, av.Packet(data[:length])) for length in possible_ends(data))
                     frames = next(filter(None, tries), None)
                 if frames:
