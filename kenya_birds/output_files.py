@@ -36,6 +36,11 @@ def users_file(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written: {error}; give a path in a folder that can be written to") from None
 
 
+def as_utf8(text: str) -> str:
+    """A text with what is not Unicode, such as bytes in a file's name, escaped: `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def write_table(table: pd.DataFrame, path: str | Path, float_format: str | None = None) -> None:
     """Writes a table as CSV, whole or not at all; a file that is there is replaced.
 

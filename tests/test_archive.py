@@ -321,6 +321,21 @@ def test_the_fingerprint_changes_with_tables_and_recordings(archive):
     assert len(set(seen)) == len(changes) + 1
 
 
+def test_a_stray_file_may_have_any_name(archive):
+    before = archive_fingerprint(archive)
+    try:
+        (archive / "soundscape_data" / os.fsdecode(b"stray\xff\n.flac")).touch()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert archive_fingerprint(archive) != before
+    assert sorted(read_archive(archive).headers) == ["a.flac", "b.flac"]
+
+
+def test_a_recording_whose_name_is_too_long_is_missing(archive):
+    annotate(archive, f"{'x' * 3000}.flac,1.0,1.0,owl1", "b.flac,4.0,4.0,owl1")
+    refused(archive, "1 of 2 annotated recordings are not in")
+
+
 def test_the_fingerprint_of_an_archive_with_a_missing_table_is_refused(archive):
     (archive / "species.csv").unlink()
     with pytest.raises(UserError, match=r"species\.csv"):

@@ -1,4 +1,5 @@
 import io
+import os
 import re
 from contextlib import suppress
 
@@ -19,6 +20,8 @@ from kenya_birds.data.audio import (
     read_header,
     to_int16,
 )
+from kenya_birds.data.decoders import SoundfileDecoder
+from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.errors import UserError
 
 RATE = 32_000
@@ -151,6 +154,31 @@ def test_a_file_that_is_not_audio_is_named(tmp_path, name, open_recording):
         with pytest.raises(UserError, match=re.escape(f"{path} cannot be read as audio")):
             open_recording(path)
         path.unlink(missing_ok=True)
+
+
+def test_a_file_whose_header_cannot_be_used_is_closed(tmp_path, monkeypatch):
+    opened = []
+    for decoder in (SoundfileDecoder, PyavDecoder):
+        monkeypatch.setattr(decoder, "close", lambda self: opened.append(type(self)))
+    path = write(tmp_path / "a.wav", noise(1, RATE))
+    monkeypatch.setattr("kenya_birds.data.audio.MAX_SAMPLE_RATE_HZ", RATE - 1)
+    with pytest.raises(
+        UserError, match=r"a\.wav has a sampling rate of 32000 Hz by its header: expected 1 to 31999 Hz"
+    ):
+        read_header(path)
+    write(path, noise(0, RATE))
+    with pytest.raises(UserError, match="holds no samples"):
+        read_header(path)
+    assert opened == [SoundfileDecoder, SoundfileDecoder, PyavDecoder]
+
+
+def test_a_folder_and_a_pipe_are_refused_at_once(tmp_path):
+    (tmp_path / "folder.wav").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.wav")
+    for path in tmp_path.iterdir():
+        with pytest.raises(UserError, match=r"expected a file, found a folder, a pipe or a device"):
+            read_header(path)
 
 
 def damages(content):

@@ -1,3 +1,5 @@
+import logging
+import os
 import shutil
 
 import numpy as np
@@ -168,6 +170,84 @@ def test_a_recording_that_cannot_be_opened_does_not_end_the_check(archive):
     check = check_archive(archive)
     assert "cannot be read as audio" in check.findings["detail"].iloc[0]
     assert check.recordings[1].frames_read == 10 * RATE
+
+
+@pytest.fixture
+def stray(archive):
+    """A name that is not valid Unicode, of a recording in the archive that nothing annotates."""
+    path = os.fsencode(sound_folder(archive)) + b"/stray\xff.flac"
+    try:
+        shutil.copy(sound_folder(archive) / "a.flac", path)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    return "stray\\udcff.flac"
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_a_name_that_is_not_unicode_is_escaped(archive, stray, tmp_path, num_proc):
+    (sound_folder(archive) / "two\nlines.wav").write_text("not audio")
+    check = check_archive(archive, num_proc=num_proc)
+    assert [recording.recording for recording in check.recordings] == ["a.flac", "b.flac", stray, "two\nlines.wav"]
+    assert check.recordings[2].frames_read == 10 * RATE
+    write_check(check, tmp_path / "check.csv")
+    assert set(pd.read_csv(tmp_path / "check.csv")["recording"]) == {"a.flac", "b.flac", stray, "two\nlines.wav"}
+    assert "(first: two\\nlines.wav)" in format_check(check)
+
+
+def test_what_is_not_a_file_is_told_and_does_not_hold_up_the_check(archive):
+    folder = sound_folder(archive)
+    (folder / "folder.wav").mkdir()
+    (folder / "empty.wav").touch()
+    (folder / "a.flac").unlink()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "a.flac")
+    else:
+        (folder / "a.flac").mkdir()
+    check = check_archive(archive)
+    assert [recording.recording for recording in check.recordings] == ["a.flac", "b.flac", "empty.wav", "folder.wav"]
+    for number in (0, 3):
+        assert "expected a file, found a folder, a pipe or a device" in check.recordings[number].error
+    assert check.findings["finding"].tolist().count("its recording cannot be opened") == 2
+    assert read_archive(archive).set_aside["reason"].tolist() == [
+        "the recording cannot be read",
+        "the recording cannot be read",
+        "unknown bird",
+    ]
+
+
+FAULTS = [ZeroDivisionError("by zero"), RuntimeError("what a library\nsays"), RecursionError(), OSError(5, "no disk")]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+@pytest.mark.parametrize("where", ["soundfile.SoundFile", "av.open", "soundfile.SoundFile.read", "numpy.square"])
+def test_an_unforeseen_exception_is_a_finding_of_its_file(archive, monkeypatch, caplog, where, fault):
+    def fail(*args, **settings):
+        raise fault
+
+    monkeypatch.setattr(where, fail)
+    flip(sound_folder(archive) / "b.flac")  # which two decoders read
+    with caplog.at_level(logging.DEBUG):
+        check = check_archive(archive)
+    assert [recording.recording for recording in check.recordings] == ["a.flac", "b.flac"]
+    a, b = check.recordings
+    if where == "numpy.square":
+        assert a.error == b.error == f"{type(fault).__name__}: {fault}"
+    else:
+        assert a.frames_read == 10 * RATE  # one decoder is enough for it
+        assert b.losses or where != "av.open"
+    if not isinstance(fault, OSError):
+        assert any(record.exc_info for record in caplog.records if record.levelno == logging.DEBUG)
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("where", ["soundfile.SoundFile", "soundfile.SoundFile.read", "numpy.square"])
+def test_what_is_no_fault_of_a_file_ends_the_check(archive, monkeypatch, where, fault):
+    def fail(*args, **settings):
+        raise fault
+
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(fault):
+        check_archive(archive)
 
 
 def test_sound_that_is_clipped_silent_or_off_centre_is_noted(archive):

@@ -1,6 +1,7 @@
 """Broken files, and what two decoders make of them."""
 
 import io
+import os
 import re
 import tempfile
 from contextlib import suppress
@@ -306,6 +307,16 @@ def test_a_long_hole_of_zeros_does_not_hold_up_the_reader(tmp_path):
         assert sum(block.frames for block in reader.blocks(RATE) if block.sound is None) == 300 * FRAME
 
 
+def test_long_flac_is_read_without_calls_that_windows_lacks(tmp_path, damaged, monkeypatch):
+    for name in ("pread", "preadv", "fork", "register_at_fork", "sysconf"):
+        monkeypatch.delattr(os, name, raising=False)
+    sound = noise(30, RATE)
+    flac = encode(sound, "FLAC")
+    assert len(flac) > 2**20
+    assert lost(write(tmp_path, flac), sound, window=RATE) == set()
+    assert lost(damaged(lambda frames: flip(frames, 20), flac), sound, window=RATE) == {2}
+
+
 # FLAC whose header is wrong
 
 
@@ -474,6 +485,18 @@ def test_a_wav_file_that_was_cut_off_is_not_taken_for_a_short_one(tmp_path, wron
     assert lost(path) == set(range(12, 32))
     with RecordingReader(path) as reader, pytest.raises(UndecodableError, match=r"at 1\.5\d\d s"):
         reader.read(0, 64_000)
+
+
+@pytest.mark.parametrize(
+    ("format_", "subtype"),
+    [("WAV", "IMA_ADPCM"), ("WAV", "MS_ADPCM"), ("WAV", "GSM610"), ("WAV", "NMS_ADPCM_16"), ("AIFF", "IMA_ADPCM")],
+)
+def test_compressed_sound_in_a_wav_file_may_be_cut_off(tmp_path, format_, subtype):
+    whole = encode(SOUND[:RATE], format_, subtype)
+    for share in range(1, 100, 7):
+        path = write(tmp_path, whole[: len(whole) * share // 100])
+        with suppress(UserError), RecordingReader(path) as reader:
+            assert sum(block.frames for block in reader.blocks(1000)) == reader.header.frames
 
 
 def test_a_wav_file_may_promise_too_much_too_little_or_nothing(tmp_path):

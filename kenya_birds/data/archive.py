@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,8 @@ def archive_fingerprint(data_dir: str | Path) -> str:
         if not path.is_file():  # a folder, or a link to nothing
             continue
         status = path.stat()
-        digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        # A name need not be valid Unicode.
+        digest.update(b"%b\0%d\0%d\0" % (os.fsencode(path.name), status.st_size, status.st_mtime_ns))
     return digest.hexdigest()[:16]
 
 
@@ -217,7 +219,8 @@ def _read_headers(data_dir: Path, annotations: pd.DataFrame, recordings: list[st
             f"{data_dir / ANNOTATIONS_FILE} line {row}: '{outside[0]}' is not a plain file name: recordings lie "
             f"directly in {RECORDINGS_FOLDER}/"
         )
-    missing = [name for name in recordings if not (folder / name).is_file()]
+    # `Path.exists` raises where a name is too long.
+    missing = [name for name in recordings if not os.path.exists(folder / name)]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(recordings)} annotated recordings are not in {folder}: {', '.join(missing[:3])}"

@@ -1,12 +1,15 @@
 """Reads recordings: headers, windows at exact sample positions, whole in blocks; and the form clips are stored in."""
 
 import io
+import logging
 import math
+import os
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 import soxr
@@ -15,6 +18,12 @@ from kenya_birds.data.decoders import MAX_FRAMES, DecodingError, SoundfileDecode
 from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+# No recorder is faster; a damaged header may say so, and a second of such sound would fill the memory.
+MAX_SAMPLE_RATE_HZ = 10_000_000
 # Context kept on both sides of a resampled window, in output samples: longer than the resampler's filter.
 RESAMPLING_MARGIN = 4096
 
@@ -103,11 +112,14 @@ class RecordingReader:
         self._said: dict[str, str] = {}  # what each decoder last said, where it failed
         self._soundfile: SoundfileDecoder | None = None
         self._pyav: PyavDecoder | None = None
+        if os.path.exists(path) and not os.path.isfile(path):  # a named pipe would wait for somebody to write to it
+            raise UserError(f"{path} cannot be read as audio: expected a file, found a folder, a pipe or a device")
         try:
-            self._soundfile = SoundfileDecoder(path)
-        except DecodingError as error:
-            self._said[SoundfileDecoder.name] = str(error)
-        self.header, self.encoding = self._read_header()
+            self._soundfile = self._ask(SoundfileDecoder.name, lambda: SoundfileDecoder(path))
+            self.header, self.encoding = self._read_header()
+        except BaseException:
+            self.close()
+            raise
         self._has_chosen = False
         self._is_damaged = False  # whether soundfile has failed
         self.sampling_rate = sampling_rate or self.header.sample_rate_hz
@@ -122,6 +134,10 @@ class RecordingReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Closes the file."""
+        self.close()
+
+    def close(self) -> None:
         """Closes the file."""
         for decoder in (self._soundfile, self._pyav):
             if decoder is not None:
@@ -216,13 +232,8 @@ class RecordingReader:
         if not self._has_chosen:
             self._choose()
             self._has_chosen = True
-        if self._soundfile is None:
-            return None
-        try:
-            return self._soundfile.read(first, last)
-        except DecodingError as error:
-            self._said[SoundfileDecoder.name] = str(error)
-            return None
+        file = self._soundfile
+        return None if file is None else self._ask(SoundfileDecoder.name, lambda: file.read(first, last))
 
     def _choose(self) -> None:
         """Leaves MP3 and Ogg to PyAV, which decodes them from the start: libsndfile's seeks in them are not exact.
@@ -234,24 +245,20 @@ class RecordingReader:
         if file is None or pyav is None:
             return
         self._said[SoundfileDecoder.name] = "not exact in this format"
-        if file.encoding.startswith("OGG") and pyav.count() != file.frames:
+        if file.encoding.startswith("OGG") and self._ask(PyavDecoder.name, pyav.count) != file.frames:
             self._said[PyavDecoder.name] = "not as many samples as promised, so that no place is certain"
             self._pyav = None
         file.close()
         self._soundfile = None
 
     def _read_pyav(self, first: int, last: int) -> list[tuple[int, int, np.ndarray | None]]:
-        found: list[tuple[int, np.ndarray]] = []
         pyav = self._open_pyav()
-        if pyav is not None:
-            try:
-                found = pyav.read(first, last)
-                self._said[PyavDecoder.name] = "no intact sound there"
-            except DecodingError as error:
-                self._said[PyavDecoder.name] = str(error)
+        found = None if pyav is None else self._ask(PyavDecoder.name, lambda: pyav.read(first, last))
+        if found is not None:
+            self._said[PyavDecoder.name] = "no intact sound there"
         stretches: list[tuple[int, int, np.ndarray | None]] = []
         at = first
-        for begin, sound in found:
+        for begin, sound in found or ():
             if begin > at:
                 stretches.append((at, begin, None))
             at = begin + len(sound)
@@ -263,11 +270,8 @@ class RecordingReader:
     def _open_pyav(self) -> PyavDecoder | None:
         """PyAV's decoder, if it can open the file and finds the same kind of sound in it."""
         if self._pyav is None and PyavDecoder.name not in self._said:
-            try:
-                pyav = PyavDecoder(self.path)
-            except DecodingError as error:
-                self._said[PyavDecoder.name] = str(error)
-            else:
+            pyav = self._ask(PyavDecoder.name, lambda: PyavDecoder(self.path))
+            if pyav is not None:
                 file = self._soundfile
                 if file and (file.sample_rate_hz, file.channels) != (pyav.sample_rate_hz, pyav.channels):
                     self._said[PyavDecoder.name] = "another sampling rate or number of channels"
@@ -275,18 +279,38 @@ class RecordingReader:
                     self._pyav = pyav
         return self._pyav
 
+    def _ask(self, decoder: str, call: Callable[[], Result]) -> Result | None:
+        """What a decoder answers; None, and the reason is kept, where it cannot: no file's bytes end a long run."""
+        try:
+            return call()
+        except DecodingError as error:
+            self._said[decoder] = str(error)
+        except MemoryError:
+            raise
+        except Exception as error:
+            logger.debug("%s failed on %s", decoder, self.path, exc_info=True)
+            self._said[decoder] = f"{type(error).__name__}: {error}"
+        return None
+
     def _read_header(self) -> tuple[AudioHeader, str]:
         """What the file promises, and its encoding."""
         file = self._soundfile
+        decoder: SoundfileDecoder | PyavDecoder | None = file
         if file is not None and 0 < file.frames <= MAX_FRAMES:
-            return AudioHeader(file.frames, file.sample_rate_hz, file.channels), file.encoding
-        pyav = self._open_pyav()
-        if pyav is None:
+            frames: int | None = file.frames
+        else:
+            decoder = pyav = self._open_pyav()
+            frames = None if pyav is None else self._ask(PyavDecoder.name, pyav.count)
+        if decoder is None or frames is None:
             raise UserError(f"{self.path} cannot be read as audio ({self._reason()}): fetch the file again")
-        frames = pyav.count()
         if not frames:
             raise UserError(f"{self.path} holds no samples: fetch the file again")
-        return AudioHeader(frames, pyav.sample_rate_hz, pyav.channels), (file or pyav).encoding
+        if not 0 < decoder.sample_rate_hz <= MAX_SAMPLE_RATE_HZ:
+            raise UserError(
+                f"{self.path} has a sampling rate of {decoder.sample_rate_hz} Hz by its header: expected 1 to "
+                f"{MAX_SAMPLE_RATE_HZ} Hz; the header is damaged, fetch the file again"
+            )
+        return AudioHeader(frames, decoder.sample_rate_hz, decoder.channels), (file or decoder).encoding
 
     def _reason(self) -> str:
         return "; ".join(f"{name}: {self._said[name]}" for name in sorted(self._said, reverse=True))

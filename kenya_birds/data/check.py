@@ -1,5 +1,6 @@
 """Checks a whole archive: every recording to its last frame, every row of every table."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -173,11 +174,17 @@ def format_check(check: ArchiveCheck) -> str:
         if check.is_usable
         else f"Training cannot use everything: {int((check.findings['effect'] != NOTHING).sum())} findings."
     )
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """A line with what is not printable, such as a line break in a file's name, escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def _check_recordings(folder: Path, num_proc: int) -> Iterator[RecordingCheck]:
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    paths = [folder / name for name in names if os.path.exists(folder / name)]
     with ProcessPoolExecutor(num_proc) if num_proc > 1 else nullcontext() as pool:
         checks = pool.map(check_recording, paths) if pool else map(check_recording, paths)
         yield from tqdm(checks, total=len(paths), desc="Reading recordings", unit="recording")

@@ -1,5 +1,6 @@
 """Reads one recording to its last frame and measures it."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import numpy as np
 
 from kenya_birds.data.audio import RecordingReader
 from kenya_birds.errors import UserError
+from kenya_birds.output_files import as_utf8
+
+logger = logging.getLogger(__name__)
 
 SILENCE_BLOCK_S = 0.1
 SILENCE_DBFS = -90.0
@@ -33,7 +37,7 @@ class RecordingCheck:
     """What was found in a recording. Levels are those of the mean of the channels; 0 dBFS is full scale.
 
     Attributes:
-        recording: File name.
+        recording: File name; bytes of it that are not UTF-8 are escaped.
         error: Why it cannot be opened, else empty; what follows is then 0 and empty.
         encoding: Container and sample format, such as `FLAC PCM_16`.
         sample_rate_hz: Samples per second.
@@ -75,10 +79,19 @@ class RecordingCheck:
 def check_recording(path: Path) -> RecordingCheck:
     """Reads a recording to its last frame; what is wrong with it is part of the result, not raised."""
     try:
-        reader = RecordingReader(path)
+        return _measure(path)
     except UserError as error:
-        return RecordingCheck(path.name, error=str(error))
-    with reader:
+        reason = str(error)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the bytes of this file do to a library, the other files are read
+        logger.debug("The check of %s failed", path, exc_info=True)
+        reason = f"{type(error).__name__}: {error}"
+    return RecordingCheck(as_utf8(path.name), error=as_utf8(reason))
+
+
+def _measure(path: Path) -> RecordingCheck:
+    with RecordingReader(path) as reader:
         rate = reader.header.sample_rate_hz
         step = max(round(SILENCE_BLOCK_S * rate), 1)
         losses: list[Loss] = []
@@ -91,7 +104,7 @@ def check_recording(path: Path) -> RecordingCheck:
                 start_s, end_s = block.start / rate, (block.start + block.frames) / rate
                 if losses and losses[-1].end_s == start_s:
                     start_s = losses.pop().start_s
-                losses.append(Loss(start_s, end_s, block.reason))
+                losses.append(Loss(start_s, end_s, as_utf8(block.reason)))
                 silent.append(np.zeros(1, int))
                 continue
             decoders.add(str(block.decoder))
@@ -107,7 +120,7 @@ def check_recording(path: Path) -> RecordingCheck:
             silent.append(np.where(quiet, lengths, 0))
         silent_frames = np.concatenate(silent)
         return RecordingCheck(
-            path.name,
+            as_utf8(path.name),
             encoding=reader.encoding,
             sample_rate_hz=rate,
             channels=reader.header.channels,

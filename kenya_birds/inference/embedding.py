@@ -23,13 +23,13 @@ from kenya_birds.inference.detection import MAX_READERS, log_losses
 from kenya_birds.inference.embedders import Embedder
 from kenya_birds.inference.flow import BatchPool, Job, computed
 from kenya_birds.inference.outputs import Outputs
-from kenya_birds.inference.recordings import as_utf8
 from kenya_birds.inference.run import hash_model
 from kenya_birds.inference.run_files import RunReport, write_failures
 from kenya_birds.inference.sources import Source, find_sources
 from kenya_birds.inference.stopwatch import Stopwatch
 from kenya_birds.inference.streaming import Reading, read_source
 from kenya_birds.inference.windows import WindowGrid, Windows
+from kenya_birds.output_files import as_utf8
 
 logger = logging.getLogger(__name__)
 

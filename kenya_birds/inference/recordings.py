@@ -62,11 +62,6 @@ def decimal_s(time_us: int) -> str:
     return f"{time_us // 1_000_000}.{time_us % 1_000_000:06d}"
 
 
-def as_utf8(text: str) -> str:
-    """A text with what is not Unicode, such as bytes in a file's name, escaped: `\\udcff`."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 class Row(NamedTuple):
     """A detection as the tables say it.
 

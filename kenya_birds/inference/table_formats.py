@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from kenya_birds.inference.outputs import Outputs
-from kenya_birds.inference.recordings import RecordingInfo, Row, as_utf8, decimal_s, microseconds
+from kenya_birds.inference.recordings import RecordingInfo, Row, decimal_s, microseconds
+from kenya_birds.output_files import as_utf8
 
 CSV_COLUMNS = (
     "recording",
