@@ -1,6 +1,7 @@
 """Intervals of metrics: exact on every resample, as wide as recordings differ."""
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -116,6 +117,16 @@ def test_an_interval_over_clips_would_be_narrower_where_recordings_differ():
         for units in (recordings, np.arange(len(recordings)))
     ]
     assert widths[0] > 1.5 * widths[1]
+
+
+def test_memory_does_not_grow_with_clips_times_recordings():
+    scores, references, recordings = single_label_case(clips=20_000, classes=3, recordings=1000)
+    tracemalloc.start()
+    try:
+        metric_intervals(scores, references, recordings, np.random.default_rng(0), resamples=20)
+        assert tracemalloc.get_traced_memory()[1] < 30e6  # counts of clips x recordings would take 640 MB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

@@ -15,6 +15,8 @@ from kenya_birds.evaluation.metrics import (
 
 RESAMPLES = 1000
 LEVEL = 0.95
+# Clips, and clips that hold one class, that are worked on at a time. Memory does not grow with clips x recordings.
+CLIP_BLOCK, PRESENT_BLOCK = 8192, 512
 METRICS = ("macro_f1", "weighted_f1", "accuracy", "top1_accuracy", "top5_accuracy", "cmap", "auroc", "ece")
 
 
@@ -55,9 +57,9 @@ def metric_intervals(
     if len(names) < 2:
         return dict.fromkeys(METRICS)
     weights = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    resampled = weighted_metrics(scores, references, group, weights)
-    metrics = weighted_metrics(scores, references, group, np.ones((1, len(names))))
-    return {name: centred_interval(resampled[name], metrics[name].item(), level) for name in METRICS}
+    # The first row is the clips as they are.
+    weighted = weighted_metrics(scores, references, group, np.vstack([np.ones(len(names), dtype=int), weights]))
+    return {name: centred_interval(weighted[name][1:], weighted[name][0].item(), level) for name in METRICS}
 
 
 def centred_interval(values: np.ndarray, estimate: float, level: float) -> tuple[float, float] | None:
@@ -84,8 +86,8 @@ def weighted_metrics(
 ) -> dict[str, np.ndarray]:
     """The metrics of `evaluation_metrics` when the clips of group `g` count `weights[:, g]` times.
 
-    They are exact. Each is a function of sums over clips, so the sums of each group are computed once and added up by
-    a matrix product.
+    They are exact. Each metric is a function of sums over clips, so the sums of each group are computed once, and a
+    matrix product adds them up for all resamples.
 
     Args:
         scores: Probabilities, shape `(clips, classes)`.
@@ -97,93 +99,158 @@ def weighted_metrics(
         Shape `(resamples,)` by metric; NaN where nothing can be scored.
     """
     references = np.asarray(references)
-    targets = class_targets(references, scores.shape[1])
     weights = weights.astype(np.float64)
+    sums = _GroupSums(scores, references, group, weights.shape[1])
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        ap, auroc = _ranking(scores, targets, group, weights)
+        ap, auroc = _ranking(scores, references, group, weights)
         return {
-            **_decisions(scores, targets, group, weights, multi_label=references.ndim == 2),
-            "top1_accuracy": _share(top_k_hits(scores, targets, 1), group, weights),
-            "top5_accuracy": _share(top_k_hits(scores, targets, 5), group, weights),
+            **sums.metrics(weights),
             "cmap": np.nanmean(ap, axis=1),
             "auroc": np.nanmean(auroc, axis=1),
-            "ece": _calibration_error(scores, references, group, weights),
         }
 
 
-def _decisions(
-    scores: np.ndarray, targets: np.ndarray, group: np.ndarray, weights: np.ndarray, multi_label: bool
-) -> dict[str, np.ndarray]:
-    predicted = predicted_classes(scores, multi_label=multi_label) * (targets >= 0)
-    present = targets == 1
-    hits = weights @ _sums(predicted * present, group, weights.shape[1])
-    support = weights @ _sums(present, group, weights.shape[1])
-    f1 = np.where(support > 0, 2 * hits / (support + weights @ _sums(predicted, group, weights.shape[1])), np.nan)
-    return {
-        "macro_f1": np.nanmean(f1, axis=1),
-        "weighted_f1": np.nansum(f1 * support, axis=1) / support.sum(axis=1),
-        "accuracy": _share((predicted == present).all(axis=1).astype(float), group, weights),
-    }
+class _GroupSums:
+    """Sums over the clips of each group, from which all metrics but those of the ranking follow.
+
+    Args:
+        scores: Probabilities, shape `(clips, classes)`.
+        references: See `weighted_metrics`.
+        group: Number of each clip's group, shape `(clips,)`.
+        groups: Number of groups.
+
+    Attributes:
+        hits: Clips of each class that are predicted rightly, shape `(groups, classes)`.
+        support: Clips that hold each class, same shape.
+        predicted: Clips for which each class is predicted, same shape.
+        shares: By metric, the clips that are right, and those that count, shape `(groups, 2)`.
+        gap: Sum of confidence minus outcome in each bin of the calibration, shape `(groups, CALIBRATION_BINS)`.
+        points: Number of confidences in each bin, same shape.
+    """
+
+    def __init__(self, scores: np.ndarray, references: np.ndarray, group: np.ndarray, groups: int) -> None:
+        self.hits, self.support, self.predicted = (np.zeros((groups, scores.shape[1])) for _ in range(3))
+        self.shares = {name: np.zeros((groups, 2)) for name in ("accuracy", "top1_accuracy", "top5_accuracy")}
+        self.gap, self.points = (np.zeros((groups, CALIBRATION_BINS)) for _ in range(2))
+        for first in range(0, len(scores), CLIP_BLOCK):
+            block = slice(first, first + CLIP_BLOCK)
+            self._add(scores[block], references[block], group[block])
+
+    def _add(self, scores: np.ndarray, references: np.ndarray, group: np.ndarray) -> None:
+        targets = class_targets(references, scores.shape[1])
+        present = targets == 1
+        predicted = (predicted_classes(scores, multi_label=references.ndim == 2) == 1) & (targets >= 0)
+        for total, values in ((self.hits, predicted & present), (self.support, present), (self.predicted, predicted)):
+            clips, classes = np.nonzero(values)
+            np.add.at(total, (group[clips], classes), 1)
+        right = {
+            "accuracy": (predicted == present).all(axis=1).astype(float),
+            "top1_accuracy": top_k_hits(scores, targets, 1),
+            "top5_accuracy": top_k_hits(scores, targets, 5),
+        }
+        for name, hits in right.items():
+            np.add.at(self.shares[name], group, np.stack([np.nan_to_num(hits), ~np.isnan(hits)], axis=1))
+        confidences, outcomes = calibration_points(scores, references)
+        its_group = group if references.ndim == 1 else group[np.nonzero(references >= 0)[0]]
+        where = its_group, calibration_bin(confidences)
+        np.add.at(self.gap, where, confidences - outcomes)
+        np.add.at(self.points, where, 1)
+
+    def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """The metrics of all resamples."""
+        hits, support, predicted = (weights @ sums for sums in (self.hits, self.support, self.predicted))
+        f1 = np.where(support > 0, 2 * hits / (support + predicted), np.nan)
+        shares = {name: (weights @ sums).T for name, sums in self.shares.items()}
+        return {
+            "macro_f1": np.nanmean(f1, axis=1),
+            "weighted_f1": np.nansum(f1 * support, axis=1) / support.sum(axis=1),
+            **{name: right / counted for name, (right, counted) in shares.items()},
+            "ece": np.abs(weights @ self.gap).sum(axis=1) / (weights @ self.points).sum(axis=1),
+        }
 
 
 def _ranking(
-    scores: np.ndarray, targets: np.ndarray, group: np.ndarray, weights: np.ndarray
+    scores: np.ndarray, references: np.ndarray, group: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision and AUROC, both of shape `(resamples, classes)`.
-
-    Both are sums over the clips that hold the class, of a function of how many clips score as high and higher.
-    """
-    groups = weights.shape[1]
-    ap, auroc = (np.full((len(weights), targets.shape[1]), np.nan) for _ in range(2))
-    for label in range(targets.shape[1]):
-        known = targets[:, label] >= 0
-        order = np.flatnonzero(known)[np.argsort(-scores[known, label], kind="stable")]
-        score, is_present, its_group = scores[order, label], targets[order, label] == 1, group[order]
-        at = np.flatnonzero(is_present)
-        if len(at) == 0:
-            continue
-        # Row k: clips of each group among the k best.
-        counted = np.zeros((2, len(order) + 1, groups))
-        counted[0, np.arange(len(order)) + 1, its_group] = 1
-        counted[1, at + 1, its_group[at]] = 1
-        every, present = counted.cumsum(axis=1)
-        first, last = (np.searchsorted(-score, -score[at], side=side) for side in ("left", "right"))
-        hits = weights @ present[last].T
-        own = weights[:, its_group[at]]
-        total = own.sum(axis=1)
-        # A clip that is not drawn counts nothing, whatever precision it would have.
-        precision = np.where(own > 0, hits / (weights @ every[last].T), 0)
-        ap[:, label] = (own * precision).sum(axis=1) / total
-        absent = every - present
-        below_or_equal = weights @ (absent[-1] - (absent[first] + absent[last]) / 2).T
-        auroc[:, label] = (own * below_or_equal).sum(axis=1) / (total * (weights @ absent[-1]))
+    """Average precision and AUROC, both of shape `(resamples, classes)`."""
+    ap, auroc = (np.full((len(weights), scores.shape[1]), np.nan) for _ in range(2))
+    for label in range(scores.shape[1]):
+        target = references[:, label] if references.ndim == 2 else references == label
+        known = np.flatnonzero(target >= 0)
+        order = known[np.argsort(-scores[known, label], kind="stable")]
+        if (target[order] == 1).any():
+            ap[:, label], auroc[:, label] = _class_ranking(
+                scores[order, label], target[order] == 1, group[order], weights
+            )
     return ap, auroc
 
 
-def _calibration_error(
-    scores: np.ndarray, references: np.ndarray, group: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    confidences, outcomes = calibration_points(scores, references)
-    its_group = group if references.ndim == 1 else group[np.nonzero(references >= 0)[0]]
-    cell = its_group * CALIBRATION_BINS + calibration_bin(confidences)
-    groups = weights.shape[1]
-    gap, points = (
-        np.bincount(cell, weights=values, minlength=groups * CALIBRATION_BINS).reshape(groups, CALIBRATION_BINS)
-        for values in (confidences - outcomes, None)
+def _class_ranking(
+    score: np.ndarray, is_present: np.ndarray, group: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average precision and AUROC of one class in each resample.
+
+    Both are sums over the clips that hold the class, of a function of how many clips score as high and higher. The
+    sums are formed from the highest score to the lowest, for `PRESENT_BLOCK` of these clips at a time.
+
+    Args:
+        score: Of the clips of which it is known whether they hold the class, in descending order, shape `(clips,)`.
+        is_present: Whether they do.
+        group: Number of each clip's group.
+        weights: Shape `(resamples, groups)`.
+    """
+    at = np.flatnonzero(is_present)
+    # How many clips score higher than each of these, and how many as high or higher.
+    higher, as_high = (np.searchsorted(-score, -score[at], side=side) for side in ("left", "right"))
+    every = np.bincount(group, minlength=weights.shape[1])
+    present = np.bincount(group[at], minlength=weights.shape[1])
+    absent_total, total = weights @ (every - present), weights @ present
+    ranked, absent_higher, absent_as_high = (
+        _RunningCount(group, counted, weights) for counted in (None, ~is_present, ~is_present)
     )
-    return np.abs(weights @ gap).sum(axis=1) / (weights @ points).sum(axis=1)
+    precisions, below = np.zeros(len(weights)), np.zeros(len(weights))
+    for first in range(0, len(at), PRESENT_BLOCK):
+        block = slice(first, first + PRESENT_BLOCK)
+        own = weights[:, group[at[block]]]
+        among, absent = ranked.up_to(as_high[block]), absent_as_high.up_to(as_high[block])
+        # A clip that is not drawn counts nothing, whatever precision it would have.
+        precisions += (own * np.where(own > 0, (among - absent) / among, 0)).sum(axis=1)
+        below += (own * (absent_total[:, None] - (absent_higher.up_to(higher[block]) + absent) / 2)).sum(axis=1)
+    return precisions / total, below / (total * absent_total)
 
 
-def _share(hits: np.ndarray, group: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean of the hits that are not NaN."""
-    counts = np.stack([np.nan_to_num(hits), ~np.isnan(hits)], axis=1)
-    right, all_ = np.moveaxis(weights @ _sums(counts, group, weights.shape[1]), 1, 0)
-    return right / all_
+class _RunningCount:
+    """How many of the first clips are drawn in each resample, asked for growing numbers of clips.
 
+    Args:
+        group: Number of each clip's group, shape `(clips,)`.
+        counted: Which clips count; None: all.
+        weights: Shape `(resamples, groups)`.
+    """
 
-def _sums(values: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
-    """Sums of the rows of each group."""
-    sums = np.zeros((groups, values.shape[1]))
-    np.add.at(sums, group, values)
-    return sums
+    def __init__(self, group: np.ndarray, counted: np.ndarray | None, weights: np.ndarray) -> None:
+        self._group, self._counted, self._weights = group, counted, weights
+        self._seen = 0
+        self._count = np.zeros(len(weights))
+
+    def up_to(self, numbers: np.ndarray) -> np.ndarray:
+        """Counts among the first `numbers[k]` clips.
+
+        Args:
+            numbers: Ascending, none less than what was asked for before.
+
+        Returns:
+            Shape `(resamples, len(numbers))`.
+        """
+        groups = self._weights.shape[1]
+        new = slice(self._seen, numbers[-1])
+        # Clips between one number and the next, by group.
+        step = np.repeat(np.arange(len(numbers)), np.diff(numbers, prepend=self._seen))
+        cell = step * groups + self._group[new]
+        counts = np.bincount(
+            cell if self._counted is None else cell[self._counted[new]], minlength=len(numbers) * groups
+        ).reshape(len(numbers), groups)
+        drawn = (self._weights @ counts.T.astype(np.float64)).cumsum(axis=1) + self._count[:, None]
+        self._seen, self._count = numbers[-1], drawn[:, -1]
+        return drawn
