@@ -11,6 +11,7 @@ from archives import RATE, edit, noise, write_archive
 from kenya_birds.data.archive import read_archive
 from kenya_birds.data.check import check_archive, format_check, write_check
 from kenya_birds.data.recording_check import check_recording
+from kenya_birds.data.sound_files import Skip
 from kenya_birds.errors import UserError
 
 ROWS = [
@@ -325,6 +326,26 @@ def test_a_table_without_rows_is_a_finding(archive):
         tuple(row) for row in check.findings[["kind", "finding", "effect"]].to_numpy()
     ]
     assert format_check(check)
+
+
+def test_what_training_does_not_look_at_is_a_note(archive):
+    folder = sound_folder(archive)
+    before = check_archive(archive)
+    for name in ("site2/a.wav", ".Trash-1/b.wav", ".Trash-1/c.wav", "bat.wac"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"RIFF")
+    os.link(folder / "bat.wac", folder / "._x.wav")
+    (folder / "gone.wav").symlink_to("nowhere.wav")
+    check = check_archive(archive)
+    assert check.recordings == before.recordings
+    notes = check.findings[~check.findings["recording"].isin(before.findings["recording"])]
+    assert [tuple(row) for row in notes[["recording", "finding", "effect"]].to_numpy()] == [
+        ("gone.wav", Skip.BROKEN_LINK, ""),
+        ("site2/a.wav", "lies in a sub-folder, where training does not look", ""),
+        (".Trash-1", Skip.HIDDEN, ""),
+        ("bat.wac", Skip.FOREIGN, ""),
+    ]
+    assert "2 recordings" in notes["detail"].iloc[2]
 
 
 def test_recordings_may_all_be_missing(archive):

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import socket
 import sys
 import time
@@ -21,6 +22,7 @@ from running import ROOT, run
 
 from kenya_birds.cli import main
 from kenya_birds.console import one_line_errors
+from kenya_birds.data.sound_files import Skip
 from kenya_birds.errors import UserError
 from kenya_birds.inference import detection as detection_module
 from kenya_birds.inference import journal as journal_module
@@ -378,6 +380,41 @@ def test_recordings_that_cannot_be_read_are_listed_and_the_others_go_on(model, t
     assert analysed == {good.name, "wrong suffix.mp3", "Ünï 鳥, „x“.flac", "cut.flac", "huge.wav"}
     report = json.loads((output / "run.json").read_text())
     assert (report["recordings"], report["failed"], report["partly_read"]) == (10, 5, 2)
+
+
+def test_what_a_search_left_out_is_in_the_account(model, tmp_path, monkeypatch):
+    folder = write_recordings(tmp_path / "recordings", (2.0,))
+    for name in (".Trash/x.wav", "=locked/y.wav", "bat.wac"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"RIFF")
+    scandir = os.scandir
+
+    def locked(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    monkeypatch.chdir(folder)
+    output = tmp_path / "output"
+    report = run_in_folder(model, ["*"], output, formats=("csv",))
+    assert report.exit_code == 3
+    assert "skipped: 1 folders that cannot be read, 1 recordings in a format that cannot be read" in str(report)
+    assert [(row["recording"], row["status"]) for row in rows(output, "failed.csv")] == [
+        ("./=locked", "skipped"),
+        ("bat.wac", "skipped"),
+    ]
+    account = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    assert account["skipped"] == {
+        "folders that cannot be read": {"count": 1, "first": "=locked"},
+        "recordings in a format that cannot be read": {"count": 1, "first": "bat.wac"},
+        "recordings that are hidden or in a recycle bin": {"count": 1, "first": ".Trash"},
+    }
+    (folder / "bat.wac").unlink()
+    monkeypatch.undo()
+    shutil.rmtree(folder / "=locked")
+    report = run_in_folder(model, [folder], output, formats=("csv",))
+    assert (report.exit_code, list(report.content["skipped"])) == (0, [Skip.HIDDEN])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -2,10 +2,12 @@ import functools
 import http.server
 import os
 import threading
+from pathlib import Path
 
 import fsspec
 import pytest
 
+from kenya_birds.data.sound_files import Skip
 from kenya_birds.errors import UserError
 from kenya_birds.inference.sources import find_sources
 
@@ -56,6 +58,60 @@ def test_a_name_that_looks_like_a_pattern_is_a_file_where_there_is_one(folder):
     assert names(folder / "x[1].wav") == [str(folder / "x[1].wav")]
 
 
+def test_a_pattern_leaves_out_what_a_folder_does(folder, monkeypatch):
+    for name in (".Trash-1/b.flac", "$RECYCLE.BIN/b.flac", "deep/@eaDir/b.flac", "deep/x.wac", "y.wac"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"fLaC" + name.encode())
+    for name in ("deep/loop", "deep/er/loop"):
+        (folder / name).symlink_to(folder)
+    expected = {
+        "**/*.flac": ["b.flac"],
+        "**/": ["a.WAV", "b.flac", "deep/er/c d.mp3", "deep/Ünï 鳥.ogg"],
+        "*": ["a.WAV", "b.flac", "deep/er/c d.mp3", "deep/Ünï 鳥.ogg"],
+        "de*": ["deep/er/c d.mp3", "deep/Ünï 鳥.ogg"],
+        "*/*/*": ["deep/er/c d.mp3"],
+        "d*/**/*.ogg": ["deep/Ünï 鳥.ogg"],
+        "[ab].*": ["a.WAV", "b.flac"],
+    }
+    for pattern, wanted in expected.items():
+        assert names(f"{folder}/{pattern}") == [str(folder / name) for name in wanted], pattern
+    monkeypatch.chdir(folder)
+    assert names("*.flac") == ["b.flac"]
+    found = find_sources([f"{folder}/de*", folder / "y.wac"])
+    assert {(Path(left.path).name, left.skip) for left in found.skipped} == {
+        ("x.wac", Skip.FOREIGN),
+        ("@eaDir", Skip.HIDDEN),
+    }
+
+
+def test_what_is_skipped_in_one_place_can_be_named_in_another(folder, caplog):
+    (folder / ".Trash").mkdir()
+    for name in (".Trash/x.wav", ".y.wav", "bat.wac"):
+        (folder / name).write_bytes(b"RIFF")
+    found = find_sources([folder, folder / ".y.wav"])
+    assert found[-1].recording == str(folder / ".y.wav")
+    with caplog.at_level("INFO"):
+        found.log()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Skipped recordings in a format that cannot be read: 1 ({folder / 'bat.wac'})",
+        f"Skipped recordings that are hidden or in a recycle bin: 1 ({folder / '.Trash'})",
+    ]
+    assert len(find_sources([folder / ".Trash"])) == 1
+
+
+def test_a_folder_without_recordings_says_what_is_in_it(tmp_path, monkeypatch):
+    (tmp_path / "bat.wac").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"holds no recording; recordings in a format that cannot be read: 1"):
+        find_sources([tmp_path])
+
+    def locked(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(UserError, match="the folder cannot be read: Permission denied"):
+        find_sources([tmp_path])
+
+
 def test_a_list_names_recordings_that_need_not_be_there(folder):
     listed = folder / "list.txt"
     listed.write_text(f"\ufeff# mine\n\n{folder / 'b.flac'}\n{folder / 'gone.wav'}\n", encoding="utf-8")
@@ -87,9 +143,16 @@ def test_no_path_at_all_is_an_error():
 def test_files_of_any_file_system_are_copied_while_they_are_read_and_removed(folder):
     memory = fsspec.filesystem("memory")
     memory.pipe({"/rec/one two.flac": b"1", "/rec/two.wav": b"2", "/rec/notes.md": b"3"})
+    memory.pipe({"/rec/.Trash-1/one.flac": b"1", "/rec/._two.wav": b"2", "/rec/$RECYCLE.BIN/two.wav": b"3"})
     try:
         assert names("memory://rec") == ["memory:///rec/one two.flac", "memory:///rec/two.wav"]
         assert names("memory://rec/*.wav", "memory://rec/two.wav") == ["memory:///rec/two.wav"]
+        assert names("memory://rec/**/*.flac") == ["memory:///rec/one two.flac"]
+        assert names("memory://rec/$RECYCLE.BIN") == ["memory:///rec/$RECYCLE.BIN/two.wav"]
+        assert {left.path.rpartition("/")[2] for left in find_sources(["memory://rec"]).skipped} == {
+            "one.flac",
+            "two.wav",
+        }
         source = find_sources(["memory://rec/one two.flac"])[0]
         with source.local_path() as path:
             assert path.read_bytes() == b"1"

@@ -23,15 +23,14 @@ from kenya_birds.data.archive import (
     read_table,
 )
 from kenya_birds.data.recording_check import RecordingCheck, check_recording
+from kenya_birds.data.sound_files import Skip, find_sound, is_hidden, is_named_as_sound
 from kenya_birds.errors import UserError
-from kenya_birds.output_files import check_output, write_table
+from kenya_birds.output_files import as_utf8, check_output, write_table
 
 # What a finding does to training.
 NOTHING, SET_ASIDE, STOPS = "", "set aside", "stops training"
 # An annotation is lost if damage is this near to it: half of a clip of the usual length.
 REACH_S = 1.5
-# Files with other endings that are not sound are not taken for damaged recordings.
-SOUND_SUFFIXES = (".flac", ".wav", ".wave", ".w64", ".aiff", ".aif", ".au", ".caf", ".mp3", ".ogg", ".opus", ".m4a")
 CLIPPED_SHARE = 0.001
 LONG_SILENCE_S = 1.0
 DC_OFFSET = 0.01
@@ -89,12 +88,10 @@ def check_archive(data_dir: str | Path, *, num_proc: int = 1) -> ArchiveCheck:
         annotations[column] = seconds.where(np.isfinite(seconds)).astype(float)
 
     annotated = set(annotations["recording"])
-    recordings = [
-        recording
-        for recording in _check_recordings(data_dir / RECORDINGS_FOLDER, num_proc)
-        if not recording.error or recording.recording in annotated or _is_named_as_sound(recording.recording)
-    ]
+    paths, others = _find_recordings(data_dir / RECORDINGS_FOLDER, annotated)
+    recordings = list(_check_recordings(paths, num_proc))
     rows = [
+        *others,
         *(row for recording in recordings for row in _recording_findings(recording, annotated)),
         *_annotation_findings(annotations, recordings, set(species["species"])),
         *_species_findings(species, set(annotations["species"])),
@@ -182,16 +179,41 @@ def _printable(line: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
-def _check_recordings(folder: Path, num_proc: int) -> Iterator[RecordingCheck]:
-    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    paths = [folder / name for name in names if os.path.exists(folder / name)]
+def _find_recordings(folder: Path, annotated: set[str]) -> tuple[list[Path], list[dict[str, Any]]]:
+    """The recordings that training looks for, and findings on what else is in their folder."""
+    names = {
+        name
+        for name in os.listdir(folder)
+        if (name in annotated or (is_named_as_sound(name) and not is_hidden(name))) and os.path.exists(folder / name)
+    }
+    search = find_sound(folder)
+    rows = []
+    for file in search.found:
+        if not os.path.exists(file.path):
+            what = Skip.BROKEN_LINK.value
+        elif Path(file.path).parent != folder:
+            what = "lies in a sub-folder, where training does not look"
+        else:
+            continue
+        rows.append(_finding("sound", what, NOTHING, recording=_below(file.path, folder)))
+    for left in search.skipped:
+        # Each name is checked, also where several lead to one file.
+        if left.skip is not Skip.REPEATED and Path(left.path).name not in names:
+            detail = left.reason if left.count == 1 else f"{left.reason} ({left.count} recordings)"
+            rows.append(
+                _finding("sound", left.skip.value, NOTHING, recording=_below(left.path, folder), detail=detail)
+            )
+    return [folder / name for name in sorted(names)], rows
+
+
+def _below(path: str, folder: Path) -> str:
+    return as_utf8(Path(path).relative_to(folder).as_posix())
+
+
+def _check_recordings(paths: list[Path], num_proc: int) -> Iterator[RecordingCheck]:
     with ProcessPoolExecutor(num_proc) if num_proc > 1 else nullcontext() as pool:
         checks = pool.map(check_recording, paths) if pool else map(check_recording, paths)
         yield from tqdm(checks, total=len(paths), desc="Reading recordings", unit="recording")
-
-
-def _is_named_as_sound(name: str) -> bool:
-    return name.lower().endswith(SOUND_SUFFIXES)
 
 
 def _recording_findings(recording: RecordingCheck, annotated: set[str]) -> Iterator[dict[str, Any]]:

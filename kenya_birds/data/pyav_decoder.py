@@ -14,7 +14,9 @@ from kenya_birds.data.flac_frames import find_flac_frame, flac_headers, possible
 # Containers in which any place can be sought exactly, if they hold FLAC or PCM.
 POSITIONED_FORMATS = ("flac", "wav", "w64", "aiff", "au", "caf")
 # Containers of sound only: FFmpeg also knows play lists, which open other files.
-FORMATS = ",".join((*POSITIONED_FORMATS, "mp3", "ogg", "mov"))
+FORMATS = ",".join(
+    (*POSITIONED_FORMATS, "mp3", "ogg", "mov", "aac", "ac3", "amr", "ape", "asf", "avi", "matroska", "tta", "wv")
+)
 
 
 class PyavDecoder:

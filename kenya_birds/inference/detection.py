@@ -133,6 +133,7 @@ class SoundscapePipeline:
             sources = find_sources([recording])
             if len(sources) != 1:
                 raise UserError(f"{recording} holds {len(sources)} recordings: give one, or use detect()")
+            sources.log()
             jobs = self.jobs(sources)
         found: list[Detection] = []
         for progress in self.analyse(jobs):
@@ -154,7 +155,9 @@ class SoundscapePipeline:
         Raises:
             UserError: If a path leads to nothing.
         """
-        for progress in self.analyse(self.jobs(find_sources(paths))):
+        sources = find_sources(paths)
+        sources.log()
+        for progress in self.analyse(self.jobs(sources)):
             yield from progress.detections
             log_losses(progress.recording, progress.reading)
 

@@ -81,6 +81,7 @@ def embed_recordings(
     failed = _check_output(output, overwrite)
     grid = WindowGrid.with_overlap(embedder.clip_samples, overlap_s, embedder.sampling_rate)
     sources = find_sources(paths)
+    sources.log()
     stopwatch = Stopwatch()
     readers = num_workers or (1 if embedder.device.type == "cpu" else min(torch.get_num_threads(), MAX_READERS))
 
@@ -127,6 +128,7 @@ def embed_recordings(
                 about={**about, "windows": writer.rows},
                 processes=1,
                 threads=pool.threads,
+                skipped=sources.skipped,
             )
             write_failures(outputs.open(failed), report.failures)
             outputs.commit()
@@ -144,7 +146,7 @@ def format_embedding(report: RunReport) -> str:
         f"{now['wall_s']:.1f} s, {now['times_real_time']:.0f} times real time",
     ]
     if report.failures:
-        lines.append(f"{said['failed']} recordings failed and {said['partly_read']} were read in part")
+        lines.append(report.faults)
     return "\n".join(lines)
 
 

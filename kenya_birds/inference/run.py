@@ -72,6 +72,7 @@ def run_detection(
             with _told_to_all(team):
                 check_formats(formats)
                 sources = find_sources(paths)
+                sources.log()
                 files.prepare()
                 stack.enter_context(_locked(files.state_folder))
                 files.check_unchanged()
@@ -106,6 +107,7 @@ def run_detection(
             about=_about(pipeline, model_hash),
             processes=team.size,
             threads=pipeline.scorer.threads,
+            skipped=sources.skipped,
         )
         analysed = {name: reading for name, reading in readings.items() if reading.windows}
         detections = _counted(journal, analysed, counts)

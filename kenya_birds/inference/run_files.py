@@ -16,14 +16,17 @@ import torch
 import transformers
 
 from kenya_birds import __version__
+from kenya_birds.data.sound_files import Skip, Skipped, count_skipped
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.outputs import Outputs
 from kenya_birds.inference.recordings import RecordingInfo
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.streaming import Reading
+from kenya_birds.inference.table_formats import safe_path
 from kenya_birds.inference.tables import write_tables
 from kenya_birds.json_files import read_json, write_json
+from kenya_birds.output_files import as_utf8
 
 STATE_FOLDER = ".kenya_birds"
 TABLES_FILE = "tables.json"
@@ -55,6 +58,7 @@ class RunReport:
         about: Mapping[str, Any],
         processes: int,
         threads: int,
+        skipped: Sequence[Skipped] = (),
     ) -> "RunReport":
         """The account of a run whose detections are not counted yet.
 
@@ -66,6 +70,7 @@ class RunReport:
             about: Model and settings.
             processes: Number of processes.
             threads: Of each, those that score.
+            skipped: What the search for recordings left out; what the user may miss is among the failures.
         """
         failures = [
             (
@@ -78,6 +83,7 @@ class RunReport:
             for name, reading in readings.items()
             for loss in reading.losses
         ]
+        failures += [(left.path, "skipped", "", "", left.reason) for left in skipped if left.skip.is_loss]
         new_s = sum(reading.duration_s for name, reading in readings.items() if name in new and reading.windows)
         all_s = sum(reading.duration_s for reading in readings.values() if reading.windows)
         busy_s = sum(spent_s.values())
@@ -87,6 +93,10 @@ class RunReport:
             "recordings": len(readings),
             "failed": status["failed"],
             "partly_read": status["partly read"],
+            "skipped": {
+                skip.value: {"count": count, "first": as_utf8(first)}
+                for skip, (count, first) in count_skipped(skipped).items()
+            },
             "hours": all_s / 3600,
             "this_run": {
                 "recordings": len(new),
@@ -113,6 +123,14 @@ class RunReport:
         """0 if every recording was analysed from beginning to end, else 3."""
         return 3 if self.failures else 0
 
+    @property
+    def faults(self) -> str:
+        """How many recordings were not analysed from beginning to end."""
+        said = self.content
+        faults = f"{said['failed']} recordings failed and {said['partly_read']} were read in part"
+        lost = [f"{left['count']} {skip}" for skip, left in said["skipped"].items() if Skip(skip).is_loss]
+        return "; skipped: ".join([faults, ", ".join(lost)]) if lost else faults
+
     def __str__(self) -> str:
         """Some lines for people."""
         said, now = self.content, self.content["this_run"]
@@ -125,9 +143,7 @@ class RunReport:
             speed = f"{now['times_real_time']:.0f} times real time"
             lines.append(f"{now['hours']:.2f} h in {now['wall_s']:.1f} s, {speed} ({parts})")
         if self.failures:
-            lines.append(
-                f"{said['failed']} recordings failed and {said['partly_read']} were read in part: {FAILED_FILE}"
-            )
+            lines.append(f"{self.faults}: {FAILED_FILE}")
         return "\n".join(lines)
 
 
@@ -245,7 +261,7 @@ def write_failures(file: TextIO, failures: Sequence[tuple[str, ...]]) -> None:
     """Writes the table of what was not analysed."""
     table = csv.writer(file, lineterminator="\n")
     table.writerow(FAILED_COLUMNS)
-    table.writerows(failures)
+    table.writerows((safe_path(recording), *others) for recording, *others in failures)
 
 
 def _digest(path: Path) -> str:

@@ -1,13 +1,15 @@
 """Which recordings are meant by files, folders, patterns, lists and URLs, and how each comes to this machine."""
 
 import glob
+import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,8 +17,20 @@ import fsspec
 from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
-from kenya_birds.data.check import SOUND_SUFFIXES
+from kenya_birds.data.sound_files import (
+    SOUND_SUFFIXES,
+    Skip,
+    Skipped,
+    SoundFiles,
+    count_skipped,
+    find_sound,
+    identify,
+    is_hidden,
+    is_named_as_sound,
+)
 from kenya_birds.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LIST_SUFFIX = ".txt"
 # What file systems call it when a file was last written, or what changes with it.
@@ -103,76 +117,167 @@ class Source:
             yield copy
 
 
-def find_sources(paths: Iterable[str | Path]) -> list[Source]:
+class FoundSources(Sequence[Source]):
+    """The recordings that paths lead to, each once.
+
+    Args:
+        sources: The recordings.
+        skipped: What folders and patterns hold besides.
+
+    Attributes:
+        skipped: What folders and patterns hold besides, and why it is not among the recordings.
+    """
+
+    def __init__(self, sources: Sequence[Source], skipped: Sequence[Skipped]) -> None:
+        self._sources = sources
+        self.skipped = skipped
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._sources)
+
+    def __getitem__(self, place: Any) -> Any:
+        """One recording, or several."""
+        return self._sources[place]
+
+    def log(self) -> None:
+        """Logs how much was skipped, a line for each reason."""
+        for skip, (count, first) in count_skipped(self.skipped).items():
+            logger.log(
+                logging.INFO if skip is Skip.REPEATED else logging.WARNING, "Skipped %s: %d (%s)", skip, count, first
+            )
+
+
+def find_sources(paths: Iterable[str | Path]) -> FoundSources:
     """Finds recordings, each once, in the order of the paths; those of a folder or pattern are sorted.
 
     Args:
-        paths: Files of any suffix; folders, searched to any depth for the suffixes of sound; patterns with `*`, `?`,
-            `[...]` and `**`; lists of such paths, one a line, in files that end in `.txt` (`#` begins a remark); URLs
-            of files, folders or patterns on any file system that fsspec knows.
+        paths: Files of any suffix; folders, searched to any depth for the suffixes of sound (see `find_sound`);
+            patterns with `*`, `?`, `[...]` and `**`; lists of such paths, one a line, in files that end in `.txt` (`#`
+            begins a remark); URLs of files, folders or patterns on any file system that fsspec knows.
 
     Raises:
         UserError: If one of the paths leads to nothing. A file that a list names need not be there: it fails when it
             is read, and the others do not.
     """
     names = [str(path) for path in paths]
-    found: dict[str, Source] = {}
+    found: dict[Any, Source] = {}
+    skipped: dict[str, Skipped] = {}
     for name in names:
-        listed = list(_expand(name, must_exist=True))
-        if not listed:
-            suffixes = " ".join(SOUND_SUFFIXES)
-            shown = _public(name) if split_protocol(name)[0] else name
-            raise UserError(f"'{shown}' holds no recording: expected files that end in one of {suffixes}")
-        for source in listed:
-            same = found.setdefault(source.recording if source.system else os.path.realpath(source.recording), source)
+        part = _expand(name, must_exist=True)
+        if not part.listed:
+            raise UserError(_nothing(name, part.skipped))
+        for source, identity in part.listed:
+            same = found.setdefault(identity, source)
             if same.path != source.path:
                 raise UserError(f"two URLs of {source.recording} differ in their query only: analyse one at a time")
+        skipped |= {left.path: left for left in part.skipped}
     if not found:
         raise UserError("no recordings were given: expected files, folders, patterns, lists or URLs")
-    return list(found.values())
+    # A recording may be skipped in one place and be named in another.
+    taken = {source.recording for source in found.values()}
+    return FoundSources(list(found.values()), [left for left in skipped.values() if left.path not in taken])
 
 
-def _expand(name: str, *, must_exist: bool) -> Iterator[Source]:
+@dataclass
+class _Part:
+    """What one path leads to: recordings with what is the same for all names of one file, and what was skipped."""
+
+    listed: list[tuple[Source, Any]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @classmethod
+    def of_files(cls, files: SoundFiles) -> "_Part":
+        return cls([(Source(file.path), file.identity) for file in files.found], files.skipped)
+
+    @classmethod
+    def of_file(cls, path: str) -> "_Part":
+        return cls([(Source(path), identify(path))])
+
+
+def _nothing(name: str, skipped: Sequence[Skipped]) -> str:
+    shown = _public(name) if split_protocol(name)[0] else name
+    if len(skipped) == 1 and skipped[0].path == name:
+        return f"'{shown}': {skipped[0].reason}"
+    left_out = "".join(f"; {skip}: {count} ({first})" for skip, (count, first) in count_skipped(skipped).items())
+    return f"'{shown}' holds no recording{left_out}; expected files that end in one of {' '.join(SOUND_SUFFIXES)}"
+
+
+def _expand(name: str, *, must_exist: bool) -> _Part:
     system = _remote_system(name)
     if system is not None:
-        yield from _expand_remote(name, system, must_exist=must_exist)
-        return
+        return _expand_remote(name, system, must_exist=must_exist)
     path = Path(LocalFileSystem._strip_protocol(name) if name.startswith(("file://", "local://")) else name)
     if path.is_dir():
-        yield from (Source(found) for found in _walk(path))
-    elif path.exists() or not glob.has_magic(str(path)):
-        if path.suffix.lower() == LIST_SUFFIX and (must_exist or path.exists()):
-            yield from _read_list(path)
-        elif must_exist and not os.path.lexists(path):
-            raise UserError(f"there is no file, folder or pattern '{name}'")
-        else:
-            yield Source(str(path))
-    else:
-        matches = sorted(glob.glob(str(path), recursive=True))
-        for match in matches:
-            if os.path.isdir(match):
-                yield from (Source(found) for found in _walk(Path(match)))
-            elif _is_sound(match):
-                yield Source(match)
+        return _Part.of_files(find_sound(path))
+    if not path.exists() and glob.has_magic(str(path)):
+        return _expand_pattern(path)
+    if path.suffix.lower() == LIST_SUFFIX and (must_exist or path.exists()):
+        return _read_list(path)
+    if must_exist and not os.path.lexists(path):
+        raise UserError(f"there is no file, folder or pattern '{name}'")
+    return _Part.of_file(str(path))
 
 
-def _walk(folder: Path) -> list[str]:
-    found = []
-    for place, _, files in os.walk(folder, followlinks=False):
-        found += [os.path.join(place, file) for file in files if _is_sound(file) and not file.startswith("._")]
-    return sorted(found)
+def _expand_pattern(path: Path) -> _Part:
+    """What a pattern matches, and all below the folders that it matches."""
+    plain = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
+    base, pattern = Path(*path.parts[:plain]), path.parts[plain:]
+    if not base.is_dir():
+        return _Part()
+
+    def below(path: str) -> tuple[str, ...]:
+        return Path(path).relative_to(base).parts
+
+    files = find_sound(base, lambda folder: _match(below(folder), pattern, is_begin=True))
+    begin = "" if plain else os.path.join(".", "")  # which a pattern without a folder does not have
+    return _Part.of_files(
+        SoundFiles(
+            [
+                file._replace(path=file.path.removeprefix(begin))
+                for file in files.found
+                if _match(below(file.path), pattern)
+            ],
+            [
+                replace(left, path=left.path.removeprefix(begin))
+                for left in files.skipped
+                if _match(below(left.path), pattern)
+            ],
+        )
+    )
 
 
-def _read_list(path: Path) -> Iterator[Source]:
+def _match(parts: Sequence[str], pattern: Sequence[str], *, is_begin: bool = False) -> bool:
+    """Whether a pattern matches a path or a folder that the path is in.
+
+    Args:
+        parts: The path.
+        pattern: Its parts; `**` stands for any number of folders.
+        is_begin: Whether it is enough if longer paths may match.
+    """
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        return is_begin or any(_match(parts[place:], pattern[1:]) for place in range(len(parts) + 1))
+    if not parts:
+        return is_begin
+    return fnmatch(parts[0], pattern[0]) and _match(parts[1:], pattern[1:], is_begin=is_begin)
+
+
+def _read_list(path: Path) -> _Part:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"the list {path} cannot be read: expected one path a line, in UTF-8 ({error})") from None
+    whole = _Part()
     for line in lines:
         if line.strip() and not line.lstrip().startswith("#"):
             if line.strip().lower().endswith(LIST_SUFFIX):
                 raise UserError(f"the list {path} names another list, '{line.strip()}': name its recordings")
-            yield from _expand(line.strip(), must_exist=False)
+            part = _expand(line.strip(), must_exist=False)
+            whole.listed += part.listed
+            whole.skipped += part.skipped
+    return whole
 
 
 def _remote_system(name: str) -> Any | None:
@@ -184,21 +289,33 @@ def _remote_system(name: str) -> Any | None:
         return fsspec.core.url_to_fs(name)[0]
 
 
-def _expand_remote(url: str, system: Any, *, must_exist: bool) -> Iterator[Source]:
+def _expand_remote(url: str, system: Any, *, must_exist: bool) -> _Part:
     path = system._strip_protocol(url)
+    skipped: list[str] = []
     with _reached(_public(url)):
-        if not must_exist or (_is_sound(_public(url)) and system.isfile(path)):
+        if not must_exist or (is_named_as_sound(_public(url)) and system.isfile(path)):
             files = [path]
         else:
-            found = system.glob(path) if glob.has_magic(path) else system.find(path)
-            files = sorted(file for file in found if _is_sound(file))
-            if not files and system.isfile(path):  # on the web, a folder may be a file too
+            is_pattern = glob.has_magic(path)
+            base = re.split(r"[*?[]", path)[0].rpartition("/")[0] if is_pattern else path
+            found = sorted(system.glob(path) if is_pattern else system.find(path))
+            sound = [file for file in found if is_named_as_sound(file) and "/._" not in file.removeprefix(base)]
+            files = [file for file in sound if not any(map(is_hidden, file.removeprefix(base).split("/")))]
+            skipped = sorted(set(sound) - set(files))
+            if not files and not skipped and system.isfile(path):  # on the web, a folder may be a file too
                 files = [path]
     # Paths on a server that is logged in to do not name it.
     host = system._get_kwargs_from_urls(url).get("host")
-    for file in files:
-        name = f"{split_protocol(url)[0]}://{host}/{file.lstrip('/')}" if host else system.unstrip_protocol(file)
-        yield Source(_public(name), system, file)
+
+    def shown(file: str) -> str:
+        return _public(
+            f"{split_protocol(url)[0]}://{host}/{file.lstrip('/')}" if host else system.unstrip_protocol(file)
+        )
+
+    return _Part(
+        [(Source(shown(file), system, file), shown(file)) for file in files],
+        [Skipped(shown(file), Skip.HIDDEN, "it is hidden or in a recycle bin") for file in skipped],
+    )
 
 
 def _public(url: str) -> str:
@@ -221,7 +338,3 @@ def _reached(name: str) -> Iterator[None]:
         raise UserError(
             f"{name} cannot be reached ({type(error).__name__}{f': {reason}' if reason else ''})"
         ) from None
-
-
-def _is_sound(name: str) -> bool:
-    return name.lower().endswith(SOUND_SUFFIXES)
