@@ -1,4 +1,4 @@
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
@@ -7,18 +7,20 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from kenya_birds import cli
 from kenya_birds.data.audio import RecordingReader
 from kenya_birds.errors import UserError
-from kenya_birds.inference import plot
-from kenya_birds.inference.activity import measure_activity, plot_activity
+from kenya_birds.inference import activity, plot
+from kenya_birds.inference.activity import measure_activity, plot_activity, shown_hours
 from kenya_birds.inference.boxes import MAX_LANES, Box, cut, join, stack
 from kenya_birds.inference.detections import Detection
-from kenya_birds.inference.plot import detections_of, plot_recording
+from kenya_birds.inference.plot import detections_of, draw_stretch, plot_recording
 from kenya_birds.inference.recordings import RecordingInfo
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.tables import write_tables
+from kenya_birds.plot_style import COLOURS, SpeciesStyle, short_name, species_styles
 
 RATE = 32_000
 NAMES = {"combul2": SpeciesNames("Common Bulbul", "Pycnonotus barbatus"), "dol$": SpeciesNames("Dol$ar $ird", "")}
@@ -159,13 +161,15 @@ def test_overlapping_detections_of_a_species_share_a_box_with_the_highest_score(
 
 def test_a_box_is_cut_at_the_ends_of_a_row():
     boxes = [Box(0, 4, "a", "A", 0.9), Box(4, 7, "b", "B", 0.9)]
-    assert [(box.start_s, box.end_s) for box in cut(boxes, 2, 5)] == [(2, 4), (4, 5)]
+    parts = cut(boxes, 2, 5)
+    assert [(box.start_s, box.end_s) for box in parts] == [(2, 4), (4, 5)]
+    assert [(box.is_begin, box.is_end) for box in parts] == [(False, True), (True, False)]
     assert cut(boxes, 7, 9) == []
 
 
 def test_a_label_says_name_and_confidence_and_the_code_where_there_is_no_name():
     assert Box(0, 1, "a", "Aves", 0.987).label == "Aves 0.99"
-    assert Box(0, 1, "a", "", 1.0).label == "a 1.00"
+    assert Box(0, 1, "a", "", 1.0).label == Box(0, 1, "a", "  ", 1.0).label == "a 1.00"
 
 
 @given(
@@ -175,12 +179,15 @@ def test_neither_boxes_nor_labels_of_a_lane_meet(drawn):
     drawn = sorted(drawn)
     boxes = [Box(start, min(start + length, 15.2), "a", "A", i / 40) for i, (start, length, _) in enumerate(drawn)]
     widths_s = [width for *_, width in drawn]
-    stacked = stack(boxes, widths_s, 15.2)
+    stacked = stack(boxes, widths_s, 0.0, 15.2)
     assert all(box.lane < MAX_LANES for box in stacked)
     spans = {}
     for box in stacked:
         width_s = widths_s[boxes.index(next(b for b in boxes if b.score == box.score))]
-        assert box.label_s + width_s <= 15.2 + 1e-9
+        assert 0 <= box.label_s <= 15.2 - width_s + 1e-9
+        # Inside or outside, not across an edge.
+        inside = box.start_s <= box.label_s <= box.end_s - width_s + 1e-9
+        assert inside or box.label_s >= box.end_s or box.label_s + width_s <= box.start_s + 1e-9
         spans.setdefault(box.lane, []).append((min(box.start_s, box.label_s), max(box.end_s, box.label_s + width_s)))
     for lane in spans.values():
         lane.sort()
@@ -191,8 +198,102 @@ def test_neither_boxes_nor_labels_of_a_lane_meet(drawn):
 
 def test_what_finds_no_room_is_what_scored_least():
     boxes = [Box(0, 15, f"s{i}", "", (i * 7 % 20) / 20) for i in range(20)]
-    kept = stack(boxes, [1.0] * 20, 15)
+    kept = stack(boxes, [1.0] * 20, 0, 15)
     assert sorted(box.score for box in kept) == [i / 20 for i in range(20 - MAX_LANES, 20)]
+
+
+def test_a_label_stands_in_its_bar_if_it_fits_else_behind_it_and_at_the_end_of_the_row_in_front_of_it():
+    boxes = [Box(0, 4, "a", "A", 0.9), Box(5, 6, "a", "A", 0.9), Box(14, 15, "a", "A", 0.9)]
+    assert [(box.label_s, box.lane) for box in stack(boxes, [3.0] * 3, 0, 15)] == [(0, 0), (6, 0), (11, 0)]
+    assert stack(boxes[:1], [20.0], 0, 15)[0].label_s == 0  # longer than the row
+
+
+def test_lines_mark_begins_and_ends_over_the_whole_height_and_nothing_looks_like_a_frequency_limit(tables):
+    path, _ = tables
+    rows = table(("x", 20, 23, "a", 0.9), ("x", 21, 24, "b", 0.8), ("x", 39, 45, "b", 0.8))
+    figure, _ = draw_stretch(path, rows, 21, 19, species_styles("ab"))
+    spectrograms = [axes for axes in figure.axes if axes.get_ylabel() == "kHz"]
+    assert len(spectrograms) == 2
+    assert not any(axes.patches for axes in spectrograms)
+    lines = [line for axes in spectrograms for line in axes.lines]
+    # The first begins and the last ends outside of what is shown.
+    assert sorted((line.get_xdata()[0], line.get_color()) for line in lines) == [
+        (21, COLOURS[1]),
+        (23, COLOURS[0]),
+        (24, COLOURS[1]),
+        (39, COLOURS[1]),
+    ]
+    assert {tuple(line.get_ydata()) for line in lines} == {(0, 1)}  # of the axes
+
+
+def test_what_has_no_room_is_counted_in_the_picture(tables):
+    path, _ = tables
+    rows = table(*(("x", 20, 23, f"s{n:02}", n / 20) for n in range(15)))
+    texts = [text.get_text() for text in draw_stretch(path, rows, 19, 5, species_styles(rows["code"]))[0].texts]
+    assert texts[-1] == "not shown: 3 with the lowest scores"
+
+
+def test_a_species_has_one_colour_in_every_stretch_of_a_recording(tables, tmp_path, monkeypatch):
+    path, folder = tables
+    seen = []
+    draw = plot.draw_stretch
+    monkeypatch.setattr(plot, "draw_stretch", lambda *args: seen.append(args[-1]) or draw(*args))
+    for start_s in (0, 19, 22):
+        plot_recording(path, folder / "detections.csv", tmp_path / f"{start_s}.svg", start_s=start_s, duration_s=5)
+    assert seen[0] == seen[1] == seen[2] == species_styles(["combul2", "dol$"])
+
+
+def test_more_species_than_colours_have_hatches_besides():
+    styles = species_styles(f"s{n}" for n in range(24))
+    assert len(set(styles.values())) == 24
+    assert styles["s0"] == SpeciesStyle(COLOURS[0], "")
+    assert styles["s8"].colour == COLOURS[0]
+    assert styles["s8"].hatch
+
+
+# How a screen's linear light looks to people who lack one kind of cones (Machado, Oliveira, Fernandes 2009).
+COLOUR_VISION = {
+    "all cones": np.eye(3),
+    "no red cones": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    "no green cones": [[0.3673, 0.8606, -0.2279], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+    "no blue cones": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
+}
+TO_XYZ = np.array([[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]])
+
+
+def linear_light(colours):
+    rgb = np.array([[int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)] for colour in colours])
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def test_the_colours_of_species_stand_out_from_white():
+    luminance = linear_light(COLOURS) @ TO_XYZ[1]
+    assert (1.05 / (luminance + 0.05) >= 3).all()  # WCAG 2.2, 1.4.11
+
+
+@pytest.mark.parametrize("vision", COLOUR_VISION)
+def test_the_colours_of_species_differ_for_every_colour_vision(vision):
+    light = np.clip(linear_light(COLOURS) @ np.transpose(COLOUR_VISION[vision]), 0, 1)
+    root = np.cbrt(light @ TO_XYZ.T / TO_XYZ.sum(axis=1))
+    lab = np.stack([116 * root[:, 1], 500 * (root[:, 0] - root[:, 1]), 200 * (root[:, 1] - root[:, 2])], axis=1)
+    distance = np.linalg.norm(lab[:, None] - lab, axis=-1)[np.triu_indices(len(lab), 1)]
+    assert distance.min() > 13
+
+
+def test_a_name_that_no_font_can_draw_is_told_once(caplog):
+    for _ in range(2):
+        assert short_name("\U00013171 bird") == "\U00013171 bird"
+    assert sum("pictures show squares" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("frames", [1, 40, 3000])
+def test_a_very_short_recording_is_drawn(tmp_path, frames):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, np.full(frames, 0.1), RATE)
+    rows = table(("x", 0, frames / RATE, "a", 0.9))
+    figure, end_s = draw_stretch(path, rows, 0, 60, species_styles("a"))
+    plot.save_picture(figure, tmp_path / "x.png")
+    assert end_s == frames / RATE
 
 
 def test_a_silent_recording_is_drawn_too(tables, tmp_path):
@@ -206,21 +307,21 @@ MORNING, EVENING = "s/KEN_001_20211207_053000.flac", "s/KEN_001_20211208_235900.
 
 def test_a_detection_counts_for_the_hour_of_its_middle_also_after_midnight():
     rows = table((MORNING, 1799, 1802, "a", 1), (MORNING, 1798, 1801, "a", 1), (EVENING, 60, 63, "b", 1))
-    activity = measure_activity(rows, None, "t")
-    assert activity.counts.loc["a"][[5, 6]].tolist() == [1, 1]
-    assert activity.counts.loc["b", 0] == 1
-    assert activity.counts.to_numpy().sum() == 3
-    assert (activity.clock, activity.recordings, activity.left_out) == ("local time", 2, 0)
-    assert activity.recorded_h is None
+    counted = measure_activity(rows, None, "t")
+    assert counted.counts.loc["a"][[5, 6]].tolist() == [1, 1]
+    assert counted.counts.loc["b", 0] == 1
+    assert counted.counts.to_numpy().sum() == 3
+    assert (counted.clock, counted.recordings, counted.left_out) == ("local time", 2, 0)
+    assert counted.recorded_h is None
 
 
 def test_recorded_hours_are_those_of_all_recordings():
     silent = "s/KEN_002_20211207_120000.flac"
     durations = {MORNING: 3600.0, EVENING: 120.0, silent: 7200.0, "s/other.wav": 99.0}
-    activity = measure_activity(table((MORNING, 0, 3, "a", 1)), durations, "t")
-    assert activity.recorded_h[[5, 6, 12, 13]].tolist() == [0.5, 0.5, 1, 1]
-    assert activity.recorded_h.sum() == pytest.approx(3 + 120 / 3600)
-    assert (activity.recordings, activity.left_out) == (3, 1)
+    counted = measure_activity(table((MORNING, 0, 3, "a", 1)), durations, "t")
+    assert counted.recorded_h[[5, 6, 12, 13]].tolist() == [0.5, 0.5, 1, 1]
+    assert counted.recorded_h.sum() == pytest.approx(3 + 120 / 3600)
+    assert (counted.recordings, counted.left_out) == (3, 1)
 
 
 def test_recordings_in_utc_are_left_out_beside_local_ones_and_drawn_alone():
@@ -256,8 +357,9 @@ def test_the_command_draws_a_day_and_says_what_it_left_out(tmp_path, capsys):
         cli.main(["activity", str(tmp_path / name), "--output", str(tmp_path / "day.svg"), "--overwrite"])
         assert "Left out: 1 recordings without local time" in capsys.readouterr().out
         svg = (tmp_path / "day.svg").read_text()
-        assert "not recorded" in svg
+        assert "Grey: not recorded" in svg
         assert "10 detections of 2 species in 2 recordings" in svg
+        assert "Left out: 1 recording without local time in the name" in svg
 
 
 def test_the_rows_of_another_run_s_recordings_are_not_taken(tmp_path):
@@ -281,7 +383,51 @@ def test_many_species_are_cut_to_the_most_frequent_and_the_title_says_so(tmp_pat
         frequencies_hz=(150.0, 15_000.0),
         metadata={},
     )
-    activity = plot_activity(tmp_path / "detections.csv", tmp_path / "x.svg")
-    assert len(activity.counts) == 60
+    drawn = plot_activity(tmp_path / "detections.csv", tmp_path / "x.svg")
+    assert len(drawn.counts) == 60
     svg = (tmp_path / "x.svg").read_text()
-    assert "the others have 210 detections" in svg
+    assert "The others have 210 detections" in svg
+
+
+def recorded(*hours):
+    return np.isin(np.arange(24), hours).astype(float)
+
+
+@pytest.mark.parametrize(
+    ("recorded_h", "shown"),
+    [
+        (None, list(range(24))),
+        (recorded(*range(24)), list(range(24))),
+        (recorded(*range(0, 24, 4)), list(range(24))),
+        (recorded(5, 6, 8, 10, 11), list(range(5, 12))),
+        (recorded(22, 23, 0, 1, 2, 4), [22, 23, 0, 1, 2, 3, 4]),
+        (recorded(5), [3, 4, 5, 6, 7, 8]),
+        (recorded(23), [21, 22, 23, 0, 1, 2]),
+    ],
+)
+def test_hours_at_which_nothing_was_recorded_are_not_shown_at_the_ends(recorded_h, shown):
+    assert shown_hours(recorded_h).tolist() == shown
+
+
+@pytest.mark.parametrize("species", [1, 2, 40])
+@pytest.mark.parametrize("durations", [None, {MORNING: 3600.0, EVENING: 3600.0}])
+def test_no_text_of_an_activity_is_cut_off_or_covers_another(species, durations):
+    rows = table(*((MORNING, 3.0 * n, 3.0 * n + 3, f"a very long name of a species {n}", 1) for n in range(species)))
+    figure = activity._draw(measure_activity(rows, durations, "t"))
+    figure.canvas.draw()
+    texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    boxes = [text.get_window_extent() for text in texts]
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+    assert not [(a, b) for a, b in combinations(texts, 2) if a.get_window_extent().overlaps(b.get_window_extent())]
+
+
+def test_an_hour_that_was_hardly_recorded_does_not_set_the_scale():
+    counted = measure_activity(
+        table(*((MORNING, 10.0 * n, 10.0 * n, "a", 1) for n in range(9)), (EVENING, 61.0, 62.0, "a", 1)),
+        {MORNING: 1800.0, EVENING: 62.0},  # of the second, two seconds reach into hour 0
+        "t",
+    )
+    assert counted.recorded_h[0] == pytest.approx(2 / 3600)
+    (image,) = activity._draw(counted).axes[0].images
+    assert image.norm.vmax == pytest.approx(18)

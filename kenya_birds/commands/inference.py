@@ -106,8 +106,8 @@ def _add_plot(commands: Any) -> None:
         commands,
         "plot",
         "draw the spectrogram of a recording with what was detected in it",
-        "Draws the spectrogram of a stretch of a recording with a labelled box for each detection. Detections of one "
-        "species that overlap share a box, with the highest of their scores.",
+        "Draws the spectrogram of a stretch of a recording with a labelled bar for each detection. Detections of one "
+        "species that overlap share a bar, with the highest of their scores.",
     )
     command.add_argument("recording", type=Path, help="the recording")
     command.add_argument("detections", type=Path, help="table of detections: our CSV, Parquet or Raven's .txt")

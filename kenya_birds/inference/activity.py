@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kenya_birds.data.recording_name import DAY_H, parse_recording_name, recorded_by_hour
 from kenya_birds.errors import UserError
@@ -19,8 +20,11 @@ from kenya_birds.inference.table_formats import RECORDINGS_TABLE
 from kenya_birds.plot_style import short_name, styled
 
 MAX_SPECIES = 40
-WIDTH_INCH, ROW_INCH = 11.0, 0.24
+ROW_INCH, CELL_INCH, NAMES_INCH, MIN_WIDTH_INCH, BAR_INCH = 0.24, 0.34, 2.8, 7.0, 0.12
 GREY = "#d9dce1"
+MAX_EMPTY_H, MIN_SHOWN_H = 4, 6  # a longer pause between recorded hours is not shown
+MIN_RECORDED_SHARE = 0.1  # of the median hour
+MIDDLE_LUMINANCE = 0.179  # black and white have the same contrast with it
 
 
 @dataclass(frozen=True)
@@ -127,49 +131,106 @@ def _durations(detections: Path, table: pd.DataFrame) -> dict[str, float] | None
     return durations if {PurePath(recording).name for recording in table["recording"].unique()} <= listed else None
 
 
+def shown_hours(recorded_h: np.ndarray | None) -> np.ndarray:
+    """The hours of the day that a picture shows: from the first recorded one to the last, across midnight if need be.
+
+    At least 6; all 24 where recordings cover most of the day, or it is not known what was recorded.
+
+    Args:
+        recorded_h: Hours recorded at each hour of the day, shape `(24,)`.
+
+    Returns:
+        int64, in the order in which they follow each other.
+    """
+    whole_day = np.arange(DAY_H)
+    recorded = whole_day if recorded_h is None else np.flatnonzero(recorded_h > 0)
+    pauses = np.diff(recorded, append=recorded[0] + DAY_H)  # to the next recorded hour
+    longest = int(pauses.argmax())
+    if pauses[longest] <= MAX_EMPTY_H:
+        return whole_day
+    first, number = int(recorded[(longest + 1) % len(recorded)]), DAY_H + 1 - int(pauses[longest])
+    more = max(0, MIN_SHOWN_H - number)  # on both sides, so that cells do not become wide bars
+    return (first - more // 2 + np.arange(number + more)) % DAY_H
+
+
 @styled(**{"axes.grid": False, "font.size": 9})
 def _draw(activity: Activity) -> Figure:
     counts = activity.counts.iloc[:MAX_SPECIES]
-    values = counts.to_numpy(dtype=float)
-    recorded_h = activity.recorded_h
-    if recorded_h is None:
-        ground, what, note = "white", "detections", "how much was recorded at each is not known"
+    hours = shown_hours(activity.recorded_h)
+    numbers, values = counts.to_numpy()[:, hours], counts.to_numpy(dtype=float)[:, hours]
+    if activity.recorded_h is None:
         values[values == 0] = np.nan
+        most, what = np.nanmax(values), "detections"
     else:
-        ground, what, note = GREY, "detections per recorded hour (in the cells: detections)", "grey: not recorded"
+        recorded_h = activity.recorded_h[hours]
         values = np.divide(values, recorded_h, out=np.full_like(values, np.nan), where=recorded_h > 0)
-    figure = Figure(figsize=(WIDTH_INCH, 1.5 + ROW_INCH * len(counts)), dpi=150, layout="constrained")
+        # A few seconds that reach into an hour say little of it, and must not set the scale.
+        well = recorded_h >= MIN_RECORDED_SHARE * np.median(recorded_h[recorded_h > 0])
+        most, what = np.nanmax(values[:, well]), "detections per recorded hour"
+    most = most or np.nanmax(values)
+    height_inch = 1.9 + ROW_INCH * len(counts)
+    width_inch = max(MIN_WIDTH_INCH, NAMES_INCH + CELL_INCH * len(hours))
+    figure = Figure(figsize=(width_inch, height_inch), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.set_facecolor(ground)
+    axes.set_facecolor("white" if activity.recorded_h is None else GREY)
     # By the square root, so that rare species can be seen beside frequent ones.
-    norm = PowerNorm(0.5, vmin=0, vmax=np.nanmax(values))
-    image = axes.imshow(values, cmap="YlGnBu", norm=norm, aspect="auto", extent=(0, DAY_H, len(counts), 0))
-    lines = "#eceef1" if ground == "white" else "white"
-    axes.hlines(np.arange(1, len(counts)), 0, DAY_H, colors=lines, linewidth=0.8)
-    axes.vlines(np.arange(1, DAY_H), 0, len(counts), colors=lines, linewidth=0.4)
-    numbers = counts.to_numpy()
-    for row, hour in zip(*np.nonzero(numbers), strict=True):
-        dark = norm(values[row, hour]) > 0.55
-        axes.text(hour + 0.5, row + 0.52, str(numbers[row, hour]), ha="center", va="center", fontsize=7,
-                  color="white" if dark else "#30343a")  # fmt: skip
+    norm = PowerNorm(0.5, vmin=0, vmax=most, clip=True)
+    extent = (0, len(hours), len(counts), 0)
+    image = axes.imshow(values, cmap="YlGnBu", norm=norm, aspect="auto", extent=extent, interpolation="nearest")
+    lines = "#eceef1" if activity.recorded_h is None else "white"
+    axes.hlines(np.arange(1, len(counts)), 0, len(hours), colors=lines, linewidth=0.8)
+    axes.vlines(np.arange(1, len(hours)), 0, len(counts), colors=lines, linewidth=0.4)
+    for row, column in zip(*np.nonzero(numbers), strict=True):
+        colour = "white" if _luminance(image.to_rgba(values[row, column])) < MIDDLE_LUMINANCE else "black"
+        axes.text(column + 0.5, row + 0.52, f"{numbers[row, column]:,}", ha="center", va="center", fontsize=7,
+                  color=colour)  # fmt: skip
     axes.set_yticks(np.arange(len(counts)) + 0.5, [short_name(str(name), 32) for name in counts.index])
-    axes.set_xticks(range(0, DAY_H + 1, 2), [f"{hour}" for hour in range(0, DAY_H + 1, 2)])
+    ticks = np.arange(0, len(hours) + 1, 1 if len(hours) <= DAY_H // 2 else 2)
+    axes.set_xticks(ticks, [str((hours[0] + tick - 1) % DAY_H + 1 if tick else hours[0]) for tick in ticks])
     axes.tick_params(length=2)
-    axes.set_xlabel(f"hour of the day ({activity.clock}; {note})")
-    axes.set_title(_title(activity), loc="left", fontsize=10)
-    bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30, fraction=0.04)
+    axes.set_xlabel(f"hour of the day ({activity.clock})")
+    lines_of_title = _title(activity, hours)
+    axes.set_title(lines_of_title[0], loc="left", fontsize=10, weight="bold", pad=8 + 12 * (len(lines_of_title) - 1))
+    axes.annotate("\n".join(lines_of_title[1:]), (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points",
+                  fontsize=8, va="bottom", color="#38414d", linespacing=1.3)  # fmt: skip
+    bar = figure.colorbar(image, ax=axes, location="bottom", aspect=50, fraction=BAR_INCH / height_inch, pad=0.02,
+                          shrink=0.6, anchor=(0, 0.5))  # fmt: skip
     bar.set_label(what, fontsize=8)
+    bar.set_ticks([tick for tick in MaxNLocator(5).tick_values(0, most) if tick <= most])
+    bar.ax.tick_params(labelsize=8, length=2)
     bar.outline.set_visible(False)
     return figure
 
 
-def _title(activity: Activity) -> str:
+def _title(activity: Activity, hours: np.ndarray) -> list[str]:
+    """A heading, and what has to be known to read the picture."""
     counts = activity.counts
-    title = f"{counts.to_numpy().sum():,} detections of {len(counts)} species in {activity.recordings:,} recordings"
+    detections, recordings = int(counts.to_numpy().sum()), activity.recordings
+    lines = [
+        f"{_count(detections, 'detection')} of {len(counts)} species in {_count(recordings, 'recording')}",
+    ]
+    if activity.recorded_h is None:
+        lines.append("How much was recorded at each hour is not known.")
+    else:
+        lines.append("Number: detections. Colour: detections per recorded hour. Grey: not recorded.")
+    if len(hours) < DAY_H:
+        lines.append(f"Not shown: {(hours[-1] + 1) % DAY_H}:00 to {hours[0]}:00, when nothing was recorded.")
     if activity.left_out:
-        title += f"; {activity.left_out:,} recordings without {activity.clock} in their names are left out"
+        lines.append(f"Left out: {_count(activity.left_out, 'recording')} without {activity.clock} in the name.")
     if len(counts) > MAX_SPECIES:
-        rest = counts.iloc[MAX_SPECIES:].to_numpy().sum()
-        title += f"\nshown are the {MAX_SPECIES} most frequent; the others have {rest:,} detections"
-    return title
+        rest = int(counts.iloc[MAX_SPECIES:].to_numpy().sum())
+        lines.append(
+            f"Shown: the {MAX_SPECIES} species with the most detections. The others have {rest:,} detections."
+        )
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _luminance(rgba: np.ndarray) -> float:
+    """Relative luminance, 0 to 1, as WCAG defines it."""
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3])
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

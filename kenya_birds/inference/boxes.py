@@ -1,4 +1,4 @@
-"""Boxes round detections in a picture, and where their labels find room."""
+"""Boxes that stand for detections in a picture, and where they and their labels have room."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ MAX_LANES = 12
 
 @dataclass(frozen=True)
 class Box:
-    """A detection, or several of one species that overlap.
+    """A detection, or several detections of one species that overlap, or a part of it in one row.
 
     Attributes:
         start_s: Begin.
@@ -20,8 +20,10 @@ class Box:
         species: eBird code.
         name: Common name; may be empty.
         score: The highest.
-        lane: In which lane above the spectrogram its label is, from 0.
+        lane: Its lane above the spectrogram, from 0.
         label_s: Where the label begins.
+        is_begin: Whether the box begins where the detection does, not where the row does.
+        is_end: Whether the box ends where the detection does, not where the row does.
     """
 
     start_s: float
@@ -31,11 +33,13 @@ class Box:
     score: float
     lane: int = 0
     label_s: float = 0.0
+    is_begin: bool = True
+    is_end: bool = True
 
     @property
     def label(self) -> str:
         """Name and confidence."""
-        return f"{short_name(self.name or self.species)} {self.score:.2f}"
+        return f"{short_name(self.name.strip() or self.species)} {self.score:.2f}"
 
 
 def join(detections: pd.DataFrame) -> list[Box]:
@@ -60,17 +64,33 @@ def join(detections: pd.DataFrame) -> list[Box]:
 
 def cut(boxes: Sequence[Box], first_s: float, last_s: float) -> list[Box]:
     """The boxes, or parts of boxes, between two times; by begin, as the boxes were."""
-    parts = [replace(box, start_s=max(box.start_s, first_s), end_s=min(box.end_s, last_s)) for box in boxes]
+    parts = [
+        replace(
+            box,
+            start_s=max(box.start_s, first_s),
+            end_s=min(box.end_s, last_s),
+            is_begin=box.start_s >= first_s,
+            is_end=box.end_s <= last_s,
+        )
+        for box in boxes
+    ]
     return [part for part in parts if part.start_s < part.end_s]
 
 
-def stack(boxes: Sequence[Box], widths_s: Sequence[float], last_s: float) -> list[Box]:
-    """Gives boxes lanes, so that neither they nor their labels meet; beyond 12 lanes the lowest scores are left out.
+def stack(boxes: Sequence[Box], widths_s: Sequence[float], first_s: float, last_s: float) -> list[Box]:
+    """Gives boxes lanes and labels places, so that neither boxes nor labels meet.
+
+    A label stands in its box if it fits there, else behind it, or in front of it at the end of the row. Where more
+    than 12 lanes would be needed, the boxes with the lowest scores are left out.
 
     Args:
         boxes: By begin.
         widths_s: How long each label is.
-        last_s: Where the row ends: labels that would go on begin earlier.
+        first_s: Where the row begins.
+        last_s: Where the row ends.
+
+    Returns:
+        The boxes that have room, by begin.
     """
     kept = list(range(len(boxes)))
     while True:
@@ -78,10 +98,21 @@ def stack(boxes: Sequence[Box], widths_s: Sequence[float], last_s: float) -> lis
         stacked = []
         for place in kept:
             box, width_s = boxes[place], widths_s[place]
-            label_s = min(box.start_s, last_s - width_s)
-            lane = next((lane for lane, end_s in enumerate(ends_s) if end_s <= label_s), len(ends_s))
+            label_s = _label_place(box, width_s, first_s, last_s)
+            begin_s = min(box.start_s, label_s)
+            lane = next((lane for lane, end_s in enumerate(ends_s) if end_s <= begin_s), len(ends_s))
             ends_s[lane : lane + 1] = [max(box.end_s, label_s + width_s)]
             stacked.append(replace(box, lane=lane, label_s=label_s))
         if len(ends_s) <= MAX_LANES:
             return stacked
         kept.remove(min(kept, key=lambda place: boxes[place].score))
+
+
+def _label_place(box: Box, width_s: float, first_s: float, last_s: float) -> float:
+    if width_s <= box.end_s - box.start_s:
+        return box.start_s
+    if box.end_s + width_s <= last_s:
+        return box.end_s
+    if box.start_s - width_s >= first_s:
+        return box.start_s - width_s
+    return max(first_s, min(box.start_s, last_s - width_s))  # a label as long as the row

@@ -1,7 +1,7 @@
 """The spectrogram of a stretch of a recording with what was detected in it, as a picture."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -21,7 +21,7 @@ from kenya_birds.inference.boxes import Box, cut, join, stack
 from kenya_birds.inference.pictures import check_picture, save_picture
 from kenya_birds.inference.reading import read_detections
 from kenya_birds.model.signal_kenya_birds import power_spectrogram
-from kenya_birds.plot_style import short_name, styled
+from kenya_birds.plot_style import SpeciesStyle, short_name, species_styles, styled
 
 DURATION_S = 60.0
 MAX_DURATION_S = 600.0
@@ -35,10 +35,7 @@ WINDOW_S = 0.03  # of the Fourier transform, at most
 COLUMNS = 1600  # of a row
 MAX_HZ = 15_000
 LABEL_SIZE = 7.5
-COLOURS = (
-    *("#1f77b4", "#d62728", "#2ca02c", "#e07b00", "#9467bd"),
-    *("#8c564b", "#c2378d", "#0f8b8d", "#7f7f00", "#4c4cff"),
-)
+LABEL_GROUND = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6}  # over hatches and lines
 QUIET_SHARE, LOUD_SHARE, MIN_RANGE_DB = 0.3, 0.999, 25.0
 
 
@@ -51,10 +48,11 @@ def plot_recording(
     duration_s: float = DURATION_S,
     overwrite: bool = False,
 ) -> tuple[float, float]:
-    """Draws the spectrogram of a stretch of a recording, in rows, with a labelled box for each detection.
+    """Draws the spectrogram of a stretch of a recording, in rows, with a labelled bar above it for each detection.
 
-    A box says when, not at what pitch: it is as high as the spectrogram. Detections of one species that overlap share
-    a box with the highest of their scores. Only the stretch is read.
+    A bar shows when a species was detected, and dashed lines mark its begin and end in the spectrogram. Detections of
+    one species that overlap share a bar with the highest of their scores. A species has the same colour in every
+    stretch of a recording. Only the stretch is read.
 
     Args:
         recording: The recording.
@@ -75,13 +73,20 @@ def plot_recording(
     check_picture(output, overwrite)
     found = detections_of(recording, read_detections(detections), detections)
     begin_s = max(0.0, found["start_s"].min() - LEAD_S) if start_s is None else start_s
-    figure, end_s = draw_stretch(recording, found, begin_s, duration_s)
+    styles = species_styles(
+        found["code"].value_counts().sort_index().sort_values(ascending=False, kind="stable").index
+    )
+    figure, end_s = draw_stretch(recording, found, begin_s, duration_s, styles)
     save_picture(figure, output)
     return begin_s, end_s
 
 
 def draw_stretch(
-    recording: str | Path, detections: pd.DataFrame, start_s: float, duration_s: float
+    recording: str | Path,
+    detections: pd.DataFrame,
+    start_s: float,
+    duration_s: float,
+    styles: Mapping[str, SpeciesStyle],
 ) -> tuple[Figure, float]:
     """The picture that `plot_recording` saves.
 
@@ -90,6 +95,7 @@ def draw_stretch(
         detections: See `read_detections`; of this recording, also none.
         start_s: Begin of the stretch in seconds.
         duration_s: Its length; it ends where the recording does.
+        styles: By eBird code; all species of the detections.
 
     Returns:
         The picture, and where the stretch ends.
@@ -106,7 +112,7 @@ def draw_stretch(
         number = min(MAX_ROWS, math.ceil((end_s - start_s) / ROW_S))
         row_s = (end_s - start_s) / number
         rows = [(start_s + n * row_s, _levels(reader, start_s + n * row_s, row_s)) for n in range(number)]
-    return _draw(rows, row_s, join(detections), PurePath(recording).name, reader.sampling_rate), end_s
+    return _draw(rows, row_s, join(detections), styles, PurePath(recording).name, reader.sampling_rate), end_s
 
 
 def detections_of(recording: str | Path, table: pd.DataFrame, name: str | Path) -> pd.DataFrame:
@@ -154,19 +160,19 @@ def _draw(
     rows: Sequence[tuple[float, np.ndarray]],
     row_s: float,
     found: Sequence[Box],
+    styles: Mapping[str, SpeciesStyle],
     name: str,
     sampling_rate: int,
 ) -> Figure:
     figure = Figure(figsize=(WIDTH_INCH, 1), dpi=150)
     canvas = FigureCanvasAgg(figure)
     seconds_per_inch = row_s / (WIDTH_INCH - LEFT_INCH - RIGHT_INCH)
-    boxes = []
+    boxes, left_out = [], 0
     for first, _ in rows:
         in_row = cut(found, first, first + row_s)
         widths_s = [(_label_inch(canvas, box.label) + 2 * PAD_INCH) * seconds_per_inch for box in in_row]
-        boxes.append(stack(in_row, widths_s, first + row_s))
-    species = dict.fromkeys(box.species for row in boxes for box in row)
-    colours = {code: COLOURS[place % len(COLOURS)] for place, code in enumerate(species)}
+        boxes.append(stack(in_row, widths_s, first, first + row_s))
+        left_out += len(in_row) - len(boxes[-1])
 
     lanes = [max((box.lane + 1 for box in row), default=1) for row in boxes]
     height_inch = TOP_INCH + sum(lanes) * LANE_INCH + len(rows) * (SPECTROGRAM_INCH + GAP_INCH)
@@ -174,7 +180,11 @@ def _draw(
     start = getattr(parse_recording_name(name), "start", None)
     clock = "" if start is None else f", begun {start:%Y-%m-%d %H:%M:%S} {'UTC' if start.tzinfo else 'local time'}"
     title = f"{short_name(name, 70)}   {_minutes(rows[0][0])} to {_minutes(rows[-1][0] + row_s)}{clock}"
-    figure.text(LEFT_INCH / WIDTH_INCH, 1 - 0.22 / height_inch, title, fontsize=10, weight="bold", va="center")
+    top = 1 - 0.22 / height_inch
+    figure.text(LEFT_INCH / WIDTH_INCH, top, title, fontsize=10, weight="bold", va="center")
+    if left_out:
+        note = f"not shown: {left_out:,} with the lowest scores"
+        figure.text(1 - RIGHT_INCH / WIDTH_INCH, top, note, fontsize=8, va="center", ha="right")
 
     top_hz = min(MAX_HZ, sampling_rate / 2)
     quiet, loud = _range(np.concatenate([levels.ravel()[::7] for _, levels in rows]))
@@ -205,27 +215,35 @@ def _draw(
         axes.set_ylabel("kHz", fontsize=8)
         above.set(xlim=axes.get_xlim(), ylim=(0, number))
         above.axis("off")
-        _draw_boxes(axes, above, row, colours)
+        _draw_boxes(axes, above, row, styles)
         y_inch -= GAP_INCH
     return figure
 
 
-def _draw_boxes(axes: Axes, above: Axes, boxes: Sequence[Box], colours: dict[str, str]) -> None:
-    """Outlines in the spectrogram, and above it a bar with the label for each, the first nearest to it."""
-    top_hz = axes.get_ylim()[1]
+def _draw_boxes(axes: Axes, above: Axes, boxes: Sequence[Box], styles: Mapping[str, SpeciesStyle]) -> None:
+    """Bars with labels above the spectrogram, the first nearest to it; lines down into it where they begin and end."""
     pad_s = PAD_INCH * np.ptp(axes.get_xlim()) / (WIDTH_INCH - LEFT_INCH - RIGHT_INCH)
     for box in boxes:
-        colour = colours[box.species]
+        colour, hatch = styles[box.species]
+        for time_s, is_edge in ((box.start_s, box.is_begin), (box.end_s, box.is_end)):
+            if is_edge:
+                axes.axvline(time_s, color=colour, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.7)
+                above.plot([time_s, time_s], [0, box.lane + 0.06], color=colour, linewidth=0.9, alpha=0.7,
+                           linestyle=(0, (4, 3)), zorder=0.5)  # fmt: skip
         width_s = box.end_s - box.start_s
-        # A little lower for each lane, so that boxes of the same time are seen apart.
-        inset = (0.012 + 0.03 * box.lane) * top_hz
-        axes.add_patch(
-            Rectangle((box.start_s, inset), width_s, top_hz - 2 * inset, fill=False, edgecolor=colour, linewidth=1.3)
-        )
-        bar = Rectangle((box.start_s, box.lane + 0.06), width_s, 0.88, facecolor=(colour, 0.25), edgecolor=colour,
-                        linewidth=0.8)  # fmt: skip
+        ground = Rectangle((box.start_s, box.lane + 0.06), width_s, 0.88, facecolor="white", linewidth=0)
+        bar = Rectangle((box.start_s, box.lane + 0.06), width_s, 0.88, facecolor=(colour, 0.28), edgecolor=colour,
+                        linewidth=0.9, hatch=hatch)  # fmt: skip
+        above.add_patch(ground)
         above.add_patch(bar)
-        above.text(box.label_s + pad_s, box.lane + 0.47, box.label, fontsize=LABEL_SIZE, va="center_baseline")
+        above.text(
+            box.label_s + pad_s,
+            box.lane + 0.47,
+            box.label,
+            fontsize=LABEL_SIZE,
+            va="center_baseline",
+            bbox=LABEL_GROUND if hatch or box.label_s != box.start_s else None,
+        )
 
 
 def _label_inch(canvas: FigureCanvasAgg, text: str) -> float:

@@ -13,6 +13,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.finding import FindingSettings
 from kenya_birds.inference.tables import write_tables
+from kenya_birds.plot_style import species_styles
 from kenya_birds.serving.analysis import Analyser, Stopped, clock, seconds_of, species_rows, time_rows
 from kenya_birds.serving.pictures import STRETCH_S, picture_of_stretch, picture_of_whole
 from kenya_birds.serving.sessions import Session, Sessions
@@ -106,7 +107,7 @@ class Page:
         whole = None
         if duration_s > STRETCH_S and found:
             whole = session.new_folder("whole") / "whole.png"
-            picture_of_whole(duration_s, found, names, whole)
+            picture_of_whole(duration_s, found, names, species_styles(session.findings.species), whole)
         tables = session.new_folder("tables")
         stem = Path(session.findings.info.name).stem
         files = write_tables(
@@ -138,10 +139,13 @@ class Page:
         if session is None or session.findings is None:
             return gr.skip()
         found = self._select(session, own, least, species, merge)
+        styles = species_styles(session.findings.species)  # of all that was heard: filters and scrolling keep them
         last_s = max(0.0, session.findings.duration_s - 1)
         picture = session.new_folder("stretch") / "spectrogram.png"
         try:
-            picture_of_stretch(session.recording, found, self.analyser.names, min(max(0.0, start_s), last_s), picture)
+            picture_of_stretch(
+                session.recording, found, self.analyser.names, styles, min(max(0.0, start_s), last_s), picture
+            )
         except UserError as error:  # what could not be heard cannot be drawn either
             logger.info("%s", error)
             return None

@@ -13,7 +13,7 @@ from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.pictures import save_picture
 from kenya_birds.inference.plot import draw_stretch
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.plot_style import short_name, styled
+from kenya_birds.plot_style import SpeciesStyle, short_name, styled
 from kenya_birds.serving.analysis import clock
 
 STRETCH_S = 30.0
@@ -27,15 +27,17 @@ def picture_of_stretch(
     recording: Path,
     detections: Sequence[Detection],
     names: Mapping[str, SpeciesNames],
+    styles: Mapping[str, SpeciesStyle],
     start_s: float,
     output: Path,
 ) -> None:
-    """Draws the spectrogram of 30 s, or what there is of them, with a box for each detection.
+    """Draws the spectrogram of 30 s, or what there is of them, with a labelled bar for each detection.
 
     Args:
         recording: The recording.
         detections: Of all of it.
         names: Names by code.
+        styles: Colours by code.
         start_s: Begin of the stretch, in the recording.
         output: PNG to write.
 
@@ -48,26 +50,36 @@ def picture_of_stretch(
         columns=["start_s", "end_s", "code", "common_name", "score"],
     )
     with _drawing:
-        save_picture(draw_stretch(recording, table, start_s, STRETCH_S)[0], output)
+        save_picture(draw_stretch(recording, table, start_s, STRETCH_S, styles)[0], output)
 
 
 def picture_of_whole(
-    duration_s: float, detections: Sequence[Detection], names: Mapping[str, SpeciesNames], output: Path
+    duration_s: float,
+    detections: Sequence[Detection],
+    names: Mapping[str, SpeciesNames],
+    styles: Mapping[str, SpeciesStyle],
+    output: Path,
 ) -> None:
-    """Draws when each species was heard, the 20 with the most detections; the darker, the higher the score.
+    """Draws when each species was detected, in a row of its own and in its colour: the legend of all pictures.
 
     Args:
         duration_s: Length of the recording.
-        detections: Of all of it.
+        detections: Of all of it; the 20 species with the most detections are drawn.
         names: Names by code.
+        styles: Colours by code.
         output: PNG to write.
     """
     with _drawing:
-        save_picture(_timeline(duration_s, detections, names), output)
+        save_picture(_timeline(duration_s, detections, names, styles), output)
 
 
 @styled(**{"axes.grid": False, "font.size": 9})
-def _timeline(duration_s: float, detections: Sequence[Detection], names: Mapping[str, SpeciesNames]) -> Figure:
+def _timeline(
+    duration_s: float,
+    detections: Sequence[Detection],
+    names: Mapping[str, SpeciesNames],
+    styles: Mapping[str, SpeciesStyle],
+) -> Figure:
     by_species: dict[str, list[Detection]] = {}
     for one in detections:
         by_species.setdefault(one.species, []).append(one)
@@ -79,8 +91,10 @@ def _timeline(duration_s: float, detections: Sequence[Detection], names: Mapping
     for row, code in enumerate(most):
         found = by_species[code]
         spans = [(one.start_s, max(one.end_s - one.start_s, least_s)) for one in found]
-        colours = [(0.12, 0.35, 0.6, 0.25 + 0.75 * one.score) for one in found]
-        axes.broken_barh(spans, (row + 0.1, 0.8), facecolors=colours)
+        colour, hatch = styles[code]
+        axes.broken_barh(
+            spans, (row + 0.14, 0.72), facecolor=(colour, 0.6), edgecolor=colour, hatch=hatch, linewidth=0.8
+        )
     axes.set_yticks([row + 0.5 for row in range(len(most))], [short_name(names[code].common_name) for code in most])
     axes.set(xlim=(0, duration_s), ylim=(max(1, len(most)), 0))
     axes.xaxis.set_major_locator(MaxNLocator(12, steps=[1, 1.2, 1.5, 2, 3, 6, 10]))
