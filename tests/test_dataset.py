@@ -16,8 +16,10 @@ from archives import RATE, edit, noise, write_archive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kenya_birds.data import builders
 from kenya_birds.data.archive import Archive, read_archive
 from kenya_birds.data.audio import decode_wav
+from kenya_birds.data.builders import ClipsConfig
 from kenya_birds.data.dataset import build_clips, clips_builder, load_clips, load_no_call
 from kenya_birds.data.planning import plan_clips
 from kenya_birds.data.splits import SPLITS
@@ -261,6 +263,18 @@ def test_other_settings_are_cut_anew_beside_the_old(load, tmp_path, change):
     assert before.items() < after.items()
     assert len(after) == 2 * len(before)
     assert rows_of(load()) == first
+
+
+def test_another_decoder_or_code_cuts_anew(archive, monkeypatch):
+    names = {ClipsConfig(data_dir=archive).create_config_id({})}
+    versions = builders.library_versions(["av", "soundfile", "soxr", "scikit-learn"])
+    assert len(versions) == 4
+    for name in versions:
+        monkeypatch.setattr(builders, "library_versions", lambda _, n=name: {**versions, n: "9.9"})
+        names.add(ClipsConfig(data_dir=archive).create_config_id({}))
+    monkeypatch.setattr(builders, "code_fingerprint", lambda module: "another")
+    names.add(ClipsConfig(data_dir=archive).create_config_id({}))
+    assert len(names) == 6
 
 
 def test_a_changed_table_is_cut_anew(load, archive):

@@ -24,12 +24,14 @@ from kenya_birds.cli import main
 from kenya_birds.console import one_line_errors
 from kenya_birds.data.sound_files import Skip
 from kenya_birds.errors import UserError
+from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
 from kenya_birds.inference import detection as detection_module
 from kenya_birds.inference import journal as journal_module
+from kenya_birds.inference import run as run_module
 from kenya_birds.inference.detection import SoundscapePipeline, detect
 from kenya_birds.inference.finding import FindingSettings
 from kenya_birds.inference.run import settings_of
-from kenya_birds.inference.sharing import shares
+from kenya_birds.inference.sharing import Team, shares
 
 # Runs that are killed in the suite; for more: KENYA_BIRDS_KILLS=200 python -m pytest tests/test_detect.py -k killed
 KILLS = int(os.environ.get("KENYA_BIRDS_KILLS", "8"))
@@ -307,6 +309,45 @@ def test_a_changed_file_setting_or_model_is_analysed_anew(model, tmp_path):
     assert analysed(settings={"threshold": 0.2}, overlap_s=0.25, batch_size=2, num_workers=2) == 0
     assert analysed(save_model(tmp_path / "other", seed=1), settings={"threshold": 0.2}, overlap_s=0.25) == 2
     assert {row["recording"] for row in rows(output, "recordings.csv")} == {str(first), str(second)}
+
+
+def test_another_version_of_a_library_or_of_the_code_analyses_anew(model, tmp_path, monkeypatch, caplog):
+    folder = write_recordings(tmp_path / "recordings", (2.0,))
+    output = tmp_path / "output"
+
+    def analysed():
+        caplog.clear()
+        return run_in_folder(model, [folder], output).content["this_run"]["recordings"]
+
+    assert analysed() == 1
+    versions = library_versions((*MODEL, *DECODERS))
+    assert {"torch", "transformers", "timm", "noisereduce", "soxr", "soundfile", "av"} <= set(versions)
+    for name in ("torch", "av"):
+        was = versions[name]
+        monkeypatch.setattr(run_module, "library_versions", lambda names, n=name: {**versions, n: "9.9"})
+        assert analysed() == 1, name
+        assert f"{name} {was} -> 9.9" in caplog.text
+        assert analysed() == 0
+        assert "again" not in caplog.text
+        versions[name] = "9.9"
+    monkeypatch.setattr(run_module, "code_fingerprint", lambda module: "another" + module)
+    before = tables(output)
+    with monkeypatch.context() as patch:
+        patch.setattr(detection_module, "read_source", None)
+        with pytest.raises(TypeError):
+            analysed()
+        assert "code " in caplog.text
+    assert tables(output) == before, "tables stay until there are new ones"
+    assert analysed() == 1
+
+
+def test_processes_that_differ_do_not_share_a_run(model, recordings, tmp_path):
+    class Others(Team):
+        def collect(self, message):
+            return [message, {**message, "torch": "1.0"} if isinstance(message, dict) else message]
+
+    with pytest.raises(UserError, match=r"differ in torch: torch is 1\.0 in process 1"):
+        run_in_folder(model, [recordings], tmp_path / "output", team=Others())
 
 
 def test_the_settings_of_a_run_are_those_that_detections_depend_on(model):

@@ -18,6 +18,7 @@ from transformers import AutoModel
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.inference import embedding as embedding_module
+from kenya_birds.inference import search as search_module
 from kenya_birds.inference.embedders import Embedder, load_embedder
 from kenya_birds.inference.embedding import embed_recordings, read_about
 from kenya_birds.inference.search import search_embeddings
@@ -345,15 +346,20 @@ def test_hits_are_printed_as_csv(recordings, embedded, capsys):
     assert {row["recording"] for row in rows} == {str(recordings / "KEN_002_20211207_153852.flac")}
 
 
-def test_a_search_with_another_model_or_a_silent_example_is_refused(recordings, embedded, tmp_path, model):
+def test_a_search_with_another_model_or_a_silent_example_is_refused(
+    recordings, embedded, tmp_path, model, monkeypatch, caplog
+):
     example = recordings / "KEN_000_20211207_153852.flac"
     other = save_model(tmp_path / "other", seed=1)
     with pytest.raises(UserError, match="is not the model that made"):
         search_embeddings(embedded, [example], model=str(other), device="cpu")
+    assert "other versions" not in caplog.text
+    monkeypatch.setattr(search_module, "embedding_versions", lambda: {"torch": "9.9"})
     moved = shutil.copytree(model, tmp_path / "moved")
     assert len(search_embeddings(embedded, [example], model=str(moved), device="cpu", top_k=1000)) == len(
         pd.read_parquet(embedded)
     )
+    assert "was made with other versions of torch" in caplog.text
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE, dtype=np.int16), RATE)
     with pytest.raises(UserError, match="digital silence"):
         search_embeddings(embedded, [tmp_path / "silent.wav"], device="cpu")

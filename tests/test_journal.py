@@ -11,6 +11,7 @@ from kenya_birds.inference.streaming import Loss, Reading
 
 STATE = FileState("/somewhere/a b 鳥.flac", 1234, "1637000000123456789")
 READING = Reading(64_000, 32_000, 3, (Loss(0.1, 0.2, "damaged; „there“"), Loss(1.5, None, "gone")), True, STATE)
+MADE_WITH = {"model_sha256": "1" * 64, "overlap_s": 0.0, "thresholds": [0.5] * 20, "torch": "2.12.1"}
 NAME = "a b 鳥.flac"
 
 
@@ -28,7 +29,7 @@ def record(journal, detections, reading=READING, name=NAME):
 
 @pytest.mark.parametrize("number", [0, 1, 2 * ROWS_AT_ONCE + 17])
 def test_a_record_gives_back_what_was_put_in(tmp_path, number):
-    journal = Journal(tmp_path, "key")
+    journal = Journal(tmp_path, MADE_WITH)
     record(journal, some(number))
     assert journal.find(NAME, STATE) == READING
     assert list(journal.detections(NAME)) == some(number)
@@ -36,30 +37,30 @@ def test_a_record_gives_back_what_was_put_in(tmp_path, number):
 
 @pytest.mark.parametrize("change", [{"size_bytes": 1}, {"version": "2"}, {"path": "/elsewhere/a.flac"}])
 def test_a_changed_file_has_no_record(tmp_path, change):
-    journal = Journal(tmp_path, "key")
+    journal = Journal(tmp_path, MADE_WITH)
     record(journal, some(3))
     assert journal.find(NAME, replace(STATE, **change)) is None
     assert journal.find("b.flac", STATE) is None
 
 
 def test_another_model_or_setting_does_not_use_a_record_and_replaces_it(tmp_path):
-    record(Journal(tmp_path, "key"), some(3))
-    other = Journal(tmp_path, "other")
+    record(Journal(tmp_path, MADE_WITH), some(3))
+    other = Journal(tmp_path, {**MADE_WITH, "torch": "2.13.0"})
     assert other.find(NAME, STATE) is None
     record(other, some(2))
     assert other.find(NAME, STATE) == READING
-    assert Journal(tmp_path, "key").find(NAME, STATE) is None
+    assert Journal(tmp_path, MADE_WITH).find(NAME, STATE) is None
 
 
 def test_a_recording_that_failed_is_tried_again(tmp_path):
-    journal = Journal(tmp_path, "key")
+    journal = Journal(tmp_path, MADE_WITH)
     record(journal, [], Reading.failed("permission denied"))
     assert journal.find(NAME, STATE) is None
     assert journal.read(NAME) == Reading.failed("permission denied")
 
 
 def test_a_record_that_is_not_finished_is_not_there_and_the_old_one_stays(tmp_path):
-    journal = Journal(tmp_path, "key")
+    journal = Journal(tmp_path, MADE_WITH)
     record(journal, some(3))
     writer = journal.begin(NAME, 32_000)
     writer.add(some(ROWS_AT_ONCE))
@@ -71,7 +72,7 @@ def test_a_record_that_is_not_finished_is_not_there_and_the_old_one_stays(tmp_pa
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_of_a_record_on_a_full_disk_nothing_stays(tmp_path):
-    journal = Journal(tmp_path, "key")
+    journal = Journal(tmp_path, MADE_WITH)
     record(journal, [])
     (path,) = tmp_path.rglob("*.parquet")
     path.unlink()
@@ -85,7 +86,7 @@ def test_of_a_record_on_a_full_disk_nothing_stays(tmp_path):
 
 
 def test_a_damaged_record_is_not_used(tmp_path, caplog):
-    journal = Journal(tmp_path, "key")
+    journal = Journal(tmp_path, MADE_WITH)
     record(journal, some(3))
     (path,) = tmp_path.rglob("*.parquet")
     for data in (b"", path.read_bytes()[:-5], b"{}" * 100):
@@ -94,16 +95,22 @@ def test_a_damaged_record_is_not_used(tmp_path, caplog):
     assert "cannot be read" in caplog.text
 
 
-def test_the_key_changes_with_the_model_and_every_setting():
-    settings = {"overlap_s": 0.0, "thresholds": [0.5, None]}
-    keys = {
-        journal_key("a", settings),
-        journal_key("b", settings),
-        journal_key("a", {**settings, "overlap_s": 0.1}),
-        journal_key("a", {**settings, "thresholds": [0.5, 0.5]}),
-    }
-    assert len(keys) == 4
-    assert journal_key("a", settings) == journal_key("a", dict(reversed(settings.items())))
+def test_the_key_is_of_everything_and_of_no_order():
+    assert journal_key(MADE_WITH) == journal_key(dict(reversed(MADE_WITH.items())))
+    for name in MADE_WITH:
+        assert journal_key({**MADE_WITH, name: None}) != journal_key(MADE_WITH)
+
+
+def test_what_changed_since_records_were_written_is_told(tmp_path):
+    journal = Journal(tmp_path, MADE_WITH)
+    assert journal.changes() == []
+    journal.sign()
+    record(journal, [])
+    assert journal.changes() == []
+    other = {**MADE_WITH, "thresholds": [0.6] * 20, "torch": "2.13.0", "av": "18.1.0"}
+    assert Journal(tmp_path, other).changes() == ["thresholds", "torch 2.12.1 -> 2.13.0", "av null -> 18.1.0"]
+    (tmp_path / "made_with.json").unlink()
+    assert Journal(tmp_path, MADE_WITH).changes() == ["the version of kenya_birds"]
 
 
 def test_a_model_s_hash_is_of_names_and_contents(tmp_path):

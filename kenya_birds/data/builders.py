@@ -10,7 +10,6 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import sklearn
 from datasets.builder import Key
 
 from kenya_birds.data.archive import Archive, archive_fingerprint, read_archive, select_classes
@@ -19,6 +18,7 @@ from kenya_birds.data.child_processes import children_end_with_us
 from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.data.splits import SPLITS, check_splits, seed_split
 from kenya_birds.errors import UserError
+from kenya_birds.fingerprints import DECODERS, code_fingerprint, library_versions
 
 NO_CALL = "no_call"
 NO_CALL_ORDERS = ("quietest", "uniform")
@@ -71,8 +71,12 @@ class ClipsConfig(datasets.BuilderConfig):
             raise UserError(f"edge_tolerance_s is {self.edge_tolerance_s}: expected less than half of clip_s")
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
-        """Adds the archive's fingerprint, so that a changed archive is cut anew, and what `seed_split` depends on."""
-        made_from = {"archive": archive_fingerprint(self.data_dir), "scikit-learn": sklearn.__version__}
+        """Adds what clips and splits depend on besides, so that they are cut again when it changes."""
+        made_from = {
+            "archive": archive_fingerprint(self.data_dir),
+            "code": code_fingerprint(__name__),
+            **library_versions((*DECODERS, "numpy", "scikit-learn")),
+        }
         return super().create_config_id({**config_kwargs, **made_from}, custom_features)
 
 
@@ -102,7 +106,6 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
     """
 
     BUILDER_CONFIG_CLASS = ClipsConfig
-    # To be raised when the same archive and settings would give other clips or splits: the cache goes by it.
     VERSION = datasets.Version("1.1.0")
 
     archive: Archive

@@ -1,24 +1,15 @@
 """Embeddings of an archive's clips, computed once and then found in the cache of `datasets`."""
 
-import inspect
-import sys
-from importlib.metadata import version
-
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
 from kenya_birds.data.audio import decode_wav
-from kenya_birds.inference import embedders
+from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.embedders import Embedder
 from kenya_birds.inference.run import hash_model
-from kenya_birds.model import feature_extraction_kenya_birds, modeling_kenya_birds, signal_kenya_birds
 from kenya_birds.training.batches import rows_of
-
-# On which embeddings depend beside the model's files.
-_MODULES = (signal_kenya_birds, feature_extraction_kenya_birds, modeling_kenya_birds, embedders)
-_VERSIONS = ("transformers", "timm", "torch", "noisereduce")
 
 
 def embed_clips(clips: Dataset, embedder: Embedder, batch_size: int) -> np.ndarray:
@@ -41,8 +32,7 @@ def embed_clips(clips: Dataset, embedder: Embedder, batch_size: int) -> np.ndarr
         embeddings = embedder(np.stack([decode_wav(data) for data in audio]))
         return pa.table({"embedding": pa.FixedSizeListArray.from_arrays(embeddings.reshape(-1), embedder.size)})
 
-    code = [inspect.getsource(module) for module in (*_MODULES, sys.modules[__name__])]
-    versions = [version(name) for name in _VERSIONS]
+    code, versions = code_fingerprint(Embedder.__module__), library_versions(MODEL)
     made_from = (clips._fingerprint, hash_model(embedder.saved), embedder.device.type, code, versions)
     done = clips.with_format("arrow").map(
         embed,

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+from kenya_birds import __version__
 from kenya_birds.errors import UserError
+from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.detection import MAX_READERS, log_losses
 from kenya_birds.inference.embedders import Embedder
 from kenya_birds.inference.flow import BatchPool, Job, computed
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 # Of the file's metadata: what it holds and how it was made, as JSON.
 ABOUT_KEY = b"kenya_birds.embeddings"
 ROWS_PER_GROUP = 1024
-_VERSIONS = ("kenya_birds", "torch", "transformers", "timm")
 
 
 def embed_recordings(
@@ -99,7 +99,7 @@ def embed_recordings(
         "clip_s": embedder.clip_s,
         "overlap_s": overlap_s,
     }
-    versions = {name: version(name) for name in _VERSIONS}
+    versions = {"kenya_birds": __version__, **embedding_versions()}
     begin_s = time.perf_counter()
     readings: dict[str, Reading] = {}
     try:
@@ -148,6 +148,11 @@ def format_embedding(report: RunReport) -> str:
     if report.failures:
         lines.append(report.faults)
     return "\n".join(lines)
+
+
+def embedding_versions() -> dict[str, str]:
+    """What embeddings depend on besides the model's files and the recordings: code and libraries."""
+    return {"code": code_fingerprint(Embedder.__module__)[:12], **library_versions((*MODEL, *DECODERS))}
 
 
 def failures_file(output: Path) -> Path:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kenya_birds import __version__
+from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.sources import FileState
 from kenya_birds.inference.streaming import Loss, Reading
+from kenya_birds.json_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "journal"
+MADE_WITH_FILE = "made_with.json"
+MAX_SHOWN_CHARACTERS = 30
 METADATA = b"kenya_birds"
 SCHEMA = pa.schema(
     [("start_sample", pa.int64()), ("end_sample", pa.int64()), ("species", pa.string()), ("score", pa.float64())]
@@ -36,13 +39,31 @@ class Journal:
 
     Args:
         folder: Where to keep them; made if it is not there.
-        key: Stands for the model and for every setting on which detections depend (see `journal_key`).
+        made_with: Everything on which detections depend besides the recording: model, settings, code, libraries. Must
+            be JSON.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, made_with: Mapping[str, Any]) -> None:
         self._folder = folder / FOLDER
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._key = key
+        self._made_with = dict(made_with)
+        self._made_with_path = folder / MADE_WITH_FILE
+        self._key = journal_key(made_with)
+
+    def changes(self) -> list[str]:
+        """What is not as it was when records were last written, such as `torch 2.12.0 -> 2.12.1`; empty: nothing."""
+        if not any(self._folder.glob("*.parquet")):
+            return []
+        try:
+            before = read_json(self._made_with_path)
+        except UserError:  # an older version of this package left the records
+            return ["the version of kenya_birds"]
+        names = [name for name in {**before, **self._made_with} if before.get(name) != self._made_with.get(name)]
+        return [_change(name, before.get(name), self._made_with.get(name)) for name in names]
+
+    def sign(self) -> None:
+        """Writes down with what the records are made that follow."""
+        write_json(self._made_with, self._made_with_path)
 
     def begin(self, recording: str, sample_rate_hz: int) -> "JournalWriter":
         """A writer of a new record of this recording; the old one stays until the new one is finished."""
@@ -150,10 +171,15 @@ class JournalWriter:
             self._rows = []
 
 
-def journal_key(model_hash: str, settings: dict[str, Any]) -> str:
-    """Stands for a model, settings and this version of the package: with another, detections may be others."""
-    text = json.dumps([__version__, model_hash, settings], sort_keys=True, allow_nan=False)
+def journal_key(made_with: Mapping[str, Any]) -> str:
+    """Stands for a model, settings, code and libraries: with others, detections may be others."""
+    text = json.dumps(made_with, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    words = [json.dumps(value).strip('"') for value in (before, now)]
+    return name if max(map(len, words)) > MAX_SHOWN_CHARACTERS else f"{name} {words[0]} -> {words[1]}"
 
 
 def hash_files(paths: Sequence[Path]) -> str:

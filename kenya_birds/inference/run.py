@@ -12,11 +12,13 @@ from typing import Any
 import filelock
 from tqdm import tqdm
 
+from kenya_birds import __version__
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE
+from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.detection import SoundscapePipeline, log_losses
 from kenya_birds.inference.detections import Detection
-from kenya_birds.inference.journal import Journal, JournalWriter, hash_files, journal_key
+from kenya_birds.inference.journal import Journal, JournalWriter, hash_files
 from kenya_birds.inference.run_files import RunFiles, RunReport
 from kenya_birds.inference.sharing import Team, shares
 from kenya_birds.inference.sources import FileState, Source, find_sources
@@ -49,7 +51,9 @@ def run_detection(
     """Analyses recordings and writes tables; a run that was stopped goes on where it was.
 
     Each recording that is finished has a record in `OUTPUT/.kenya_birds/journal`, from which the tables are made in
-    the end; a record is not used again when the model, a setting, or the size or time of the file is another.
+    the end; a record is not used again when the model, a setting, this package's code, the version of a library, or
+    the size or time of the file is another. Then the recording is analysed again; the tables that are there stay until
+    the new ones are whole.
 
     Args:
         pipeline: The model and its settings.
@@ -81,14 +85,16 @@ def run_detection(
             sources = find_sources(paths)
             model_hash = ""
         _stop_with_first(team)
-        key = team.tell(journal_key(model_hash, settings_of(pipeline)) if team.is_first else "")
+        made_with = {"model_sha256": team.tell(model_hash), **_same_for_all(team, _made_with(pipeline))}
         with files.writing():
-            journal = Journal(files.state_folder, key)
+            journal = Journal(files.state_folder, made_with)
             if team.is_first:
                 journal.clean()
         plan = team.tell(_plan(sources, journal, team.size, resume=resume) if team.is_first else None)
-        if team.is_first and plan.reused:
-            logger.info("%d of %d recordings are done already", len(plan.reused), len(plan.recordings))
+        if team.is_first:
+            _log_plan(plan, journal.changes() if resume else [])
+            with files.writing():
+                journal.sign()
         begin_s = time.perf_counter()
         found = {source.recording: source for source in sources}
         mine = [found.get(name, Source(name)) for name, owner in plan.owners.items() if owner == team.rank]
@@ -130,6 +136,34 @@ def settings_of(pipeline: SoundscapePipeline) -> dict[str, Any]:
         "thresholds": [value if value < float("inf") else None for value in pipeline.thresholds.tolist()],
         "precision": pipeline.scorer.precision,
     }
+
+
+def _made_with(pipeline: SoundscapePipeline) -> dict[str, Any]:
+    """All that detections depend on besides the model's files."""
+    code = code_fingerprint(SoundscapePipeline.__module__)
+    versions = library_versions((*MODEL, *DECODERS))
+    return {**settings_of(pipeline), "kenya_birds": __version__, "code": code[:12], **versions}
+
+
+def _same_for_all(team: Team, made_with: dict[str, Any]) -> dict[str, Any]:
+    """What all processes compute with; they may be on different machines."""
+    for rank, other in enumerate(team.collect(made_with)):
+        differ = [name for name in {**made_with, **other} if made_with.get(name) != other.get(name)]
+        if differ:
+            raise UserError(
+                f"the processes of this run differ in {', '.join(differ)}: {differ[0]} is {other.get(differ[0])} in "
+                f"process {rank} and {made_with.get(differ[0])} in process {team.rank}; give all the same"
+            )
+    return made_with
+
+
+def _log_plan(plan: _Plan, changes: Sequence[str]) -> None:
+    if plan.reused:
+        logger.info("%d of %d recordings are done already", len(plan.reused), len(plan.recordings))
+    if changes:
+        logger.warning(
+            "Recordings that an earlier run analysed are analysed again, since this changed: %s", ", ".join(changes)
+        )
 
 
 def _about(pipeline: SoundscapePipeline, model_hash: str) -> dict[str, Any]:

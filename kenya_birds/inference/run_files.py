@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-import transformers
-
 from kenya_birds import __version__
 from kenya_birds.data.sound_files import Skip, Skipped, count_skipped
 from kenya_birds.errors import UserError
+from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.outputs import Outputs
 from kenya_birds.inference.recordings import RecordingInfo
@@ -112,8 +110,7 @@ class RunReport:
             "versions": {
                 "kenya_birds": __version__,
                 "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
+                **library_versions((*MODEL, *DECODERS)),
             },
         }
         return cls(content, failures)

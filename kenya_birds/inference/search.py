@@ -1,5 +1,6 @@
 """Nearest-neighbour search: the windows of a file of embeddings that are most like an example."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,15 @@ import pyarrow.parquet as pq
 
 from kenya_birds.errors import UserError
 from kenya_birds.inference.embedders import Embedder, load_embedder
-from kenya_birds.inference.embedding import read_about
+from kenya_birds.inference.embedding import embedding_versions, read_about
 from kenya_birds.inference.run import hash_model
 from kenya_birds.inference.sources import find_sources
 from kenya_birds.inference.stopwatch import Stopwatch
 from kenya_birds.inference.streaming import Reading, read_source
 from kenya_birds.inference.windows import WindowGrid
 from kenya_birds.saved_models import find_model
+
+logger = logging.getLogger(__name__)
 
 WINDOWS_AT_ONCE = 16
 
@@ -71,6 +74,13 @@ def search_embeddings(
     if hash_model(saved) != about["model_sha256"]:
         raise UserError(
             f"'{saved.name}' is not the model that made {path}: give that one with --model, or embed again with this"
+        )
+    made_with, now = about.get("versions", {}), embedding_versions()
+    if changed := [name for name in now if made_with.get(name) != now[name]]:
+        logger.warning(
+            "%s was made with other versions of %s: similarities may be a little off; embed again to be sure",
+            path,
+            ", ".join(changed),
         )
     is_own = saved.config.get("model_type") == "kenya_birds"
     embedder = load_embedder(saved, clip_s=None if is_own else about["clip_s"], device=device)

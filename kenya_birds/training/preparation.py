@@ -1,9 +1,7 @@
 """What chance does not change on a clip's way to the model: computed once, kept in the cache of `datasets`."""
 
 import inspect
-import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,8 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
 from kenya_birds.data.audio import decode_wav
-from kenya_birds.model import feature_extraction_kenya_birds, signal_kenya_birds
+from kenya_birds.fingerprints import FRONT_END, code_fingerprint, library_versions
+from kenya_birds.model import signal_kenya_birds
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 
 CLIPS_PER_BATCH = 64
@@ -95,9 +94,7 @@ def _replace_audio(
 
     features = Features({**{name: kind for name, kind in clips.features.items() if name != "audio"}, **columns})
     # By default the fingerprint would be of this function, and would not notice another signal processing.
-    modules = (signal_kenya_birds, feature_extraction_kenya_birds, sys.modules[__name__])
-    code = [*map(inspect.getsource, modules), inspect.getsource(decode_wav)]
-    made_from = (clips._fingerprint, stage, settings, code, version("noisereduce"))
+    made_from = (clips._fingerprint, stage, settings, code_fingerprint(__name__), library_versions(FRONT_END))
     done = clips.with_format("arrow").map(
         replace,
         batched=True,

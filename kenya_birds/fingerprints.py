@@ -1,0 +1,69 @@
+"""What results depend on besides data and settings: this package's code, and the versions of libraries."""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGE = __name__.partition(".")[0]
+ROOT = Path(__file__).parent
+DECODERS = ("av", "soundfile", "soxr")
+FRONT_END = ("noisereduce", "numpy", "scipy", "torch", "torchaudio")
+MODEL = (*FRONT_END, "timm", "transformers")
+
+
+def library_versions(names: Sequence[str]) -> dict[str, str]:
+    """Versions of installed libraries; one that is not installed is left out."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+@functools.cache
+def code_fingerprint(module: str) -> str:
+    """SHA-256 of the source of a module of this package, and of all modules of it that it imports.
+
+    Args:
+        module: Its name, such as `kenya_birds.inference.detection`.
+    """
+    sources: dict[str, bytes] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = _source_path(name)
+        if path is None or name in sources:
+            continue
+        sources[name] = path.read_bytes().replace(b"\r\n", b"\n")
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        waiting += _imported(ast.parse(sources[name]), package)
+    total = hashlib.sha256()
+    for name, source in sorted(sources.items()):
+        total.update(name.encode() + hashlib.sha256(source).digest())
+    return total.hexdigest()
+
+
+def _source_path(module: str) -> Path | None:
+    """Where a module's source is; None of other names, and of the package itself, which decides nothing."""
+    package, *parts = module.split(".")
+    if package != PACKAGE or not parts:
+        return None
+    path = ROOT.joinpath(*parts)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """What a module imports, in functions too: modules, and names that may be modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield origin
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
