@@ -1,5 +1,6 @@
 """The demo without a browser: what it hears, what it keeps of visitors, and what it does not let in."""
 
+import errno
 import os
 import shutil
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference.detection import SoundscapePipeline
 from kenya_birds.inference.finding import FindingSettings
 from kenya_birds.serving.analysis import Analyser, Stopped, clock, seconds_of
+from kenya_birds.serving.page import Page
 from kenya_birds.serving.sessions import IDLE_S, UPLOAD_GRACE_S, Sessions
 
 NAME = "KEN_001_20211207_153852.flac"
@@ -226,6 +229,7 @@ def test_only_files_that_were_uploaded_are_opened(uploads, tmp_path):
         "",
         "../secret.wav",
         "\udcff",
+        "\0",
     ):
         with pytest.raises(UserError, match="drop it again"):
             uploads.sessions.open("me", path)
@@ -249,6 +253,59 @@ def test_a_new_recording_ends_the_session_before(uploads):
     assert first.is_closed.is_set()
     assert not first.folder.exists()
     assert uploads.sessions.find("me") is second
+
+
+def test_a_recording_that_fails_does_not_end_the_session_of_the_next(uploads):
+    class Request:
+        session_hash = "me"
+
+    page = Page(None, uploads.sessions)
+    opened = []
+
+    class Analyser:
+        def hear(self, recording, **options):
+            opened.append(uploads.sessions.open("me", uploads.add("second.wav")))
+            raise UserError("no sound in it")
+
+    page.analyser = Analyser()
+    page.open(str(uploads.add("first.wav")), Request)
+    first = uploads.sessions.find("me")
+    assert page.hear(Request) == [gr.skip()] * 4
+    assert first.is_closed.is_set()
+    assert uploads.sessions.find("me") is opened[0]
+    assert not opened[0].is_closed.is_set()
+    assert opened[0].folder.exists()
+    # The second one's own failure ends it.
+    page.analyser.hear = lambda recording, **options: (_ for _ in ()).throw(UserError("no sound in it"))
+    assert "no sound in it" in page.hear(Request)[0]
+    assert uploads.sessions.find("me") is None
+    assert opened[0].is_closed.is_set()
+
+
+def test_two_events_of_a_page_hear_a_recording_once(uploads):
+    session = uploads.sessions.open("me", uploads.add())
+    assert [session.begin_hearing(), session.begin_hearing()] == [True, False]
+
+
+def test_what_cannot_be_linked_is_copied(uploads, monkeypatch):
+    def no_links(*paths):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert uploads.sessions.open("me", uploads.add()).recording.read_bytes() == b"sound"
+
+
+def test_folders_of_ended_sessions_that_could_not_be_removed_go_later(uploads, monkeypatch):
+    session = uploads.sessions.open("me", uploads.add())
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *args, **options: None)  # a file of it is open on Windows
+        uploads.sessions.close("me")
+    used = uploads.sessions.open("other", uploads.add("other.wav"))
+    for folder in (session.folder, used.folder):
+        os.utime(folder, (time.time() - UPLOAD_GRACE_S - 10,) * 2)
+    uploads.sessions.sweep()
+    assert not session.folder.exists()
+    assert used.folder.exists()
 
 
 def test_sessions_that_are_left_end_and_so_do_the_oldest_of_too_many(uploads, monkeypatch):

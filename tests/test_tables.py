@@ -219,6 +219,26 @@ def test_kaleidoscope_s_table_divides_the_path(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("recording", "where"),
+    [
+        ("https://h.org/data/2021/site/a.wav", ("https://h.org/data/2021", "site", "a.wav")),
+        ("https://h.org/site/a.wav", ("https://h.org", "site", "a.wav")),
+        ("https://h.org:8080/a.wav", ("https://h.org:8080", "", "a.wav")),
+        ("s3://bucket/site/a b.wav", ("s3://bucket", "site", "a b.wav")),
+        ("memory:///rec/a.wav", ("memory:///", "rec", "a.wav")),
+        ("memory:///a.wav", ("memory://", "", "a.wav")),
+        ("site/a.wav", (".", "site", "a.wav")),
+        ("a.wav", (".", "", "a.wav")),
+    ],
+)
+def test_the_folders_of_a_url_are_those_of_the_url(tmp_path, recording, where):
+    info = RecordingInfo(recording, RATE * 60, RATE)
+    write(tmp_path, ["kaleidoscope"], [info], [Detection(recording, 0, RATE, RATE, "combul2", 0.5)])
+    (row,) = lines(tmp_path / "detections.id.csv", ",")
+    assert (row["INDIR"], row["FOLDER"], row["IN FILE"]) == where
+
+
 def test_times_are_exact_after_twelve_hours_of_windows_that_overlap_by_2_9_s(tmp_path):
     # Three recordings of 12 h whose length is no whole number of microseconds, the last windows of each.
     hop, length, frames = 3_200, 96_000, 12 * 3600 * RATE + 1

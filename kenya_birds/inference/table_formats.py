@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any, Protocol
 
 import pyarrow as pa
+from fsspec.core import split_protocol
 
 from kenya_birds.inference.outputs import Outputs
 from kenya_birds.inference.recordings import RecordingInfo, Row, decimal_s, microseconds
@@ -124,14 +125,25 @@ class KaleidoscopeTable:
 
     def write(self, row: Row) -> None:
         """See `TableWriter`."""
-        path = PurePath(row.info.recording)
-        where = safe_path(str(path.parent.parent)), safe_path(path.parent.name), safe_path(path.name)
+        where = map(safe_path, _folders_and_name(row.info.recording))
         times_s = decimal_s(row.start_us), decimal_s(row.end_us - row.start_us)
         names = safe_text(row.names.scientific_name), safe_text(row.names.common_name)
         self._csv.writerow((*where, *times_s, *names, f"{row.detection.score:.4f}"))
 
     def close(self) -> None:
         """See `TableWriter`."""
+
+
+def _folders_and_name(recording: str) -> tuple[str, str, str]:
+    """The folder of a recording's folder, its folder's name, and its own; of a URL that begins with the host."""
+    protocol, rest = split_protocol(recording)
+    if protocol is None:
+        path = PurePath(recording)
+        return str(path.parent.parent), path.parent.name, path.name
+    folder, _, name = rest.rpartition("/")
+    parent, slash, last = folder.rpartition("/")
+    # A URL without a host (memory:///a.wav) begins with a slash.
+    return (f"{protocol}://{parent or slash}", last, name) if slash else (f"{protocol}://{folder}", "", name)
 
 
 class JsonTable:

@@ -52,7 +52,7 @@ class Page:
     def hear(self, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Sequence[Any]:  # noqa: B008
         """Hears the recording; what the page says, whether it shows results, choice of species and of the stretch."""
         session = self.sessions.find(_key(request))
-        if session is None or session.findings is not None:
+        if session is None or not session.begin_hearing():
             return [gr.skip()] * 4
         name = session.recording.name
         try:
@@ -62,7 +62,9 @@ class Page:
                 is_stopped=session.is_closed.is_set,
             )
         except UserError as error:
-            self.sessions.close(_key(request))
+            if session.is_closed.is_set():  # the page has another recording by now
+                return [gr.skip()] * 4
+            self.sessions.close(_key(request), session)
             return _problem(error), gr.update(visible=False), gr.skip(), gr.skip()
         except Stopped:
             return [gr.skip()] * 4
@@ -98,6 +100,17 @@ class Page:
         session = self.sessions.find(_key(request))
         if session is None or session.findings is None:
             return [gr.skip()] * 7
+        try:
+            return self._shown(session, own, least, species, merge)
+        except (OSError, UserError):
+            if session.is_closed.is_set():  # another recording came, and this one's folder is gone
+                return [gr.skip()] * 7
+            raise
+
+    def _shown(
+        self, session: Session, own: bool, least: float, species: list[str] | None, merge: bool
+    ) -> Sequence[Any]:
+        assert session.findings is not None
         found = self._select(session, own, least, species, merge)
         names, duration_s = self.analyser.names, session.findings.duration_s
         counts = {one.species for one in found}
@@ -141,12 +154,14 @@ class Page:
         found = self._select(session, own, least, species, merge)
         styles = species_styles(session.findings.species)  # of all that was heard: filters and scrolling keep them
         last_s = max(0.0, session.findings.duration_s - 1)
-        picture = session.new_folder("stretch") / "spectrogram.png"
         try:
+            picture = session.new_folder("stretch") / "spectrogram.png"
             picture_of_stretch(
                 session.recording, found, self.analyser.names, styles, min(max(0.0, start_s), last_s), picture
             )
-        except UserError as error:  # what could not be heard cannot be drawn either
+        except (OSError, UserError) as error:  # what could not be heard cannot be drawn either
+            if session.is_closed.is_set():
+                return gr.skip()
             logger.info("%s", error)
             return None
         return picture

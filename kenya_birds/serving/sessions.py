@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,8 +46,15 @@ class Session:
     used_s: float
     findings: Findings | None = None
     is_closed: threading.Event = field(default_factory=threading.Event)
+    _is_heard: bool = False
     _outputs: list[Path] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin_hearing(self) -> bool:
+        """Whether nobody has begun to hear it yet: of two events of one page, one hears."""
+        with self._lock:
+            was_heard, self._is_heard = self._is_heard, True
+        return not was_heard
 
     def new_folder(self, kind: str) -> Path:
         """A new folder for files that the page shows; of one kind the last two stay.
@@ -91,15 +98,19 @@ class Sessions:
             UserError: If it is no file that was sent to this server.
         """
         # Links are followed before it is looked where it is; the server puts each upload in a folder of its own.
-        path = Path(upload).resolve()
-        is_upload = path.parent.parent == self._uploads and not path.parent.name.startswith(SESSION)
-        if not is_upload or not path.is_file():
+        try:
+            path = Path(upload).resolve()
+            is_upload = path.parent.parent == self._uploads and not path.parent.name.startswith(SESSION)
+            is_here = is_upload and path.is_file()
+        except (OSError, ValueError):  # what is no path
+            is_here = False
+        if not is_here:
             raise UserError("this file is not here, or not any more: drop it again")
         self._expire(MAX_SESSIONS - 1)
         folder = self._uploads / f"{SESSION}{secrets.token_urlsafe(24)}"
         folder.mkdir(mode=0o700)
         recording = folder / path.name
-        os.link(path, recording)
+        _link_or_copy(path, recording)
         session = Session(folder, path, recording, self._clock())
         with self._lock:
             before = self._sessions.pop(key, None)
@@ -115,11 +126,18 @@ class Sessions:
             session.used_s = self._clock()
         return session
 
-    def close(self, key: str) -> None:
-        """Ends the page's session, if it has one, and removes what was kept of it."""
+    def close(self, key: str, session: Session | None = None) -> None:
+        """Ends the page's session, if it has one, and removes what was kept of it.
+
+        Args:
+            key: The page's key.
+            session: The session to end, which another one may have replaced since; by default the page's, whichever.
+        """
         with self._lock:
-            session = self._sessions.pop(key, None)
-        _end(session)
+            found = self._sessions.get(key)
+            if session is None or found is session:
+                self._sessions.pop(key, None)
+        _end(session or found)
 
     def close_all(self) -> None:
         """Ends all sessions."""
@@ -135,16 +153,20 @@ class Sessions:
         self._expire(MAX_SESSIONS)
         with self._lock:
             in_use = {session.upload for session in self._sessions.values()}
+            folders = {session.folder for session in self._sessions.values()}
         for path in self._uploads.glob("*"):
             if path.name.startswith(SESSION):
+                if path not in folders and _is_old(path):  # Windows kept files that were open when the session ended
+                    shutil.rmtree(path, ignore_errors=True)
                 continue
-            files = list(path.iterdir()) if path.is_dir() else [path]
-            for file in files:
-                if file not in in_use and time.time() - file.stat().st_mtime > UPLOAD_GRACE_S:
-                    file.unlink()
-                    logger.debug("%s was removed", file)
-            if path.is_dir() and not any(path.iterdir()) and time.time() - path.stat().st_mtime > UPLOAD_GRACE_S:
-                path.rmdir()
+            for file in list(path.iterdir()) if path.is_dir() else [path]:
+                if file not in in_use and _is_old(file):
+                    with suppress(OSError):  # it is open, or went meanwhile
+                        file.unlink()
+                        logger.debug("%s was removed", file)
+            if _is_old(path):
+                with suppress(OSError):  # it is a file, or not empty
+                    path.rmdir()
 
     @contextmanager
     def swept(self) -> Iterator[None]:
@@ -175,6 +197,20 @@ class Sessions:
             too_many = by_age[: max(0, len(by_age) - most)]
         for key in {*left, *too_many}:
             self.close(key)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > UPLOAD_GRACE_S
+    except OSError:
+        return False
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links, such as exFAT
+        shutil.copyfile(source, target)
 
 
 def _end(session: Session | None) -> None:
