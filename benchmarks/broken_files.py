@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from kenya_birds.data.audio import RecordingReader, to_int16
+from kenya_birds.data.audio import RecordingReader
 from kenya_birds.data.flac_frames import flac_headers
 from kenya_birds.errors import UserError
 
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def broken_files(folder: Path) -> dict[str, tuple[bytes, np.ndarray]]:
-    """Content and undamaged sound, int16, of each broken file."""
+    """Content and undamaged sound, float32, of each broken file."""
     rng = np.random.default_rng(0)
     sound = (3000 * rng.standard_normal(60 * RATE_HZ)).clip(-32768, 32767).astype(np.int16)
     flac, wav, mp3, ogg = (_encode(sound, kind) for kind in ("FLAC", "WAV", "MP3", "OGG"))
@@ -61,7 +61,8 @@ def broken_files(folder: Path) -> dict[str, tuple[bytes, np.ndarray]]:
         "Ogg Vorbis, one bit flipped": _flip(ogg, len(ogg) // 2),
     }
     decoded = {kind: _decode(content) for kind, content in (("MP3", mp3), ("Ogg", ogg))}
-    return {name: (content, decoded.get(name[:3], sound)) for name, content in files.items()}
+    whole = sound / np.float32(32768)
+    return {name: (content, decoded.get(name[:3], whole)) for name, content in files.items()}
 
 
 def soundfile_alone(path: Path, whole: np.ndarray) -> str:
@@ -71,7 +72,7 @@ def soundfile_alone(path: Path, whole: np.ndarray) -> str:
         try:
             with soundfile.SoundFile(path) as file:
                 file.seek(start)
-                window = to_int16(file.read(WINDOW, dtype="float32"))
+                window = file.read(WINDOW, dtype="float32")
         except soundfile.SoundFileError:
             found["refused"] += 1
         else:
@@ -96,8 +97,8 @@ def both_decoders(path: Path, whole: np.ndarray) -> str:
 
 
 def _is_like(window: np.ndarray, whole: np.ndarray) -> bool:
-    """Whether sound is the same, give or take the last bit: decoders of lossy formats round differently."""
-    return len(window) == len(whole) and np.abs(window.astype(int) - whole).max(initial=0) <= 1
+    """Whether sound is the same, give or take a step of 16 bits: decoders of lossy formats round differently."""
+    return len(window) == len(whole) and np.abs(window - whole).max(initial=0) <= 1 / 32768
 
 
 def _in_words(found: Counter[str]) -> str:
@@ -111,7 +112,7 @@ def _encode(sound: np.ndarray, format_: str) -> bytes:
 
 
 def _decode(content: bytes) -> np.ndarray:
-    return to_int16(soundfile.read(io.BytesIO(content), dtype="float32")[0])
+    return soundfile.read(io.BytesIO(content), dtype="float32")[0]
 
 
 def _flip(content: bytes, place: int) -> bytes:

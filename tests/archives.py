@@ -15,6 +15,11 @@ def noise(seconds: float, rate: int = RATE, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(-20_000, 20_000, round(seconds * rate), dtype=np.int16)
 
 
+def as_int16(sound: np.ndarray) -> np.ndarray:
+    """Float samples as int16: exact where they come from 16 bits, else rounded; clipped at full scale."""
+    return np.clip(np.rint(sound * 32768.0), -32768, 32767).astype(np.int16)
+
+
 def write_archive(folder: Path, rows: list[tuple], seconds: float = 10.0) -> Path:
     """Writes an archive whose recordings are noise.
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+import scipy.io.wavfile
 import soundfile
 import soxr
 from archives import noise
@@ -18,7 +19,6 @@ from kenya_birds.data.audio import (
     decode_wav,
     encode_wav,
     read_header,
-    to_int16,
 )
 from kenya_birds.data.decoders import SoundfileDecoder
 from kenya_birds.data.pyav_decoder import PyavDecoder
@@ -58,32 +58,48 @@ def recording(tmp_path_factory):
 @example(start=-1, samples=64_002)
 def test_sixteen_bits_come_back_exactly_with_zeros_outside(recording, start, samples):
     path, whole = recording
-    np.testing.assert_array_equal(read(path, start, samples), padded(whole, start, samples))
+    np.testing.assert_array_equal(32768 * read(path, start, samples), padded(whole, start, samples))
 
 
 def test_windows_may_be_read_in_any_order(recording):
     path, whole = recording
     with RecordingReader(path, RATE) as reader:
         for start in (50_000, 0, 63_999, 20_000, 20_000):
-            np.testing.assert_array_equal(reader.read(start, 100), padded(whole, start, 100))
+            np.testing.assert_array_equal(32768 * reader.read(start, 100), padded(whole, start, 100))
 
 
 def test_full_scale_comes_back_exactly(tmp_path):
     extremes = np.array([-32768, 32767, -1, 0, 1] * 100, dtype=np.int16)
-    np.testing.assert_array_equal(read(write(tmp_path / "a.wav", extremes), 0, 500), extremes)
+    np.testing.assert_array_equal(32768 * read(write(tmp_path / "a.wav", extremes), 0, 500), extremes)
 
 
 def test_several_channels_become_their_mean(tmp_path):
     channels = np.stack([noise(1, RATE, seed) for seed in (1, 2)], axis=1)
     mono = read(write(tmp_path / "stereo.flac", channels), 100, 1000)
-    np.testing.assert_array_equal(mono, np.rint(channels[100:1100].mean(axis=1)).astype(np.int16))
+    np.testing.assert_array_equal(32768 * mono, channels[100:1100].mean(axis=1))
 
 
-def test_finer_sound_is_rounded_and_louder_sound_is_clipped(tmp_path):
-    path = write(tmp_path / "float.wav", np.array([0.25, 1.4 / 32768, 1.6 / 32768, 1.5, -1.5]), subtype="FLOAT")
-    assert read(path, 0, 5).tolist() == [8192, 1, 2, 32767, -32768]
-    fine = np.array([3 << 16, (3 << 16) + (1 << 15) + 256, -(5 << 16)], dtype=np.int32)
-    assert read(write(tmp_path / "fine.flac", fine, subtype="PCM_24"), 0, 3).tolist() == [3, 4, -5]
+def test_finer_sound_keeps_its_resolution_and_louder_sound_is_not_clipped(tmp_path):
+    floats = np.array([0.25, 1.4 / 32768, 1e-20, 1.5, -300], dtype=np.float32)
+    np.testing.assert_array_equal(read(write(tmp_path / "float.wav", floats, subtype="FLOAT"), 0, 5), floats)
+    fine = np.array([1, -3, (3 << 16) + 5, -(2**23), 2**23 - 1])
+    found = read(write(tmp_path / "fine.flac", (fine << 8).astype(np.int32), subtype="PCM_24"), 0, 5)
+    np.testing.assert_array_equal(found, fine / 2**23)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 3e38])
+def test_samples_that_are_no_sound_are_refused_and_their_neighbours_are_read(tmp_path, wrong):
+    sound = np.full(100, 0.5, dtype=np.float32)
+    sound[50] = wrong
+    with RecordingReader(write(tmp_path / "a.wav", sound, subtype="FLOAT")) as reader:
+        with pytest.raises(UndecodableError, match=r"no numbers, or far beyond full scale"):
+            reader.read(40, 20)
+        assert (reader.read(51, 49) == 0.5).all()
+        assert [(block.start, block.sound is None) for block in reader.blocks(100)] == [
+            (0, False),
+            (50, True),
+            (51, False),
+        ]
 
 
 # At another rate
@@ -104,9 +120,9 @@ def other_rate(request, tmp_path_factory):
 @example(start=95_500, samples=1000)
 def test_a_window_is_what_the_recording_between_silences_resampled_has_there(other_rate, start, samples):
     path, rate, sound = other_rate
-    whole = to_int16(soxr.resample(np.pad(sound, 4 * rate), rate, RATE)).astype(int)
+    whole = soxr.resample(np.pad(sound, 4 * rate), rate, RATE)
     window = read(path, start, samples)
-    assert np.abs(window - whole[4 * RATE + start : 4 * RATE + start + samples]).max() <= 1
+    assert np.abs(window - whole[4 * RATE + start : 4 * RATE + start + samples]).max() <= 1e-5
     # The filter rings past the edges; 0.1 s away there is silence.
     far = ~padded(np.ones(len(whole) - 8 * RATE + 6400, bool), start + 3200, samples)
     assert not window[far].any()
@@ -114,10 +130,10 @@ def test_a_window_is_what_the_recording_between_silences_resampled_has_there(oth
 
 def test_away_from_the_edges_a_window_is_what_the_recording_alone_resampled_has_there(other_rate):
     path, rate, sound = other_rate
-    whole = to_int16(soxr.resample(sound, rate, RATE)).astype(int)
+    whole = soxr.resample(sound, rate, RATE)
     assert len(whole) == 3 * RATE
     for start in (50, 12_345, 40_000, 94_000):
-        assert np.abs(read(path, start, 1950) - whole[start : start + 1950]).max() <= 1
+        assert np.abs(read(path, start, 1950) - whole[start : start + 1950]).max() <= 1e-5
 
 
 @pytest.mark.parametrize("rate", [22_050, 44_100, 48_000])
@@ -126,7 +142,7 @@ def test_a_tone_keeps_its_frequency_level_and_phase(tmp_path, rate):
         return 0.5 * np.sin(2 * np.pi * 1000 * np.arange(2 * at) / at)
 
     window = read(write(tmp_path / "tone.wav", tone(rate), rate), 20_011, 5_000)
-    assert np.abs(window - tone(RATE)[20_011:25_011] * 32768).max() < 3
+    assert np.abs(window - tone(RATE)[20_011:25_011]).max() < 1e-4
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100])
@@ -204,7 +220,7 @@ def test_a_damaged_recording_gives_the_right_sound_or_an_error_that_names_it(rec
                 message = str(error)
                 errors += 1
             else:
-                expected = padded(whole, start, 500) if rate == RATE else read(path, start, 500, rate)
+                expected = padded(whole, start, 500) / 32768 if rate == RATE else read(path, start, 500, rate)
                 np.testing.assert_array_equal(window, expected)
         assert errors
         assert re.search(r"damaged\.flac cannot be decoded at \d\.\d{3} s \(", message)
@@ -232,7 +248,7 @@ def test_a_reader_survives_a_window_that_it_refuses(recording, tmp_path):
         with RecordingReader(damaged, RATE) as reader:
             for start in range(0, 2 * RATE, 1000):
                 with suppress(UndecodableError):
-                    np.testing.assert_array_equal(reader.read(start, 1000), whole[start : start + 1000])
+                    np.testing.assert_array_equal(32768 * reader.read(start, 1000), whole[start : start + 1000])
                     together.add(start)
         assert alone == together
 
@@ -249,37 +265,52 @@ def test_blocks_are_the_whole_recording_at_its_own_rate(tmp_path, block_frames):
     assert {block.decoder for block in blocks} == {"soundfile"}
     assert {block.reason for block in blocks} == {""}
     sound = np.concatenate([block.sound for block in blocks])
-    assert sound.dtype == np.int16
-    np.testing.assert_array_equal(sound, np.rint(channels.mean(axis=1)).astype(np.int16))
+    assert sound.dtype == np.float32
+    np.testing.assert_array_equal(32768 * sound, channels.mean(axis=1))
 
 
 def test_a_reader_without_a_rate_reads_at_the_recording_s_own(tmp_path):
     sound = noise(0.1, 44_100)
     with RecordingReader(write(tmp_path / "a.wav", sound, 44_100)) as reader:
         assert reader.sampling_rate == 44_100
-        np.testing.assert_array_equal(reader.read(0, 4410), sound)
+        np.testing.assert_array_equal(32768 * reader.read(0, 4410), sound)
 
 
 # As clips are stored
 
 
-SAMPLES = st.lists(st.integers(-32768, 32767), max_size=50).map(lambda values: np.array(values, dtype=np.int16))
+INTEGERS = st.lists(st.integers(-32768, 32767), max_size=50).map(lambda values: np.array(values) / 32768)
+FLOATS = st.lists(st.floats(-300, 300, width=32), max_size=50).map(np.array)
 
 
-@given(SAMPLES, st.sampled_from([8_000, 32_000, 44_100]))
+@given((INTEGERS | FLOATS).map(np.float32), st.sampled_from([8_000, 32_000, 44_100]))
 def test_encoding_and_decoding_give_the_same_samples(samples, rate):
     decoded = decode_wav(encode_wav(samples, rate))
-    assert decoded.dtype == np.int16
+    assert decoded.dtype == np.float32
     np.testing.assert_array_equal(decoded, samples)
 
 
-def test_encoded_clips_are_wav_files_that_others_read():
-    samples = noise(0.1, RATE)
-    found, rate = soundfile.read(io.BytesIO(encode_wav(samples, RATE)), dtype="int16")
+@pytest.mark.parametrize(
+    ("samples", "subtype"),
+    [
+        (noise(0.1, RATE) / 32768, "PCM_16"),
+        (np.array([-1, 32767 / 32768]), "PCM_16"),
+        (np.array([0.5, 1.0]), "FLOAT"),
+        (noise(0.1, RATE) / 2**23, "FLOAT"),
+        (noise(0.1, RATE) / 5000, "FLOAT"),
+    ],
+)
+def test_encoded_clips_are_wav_files_that_others_read_and_no_larger_than_they_need_to_be(samples, subtype):
+    data = encode_wav(samples.astype(np.float32), RATE)
+    assert soundfile.info(io.BytesIO(data)).subtype == subtype
+    found, rate = soundfile.read(io.BytesIO(data), dtype="float32")
     assert rate == RATE
-    np.testing.assert_array_equal(found, samples)
+    np.testing.assert_array_equal(found, samples.astype(np.float32))
 
 
-@given(SAMPLES)
-def test_floats_of_sixteen_bits_become_the_same_integers(samples):
-    np.testing.assert_array_equal(to_int16(samples.astype(np.float32) / 32768), samples)
+def test_clips_of_another_form_are_not_misread():
+    for samples in (np.zeros((10, 2), dtype=np.int16), np.zeros(10, dtype=np.int32)):
+        buffer = io.BytesIO()
+        scipy.io.wavfile.write(buffer, RATE, samples)
+        with pytest.raises(ValueError, match=r"expected mono WAV of int16 or float32, found int"):
+            decode_wav(buffer.getvalue())

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from archives import RATE, edit, noise, write_archive
+from archives import RATE, as_int16, edit, noise, write_archive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ def rows_of(clips):
 
 
 def waveform(row):
-    return decode_wav(row["audio"])
+    return as_int16(decode_wav(row["audio"]))
 
 
 def window(recording, start, samples):

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from archives import noise
+from archives import as_int16, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header, to_int16
+from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header
 from kenya_birds.data.decoders import DecodingError, SoundfileDecoder
 from kenya_birds.data.flac_frames import CRC8, CRC16, find_flac_frame, flac_headers
 from kenya_birds.data.pyav_decoder import PyavDecoder
@@ -79,7 +79,7 @@ def lost(path, sound=SOUND, order=slice(None), window=FRAME):
             except UndecodableError:
                 refused.add(index)
             else:
-                np.testing.assert_array_equal(found, sound[start : start + samples])
+                np.testing.assert_array_equal(as_int16(found), sound[start : start + samples])
     return refused
 
 
@@ -217,7 +217,7 @@ def test_blocks_hold_every_promised_frame_once_and_never_a_false_one(damaged, da
                     missing[block.start : at] = True
                 else:
                     assert block.decoder in ("soundfile", "PyAV")
-                    np.testing.assert_array_equal(block.sound, SOUND[block.start : at])
+                    np.testing.assert_array_equal(as_int16(block.sound), SOUND[block.start : at])
         assert at == len(SOUND)
         assert set(np.flatnonzero(missing) // FRAME) == frames
         assert missing.sum() == sum(min(FRAME, len(SOUND) - index * FRAME) for index in frames)
@@ -247,7 +247,7 @@ def test_no_damage_makes_a_reader_give_other_sound_than_was_recorded(changes, st
         for start in starts:
             with suppress(UndecodableError):
                 expected = np.pad(SOUND, (100, 2500))[100 + start : 2600 + start]
-                np.testing.assert_array_equal(reader.read(start, 2500), expected)
+                np.testing.assert_array_equal(as_int16(reader.read(start, 2500)), expected)
 
 
 def test_a_refused_window_is_named_with_its_time_and_what_the_decoders_said(damaged):
@@ -257,8 +257,8 @@ def test_a_refused_window_is_named_with_its_time_and_what_the_decoders_said(dama
             reader.read(30_000, 10_000)
         assert str(caught.value).startswith(f"{path} cannot be decoded at 1.152 s (soundfile: ")
         assert "; PyAV: no intact sound there): the file is damaged there" in str(caught.value)
-        np.testing.assert_array_equal(reader.read(20_000, 10_000), SOUND[20_000:30_000])
-        np.testing.assert_array_equal(reader.read(41_000, 10_000), SOUND[41_000:51_000])
+        np.testing.assert_array_equal(as_int16(reader.read(20_000, 10_000)), SOUND[20_000:30_000])
+        np.testing.assert_array_equal(as_int16(reader.read(41_000, 10_000)), SOUND[41_000:51_000])
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,7 @@ def near(path, sound, window=4410):
                 found = reader.read(start, window)
             except UndecodableError:
                 continue
-            assert np.abs(found.astype(int) - sound[start : start + window]).max() <= 1
+            assert np.abs(as_int16(found).astype(int) - sound[start : start + window]).max() <= 1
             read.append(start)
     return read
 
@@ -536,7 +536,7 @@ def lossy(request, tmp_path):
     """Content, name, and the sound that a decoder makes of a whole file."""
     content = song("MP3") if request.param == "mp3" else song("OGG", "VORBIS")
     whole, _ = soundfile.read(write(tmp_path, content, f"whole.{request.param}"), dtype="float32")
-    return content, f"broken.{request.param}", to_int16(whole).astype(int)
+    return content, f"broken.{request.param}", as_int16(whole).astype(int)
 
 
 def test_whole_mp3_and_ogg_files_are_read(tmp_path, lossy):

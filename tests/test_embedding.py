@@ -48,6 +48,10 @@ def embed_command(*words) -> int:
     return ended.value.code
 
 
+def floats(seconds, **options) -> np.ndarray:
+    return chirps(seconds, **options) / np.float32(32768)
+
+
 def vectors(path) -> np.ndarray:
     return np.stack(pd.read_parquet(path)["embedding"])
 
@@ -57,7 +61,7 @@ def vectors(path) -> np.ndarray:
 
 def test_ours_is_what_the_classifier_sees(model, embedder):
     classifier, own = load_classifier(find_model(str(model)))
-    sound = chirps(2 * CLIP_S).reshape(2, -1)
+    sound = floats(2 * CLIP_S).reshape(2, -1)
     found = embedder(sound)
     assert found.shape == (2, embedder.size)
     assert found.dtype == np.float32
@@ -78,7 +82,7 @@ def test_ours_is_what_the_classifier_sees(model, embedder):
 )
 def test_models_of_transformers_give_one_vector_a_window(tmp_path, save, clip_s, how):
     embedder = load_embedder(str(save(tmp_path / "model")), clip_s=clip_s, device="cpu")
-    sound = chirps(3 * clip_s, rate=embedder.sampling_rate)[: 3 * embedder.clip_samples].reshape(3, -1)
+    sound = floats(3 * clip_s, rate=embedder.sampling_rate)[: 3 * embedder.clip_samples].reshape(3, -1)
     found = embedder(sound)
     assert found.shape == (3, embedder.size)
     assert embedder.how == how
@@ -89,8 +93,8 @@ def test_models_of_transformers_give_one_vector_a_window(tmp_path, save, clip_s,
 def test_the_mean_over_time_is_of_the_last_hidden_state(tmp_path):
     folder = save_wav2vec2(tmp_path / "model")
     embedder = load_embedder(str(folder), clip_s=1.0, device="cpu")
-    sound = chirps(1.0)
-    wave = torch.from_numpy(sound / 32768).float()
+    sound = floats(1.0)
+    wave = torch.from_numpy(sound).float()
     wave = (wave - wave.mean()) / torch.sqrt(wave.var(unbiased=False) + 1e-7)
     with torch.no_grad():
         hidden = AutoModel.from_pretrained(folder).eval()(wave[None]).last_hidden_state
@@ -100,8 +104,8 @@ def test_the_mean_over_time_is_of_the_last_hidden_state(tmp_path):
 def test_the_silence_that_whisper_adds_is_not_in_the_mean(tmp_path):
     folder = save_whisper(tmp_path / "model")
     embedder = load_embedder(str(folder), clip_s=3.0, device="cpu")
-    sound = chirps(3.0)
-    features = embedder._extractor(sound / 32768, sampling_rate=16_000, return_tensors="pt")["input_features"]
+    sound = floats(3.0)
+    features = embedder._extractor(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
     with torch.no_grad():
         hidden = AutoModel.from_pretrained(folder).get_encoder().eval()(features).last_hidden_state
     assert hidden.shape[1] == 1500  # of 30 s
@@ -194,7 +198,7 @@ def test_there_is_a_row_for_every_window_of_the_grid(model, recordings, tmp_path
         assert len(rows) == 1 + max(0, int(np.ceil((length_s - CLIP_S) / 0.5)))
         assert rows["end_s"].iloc[-1] == pytest.approx(length_s)
     assert table["recording"].tolist() == sorted(table["recording"])
-    sound, _ = soundfile.read(paths[0], dtype="int16")
+    sound, _ = soundfile.read(paths[0], dtype="float32")
     third = sound[RATE : RATE + embedder.clip_samples]
     np.testing.assert_allclose(vectors(out)[2], embedder(third[None])[0], atol=1e-4)
 

@@ -4,7 +4,6 @@ import io
 import logging
 import math
 import os
-import wave
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
+import scipy.io.wavfile
 import soxr
 
 from kenya_birds.data.decoders import MAX_FRAMES, DecodingError, SoundfileDecoder
@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 MAX_SAMPLE_RATE_HZ = 10_000_000
 # Context kept on both sides of a resampled window, in output samples: longer than the resampler's filter.
 RESAMPLING_MARGIN = 4096
+# Samples of floats beyond this are no sound: they are what a damaged file holds.
+MAX_AMPLITUDE = 1e9
 
 
 class UndecodableError(UserError):
@@ -59,7 +61,8 @@ class Block:
     Attributes:
         start: Its first frame.
         frames: Number of frames.
-        sound: int16 array of shape `(frames,)`, the mean of the channels; None where it cannot be decoded.
+        sound: float32 array of shape `(frames,)`, the mean of the channels, full scale at -1 and 1 and floats beyond
+            it as they are; None where it cannot be decoded.
         decoder: Which decoder gave it, `soundfile` or `PyAV`; None where it cannot be decoded.
         reason: What each decoder said where it cannot be decoded, else empty.
     """
@@ -84,7 +87,8 @@ def read_header(path: Path) -> AudioHeader:
 class RecordingReader:
     """Reads windows of one recording, mono (the mean of the channels), at one sampling rate, padded with zeros.
 
-    A 16-bit mono recording that is read at its own rate comes back bit for bit. soundfile reads it; PyAV reads what
+    Samples are float32 with full scale at -1 and 1, which holds 16 and 24 bits exactly: a mono recording that is read
+    at its own rate keeps every bit, and floats above full scale are not clipped. soundfile reads it; PyAV reads what
     soundfile does not, and MP3 and Ogg. Damage is never read over: what is returned is what was recorded, at its
     place. (WAV, which has no checksums, shows only that its end is missing; MP3 shows most damage, Ogg all but a
     missing end.)
@@ -151,23 +155,21 @@ class RecordingReader:
             samples: Number of samples; the window may reach past the end.
 
         Returns:
-            int16 array of shape `(samples,)`; zeros where the recording has no sound.
+            float32 array of shape `(samples,)`; zeros where the recording has no sound.
 
         Raises:
             UndecodableError: If a part of the window that the header promises cannot be decoded. Other windows can
                 still be read.
         """
         if self._in_step == self._out_step:
-            window = self._read_frames(start, samples)
-        else:
-            # Both grids meet every `out_step` output samples: begin and end the source block there.
-            first = (start - RESAMPLING_MARGIN) // self._out_step
-            last = -((start + samples + RESAMPLING_MARGIN) // -self._out_step)
-            block = self._read_frames(first * self._in_step, (last - first) * self._in_step)
-            resampled = soxr.resample(block, self.header.sample_rate_hz, self.sampling_rate)
-            offset = start - first * self._out_step
-            window = resampled[offset : offset + samples]
-        return to_int16(window)
+            return self._read_frames(start, samples)
+        # Both grids meet every `out_step` output samples: begin and end the source block there.
+        first = (start - RESAMPLING_MARGIN) // self._out_step
+        last = -((start + samples + RESAMPLING_MARGIN) // -self._out_step)
+        block = self._read_frames(first * self._in_step, (last - first) * self._in_step)
+        resampled = soxr.resample(block, self.header.sample_rate_hz, self.sampling_rate)
+        offset = start - first * self._out_step
+        return resampled[offset : offset + samples]
 
     def blocks(self, frames: int) -> Iterator[Block]:
         """Reads the whole recording, at its own rate, in order; damage is reported in its place, not raised.
@@ -184,7 +186,7 @@ class RecordingReader:
             stretches = self._decode(start, min(start + frames, end))
             for first, last, sound in stretches:
                 if sound is not None:
-                    yield Block(first, last - first, to_int16(sound), self.decoder, "")
+                    yield Block(first, last - first, sound, self.decoder, "")
                 elif last - first == frames and self._pyav is not None and self._pyav.ended:
                     yield Block(first, end - first, None, None, self._reason())  # nothing is left
                     return
@@ -211,9 +213,9 @@ class RecordingReader:
     def _decode(self, first: int, last: int) -> list[tuple[int, int, np.ndarray | None]]:
         """Stretches (first frame, frame after the last, float32 sound or None) that make up `[first, last)`."""
         stretches = self._decode_any(first, last)
-        # Sample formats of floats can hold what is no number: that is lost too.
-        if not all(sound is None or np.isfinite(sound.sum(dtype=np.float64)) for *_, sound in stretches):
-            self._said[str(self.decoder)] = "samples that are no numbers"
+        # Sample formats of floats can hold what is no sound: that is lost too. The comparison is false for NaN.
+        if not all(sound is None or max(sound.max(), -sound.min()) < MAX_AMPLITUDE for *_, sound in stretches):
+            self._said[str(self.decoder)] = "samples that are no numbers, or far beyond full scale"
             return [part for stretch in stretches for part in _finite_parts(*stretch)]
         return stretches
 
@@ -317,8 +319,8 @@ class RecordingReader:
 
 
 def _finite_parts(first: int, last: int, sound: np.ndarray | None) -> Iterator[tuple[int, int, np.ndarray | None]]:
-    """A stretch of sound, without what lies from its first to its last sample that is no number."""
-    wrong = np.zeros(0, int) if sound is None else np.flatnonzero(~np.isfinite(sound))
+    """A stretch of sound, without what lies from its first to its last sample that is no sound."""
+    wrong = np.zeros(0, int) if sound is None else np.flatnonzero(~(np.abs(sound) < MAX_AMPLITUDE))
     if sound is None or not len(wrong):
         yield first, last, sound
         return
@@ -330,23 +332,32 @@ def _finite_parts(first: int, last: int, sound: np.ndarray | None) -> Iterator[t
         yield first + end, last, sound[end:]
 
 
-def to_int16(waveform: np.ndarray) -> np.ndarray:
-    """Float samples in [-1, 1) to int16; exact for sound that was 16-bit, clipped at full scale."""
-    return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
-
-
 def encode_wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
-    """An int16 mono waveform of shape `(samples,)` as the bytes of a WAV file."""
+    """A mono waveform as the bytes of a WAV file that holds it exactly.
+
+    Args:
+        waveform: float32, shape `(samples,)`, full scale at -1 and 1.
+        sampling_rate: In Hz.
+
+    Returns:
+        A file of 16-bit integers where every sample is one, as in a recording of 16 bits that is read at its own
+        rate; else of 32-bit floats, which keep quiet sound, and sound above full scale, as it is.
+    """
+    integers = waveform * np.float32(32768)
+    if (np.rint(integers) == integers).all() and (integers >= -32768).all() and (integers <= 32767).all():
+        waveform = integers.astype(np.int16)
     buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sampling_rate)
-        file.writeframes(waveform.astype("<i2").tobytes())
+    scipy.io.wavfile.write(buffer, sampling_rate, waveform)
     return buffer.getvalue()
 
 
 def decode_wav(data: bytes) -> np.ndarray:
-    """The int16 samples, shape `(samples,)`, of a WAV file that `encode_wav` wrote."""
-    with wave.open(io.BytesIO(data), "rb") as file:
-        return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
+    """The samples of a WAV file that `encode_wav` wrote: float32, shape `(samples,)`, full scale at -1 and 1.
+
+    Raises:
+        ValueError: If it is a WAV file of another form.
+    """
+    _, samples = scipy.io.wavfile.read(io.BytesIO(data))
+    if samples.ndim != 1 or samples.dtype not in (np.int16, np.float32):
+        raise ValueError(f"expected mono WAV of int16 or float32, found {samples.dtype} of shape {samples.shape}")
+    return samples / np.float32(32768) if samples.dtype == np.int16 else samples

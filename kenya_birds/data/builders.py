@@ -25,7 +25,7 @@ NO_CALL_ORDERS = ("quietest", "uniform")
 DEFAULT_SAMPLING_RATE = 32_000
 DEFAULT_CLIP_S = 3.0
 DEFAULT_MIN_ANNOTATIONS = 10
-# A clip is about 200 kB: this many are held in memory at a time.
+# A clip is 200 to 400 kB: this many are held in memory at a time.
 CLIPS_PER_TABLE = 64
 
 
@@ -86,7 +86,8 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
     It writes Arrow tables, not examples: `datasets` encodes audio examples only where torchcodec, and so FFmpeg, is.
 
     Columns:
-        audio: The clip with its context, mono 16-bit WAV, zeros past the recording's ends.
+        audio: The clip with its context, zeros past the recording's ends: mono WAV of 16-bit integers where they hold
+            it exactly, else of 32-bit floats (see `encode_wav`).
         label: Class id of the annotation; names are eBird codes. None where nothing is annotated.
         labels: Class ids of every annotation whose centre lies in the clip, each once, sorted.
         unknown: Whether a bird that the annotators could not name is centred in the clip, so that a species which is

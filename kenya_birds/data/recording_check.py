@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 SILENCE_BLOCK_S = 0.1
 SILENCE_DBFS = -90.0
 READ_BLOCK_S = 10.0
+# The largest sample of 16 bits; full scale of finer formats lies between it and 1.
+FULL_SCALE = 32767 / 32768
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class RecordingCheck:
         peak_dbfs: Largest sample; -inf in digital silence.
         rms_dbfs: Root mean square; -inf in digital silence. A full-scale sine has -3.
         dc_offset: Mean sample, as a share of full scale.
-        clipped_share: Share of the samples that are at full scale.
+        clipped_share: Share of the samples that are at full scale, or beyond it.
         silent_share: Share of the time, in blocks of 0.1 s, with an RMS below -90 dBFS.
         longest_silence_s: Longest such time without a break.
     """
@@ -96,8 +98,8 @@ def _measure(path: Path) -> RecordingCheck:
         step = max(round(SILENCE_BLOCK_S * rate), 1)
         losses: list[Loss] = []
         decoders: set[str] = set()
-        frames = peak = clipped = 0
-        total = squares = 0.0
+        frames = clipped = 0
+        peak = total = squares = 0.0
         silent: list[np.ndarray] = [np.zeros(0, int)]  # silent frames of each block of 0.1 s: all of them, or 0
         for block in reader.blocks(step * round(READ_BLOCK_S / SILENCE_BLOCK_S)):
             if block.sound is None:
@@ -110,13 +112,13 @@ def _measure(path: Path) -> RecordingCheck:
             decoders.add(str(block.decoder))
             frames += block.frames
             power = np.square(block.sound, dtype=np.float64)
-            peak = max(peak, int(block.sound.max()), -int(block.sound.min()))
-            clipped += int(((block.sound == 32767) | (block.sound == -32768)).sum())
-            total += float(block.sound.sum(dtype=np.int64))
+            peak = max(peak, float(block.sound.max()), -float(block.sound.min()))
+            clipped += int(((block.sound >= FULL_SCALE) | (block.sound <= -1)).sum())
+            total += float(block.sound.sum(dtype=np.float64))
             squares += float(power.sum())
             starts = np.arange(0, block.frames, step)
             lengths = np.diff(starts, append=block.frames)
-            quiet = np.add.reduceat(power, starts) / lengths < 32768.0**2 * 10 ** (SILENCE_DBFS / 10)
+            quiet = np.add.reduceat(power, starts) / lengths < 10 ** (SILENCE_DBFS / 10)
             silent.append(np.where(quiet, lengths, 0))
         silent_frames = np.concatenate(silent)
         return RecordingCheck(
@@ -130,7 +132,7 @@ def _measure(path: Path) -> RecordingCheck:
             losses=tuple(losses),
             peak_dbfs=_dbfs(peak),
             rms_dbfs=_dbfs((squares / max(frames, 1)) ** 0.5),
-            dc_offset=total / max(frames, 1) / 32768,
+            dc_offset=total / max(frames, 1),
             clipped_share=clipped / max(frames, 1),
             silent_share=int(silent_frames.sum()) / max(frames, 1),
             longest_silence_s=_longest_run(silent_frames) / rate,
@@ -138,7 +140,7 @@ def _measure(path: Path) -> RecordingCheck:
 
 
 def _dbfs(amplitude: float) -> float:
-    return 20 * float(np.log10(amplitude / 32768)) if amplitude else -np.inf
+    return 20 * float(np.log10(amplitude)) if amplitude else -np.inf
 
 
 def _longest_run(frames: np.ndarray) -> int:

@@ -44,7 +44,7 @@ def score_clips(
     for first in range(0, len(clips), batch_size):
         audio = clips[first : first + batch_size]["audio"]
         waveform = torch.from_numpy(np.stack([decode_wav(clip["bytes"]) for clip in audio]))
-        waveform = waveform.to(model.device).to(torch.float32) / 32768
+        waveform = waveform.to(model.device)
         crops = _crops(waveform, extractor.clip_samples, time_shifts)
         total = torch.zeros(len(audio), model.config.num_labels)
         with torch.no_grad():

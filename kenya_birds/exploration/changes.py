@@ -22,7 +22,7 @@ def change_clip(
     """Features of a clip, changed in each way that training may change it.
 
     Args:
-        clip: int16, shape `(samples,)`.
+        clip: float32, shape `(samples,)`.
         other: Another clip, to be mixed into it.
         background: A window without a call, if there is one.
         extractor: The front end.
@@ -31,8 +31,8 @@ def change_clip(
         Title and features, shape `(bands, frames)`, of each.
     """
     limits = AugmentationArguments()
-    clean = extractor.clean(torch.from_numpy(np.stack([clip, other])).to(torch.float32) / 32768)
-    quiet = None if background is None else extractor.clean(torch.from_numpy(background)[None] / 32768)
+    clean = extractor.clean(torch.from_numpy(np.stack([clip, other])))
+    quiet = None if background is None else extractor.clean(torch.from_numpy(background)[None])
 
     def changed(waveform: torch.Tensor, amounts: dict[str, float], *names: str) -> np.ndarray:
         certain = dict.fromkeys((f"{name}_probability" for name in names), 1.0)
@@ -73,7 +73,7 @@ def change_clip(
 
 
 def find_background(archive: Archive, sampling_rate: int, clip_s: float) -> np.ndarray | None:
-    """The first window in which nothing is annotated and that can be read: int16, shape `(samples,)`."""
+    """The first window in which nothing is annotated and that can be read: float32, shape `(samples,)`."""
     windows = plan_no_call(archive, list(archive.headers), sampling_rate, clip_s, margin_s=clip_s / 2)
     for recording, start in zip(windows["recording"], windows["start"], strict=True):
         try:

@@ -38,7 +38,7 @@ class Sound:
 
 
 class Call(NamedTuple):
-    """An annotated call and its sound: int16, shape `(samples,)`."""
+    """An annotated call and its sound: float32, shape `(samples,)`."""
 
     recording: str
     center_s: float

@@ -50,14 +50,14 @@ def block_levels(sound: np.ndarray, block_samples: int) -> np.ndarray:
     """RMS level of each whole block of a sound about its mean, in dB of full scale, at least -120.
 
     Args:
-        sound: int16 samples, shape `(samples,)`.
+        sound: float samples, full scale at -1 and 1, shape `(samples,)`.
         block_samples: Samples of a block; a rest that is shorter is left out.
 
     Returns:
         Shape `(samples // block_samples,)`.
     """
     blocks = len(sound) // block_samples
-    values = sound[: blocks * block_samples].reshape(blocks, block_samples).astype(np.float64) / 32768
+    values = sound[: blocks * block_samples].reshape(blocks, block_samples).astype(np.float64)
     power = values.var(axis=1)
     return np.maximum(10 * np.log10(np.maximum(power, 1e-30)), MIN_DBFS)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
 import torch
 from markupsafe import Markup
@@ -213,7 +212,7 @@ def _example(archive: Archive, names: dict[str, str], seed: int) -> dict[str, An
     if found is None:
         return None
     f_max_hz = min(15_000.0, archive.headers[found.recording].sample_rate_hz / 2)
-    waveform = torch.from_numpy(found.clip.astype(np.float32) / 32768)[None]
+    waveform = torch.from_numpy(found.clip)[None]
     images = {}
     for feature_type, feature_name in FEATURE_NAMES.items():
         spectrograms = []

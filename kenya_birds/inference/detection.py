@@ -113,7 +113,8 @@ class SoundscapePipeline:
         """Finds the detections of one recording; a stretch that cannot be read is logged.
 
         Args:
-            recording: A file or URL, or a mono waveform of shape `(samples,)`: floats in [-1, 1], or int16.
+            recording: A file or URL, or a mono waveform of shape `(samples,)`: floats with full scale at -1 and 1, or
+                int16.
             sampling_rate: The waveform's, in Hz.
             name: What its detections call a waveform.
 

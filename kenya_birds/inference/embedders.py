@@ -57,7 +57,7 @@ class Embedder(ABC):
         """Embeds windows.
 
         Args:
-            sound: int16, shape `(windows, clip_samples)`.
+            sound: float32, shape `(windows, clip_samples)`.
 
         Returns:
             float32, shape `(windows, size)`.
@@ -101,7 +101,7 @@ class OwnEmbedder(Embedder):
         self.size = model.embedding_size
 
     def _embed(self, sound: np.ndarray) -> torch.Tensor:
-        waveform = torch.from_numpy(sound).to(self.device).to(torch.float32) / 32768
+        waveform = torch.from_numpy(sound).to(self.device)
         return self._model.embed(self._extractor.extract(waveform))
 
 
@@ -136,7 +136,7 @@ class TransformersEmbedder(Embedder):
             model = model.get_encoder()
         self._model: Any = getattr(model, "audio_model", model).eval().to(device)
         self._extractor: Any = extractor
-        noise = np.random.default_rng(0).integers(-3000, 3000, (1, self.clip_samples), dtype=np.int16)
+        noise = np.random.default_rng(0).uniform(-0.1, 0.1, (1, self.clip_samples)).astype(np.float32)
         try:
             self._check_hears_all(noise)
             with torch.inference_mode():
@@ -169,7 +169,7 @@ class TransformersEmbedder(Embedder):
         return hidden[:, :steps].mean(dim=1)
 
     def _features(self, sound: np.ndarray) -> dict[str, torch.Tensor]:
-        waveforms = list(sound.astype(np.float32) / 32768)
+        waveforms = list(sound)
         asked: dict[str, Any] = {"sampling_rate": self.sampling_rate, "return_tensors": "pt"}
         return dict(self._extractor(waveforms, return_attention_mask=True, **asked))
 

@@ -44,7 +44,7 @@ class BatchPool:
     tensors gain little from more. A context manager.
 
     Args:
-        compute: Takes int16 of shape `(batch_size, window_samples)` and gives an array with a row for each window.
+        compute: Takes float32 of shape `(batch_size, window_samples)` and gives an array with a row for each window.
         device: Where it computes.
         batch_size: Windows of a batch; by default 16 on a CPU and 128 on a GPU.
 
@@ -80,7 +80,7 @@ class BatchPool:
         """Begins to compute on a batch.
 
         Args:
-            sound: int16 of shape `(batch_size, window_samples)`, not to be written to.
+            sound: float32 of shape `(batch_size, window_samples)`, not to be written to.
 
         Returns:
             To be: a row for each window.
@@ -185,7 +185,7 @@ def _batches(items: Iterator[tuple[int, Windows | Reading]], size: int, samples:
     """Batches of one size; the last is filled up with zeros."""
 
     def empty() -> _Batch:
-        return _Batch(np.zeros((size, samples), dtype=np.int16), 0, [])
+        return _Batch(np.zeros((size, samples), dtype=np.float32), 0, [])
 
     batch = empty()
     for index, item in items:

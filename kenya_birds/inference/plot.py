@@ -146,7 +146,7 @@ def _levels(reader: RecordingReader, start_s: float, duration_s: float) -> np.nd
     margin = n_fft // hop + 1
     frames = math.ceil(duration_s * rate / hop)
     sound = reader.read(round(start_s * rate) - margin * hop, (frames + 2 * margin) * hop)
-    waveform = torch.from_numpy(sound.astype(np.float32) / 32768)[None]
+    waveform = torch.from_numpy(sound)[None]
     with torch.inference_mode():
         power = power_spectrogram(waveform, n_fft, hop)[0, :, margin : margin + frames].numpy()
     # Loud moments stay to be seen where several frames are one column.

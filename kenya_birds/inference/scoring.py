@@ -55,7 +55,7 @@ class WindowScorer(BatchPool):
         if self._device.type == "cuda":
             waveform = waveform.pin_memory()
         begin_s = time.perf_counter()
-        waveform = waveform.to(self._device, non_blocking=True).to(torch.float32) / 32768
+        waveform = waveform.to(self._device, non_blocking=True)
         features = self._extractor.extract(waveform)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()

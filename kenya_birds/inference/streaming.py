@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from kenya_birds.data.audio import Block, RecordingReader, to_int16
+from kenya_birds.data.audio import MAX_AMPLITUDE, Block, RecordingReader
 from kenya_birds.errors import UserError
 from kenya_birds.inference.sources import FileState, Source
 from kenya_birds.inference.stopwatch import Stopwatch
@@ -106,20 +106,22 @@ def read_source(
 def read_array(
     waveform: np.ndarray, rate_hz: int, grid: WindowGrid, sampling_rate: int
 ) -> Iterator[Windows | Reading]:
-    """The same of a mono waveform in memory: floats in [-1, 1] or int16, shape `(samples,)`.
+    """The same of a mono waveform in memory: floats, with full scale at -1 and 1, or int16, shape `(samples,)`.
 
     Raises:
-        UserError: If the waveform is of another shape or type, or holds what is no number.
+        UserError: If the waveform is of another shape or type, or holds what is no sound.
     """
     if waveform.ndim != 1 or not len(waveform) or (waveform.dtype.kind != "f" and waveform.dtype != np.int16):
         raise UserError(
             f"the waveform is {waveform.dtype} of shape {waveform.shape}: expected floats in [-1, 1] or int16, mono"
         )
-    if not np.isfinite(waveform).all():
-        raise UserError("the waveform has samples that are no numbers: leave it out or mend it")
-    sound = waveform if waveform.dtype == np.int16 else to_int16(waveform)
+    if waveform.dtype != np.int16 and not max(waveform.max(), -waveform.min()) < MAX_AMPLITUDE:  # false for NaN too
+        raise UserError("the waveform has samples that are NaN, infinite or far beyond full scale: mend it first")
+    sound = waveform.astype(np.float32)
+    if waveform.dtype == np.int16:
+        sound /= 32768
     if rate_hz != sampling_rate:
-        sound = to_int16(soxr.resample(sound.astype(np.float32) / 32768, rate_hz, sampling_rate))
+        sound = soxr.resample(sound, rate_hz, sampling_rate)
     count = 0
     for windows in WindowCutter(grid, len(sound)).add(0, sound):
         count += len(windows.starts)
@@ -185,7 +187,7 @@ def _timed_blocks(reader: RecordingReader, losses: list[Loss], stopwatch: Stopwa
 def _resampled(
     blocks: Iterator[Block], rate_hz: int, sampling_rate: int, stopwatch: Stopwatch
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place, int16 samples) at another rate: the same samples as if each unbroken stretch had been resampled whole.
+    """(place, float32 samples) at another rate: the same samples as if each unbroken stretch had been resampled whole.
 
     After a loss the stream begins anew where both rates have a sample at the same time.
     """
@@ -203,7 +205,7 @@ def _resampled(
         nonlocal place
         with stopwatch.time("resample"):
             assert stream is not None
-            out = to_int16(stream.resample_chunk(sound.astype(np.float32) / 32768, last=is_last))
+            out = stream.resample_chunk(sound, last=is_last)
         place += len(out)
         return place - len(out), out
 
@@ -221,4 +223,4 @@ def _resampled(
         if len(sound):
             yield resample(sound, is_last=False)
     if stream is not None:
-        yield resample(np.zeros(0, dtype=np.int16), is_last=True)
+        yield resample(np.zeros(0, dtype=np.float32), is_last=True)

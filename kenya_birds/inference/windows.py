@@ -55,7 +55,7 @@ class Windows:
     Attributes:
         starts: First samples, int64 of shape `(windows,)`.
         ends: The samples after the last, int64 of shape `(windows,)`; never past the recording's end.
-        sound: int16 of shape `(windows, window_samples)`; zeros past the recording's end.
+        sound: float32 of shape `(windows, window_samples)`; zeros past the recording's end.
     """
 
     starts: np.ndarray
@@ -77,14 +77,14 @@ class WindowCutter:
         self._count = grid.count(samples)
         self._next = 0  # the first window that is not cut yet
         self._begin = 0  # place of the carry's first sample
-        self._carry = np.zeros(0, dtype=np.int16)
+        self._carry = np.zeros(0, dtype=np.float32)
 
     def add(self, start: int, sound: np.ndarray) -> Iterator[Windows]:
         """Takes sound that follows, or that stands further on; windows that lack some of it are left out.
 
         Args:
             start: Place of its first sample, not before the end of what came last.
-            sound: int16 of shape `(samples,)`.
+            sound: float32 of shape `(samples,)`.
 
         Yields:
             The windows that are complete now, at most about twice as many samples as were given and carried.
@@ -101,7 +101,7 @@ class WindowCutter:
         per_group = max(1, 2 * len(self._carry) // length)
         for group in range(first, stop, per_group):
             starts = self._grid.starts(group, min(group + per_group, stop))
-            windows = np.zeros((len(starts), length), dtype=np.int16)
+            windows = np.zeros((len(starts), length), dtype=np.float32)
             for window, place in zip(windows, starts, strict=True):
                 piece = self._carry[place - self._begin : place - self._begin + length]
                 window[: len(piece)] = piece

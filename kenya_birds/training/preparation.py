@@ -88,7 +88,7 @@ def _replace_audio(
         audio = table["audio"].combine_chunks().field("bytes").to_pylist()
         waveform = torch.from_numpy(np.stack([decode_wav(data) for data in audio])).to(device)
         with torch.no_grad():
-            computed = function(waveform.to(torch.float32) / 32768)
+            computed = function(waveform)
         kept = {name: table[name] for name in table.column_names if name != "audio"}
         return pa.table({**kept, **computed})
 
