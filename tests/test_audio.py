@@ -173,9 +173,9 @@ def test_a_file_that_is_not_audio_is_named(tmp_path, name, open_recording):
 
 
 def test_a_file_whose_header_cannot_be_used_is_closed(tmp_path, monkeypatch):
-    opened = []
+    closed = []
     for decoder in (SoundfileDecoder, PyavDecoder):
-        monkeypatch.setattr(decoder, "close", lambda self: opened.append(type(self)))
+        monkeypatch.setattr(decoder, "close", lambda self: closed.append(type(self)))
     path = write(tmp_path / "a.wav", noise(1, RATE))
     monkeypatch.setattr("kenya_birds.data.audio.MAX_SAMPLE_RATE_HZ", RATE - 1)
     with pytest.raises(
@@ -185,7 +185,13 @@ def test_a_file_whose_header_cannot_be_used_is_closed(tmp_path, monkeypatch):
     write(path, noise(0, RATE))
     with pytest.raises(UserError, match="holds no samples"):
         read_header(path)
-    assert opened == [SoundfileDecoder, SoundfileDecoder, PyavDecoder]
+    assert closed == [SoundfileDecoder, SoundfileDecoder]
+    monkeypatch.setattr(SoundfileDecoder, "frames", 0, raising=False)
+    monkeypatch.setattr(PyavDecoder, "count", lambda self: 0)
+    monkeypatch.setattr("kenya_birds.data.audio.find_sound", lambda path: None)
+    with pytest.raises(UserError, match="holds no samples"):
+        read_header(path)
+    assert closed[2:] == [SoundfileDecoder, PyavDecoder]
 
 
 def test_a_folder_and_a_pipe_are_refused_at_once(tmp_path):
@@ -230,7 +236,9 @@ def test_the_time_of_the_damage_is_told_in_the_recording_s_own_time(tmp_path):
     path = write(tmp_path / "a.wav", noise(2, 48_000), 48_000)
     path.write_bytes(path.read_bytes()[: 44 + 2 * 60_000])
     with RecordingReader(path, RATE) as reader:
-        with pytest.raises(UndecodableError, match=r"cannot be decoded at 1\.250 s \(soundfile: .*; PyAV: .*\): "):
+        with pytest.raises(
+            UndecodableError, match=r"cannot be decoded at 1\.250 s \(the header promises 72000 more bytes .*\): "
+        ):
             reader.read(20_000, 40_000)
         assert reader.read(20_000, 1000).any()
 

@@ -1,3 +1,4 @@
+import io
 import logging
 import os
 import shutil
@@ -158,6 +159,28 @@ def test_every_recording_is_read_annotated_or_not(archive):
     assert [row[1:4] for row in found if row[4] == "has damaged sound within 1.5 s"] == [
         ("a.flac", 2, "owl1"),
         ("a.flac", 3, "lark2"),
+    ]
+
+
+def test_sound_that_the_header_does_not_tell_is_lost(archive):
+    path = sound_folder(archive) / "a.flac"
+    wav = io.BytesIO()
+    soundfile.write(wav, noise(10), RATE, format="WAV")
+    content = bytearray(wav.getvalue())
+    content[40:44] = (2 * 3 * RATE).to_bytes(4, "little")  # 3 of 10 s
+    path.write_bytes(content)
+    check = check_archive(archive)
+    assert check.recordings[0].duration_s == 10
+    assert check.recordings[0].frames_read == 3 * RATE
+    assert (
+        check.recordings[0].losses[0].reason
+        == "112000 bytes follow where the sound ends by the header: they may be sound, too"
+    )
+    assert not check.is_usable
+    assert [row[2:] for row in findings(archive)] == [
+        (None, "", "cannot be decoded", "set aside"),
+        (2, "owl1", "has damaged sound within 1.5 s", "set aside"),
+        (3, "lark2", "has damaged sound within 1.5 s", "set aside"),
     ]
 
 

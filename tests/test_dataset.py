@@ -426,6 +426,19 @@ def test_clips_that_cannot_be_read_are_set_aside_and_their_neighbours_kept(load,
     assert rows_of(load(num_proc=num_proc, splits=splits)) == whole
 
 
+def test_clips_of_sound_that_the_header_does_not_tell_are_set_aside(load, archive, caplog):
+    path = archive / "soundscape_data" / "r1.flac"
+    wav = io.BytesIO()
+    soundfile.write(wav, noise(10), RATE, format="WAV")
+    content = bytearray(wav.getvalue())
+    content[40:44] = (2 * 3 * RATE).to_bytes(4, "little")  # 3 of 10 s
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "kenya_birds"):
+        found = rows_of(load())
+    assert [row["center_s"] for row in found if row["recording"] == "r1.flac"] == [0.2]
+    assert "Set aside 2 of 12 clips, whose sound cannot be read: 2 of r1.flac" in caplog.text
+
+
 def test_clips_of_a_recording_that_is_not_audio_are_set_aside(load, archive):
     (archive / "soundscape_data" / "r1.flac").write_text("no")
     assert {row["recording"] for row in rows_of(load())} == {"r0.flac", "r2.flac", "r3.flac"}

@@ -357,14 +357,6 @@ def test_a_header_that_promises_all_the_samples_of_the_world_does_not_hold_up_th
         assert sum(block.frames for block in reader.blocks(RATE) if block.sound is not None) == 4 * RATE
 
 
-def test_what_a_header_that_promises_too_little_promises_is_read(tmp_path):
-    path = write(tmp_path, with_length(FLAC, 3 * RATE))
-    assert read_header(path).duration_s == 3
-    assert lost(path, SOUND[: 3 * RATE]) == set()
-    with RecordingReader(path) as reader:
-        assert not reader.read(3 * RATE, RATE).any()
-
-
 @pytest.mark.parametrize("strip", [without_seek_table, lambda flac: flac])
 def test_a_stream_without_a_length_is_measured_by_decoding_it(tmp_path, strip):
     path = write(tmp_path, strip(with_length(FLAC, 0)))
@@ -386,11 +378,13 @@ def test_a_file_with_a_broken_header_is_refused(tmp_path):
             RecordingReader(path)
 
 
-def test_a_file_that_only_pyav_opens_is_measured_and_read(tmp_path):
+def test_a_file_that_only_pyav_opens_is_read(tmp_path):
     path = write(tmp_path, encode(SOUND, "CAF")[: 2 * 100_000])
     with pytest.raises(DecodingError):
         SoundfileDecoder(path)
-    frames = read_header(path).frames
+    with RecordingReader(path) as reader:
+        frames = next(reader.blocks(10**6)).frames
+        assert (reader.decoder, reader.encoding, reader.header.frames) == ("PyAV", "caf pcm_s16be s16", len(SOUND))
     assert 95_000 < frames < 100_000
     assert lost(path, SOUND[:frames]) == set()
 
@@ -502,8 +496,8 @@ def test_compressed_sound_in_a_wav_file_may_be_cut_off(tmp_path, format_, subtyp
 def test_a_wav_file_may_promise_too_much_too_little_or_nothing(tmp_path):
     assert read_header(write(tmp_path, wav_of(10**6), "much.wav")).frames == 500_000
     assert lost(tmp_path / "much.wav") == set()
-    assert read_header(write(tmp_path, wav_of(2 * 64_000), "little.wav")).frames == 64_000
-    assert lost(tmp_path / "little.wav", SOUND[:64_000]) == set()
+    assert read_header(write(tmp_path, wav_of(2 * 16 * FRAME), "little.wav")).frames == len(SOUND)
+    assert lost(tmp_path / "little.wav") == set(range(16, 32))
     for size in (0, 0xFFFFFFFF, 0x7FFFFFFF - 36):
         path = write(tmp_path, wav_of(size), "nothing.wav")
         assert read_header(path).frames == len(SOUND)

@@ -105,6 +105,17 @@ def test_a_recording_whose_end_is_missing_is_read_up_to_there(tmp_path):
     assert starts[-1] + GRID.window_samples <= reading.losses[0].start_s * RATE
 
 
+def test_sound_that_the_header_does_not_tell_is_a_loss(tmp_path):
+    path = write(tmp_path / "a.wav", chirps(10))
+    content = bytearray(path.read_bytes())
+    content[40:44] = (2 * 3 * RATE).to_bytes(4, "little")  # 3 of 10 s
+    path.write_bytes(content)
+    starts, _, reading = read(path)
+    assert reading.duration_s == 10
+    assert [(loss.start_s, loss.end_s) for loss in reading.losses] == [(3.0, 10.0)]
+    assert starts.max() + GRID.window_samples <= 3 * RATE
+
+
 def test_samples_that_are_no_numbers_are_a_loss(tmp_path):
     sound = floats(chirps(5))
     sound[3 * RATE : 3 * RATE + 10] = np.nan

@@ -16,6 +16,7 @@ import soxr
 
 from kenya_birds.data.decoders import MAX_FRAMES, DecodingError, SoundfileDecoder
 from kenya_birds.data.pyav_decoder import PyavDecoder
+from kenya_birds.data.sound_extent import JOINED_FLAC, find_sound
 from kenya_birds.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,10 @@ class RecordingReader:
         if os.path.exists(path) and not os.path.isfile(path):  # a named pipe would wait for somebody to write to it
             raise UserError(f"{path} cannot be read as audio: expected a file, found a folder, a pipe or a device")
         try:
-            self._soundfile = self._ask(SoundfileDecoder.name, lambda: SoundfileDecoder(path))
+            self._extent = find_sound(path)
+            if self._extent is not None and self._extent.reason == JOINED_FLAC:
+                self._said[PyavDecoder.name] = JOINED_FLAC  # it would find frames of the second
+            self._soundfile = self._ask(SoundfileDecoder.name, lambda: SoundfileDecoder(path, self._extent))
             self.header, self.encoding = self._read_header()
         except BaseException:
             self.close()
@@ -180,7 +184,7 @@ class RecordingReader:
         Yields:
             Blocks that follow on each other and together hold every frame that the header promises.
         """
-        end = self.header.frames
+        end = self._frames_here
         start = 0
         while start < end:
             stretches = self._decode(start, min(start + frames, end))
@@ -189,10 +193,13 @@ class RecordingReader:
                     yield Block(first, last - first, sound, self.decoder, "")
                 elif last - first == frames and self._pyav is not None and self._pyav.ended:
                     yield Block(first, end - first, None, None, self._reason())  # nothing is left
-                    return
+                    stretches.append((first, end, None))
+                    break
                 else:
                     yield Block(first, last - first, None, None, self._reason())
             start = stretches[-1][1]
+        if end < self.header.frames:
+            yield Block(end, self.header.frames - end, None, None, self._missing())
 
     def _read_frames(self, start: int, frames: int) -> np.ndarray:
         """Mono float32 frames `[start, start + frames)` of the file, zeros outside it."""
@@ -201,14 +208,20 @@ class RecordingReader:
         self.decoder = None
         if first >= last:
             return window
-        for begin, end, sound in self._decode(first, last):
+        here = min(last, self._frames_here)
+        for begin, end, sound in self._decode(first, here) if first < here else ():
             if sound is None:
-                raise UndecodableError(
-                    f"{self.path} cannot be decoded at {begin / self.header.sample_rate_hz:.3f} s ({self._reason()}): "
-                    "the file is damaged there, fetch it again or go without this stretch"
-                )
+                raise self._undecodable(begin, self._reason())
             window[begin - start : end - start] = sound
+        if here < last:
+            raise self._undecodable(max(first, here), self._missing())
         return window
+
+    def _undecodable(self, frame: int, reason: str) -> UndecodableError:
+        return UndecodableError(
+            f"{self.path} cannot be decoded at {frame / self.header.sample_rate_hz:.3f} s ({reason}): the file is "
+            "damaged there, fetch it again or go without this stretch"
+        )
 
     def _decode(self, first: int, last: int) -> list[tuple[int, int, np.ndarray | None]]:
         """Stretches (first frame, frame after the last, float32 sound or None) that make up `[first, last)`."""
@@ -296,23 +309,31 @@ class RecordingReader:
 
     def _read_header(self) -> tuple[AudioHeader, str]:
         """What the file promises, and its encoding."""
-        file = self._soundfile
+        file, extent = self._soundfile, self._extent
         decoder: SoundfileDecoder | PyavDecoder | None = file
-        if file is not None and 0 < file.frames <= MAX_FRAMES:
-            frames: int | None = file.frames
-        else:
+        frames = None if extent is None else extent.frames
+        is_short = extent is not None and extent.is_header_short
+        if file is not None and 0 < file.frames <= MAX_FRAMES and not is_short:
+            frames = file.frames if frames is None else min(file.frames, frames)
+        elif frames != 0:
             decoder = pyav = self._open_pyav()
-            frames = None if pyav is None else self._ask(PyavDecoder.name, pyav.count)
+            frames = frames or (None if pyav is None else self._ask(PyavDecoder.name, pyav.count))
+        if frames == 0:
+            raise UserError(f"{self.path} holds no samples: fetch the file again")
         if decoder is None or frames is None:
             raise UserError(f"{self.path} cannot be read as audio ({self._reason()}): fetch the file again")
-        if not frames:
-            raise UserError(f"{self.path} holds no samples: fetch the file again")
         if not 0 < decoder.sample_rate_hz <= MAX_SAMPLE_RATE_HZ:
             raise UserError(
                 f"{self.path} has a sampling rate of {decoder.sample_rate_hz} Hz by its header: expected 1 to "
                 f"{MAX_SAMPLE_RATE_HZ} Hz; the header is damaged, fetch the file again"
             )
-        return AudioHeader(frames, decoder.sample_rate_hz, decoder.channels), (file or decoder).encoding
+        self._frames_here = frames
+        promised = frames if extent is None else extent.promised_frames(frames)
+        return AudioHeader(promised, decoder.sample_rate_hz, decoder.channels), (file or decoder).encoding
+
+    def _missing(self) -> str:
+        """Why the end that the header promises is not there."""
+        return "" if self._extent is None else self._extent.reason
 
     def _reason(self) -> str:
         return "; ".join(f"{name}: {self._said[name]}" for name in sorted(self._said, reverse=True))

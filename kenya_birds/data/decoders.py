@@ -1,7 +1,6 @@
 """Two decoders of sound files: each gives the right samples, at their place, or says why it does not."""
 
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,12 +8,14 @@ import numpy as np
 import soundfile
 
 from kenya_birds.data.flac_frames import read_at
+from kenya_birds.data.sound_extent import JOINED_FLAC, SoundBytes, SoundExtent
 
 # libsndfile says 2^63 - 1 of a FLAC file whose header has no length; no recording has this many frames.
 MAX_FRAMES = 2**40
-# What a data chunk says whose writer could not go back to fill in its size in bytes, give or take a header.
-UNKNOWN_SIZES = (range(2**31 - 4096, 2**31 + 1), range(2**32 - 4096, 2**32))
-POSITIONED_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+POSITIONED_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM")
+# Formats whose headers are looked through here or whose own structure shows damage. Of the others, which no recorder
+# writes, libsndfile gives what is left of a file as if it were all.
+FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU", "NIST", "FLAC", "OGG", "MP3", "RAW")
 # Zeros as long as this may be a frame that is not there; encoders' frames have 576 samples or more.
 SHORT_FLAC_FRAME = 512
 EDGE_FRAMES = 32
@@ -33,9 +34,10 @@ class SoundfileDecoder:
 
     Args:
         path: The recording.
+        extent: Where its sound is, if that is known. Where libsndfile finds it elsewhere, this is read.
 
     Attributes:
-        frames: Samples per channel that the file promises; 0 or more than `MAX_FRAMES` if it does not say.
+        frames: Samples per channel that libsndfile finds; 0 or more than `MAX_FRAMES` if it does not know.
         sample_rate_hz: Samples per second.
         channels: Number of channels.
         encoding: Container and sample format, such as `FLAC PCM_16`.
@@ -48,20 +50,24 @@ class SoundfileDecoder:
 
     name = "soundfile"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, extent: SoundExtent | None = None) -> None:
         self._path = path
-        self._file = self._open()
+        self._sound: SoundExtent | None = None
+        self._bytes: SoundBytes | None = None
+        self._file = self._open_as_told(extent)
         self._at: int | None = None  # seek before the first read: without it libFLAC takes any first frame for it
         self._has_hole: bool | None = None
-        self.frames = _promised_frames(self._file)
+        self.frames: int = self._file.frames
         self.sample_rate_hz: int = self._file.samplerate
         self.channels: int = self._file.channels
-        self.encoding = f"{self._file.format} {self._file.subtype}"
+        self.encoding = f"{self._file.format.replace('RAW', 'WAV')} {self._file.subtype}"
         self.is_positioned = self._file.subtype.startswith(POSITIONED_SUBTYPES)
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+        if self._bytes is not None:
+            self._bytes.close()
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Reads the frames `[first, last)`, all of them within the file.
@@ -90,17 +96,40 @@ class SoundfileDecoder:
                 reason = "silence, which may stand for a missing frame"
         if reason:  # libsndfile refuses every later seek, too
             self._at = None
-            self._file.close()
+            self.close()
             self._file = self._open()
             raise DecodingError(reason)
         self._at = last
         return to_mono(sound)
 
+    def _open_as_told(self, extent: SoundExtent | None) -> soundfile.SoundFile:
+        """Opens the file; of one that libsndfile would not understand or would seek too far in, its sound alone."""
+        if extent is not None and extent.reason == JOINED_FLAC:
+            self._sound = extent
+        elif extent is not None and extent.raw:
+            with suppress(DecodingError):
+                file = self._open()
+                if file.frames == extent.frames:
+                    return file
+                file.close()
+            self._sound = extent
+        return self._open()
+
     def _open(self) -> soundfile.SoundFile:
         try:
-            return soundfile.SoundFile(str(self._path))
+            if self._sound is not None:
+                self._bytes = SoundBytes(self._path, self._sound.begin, self._sound.end)
+                file = soundfile.SoundFile(self._bytes, **self._sound.raw)
+            else:
+                file = soundfile.SoundFile(str(self._path))
         except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: the name ends in .raw
+            if self._bytes is not None:
+                self._bytes.close()
             raise DecodingError(in_words(error)) from None
+        if file.format not in FORMATS:
+            file.close()
+            raise DecodingError(f"a missing end does not show in the format {file.format}, convert it to WAV or FLAC")
+        return file
 
 
 def _has_hole(path: Path) -> bool:
@@ -129,19 +158,6 @@ def _has_silence(sound: np.ndarray) -> bool:
 def to_mono(sound: np.ndarray) -> np.ndarray:
     """The mean of the channels, shape `(frames,)`, of sound of shape `(frames, channels)`."""
     return sound[:, 0] if sound.shape[1] == 1 else sound.mean(axis=1)
-
-
-def _promised_frames(file: soundfile.SoundFile) -> int:
-    """The header's number of frames; libsndfile corrects that of a WAV file whose end is missing, and logs it."""
-    corrected = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-    if corrected is None or file.format not in ("WAV", "WAVEX") or not file.frames:
-        return file.frames
-    promised, found = (int(size) for size in corrected.groups())
-    if any(promised in sizes for sizes in UNKNOWN_SIZES):
-        return file.frames
-    frame_bytes = found // file.frames
-    # A frame of ADPCM takes less than a byte.
-    return max(file.frames, promised // frame_bytes if frame_bytes else file.frames * promised // found)
 
 
 def in_words(error: Exception) -> str:

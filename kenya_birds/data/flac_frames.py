@@ -52,17 +52,18 @@ def flac_headers(
                     yield begin + match.start(), place
 
 
-def find_flac_frame(file: BinaryIO, block_frames: int, sample: int) -> int:
-    """Byte offset of a frame header that is not after `sample`, and at most a few frames before it.
+def followed_headers(file: BinaryIO, block_frames: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Those of `flac_headers` whose next one is where it should be: what only looks like a header is not."""
+    pairs = pairwise(flac_headers(file, block_frames, start, stop))
+    return (header for header, (_, place) in pairs if 0 < place - header[1] <= block_frames)
 
-    A header counts if the next one is where it should be: one that only looks like a header would mislead the search.
-    """
+
+def find_flac_frame(file: BinaryIO, block_frames: int, sample: int) -> int:
+    """Byte offset of a frame header that is not after `sample`, and at most a few frames before it."""
     low, high = 0, os.fstat(file.fileno()).st_size
     while high - low > CHUNK_BYTES:
         middle = (low + high) // 2
-        pairs = pairwise(flac_headers(file, block_frames, middle, high))
-        followed = (header for header, (_, place) in pairs if 0 < place - header[1] <= block_frames)
-        offset, place = next(followed, (high, sample + 1))
+        offset, place = next(followed_headers(file, block_frames, middle, high), (high, sample + 1))
         if place > sample:
             high = middle
         else:
