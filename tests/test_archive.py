@@ -1,6 +1,7 @@
 import logging
 import os
 import re
+import unicodedata
 
 import pandas as pd
 import pytest
@@ -130,7 +131,7 @@ def test_a_table_that_is_not_a_table_is_refused(archive):
 
 def test_rows_longer_than_the_header_are_refused_and_not_read_one_column_off(archive):
     annotate(archive, "a.flac,1.0,1.0,owl1,300", "a.flac,1.0,1.0,owl1,300")
-    refused(archive, "annotations.csv", "more cells in its rows")
+    refused(archive, "annotations.csv line 2 has 5 cells and the header has 4")
 
 
 @pytest.mark.parametrize("time", ["", "nan", "inf", "-inf", "soon", "1:30", "1e999"])
@@ -142,13 +143,108 @@ def test_a_time_that_is_not_a_number_is_told_with_its_line_and_recording(archive
 
 
 def test_a_species_code_that_the_list_lacks_is_told_with_its_line(archive):
-    annotate(archive, "a.flac,1.0,1.0,owl1", "a.flac,1.0,1.0,dodo1", "a.flac,1.0,1.0,")
+    annotate(archive, "a.flac,1.0,1.0,owl1", "a.flac,1.0,1.0,dodo1", "a.flac,1.0,1.0,dodo1")
     refused(archive, "annotations.csv line 3", "'dodo1'", "2 such rows", "species.csv")
+    annotate(archive, "a.flac,1.0,1.0,owl1", "a.flac,1.0,1.0,Owl1")
+    refused(archive, "annotations.csv line 3", "'Owl1' is not in species.csv", "write 'owl1'")
 
 
 def test_a_species_code_listed_twice_is_refused(archive):
     edit(archive / "species.csv", "Avis owl1", "Avis altera,owl1,Other Owl\nAvis owl1")
     refused(archive, "species.csv line 4", "'owl1'", "twice")
+
+
+def test_species_codes_that_differ_in_case_only_are_refused(archive):
+    edit(archive / "species.csv", "Avis owl1", "Avis altera,OWL1,Other Owl\nAvis owl1")
+    refused(archive, "species.csv line 4", "'owl1' differs from 'OWL1' in upper and lower case only")
+
+
+def test_a_row_without_a_code_is_an_unknown_bird_and_no_species(archive, caplog):
+    edit(archive / "species.csv", "Avis owl1", "Genus sp.,,Unidentified\nFamilia, ,\nAvis owl1")
+    annotate(archive, "a.flac,1.0,1.0,owl1", "a.flac,2.0,2.0,", "b.flac,3.0,3.0, ")
+    with caplog.at_level(logging.WARNING, "kenya_birds"):
+        read = read_archive(archive)
+    assert "" not in read.species.index
+    assert read.annotations["species"].tolist() == ["owl1"]
+    assert read.unknown.to_dict("list") == {"recording": ["a.flac", "b.flac"], "center_s": [2.0, 3.0]}
+    assert read.set_aside["reason"].tolist() == ["no species code"] * 2
+    assert "species.csv has 2 rows without a species code, which are not used: lines 3, 4" in caplog.messages
+    assert any("Set aside 2 of 3 annotations: no species code (first: line 3" in line for line in caplog.messages)
+
+
+# How tables are written
+
+
+def test_lines_are_counted_as_they_are_in_the_file(archive):
+    header = HEADER + ",Notes"
+    for end in ("\n", "\r\n", "\r"):
+        lines = [header, 'a.flac,1.0,1.0,owl1,"two', 'lines"', "", "a.flac,1.0,1.0,owl1,", "a.flac,soon,1.0,owl1,"]
+        (archive / "annotations.csv").write_text(end.join(lines) + end, newline="")
+        refused(archive, "annotations.csv line 6, a.flac", "start_s is 'soon'")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (HEADER.replace(",", ";") + "\na.flac;1,5;1,5;owl1\n", ["semicolons between its columns", "expected commas"]),
+        (HEADER.replace(",", "\t") + "\na.flac\t1.5\t1.5\towl1\n", ["tabs between its columns"]),
+        (
+            HEADER + "\na.flac,1,5,2,5,owl1\n",
+            ["line 2 has 6 cells and the header has 4", "a point in decimal numbers"],
+        ),
+        (HEADER + '\na.flac,"1,5",2.5,owl1\n', ["line 2", "start_s is '1,5'", "with a decimal point"]),
+        (HEADER + '\na.flac,1.5,2.5,owl1\n"a.flac,1.5,2.5,owl1\n', ["annotations.csv line 3"]),
+        (HEADER + ",Filename\na.flac,1.5,2.5,owl1,b.flac\n", ["has the column 'Filename' twice"]),
+        ("\n\n", ["is empty"]),
+    ],
+)
+def test_a_table_in_another_form_is_refused_with_what_is_expected(archive, text, words):
+    (archive / "annotations.csv").write_text(text)
+    refused(archive, "annotations.csv", *words)
+
+
+def test_cells_that_the_end_of_a_row_lacks_are_empty_and_empty_ones_too_many_do_not_matter(archive):
+    annotate(archive, "a.flac,1.0,1.0,owl1,,", "b.flac,4.0,4.0")
+    read = read_archive(archive)
+    assert read.annotations["center_s"].tolist() == [1.0]
+    assert read.unknown["center_s"].tolist() == [4.0]
+
+
+# How names are spelled
+
+NFC, NFD = "caf\u00e9.flac", "cafe\u0301.flac"
+
+
+@pytest.mark.parametrize(("in_folder", "in_table"), [(NFD, NFC), (NFC, NFD), ("x.WAV", "x.wav"), ("x.wav", "x.WAV")])
+def test_a_recording_is_found_under_another_spelling_of_its_name(archive, in_folder, in_table):
+    soundfile.write(archive / "soundscape_data" / in_folder, noise(10), 8_000)
+    annotate(archive, "a.flac,1.0,1.0,owl1", f"{in_table},2.0,2.0,owl1", f"{in_folder},3.0,3.0,owl1")
+    read = read_archive(archive)
+    name = unicodedata.normalize("NFC", in_folder)
+    assert read.annotations["recording"].tolist() == ["a.flac", name, name]
+    assert read.recording_path(name).is_file()
+    assert read.headers[name].duration_s == 10
+
+
+def test_of_two_spellings_the_one_in_the_table_counts(archive):
+    for seed, name in enumerate(("x.WAV", "x.wav")):
+        soundfile.write(archive / "soundscape_data" / name, noise(10 + seed), 8_000)
+    if len(list((archive / "soundscape_data").glob("[xX]*"))) < 2:
+        pytest.skip("this file system does not tell cases apart")
+    annotate(archive, "x.wav,1.0,1.0,owl1", "x.WAV,10.5,10.5,owl1")
+    headers = read_archive(archive).headers
+    assert {name: header.duration_s for name, header in headers.items()} == {"x.wav": 11, "x.WAV": 10}
+    annotate(archive, "x.Wav,1.0,1.0,owl1")
+    refused(archive, "1 of 1 annotated recordings", "x.Wav")
+
+
+def test_names_that_are_one_name_to_people_are_refused(archive):
+    for name in (NFC, NFD):
+        soundfile.write(archive / "soundscape_data" / name, noise(10), 8_000)
+    if len(list((archive / "soundscape_data").glob("caf*"))) < 2:
+        pytest.skip("this file system takes both for one name")
+    annotate(archive, f"{NFC},1.0,1.0,owl1", f"{NFD},1.0,1.0,owl1")
+    refused(archive, "differ in the form of their accents only", "caf\\xe9.flac", "cafe\\u0301.flac")
 
 
 @pytest.mark.parametrize("name", ["../x.flac", "sub/x.flac", "/tmp/x.flac", "..", ".", "", "..\\x.flac"])

@@ -154,6 +154,8 @@ def test_every_recording_is_read_annotated_or_not(archive):
         ("sound", "c.flac", None, "", "has no annotations", ""),
         ("sound", "d.wav", None, "", "cannot be opened", "set aside"),
         ("sound", "d.wav", None, "", "has no annotations", ""),
+        ("sound", "a.flac", None, "", "has the same sound as another", ""),
+        ("sound", "c.flac", None, "", "has the same sound as another", ""),
     ]
     # The damage is 2.6 to 3.1 s from the start: both annotations of a.flac are within 1.5 s of it.
     assert [row[1:4] for row in found if row[4] == "has damaged sound within 1.5 s"] == [
@@ -293,6 +295,7 @@ def test_sound_that_is_clipped_silent_or_off_centre_is_noted(archive):
 
 BAD_LINES = {
     "a.flac,1.0,1.0,crow3": ("its species is not in species.csv", "stops training"),
+    "a.flac,1.0,1.0,": ("has no species code, and counts as an unknown bird", "set aside"),
     "a.flac,one,1.0,owl1": ("its start or end is not a number", "stops training"),
     "a.flac,1.0,inf,owl1": ("its start or end is not a number", "stops training"),
     "../a.flac,1.0,1.0,owl1": ("its recording is not a plain file name", "stops training"),
@@ -328,17 +331,26 @@ def test_what_is_said_to_stop_training_or_be_set_aside_does_and_is(archive, line
 
 def test_all_that_is_wrong_is_told_at_once(archive):
     add_lines(archive, *BAD_LINES, "", "z.flac,x,9.0,crow3")
-    add_lines(archive, "Avis rara,rara1,Rare bird", "Avis owl1,owl1,Bird owl1", table="species.csv")
+    names = [
+        "Avis rara,rara1,Rare bird",
+        "Avis owl1,owl1,Bird owl1",
+        "Avis sp.,,Some bird",
+        "Avis alia,OWL1,Other bird",
+    ]
+    add_lines(archive, *names, table="species.csv")
     found = findings(archive)
     assert {row[4:] for row in found if row[0] == "annotation"} == set(BAD_LINES.values())
-    assert [row[4] for row in found if row[2] == 18] == [
+    assert [row[4] for row in found if row[2] == 19] == [
         "its species is not in species.csv",
         "its start or end is not a number",
         "its recording is missing",
     ]
     assert [row for row in found if row[0] == "species"] == [
         ("species", "", 5, "owl1", "its code stands there twice", "stops training"),
+        ("species", "", 7, "OWL1", "its code differs from another in upper and lower case only", "stops training"),
+        ("species", "", 6, "", "has no code, and is not used", ""),
         ("species", "", 4, "rara1", "is never annotated", ""),
+        ("species", "", 7, "OWL1", "is never annotated", ""),
     ]
 
 
@@ -427,7 +439,7 @@ def test_the_csv_has_a_row_for_each_recording_and_each_finding(archive, tmp_path
     assert len(found) == len(check.findings)
     assert found["finding"].tolist() == check.findings["finding"].tolist()
     past = found[found["finding"] == "lies past the end of the recording"].iloc[0]
-    assert (past["recording"], past["line"], past["start_s"], past["effect"]) == ("a.flac", 13, 10.0, "set aside")
+    assert (past["recording"], past["line"], past["start_s"], past["effect"]) == ("a.flac", 14, 10.0, "set aside")
     lost = found[found["finding"] == "cannot be decoded"].iloc[0]
     assert 4 < lost["start_s"] < lost["end_s"] < 6
 

@@ -542,8 +542,8 @@ def test_no_call_windows_of_another_split_are_from_its_recordings(tmp_path):
 def test_the_quietest_windows_are_cut_first(tmp_path):
     rows = [(f"r{i}.flac", time, code) for i in range(4) for time, code in [(5.0, "owl"), (6.0, "wren")]]
     archive = write_archive(tmp_path / "archive", rows, seconds=20.0)
-    for path in (archive / "soundscape_data").iterdir():
-        sound = noise(20.0)
+    for seed, path in enumerate((archive / "soundscape_data").iterdir()):
+        sound = noise(20.0, seed=seed)
         sound[15 * RATE : 17 * RATE] //= 100
         soundfile.write(path, sound, RATE)
     settings = {**SETTINGS, "cache_dir": tmp_path / "cache", "no_call_per_recording": 1, "no_call_margin_s": 1.0}

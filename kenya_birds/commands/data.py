@@ -149,7 +149,8 @@ def _split(options: argparse.Namespace) -> None:
     from kenya_birds.output_files import check_output
 
     check_output(options.output, options.overwrite)
-    annotations = read_archive(options.data_dir).annotations
+    archive = read_archive(options.data_dir)
+    annotations = archive.annotations
     annotations = annotations[annotations["species"].isin(select_classes(annotations, options.min_annotations))]
     table = make_splits(
         annotations,
@@ -159,6 +160,7 @@ def _split(options: argparse.Namespace) -> None:
         validation_size=options.validation_size,
         seed=options.seed,
         time_limit_s=options.time_limit_s,
+        same_sound=archive.same_sound(),
     )
     write_splits(table, options.output, overwrite=options.overwrite)
     train_size = 1 - options.test_size - options.validation_size

@@ -3,13 +3,16 @@
 import hashlib
 import logging
 import os
+import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from kenya_birds.data.audio import AudioHeader, read_header
+from kenya_birds.data.csv_table import read_table
+from kenya_birds.data.same_recording import files_of_recordings, same_sound, sound_fingerprints
 from kenya_birds.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -18,6 +21,9 @@ ANNOTATIONS_FILE = "annotations.csv"
 SPECIES_FILE = "species.csv"
 RECORDINGS_FOLDER = "soundscape_data"
 UNKNOWN_SPECIES = "????"
+# Of annotations without a species code, which count as unknown birds.
+NO_CODE = ""
+SHOWN_LINES = 10
 
 ANNOTATION_COLUMNS = {
     "Filename": "recording",
@@ -40,11 +46,13 @@ class Archive:
         data_dir: The archive's folder.
         annotations: One row per usable annotation: `recording` (file name), `center_s` (seconds from the start of the
             recording, the middle of the call) and `species` (eBird code), in the order of the table.
-        unknown: `recording` and `center_s` of the birds that the annotators could not name (`????`).
+        unknown: `recording` and `center_s` of the birds that the annotators could not name (`????`, or no code).
         species: Indexed by eBird code: `scientific_name`, `common_name`.
         headers: Header of each annotated recording that can be read, by file name.
         set_aside: Annotations that cannot be used: `row` (line in the CSV, the header being line 1), `recording`,
             `reason`.
+        files: The file's name by recording. It differs from the recording's name, which is in NFC, where a file
+            system has it in NFD (see `recording_key`).
     """
 
     data_dir: Path
@@ -53,10 +61,20 @@ class Archive:
     species: pd.DataFrame
     headers: dict[str, AudioHeader]
     set_aside: pd.DataFrame
+    files: dict[str, str] = field(default_factory=dict)
 
     def recording_path(self, recording: str) -> Path:
-        """Path of a recording by its file name."""
-        return self.data_dir / RECORDINGS_FOLDER / recording
+        """Path of a recording by its name."""
+        return self.data_dir / RECORDINGS_FOLDER / self.files.get(recording, recording)
+
+    def fingerprints(self, recordings: Iterable[str]) -> dict[str, str | None]:
+        """`sound_fingerprint` by recording."""
+        recordings = list(recordings)
+        return dict(zip(recordings, sound_fingerprints(map(self.recording_path, recordings)), strict=True))
+
+    def same_sound(self) -> list[list[str]]:
+        """Groups of annotated recordings with the same sound under several names (see `same_recording`)."""
+        return same_sound(self.fingerprints(self.headers))
 
     def species_names(self, classes: Iterable[str]) -> dict[str, dict[str, str]]:
         """Scientific and common name by eBird code, for the codes in `classes`."""
@@ -68,14 +86,15 @@ def read_archive(data_dir: str | Path) -> Archive:
     """Reads `annotations.csv`, `species.csv` and the header of every annotated recording.
 
     Annotations whose centre lies outside the recording, that end before they start, whose species is marked unknown
-    (`????`) or whose recording is not audio are set aside, counted and logged.
+    (`????`) or has no code, or whose recording is not audio are set aside, counted and logged. A recording is found in
+    its folder under another spelling of its name too (see `recording_key`).
 
     Args:
         data_dir: Folder with `annotations.csv`, `species.csv` and `soundscape_data/`.
 
     Raises:
         UserError: If a file, column or recording is missing, a cell is not a number, a species is not in
-            `species.csv`, or nothing usable is left.
+            `species.csv` or is there twice, or nothing usable is left.
     """
     data_dir = Path(data_dir)
     check_layout(data_dir)
@@ -87,19 +106,22 @@ def read_archive(data_dir: str | Path) -> Archive:
         annotations[column] = _as_seconds(annotations, column, data_dir / ANNOTATIONS_FILE)
     species = _index_species(species, data_dir / SPECIES_FILE)
 
-    unknown_codes = annotations[~annotations["species"].isin([*species.index, UNKNOWN_SPECIES])]
-    if not unknown_codes.empty:
-        first = unknown_codes.iloc[0]
+    unlisted = annotations[~annotations["species"].isin([*species.index, UNKNOWN_SPECIES, NO_CODE])]
+    if not unlisted.empty:
+        first = unlisted.iloc[0]
+        other = next((code for code in species.index if code.lower() == first.species.lower()), None)
+        hint = f"add it there, or mark the bird unknown as {UNKNOWN_SPECIES}" if other is None else f"write '{other}'"
         raise UserError(
             f"{data_dir / ANNOTATIONS_FILE} line {first.row}: species code '{first.species}' is not in {SPECIES_FILE} "
-            f"({len(unknown_codes)} such rows): add it there, or mark the bird unknown as {UNKNOWN_SPECIES}"
+            f"({len(unlisted)} such rows): {hint}"
         )
-    recordings = sorted(annotations["recording"].unique())
-    headers = _read_headers(data_dir, annotations, recordings)
+    names, files = _find_files(data_dir, annotations)
+    annotations["recording"] = annotations["recording"].map(names)
+    headers = _read_headers(data_dir / RECORDINGS_FOLDER, files)
     usable, unknown, set_aside = _set_aside(annotations, headers)
     if usable.empty:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE}: none of its {len(set_aside)} annotations can be used")
-    return Archive(data_dir, usable, unknown, species, headers, set_aside)
+    return Archive(data_dir, usable, unknown, species, headers, set_aside, files)
 
 
 def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]:
@@ -166,52 +188,43 @@ def check_layout(data_dir: Path) -> None:
         raise UserError(f"no folder {RECORDINGS_FOLDER}/ in {data_dir}: unpack the recordings there")
 
 
-def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
-    """Reads the named columns of a CSV as stripped strings under our names, plus `row`, the line in the file.
-
-    Args:
-        path: The table.
-        columns: Our name by the file's.
-
-    Raises:
-        UserError: If the file is not a table in UTF-8, or a column is missing.
-    """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} is not a UTF-8 table of comma-separated values: {error}") from None
-    if not isinstance(table.index, pd.RangeIndex):  # pandas would take the first cell of each row for its name
-        raise UserError(f"{path} has more cells in its rows than names in its header {list(table.columns)}")
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise UserError(f"{path} has no column {missing}: expected {list(columns)}, found {list(table.columns)}")
-    table = table[list(columns)].rename(columns=columns).apply(lambda column: column.str.strip())
-    table.insert(0, "row", range(2, len(table) + 2))
-    return table[(table[list(columns.values())] != "").any(axis=1)].reset_index(drop=True)
-
-
 def _as_seconds(annotations: pd.DataFrame, column: str, path: Path) -> pd.Series:
     seconds = pd.to_numeric(annotations[column], errors="coerce")
     bad = annotations[seconds.isna() | seconds.isin([float("inf"), float("-inf")])]
     if not bad.empty:
         first = bad.iloc[0]
         raise UserError(
-            f"{path} line {first.row}, {first.recording}: {column} is '{first[column]}', expected seconds "
-            f"({len(bad)} such rows): correct it"
+            f"{path} line {first.row}, {first.recording}: {column} is '{first[column]}', expected seconds"
+            f"{' with a decimal point' if ',' in first[column] else ''} ({len(bad)} such rows): correct it"
         )
     return seconds.astype(float)
 
 
 def _index_species(species: pd.DataFrame, path: Path) -> pd.DataFrame:
-    repeated = species[species["species"].duplicated()]
-    if not repeated.empty:
-        first = repeated.iloc[0]
-        raise UserError(f"{path} line {first.row}: species code '{first.species}' stands there twice: remove one")
+    without = species[species["species"] == NO_CODE]
+    if not without.empty:
+        logger.warning(
+            "%s has %d rows without a species code, which are not used: %s",
+            SPECIES_FILE,
+            len(without),
+            _lines(without["row"]),
+        )
+    for wanted in (UNKNOWN_SPECIES, NO_CODE):
+        species = species[species["species"] != wanted]
+    for codes, wrong in ((species["species"], "stands there twice"), (species["species"].str.lower(), "")):
+        repeated = species[codes.duplicated()]
+        if not repeated.empty:
+            first = repeated.iloc[0]
+            if not wrong:
+                other = species.loc[codes == first.species.lower(), "species"].iloc[0]
+                wrong = f"differs from '{other}' in upper and lower case only"
+            raise UserError(f"{path} line {first.row}: species code '{first.species}' {wrong}: remove one")
     return species.drop(columns="row").set_index("species")
 
 
-def _read_headers(data_dir: Path, annotations: pd.DataFrame, recordings: list[str]) -> dict[str, AudioHeader]:
-    folder = data_dir / RECORDINGS_FOLDER
+def _find_files(data_dir: Path, annotations: pd.DataFrame) -> tuple[dict[str, str], dict[str, str]]:
+    """Names of the annotated recordings by their names in the table, and of their files by these names."""
+    folder, recordings = data_dir / RECORDINGS_FOLDER, sorted(annotations["recording"].unique())
     outside = [name for name in recordings if Path(name).name != name or "\\" in name or name in ("", ".", "..")]
     if outside:
         row = annotations.loc[annotations["recording"] == outside[0], "row"].iloc[0]
@@ -219,17 +232,30 @@ def _read_headers(data_dir: Path, annotations: pd.DataFrame, recordings: list[st
             f"{data_dir / ANNOTATIONS_FILE} line {row}: '{outside[0]}' is not a plain file name: recordings lie "
             f"directly in {RECORDINGS_FOLDER}/"
         )
+    found = files_of_recordings(folder, recordings)
     # `Path.exists` raises where a name is too long.
-    missing = [name for name in recordings if not os.path.exists(folder / name)]
+    missing = [name for name in recordings if name not in found or not os.path.exists(folder / found[name])]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(recordings)} annotated recordings are not in {folder}: {', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}: fetch them, or remove their rows from {ANNOTATIONS_FILE}"
         )
+    names = {name: unicodedata.normalize("NFC", file) for name, file in found.items()}
+    files: dict[str, str] = {}
+    for name, file in found.items():
+        if files.setdefault(names[name], file) != file:
+            raise UserError(
+                f"{folder} has two recordings whose names differ in the form of their accents only, "
+                f"{files[names[name]]!a} and {file!a}: rename one of them, in {ANNOTATIONS_FILE} too"
+            )
+    return names, files
+
+
+def _read_headers(folder: Path, files: dict[str, str]) -> dict[str, AudioHeader]:
     headers = {}
-    for name in recordings:
+    for name in sorted(files):
         try:
-            headers[name] = read_header(folder / name)
+            headers[name] = read_header(folder / files[name])
         except UserError as error:
             logger.warning("%s", error)
     return headers
@@ -243,6 +269,7 @@ def _set_aside(
     duration_s = annotations["recording"].map({name: header.duration_s for name, header in headers.items()})
     reason = pd.Series("", index=annotations.index)
     reason[annotations["species"] == UNKNOWN_SPECIES] = "unknown bird"
+    reason[annotations["species"] == NO_CODE] = "no species code"
     reason[annotations["end_s"] < annotations["start_s"]] = "ends before it starts"
     reason[center_s < 0] = "before the start of the recording"
     reason[center_s >= duration_s] = "past the end of the recording"
@@ -250,7 +277,7 @@ def _set_aside(
 
     annotations = annotations.assign(center_s=center_s, reason=reason)
     usable = annotations.loc[reason == "", ["recording", "center_s", "species"]]
-    unknown = annotations.loc[reason == "unknown bird", ["recording", "center_s"]]
+    unknown = annotations.loc[reason.isin(["unknown bird", "no species code"]), ["recording", "center_s"]]
     set_aside = annotations.loc[reason != "", ["row", "recording", "reason"]]
     for why, rows in set_aside.groupby("reason"):
         logger.warning(
@@ -263,3 +290,8 @@ def _set_aside(
             rows["recording"].iloc[0],
         )
     return usable.reset_index(drop=True), unknown.reset_index(drop=True), set_aside.reset_index(drop=True)
+
+
+def _lines(rows: pd.Series) -> str:
+    more = ", ..." if len(rows) > SHOWN_LINES else ""
+    return f"line{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:SHOWN_LINES]))}{more}"

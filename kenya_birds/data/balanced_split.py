@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 from kenya_birds.data import splits as seed_strategy
 from kenya_birds.data.assignment import AssignmentProblem
 from kenya_birds.data.integer_programme import TOLERANCE, nearest, widest
+from kenya_birds.data.same_recording import joined, separated
 from kenya_birds.data.splits import (
     SPLITS,
     check_can_fold,
@@ -29,7 +30,12 @@ COVERAGE_END, SEARCH_END = 0.3, 0.6
 
 
 def balanced_split(
-    annotations: pd.DataFrame, *, test_size: float = 0.2, validation_size: float = 0.2, time_limit_s: float = 60.0
+    annotations: pd.DataFrame,
+    *,
+    test_size: float = 0.2,
+    validation_size: float = 0.2,
+    time_limit_s: float = 60.0,
+    same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
     """Splits recordings so that as many classes as possible are in train, validation and test.
 
@@ -43,6 +49,7 @@ def balanced_split(
         test_size: Share of the test split, between 0 and 0.5.
         validation_size: Share of the validation split, between 0 and 0.5; less than the whole with `test_size`.
         time_limit_s: When to stop looking, in seconds.
+        same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
 
     Returns:
         `recording` and `split` ("train", "validation" or "test"), one row per recording, sorted by recording.
@@ -50,6 +57,7 @@ def balanced_split(
     Raises:
         UserError: If there are fewer than three recordings, or an argument is out of range.
     """
+    every, annotations = annotations, joined(annotations, same_sound)
     check_can_split(annotations, test_size, validation_size)
     if test_size + validation_size >= 1:
         raise UserError(
@@ -69,10 +77,12 @@ def balanced_split(
         assignment = max(assignment, exchanged, key=lambda parts: counts.loc[:, parts == 2].any(axis=1).sum())
     table = pd.DataFrame({"recording": counts.columns, "split": np.array(SPLITS, dtype=object)[assignment]})
     log_uncovered_classes(annotations, table)
-    return table
+    return separated(table, every, same_sound)
 
 
-def balanced_folds(annotations: pd.DataFrame, folds: int, *, time_limit_s: float = 60.0) -> pd.DataFrame:
+def balanced_folds(
+    annotations: pd.DataFrame, folds: int, *, time_limit_s: float = 60.0, same_sound: Sequence[Sequence[str]] = ()
+) -> pd.DataFrame:
     """Divides recordings into folds of one size, with as many classes as possible in every one of them.
 
     The folds are looked for as the splits are (see `balanced_split`), with the same share for each.
@@ -81,6 +91,7 @@ def balanced_folds(annotations: pd.DataFrame, folds: int, *, time_limit_s: float
         annotations: `recording` and `species` of every annotation, rare classes already dropped.
         folds: Number of folds.
         time_limit_s: When to stop looking, in seconds.
+        same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
 
     Returns:
         `recording` and `fold` (from 0, in the order of their first recordings), one row per recording, sorted by
@@ -89,6 +100,7 @@ def balanced_folds(annotations: pd.DataFrame, folds: int, *, time_limit_s: float
     Raises:
         UserError: If `folds` is not between 2 and the number of recordings, or `time_limit_s` is not a positive time.
     """
+    every, annotations = annotations, joined(annotations, same_sound)
     check_can_fold(annotations, folds)
     with _seed_strategy_silenced():
         start = seed_folds(annotations, folds)["fold"]
@@ -96,7 +108,8 @@ def balanced_folds(annotations: pd.DataFrame, folds: int, *, time_limit_s: float
     assignment = _solve(
         AssignmentProblem(counts.to_numpy(), np.full(folds, 1 / folds)), start.to_numpy(), time_limit_s
     )
-    return pd.DataFrame({"recording": counts.columns, "fold": pd.factorize(assignment)[0]})
+    table = pd.DataFrame({"recording": counts.columns, "fold": pd.factorize(assignment)[0]})
+    return separated(table, every, same_sound)
 
 
 def make_splits(
@@ -108,6 +121,7 @@ def make_splits(
     validation_size: float = 0.2,
     seed: int = 42,
     time_limit_s: float = 60.0,
+    same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
     """Splits recordings into train, validation and test, or into folds, by either strategy.
 
@@ -119,6 +133,7 @@ def make_splits(
         validation_size: Share of the validation split, where there are no folds.
         seed: Seed of the seed strategy; the balanced one does not take any.
         time_limit_s: When the balanced strategy stops looking, in seconds.
+        same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
 
     Returns:
         `recording` and `split`, or `recording` and `fold`; one row per recording, sorted by recording.
@@ -130,11 +145,19 @@ def make_splits(
         raise UserError(f"strategy is {strategy!r}: expected one of {', '.join(STRATEGIES)}")
     if folds is not None:
         if strategy == "seed":
-            return seed_folds(annotations, folds, seed=seed)
-        return balanced_folds(annotations, folds, time_limit_s=time_limit_s)
+            return seed_folds(annotations, folds, seed=seed, same_sound=same_sound)
+        return balanced_folds(annotations, folds, time_limit_s=time_limit_s, same_sound=same_sound)
     if strategy == "seed":
-        return seed_split(annotations, test_size=test_size, validation_size=validation_size, seed=seed)
-    return balanced_split(annotations, test_size=test_size, validation_size=validation_size, time_limit_s=time_limit_s)
+        return seed_split(
+            annotations, test_size=test_size, validation_size=validation_size, seed=seed, same_sound=same_sound
+        )
+    return balanced_split(
+        annotations,
+        test_size=test_size,
+        validation_size=validation_size,
+        time_limit_s=time_limit_s,
+        same_sound=same_sound,
+    )
 
 
 def _solve(problem: AssignmentProblem, start: np.ndarray, time_limit_s: float) -> np.ndarray:

@@ -16,6 +16,7 @@ from kenya_birds.data.archive import Archive, archive_fingerprint, read_archive,
 from kenya_birds.data.audio import RecordingReader, encode_wav
 from kenya_birds.data.child_processes import children_end_with_us
 from kenya_birds.data.planning import plan_clips, plan_no_call
+from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.splits import SPLITS, check_splits, seed_split
 from kenya_birds.errors import UserError
 from kenya_birds.fingerprints import DECODERS, code_fingerprint, library_versions
@@ -101,6 +102,7 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
         classes: eBird codes; the index is the class id.
         clips: What will be cut (see `plan_clips`).
         splits: `recording` and `split`, sorted by recording.
+        same_sound: Groups of annotated recordings with the same sound, which are in one split.
 
     Raises:
         UserError: If the archive or the splits cannot be used (see `read_archive`, `check_splits`).
@@ -113,6 +115,7 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
     classes: list[str]
     clips: pd.DataFrame
     splits: pd.DataFrame
+    same_sound: list[list[str]]
 
     def _info(self) -> datasets.DatasetInfo:
         config = self.config
@@ -121,6 +124,7 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
         self.clips = plan_clips(
             self.archive, self.classes, config.sampling_rate, config.clip_s, config.edge_tolerance_s
         )
+        self.same_sound = self.archive.same_sound()
         if config.splits is None:
             self.splits = seed_split(
                 self.clips,
@@ -128,10 +132,14 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
                 validation_size=config.validation_size,
                 fold=config.fold,
                 seed=config.split_seed,
+                same_sound=self.same_sound,
             )
         else:
-            self.splits = pd.DataFrame(sorted(config.splits.items()), columns=["recording", "split"])
-            check_splits(self.splits, set(self.clips["recording"]))
+            recordings = set(self.clips["recording"])
+            given = pd.DataFrame(list(config.splits.items()), columns=["recording", "split"])
+            self.splits = with_names_of(given, recordings).sort_values("recording").reset_index(drop=True)
+            check_splits(self.splits, recordings)
+            check_undivided(self.splits, self.same_sound)
         return datasets.DatasetInfo(
             description="Clips centred on the annotations of soundscape recordings.",
             features=datasets.Features(
@@ -247,11 +255,12 @@ class NoCallWindows(KenyaBirds):
 
     def _info(self) -> datasets.DatasetInfo:
         planned = self._planned
-        self.archive, self.classes, self.clips, self.splits = (
+        self.archive, self.classes, self.clips, self.splits, self.same_sound = (
             planned.archive,
             planned.classes,
             planned.clips,
             planned.splits,
+            planned.same_sound,
         )
         return datasets.DatasetInfo(
             description="Windows of soundscape recordings in which nothing is annotated.",

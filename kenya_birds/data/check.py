@@ -15,14 +15,16 @@ from tqdm import tqdm
 from kenya_birds.data.archive import (
     ANNOTATION_COLUMNS,
     ANNOTATIONS_FILE,
+    NO_CODE,
     RECORDINGS_FOLDER,
     SPECIES_COLUMNS,
     SPECIES_FILE,
     UNKNOWN_SPECIES,
     check_layout,
-    read_table,
 )
+from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.recording_check import RecordingCheck, check_recording
+from kenya_birds.data.same_recording import files_of_recordings, same_sound, sound_fingerprints
 from kenya_birds.data.sound_files import Skip, find_sound, is_hidden, is_named_as_sound
 from kenya_birds.errors import UserError
 from kenya_birds.output_files import as_utf8, check_output, write_table
@@ -86,6 +88,8 @@ def check_archive(data_dir: str | Path, *, num_proc: int = 1) -> ArchiveCheck:
         seconds = pd.to_numeric(annotations[column], errors="coerce")
         annotations[column.removesuffix("_s")] = annotations[column]  # as it stands there
         annotations[column] = seconds.where(np.isfinite(seconds)).astype(float)
+    files = files_of_recordings(data_dir / RECORDINGS_FOLDER, annotations["recording"].unique())
+    annotations["recording"] = [files.get(name, name) for name in annotations["recording"]]
 
     annotated = set(annotations["recording"])
     paths, others = _find_recordings(data_dir / RECORDINGS_FOLDER, annotated)
@@ -93,6 +97,7 @@ def check_archive(data_dir: str | Path, *, num_proc: int = 1) -> ArchiveCheck:
     rows = [
         *others,
         *(row for recording in recordings for row in _recording_findings(recording, annotated)),
+        *_same_sound_findings(paths),
         *_annotation_findings(annotations, recordings, set(species["species"])),
         *_species_findings(species, set(annotations["species"])),
     ]
@@ -103,7 +108,7 @@ def check_archive(data_dir: str | Path, *, num_proc: int = 1) -> ArchiveCheck:
         recordings,
         pd.DataFrame(rows, columns=FINDING_COLUMNS).astype({"line": "Int64"}),
         annotations=len(annotations),
-        unknown_birds=int((annotations["species"] == UNKNOWN_SPECIES).sum()),
+        unknown_birds=int(annotations["species"].isin([UNKNOWN_SPECIES, NO_CODE]).sum()),
         not_points=int((annotations["end_s"] > annotations["start_s"]).sum()),
     )
 
@@ -234,6 +239,14 @@ def _recording_findings(recording: RecordingCheck, annotated: set[str]) -> Itera
             yield _finding("sound", what, NOTHING, recording=name, detail=detail)
 
 
+def _same_sound_findings(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    names = [path.name for path in paths]
+    for group in same_sound(dict(zip(names, sound_fingerprints(paths), strict=True))):
+        for name in group:
+            others = ", ".join(other for other in group if other != name)
+            yield _finding("sound", "has the same sound as another", NOTHING, recording=name, detail=others)
+
+
 def _annotation_findings(
     table: pd.DataFrame, recordings: list[RecordingCheck], codes: set[str]
 ) -> Iterator[dict[str, Any]]:
@@ -252,7 +265,8 @@ def _annotation_findings(
     ]
     is_past = center_s >= duration_s
     found = [
-        (~table["species"].isin([*codes, UNKNOWN_SPECIES]), f"its species is not in {SPECIES_FILE}", STOPS),
+        (~table["species"].isin([*codes, UNKNOWN_SPECIES, NO_CODE]), f"its species is not in {SPECIES_FILE}", STOPS),
+        (table["species"] == NO_CODE, "has no species code, and counts as an unknown bird", SET_ASIDE),
         (start_s.isna() | end_s.isna(), "its start or end is not a number", STOPS),
         (~is_plain, "its recording is not a plain file name", STOPS),
         (is_plain & ~names.isin([*opened, *unread]), "its recording is missing", STOPS),
@@ -273,9 +287,13 @@ def _annotation_findings(
 
 
 def _species_findings(table: pd.DataFrame, annotated: set[str]) -> Iterator[dict[str, Any]]:
+    codes, has_code = table["species"], table["species"] != NO_CODE
+    repeats, differs_in_case = codes.duplicated(), codes.str.lower().duplicated() & ~codes.duplicated()
     found = [
-        (table["species"].duplicated(), "its code stands there twice", STOPS),
-        (~table["species"].isin(annotated), "is never annotated", NOTHING),
+        (repeats & has_code, "its code stands there twice", STOPS),
+        (differs_in_case, "its code differs from another in upper and lower case only", STOPS),
+        (~has_code, "has no code, and is not used", NOTHING),
+        (~codes.isin(annotated) & has_code, "is never annotated", NOTHING),
     ]
     for is_so, what, effect in found:
         for row in table.loc[np.asarray(is_so)].to_dict("records"):

@@ -2,13 +2,17 @@
 
 import logging
 import math
+import unicodedata
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
+from kenya_birds.data.csv_table import read_csv, read_table
+from kenya_birds.data.same_recording import joined, separated
 from kenya_birds.errors import UserError
 from kenya_birds.output_files import check_output, write_table
 
@@ -24,6 +28,7 @@ def seed_split(
     validation_size: float = 0.2,
     fold: int = 0,
     seed: int = 42,
+    same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
     """Splits recordings as the project's first classifier did.
 
@@ -39,6 +44,7 @@ def seed_split(
         validation_size: Share of the validation split, between 0 and 0.5.
         fold: Which of the outer folds is the test split, from 0; all of them together test every recording once.
         seed: Seed of the folds' shuffling; StratifiedGroupKFold shuffles only recordings that have like species.
+        same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
 
     Returns:
         `recording` and `split` ("train", "validation" or "test"), one row per recording, sorted by recording.
@@ -46,6 +52,7 @@ def seed_split(
     Raises:
         UserError: If there are fewer than three recordings, or an argument is out of range.
     """
+    every, annotations = annotations, joined(annotations, same_sound)
     check_can_split(annotations, test_size, validation_size)
     outer = math.ceil(round(1 / test_size, 9))
     inner = max(2, math.ceil(round((1 - test_size) / validation_size, 9)))
@@ -72,16 +79,19 @@ def seed_split(
     ]
     table = pd.concat(tables).sort_values("recording").reset_index(drop=True)
     log_uncovered_classes(annotations, table)
-    return table
+    return separated(table, every, same_sound)
 
 
-def seed_folds(annotations: pd.DataFrame, folds: int, *, seed: int = 42) -> pd.DataFrame:
+def seed_folds(
+    annotations: pd.DataFrame, folds: int, *, seed: int = 42, same_sound: Sequence[Sequence[str]] = ()
+) -> pd.DataFrame:
     """Divides recordings into folds for cross-validation, by the rules that `seed_split` finds its test folds by.
 
     Args:
         annotations: `recording` and `species` of every annotation, rare classes already dropped.
         folds: Number of folds.
         seed: Seed of the folds' shuffling.
+        same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
 
     Returns:
         `recording` and `fold` (from 0), one row per recording, sorted by recording.
@@ -89,13 +99,15 @@ def seed_folds(annotations: pd.DataFrame, folds: int, *, seed: int = 42) -> pd.D
     Raises:
         UserError: If `folds` is not between 2 and the number of recordings.
     """
+    every, annotations = annotations, joined(annotations, same_sound)
     check_can_fold(annotations, folds)
     tables = []
     for name, part in _parts(annotations, folds, inner=1).items():
         for fold in range(folds):
             _, chosen = _fold(part, name == "stratifiable", folds, fold, seed, least_rest=1)
             tables.append(pd.DataFrame({"recording": chosen["recording"].unique(), "fold": fold}))
-    return pd.concat(tables).sort_values("recording").reset_index(drop=True)
+    table = pd.concat(tables).sort_values("recording").reset_index(drop=True)
+    return separated(table, every, same_sound)
 
 
 def check_can_split(annotations: pd.DataFrame, test_size: float, validation_size: float) -> None:
@@ -227,16 +239,14 @@ def splits_of_fold(table: pd.DataFrame, fold: int) -> pd.DataFrame:
 
 def _read_table(path: str | Path) -> tuple[pd.DataFrame, str]:
     """The table, and whether it says of recordings the `split` or the `fold`, which is then a number."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the split table {path}: {error}") from None
+    table = read_csv(path)
     kinds = [column for column in ("split", "fold") if column in table.columns]
     if "recording" not in table.columns or len(kinds) != 1:
         raise UserError(
             f"{path} has the columns {', '.join(table.columns)}: expected recording and split, or recording and fold"
         )
-    table = table[["recording", *kinds]]
+    table = read_table(path, {name: name for name in ("recording", *kinds)}).drop(columns="row")
+    table["recording"] = [unicodedata.normalize("NFC", name) for name in table["recording"]]
     if kinds == ["split"]:
         return table, "split"
     folds = table["fold"].nunique()

@@ -11,6 +11,8 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
+from kenya_birds.data.builders import KenyaBirds
+from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.splits import read_folds, seed_folds, splits_of_fold
 from kenya_birds.errors import UserError
 from kenya_birds.experiments.results import Fold, Scored, write_out_of_fold
@@ -61,7 +63,7 @@ class CrossValidation:
         plan = Run(settings.changed(output_dir=str(self.output_dir / "plan"), resume_from_checkpoint=None))
         self.classes = plan.builder.classes
         self._common_names = plan.common_names
-        self.table = find_folds(plan.builder.clips, data.splits_file, data.folds, data.split_seed)
+        self.table = find_folds(plan.builder, data.splits_file, data.folds, data.split_seed)
         self.folds = self.table["fold"].nunique()
         self._description: dict[str, Any] = {
             "settings": settings.deciding(),
@@ -201,11 +203,11 @@ class CrossValidation:
         write_json(results, self.output_dir / RESULTS_FILE, allow_nan=False)
 
 
-def find_folds(clips: pd.DataFrame, splits_file: str | Path | None, folds: int | None, seed: int) -> pd.DataFrame:
+def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int | None, seed: int) -> pd.DataFrame:
     """The table of folds, in the order of recordings.
 
     Args:
-        clips: `recording` and `species` of every clip.
+        builder: Plans the clips whose recordings are divided.
         splits_file: A table of folds; by default they are those of `seed_folds`.
         folds: Number of folds; of a table, as many as it has.
         seed: Of `seed_folds`.
@@ -214,10 +216,12 @@ def find_folds(clips: pd.DataFrame, splits_file: str | Path | None, folds: int |
         `recording` and `fold`.
 
     Raises:
-        UserError: If there are fewer than three folds, or the table has another number of them or cannot be used.
+        UserError: If there are fewer than three folds, or the table has another number of them, divides recordings
+            with the same sound or cannot be used.
     """
     if splits_file:
-        table = read_folds(splits_file)
+        table = with_names_of(read_folds(splits_file), builder.clips["recording"].unique())
+        check_undivided(table, builder.same_sound)
         found = table["fold"].nunique()
         if folds not in (None, found):
             raise UserError(f"folds is {folds} and {splits_file} has {found}: leave --folds out")
@@ -225,7 +229,7 @@ def find_folds(clips: pd.DataFrame, splits_file: str | Path | None, folds: int |
     folds = DEFAULT_FOLDS if folds is None else folds
     if folds < 3:
         raise UserError(f"folds is {folds}: expected 3 or more, as one is for validation and one is the test")
-    return seed_folds(clips, folds, seed=seed)
+    return seed_folds(builder.clips, folds, seed=seed, same_sound=builder.same_sound)
 
 
 def _write_logits(scored: Scored, path: Path) -> None:

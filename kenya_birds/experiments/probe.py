@@ -141,7 +141,7 @@ def probe(
 
     builder = plan(read_splits(splits_file) if splits_file else None)
     if settings.folds is not None or (splits_file is not None and has_folds(splits_file)):
-        table = find_folds(builder.clips, splits_file, settings.folds, settings.split_seed)
+        table = find_folds(builder, splits_file, settings.folds, settings.split_seed)
         builder = plan(splits_of_fold(table, 0))
     else:
         table = builder.splits

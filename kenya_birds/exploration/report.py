@@ -244,9 +244,10 @@ def _split(archive: Archive, min_annotations: int, balanced: bool) -> dict[str, 
     try:
         classes = select_classes(archive.annotations, min_annotations)
         clips = plan_clips(archive, classes, KenyaBirdsFeatureExtractor().sampling_rate, CLIP_S)
-        audits = {"seed": audit_split(clips, seed_split(clips))}
+        same_sound = archive.same_sound()
+        audits = {"seed": audit_split(clips, seed_split(clips, same_sound=same_sound))}
         if balanced:
-            audits["balanced"] = audit_split(clips, balanced_split(clips))
+            audits["balanced"] = audit_split(clips, balanced_split(clips, same_sound=same_sound))
         content["split"] = format_audit(audits)
     except UserError as error:
         content["split_problem"] = str(error)

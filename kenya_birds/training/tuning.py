@@ -144,7 +144,12 @@ def tuning_folds(run: Run, folds: int) -> pd.DataFrame:
     """
     splits, clips = run.builder.splits, run.builder.clips
     test = splits.loc[splits["split"] == "test", "recording"]
-    table = seed_folds(clips[~clips["recording"].isin(test)], folds, seed=run.settings.data.split_seed)
+    table = seed_folds(
+        clips[~clips["recording"].isin(test)],
+        folds,
+        seed=run.settings.data.split_seed,
+        same_sound=run.builder.same_sound,
+    )
     left_out = pd.DataFrame({"recording": test, "fold": -1})
     return pd.concat([table, left_out]).sort_values("recording").reset_index(drop=True)
 

@@ -1,0 +1,88 @@
+"""Reads CSV tables that people write: each cell as text, each row with the line of the file that it begins on."""
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from kenya_birds.errors import UserError
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+
+
+def read_csv(path: str | Path) -> pd.DataFrame:
+    """Reads all columns of a CSV as text without space around it; blank rows are left out.
+
+    Cells that a row lacks at its end are empty. `NA`, `null` and the like stay what they are.
+
+    Args:
+        path: The table, in UTF-8, with or without a byte order mark.
+
+    Returns:
+        The columns; the index is `row`, the line on which a row begins. The header begins on line 1.
+
+    Raises:
+        UserError: If the file cannot be read, has no header, or a row has more cells than the header.
+    """
+    path = Path(path)
+    rows = _rows(path)
+    _, header = next(rows, (1, []))
+    if not any(header):
+        raise UserError(f"{path} is empty: expected a header, and a row for each line of the table")
+    if len(header) == 1 and (found := next((mark for mark in _SEPARATORS if mark in header[0]), None)):
+        raise UserError(
+            f"{path} has {_SEPARATORS[found]} between its columns: expected commas, and a point in decimal numbers; "
+            "save it as CSV (UTF-8) with commas"
+        )
+    lines, cells = [], []
+    for line, row in rows:
+        if not any(row):
+            continue
+        if any(row[len(header) :]):
+            raise UserError(
+                f"{path} line {line} has {len(row)} cells and the header has {len(header)}: expected a point in "
+                "decimal numbers, and quotation marks around text with commas"
+            )
+        lines.append(line)
+        cells.append((row + [""] * len(header))[: len(header)])
+    return pd.DataFrame(cells, columns=header, index=pd.Index(lines, name="row", dtype="int64")).astype(str)
+
+
+def read_table(path: str | Path, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Reads the named columns of a CSV under our names (see `read_csv`).
+
+    Args:
+        path: The table.
+        columns: Our name by the file's.
+
+    Returns:
+        The columns in this order, after `row`.
+
+    Raises:
+        UserError: If the file cannot be read as a table, or a column is missing or there twice.
+    """
+    table = read_csv(path)
+    names = list(table.columns)
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise UserError(f"{path} has no column {missing}: expected {list(columns)}, found {names}")
+    repeated = [column for column in columns if names.count(column) > 1]
+    if repeated:
+        raise UserError(f"{path} has the column {repeated[0]!r} twice: remove or rename one")
+    table = table[list(columns)].rename(columns=dict(columns)).reset_index()
+    return table[(table[list(columns.values())] != "").any(axis=1)].reset_index(drop=True)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for cells in reader:
+                yield line, [cell.strip() for cell in cells]
+                line = reader.line_num + 1
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a UTF-8 table of comma-separated values: {error}") from None
+    except csv.Error as error:
+        raise UserError(f"{path} line {line} is not a row of comma-separated values: {error}") from None

@@ -1,0 +1,233 @@
+"""Tells whether two recordings are the same one: by their names, and by their sound."""
+
+import hashlib
+import logging
+import os
+import stat
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import soundfile
+
+from kenya_birds.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Sound is compared at so many places, spread evenly, for so many samples.
+PLACES, PLACE_FRAMES = 4, 4096
+# Of files with lossy compression, so many packets are compared: some seconds from the beginning.
+PACKETS = 256
+# Encoded silence repeats the same few packets; of sound, hardly two are alike.
+FEWEST_PACKETS = 8
+SHOWN_GROUPS = 5
+
+
+def recording_key(name: str) -> str:
+    """A form of a recording's file name that is the same for all spellings of it.
+
+    An accented letter is one character in some tables and file systems (NFC), and two in others (NFD). Suffixes differ
+    in case: recorders write `.WAV`, programs `.wav`.
+
+    Args:
+        name: File name, without its folder.
+    """
+    stem, dot, suffix = unicodedata.normalize("NFC", name).rpartition(".")
+    return f"{stem}{dot}{suffix.lower()}" if stem else suffix
+
+
+def files_of_recordings(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Finds the files of recordings, by their names or else by other spellings of them (see `recording_key`).
+
+    Args:
+        folder: Where the files are.
+        names: Plain file names, as a table has them.
+
+    Returns:
+        The file's name by the name in the table; without the recordings of which there is no file, or several with
+        other spellings.
+    """
+    files = os.listdir(folder)
+    there, by_key = set(files), defaultdict(list)
+    for file in files:
+        by_key[recording_key(file)].append(file)
+    found = {}
+    for name in names:
+        spellings = by_key[recording_key(name)]
+        # A file system that does not tell cases apart finds more.
+        if name in there or (len(spellings) != 1 and os.path.exists(folder / name)):
+            found[name] = name
+        elif len(spellings) == 1:
+            found[name] = spellings[0]
+    return found
+
+
+def with_names_of(table: pd.DataFrame, recordings: Iterable[str]) -> pd.DataFrame:
+    """A table of recordings in which each has the spelling of its name that an archive has (see `recording_key`).
+
+    Args:
+        table: With a column `recording`.
+        recordings: The archive's recordings; others keep their names.
+    """
+    spelling = {recording_key(name): name for name in recordings}
+    return table.assign(recording=[spelling.get(recording_key(name), name) for name in table["recording"]])
+
+
+def sound_fingerprint(path: str | Path) -> str | None:
+    """A text that is equal for two files with the same sound, whatever their names and tags are.
+
+    Of formats without loss (FLAC, WAV, AIFF, ...) it is a hash of the length, the sampling rate and samples at four
+    places: the same in any of these formats. Of other formats it is a hash of the first packets, and says which files
+    were copied from one encoded file. Only a small part of the file is read.
+
+    Args:
+        path: The recording.
+
+    Returns:
+        The fingerprint; None if the file cannot be read, or is silent where it was read, as other files may be too.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    # A pipe would be waited for.
+    return _fingerprint(os.fspath(path), status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+def sound_fingerprints(paths: Iterable[Path]) -> list[str | None]:
+    """`sound_fingerprint` of each file, several at a time."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(sound_fingerprint, paths))
+
+
+def same_sound(fingerprints: Mapping[str, str | None]) -> list[list[str]]:
+    """Groups of two recordings or more that have the same sound, in order of their names.
+
+    Args:
+        fingerprints: By the recordings' names.
+    """
+    groups = defaultdict(list)
+    for name in sorted(fingerprints):
+        if fingerprints[name] is not None:
+            groups[fingerprints[name]].append(name)
+    return sorted(names for names in groups.values() if len(names) > 1)
+
+
+def joined(annotations: pd.DataFrame, groups: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """Annotations as if recordings with the same sound were one: each has the name of the first of its group.
+
+    Args:
+        annotations: With a column `recording`.
+        groups: See `same_sound`; recordings without annotations do not matter.
+    """
+    first_of = _first_of(groups, set(annotations["recording"]))
+    if not first_of:
+        return annotations
+    pairs = [[first, name] for name, first in first_of.items()]
+    logger.warning("Recordings with the same sound stay in one split: %s", format_groups(pairs))
+    names = annotations["recording"]
+    return annotations.assign(recording=names.map(first_of).fillna(names))
+
+
+def separated(table: pd.DataFrame, annotations: pd.DataFrame, groups: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """The table of splits or folds of all recordings, from that of `joined` annotations.
+
+    Args:
+        table: `recording`, and `split` or `fold`.
+        annotations: Those that were joined.
+        groups: See `same_sound`.
+
+    Returns:
+        The table, sorted by recording.
+    """
+    first_of = _first_of(groups, set(annotations["recording"]))
+    if not first_of:
+        return table
+    by_name = table.set_index("recording")
+    others = by_name.loc[list(first_of.values())].set_axis(list(first_of), axis="index").rename_axis("recording")
+    return pd.concat([by_name, others]).sort_index().reset_index()
+
+
+def check_undivided(table: pd.DataFrame, groups: Sequence[Sequence[str]]) -> None:
+    """Raises `UserError` if recordings with the same sound are in different splits or folds.
+
+    Args:
+        table: `recording`, and `split` or `fold`.
+        groups: See `same_sound`.
+    """
+    column = "fold" if "fold" in table else "split"
+    part_of = dict(zip(table["recording"], table[column], strict=True))
+    divided = [
+        [f"{name} ({part_of[name]})" for name in names if name in part_of]
+        for names in groups
+        if len({part_of[name] for name in names if name in part_of}) > 1
+    ]
+    if divided:
+        raise UserError(
+            f"the table of {column}s divides recordings with the same sound, so that a model would be tested on what "
+            f"it was trained on: {format_groups(divided)}: put them into one {column}"
+        )
+
+
+def format_groups(groups: Sequence[Sequence[str]]) -> str:
+    """The names, for a message."""
+    more = f"; and {len(groups) - SHOWN_GROUPS} more" if len(groups) > SHOWN_GROUPS else ""
+    return "; ".join(" and ".join(names) for names in groups[:SHOWN_GROUPS]) + more
+
+
+def _first_of(groups: Sequence[Sequence[str]], recordings: set[str]) -> dict[str, str]:
+    """The first recording of its group by each of the others, of those that are in `recordings`."""
+    kept = [[name for name in names if name in recordings] for names in groups]
+    return {name: names[0] for names in kept for name in names[1:]}
+
+
+@lru_cache(maxsize=100_000)
+def _fingerprint(path: str, size: int, mtime_ns: int) -> str | None:
+    # A damaged file may make a decoder raise anything. It has no fingerprint then, and does not stop the others.
+    with suppress(Exception), soundfile.SoundFile(path) as file:
+        if _is_lossless(file):
+            return _of_samples(file)
+    with suppress(Exception):
+        return _of_packets(path)
+    return None
+
+
+def _is_lossless(file: soundfile.SoundFile) -> bool:
+    return file.format not in ("OGG", "MP3", "MPEG") and file.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ALAC"))
+
+
+def _of_samples(file: soundfile.SoundFile) -> str | None:
+    number = min(PLACE_FRAMES, file.frames)
+    if not number:
+        return None
+    digest = hashlib.sha256(f"{file.frames} {file.samplerate} {file.channels}".encode())
+    is_silent = True
+    for place in range(PLACES):
+        file.seek((file.frames - number) * (2 * place + 1) // (2 * PLACES))
+        sound = file.read(number, dtype="float64", always_2d=True)
+        if len(sound) < number:
+            return None
+        is_silent = is_silent and np.ptp(sound) == 0
+        digest.update(sound.tobytes())
+    return None if is_silent else f"samples-{digest.hexdigest()[:32]}"
+
+
+def _of_packets(path: str) -> str | None:
+    packets = []
+    with av.open(path) as container:
+        if not container.streams.audio:
+            return None
+        for packet in container.demux(container.streams.audio[0]):
+            packets.append(bytes(packet))
+            if len(packets) == PACKETS:
+                break
+    if len(set(packets)) < max(FEWEST_PACKETS, len(packets) / 2):
+        return None
+    return f"packets-{hashlib.sha256(b''.join(packets)).hexdigest()[:32]}"
