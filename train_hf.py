@@ -19,8 +19,9 @@ from kenya_birds.training.arguments import (
     ModelArguments,
 )
 from kenya_birds.training.augmentation import AugmentationArguments
-from kenya_birds.training.run import Run, Settings
+from kenya_birds.training.run import Run
 from kenya_birds.training.search_space import with_params
+from kenya_birds.training.settings import Settings
 
 logger = logging.getLogger("kenya_birds.train")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 import train_hf
-from kenya_birds.training.run import Settings
+from kenya_birds.training.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 SMALL = {

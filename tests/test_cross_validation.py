@@ -195,9 +195,9 @@ def test_another_cross_validation_is_not_gone_on_with(small_archive, validated):
     here = {"data_dir": small_archive, "cache_dir": validated.parent / "cache", "output_dir": validated}
     refused("exists and is not an empty folder", **here, folds=3)
     goes_on = {**here, "resume_from_checkpoint": "true"}
-    refused("begun with another learning_rate", **{**goes_on, "learning_rate": 1e-3}, folds=3)
-    refused("begun with another folds", **goes_on, folds=4)
-    refused("begun with another folds of the recordings|split_seed", **goes_on, folds=3, split_seed=3)
+    refused("learning_rate was 0.003 and is 0.001 now", **{**goes_on, "learning_rate": 1e-3}, folds=3)
+    refused("folds was 3 and is 4 now", **goes_on, folds=4)
+    refused("split_seed was 42 and is 3 now", **goes_on, folds=3, split_seed=3)
 
 
 def test_a_table_of_folds_decides(small_archive, validated, tmp_path):

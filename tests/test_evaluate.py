@@ -16,6 +16,7 @@ from kenya_birds.experiments.reevaluation import evaluate_model
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.publishing.clips import model_clips_builder
 
 
 def save_model(folder, classes, multi_label=False, **fields):
@@ -219,12 +220,31 @@ def test_in_a_clip_with_an_unknown_bird_absent_species_are_not_known(tmp_path, s
 
 
 def test_what_training_found_is_found_again(tmp_path, small_archive):
-    trained = train(small_archive, tmp_path / "birds", tmp_path / "cache", num_train_epochs=1)
-    found = evaluate_model(str(trained), small_archive, tmp_path / "out", cache_dir=tmp_path / "cache")
+    """Whatever training was told about clips and labels; no flag repeats it."""
+    trained = train(
+        small_archive,
+        tmp_path / "birds",
+        tmp_path / "cache",
+        num_train_epochs=1,
+        min_annotations=5,
+        context_s=0.4,
+        edge_tolerance_s=1.2,
+        problem_type="multi_label_classification",
+    )
+    (checkpoint,) = trained.glob("checkpoint-*")
     told = json.loads((trained / "metrics.json").read_text())["test"]
-    for name in ("macro_f1", "weighted_f1", "accuracy", "classes"):
-        assert found[name] == pytest.approx(told[name]), name
     summary = json.loads((trained / "training_summary.json").read_text())["clips_per_species"]
-    table = pd.read_csv(tmp_path / "out" / "per_species.csv")
+    ranks = ("cmap", "auroc", "classes")  # calibration changes no rank, and a checkpoint has none
+    for folder, names in ((trained, ("macro_f1", "weighted_f1", "accuracy", *ranks)), (checkpoint, ranks)):
+        output = tmp_path / f"{folder.name}-again"
+        found = evaluate_model(str(folder), small_archive, output, cache_dir=tmp_path / "cache")
+        for name in names:
+            assert found[name] == pytest.approx(told[name], rel=1e-5), name
+        first, again = (pd.read_parquet(path / "predictions.parquet") for path in (trained, output))
+        assert [sorted(labels) for labels in again["labels"]] == [sorted(labels) for labels in first["labels"]]
+        assert again["recording"].tolist() == first["recording"].tolist()
+    table = pd.read_csv(tmp_path / "birds-again" / "per_species.csv")
     assert table["n_train"].tolist() == [summary[code]["train"] for code in table["code"]]
-    assert table["n"].tolist() == [summary[code]["test"] for code in table["code"]]
+    assert table["n"].tolist() == pd.read_csv(trained / "per_species.csv")["n"].tolist()
+    config = model_clips_builder(trained, small_archive).config
+    assert (config.context_s, config.edge_tolerance_s, config.min_annotations) == (0.4, 1.2, 5)

@@ -26,7 +26,7 @@ PUBLISHED = {
     *("LICENSE", "README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
     *("configuration_kenya_birds.py", "feature_extraction_kenya_birds.py", "modeling_kenya_birds.py"),
     *("signal_kenya_birds.py", "metrics.json", "per_species.csv", "predictions.parquet", "splits.csv"),
-    *("thresholds.json", "training_summary.json"),
+    *("thresholds.json", "training_summary.json", "run_settings.json"),
     *("confusion_matrix.png", "f1_by_training_clips.png", "precision_recall.png", "reliability.png"),
 }
 
@@ -142,7 +142,7 @@ def test_it_is_found_by_name_with_what_belongs_to_it(published, hub, trained, mo
     oid = hub.repos["ann/birds"]["branches"]["calm"][-1]["oid"]
     saved = find_model("ann/birds@calm")
     assert saved.starting_point == f"ann/birds@{oid}"
-    for name in ("splits.csv", "training_summary.json", "thresholds.json"):
+    for name in ("splits.csv", "run_settings.json", "training_summary.json", "thresholds.json"):
         assert (saved.folder / name).read_bytes() == (trained / name).read_bytes()
     assert Thresholds.read(saved.folder / "thresholds.json") == Thresholds.read(trained / "thresholds.json")
     assert not list(saved.folder.glob("*.py"))

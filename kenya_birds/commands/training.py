@@ -67,8 +67,10 @@ def _add_evaluate(commands: Any) -> None:
     command.add_argument("--fold", type=int, default=0, help="which fold of a table of folds is the test split")
     command.add_argument("--common_classes", action="store_true", help="evaluate the classes that both have")
     command.add_argument("--min_annotations", type=int, help="drop rarer species; by default as in training")
-    command.add_argument("--context_s", type=float, help="sound kept on both sides of a clip; by default training's")
-    command.add_argument("--edge_tolerance_s", type=float, default=0.0, help="as in training")
+    command.add_argument(
+        "--context_s", type=float, help="sound kept on each side of a clip (s); by default as in training"
+    )
+    command.add_argument("--edge_tolerance_s", type=float, help="see train_hf.py; by default as in training")
     command.add_argument("--test_time_shifts", type=int, default=1, help="average over so many shifted crops")
     command.add_argument("--batch_size", type=int, default=64, help="clips at a time")
     command.add_argument("--cache_dir", type=Path, help="where cut clips are kept (datasets' cache)")
@@ -124,11 +126,10 @@ def _add_probe(commands: Any) -> None:
     command.add_argument(
         "--problem_type",
         choices=("single_label_classification", "multi_label_classification"),
-        default="single_label_classification",
-        help="as in training",
+        help="by default that of the run or of the model",
     )
-    command.add_argument("--min_annotations", type=int, default=10, help="drop species with fewer annotations")
-    command.add_argument("--edge_tolerance_s", type=float, default=0.0, help="as in training")
+    command.add_argument("--min_annotations", type=int, help="drop species with fewer annotations; default likewise")
+    command.add_argument("--edge_tolerance_s", type=float, help="see train_hf.py; default likewise")
     command.add_argument("--loss_weight_power", type=float, default=0.5, help="class weights n^-power (linear)")
     command.add_argument("--clip_s", type=float, help="length of a clip (s); ours have their own, by default 3")
     command.add_argument("--batch_size", type=int, default=64, help="clips embedded at a time")

@@ -20,7 +20,9 @@ from kenya_birds.experiments.single_run import train_and_evaluate
 from kenya_birds.json_files import read_json, write_json
 from kenya_birds.output_files import is_new_or_empty, whole_file, write_table
 from kenya_birds.training.arguments import DEFAULT_FOLDS, last_whole_checkpoint
-from kenya_birds.training.run import Run, Settings
+from kenya_birds.training.run import Run
+from kenya_birds.training.settings import Settings, differences
+from kenya_birds.training.settings_record import SETTINGS_FILE, read_settings
 from kenya_birds.training.summary import SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
@@ -65,11 +67,7 @@ class CrossValidation:
         self._common_names = plan.common_names
         self.table = find_folds(plan.builder, data.splits_file, data.folds, data.split_seed)
         self.folds = self.table["fold"].nunique()
-        self._description: dict[str, Any] = {
-            "settings": settings.deciding(),
-            "classes": self.classes,
-            "folds": self.folds,
-        }
+        self._description: dict[str, Any] = {"classes": self.classes, "folds": self.folds}
         self._check_output()
         self._done = [(self.folder(fold) / LOGITS_FILE).is_file() for fold in range(self.folds)]
         # No process writes before every one has looked.
@@ -94,6 +92,7 @@ class CrossValidation:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             write_table(self.table, self.output_dir / FOLDS_FILE)
             if not (self.output_dir / RESULTS_FILE).is_file():
+                write_json({"settings": self.settings.record()}, self.output_dir / SETTINGS_FILE)
                 write_json(self._description, self.output_dir / RESULTS_FILE)
         for fold in range(self.folds):
             if self._done[fold]:
@@ -162,17 +161,23 @@ class CrossValidation:
                     "cross-validation in it with --resume_from_checkpoint true"
                 )
             return
-        before, now = (
-            {"classes": content.get("classes"), "folds": content.get("folds"), **content.get("settings", {})}
-            for content in (read_json(output_dir / RESULTS_FILE), self._description)
-        )
-        other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if not other and not read_folds(output_dir / FOLDS_FILE).equals(self.table):
-            other = ["folds of the recordings"]
-        if other:
+        then = read_settings(output_dir)
+        if not then:
             raise UserError(
-                f"the cross-validation in {output_dir} was begun with another {', '.join(other)}: give the arguments "
-                "that it was begun with, or another --output_dir"
+                f"{output_dir} has no {SETTINGS_FILE}: an older version of this package began its cross-validation, "
+                "which cannot be resumed: choose another --output_dir"
+            )
+        before = read_json(output_dir / RESULTS_FILE)
+        changes = differences(then, self.settings.deciding())
+        changes += differences({"folds": before.get("folds")}, {"folds": self.folds})
+        if before.get("classes") != self.classes:
+            changes.append("the species of the archive are others")
+        if not changes and not read_folds(output_dir / FOLDS_FILE).equals(self.table):
+            changes.append("the folds of the recordings are others")
+        if changes:
+            raise UserError(
+                f"the cross-validation in {output_dir} was begun with other settings: {'; '.join(changes)}. Give the "
+                "settings that it was begun with, or another --output_dir"
             )
 
     def _write_results(self) -> None:

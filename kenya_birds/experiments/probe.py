@@ -1,7 +1,8 @@
 """How far a frozen model's embeddings tell species apart: over the splits, with the metrics and files of training."""
 
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from kenya_birds.inference.run import hash_model
 from kenya_birds.json_files import write_json
 from kenya_birds.output_files import is_new_or_empty, write_table
 from kenya_birds.saved_models import SavedModel
+from kenya_birds.training.settings_record import read_settings
 from kenya_birds.training.summary import SPLITS_FILE
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ PROBLEM_TYPES = ("single_label_classification", MULTI_LABEL)
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How to probe; the defaults are those of training.
+    """How to probe. What is None is as in the run to compare with, else as in the probed model, else as in training.
 
     Attributes:
         method: `linear` or `knn` (see `fit_head`).
@@ -55,9 +57,9 @@ class ProbeSettings:
     splits_file: Path | None = None
     folds: int | None = None
     split_seed: int = 42
-    problem_type: str = "single_label_classification"
-    min_annotations: int = DEFAULT_MIN_ANNOTATIONS
-    edge_tolerance_s: float = 0.0
+    problem_type: str | None = None
+    min_annotations: int | None = None
+    edge_tolerance_s: float | None = None
     loss_weight_power: float = 0.5
     clip_s: float | None = None
     seed: int = 42
@@ -70,12 +72,22 @@ class ProbeSettings:
         """
         for name, value, choices in (
             ("method", self.method, METHODS),
-            ("problem_type", self.problem_type, PROBLEM_TYPES),
+            ("problem_type", self.problem_type, (None, *PROBLEM_TYPES)),
         ):
             if value not in choices:
-                raise UserError(f"{name} is {value!r}: expected one of {', '.join(choices)}")
+                raise UserError(f"{name} is {value!r}: expected one of {', '.join(filter(None, choices))}")
         if not 0 <= self.loss_weight_power < float("inf"):
             raise UserError(f"loss_weight_power is {self.loss_weight_power}: expected 0 or more")
+
+    def completed(self, recorded: Mapping[str, Any]) -> "ProbeSettings":
+        """These settings with values for those that are None.
+
+        Args:
+            recorded: Settings of a run (see `read_settings`); what it lacks has the default of training.
+        """
+        usual = {"problem_type": PROBLEM_TYPES[0], "min_annotations": DEFAULT_MIN_ANNOTATIONS, "edge_tolerance_s": 0.0}
+        missing = {name: recorded.get(name, value) for name, value in usual.items() if getattr(self, name) is None}
+        return replace(self, **missing)
 
 
 def probe(
@@ -123,6 +135,9 @@ def probe(
         raise UserError(f"{output_dir} exists and is not an empty folder: give another --output")
     trained = None if beside is None else TrainedRun.read(beside)
     embedder = load_embedder(model, clip_s=settings.clip_s, device=device)
+    settings = settings.completed(
+        (read_settings(trained.folder) if trained is not None else {}) or read_settings(embedder.saved.folder)
+    )
     splits_file = settings.splits_file
     if trained is not None and splits_file is None and settings.folds is None:
         splits_file = trained.splits_file

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS, KenyaBirds
+from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
 from kenya_birds.data.splits import SPLITS, read_splits
 from kenya_birds.errors import UserError
@@ -19,7 +19,7 @@ from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
 from kenya_birds.json_files import read_json
 from kenya_birds.output_files import is_new_or_empty
 from kenya_birds.saved_models import find_model, load_classifier
-from kenya_birds.training.arguments import DataArguments
+from kenya_birds.training.settings_record import clip_settings
 from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def evaluate_model(
     common_classes: bool = False,
     min_annotations: int | None = None,
     context_s: float | None = None,
-    edge_tolerance_s: float = 0.0,
+    edge_tolerance_s: float | None = None,
     time_shifts: int = 1,
     batch_size: int = 64,
     cache_dir: str | Path | None = None,
@@ -54,9 +54,9 @@ def evaluate_model(
         fold: Of a table of folds.
         common_classes: Whether to go on where model and archive have other classes, with those that both have: the
             likeliest is chosen among them, and clips of other species are left out where single-label.
-        min_annotations: The archive's species with fewer are left out; by default what the model was trained with.
-        context_s: See `ClipsConfig`; by default that of training, so that its clips are found in the cache.
-        edge_tolerance_s: See `ClipsConfig`.
+        min_annotations: The archive's species with fewer are left out; by default as in the model's training.
+        context_s: See `ClipsConfig`; by default as in the model's training.
+        edge_tolerance_s: See `ClipsConfig`; by default as in the model's training.
         time_shifts: See `score_clips`.
         batch_size: Clips at a time.
         cache_dir: Where clips are kept.
@@ -85,18 +85,15 @@ def evaluate_model(
         )
     if splits_file is None and (saved.folder / SPLITS_FILE).is_file():
         splits_file = saved.folder / SPLITS_FILE
-    if min_annotations is None:
-        min_annotations = summary.get("archive", {}).get("min_annotations", DEFAULT_MIN_ANNOTATIONS)
+    cut = clip_settings(
+        saved.folder, context_s=context_s, edge_tolerance_s=edge_tolerance_s, min_annotations=min_annotations
+    )
     try:
         builder = clips_builder(
             data_dir,
             splits=read_splits(splits_file, fold) if splits_file else None,
             cache_dir=cache_dir,
-            sampling_rate=extractor.sampling_rate,
-            clip_s=extractor.clip_s,
-            context_s=DataArguments.context_s if context_s is None else context_s,
-            edge_tolerance_s=edge_tolerance_s,
-            min_annotations=min_annotations,
+            **cut,
         )
     except UserError as error:
         if splits_file is None or Path(splits_file).parent != saved.folder:

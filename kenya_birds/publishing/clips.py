@@ -20,7 +20,8 @@ from kenya_birds.json_files import read_json
 from kenya_birds.output_files import is_new_or_empty
 from kenya_birds.publishing.clips_card import render_clips_card
 from kenya_birds.publishing.hub import full_repo_id, upload_files
-from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE
+from kenya_birds.training.settings_record import clip_settings
+from kenya_birds.training.summary import SPLITS_FILE
 
 CARD = "README.md"
 DATA = "data"
@@ -30,26 +31,24 @@ ROWS_PER_GROUP = 100
 
 
 def model_clips_builder(model_dir: Path, data_dir: Path) -> KenyaBirds:
-    """Plans the clips that a model was trained and tested on, without context; nothing is cut yet.
+    """Plans the clips that a model was trained and tested on; nothing is cut yet.
 
     Of a model of all recordings the splits are those of the cross-validation's first fold.
 
     Args:
-        model_dir: Folder that training wrote: its splits, clip length, sampling rate and classes count.
+        model_dir: Folder that training wrote: its splits, its classes and how its clips were cut count.
         data_dir: The archive.
 
     Raises:
         UserError: If a file of the folder is missing, or the archive is not the one that the model was trained on: a
             recording of its splits or a class is missing, or there is one more.
     """
-    config, front_end = (read_json(model_dir / name) for name in ("config.json", "preprocessor_config.json"))
+    config = read_json(model_dir / "config.json")
     folds = model_dir / FOLDS_FILE
     builder = clips_builder(
         data_dir,
         splits=splits_of_fold(read_folds(folds), 0) if folds.is_file() else read_splits(model_dir / SPLITS_FILE),
-        sampling_rate=front_end["sampling_rate"],
-        clip_s=front_end["clip_s"],
-        min_annotations=read_json(model_dir / SUMMARY_FILE)["archive"]["min_annotations"],
+        **clip_settings(model_dir),
     )
     if builder.classes != (classes := list(config["id2label"].values())):
         apart = sorted(set(builder.classes) ^ set(classes))

@@ -1,9 +1,7 @@
 """One training run: from settings to a trained model."""
 
 import dataclasses
-import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,71 +15,19 @@ from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
 from kenya_birds.data.planning import plan_no_call
 from kenya_birds.data.splits import SPLITS, read_splits
 from kenya_birds.errors import UserError
+from kenya_birds.json_files import write_json
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.output_files import write_table
-from kenya_birds.training.arguments import (
-    DataArguments,
-    FeatureArguments,
-    KenyaBirdsTrainingArguments,
-    ModelArguments,
-    find_checkpoint,
-)
-from kenya_birds.training.augmentation import AugmentationArguments
+from kenya_birds.training.arguments import find_checkpoint
+from kenya_birds.training.settings import Settings
+from kenya_birds.training.settings_record import SETTINGS_FILE
 from kenya_birds.training.starting_points import initialize, kind_of_starting_point
-from kenya_birds.training.summary import SPLITS_FILE, TOLD_ARGUMENTS, training_summary
+from kenya_birds.training.summary import SPLITS_FILE, training_summary
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 
 logger = logging.getLogger(__name__)
-
-# Paths, what belongs to the machine, and how often a run is made.
-NOT_DECIDING = {"data_dir", "splits_file", "cache_dir", "num_proc", "bf16", "fp16", "folds", "final_fit"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that a run can be told.
-
-    Attributes:
-        data: The archive, and how it is cut and split.
-        model: The backbone and its weights.
-        features: The front end.
-        augmentation: What chance changes.
-        training: Everything else.
-    """
-
-    data: DataArguments
-    model: ModelArguments
-    features: FeatureArguments
-    augmentation: AugmentationArguments
-    training: KenyaBirdsTrainingArguments
-
-    def changed(self, **changes: Any) -> "Settings":
-        """Settings with other values of some fields, whichever group each is in.
-
-        Raises:
-            KeyError: If no group has such a field.
-        """
-        groups = {group.name: getattr(self, group.name) for group in dataclasses.fields(self)}
-        for name, group in groups.items():
-            own = {field.name for field in dataclasses.fields(group)} & changes.keys()
-            groups[name] = dataclasses.replace(group, **{field: changes.pop(field) for field in own})
-        if changes:
-            raise KeyError(f"no setting is called {', '.join(changes)}")
-        return Settings(**groups)
-
-    def deciding(self) -> dict[str, Any]:
-        """What decides what comes out of a run, as JSON holds it: no paths, nothing of the machine."""
-        told = {
-            **dataclasses.asdict(self.data),
-            **dataclasses.asdict(self.model),
-            **dataclasses.asdict(self.features),
-            **dataclasses.asdict(self.augmentation),
-            **{name: getattr(self.training, name) for name in (*TOLD_ARGUMENTS, "early_stopping_patience")},
-        }
-        told["init_from"] = Path(self.model.init_from).name
-        return json.loads(json.dumps({name: value for name, value in told.items() if name not in NOT_DECIDING}))
 
 
 class Run:
@@ -218,6 +164,7 @@ class Run:
             output_dir = Path(args.output_dir)
             output_dir.mkdir(parents=True, exist_ok=True)
             write_table(splits, output_dir / SPLITS_FILE)
+            write_json({"settings": self.settings.record()}, output_dir / SETTINGS_FILE)
         trained = trainer.train(resume_from_checkpoint=self._checkpoint)
         state = trainer.state
         best = [entry["epoch"] for entry in state.log_history if entry["step"] == state.best_global_step]

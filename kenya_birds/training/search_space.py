@@ -11,7 +11,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.json_files import read_json
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.modeling_kenya_birds import build_backbone
-from kenya_birds.training.run import Settings
+from kenya_birds.training.settings import Settings
 
 FLAGS = "flags"
 STRENGTH = "augmentation_strength"

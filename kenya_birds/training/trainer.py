@@ -1,7 +1,9 @@
 """The trainer: augmentation and features on the device, weighted loss, weighted sampling."""
 
 import logging
+import shutil
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments
 from kenya_birds.training.batches import FeatureClips, TrainingClips, rows_of
 from kenya_birds.training.preparation import clean_clips, extract_features
+from kenya_birds.training.settings_record import SETTINGS_FILE
+from kenya_birds.training.summary import SPLITS_FILE
 from kenya_birds.training.weighting import ClipSampler, power_weights
 
 logger = logging.getLogger(__name__)
@@ -111,6 +115,15 @@ class KenyaBirdsTrainer(Trainer):
         )
         # The loss below divides by the number of items in the whole step: let Trainer count them, and not scale again.
         self.model_accepts_loss_kwargs = True
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves model and front end; a checkpoint gets the run's settings and splits too, which later commands use."""
+        super().save_model(output_dir, _internal_call=_internal_call)
+        run_dir = Path(self.args.output_dir)
+        if output_dir is not None and self.args.should_save and Path(output_dir) != run_dir:
+            for name in (SETTINGS_FILE, SPLITS_FILE):
+                if (run_dir / name).is_file():
+                    shutil.copyfile(run_dir / name, Path(output_dir) / name)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | FeatureClips | None = None) -> DataLoader:
         """Loads clips of `load_clips`, by default the validation clips."""
