@@ -378,6 +378,24 @@ def test_tables_that_somebody_changed_are_not_replaced(model, recordings, tmp_pa
     assert not (output / "raven").exists()
 
 
+def test_a_pattern_for_names_fills_site_date_and_hour(model, tmp_path, capsys):
+    folder = write_recordings(tmp_path / "recordings", (2.0, 2.0))
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"north {number + 1}.12.2021 {6 + number}h.flac")
+    output = tmp_path / "output"
+    pattern = r"(?P<site>\w+) (?P<day>\d+)\.(?P<month>\d+)\.(?P<year>\d{4}) (?P<hour>\d+)h"
+    assert detect_command(model, folder, "--formats", "csv", "--name_pattern", pattern, output=output) == 0
+    assert [(row["site"], row["date"], row["hour"]) for row in rows(output, "recordings.csv")] == [
+        ("north", "2021-12-01", "6"),
+        ("north", "2021-12-02", "7"),
+    ]
+    capsys.readouterr()
+    assert detect_command(model, folder, "--name_pattern", "%site_%Y%m%d_%H%M%S", output=output) == 2
+    assert "matches none of 2 recordings, such as north 1.12.2021 6h.flac" in capsys.readouterr().err
+    assert detect_command(model, folder, "--name_pattern", "%site_%Q", output=output) == 2
+    assert "there is no '%Q'" in capsys.readouterr().err
+
+
 # Faults
 
 

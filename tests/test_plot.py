@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 from kenya_birds import cli
 from kenya_birds.data.audio import RecordingReader
+from kenya_birds.data.name_pattern import NamePattern
 from kenya_birds.errors import UserError
 from kenya_birds.inference import activity, plot
 from kenya_birds.inference.activity import measure_activity, plot_activity, shown_hours
@@ -330,6 +331,20 @@ def test_recordings_in_utc_are_left_out_beside_local_ones_and_drawn_alone():
     assert (list(both.counts.index), both.clock, both.left_out) == (["a"], "local time", 1)
     alone = measure_activity(table((utc, 0, 3, "b", 1)), None, "t")
     assert (alone.counts.loc["b", 1], alone.clock) == (1, "UTC")
+
+
+def test_offsets_and_patterns_tell_the_hour_too():
+    offset, other = "20211207T053000+0300.flac", "C:\\rec\\07.12.21 06h.wav"
+    rows = table((MORNING, 0, 3, "a", 1), (offset, 0, 3, "b", 1), (other, 0, 3, "c", 1))
+    counted = measure_activity(rows, None, "t", NamePattern("%d.%m.%y %Hh"))
+    assert [counted.counts.loc[name, hour] for name, hour in (("a", 5), ("b", 5), ("c", 6))] == [1, 1, 1]
+    assert (counted.clock, counted.left_out) == ("local time", 0)
+    # Beside names in UTC alone, those with an offset are drawn in local time.
+    utc = "SSW_001_20170225_010000Z.flac"
+    counted = measure_activity(table((offset, 0, 3, "b", 1), (utc, 0, 3, "a", 1)), None, "t")
+    assert (counted.clock, list(counted.counts.index)) == ("local time", ["b"])
+    with pytest.raises(UserError, match="matches none of 1 recordings, such as KEN_001"):
+        measure_activity(table((MORNING, 0, 3, "a", 1)), None, "t", NamePattern("%d.%m.%y %Hh"))
 
 
 def test_names_that_do_not_tell_the_time_are_an_error_that_says_so(tmp_path, capsys):

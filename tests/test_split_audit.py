@@ -3,6 +3,7 @@ import math
 import pandas as pd
 import pytest
 
+from kenya_birds.data.name_pattern import NamePattern
 from kenya_birds.data.split_audit import audit_split, format_audit
 from kenya_birds.errors import UserError
 
@@ -114,6 +115,23 @@ def test_a_sound_split_has_no_faults(audit):
     assert audit.summary["repeated_recordings"] == []
     assert audit.summary["near_recordings"] == []
     assert audit.summary["unassigned_recordings"] == []
+
+
+def test_recordings_of_one_recorder_are_near_in_whatever_form_their_names_are():
+    first, second = "SMM01_20211207_153852.wav", "SMM01_20211207$160000.wav"
+    assert starting((first, "train"), (second, "test")) == [(first, second)]
+    # Half an hour apart: 12:38:52 and 13:00 in UTC.
+    first, second = "A_20211207T153852+0300.wav", "A_20211207T130000Z.wav"
+    assert starting((first, "train"), (second, "test")) == [(first, second)]
+    # Nobody knows whether these are of one site.
+    assert starting(("20211207_153852.WAV", "train"), ("20211207_153900.WAV", "test")) == []
+    annotations = table_of({"north-1": {"wren": 1}, "x 071221 15": {"wren": 1}, "x 071221 16": {"wren": 1}})
+    splits = splits_of([("north-1", "train"), ("x 071221 15", "train"), ("x 071221 16", "test")])
+    audit = audit_split(annotations, splits, name_pattern=NamePattern("%site %d%m%y %H"))
+    assert audit.summary["near_recordings"] == [("x 071221 15", "x 071221 16")]
+    assert audit.summary["unparsed_recordings"] == ["north-1"]
+    with pytest.raises(UserError, match="matches none of 4 recordings"):
+        audit_split(ANNOTATIONS, SPLITS, name_pattern=NamePattern("%site %d%m%y %H"))
 
 
 def test_a_recording_in_two_splits_is_named_and_counts_in_both():

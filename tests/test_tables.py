@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kenya_birds.data.name_pattern import NamePattern
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.reading import read_detections
@@ -77,9 +78,9 @@ def test_the_csv_holds_names_scores_and_local_times(tmp_path):
     rows = lines(tmp_path / "detections.csv", ",")
     assert list(rows[2].values()) == [
         MORNING, "57.000031", "60.000023", "combul2", "Common Bulbul", "Pycnonotus barbatus", "0.123457",
-        "2021-12-07T06:30:57.000", "",
+        "2021-12-07T06:30:57.000", "", "KEN_001", "2021-12-07", "6",
     ]  # fmt: skip
-    assert rows[3]["local_time"] == "2021-12-08T00:00:00.000"
+    assert (rows[3]["local_time"], rows[3]["date"], rows[3]["hour"]) == ("2021-12-08T00:00:00.000", "2021-12-08", "0")
 
 
 def test_a_detection_never_ends_after_its_recording(tmp_path):
@@ -98,6 +99,7 @@ def test_recordings_without_detections_are_listed_too(tmp_path):
         (NIGHT, "60.000000", "1"),
     ]
     assert [row["local_time"] for row in rows] == ["2021-12-07T06:30:00.000", "", "2021-12-07T23:59:59.000"]
+    assert [(row["date"], row["hour"]) for row in rows] == [("2021-12-07", "6"), ("", ""), ("2021-12-07", "23")]
 
 
 def test_a_recording_named_in_utc_has_no_local_time(tmp_path):
@@ -110,12 +112,26 @@ def test_a_recording_named_in_utc_has_no_local_time(tmp_path):
     assert row["utc_time"] == datetime(2016, 11, 21, 15, 0, 1, tzinfo=UTC)
 
 
+def test_an_offset_gives_both_times_and_a_pattern_the_site(tmp_path):
+    names = ("20211207T233852+0300_REC.flac", "=north 07.12.2021 23-38.wav")
+    pattern = NamePattern("%site %d.%m.%Y %H-%M")
+    infos = [RecordingInfo(name, RATE * 3600, RATE, name_pattern=pattern) for name in names]
+    write(tmp_path, infos=infos, rows=[Detection(name, 1800 * RATE, 1801 * RATE, RATE, "x", 1) for name in names])
+    rows = lines(tmp_path / "detections.csv", ",")
+    assert [tuple(row.values())[-5:] for row in rows] == [
+        ("2021-12-08T00:08:52.000", "2021-12-07T21:08:52.000Z", "", "2021-12-08", "0"),
+        ("2021-12-08T00:08:00.000", "", "'=north", "2021-12-08", "0"),
+    ]
+    assert pq.read_table(tmp_path / "detections.parquet")["site"].to_pylist() == [None, "=north"]
+    assert lines(tmp_path / "recordings.csv", ",")[0]["utc_time"] == "2021-12-07T20:38:52.000Z"
+
+
 def test_parquet_has_types_names_samples_and_metadata(tmp_path):
     write(tmp_path, ["parquet"])
     table = pq.read_table(tmp_path / "detections.parquet")
     assert {field.name: str(field.type) for field in table.schema} == {
         **dict.fromkeys(
-            ("recording", "code", "common_name", "scientific_name"),
+            ("recording", "code", "common_name", "scientific_name", "site"),
             "dictionary<values=string, indices=int32, ordered=0>",
         ),
         "start_s": "double",
@@ -123,6 +139,8 @@ def test_parquet_has_types_names_samples_and_metadata(tmp_path):
         "score": "float",
         "local_time": "timestamp[us]",
         "utc_time": "timestamp[us, tz=UTC]",
+        "date": "date32[day]",
+        "hour": "int8",
         "start_sample": "int64",
         "end_sample": "int64",
         "sample_rate_hz": "int32",
@@ -151,7 +169,11 @@ def test_json_is_one_document(tmp_path):
         "score": 0.123457,
         "local_time": "2021-12-07T06:30:57.000",
         "utc_time": None,
+        "site": "KEN_001",
+        "date": "2021-12-07",
+        "hour": 6,
     }
+    assert [row["date"] for row in content["recordings"]] == ["2021-12-07", None, "2021-12-07"]
 
 
 def test_a_run_in_which_nothing_was_heard_gives_tables_that_can_be_read(tmp_path):

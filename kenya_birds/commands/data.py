@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kenya_birds.commands.parsing import new_command
+from kenya_birds.commands.parsing import add_name_pattern, new_command
 
 
 def add_commands(commands: Any) -> None:
@@ -104,10 +104,12 @@ def _add_report(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0, help="chooses the call whose spectrograms are shown")
     command.add_argument("--balanced", action="store_true", help="describe the balanced split too (up to a minute)")
     command.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    add_name_pattern(command)
     command.set_defaults(run=_report)
 
 
 def _report(options: argparse.Namespace) -> None:
+    from kenya_birds.data.name_pattern import NamePattern
     from kenya_birds.exploration.report import write_report
 
     output = write_report(
@@ -117,6 +119,7 @@ def _report(options: argparse.Namespace) -> None:
         seed=options.seed,
         balanced=options.balanced,
         overwrite=options.overwrite,
+        name_pattern=NamePattern.of(options.name_pattern),
     )
     print(f"The report is in {output}")
 
@@ -138,16 +141,19 @@ def _add_split(commands: Any) -> None:
     command.add_argument("--validation_size", type=float, default=0.2, help="share of the validation split")
     command.add_argument("--seed", type=int, default=42, help="seed of the seed strategy")
     command.add_argument("--time_limit_s", type=float, default=60.0, help="when the balanced strategy stops looking")
+    add_name_pattern(command)
     command.set_defaults(run=_split)
 
 
 def _split(options: argparse.Namespace) -> None:
     from kenya_birds.data.archive import read_archive, select_classes
     from kenya_birds.data.balanced_split import make_splits
+    from kenya_birds.data.name_pattern import NamePattern
     from kenya_birds.data.split_audit import audit_split, format_audit
     from kenya_birds.data.splits import write_splits
     from kenya_birds.output_files import check_output
 
+    name_pattern = NamePattern.of(options.name_pattern)
     check_output(options.output, options.overwrite)
     archive = read_archive(options.data_dir)
     annotations = archive.annotations
@@ -165,5 +171,5 @@ def _split(options: argparse.Namespace) -> None:
     write_splits(table, options.output, overwrite=options.overwrite)
     train_size = 1 - options.test_size - options.validation_size
     targets = {"train": train_size, "validation": options.validation_size, "test": options.test_size}
-    print(format_audit(audit_split(annotations, table, targets=targets)))
+    print(format_audit(audit_split(annotations, table, targets=targets, name_pattern=name_pattern)))
     print(f"The {'folds' if options.folds else 'splits'} are in {options.output}")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kenya_birds.commands.parsing import new_command
+from kenya_birds.commands.parsing import add_name_pattern, new_command
 
 
 def add_commands(commands: Any) -> None:
@@ -50,6 +50,7 @@ def _add_detect(commands: Any) -> None:
         default="raven,csv",
         help="tables to write, with commas between: raven, audacity, csv, parquet, json, kaleidoscope",
     )
+    add_name_pattern(command)
     command.add_argument("--batch_size", type=int, help="windows scored together; by default 16, on a GPU 128")
     command.add_argument("--device", help="cpu, cuda or cuda:NUMBER; by default a GPU where there is one")
     command.add_argument("--num_workers", type=int, help="threads that read; by default 1, on a GPU up to 8")
@@ -60,6 +61,7 @@ def _add_detect(commands: Any) -> None:
 
 
 def _detect(options: argparse.Namespace) -> None:
+    from kenya_birds.data.name_pattern import NamePattern
     from kenya_birds.inference.detection import SoundscapePipeline, names_in
     from kenya_birds.inference.finding import FindingSettings
     from kenya_birds.inference.run import run_detection
@@ -67,6 +69,7 @@ def _detect(options: argparse.Namespace) -> None:
     from kenya_birds.inference.species import read_species
     from kenya_birds.saved_models import find_model
 
+    name_pattern = NamePattern.of(options.name_pattern)
     team = Team()
     saved = find_model(options.model)
     settings = FindingSettings(
@@ -93,6 +96,7 @@ def _detect(options: argparse.Namespace) -> None:
         options.output,
         formats=[name.strip() for name in options.formats.split(",") if name.strip()],
         resume=options.resume,
+        name_pattern=name_pattern,
         team=team,
     )
     if report is not None:
@@ -140,14 +144,19 @@ def _add_activity(commands: Any) -> None:
         "names, such as KEN_001_20211207_153852.flac; with recordings.csv beside the table, it is per recorded hour.",
     )
     command.add_argument("detections", type=Path, help="table of detections: our CSV, Parquet or Raven's .txt")
+    add_name_pattern(command)
     _add_output(command, "activity.png")
     command.set_defaults(run=_activity)
 
 
 def _activity(options: argparse.Namespace) -> None:
+    from kenya_birds.data.name_pattern import NamePattern
     from kenya_birds.inference.activity import plot_activity
 
-    activity = plot_activity(options.detections, options.output, overwrite=options.overwrite)
+    name_pattern = NamePattern.of(options.name_pattern)
+    activity = plot_activity(
+        options.detections, options.output, overwrite=options.overwrite, name_pattern=name_pattern
+    )
     if activity.left_out:
         print(f"Left out: {activity.left_out} recordings without {activity.clock} in their names")
     print(f"The activity of {len(activity.counts)} species is in {options.output}")

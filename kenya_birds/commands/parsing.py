@@ -16,3 +16,13 @@ def new_command(commands: Any, name: str, summary: str, description: str) -> arg
     return commands.add_parser(
         name, help=summary, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+
+
+def add_name_pattern(command: argparse.ArgumentParser) -> None:
+    """Adds the flag for names of recordings that are not read without help (see `NamePattern`)."""
+    command.add_argument(
+        "--name_pattern",
+        metavar="PATTERN",
+        help="form of the recordings' names, such as %%site_%%Y%%m%%d_%%H%%M%%S, or a regular expression with named "
+        "groups; by default the usual forms of recorders are read",
+    )

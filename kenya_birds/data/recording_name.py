@@ -2,52 +2,135 @@
 
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import NamedTuple
 
 import numpy as np
 
+from kenya_birds.data.name_pattern import NamePattern
+
 DAY_H = 24
-_PATTERN = re.compile(
-    r"(?P<collection>[A-Za-z]+)_(?P<number>[0-9]+)(?:_(?P<site>S[0-9]+))?"
-    r"_(?P<start>[0-9]{8}_[0-9]{6})(?P<utc>Z?)(?:\.[A-Za-z0-9]+)?"
+# The archive's form: collection, number, site (optional). Without a site the number stands for it.
+_ARCHIVE_SITE = re.compile(r"(?P<collection>[A-Za-z]+)_(?P<number>[0-9]+)(?:_(?P<site>S[0-9]+))?")
+_DATE_TIME = re.compile(
+    r"(?<![0-9])(?P<year>(?:19|20)[0-9]{2})(?P<in_date>[-_.]?)(?P<month>[0-9]{2})(?P=in_date)(?P<day>[0-9]{2})"
+    # Song Meters put a $ between date and time where a GPS set the clock, BirdNET-Pi its name and camera.
+    r"(?P<between>-birdnet-(?:RTSP_[0-9]+-)?|[ T_$-]?)"
+    r"(?P<hour>[0-9]{2})(?P<in_time>[-:_.]?)(?P<minute>[0-9]{2})"
+    r"(?:(?P=in_time)(?P<second>[0-9]{2})(?:[.,][0-9]{1,9})?)?(?P<zone>Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?(?![0-9])"
 )
+_SUFFIX = re.compile(r"\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]+")
+_COPY = re.compile(r"copy( \([0-9]+\))? of ", re.IGNORECASE)
+# Wildlife Acoustics' mark of the channels.
+_CHANNELS = re.compile(r"_(?:0\+1|[01])$")
+# What cuts clips out of recordings adds their begin and end to the name.
+_CLIP = re.compile(r"[0-9]+(?:\.[0-9]+)?s?[_-][0-9]+(?:\.[0-9]+)?s?$")
+# The first AudioMoths named recordings by seconds since 1970, in hexadecimal: September 2017 to the end of 2024.
+_HEXADECIMAL = re.compile(r"(?=[0-9]*[A-F])(?P<seconds>5[9A-F][0-9A-F]{6}|6[0-6][0-9A-F]{6})\.(?:WAV|wav)")
+_UTC_OFFSETS_MIN = range(-12 * 60, 14 * 60 + 1)
 
 
 class RecordingName(NamedTuple):
     """What a recording's file name tells.
 
     Attributes:
-        site: The collection and its site, such as "KEN_001" or "UHH_S01". Where a name has no site of its own, the
-            number after the collection stands for it; some collections (SSW, HSN) only count their recordings there,
-            so that each is a site to itself.
-        start: When the recording begins: in UTC where the name says so with a Z, otherwise without a time zone, in
-            the site's local time.
+        site: What stands in front of date and time: a site, a recorder's prefix or its serial number; of the archive's
+            names the collection and its site, such as "KEN_001" or "UHH_S01". Where such a name has no site of its
+            own, the number after the collection stands for it; some collections (SSW, HSN) only count their recordings
+            there, so that each is a site to itself. None where the name does not tell.
+        start: When the recording begins: in UTC where the name says so with a Z, with a time zone where it tells the
+            offset, otherwise without one, in the recorder's local time. None where only the site is known.
     """
 
-    site: str
-    start: datetime
+    site: str | None
+    start: datetime | None
+
+    @property
+    def local(self) -> datetime | None:
+        """The local time at its start, without a time zone; None where the name does not tell."""
+        return None if self.start is None or self.start.tzinfo is UTC else self.start.replace(tzinfo=None)
+
+    @property
+    def utc(self) -> datetime | None:
+        """The time at its start in UTC; None where the name does not tell."""
+        return None if self.start is None or self.start.tzinfo is None else self.start.astimezone(UTC)
 
 
-def parse_recording_name(name: str) -> RecordingName | None:
-    """Parses names such as `KEN_001_20211207_153852.flac` or `UHH_001_S01_20161121_150000.flac`.
+def parse_recording_name(name: str, pattern: NamePattern | None = None) -> RecordingName | None:
+    """Reads site, date and time out of a file name, where they are plain.
+
+    Dates are `20211207`, `2021-12-07` and the like, times `153852` and `15-38-52`; a Z, `UTC` or an offset such as
+    `+0300` may follow. Days before months, years of two digits, times without seconds, and names with two dates are
+    not read, since they can be read in several ways.
 
     Args:
-        name: File name of a recording: collection, number, site (optional), date, time and Z for UTC (optional).
+        name: File name of a recording, such as `KEN_001_20211207_153852.flac` or `20211207_153852.WAV`.
+        pattern: Reads names that it matches instead.
 
     Returns:
-        Its site and start, or None where the name is of another form or its date or time does not exist.
+        Its site and start, or None where the name tells neither, or the date or time does not exist.
     """
-    match = _PATTERN.fullmatch(name)
-    if match is None:
+    if pattern is not None and (groups := pattern.match(name)) is not None:
+        told = RecordingName(groups.get("site") or None, _start(groups))
+        return None if told == (None, None) else told
+    if match := _HEXADECIMAL.fullmatch(name):
+        return RecordingName(None, datetime.fromtimestamp(int(match["seconds"], 16), UTC))
+    suffix = list(_SUFFIX.finditer(name))[-1:]
+    stem = name[: suffix[0].start()] if suffix and suffix[0].end() == len(name) else name
+    found = [(match, start) for match in _DATE_TIME.finditer(stem) if (start := _plain_start(match)) is not None]
+    # Frontier Labs' recorders write begin and end: S20211207T153852+1000_E20211207T163852+1000.
+    if len(found) == 2 and stem[found[0][0].start() - 1] == "S" and stem[found[1][0].start() - 1] == "E":
+        return RecordingName(_site(stem[: found[0][0].start() - 1]), found[0][1])
+    if len(found) != 1 or name != name.strip() or _CLIP.search(stem[found[0][0].end() :]):
         return None
+    match, start = found[0]
+    is_birdnet_pi = match["between"].startswith("-birdnet")  # its prefix is a species
+    return RecordingName(None if is_birdnet_pi else _site(stem[: match.start()]), start)
+
+
+def _plain_start(match: re.Match[str]) -> datetime | None:
+    """The time that a match tells; None where it can be read in another way, or does not exist."""
+    is_compact = not match["in_date"] and not match["in_time"]
+    if (not match["between"] and not is_compact) or (match["second"] is None and match["between"] != "T"):
+        return None
+    groups = match.groupdict()
+    # Without a T in front, -0100 may be a number, and +0001 is one.
+    if match["between"] != "T" and (groups["zone"] or "").startswith("-"):
+        groups["zone"] = None
+    start = _start(groups)
+    return _start(groups | {"zone": None}) if start is None and match["between"] != "T" else start
+
+
+def _start(groups: dict[str, str | None]) -> datetime | None:
+    """The time that digits tell; None where there is none or it does not exist."""
+    if groups.get("year") is None:
+        return None
+    numbers = [int(groups.get(name) or 0) for name in ("year", "month", "day", "hour", "minute", "second")]
     try:
-        start = datetime.strptime(match["start"], "%Y%m%d_%H%M%S")
+        return datetime(*numbers, tzinfo=_zone(groups.get("zone")))  # type: ignore[arg-type, misc]
     except ValueError:
         return None
-    if match["utc"]:
-        start = start.replace(tzinfo=UTC)
-    return RecordingName(f"{match['collection']}_{match['site'] or match['number']}", start)
+
+
+def _zone(text: str | None) -> timezone | None:
+    """A time zone; `+0000` is the local time of a place, as Z and UTC are not."""
+    if not text:
+        return None
+    if text in ("Z", "UTC"):
+        return UTC
+    digits = text[1:].replace(":", "").ljust(4, "0")
+    minutes = (60 * int(digits[:2]) + int(digits[2:])) * (-1 if text[0] == "-" else 1)
+    if minutes not in _UTC_OFFSETS_MIN or int(digits[2:]) % 15:
+        raise ValueError(f"there is no time zone {text}")
+    return timezone(timedelta(minutes=minutes), text)
+
+
+def _site(prefix: str) -> str | None:
+    """The site that stands in front of a date."""
+    prefix = _COPY.sub("", prefix).rstrip("_- .")
+    if match := _ARCHIVE_SITE.fullmatch(prefix):
+        return f"{match['collection']}_{match['site'] or match['number']}"
+    return _CHANNELS.sub("", prefix) or None
 
 
 def recorded_by_hour(recordings: Iterable[tuple[datetime, float]]) -> np.ndarray:

@@ -3,11 +3,12 @@
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pandas as pd
 
+from kenya_birds.data.name_pattern import NamePattern
 from kenya_birds.data.recording_name import RecordingName, parse_recording_name
 from kenya_birds.data.splits import SPLITS
 from kenya_birds.errors import UserError
@@ -40,7 +41,11 @@ class SplitAudit:
 
 
 def audit_split(
-    annotations: pd.DataFrame, splits: pd.DataFrame, *, targets: Mapping[str, float] | None = None
+    annotations: pd.DataFrame,
+    splits: pd.DataFrame,
+    *,
+    targets: Mapping[str, float] | None = None,
+    name_pattern: NamePattern | None = None,
 ) -> SplitAudit:
     """Examines splits or folds of any origin; they may have faults.
 
@@ -49,6 +54,7 @@ def audit_split(
         splits: `recording` and `split` ("train", "validation" or "test"), or `recording` and `fold` (a number).
         targets: Share of the annotations that each split should have; by default 0.6, 0.2 and 0.2. Folds should have
             equal ones.
+        name_pattern: Reads sites and times out of the recordings' names (see `parse_recording_name`).
 
     Raises:
         UserError: If there are no annotations of the recordings, a column is missing, or a split or fold cannot be
@@ -74,8 +80,10 @@ def audit_split(
     is_folds = "train" not in parts
     recordings = splits["part"].value_counts().reindex(parts, fill_value=0)
     repeated = splits.loc[splits["recording"].duplicated(), "recording"]
-    names = {name: parse_recording_name(name) for name in sorted(splits["recording"].unique())}
-    parsed = {name: parts_of for name, parts_of in names.items() if parts_of is not None}
+    if name_pattern is not None:
+        name_pattern.check(splits["recording"])
+    names = {name: parse_recording_name(name, name_pattern) for name in sorted(splits["recording"].unique())}
+    parsed = {name: known for name, known in names.items() if known is not None and known.site and known.start}
     summary = {
         "classes": len(counts),
         "annotations": len(annotations),
@@ -154,11 +162,13 @@ def _near_apart(names: dict[str, RecordingName], splits: pd.DataFrame) -> list[t
     pairs = []
     parts = {str(name): set(rows) for name, rows in splits.groupby("recording")["part"]}
     # Times with and without a time zone cannot be compared.
-    ordered = sorted(names, key=lambda name: (names[name].site, names[name].start.tzinfo is None, names[name].start))
-    for index, first in enumerate(ordered):
-        for second in ordered[index + 1 :]:
-            one, other = names[first], names[second]
-            if one.site != other.site or one.start.tzinfo != other.start.tzinfo or other.start - one.start > NEAR:
+    ordered = sorted(
+        (known.site or "", known.utc is None, known.utc or known.start or datetime.max, name)
+        for name, known in names.items()
+    )
+    for index, (site, is_naive, start, first) in enumerate(ordered):
+        for other_site, other_is_naive, other_start, second in ordered[index + 1 :]:
+            if (site, is_naive) != (other_site, other_is_naive) or other_start - start > NEAR:
                 break
             if len(parts[first] | parts[second]) > 1:
                 pairs.append((first, second))

@@ -15,6 +15,7 @@ from kenya_birds.data.archive import (
     select_classes,
 )
 from kenya_birds.data.balanced_split import balanced_split
+from kenya_birds.data.name_pattern import NamePattern
 from kenya_birds.data.planning import plan_clips
 from kenya_birds.data.recording_name import parse_recording_name
 from kenya_birds.data.split_audit import audit_split, format_audit
@@ -51,6 +52,7 @@ def write_report(
     seed: int = 0,
     balanced: bool = False,
     overwrite: bool = False,
+    name_pattern: NamePattern | None = None,
 ) -> Path:
     """Describes an archive on an HTML page that needs no other file, no network and no scripts.
 
@@ -64,6 +66,7 @@ def write_report(
         balanced: Whether the balanced split is described next to the seed strategy's. It is looked for for a minute at
             most, and the page is the same each time only if it is found in less.
         overwrite: Whether a file that is there already is replaced.
+        name_pattern: Reads sites and times out of the recordings' names (see `parse_recording_name`).
 
     Returns:
         `output`.
@@ -76,7 +79,7 @@ def write_report(
         raise UserError(f"{output} cannot be written: give the path of a file in a folder that exists")
     if output.exists() and not overwrite:
         raise UserError(f"{output} is there already: give another path, or ask for it to be overwritten")
-    page = _render(_describe(read_archive(data_dir), min_annotations, seed, balanced))
+    page = _render(_describe(read_archive(data_dir), min_annotations, seed, balanced, name_pattern))
     with users_file(output) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")
     return output
@@ -93,13 +96,17 @@ def _render(content: Mapping[str, Any]) -> str:
     return environment.get_template("report.html.jinja").render(content)
 
 
-def _describe(archive: Archive, min_annotations: int, seed: int, balanced: bool) -> dict[str, Any]:
+def _describe(
+    archive: Archive, min_annotations: int, seed: int, balanced: bool, name_pattern: NamePattern | None
+) -> dict[str, Any]:
     """All that the template shows."""
     annotations = archive.annotations
     names = {str(code): str(name or code) for code, name in archive.species["common_name"].items()}
     counts = annotations["species"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
     top, bottom = frequency_thresholds(counts)
     duration_s = {name: header.duration_s for name, header in sorted(archive.headers.items())}
+    if name_pattern is not None:
+        name_pattern.check(duration_s)
     sound = listen(archive)
     return {
         "name": archive.data_dir.resolve().name,
@@ -116,16 +123,16 @@ def _describe(archive: Archive, min_annotations: int, seed: int, balanced: bool)
             for part in _parts(len(counts))
         ],
         "problems": sound.problems,
-        "recordings": recording_rows(archive, sound.levels),
+        "recordings": recording_rows(archive, sound.levels, name_pattern),
         "species": species_rows(archive, counts),
         "set_aside": set_aside_rows(archive),
         **_durations(archive),
         **_spectral(sound.ranges, names),
         **_levels(sound.levels),
         **_overlaps(annotations),
-        **_activity(archive, duration_s),
+        **_activity(archive, duration_s, name_pattern),
         "example": _example(archive, names, seed),
-        **_split(archive, min_annotations, balanced),
+        **_split(archive, min_annotations, balanced, name_pattern),
     }
 
 
@@ -188,10 +195,10 @@ def _overlaps(annotations: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _activity(archive: Archive, duration_s: dict[str, float]) -> dict[str, Any]:
+def _activity(archive: Archive, duration_s: dict[str, float], name_pattern: NamePattern | None) -> dict[str, Any]:
     along = activity_along(archive.annotations, duration_s)
-    parsed = {name: parse_recording_name(name) for name in duration_s}
-    begins = {name: known.start for name, known in parsed.items() if known is not None}
+    parsed = [(name, parse_recording_name(name, name_pattern)) for name in duration_s]
+    begins = {name: known.local or known.start for name, known in parsed if known is not None and known.start}
     content: dict[str, Any] = {
         "along": along,
         "along_svg": Markup(pictures.draw_activity_along(along)),
@@ -239,15 +246,16 @@ def _example(archive: Archive, names: dict[str, str], seed: int) -> dict[str, An
     return {"call": found, "name": names[found.species], "images": images, "changes": changes}
 
 
-def _split(archive: Archive, min_annotations: int, balanced: bool) -> dict[str, Any]:
+def _split(archive: Archive, min_annotations: int, balanced: bool, name_pattern: NamePattern | None) -> dict[str, Any]:
     content: dict[str, Any] = {"balanced": balanced, "split": None, "split_problem": None}
     try:
         classes = select_classes(archive.annotations, min_annotations)
         clips = plan_clips(archive, classes, KenyaBirdsFeatureExtractor().sampling_rate, CLIP_S)
         same_sound = archive.same_sound()
-        audits = {"seed": audit_split(clips, seed_split(clips, same_sound=same_sound))}
+        audits = {"seed": audit_split(clips, seed_split(clips, same_sound=same_sound), name_pattern=name_pattern)}
         if balanced:
-            audits["balanced"] = audit_split(clips, balanced_split(clips, same_sound=same_sound))
+            table = balanced_split(clips, same_sound=same_sound)
+            audits["balanced"] = audit_split(clips, table, name_pattern=name_pattern)
         content["split"] = format_audit(audits)
     except UserError as error:
         content["split_problem"] = str(error)

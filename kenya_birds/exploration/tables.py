@@ -6,22 +6,23 @@ from typing import Any
 import pandas as pd
 
 from kenya_birds.data.archive import ANNOTATION_COLUMNS, ANNOTATIONS_FILE, Archive
-from kenya_birds.data.recording_name import parse_recording_name
+from kenya_birds.data.name_pattern import NamePattern
+from kenya_birds.data.recording_name import RecordingName, parse_recording_name
 
 
-def recording_rows(archive: Archive, levels: pd.DataFrame) -> list[dict[str, Any]]:
+def recording_rows(
+    archive: Archive, levels: pd.DataFrame, name_pattern: NamePattern | None = None
+) -> list[dict[str, Any]]:
     """What the table of recordings shows of each: header, beginning, annotations, and level where it was measured."""
     groups = archive.annotations.groupby("recording")["species"]
     annotations, species = groups.size(), groups.nunique()
     rows = []
     for name, header in sorted(archive.headers.items()):
-        known = parse_recording_name(name)
+        known = parse_recording_name(name, name_pattern)
         rows.append(
             {
                 "name": name,
-                "begins": ""
-                if known is None
-                else f"{known.start:%Y-%m-%d %H:%M}{' UTC' if known.start.tzinfo else ''}",
+                "begins": _begin(known),
                 "header": header,
                 "annotations": int(annotations.get(name, 0)),
                 "species": int(species.get(name, 0)),
@@ -29,6 +30,12 @@ def recording_rows(archive: Archive, levels: pd.DataFrame) -> list[dict[str, Any
             }
         )
     return rows
+
+
+def _begin(known: RecordingName | None) -> str:
+    if known is None or known.start is None:
+        return ""
+    return f"{known.local:%Y-%m-%d %H:%M}" if known.local else f"{known.utc:%Y-%m-%d %H:%M} UTC"
 
 
 def species_rows(archive: Archive, counts: pd.Series) -> list[dict[Hashable, Any]]:

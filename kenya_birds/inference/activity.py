@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path, PurePath
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,12 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from kenya_birds.data.name_pattern import NamePattern
 from kenya_birds.data.recording_name import DAY_H, parse_recording_name, recorded_by_hour
 from kenya_birds.errors import UserError
 from kenya_birds.inference.pictures import check_picture, save_picture
 from kenya_birds.inference.reading import read_detections
+from kenya_birds.inference.recordings import name_in
 from kenya_birds.inference.table_formats import RECORDINGS_TABLE
 from kenya_birds.plot_style import short_name, styled
 
@@ -46,7 +48,9 @@ class Activity:
     left_out: int
 
 
-def plot_activity(detections: str | Path, output: str | Path, *, overwrite: bool = False) -> Activity:
+def plot_activity(
+    detections: str | Path, output: str | Path, *, overwrite: bool = False, name_pattern: NamePattern | None = None
+) -> Activity:
     """Draws how often each species was detected at each hour of the day, as a heat map.
 
     Where `recordings.csv` lies beside the table, as `write_tables` leaves it, colours are detections per recorded
@@ -58,6 +62,7 @@ def plot_activity(detections: str | Path, output: str | Path, *, overwrite: bool
         detections: A table of detections (see `read_detections`).
         output: PNG, SVG or PDF to write.
         overwrite: Whether a file that is there already is replaced.
+        name_pattern: Reads times out of the recordings' names (see `parse_recording_name`).
 
     Returns:
         What was drawn; all species, of which the 40 most frequent are in the picture.
@@ -67,32 +72,43 @@ def plot_activity(detections: str | Path, output: str | Path, *, overwrite: bool
     """
     check_picture(output, overwrite)
     table = read_detections(detections)
-    activity = measure_activity(table, _durations(Path(detections), table), detections)
+    activity = measure_activity(table, _durations(Path(detections), table), detections, name_pattern)
     save_picture(_draw(activity), output)
     return activity
 
 
-def measure_activity(table: pd.DataFrame, duration_s: Mapping[str, float] | None, name: str | Path) -> Activity:
+def measure_activity(
+    table: pd.DataFrame,
+    duration_s: Mapping[str, float] | None,
+    name: str | Path,
+    name_pattern: NamePattern | None = None,
+) -> Activity:
     """Counts detections by species and hour of the day, each at the hour of its middle.
 
     Args:
         table: See `read_detections`.
         duration_s: Length of all recordings, also those without a detection; None where it is not known.
         name: The table's, for messages.
+        name_pattern: Reads times out of the recordings' names (see `parse_recording_name`).
 
     Raises:
         UserError: If no detection is in a recording whose name tells when it was made.
     """
     recordings = list(duration_s if duration_s is not None else dict.fromkeys(table["recording"]))
-    starts = {recording: _start(recording) for recording in dict.fromkeys([*recordings, *table["recording"]])}
-    clock = None if any(start is not None and start.tzinfo is None for start in starts.values()) else UTC
-    begins = {path: start for path, start in starts.items() if start is not None and start.tzinfo is clock}
+    paths = {path: name_in(path) for path in dict.fromkeys([*recordings, *table["recording"]])}
+    if name_pattern is not None:
+        name_pattern.check(paths.values())
+    parsed = {path: parse_recording_name(file_name, name_pattern) for path, file_name in paths.items()}
+    known_names = {path: known for path, known in parsed.items() if known is not None}
+    is_local = any(known.local is not None for known in known_names.values())
+    starts = {path: known.local if is_local else known.utc for path, known in known_names.items()}
+    begins = {path: start for path, start in starts.items() if start is not None}
     known = table[table["recording"].isin(list(begins))]
     if known.empty:
         raise UserError(
             f"{name} has no detection in a recording whose name tells when it was made, as "
             "KEN_001_20211207_153852.flac does: there is no hour of the day to draw "
-            f"(found {', '.join(sorted(starts)[:3]) or 'nothing'})"
+            f"(found {', '.join(sorted(paths)[:3]) or 'nothing'}); a name pattern (--name_pattern) reads other names"
         )
     begin_s = known["recording"].map({path: _second_of_day(start) for path, start in begins.items()})
     hour = ((begin_s + (known["start_s"] + known["end_s"]) / 2) // 3600 % DAY_H).astype(int)
@@ -104,12 +120,7 @@ def measure_activity(table: pd.DataFrame, duration_s: Mapping[str, float] | None
         known_s = [(begins[path], seconds) for path, seconds in duration_s.items() if path in begins]
         recorded_h = recorded_by_hour(known_s) / 3600
     kept = sum(path in begins for path in recordings)
-    return Activity(counts, recorded_h, "UTC" if clock else "local time", kept, len(recordings) - kept)
-
-
-def _start(recording: str) -> datetime | None:
-    parsed = parse_recording_name(PurePath(recording).name)
-    return None if parsed is None else parsed.start
+    return Activity(counts, recorded_h, "local time" if is_local else "UTC", kept, len(recordings) - kept)
 
 
 def _second_of_day(time: datetime) -> int:
@@ -127,8 +138,8 @@ def _durations(detections: Path, table: pd.DataFrame) -> dict[str, float] | None
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): mend it, or move it away") from None
     # Raven's table has absolute paths.
-    listed = {PurePath(recording).name for recording in durations}
-    return durations if {PurePath(recording).name for recording in table["recording"].unique()} <= listed else None
+    listed = set(map(name_in, durations))
+    return durations if set(map(name_in, table["recording"].unique())) <= listed else None
 
 
 def shown_hours(recorded_h: np.ndarray | None) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference.boxes import Box, cut, join, stack
 from kenya_birds.inference.pictures import check_picture, save_picture
 from kenya_birds.inference.reading import read_detections
+from kenya_birds.inference.recordings import name_in
 from kenya_birds.model.signal_kenya_birds import power_spectrogram
 from kenya_birds.plot_style import SpeciesStyle, short_name, species_styles, styled
 
@@ -112,7 +113,7 @@ def draw_stretch(
         number = min(MAX_ROWS, math.ceil((end_s - start_s) / ROW_S))
         row_s = (end_s - start_s) / number
         rows = [(start_s + n * row_s, _levels(reader, start_s + n * row_s, row_s)) for n in range(number)]
-    return _draw(rows, row_s, join(detections), styles, PurePath(recording).name, reader.sampling_rate), end_s
+    return _draw(rows, row_s, join(detections), styles, name_in(str(recording)), reader.sampling_rate), end_s
 
 
 def detections_of(recording: str | Path, table: pd.DataFrame, name: str | Path) -> pd.DataFrame:
@@ -128,7 +129,7 @@ def detections_of(recording: str | Path, table: pd.DataFrame, name: str | Path) 
     """
     paths = table["recording"].unique()
     same = [path for path in paths if Path(path).resolve() == Path(recording).resolve()]
-    same = same or [path for path in paths if PurePath(path).name == PurePath(recording).name]
+    same = same or [path for path in paths if name_in(path) == name_in(str(recording))]
     if len(same) > 1:
         raise UserError(f"{name} has detections of {' and '.join(same[:3])}: give the recording by its path in there")
     if not same:
@@ -177,8 +178,9 @@ def _draw(
     lanes = [max((box.lane + 1 for box in row), default=1) for row in boxes]
     height_inch = TOP_INCH + sum(lanes) * LANE_INCH + len(rows) * (SPECTROGRAM_INCH + GAP_INCH)
     figure.set_size_inches(WIDTH_INCH, height_inch)
-    start = getattr(parse_recording_name(name), "start", None)
-    clock = "" if start is None else f", begun {start:%Y-%m-%d %H:%M:%S} {'UTC' if start.tzinfo else 'local time'}"
+    known = parse_recording_name(name)
+    start = known and (known.local or known.utc)
+    clock = "" if not start else f", begun {start:%Y-%m-%d %H:%M:%S} {'UTC' if start.tzinfo else 'local time'}"
     title = f"{short_name(name, 70)}   {_minutes(rows[0][0])} to {_minutes(rows[-1][0] + row_s)}{clock}"
     top = 1 - 0.22 / height_inch
     figure.text(LEFT_INCH / WIDTH_INCH, top, title, fontsize=10, weight="bold", va="center")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kenya_birds.errors import UserError
-from kenya_birds.inference.table_formats import CSV_COLUMNS, FORMULA
+from kenya_birds.inference.table_formats import FORMULA
 
 COLUMNS = ("recording", "start_s", "end_s", "code", "common_name", "scientific_name", "score")
 # What stands for them in a selection table; `end_s` is computed.
@@ -56,7 +56,7 @@ def read_detections(path: str | Path) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    missing = [name for name in CSV_COLUMNS if name not in table]
+    missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise ValueError(f"it has no column {', '.join(missing)}")
     for name in TEXTS[1:]:

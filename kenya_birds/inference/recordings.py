@@ -1,15 +1,18 @@
 """What tables say of a recording besides what is heard in it."""
 
+import ntpath
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import date, datetime, timedelta
 from fractions import Fraction
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from kenya_birds.data.recording_name import parse_recording_name
+from kenya_birds.data.name_pattern import NamePattern
+from kenya_birds.data.recording_name import RecordingName, parse_recording_name
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.species import SpeciesNames
+from kenya_birds.output_files import as_utf8
 
 
 @dataclass(frozen=True)
@@ -21,17 +24,19 @@ class RecordingInfo:
         frames: Its samples per channel.
         sample_rate_hz: Its own sampling rate.
         is_here: Whether `recording` leads to it on this machine; a web page's visitor has it on another.
+        name_pattern: Reads site and time out of its name (see `parse_recording_name`).
     """
 
     recording: str
     frames: int
     sample_rate_hz: int
     is_here: bool = True
+    name_pattern: NamePattern | None = None
 
     @property
     def name(self) -> str:
         """Its file name."""
-        return self.recording.replace(os.sep, "/").rpartition("/")[-1]
+        return name_in(self.recording)
 
     @cached_property
     def duration(self) -> Fraction:
@@ -39,17 +44,71 @@ class RecordingInfo:
         return Fraction(self.frames, self.sample_rate_hz)
 
     @cached_property
-    def start(self) -> datetime | None:
-        """When it begins, as its name tells: local time without a zone, or UTC; None where it does not tell."""
-        parsed = parse_recording_name(self.name)
-        return None if parsed is None else parsed.start
+    def known(self) -> RecordingName:
+        """What its name tells; None for what it does not."""
+        return parse_recording_name(self.name, self.name_pattern) or RecordingName(None, None)
 
     def times(self, after_us: int) -> tuple[datetime | None, datetime | None]:
-        """The local time and the time in UTC so many microseconds after its start; at least one is None."""
-        if self.start is None:
-            return None, None
-        time = self.start + timedelta(microseconds=after_us)
-        return (None, time) if time.tzinfo is UTC else (time, None)
+        """The local time and that in UTC so many microseconds after its start; None where its name does not tell."""
+        after = timedelta(microseconds=after_us)
+        local, utc = self.known.local, self.known.utc
+        return None if local is None else local + after, None if utc is None else utc + after
+
+    def when(self, after_us: int) -> "When":
+        """The same, and the site, with the date and hour of the local time, or in UTC where that alone is known."""
+        local, utc = self.times(after_us)
+        time = local or utc
+        return When(
+            local, utc, self.known.site, None if time is None else time.date(), None if time is None else time.hour
+        )
+
+
+class When(NamedTuple):
+    """When and where something was heard, as far as the recording's name tells; these are columns of tables.
+
+    Attributes:
+        local_time: Without a time zone.
+        utc_time: With the time zone UTC.
+        site: See `RecordingName`.
+        date: Of the local time, or in UTC where that alone is known.
+        hour: The same: 0 to 23.
+    """
+
+    local_time: datetime | None
+    utc_time: datetime | None
+    site: str | None
+    date: date | None
+    hour: int | None
+
+    def texts(self) -> tuple[str, ...]:
+        """The same as texts: times in ISO 8601 to a millisecond, and empty where there is nothing."""
+        return (
+            _iso_time(self.local_time),
+            _iso_time(self.utc_time),
+            self.site or "",
+            *map(_text, (self.date, self.hour)),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON: None where there is nothing."""
+        local_time, utc_time, site, day, _ = self.texts()
+        texts = {"local_time": local_time, "utc_time": utc_time, "site": as_utf8(site), "date": day}
+        return {**{name: text or None for name, text in texts.items()}, "hour": self.hour}
+
+
+def _iso_time(time: datetime | None) -> str:
+    """A time in ISO 8601 to a millisecond, with a Z where it is in UTC; empty where there is none."""
+    return "" if time is None else time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _text(value: date | int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def name_in(path: str) -> str:
+    """The file name at the end of a path or URL, also of a path on Windows in a table that is read elsewhere."""
+    is_of_windows = "\\" in path and (os.sep == "\\" or "/" not in path or bool(ntpath.splitdrive(path)[0]))
+    return ntpath.basename(path) if is_of_windows else path.rpartition("/")[-1]
 
 
 def microseconds(time_s: Fraction) -> int:

@@ -13,12 +13,14 @@ import filelock
 from tqdm import tqdm
 
 from kenya_birds import __version__
+from kenya_birds.data.name_pattern import NamePattern
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.detection import SoundscapePipeline, log_losses
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.journal import Journal, JournalWriter, hash_files
+from kenya_birds.inference.recordings import RecordingInfo, name_in
 from kenya_birds.inference.run_files import RunFiles, RunReport
 from kenya_birds.inference.sharing import Team, shares
 from kenya_birds.inference.sources import FileState, Source, find_sources
@@ -46,6 +48,7 @@ def run_detection(
     *,
     formats: Sequence[str],
     resume: bool = True,
+    name_pattern: NamePattern | None = None,
     team: Team | None = None,
 ) -> RunReport | None:
     """Analyses recordings and writes tables; a run that was stopped goes on where it was.
@@ -61,6 +64,7 @@ def run_detection(
         output: A folder that is new, empty, or an earlier run's; several machines must share it.
         formats: See `write_tables`.
         resume: Whether to use records that are there.
+        name_pattern: Reads sites and times out of the recordings' names (see `parse_recording_name`).
         team: The processes that share the run.
 
     Returns:
@@ -77,6 +81,8 @@ def run_detection(
                 check_formats(formats)
                 sources = find_sources(paths)
                 sources.log()
+                if name_pattern is not None:
+                    name_pattern.check(name_in(source.recording) for source in sources)
                 files.prepare()
                 stack.enter_context(_locked(files.state_folder))
                 files.check_unchanged()
@@ -115,8 +121,12 @@ def run_detection(
             threads=pipeline.scorer.threads,
             skipped=sources.skipped,
         )
-        analysed = {name: reading for name, reading in readings.items() if reading.windows}
-        detections = _counted(journal, analysed, counts)
+        analysed = [
+            RecordingInfo(name, reading.frames, reading.sample_rate_hz, name_pattern=name_pattern)
+            for name, reading in readings.items()
+            if reading.windows
+        ]
+        detections = _counted(journal, [info.recording for info in analysed], counts)
         files.write(report, analysed, detections, counts, formats, pipeline.names, pipeline.frequencies_hz)
         return report
 

@@ -195,7 +195,7 @@ class RunFiles:
     def write(
         self,
         report: RunReport,
-        analysed: Mapping[str, Reading],
+        recordings: Sequence[RecordingInfo],
         detections: Iterable[Detection],
         counts: Counter[str],
         formats: Sequence[str],
@@ -206,14 +206,13 @@ class RunFiles:
 
         Args:
             report: The account; the detections by species are added to it.
-            analysed: The recordings that tables hold.
+            recordings: Those that tables hold.
             detections: In their order.
             counts: Detections by species, which is complete when `detections` comes to its end.
             formats: See `write_tables`.
             names: Names by code.
             frequencies_hz: Lowest and highest frequency that the model hears.
         """
-        infos = [RecordingInfo(name, reading.frames, reading.sample_rate_hz) for name, reading in analysed.items()]
         about = {name: report.content[name] for name in ("model", "model_sha256", "settings", "versions")}
         with self.writing():
             before = self._tables()
@@ -222,7 +221,7 @@ class RunFiles:
             written = write_tables(
                 self.folder,
                 formats,
-                infos,
+                recordings,
                 detections,
                 species_names=names,
                 frequencies_hz=frequencies_hz,

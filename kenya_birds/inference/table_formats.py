@@ -4,7 +4,6 @@ import csv
 import json
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import PurePath
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 from fsspec.core import split_protocol
 
 from kenya_birds.inference.outputs import Outputs
-from kenya_birds.inference.recordings import RecordingInfo, Row, decimal_s, microseconds
+from kenya_birds.inference.recordings import RecordingInfo, Row, When, decimal_s, microseconds
 from kenya_birds.output_files import as_utf8
 
 CSV_COLUMNS = (
@@ -23,8 +22,7 @@ CSV_COLUMNS = (
     "common_name",
     "scientific_name",
     "score",
-    "local_time",
-    "utc_time",
+    *When._fields,
 )
 KALEIDOSCOPE_COLUMNS = (
     "INDIR",
@@ -63,7 +61,7 @@ class RecordingsTable:
     def __init__(self, outputs: Outputs) -> None:
         self._file = outputs.open(RECORDINGS_TABLE)
         self._csv = csv.writer(self._file, lineterminator="\n")
-        self._csv.writerow(("recording", "duration_s", "local_time", "utc_time", "detections"))
+        self._csv.writerow(("recording", "duration_s", *When._fields[:2], "detections", *When._fields[2:]))
         self._info: RecordingInfo | None = None
         self._detections = 0
 
@@ -83,8 +81,9 @@ class RecordingsTable:
     def _end(self) -> None:
         if self._info is not None:
             duration_s = decimal_s(microseconds(self._info.duration))
-            times = map(iso_time, self._info.times(0))
-            self._csv.writerow((safe_path(self._info.recording), duration_s, *times, self._detections))
+            local_time, utc_time, site, *others = self._info.when(0).texts()
+            row = (local_time, utc_time, self._detections, safe_text(site), *others)
+            self._csv.writerow((safe_path(self._info.recording), duration_s, *row))
 
 
 class CsvTable:
@@ -106,7 +105,8 @@ class CsvTable:
         """See `TableWriter`."""
         times_s = decimal_s(row.start_us), decimal_s(row.end_us)
         names = map(safe_text, (row.detection.species, *row.names))
-        times = map(iso_time, row.info.times(row.start_us))
+        local_time, utc_time, site, *others = row.info.when(row.start_us).texts()
+        times = local_time, utc_time, safe_text(site), *others
         self._csv.writerow((safe_path(row.info.recording), *times_s, *names, f"{row.detection.score:.6f}", *times))
 
     def close(self) -> None:
@@ -153,12 +153,10 @@ class JsonTable:
         self._file = outputs.open(f"{stem}.json")
         self._file.write(f'{{"metadata": {about},\n"recordings": [')
         for place, info in enumerate(recordings):
-            local_time, utc_time = map(iso_time, info.times(0))
             content = {
                 "recording": as_utf8(info.recording),
                 "duration_s": microseconds(info.duration) / 1e6,
-                "local_time": local_time or None,
-                "utc_time": utc_time or None,
+                **info.when(0).as_json(),
             }
             self._write_item(content, place == 0)
         self._file.write('],\n"detections": [')
@@ -169,7 +167,6 @@ class JsonTable:
 
     def write(self, row: Row) -> None:
         """See `TableWriter`."""
-        local_time, utc_time = map(iso_time, row.info.times(row.start_us))
         content = {
             "recording": as_utf8(row.info.recording),
             "start_s": row.start_us / 1e6,
@@ -177,8 +174,7 @@ class JsonTable:
             "code": row.detection.species,
             **row.names._asdict(),
             "score": round(row.detection.score, 6),
-            "local_time": local_time or None,
-            "utc_time": utc_time or None,
+            **row.info.when(row.start_us).as_json(),
         }
         self._write_item(content, self._is_first)
         self._is_first = False
@@ -207,6 +203,9 @@ class ParquetTable:
                 "score": pa.float32(),
                 "local_time": pa.timestamp("us"),
                 "utc_time": pa.timestamp("us", tz="UTC"),
+                "site": text,
+                "date": pa.date32(),
+                "hour": pa.int8(),
                 "start_sample": pa.int64(),
                 "end_sample": pa.int64(),
                 "sample_rate_hz": pa.int32(),
@@ -222,13 +221,17 @@ class ParquetTable:
     def write(self, row: Row) -> None:
         """See `TableWriter`."""
         found = row.detection
+        local_time, utc_time, site, *others = row.info.when(row.start_us)
         values = (
             as_utf8(row.info.recording),
             row.start_us / 1e6,
             row.end_us / 1e6,
             *map(as_utf8, (found.species, *row.names)),
             found.score,
-            *row.info.times(row.start_us),
+            local_time,
+            utc_time,
+            None if site is None else as_utf8(site),
+            *others,
             found.start_sample,
             found.end_sample,
             found.sample_rate_hz,
@@ -248,11 +251,6 @@ class ParquetTable:
             arrays = [pa.array(values, field.type) for values, field in zip(self._columns, self._schema, strict=True)]
             self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
             self._columns = [[] for _ in self._schema]
-
-
-def iso_time(time: datetime | None) -> str:
-    """A time in ISO 8601 to a millisecond, with a Z where it is in UTC; empty where there is none."""
-    return "" if time is None else time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def safe_path(path: str) -> str:
