@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import secrets
 import socket
 import statistics
@@ -39,7 +40,8 @@ from kenya_birds.errors import UserError
 
 API = "/gradio_api"
 REFUSALS = (413, 503, 507)  # too large, the queue is full, no room on the disk
-FILTERS = (False, 0.05, [], False)  # own thresholds, least score, species, join neighbours: as many rows as there are
+OVERLAP_S = 0.0
+FILTERS = (False, 0.05, [], False)  # own thresholds, minimum score, species, merge: as many rows as there are
 START_S = 300.0
 LEAVING_S = 60.0
 
@@ -83,7 +85,8 @@ class Visitor:
                 rows = self._rows(recording)
                 rows_s = time.monotonic() - begin_s
                 (picture,) = self._queued("stretch", 0, *FILTERS)
-                if not self._fetch(picture).startswith(b"\x89PNG"):
+                address = re.search("src='(gradio_api/[^']*)'", picture)
+                if address is None or not self._ask("GET", f"/{address[1]}").content.startswith(b"\x89PNG"):
                     raise RuntimeError("the picture is no PNG")
                 return Visit("answered", "", rows, rows_s, time.monotonic() - begin_s)
         except Refused as refused:
@@ -107,10 +110,10 @@ class Visitor:
         upload = {"path": path, "orig_name": recording.name, "meta": {"_type": "gradio.FileData"}}
         about = self._ask("POST", f"{API}/run/predict", json=self._event("open", upload)).json()["data"][0]
         self._expect(f"{recording.name} is waiting for its turn", about)
-        about = self._queued("hear")[0]
+        about = self._queued("hear", OVERLAP_S)[0]
         self._expect(f"{recording.name}: ", about)
-        _, by_time, _, _, *downloads = self._queued("show", *FILTERS)
-        *_, table = [self._fetch(download).decode() for download in downloads]
+        _, by_time, *_, raven, audacity, csv = self._queued("show", *FILTERS)
+        *_, table = [self._fetch(download).decode() for download in (raven, audacity, csv)]
         self._expect(recording.name, table)
         rows = len(by_time["data"])
         if not rows:

@@ -1,5 +1,6 @@
 """The demo, served in this process, and a visitor that speaks plain HTTP with it."""
 
+import io
 import json
 import secrets
 import socket
@@ -29,7 +30,9 @@ class Visitor:
         self.address = address
         self.session = session or secrets.token_hex(8)
         self.http = httpx.Client(base_url=address, timeout=60)
-        self.functions = {one["api_name"]: one["id"] for one in self.http.get("/config").json()["dependencies"]}
+        config = self.http.get("/config").json()
+        self.functions = {one["api_name"]: one["id"] for one in config["dependencies"]}
+        self.components = config["components"]
 
     def upload(self, path, name=None):
         with open(path, "rb") as file:
@@ -47,6 +50,10 @@ class Visitor:
                 if message.get("msg") == "process_completed":
                     return message["output"].get("data") if message["success"] else None
         raise AssertionError("the server ended the stream without an answer")
+
+    def fetch(self, file):
+        """A file of an output, as a file object."""
+        return io.BytesIO(self.http.get(f"/gradio_api/file={file['path']}").content)
 
     def open(self, path):
         """Opens a recording by its path on the server; what the page says then."""

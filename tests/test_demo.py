@@ -1,7 +1,10 @@
 """The demo without a browser: what it hears, what it keeps of visitors, and what it does not let in."""
 
 import errno
+import html
 import os
+import re
+import shlex
 import shutil
 import sys
 import threading
@@ -11,6 +14,7 @@ from pathlib import Path
 import gradio as gr
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 from demo_server import Visitor, free_port, served
@@ -22,7 +26,11 @@ from hypothesis import strategies as st
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detection import SoundscapePipeline
+from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.finding import FindingSettings
+from kenya_birds.inference.species import SpeciesNames
+from kenya_birds.plot_style import species_styles
+from kenya_birds.serving import markup
 from kenya_birds.serving.analysis import Analyser, Stopped, clock, seconds_of
 from kenya_birds.serving.page import Page
 from kenya_birds.serving.sessions import IDLE_S, UPLOAD_GRACE_S, Sessions
@@ -50,7 +58,7 @@ def analyser(model):
 
 @pytest.fixture(scope="module")
 def findings(analyser, recording):
-    return analyser.hear(recording)
+    return analyser.hear(recording, overlap_s=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +90,17 @@ def uploaded(visitor, path, name=None):
         FindingSettings(threshold=0.6, merge=True, merge_gap_s=2.5),
     ],
 )
-def test_detections_are_those_of_the_pipeline_under_any_settings(model, recording, findings, settings):
-    pipeline = SoundscapePipeline(model, settings=settings, device="cpu")
+@pytest.mark.parametrize("overlap_s", [0.0, 0.5, 0.75])
+def test_detections_are_those_of_the_pipeline_under_any_settings(model, analyser, recording, settings, overlap_s):
+    pipeline = SoundscapePipeline(model, overlap_s=overlap_s, settings=settings, device="cpu")
     expected = pipeline(chirps(40, 1), RATE, name=NAME)
     assert len(expected) > 3
-    assert findings.detections(settings) == expected
+    assert analyser.hear(recording, overlap_s=overlap_s).detections(settings) == expected
+
+
+@pytest.mark.parametrize("asked", [None, 0.999999, -1, 1e9, float("nan"), "0.5", [0.5]])
+def test_an_overlap_that_the_page_does_not_offer_is_replaced_by_half_a_window(analyser, asked):
+    assert analyser.allowed_overlap_s(asked) == 0.5
 
 
 def test_only_scores_from_the_floor_on_are_kept(findings):
@@ -98,7 +112,9 @@ def test_a_model_whose_thresholds_are_below_the_floor_lowers_it(tmp_path, record
     analyser = Analyser(save_model(tmp_path / "birds", threshold=0.001), device="cpu")
     assert analyser.floor == 0.001
     expected = SoundscapePipeline(tmp_path / "birds", device="cpu")(chirps(40, 1), RATE, name=NAME)
-    assert analyser.hear(recording).detections(FindingSettings()) == expected
+    assert analyser.hear(recording, overlap_s=0.0).detections(FindingSettings()) == expected
+    # Nor does the page's control, which counts in hundredths, leave anything out.
+    assert Page(analyser, None).settings(*Page(analyser, None).defaults, None, False) == FindingSettings()
 
 
 def test_without_thresholds_of_its_own_a_model_needs_one_for_all(tmp_path, recording):
@@ -134,7 +150,7 @@ def test_recordings_that_are_heard_at_a_time_do_not_disturb_each_other(model, re
     found: list = [None] * 6
 
     def hear(place):
-        found[place] = analyser.hear(recording)
+        found[place] = analyser.hear(recording, overlap_s=0.0)
 
     threads = [threading.Thread(target=hear, args=(place,)) for place in range(len(found))]
     for thread in threads:
@@ -263,6 +279,9 @@ def test_a_recording_that_fails_does_not_end_the_session_of_the_next(uploads):
     opened = []
 
     class Analyser:
+        def allowed_overlap_s(self, overlap_s):
+            return overlap_s
+
         def hear(self, recording, **options):
             opened.append(uploads.sessions.open("me", uploads.add("second.wav")))
             raise UserError("no sound in it")
@@ -270,21 +289,25 @@ def test_a_recording_that_fails_does_not_end_the_session_of_the_next(uploads):
     page.analyser = Analyser()
     page.open(str(uploads.add("first.wav")), Request)
     first = uploads.sessions.find("me")
-    assert page.hear(Request) == [gr.skip()] * 4
+    assert page.hear(0.5, Request) == [gr.skip()] * 4
     assert first.is_closed.is_set()
     assert uploads.sessions.find("me") is opened[0]
     assert not opened[0].is_closed.is_set()
     assert opened[0].folder.exists()
     # The second one's own failure ends it.
     page.analyser.hear = lambda recording, **options: (_ for _ in ()).throw(UserError("no sound in it"))
-    assert "no sound in it" in page.hear(Request)[0]
+    assert "no sound in it" in page.hear(0.5, Request)[0]
     assert uploads.sessions.find("me") is None
     assert opened[0].is_closed.is_set()
 
 
 def test_two_events_of_a_page_hear_a_recording_once(uploads):
     session = uploads.sessions.open("me", uploads.add())
-    assert [session.begin_hearing(), session.begin_hearing()] == [True, False]
+    assert [session.begin_hearing(0.5), session.begin_hearing(0.5)] == [True, False]
+    # With another overlap it is another matter; the last one is what the page shows.
+    assert session.begin_hearing(0.0)
+    assert [session.is_wanted(0.5), session.is_wanted(0.0)] == [False, True]
+    assert session.begin_hearing(0.5)
 
 
 def test_what_cannot_be_linked_is_copied(uploads, monkeypatch):
@@ -355,9 +378,9 @@ def test_a_client_gets_the_detections_and_the_files_that_the_page_shows(address,
     client = Client(address, verbose=False)
     message = client.predict(handle_file(recording), api_name="/open")
     assert "is waiting for its turn" in message
-    message = client.predict(api_name="/hear")[0]
+    message = client.predict(0.0, api_name="/hear")[0]
     assert f"{NAME}: 00:40.0, 16 kHz" in message
-    line, by_time, by_species, _, raven, audacity, table = client.predict(True, 0.05, [], False, api_name="/show")
+    line, by_time, by_species, *_, raven, audacity, table = client.predict(True, 0.05, [], False, api_name="/show")
     expected = findings.detections(FindingSettings())
     assert line == f"{len(expected)} detections of {len({one.species for one in expected})} species"
     assert [row[0] for row in by_time["data"]] == [clock(one.start_s, 40) for one in expected]
@@ -366,6 +389,116 @@ def test_a_client_gets_the_detections_and_the_files_that_the_page_shows(address,
     assert len(Path(table).read_text().splitlines()) == len(expected) + 1
     assert len(Path(audacity).read_text().splitlines()) == len(expected)
     assert [row.split("\t")[11] for row in Path(raven).read_text().splitlines()[1:]] == [NAME] * len(expected)
+
+
+@pytest.mark.parametrize(
+    ("overlap_s", "filters"),
+    [
+        (None, None),  # what the page shows at first
+        (0.0, (True, 0.05, [], False)),
+        (0.75, (True, 0.87, [], True)),
+        (0.5, (False, 0.3, [CODES[2], CODES[0]], True)),
+        (0.5, (False, 0.05, [], False)),
+    ],
+)
+def test_the_command_that_the_page_shows_gives_the_rows_of_the_page(
+    model, visitor, recording, tmp_path, monkeypatch, overlap_s, filters
+):
+    monkeypatch.chdir(tmp_path)
+    Path(model.name).symlink_to(model)
+    Path(NAME).symlink_to(recording)
+    first = {component["props"].get("elem_id"): component["props"].get("value") for component in visitor.components}
+    if filters is None:
+        overlap_s, filters = first["overlap"], (first["own"], first["least"], [], first["merge"])
+    visitor.open(uploaded(visitor, recording))
+    visitor.ask("hear", overlap_s)
+    line, by_time, *_, settings, _, _, table = visitor.ask("show", *filters)
+    (shown,) = re.findall("<code>(.*)</code>", settings, flags=re.S)
+    *comment, command = html.unescape(shown).splitlines()
+    if comment:
+        listed = comment[0].partition("one code a line: ")[2]
+        Path("species.txt").write_text(listed.replace(" ", "\n"), encoding="utf-8")
+    with pytest.raises(SystemExit, match="0"):
+        main(shlex.split(command)[1:])
+    rows = pd.read_csv("found/detections.csv").drop(columns="recording")
+    pd.testing.assert_frame_equal(
+        rows, pd.read_csv(visitor.fetch(table)).drop(columns="recording"), check_exact=False, atol=1e-5
+    )
+    assert line.startswith(f"{len(rows)} detections")
+    assert [row[0] for row in by_time["data"]] == [clock(start_s, 40) for start_s in rows["start_s"]]
+
+
+def test_a_species_keeps_its_colour_whatever_is_filtered(visitor, recording):
+    visitor.open(uploaded(visitor, recording))
+    visitor.ask("hear", 0.5)
+    colours = []
+    for filters in ((True, 0.05, [], True), (True, 0.95, [], False), (False, 0.5, [CODES[1]], True)):
+        legend = visitor.ask("show", *filters)[4]
+        colours.append(dict(re.findall(r"none, (#\w+)'[^>]*></span>(Bird \w+)", legend)))
+        assert f"Bird {CODES[1]}" in colours[-1].values()
+    assert colours[0].items() >= colours[1].items()
+    assert colours[0].items() >= colours[2].items()
+    assert len(colours[2]) == 1
+
+
+def test_pictures_are_described_in_words(visitor, recording):
+    visitor.open(uploaded(visitor, recording))
+    visitor.ask("hear", 0.5)
+    whole = visitor.ask("show", True, 0.05, [], True)[3]
+    assert "alt='Timeline of 00:40.0: when each of 3 species was detected. Bird " in whole
+    stretch = visitor.ask("stretch", 5, True, 0.05, [], True)[0]
+    assert re.search("alt='Spectrogram from 00:05.0 to 00:35.0 with [0-9]+ detections. Bird .*, score 0", stretch)
+    address = re.search("src='(.*?)'", stretch)[1]
+    assert visitor.http.get(f"/{address}").headers["content-type"] == "image/png"
+
+
+def test_names_on_the_page_are_text():
+    names = {
+        "a": SpeciesNames("<img src=x onerror=alert(1)>", "' onload='alert(1)"),
+        "b": SpeciesNames("أبو قردان", "${alert(1)}"),
+        "c": SpeciesNames("アオサギ {{x}}", ""),
+    }
+    found = [Detection(NAME, 0, RATE, RATE, code, 0.5) for code in names]
+    texts = [
+        markup.legend(found, names, species_styles(names)),
+        markup.picture(Path("x.png"), markup.whole_description(40, found, names)),
+        markup.picture(Path("x.png"), markup.stretch_description(0, 30, 40, found, names)),
+    ]
+    for text in texts:
+        assert "<img src=x" not in text
+        assert "' onload" not in text
+        assert "أبو قردان" in text
+        assert "アオサギ" in text
+
+
+def test_the_page_lists_all_species_that_the_model_knows(visitor):
+    (listed,) = [
+        component["props"]["value"]
+        for component in visitor.components
+        if "species that the model knows" in str(component["props"].get("value"))
+    ]
+    assert "The 4 species that the model knows" in listed
+    for code in CODES:
+        assert f"<li>Bird {code} <i>Avis {code}</i>" in listed
+    assert f"Avis {CODES[-1]}</i> (has no threshold of its own)</li>" in listed
+
+
+def test_a_visitor_can_try_an_example_that_stays(visitor, monkeypatch):
+    (example,) = (Path(os.environ["GRADIO_TEMP_DIR"]) / "examples").iterdir()
+    os.utime(example, (0, 0))
+    Sessions(example.parent.parent).sweep()
+    assert "invented_birds.flac is waiting for its turn" in visitor.open(example)
+    assert "invented_birds.flac: 00:30.0, 32 kHz" in visitor.ask("hear", 0.5)[0]
+
+
+def test_another_example_can_be_given_and_has_to_be_a_recording(analyser, recording, tmp_path):
+    with served(analyser, example=recording) as address:
+        (button,) = [one for one in Visitor(address).components if one["props"].get("elem_id") == "example"]
+        assert button["props"]["value"] == f"Try an example: {NAME}"
+    (tmp_path / "notes.wav").write_text("Saw a bird today.")
+    for name, reason in (("notes.wav", "cannot be read as audio"), ("missing.wav", "missing.wav")):
+        with pytest.raises(UserError, match=reason), served(analyser, example=tmp_path / name):
+            pass
 
 
 def test_a_forged_path_opens_nothing(visitor, recording, tmp_path):
@@ -419,11 +552,12 @@ def test_the_server_fetches_no_address(visitor):
 
 def test_another_visitor_does_not_see_what_was_heard(visitor, address, recording):
     visitor.open(uploaded(visitor, recording))
-    assert f"{NAME}: 00:40.0" in visitor.ask("hear")[0]
+    assert f"{NAME}: 00:40.0" in visitor.ask("hear", 0.5)[0]
     assert "detections" in visitor.ask("show", True, 0.05, [], True)[0]
     stranger = Visitor(address)
     shown = stranger.ask("show", True, 0.05, [], True)
-    assert all(output == {"__type__": "update"} for output in shown)
+    nothing = {"__type__": "update"}
+    assert all(output in (nothing, {**nothing, "props": nothing}) for output in shown)
 
 
 @pytest.mark.parametrize(
@@ -472,7 +606,7 @@ def test_a_name_is_shown_as_text(visitor, tmp_path):
     answer = visitor.upload(path, "<img src=x onerror=alert(1)>.wav")
     assert answer.status_code == 200
     opened = visitor.open(answer.json()[0])
-    heard = visitor.ask("hear")[0]
+    heard = visitor.ask("hear", 0.5)[0]
     assert "cannot be read as audio" in heard
     for text in (opened, heard):
         assert "<img" not in text
@@ -492,7 +626,7 @@ def test_when_a_page_is_closed_what_was_kept_is_gone(visitor, recording):
         next(beats)
         before = set(upload.parent.parent.glob("session-*"))
         visitor.open(upload)
-        visitor.ask("hear")
+        visitor.ask("hear", 0.5)
         (session,) = set(upload.parent.parent.glob("session-*")) - before
     deadline = time.monotonic() + 20
     while session.exists() and time.monotonic() < deadline:

@@ -13,7 +13,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from kenya_birds.serving.analysis import Analyser
+from kenya_birds.serving.analysis import Analyser, seconds_of
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no chromium with its chromedriver")
@@ -63,7 +63,50 @@ def page(chromium, address, tmp_path):
     chromium.set_window_size(1440, 900)
     chromium.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     chromium.get(address)
+    chromium.get_log("browser")  # what the page before complained of when it was left
     return Visit(chromium)
+
+
+# Elements that are wider than the page where nothing round them scrolls.
+PAST_THE_EDGE = """
+const scrolls = (one) => one && (getComputedStyle(one).overflowX != "visible" || scrolls(one.parentElement));
+return [...document.querySelectorAll("main *")].filter((one) => {
+    const box = one.getBoundingClientRect();
+    return box.width && box.right > document.documentElement.clientWidth + 1 && !scrolls(one.parentElement);
+}).map((one) => one.outerHTML.slice(0, 100));
+"""
+# Pictures and controls without a name that a screen reader can say.
+UNNAMED = """
+const shown = (one) => one.getClientRects().length && !one.closest("[aria-hidden=true]");
+const named = (one) => (one.getAttribute("aria-label") || one.title || one.alt || one.textContent || "").trim()
+    || [...(one.labels || [])].some((label) => label.textContent.trim()) || one.getAttribute("aria-labelledby");
+return [...document.querySelectorAll("main img, main button, main input:not([type=file]), main a, main audio")]
+    .filter((one) => shown(one) && one.tagName != "AUDIO" && !named(one)).map((one) => one.outerHTML.slice(0, 200));
+"""
+IS_DARK = "return document.body.classList.contains('dark')"
+# Texts of ours with a contrast below 4.5 (WCAG 2.2, 1.4.3).
+FAINT = """
+const light = (colour) => {
+    const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = colour.slice(0, 3).map((c) => linear(c / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+const ground = (one) => {
+    while (one) {
+        const colour = numbers(getComputedStyle(one).backgroundColor);
+        if (colour.length < 4 || colour[3] == 1) return colour;
+        one = one.parentElement;
+    }
+    return [255, 255, 255];
+};
+return [...document.querySelectorAll("main *")].filter((one) => {
+    const own = [...one.childNodes].some((node) => node.nodeType == 3 && node.textContent.trim());
+    if (!own || !one.getClientRects().length || getComputedStyle(one).visibility != "visible") return false;
+    const [a, b] = [light(numbers(getComputedStyle(one).color)), light(ground(one))].sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05) < 4.5;
+}).map((one) => [one.textContent.trim().slice(0, 40), one.className, getComputedStyle(one).color]);
+"""
 
 
 class Visit:
@@ -95,6 +138,10 @@ class Visit:
         texts = [cell.text for cell in cells]
         return [tuple(texts[at : at + 5]) for at in range(0, len(texts), 5)]
 
+    def sound_s(self):
+        """Where the player stands."""
+        return self.driver.execute_script("return document.querySelector('#recording audio').currentTime")
+
     def complaints(self):
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
@@ -112,6 +159,8 @@ def test_a_dropped_recording_is_shown_filtered_and_downloaded(page, recording, t
     picture = page.all("#stretch img")[0].get_attribute("src")
     page.all("#by_time [role=gridcell]")[5 * 5].click()
     page.until(lambda: page.all("#stretch img")[0].get_attribute("src") != picture)
+    page.until(lambda: page.sound_s() == pytest.approx(seconds_of(rows[5][0]) - 0.5, abs=0.1))
+    assert page.driver.execute_script("return document.querySelector('#recording audio').paused")
 
     picture = page.all("#stretch img")[0].get_attribute("src")
     page.all("#start input[type=range]")[0].send_keys(Keys.ARROW_RIGHT)
@@ -183,10 +232,62 @@ def test_nothing_is_wider_than_a_phone(page, recording):
         page.drop(recording)
         page.results()
         assert page.driver.execute_script("return document.documentElement.scrollWidth") == 390
-        for name in ("recording", "least", "species", "by_time", "start", "stretch", "download_csv"):
+        names = (
+            "recording",
+            "example",
+            "least",
+            "species",
+            "overlap",
+            "own",
+            "merge",
+            "by_time",
+            "settings",
+            "legend",
+        )
+        for name in (*names, "whole", "start", "stretch", "download_csv"):
             box = page.all(f"#{name}")[0].rect
             assert box["x"] >= 0, name
             assert box["x"] + box["width"] <= 390, name
             assert box["width"] > 60, name
+        assert page.driver.execute_script(PAST_THE_EDGE) == []
+        for name in ("whole", "stretch"):  # pictures stay legible, and scroll
+            width = page.driver.execute_script(f"return document.querySelector('#{name} .picture').scrollWidth")
+            assert width >= 820
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_another_overlap_is_analysed_and_a_best_detection_found_by_its_species(page, recording):
+    page.drop(recording)
+    page.results()
+    assert "overlap by 0.5 s" in page.text("#settings")
+    count = page.text("#line")
+    page.all("#overlap input")[0].click()
+    page.until(lambda: "--overlap_s" not in page.text("#settings"))
+    page.until(lambda: page.text("#line") not in ("", count))
+    page.all("button[role=tab]")[1].click()
+    page.until(lambda: page.all("#by_species [role=gridcell]"))
+    cells = [cell.text for cell in page.all("#by_species [role=gridcell]")]
+    page.all("#by_species [role=gridcell]")[0].click()
+    page.until(lambda: page.sound_s() == pytest.approx(seconds_of(cells[4]) - 0.5, abs=0.1))
+    assert page.complaints() == []
+
+
+def test_an_example_can_be_tried(page):
+    page.all("#example")[0].click()
+    page.until(lambda: "invented_birds.flac: 00:30.0" in page.text("#about"))
+
+
+def test_what_is_on_the_page_has_names_and_texts_stand_out(page, recording):
+    page.drop(recording)
+    page.results()
+    unnamed = page.driver.execute_script(UNNAMED)
+    assert unnamed == []
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        try:
+            page.until(lambda scheme=scheme: page.driver.execute_script(IS_DARK) == (scheme == "dark"))
+            assert page.driver.execute_script(FAINT) == []
+        finally:
+            page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -1,6 +1,7 @@
 """Commands that serve a model to others: demo."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from kenya_birds.commands.parsing import new_command
@@ -27,6 +28,9 @@ def _add_demo(commands: Any) -> None:
     command.add_argument("--max_upload_mb", type=float, default=400.0, help="largest file, in millions of bytes")
     command.add_argument("--max_hours", type=float, default=2.0, help="longest recording")
     command.add_argument("--concurrency", type=int, default=1, help="recordings that are heard at a time")
+    command.add_argument(
+        "--example", type=Path, metavar="FILE", help="recording that visitors can try; by default invented birds"
+    )
     command.set_defaults(run=_demo)
 
 
@@ -45,4 +49,5 @@ def _demo(options: argparse.Namespace) -> None:
         max_upload_mb=options.max_upload_mb,
         max_hours=options.max_hours,
         concurrency=options.concurrency,
+        example=options.example,
     )

@@ -1,6 +1,7 @@
 """From a recording that somebody gave to what is heard in it, under any threshold, without hearing it again."""
 
 import queue
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,16 @@ from kenya_birds.inference.recordings import RecordingInfo
 from kenya_birds.inference.sources import Source
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.streaming import Loss, read_source
+from kenya_birds.inference.windows import WindowGrid
 from kenya_birds.saved_models import find_model
 
 # Lower scores are not kept: no threshold of a page goes below.
 FLOOR = 0.05
 WINDOWS_AT_A_TIME = 4096
+OVERLAP_SHARES = (0.0, 0.5, 0.75)  # of a window; a visitor cannot ask for more work than that
 # A visitor's clip has few windows, and a batch is always filled up.
 CPU_BATCH_SIZE = 4
+SPECIES_LIST = "species.txt"
 T = TypeVar("T")
 _SCORE = np.dtype([("start", np.int64), ("end", np.int64), ("label", np.int32), ("score", np.float64)])
 
@@ -39,6 +43,7 @@ class Findings:
 
     Attributes:
         info: The recording.
+        overlap_s: Overlap of neighbouring windows in seconds.
         losses: What of it was not analysed.
         classes: eBird codes by class id.
         thresholds: The model's own, shape `(classes,)`; infinite: abstain. None where it brings none.
@@ -50,6 +55,7 @@ class Findings:
     """
 
     info: RecordingInfo
+    overlap_s: float
     losses: tuple[Loss, ...]
     classes: list[str]
     thresholds: np.ndarray | None
@@ -109,12 +115,15 @@ class Analyser:
         batch_size: Windows that are scored together; by default 4 on a CPU, and 128 on a GPU.
 
     Attributes:
-        title: What the model may be called in public: a folder's name, or its name on the Hub.
+        model: The model as visitors may know it: a folder's name, or its name on the Hub with the revision.
+        title: The same without a revision.
         classes: eBird codes by class id.
         names: Names of the species by code.
         thresholds: The model's own, shape `(classes,)`; None where it brings none.
         frequencies_hz: Lowest and highest frequency that the model hears.
         floor: The least score that is kept.
+        window_s: Length of a window in seconds.
+        overlaps_s: The overlaps of neighbouring windows that can be chosen, in seconds; the second is the default.
         max_hours: Longer recordings are refused.
 
     Raises:
@@ -136,7 +145,9 @@ class Analyser:
             raise UserError(f"max_hours is {max_hours}: expected more than 0")
         self.max_hours = max_hours
         saved = find_model(str(model))
-        self.title = saved.folder.resolve().name if Path(saved.name).is_dir() else saved.name.partition("@")[0]
+        # A folder's path is not for visitors.
+        self.model = saved.folder.resolve().name if Path(saved.name).is_dir() else saved.name
+        self.title = self.model.partition("@")[0]
         own = Thresholds.read(saved.folder / THRESHOLDS_FILE) if (saved.folder / THRESHOLDS_FILE).is_file() else None
         chosen = [value for value in own.species.values() if value is not None] if own is not None else []
         self.floor = min([FLOOR, *chosen])
@@ -151,12 +162,19 @@ class Analyser:
         self.classes = pipeline.classes
         self.names: Mapping[str, SpeciesNames] = pipeline.names
         self.frequencies_hz = pipeline.frequencies_hz
+        self.window_s = pipeline.grid.window_samples / pipeline.sampling_rate
+        self.overlaps_s = tuple(share * self.window_s for share in OVERLAP_SHARES)
         self.thresholds = None if own is None else own.values(pipeline.classes)
+
+    def allowed_overlap_s(self, overlap_s: float | None) -> float:
+        """One of `overlaps_s`: the default where it is another number, which would be work without bounds."""
+        return overlap_s if overlap_s in self.overlaps_s else self.overlaps_s[1]
 
     def hear(
         self,
         path: Path,
         *,
+        overlap_s: float | None = None,
         progress: Callable[[float], None] = lambda share: None,
         is_stopped: Callable[[], bool] = lambda: False,
     ) -> Findings:
@@ -164,6 +182,7 @@ class Analyser:
 
         Args:
             path: The recording; its file name is what tables call it.
+            overlap_s: See `allowed_overlap_s`.
             progress: Is told the share that was heard, 0 to 1.
             is_stopped: Is asked now and then whether to give up.
 
@@ -178,9 +197,12 @@ class Analyser:
                 f"{path.name} is {duration_s / 3600:.2f} hours long: expected at most {self.max_hours:g}. "
                 "Cut it, or use `kenya-birds detect`, which has no limit"
             )
+        overlap_s = self.allowed_overlap_s(overlap_s)
         pipeline = self._idle.get()
         try:
-            return _without_folder(path, lambda: self._hear(pipeline, path, duration_s, progress, is_stopped))
+            return _without_folder(
+                path, lambda: self._hear(pipeline, path, overlap_s, duration_s, progress, is_stopped)
+            )
         finally:
             self._idle.put(pipeline)
 
@@ -188,6 +210,7 @@ class Analyser:
         self,
         pipeline: SoundscapePipeline,
         path: Path,
+        overlap_s: float,
         duration_s: float,
         progress: Callable[[float], None],
         is_stopped: Callable[[], bool],
@@ -196,7 +219,8 @@ class Analyser:
         parts: list[np.ndarray] = []
         heard_s = 0.0
         source = Source(str(path))
-        job = Job(path.name, lambda: read_source(source, pipeline.grid, pipeline.sampling_rate, pipeline.stopwatch))
+        grid = WindowGrid.with_overlap(pipeline.grid.window_samples, overlap_s, pipeline.sampling_rate)
+        job = Job(path.name, lambda: read_source(source, grid, pipeline.sampling_rate, pipeline.stopwatch))
         for step in pipeline.analyse([job]):
             if is_stopped():
                 raise Stopped
@@ -210,6 +234,7 @@ class Analyser:
         found = np.concatenate(parts)
         return Findings(
             RecordingInfo(path.name, reading.frames, reading.sample_rate_hz, is_here=False),
+            overlap_s,
             reading.losses,
             pipeline.classes,
             self.thresholds,
@@ -219,6 +244,32 @@ class Analyser:
             found["label"],
             found["score"],
         )
+
+
+def detect_command(model: str, recording: str, overlap_s: float, settings: FindingSettings) -> str:
+    """The command that gives the same rows as these settings; a list of species is in a file beside it.
+
+    Args:
+        model: The model's folder, or its name on the Hub.
+        recording: The recording's file name.
+        overlap_s: Overlap of neighbouring windows in seconds.
+        settings: What counts as a detection; of them `threshold`, `min_confidence`, `species` and `merge`.
+    """
+    words = ["kenya-birds", "detect", model, recording if recording[:1] != "-" else f"./{recording}"]
+    words += ["--output", "found"]
+    if overlap_s:
+        words += ["--overlap_s", str(overlap_s)]
+    if settings.threshold is not None:
+        words += ["--threshold", str(settings.threshold)]
+    if settings.min_confidence:
+        words += ["--min_confidence", str(settings.min_confidence)]
+    if settings.merge:
+        words.append("--merge")
+    comment = ""
+    if settings.species is not None:
+        words += ["--species", SPECIES_LIST]
+        comment = f"# {SPECIES_LIST}, one code a line: {' '.join(settings.species)}\n"
+    return comment + shlex.join(words)
 
 
 def time_rows(

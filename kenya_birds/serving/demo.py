@@ -3,6 +3,7 @@
 import html
 import math
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -14,37 +15,53 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
+from kenya_birds.data.archive import RECORDINGS_FOLDER
+from kenya_birds.data.audio import read_header
+from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
 from kenya_birds.serving.analysis import Analyser
 from kenya_birds.serving.guard import Guard
+from kenya_birds.serving.markup import species_list
 from kenya_birds.serving.page import Page
-from kenya_birds.serving.sessions import MAX_SESSIONS, Sessions
+from kenya_birds.serving.sessions import EXAMPLES, MAX_SESSIONS, Sessions
 
+INVENTED, EXAMPLE_S = "invented_birds", 30.0
 WAITING = 100  # recordings that wait for their turn; the next visitor is asked to come back
 CSS = """
 .gradio-container > .main, .gradio-container > .main > .wrap, main.contain, #results {max-width: 100%; min-width: 0}
 .gradio-container > .main {padding-left: 12px; padding-right: 12px}
-.picture {overflow-x: auto !important}
-.picture .image-container {width: 100%; min-width: 820px}
+.gradio-container {max-width: min(1200px, 100%) !important; margin: 0 auto}
+.picture {overflow-x: auto; border-radius: 8px; background: #fff}
+.picture a {display: block}
+.picture img {display: block; width: 100%; min-width: 820px; max-width: none; height: auto; margin: 0}
+.picture:focus-visible, pre:focus-visible, summary:focus-visible {outline: 3px solid var(--color-accent)}
 #by_time, #by_species {--font-mono: var(--font)}
 #about [data-testid=status-tracker]:not(.hide) {background: var(--background-fill-primary); opacity: 1; height: 100%}
 .message {padding: 10px 14px; border-radius: 8px; background: var(--background-fill-secondary)}
 .problem {border-left: 4px solid #c0392b}
-.gradio-container {max-width: min(1200px, 100%) !important; margin: 0 auto}
+.legend {display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 0; padding: 0; list-style: none}
+.dark .key {box-shadow: 0 0 0 1.5px #fff}
+.gradio-container {--body-text-color-subdued: #52525b; --color-accent: #1d4ed8}
+.dark .gradio-container, .gradio-container.dark {--body-text-color-subdued: #d4d4d8; --color-accent: #93c5fd}
+.gradio-container :is(.min_value, .max_value) {color: var(--body-text-color-subdued)}
+.key {display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px}
+#settings p {margin: 0 0 6px}
+#settings pre {margin: 0; padding: 8px 12px; border-radius: 8px; background: var(--background-fill-secondary);
+  white-space: pre-wrap; overflow-wrap: anywhere; font-size: .9em}
+.known summary {cursor: pointer}
+.known ul {columns: 16rem; margin: 8px 0 0; padding-left: 1.2em; max-height: 20rem; overflow-y: auto}
 """
+# The player moves; it does not start by itself.
+MOVE_SOUND = """(begin_s) => {
+    const player = document.querySelector("#recording audio");
+    if (player && begin_s !== null) player.currentTime = Math.max(0, begin_s - 0.5);
+}"""
 
 
-def build(page: Page, *, max_upload_mb: float, concurrency: int) -> gr.Blocks:
+def build(page: Page, *, max_upload_mb: float, concurrency: int, example: Path) -> gr.Blocks:
     """The page."""
-    analyser = page.analyser
-    own_first, least_first = page.defaults
     with gr.Blocks(title="Who sings here?", analytics_enabled=False) as blocks:
-        gr.HTML(
-            "<h1>Who sings here?</h1><p>Drop a recording, or record one. "
-            f"The model, <b>{html.escape(analyser.title)}</b>, knows {len(analyser.classes)} species. "
-            f"Up to {max_upload_mb:g} MB and {analyser.max_hours:g} hours. "
-            "What you send is removed when you close this page.</p>"
-        )
+        gr.HTML(_introduction(page.analyser, max_upload_mb))
         recording = gr.Audio(
             sources=["upload", "microphone"],
             type="filepath",
@@ -55,100 +72,141 @@ def build(page: Page, *, max_upload_mb: float, concurrency: int) -> gr.Blocks:
             waveform_options=gr.WaveformOptions(show_recording_waveform=False),
             elem_id="recording",
         )
+        try_example = gr.Button(f"Try an example: {_title(example)}", size="sm", elem_id="example")
         about = gr.HTML(elem_id="about", min_height=90)
         with gr.Column(visible=False, elem_id="results") as results:
-            with gr.Row():
-                least = gr.Slider(
-                    math.ceil(analyser.floor * 100) / 100,
-                    0.95,
-                    least_first,
-                    step=0.01,
-                    label="Least score",
-                    min_width=260,
-                    elem_id="least",
-                )
-                species = gr.Dropdown(
-                    [], multiselect=True, label="Species (none chosen: all)", min_width=260, elem_id="species"
-                )
-            with gr.Row():
-                own = gr.Checkbox(
-                    own_first,
-                    label="Each species' own threshold too",
-                    visible=analyser.thresholds is not None,
-                    min_width=260,
-                    elem_id="own",
-                )
-                merge = gr.Checkbox(True, label="Join neighbours", min_width=260, elem_id="merge")
+            overlap, own, least, species, merge = controls = _controls(page)
             line = gr.Markdown(elem_id="line")
-            with gr.Tab("By time"):
-                by_time = gr.Dataframe(
-                    headers=["Begin", "End", "Score", "Common name", "Scientific name"],
-                    datatype="str",
-                    interactive=False,
-                    max_height=360,
-                    column_widths=["max(84px, 13%)"] * 2 + ["max(70px, 12%)"] + ["max(150px, 31%)"] * 2,
-                    elem_id="by_time",
-                    label="Click a row to see it",
-                )
-            with gr.Tab("By species"):
-                by_species = gr.Dataframe(
-                    headers=["Common name", "Scientific name", "Detections", "Seconds", "Best at", "Best score"],
-                    datatype=["str", "str", "number", "number", "str", "str"],
-                    interactive=False,
-                    max_height=360,
-                    column_widths=["max(150px, 24%)"] * 2 + ["max(105px, 13%)"] * 4,
-                    elem_id="by_species",
-                    label="Heard most first",
-                )
+            by_time, by_species = _tables()
             with gr.Row():
                 downloads = [
                     gr.DownloadButton(text, size="sm", min_width=90, elem_id=f"download_{name}")
                     for name, text in (("raven", "↓ Raven"), ("audacity", "↓ Audacity"), ("csv", "↓ CSV"))
                 ]
-            whole = _picture("whole")
+            settings = gr.HTML(elem_id="settings")
+            whole = gr.HTML(elem_id="whole")
+            legend = gr.HTML(elem_id="legend")
             start = gr.Slider(0, 1, 0, step=1, label="Show from (s)", elem_id="start")
-            stretch = _picture("stretch")
+            stretch = gr.HTML(elem_id="stretch")
+            moment = gr.Number(visible=False)
 
-        filters = [own, least, species, merge]
-        shown = [line, by_time, by_species, whole, *downloads]
+        filters = list(controls[1:])
+        shown = [line, by_time, by_species, whole, legend, settings, *downloads]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        hearing: dict[str, Any] = {"concurrency_limit": concurrency, "concurrency_id": "hear"}
-        (
-            gr.on(
-                [recording.upload, recording.stop_recording, recording.clear],
-                page.open,
-                recording,
-                [about, results],
-                queue=False,
-                show_progress="hidden",
-                api_name="open",
-                api_visibility="undocumented",
-            )
-            .then(
+
+        def draw(event: Any) -> None:
+            event.then(page.stretch, [start, *filters], stretch, **quiet)
+
+        def analyse(event: Any, **api: Any) -> None:
+            heard = event.then(
                 page.hear,
-                None,
+                overlap,
                 [about, results, species, start],
                 show_progress_on=about,
-                api_name="hear",
-                api_visibility="undocumented",
-                **hearing,
+                concurrency_limit=concurrency,
+                concurrency_id="hear",
+                **((api and {**api, "api_name": "hear"}) or {"api_visibility": "private"}),
             )
-            .then(page.show, filters, shown, show_progress="hidden", api_name="show", api_visibility="undocumented")
-            .then(page.stretch, [start, *filters], stretch, **quiet)
+            name = {**api, "api_name": "show"} if api else {"api_visibility": "private"}
+            draw(heard.then(page.show, filters, shown, show_progress="hidden", **name))
+
+        opening: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+        api = {"api_visibility": "undocumented"}
+        given = gr.on(
+            [recording.upload, recording.stop_recording, recording.clear],
+            page.open,
+            recording,
+            [about, results],
+            api_name="open",
+            **api,
+            **opening,
         )
-        gr.on(
-            [least.change, own.input, species.input, merge.input],
-            page.show,
-            filters,
-            shown,
-            trigger_mode="always_last",
-            **quiet,
-        ).then(page.stretch, [start, *filters], stretch, **quiet)
+        analyse(given, **api)
+        chosen = try_example.click(lambda: str(example), None, recording, **quiet)
+        analyse(chosen.then(page.open, recording, [about, results], api_visibility="private", **opening))
+        analyse(overlap.input(None))
+        draw(
+            gr.on(
+                [least.change, own.input, species.input, merge.input],
+                page.show,
+                filters,
+                shown,
+                trigger_mode="always_last",
+                **quiet,
+            )
+        )
         start.input(page.stretch, [start, *filters], stretch, trigger_mode="always_last", **quiet)
-        by_time.select(page.go_to, None, start, **quiet).then(page.stretch, [start, *filters], stretch, **quiet)
+        for table in (by_time, by_species):
+            moved = table.select(page.go_to, None, [start, moment], **quiet)
+            moved.then(None, moment, None, js=MOVE_SOUND)
+            draw(moved)
         blocks.unload(page.close)
     blocks.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)
     return blocks
+
+
+def _introduction(analyser: Analyser, max_upload_mb: float) -> str:
+    return (
+        "<h1>Who sings here?</h1><p>Drop a recording, or record one. You get a table of the species that the model "
+        f"<b>{html.escape(analyser.title)}</b> detects, with times, scores and spectrograms. "
+        f"Limits: {max_upload_mb:g} MB and {analyser.max_hours:g} hours. "
+        f"What you send is removed when you close this page.</p>{species_list(analyser)}"
+    )
+
+
+def _controls(page: Page) -> tuple[gr.Radio, gr.Checkbox, gr.Slider, gr.Dropdown, gr.Checkbox]:
+    """Overlap, own thresholds, minimum score, species, merge."""
+    analyser = page.analyser
+    own_first, least_first = page.defaults
+    with gr.Row():
+        least = gr.Slider(
+            page.least_score, 0.95, least_first, step=0.01, label="Minimum score", min_width=260, elem_id="least"
+        )
+        species = gr.Dropdown(
+            [], multiselect=True, label="Species (none chosen: all)", min_width=260, elem_id="species"
+        )
+    with gr.Row():
+        overlap = gr.Radio(
+            [(f"{overlap_s:g} s" if overlap_s else "none", overlap_s) for overlap_s in analyser.overlaps_s],
+            value=analyser.overlaps_s[1],
+            label=f"Overlap of neighbouring windows of {analyser.window_s:g} s (another one analyses again)",
+            min_width=260,
+            elem_id="overlap",
+        )
+        with gr.Column(min_width=260):
+            own = gr.Checkbox(
+                own_first,
+                label="Use the model's threshold of each species",
+                visible=analyser.thresholds is not None,
+                elem_id="own",
+            )
+            merge = gr.Checkbox(True, label="Merge neighbouring detections", elem_id="merge")
+    return overlap, own, least, species, merge
+
+
+def _tables() -> tuple[gr.Dataframe, gr.Dataframe]:
+    """Detections by time and by species."""
+    with gr.Tab("By time"):
+        by_time = gr.Dataframe(
+            headers=["Begin", "End", "Score", "Common name", "Scientific name"],
+            datatype="str",
+            interactive=False,
+            max_height=360,
+            column_widths=["max(84px, 13%)"] * 2 + ["max(70px, 12%)"] + ["max(150px, 31%)"] * 2,
+            elem_id="by_time",
+            label="Click a row: the spectrogram and the player go there",
+        )
+    with gr.Tab("By species"):
+        by_species = gr.Dataframe(
+            headers=["Common name", "Scientific name", "Detections", "Seconds", "Best at", "Best score"],
+            datatype=["str", "str", "number", "number", "str", "str"],
+            interactive=False,
+            max_height=360,
+            column_widths=["max(150px, 24%)"] * 2 + ["max(105px, 13%)"] * 4,
+            elem_id="by_species",
+            label="Most seconds first. Click a row: the spectrogram and the player go to the best detection",
+        )
+    return by_time, by_species
 
 
 @contextmanager
@@ -159,6 +217,7 @@ def running_demo(
     port: int = 7860,
     max_upload_mb: float = 400.0,
     concurrency: int = 1,
+    example: str | Path | None = None,
 ) -> Iterator[str]:
     """Serves the page while the `with` block lasts; what visitors sent is removed at its end.
 
@@ -168,32 +227,42 @@ def running_demo(
         port: Port to listen on.
         max_upload_mb: Size of a file, in millions of bytes.
         concurrency: How many recordings are heard at a time.
+        example: A recording that visitors can try; by default 30 s of invented birds.
 
     Yields:
         The page's address.
 
     Raises:
-        UserError: If a setting or the port cannot be used.
+        UserError: If a setting, the example or the port cannot be used.
     """
     if not 0 < max_upload_mb < math.inf:
         raise UserError(f"max_upload_mb is {max_upload_mb}: expected more than 0")
     max_bytes = int(max_upload_mb * 1e6)
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    with tempfile.TemporaryDirectory(prefix="kenya_birds_demo_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        sessions = Sessions(Path(folder))
-        blocks = build(Page(analyser, sessions), max_upload_mb=max_upload_mb, concurrency=concurrency)
+    with tempfile.TemporaryDirectory(prefix="kenya_birds_demo_") as folder, _uploads_in(folder):
+        page = Page(analyser, Sessions(Path(folder)))
+        shown = _example(Path(folder) / EXAMPLES, example)
+        blocks = build(page, max_upload_mb=max_upload_mb, concurrency=concurrency, example=shown)
         guard = Middleware(Guard, max_upload_bytes=max_bytes, uploads=Path(folder))
         try:
             address = _launch(blocks, host, port, max_bytes, guard)
-            with sessions.swept():
+            with page.sessions.swept():
                 yield address
         finally:
             blocks.close()
-            if before is None:
-                del os.environ["GRADIO_TEMP_DIR"]
-            else:
-                os.environ["GRADIO_TEMP_DIR"] = before
+
+
+@contextmanager
+def _uploads_in(folder: str) -> Iterator[None]:
+    """Gradio keeps uploads in this folder while the `with` block lasts."""
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["GRADIO_TEMP_DIR"]
+        else:
+            os.environ["GRADIO_TEMP_DIR"] = before
 
 
 def serve(model: str | Path, *, concurrency: int = 1, max_hours: float = 2.0, **options: Any) -> None:
@@ -212,6 +281,24 @@ def serve(model: str | Path, *, concurrency: int = 1, max_hours: float = 2.0, **
     with running_demo(analyser, concurrency=concurrency, **options) as address:
         print(f"The page is at {address} (Ctrl+C stops it)", flush=True)
         wait_for_end()
+
+
+def _example(folder: Path, recording: str | Path | None) -> Path:
+    """Puts the example where visitors may open it."""
+    folder.mkdir()
+    if recording is None:
+        with tempfile.TemporaryDirectory() as place:
+            archive = synthesize_archive(
+                Path(place) / "a", recordings=1, duration_s=EXAMPLE_S, species=8, annotations=16
+            )
+            (made,) = (archive / RECORDINGS_FOLDER).iterdir()
+            return Path(shutil.move(made, folder / f"{INVENTED}{made.suffix}"))
+    read_header(Path(recording))  # a file that is no recording is refused now
+    return Path(shutil.copyfile(recording, folder / Path(recording).name))
+
+
+def _title(example: Path) -> str:
+    return f"{EXAMPLE_S:g} s of invented birds" if example.stem == INVENTED else example.name
 
 
 def _launch(blocks: gr.Blocks, host: str, port: int, max_bytes: int, guard: Middleware) -> str:
@@ -233,7 +320,11 @@ def _launch(blocks: gr.Blocks, host: str, port: int, max_bytes: int, guard: Midd
             footer_links=[],
             app_kwargs={"middleware": [guard]},
             # Gradio's own fonts come from Google.
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            theme=gr.themes.Default(
+                primary_hue="blue",  # on white its text has a contrast of 5, the default's 3
+                font=["system-ui", "sans-serif"],
+                font_mono=["monospace"],
+            ),
             css=CSS,
         )
     except OSError as error:
@@ -247,15 +338,3 @@ def wait_for_end() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     ended.wait()
-
-
-def _picture(name: str) -> gr.Image:
-    return gr.Image(
-        show_label=False,
-        type="filepath",
-        format="png",
-        interactive=False,
-        buttons=["fullscreen"],
-        elem_id=name,
-        elem_classes="picture",
-    )

@@ -1,6 +1,5 @@
 """What the page's events do: a recording is opened, heard, and shown under the filters that are chosen."""
 
-import html
 import logging
 import math
 from collections.abc import Sequence
@@ -10,11 +9,19 @@ from typing import Any
 import gradio as gr
 
 from kenya_birds.errors import UserError
-from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.finding import FindingSettings
 from kenya_birds.inference.tables import write_tables
 from kenya_birds.plot_style import species_styles
 from kenya_birds.serving.analysis import Analyser, Stopped, clock, seconds_of, species_rows, time_rows
+from kenya_birds.serving.markup import (
+    legend,
+    message,
+    picture,
+    problem,
+    settings_text,
+    stretch_description,
+    whole_description,
+)
 from kenya_birds.serving.pictures import STRETCH_S, picture_of_stretch, picture_of_whole
 from kenya_birds.serving.sessions import Session, Sessions
 
@@ -22,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 MAX_ROWS = 2000  # of a table on the page; downloads have all
 LEAD_S = 3.0  # shown in front of the detection that was clicked
-NOTHING = "Nothing is heard above this score. Lower it, or choose other species."
+BEGIN_COLUMNS, BEST_COLUMN = 5, 4  # of the tables by time and by species
+NOTHING = "Nothing was detected with these settings. Lower the minimum score, or choose other species."
 
 
 class Page:
@@ -46,87 +54,117 @@ class Page:
         try:
             session = self.sessions.open(key, recording)
         except UserError as error:
-            return _problem(error), gr.update(visible=False)
-        return _message(f"{session.recording.name} is waiting for its turn ..."), gr.update(visible=False)
+            return problem(str(error)), gr.update(visible=False)
+        return message(f"{session.recording.name} is waiting for its turn ..."), gr.update(visible=False)
 
-    def hear(self, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Sequence[Any]:  # noqa: B008
-        """Hears the recording; what the page says, whether it shows results, choice of species and of the stretch."""
+    def hear(self, overlap_s: float, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Sequence[Any]:  # noqa: B008
+        """Analyses the recording; what the page says, whether it shows results, choice of species and of the stretch.
+
+        Nothing is done again where the recording was analysed with this overlap.
+        """
+        overlap_s = self.analyser.allowed_overlap_s(overlap_s)
         session = self.sessions.find(_key(request))
-        if session is None or not session.begin_hearing():
+        if session is None or not session.begin_hearing(overlap_s):
             return [gr.skip()] * 4
         name = session.recording.name
         try:
-            session.findings = findings = self.analyser.hear(
+            findings = self.analyser.hear(
                 session.recording,
-                progress=lambda share: progress(share, desc="Listening"),
+                overlap_s=overlap_s,
+                progress=lambda share: progress(share, desc="Analysing"),
                 is_stopped=session.is_closed.is_set,
             )
         except UserError as error:
             if session.is_closed.is_set():  # the page has another recording by now
                 return [gr.skip()] * 4
             self.sessions.close(_key(request), session)
-            return _problem(error), gr.update(visible=False), gr.skip(), gr.skip()
+            return problem(str(error)), gr.update(visible=False), gr.skip(), gr.skip()
         except Stopped:
             return [gr.skip()] * 4
+        if not session.is_wanted(overlap_s):
+            return [gr.skip()] * 4
+        session.findings = findings
         length = clock(findings.duration_s, findings.duration_s)
         about = [f"{name}: {length}, {findings.info.sample_rate_hz / 1000:g} kHz"]
         for loss in findings.losses:
             end = "its end" if loss.end_s is None else clock(loss.end_s, findings.duration_s)
             about.append(
-                f"Not heard from {clock(loss.start_s, findings.duration_s)} to {end}: "
+                f"Not analysed from {clock(loss.start_s, findings.duration_s)} to {end}: "
                 f"{loss.reason.replace(f'{session.folder}/', '')}"
             )
         names = self.analyser.names
         choices = [(_full_name(*names[code]), code) for code in findings.species]
-        first = next(iter(self._select(session, *self.defaults, None, True)), None)
+        first = next(iter(findings.detections(self.settings(*self.defaults, None, True))), None)
         last_s = max(1, math.ceil(findings.duration_s - STRETCH_S))
         start_s = min(last_s, max(0, math.floor(first.start_s - LEAD_S))) if first else 0
         return (
-            _message(*about),
+            message(*about),
             gr.update(visible=True),
             gr.update(choices=choices, value=[]),
             gr.update(maximum=last_s, value=start_s, visible=findings.duration_s > STRETCH_S),
         )
 
     @property
+    def least_score(self) -> float:
+        """The lowest score that can be chosen: the floor, to the next hundredth."""
+        return math.ceil(self.analyser.floor * 100) / 100
+
+    @property
     def defaults(self) -> tuple[bool, float]:
         """Whether the model's own thresholds are used, and the least score, at first."""
-        return (True, self.analyser.floor) if self.analyser.thresholds is not None else (False, 0.5)
+        return (True, self.least_score) if self.analyser.thresholds is not None else (False, 0.5)
+
+    def settings(self, own: bool, least: float, species: list[str] | None, merge: bool) -> FindingSettings:
+        """What counts as a detection under the filters that are chosen.
+
+        Args:
+            own: Whether the model's own thresholds are used.
+            least: Beside them the least score, where it is above the lowest one that can be chosen; without them the
+                threshold of every species.
+            species: eBird codes; none: all.
+            merge: Whether neighbouring detections are merged.
+        """
+        chosen = tuple(code for code in species or () if code in self.analyser.classes) or None
+        if own and self.analyser.thresholds is not None:
+            minimum = min(1.0, least) if least > self.least_score else 0.0
+            return FindingSettings(min_confidence=minimum, species=chosen, merge=merge)
+        return FindingSettings(threshold=min(1.0, max(self.least_score, least)), species=chosen, merge=merge)
 
     def show(
         self, own: bool, least: float, species: list[str] | None, merge: bool, request: gr.Request
     ) -> Sequence[Any]:
-        """A line about them, both tables, the picture of the whole, and the three downloads."""
+        """A line, both tables, the picture of the whole, the legend, the settings, and the three downloads."""
         session = self.sessions.find(_key(request))
         if session is None or session.findings is None:
-            return [gr.skip()] * 7
+            return [gr.skip()] * 9
         try:
-            return self._shown(session, own, least, species, merge)
+            return self._shown(session, self.settings(own, least, species, merge))
         except (OSError, UserError):
             if session.is_closed.is_set():  # another recording came, and this one's folder is gone
-                return [gr.skip()] * 7
+                return [gr.skip()] * 9
             raise
 
-    def _shown(
-        self, session: Session, own: bool, least: float, species: list[str] | None, merge: bool
-    ) -> Sequence[Any]:
+    def _shown(self, session: Session, settings: FindingSettings) -> Sequence[Any]:
         assert session.findings is not None
-        found = self._select(session, own, least, species, merge)
-        names, duration_s = self.analyser.names, session.findings.duration_s
+        findings = session.findings
+        found = findings.detections(settings)
+        names, duration_s = self.analyser.names, findings.duration_s
+        styles = species_styles(findings.species)
         counts = {one.species for one in found}
-        line = f"{len(found):,} detections of {len(counts)} species" if found else NOTHING
+        line = f"{_count(len(found), 'detection')} of {len(counts)} species" if found else NOTHING
         if len(found) > MAX_ROWS:
             line += f"; the table shows the first {MAX_ROWS:,}, the downloads have all"
-        whole = None
+        whole = ""
         if duration_s > STRETCH_S and found:
-            whole = session.new_folder("whole") / "whole.png"
-            picture_of_whole(duration_s, found, names, species_styles(session.findings.species), whole)
+            path = session.new_folder("whole") / "whole.png"
+            picture_of_whole(duration_s, found, names, styles, path)
+            whole = picture(path, whole_description(duration_s, found, names))
         tables = session.new_folder("tables")
-        stem = Path(session.findings.info.name).stem
+        stem = Path(findings.info.name).stem
         files = write_tables(
             tables,
             ["raven", "audacity", "csv"],
-            [session.findings.info],
+            [findings.info],
             found,
             species_names=names,
             frequencies_hz=self.analyser.frequencies_hz,
@@ -138,7 +176,9 @@ class Page:
             line,
             time_rows(found[:MAX_ROWS], names, duration_s),
             species_rows(found, names, duration_s),
-            gr.update(value=whole, visible=whole is not None),
+            whole,
+            legend(found, names, styles),
+            settings_text(self.analyser, findings, settings),
             by_place["raven"],
             by_place["audacity"],
             table,
@@ -151,46 +191,34 @@ class Page:
         session = self.sessions.find(_key(request))
         if session is None or session.findings is None:
             return gr.skip()
-        found = self._select(session, own, least, species, merge)
-        styles = species_styles(session.findings.species)  # of all that was heard: filters and scrolling keep them
-        last_s = max(0.0, session.findings.duration_s - 1)
+        findings, names = session.findings, self.analyser.names
+        found = findings.detections(self.settings(own, least, species, merge))
+        styles = species_styles(findings.species)  # of all that was found: filters and scrolling keep the colours
+        begin_s = min(max(0.0, start_s), max(0.0, findings.duration_s - 1))
         try:
-            picture = session.new_folder("stretch") / "spectrogram.png"
-            picture_of_stretch(
-                session.recording, found, self.analyser.names, styles, min(max(0.0, start_s), last_s), picture
-            )
-        except (OSError, UserError) as error:  # what could not be heard cannot be drawn either
+            path = session.new_folder("stretch") / "spectrogram.png"
+            picture_of_stretch(session.recording, found, names, styles, begin_s, path)
+        except (OSError, UserError) as error:  # what could not be analysed cannot be drawn either
             if session.is_closed.is_set():
                 return gr.skip()
             logger.info("%s", error)
-            return None
-        return picture
+            return message("The spectrogram cannot be drawn here: the recording cannot be read.")
+        end_s = min(begin_s + STRETCH_S, findings.duration_s)
+        return picture(path, stretch_description(begin_s, end_s, findings.duration_s, found, names))
 
     def go_to(self, event: gr.SelectData) -> Any:
-        """Where the picture begins after a click on a row."""
+        """After a click on a row: where the picture begins, and where the sound does."""
+        # By time, or by species the best one.
+        column = BEST_COLUMN if len(event.row_value) > BEGIN_COLUMNS else 0
         try:
-            return max(0, math.floor(seconds_of(str(event.row_value[0])) - LEAD_S))
+            begin_s = seconds_of(str(event.row_value[column]))
         except (TypeError, ValueError, LookupError):
-            return gr.skip()
+            return gr.skip(), gr.skip()
+        return max(0, math.floor(begin_s - LEAD_S)), begin_s
 
     def close(self, request: gr.Request) -> None:
         """Forgets the page."""
         self.sessions.close(_key(request))
-
-    def _select(
-        self, session: Session, own: bool, least: float, species: list[str] | None, merge: bool
-    ) -> list[Detection]:
-        assert session.findings is not None
-        least = min(1.0, max(self.analyser.floor, least))
-        own = own and self.analyser.thresholds is not None
-        return session.findings.detections(
-            FindingSettings(
-                threshold=None if own else least,
-                min_confidence=least,
-                species=tuple(species) if species else None,
-                merge=merge,
-            )
-        )
 
 
 def _key(request: gr.Request) -> str:
@@ -203,9 +231,5 @@ def _full_name(common: str, scientific: str) -> str:
     return f"{common} ({scientific})" if scientific else common
 
 
-def _message(*lines: str) -> str:
-    return f"<div class='message'>{'<br>'.join(map(html.escape, lines))}</div>"
-
-
-def _problem(error: UserError) -> str:
-    return f"<div class='message problem' role='alert'>{html.escape(str(error))}</div>"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

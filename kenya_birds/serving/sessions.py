@@ -24,6 +24,7 @@ IDLE_S = 3600.0
 UPLOAD_GRACE_S = 120.0
 SWEEP_S = 30.0
 SESSION = "session-"  # begins the names of sessions' folders
+EXAMPLES = "examples"  # the folder of recordings that visitors can choose: they stay
 KEPT_OUTPUTS = 2
 
 
@@ -46,15 +47,19 @@ class Session:
     used_s: float
     findings: Findings | None = None
     is_closed: threading.Event = field(default_factory=threading.Event)
-    _is_heard: bool = False
+    _overlap_s: float | None = None
     _outputs: list[Path] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin_hearing(self) -> bool:
-        """Whether nobody has begun to hear it yet: of two events of one page, one hears."""
+    def begin_hearing(self, overlap_s: float) -> bool:
+        """Whether nobody has begun to hear it with this overlap yet: of two events of one page, one hears."""
         with self._lock:
-            was_heard, self._is_heard = self._is_heard, True
-        return not was_heard
+            before, self._overlap_s = self._overlap_s, overlap_s
+        return before != overlap_s
+
+    def is_wanted(self, overlap_s: float) -> bool:
+        """Whether this overlap is the last that was asked for."""
+        return self._overlap_s == overlap_s
 
     def new_folder(self, kind: str) -> Path:
         """A new folder for files that the page shows; of one kind the last two stay.
@@ -158,6 +163,8 @@ class Sessions:
             if path.name.startswith(SESSION):
                 if path not in folders and _is_old(path):  # Windows kept files that were open when the session ended
                     shutil.rmtree(path, ignore_errors=True)
+                continue
+            if path.name == EXAMPLES:
                 continue
             for file in list(path.iterdir()) if path.is_dir() else [path]:
                 if file not in in_use and _is_old(file):

@@ -1,0 +1,124 @@
+"""What the page says, as HTML: messages, pictures with alternative text, the legend, settings, and the species."""
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kenya_birds.inference.detections import Detection
+from kenya_birds.inference.finding import FindingSettings
+from kenya_birds.inference.species import SpeciesNames
+from kenya_birds.plot_style import SpeciesStyle
+from kenya_birds.serving.analysis import Analyser, Findings, clock, detect_command
+
+MAX_TOLD = 12  # detections that the alternative text of a picture names
+# Stripes and dots, as in the pictures.
+PATTERNS = {
+    "": "none",
+    "////": "repeating-linear-gradient(135deg, transparent 0 2px, #fff 2px 4px)",
+    "....": "radial-gradient(#fff 1px, transparent 1.4px) 0 0 / 4px 4px",
+}
+
+
+def message(*lines: str) -> str:
+    """Lines of text in a box."""
+    return f"<div class='message' role='status'>{'<br>'.join(map(html.escape, lines))}</div>"
+
+
+def problem(text: str) -> str:
+    """What went wrong, in a box that screen readers announce."""
+    return f"<div class='message problem' role='alert'>{html.escape(text)}</div>"
+
+
+def picture(path: Path, description: str) -> str:
+    """A picture that scrolls sideways where the page is narrow, and opens in full size."""
+    # Relative: a proxy may serve the page under another path.
+    address = html.escape(f"gradio_api/file={path.as_posix()}")
+    description = html.escape(description)
+    return (
+        f"<div class='picture' tabindex='0' role='region' aria-label='Picture, scrolls sideways'>"
+        f"<a href='{address}' target='_blank' rel='noopener' title='Open in full size'>"
+        f"<img src='{address}' alt='{description}'></a></div>"
+    )
+
+
+def whole_description(duration_s: float, detections: Sequence[Detection], names: Mapping[str, SpeciesNames]) -> str:
+    """What the picture of the whole recording shows; the tables have the details."""
+    species = list(dict.fromkeys(names[one.species].common_name for one in detections))
+    return f"Timeline of {clock(duration_s, duration_s)}: when each of {len(species)} species was detected. " + _list(
+        species
+    )
+
+
+def stretch_description(
+    begin_s: float, end_s: float, duration_s: float, detections: Sequence[Detection], names: Mapping[str, SpeciesNames]
+) -> str:
+    """What the picture of a stretch shows."""
+    near = [one for one in detections if one.end_s > begin_s and one.start_s < end_s]
+    told = [
+        f"{names[one.species].common_name} {clock(one.start_s, duration_s)} to {clock(one.end_s, duration_s)}, "
+        f"score {one.score:.2f}"
+        for one in near
+    ]
+    stretch = f"{clock(begin_s, duration_s)} to {clock(end_s, duration_s)}"
+    return f"Spectrogram from {stretch} with {len(near)} detections. " + _list(told)
+
+
+def legend(
+    detections: Sequence[Detection], names: Mapping[str, SpeciesNames], styles: Mapping[str, SpeciesStyle]
+) -> str:
+    """The colour of each species, in the order of `styles`."""
+    shown = {one.species for one in detections}
+    items = "".join(
+        f"<li><span class='key' style='background: {PATTERNS[style.hatch]}, {style.colour}' aria-hidden='true'></span>"
+        f"{html.escape(names[code].common_name)}</li>"
+        for code, style in styles.items()
+        if code in shown
+    )
+    return f"<ul class='legend' aria-label='Colours of the species'>{items}</ul>" if items else ""
+
+
+def settings_text(analyser: Analyser, findings: Findings, settings: FindingSettings) -> str:
+    """What counts as a detection, and the command that gives the same rows."""
+    window = f"windows of {analyser.window_s:g} s"
+    if findings.overlap_s:
+        window += f" that overlap by {findings.overlap_s:g} s"
+    threshold = (
+        f"the threshold {settings.threshold:g} for every species"
+        if settings.threshold is not None
+        else "the model's own threshold for each species"
+    )
+    if settings.min_confidence:
+        threshold += f", and no score below {settings.min_confidence:g}"
+    merge = "neighbouring detections merged" if settings.merge else "each window by itself"
+    species = "" if settings.species is None else f"; {len(settings.species)} species chosen"
+    command = detect_command(analyser.model, findings.info.recording, findings.overlap_s, settings)
+    return (
+        f"<p>{window.capitalize()}; {threshold}; {merge}{species}. The same rows from the command line:</p>"
+        f"<pre tabindex='0'><code>{html.escape(command)}</code></pre>"
+    )
+
+
+def species_list(analyser: Analyser) -> str:
+    """All species of the model, closed until somebody opens it."""
+    silent = set()
+    if analyser.thresholds is not None:
+        silent = {code for code, own in zip(analyser.classes, analyser.thresholds, strict=True) if own == np.inf}
+    items = []
+    for code, (common, scientific) in sorted(analyser.names.items(), key=lambda item: item[1].common_name.casefold()):
+        items.append(
+            f"<li>{html.escape(common)}"
+            + (f" <i>{html.escape(scientific)}</i>" if scientific else "")
+            + (" (has no threshold of its own)" if code in silent else "")
+            + "</li>"
+        )
+    return (
+        f"<details class='known'><summary>The {len(items)} species that the model knows</summary>"
+        f"<ul>{''.join(items)}</ul></details>"
+    )
+
+
+def _list(items: Sequence[str]) -> str:
+    rest = len(items) - MAX_TOLD
+    return "; ".join(items[:MAX_TOLD]) + (f"; and {rest} more" if rest > 0 else "")
