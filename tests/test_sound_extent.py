@@ -316,7 +316,18 @@ def test_other_flac_is_not_looked_through(write):
 # Whatever stands in a file
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.parametrize("format_", ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST"])
+def test_no_field_of_a_header_ends_the_search(write, format_):
+    whole = encode(format_, "IMA_ADPCM" if format_ == "AIFF" else "PCM_16", SOUND[:1000])
+    for place in range(4, 100, 2):
+        for value in (bytes(4), b"\xff" * 4):
+            extent = find_sound(write(whole[:place] + value + whole[place + 4 :]))
+            if extent is not None:
+                assert 0 <= extent.begin <= extent.end
+                assert extent.frames is None or extent.promised_frames(100) >= 100
+
+
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from([*LAYOUTS, b".snd", b"fLaC", b"NIST_1A\n   1024\n"]),
     st.binary(max_size=200),

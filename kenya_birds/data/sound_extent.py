@@ -311,7 +311,7 @@ def _wave_form(number: str, fmt: bytes) -> SampleForm | None:
 def _aiff_form(number: str, comm: bytes) -> SampleForm | None:
     channels, _, bits = struct.unpack(number + "HIH", comm[:8])
     compression = comm[18:22].lower() or b"none"
-    if compression == b"ima4":
+    if compression == b"ima4" and channels:
         return SampleForm(34 * channels, 64)
     widths = {b"none": -(-bits // 8), b"twos": -(-bits // 8), b"sowt": -(-bits // 8), b"raw ": 1, b"fl32": 4}
     widths |= {b"fl64": 8, b"in24": 3, b"in32": 4, b"ulaw": 1, b"alaw": 1}
@@ -341,7 +341,7 @@ def _nist_sound(file: _OpenFile, start: bytes) -> SoundExtent | None:
         return None
     begin, block = int(start[8:16]), int(numbers[b"channel_count"]) * int(numbers[b"sample_n_bytes"])
     end = begin + int(numbers[b"sample_count"]) * block
-    return _extent(file, begin, end, end, SampleForm(block), 0, [])
+    return _extent(file, begin, end, end, SampleForm(block) if block else None, 0, [])
 
 
 def _flac_sound(file: _OpenFile, start: bytes) -> SoundExtent | None:
