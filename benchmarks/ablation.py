@@ -78,7 +78,7 @@ def print_table(options: argparse.Namespace) -> None:
     for name in options.only:
         files = [output_dir(options, name, fold) / "metrics.json" for fold in range(options.folds)]
         if all(file.is_file() for file in files):
-            runs = [json.loads(file.read_text()) for file in files]
+            runs = [json.loads(file.read_text("utf-8")) for file in files]
             scores[name] = {split: np.array([run[split]["macro_f1"] for run in runs]) for split in runs[0]}
     print("| variant | test macro F1 | over the default | its standard error | validation |")
     print("| --- | --- | --- | --- | --- |")

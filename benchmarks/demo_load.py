@@ -193,7 +193,7 @@ def cut_recordings(folder: Path, count: int, duration_s: float) -> list[Path]:
 
 def memory_mb(process: subprocess.Popen[str], name: str) -> float:
     """`VmRSS` or `VmHWM` (its peak) of a process, in MB (10^6)."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
     (kib,) = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
     return int(kib) * 1024 / 1e6
 

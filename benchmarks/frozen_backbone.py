@@ -50,7 +50,7 @@ def main() -> None:
                 beside=options.run_dir,
                 cache_dir=options.work_dir / "cache",
             )
-            told = json.loads((output / "metrics.json").read_text())
+            told = json.loads((output / "metrics.json").read_text("utf-8"))
             rows[f"{name} weights, {method}"] = told.get(OUT_OF_FOLD, told.get("test")), time.perf_counter() - begin_s
     rows["fine-tuned"] = trained.metrics, None
     print(
@@ -69,7 +69,7 @@ def save_frozen(folder: Path, run_dir: Path, weights: str) -> Path:
     one_run = run_dir / "fold-0" if (run_dir / "fold-0").is_dir() else run_dir
     extractor = KenyaBirdsFeatureExtractor.from_pretrained(one_run)
     torch.manual_seed(0)
-    config = KenyaBirdsConfig(backbone=json.loads((one_run / "config.json").read_text())["backbone"])
+    config = KenyaBirdsConfig(backbone=json.loads((one_run / "config.json").read_text("utf-8"))["backbone"])
     model = KenyaBirdsForAudioClassification(config)
     initialize(model, weights, extractor)
     model.save_pretrained(folder)

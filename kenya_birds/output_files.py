@@ -1,6 +1,7 @@
 """Files and folders that commands write: whole or not at all, and never over something unasked."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,24 @@ def check_output(path: str | Path, overwrite: bool) -> None:
             f"{path} cannot be written: expected a file in a folder that is there and can be written to; give another "
             "path"
         )
+
+
+def put_folder_in_place(partial: Path, folder: Path) -> None:
+    """Gives a finished folder its final name. An empty folder of that name is removed, as Windows does not replace it.
+
+    Raises:
+        OSError: If something is there already, or the folder cannot be written.
+    """
+    if folder.is_dir():
+        folder.rmdir()
+    os.replace(partial, folder)
+
+
+def is_portable_name(name: str) -> bool:
+    """Whether every system takes a file of this name: Windows reserves some, and 255 bytes are the most."""
+    is_reserved = re.match(r"(con|prn|aux|nul|com\d|lpt\d) *(\.|$)", name, re.IGNORECASE)
+    is_plain = name.isprintable() and not re.search(r'[<>:"/\\|?*]', name) and name == name.rstrip(" .")
+    return bool(name) and is_plain and not is_reserved and len(name.encode()) <= 255
 
 
 def is_new_or_empty(folder: Path) -> bool:

@@ -44,6 +44,6 @@ def write_archive(folder: Path, rows: list[tuple], seconds: float = 10.0) -> Pat
 
 def edit(path: Path, old: str, new: str) -> None:
     """Replaces text that stands in a file."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert old in text
-    path.write_text(text.replace(old, new))
+    path.write_text(text.replace(old, new), encoding="utf-8")

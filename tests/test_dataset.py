@@ -2,12 +2,15 @@ import io
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
+import multiprocess
 import numpy as np
 import pandas as pd
 import pytest
@@ -295,15 +298,50 @@ def test_several_processes_cut_the_same_clips(load, tmp_path):
     assert rows_of(load(num_proc=2, cache_dir=tmp_path / "two")) == rows_of(load(cache_dir=tmp_path / "one"))
 
 
+@pytest.fixture
+def spawn():
+    """Processes begin as on Windows and macOS: nothing is inherited, all that they get is pickled."""
+    before = multiprocess.get_start_method()
+    multiprocess.set_start_method("spawn", force=True)
+    yield
+    multiprocess.set_start_method(before, force=True)
+
+
+def test_processes_that_inherit_nothing_cut_the_same_clips(archive, spawn, tmp_path):
+    settings = {**SETTINGS, "no_call_per_recording": 2}
+    one, two = (
+        load_clips(archive, split="no_call", cache_dir=tmp_path / name, num_proc=num_proc, **settings)
+        for name, num_proc in (("one", 1), ("two", 2))
+    )
+    assert one.to_list() == two.to_list()
+
+
 SLOW_BUILD = """
 import sys, time
+import multiprocess
 from kenya_birds.data import builders
 from kenya_birds.data.dataset import load_clips
 fast = builders.encode_wav
 builders.encode_wav = lambda *args: time.sleep(0.05) or fast(*args)
 builders.CLIPS_PER_TABLE = 1
-load_clips(sys.argv[1], cache_dir=sys.argv[2], num_proc=int(sys.argv[3]), sampling_rate=8000, min_annotations=2)
+if __name__ == "__main__":
+    archive, cache, num_proc, method = sys.argv[1:]
+    multiprocess.set_start_method(method)
+    load_clips(archive, cache_dir=cache, num_proc=int(num_proc), sampling_rate=8000, min_annotations=2)
 """
+
+
+@pytest.fixture
+def slow_build(archive, tmp_path):
+    """Begins to cut clips slowly, in a process that is returned."""
+    script = tmp_path / "build.py"
+    script.write_text(SLOW_BUILD, encoding="utf-8")
+
+    def begin(cache, num_proc, method):
+        words = [sys.executable, script, archive, cache, str(num_proc), method]
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    return begin
 
 
 def wait_for(condition, timeout_s=60.0):
@@ -315,21 +353,27 @@ def wait_for(condition, timeout_s=60.0):
 
 def is_running(pid):
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
+def open_files(pid):
+    """Paths of the files that a process has open."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            yield os.readlink(link)
+
+
 def children_of(pid):
-    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the processes of a killed build go on")
 @pytest.mark.parametrize("num_proc", [1, 2])
-def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_clips(archive, tmp_path, num_proc):
+def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_clips(archive, tmp_path, slow_build, num_proc):
     cache = tmp_path / "cache"
-    words = [sys.executable, "-c", SLOW_BUILD, archive, cache, str(num_proc)]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = slow_build(cache, num_proc, "fork")
     wait_for(lambda: len([path for path in cache.rglob("*train*.arrow") if path.stat().st_size > 30_000]) >= num_proc)
     children = children_of(process.pid)
     assert len(children) == (3 if num_proc == 2 else 0), "two that cut, and one that serves their queue"
@@ -345,6 +389,21 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_clips(archive, 
     assert not incomplete.exists()
     used = {Path(file["filename"]) for split in clips for file in clips[split].cache_files}
     assert set(cache.rglob("*.arrow")) == used
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_workers_end_with_a_build_that_is_killed_where_they_inherit_nothing(tmp_path, slow_build):
+    cache = tmp_path / "cache"
+    process = slow_build(cache, 2, "spawn")
+    wait_for(lambda: len(list(cache.rglob("*train*.arrow"))) == 2)
+    children = children_of(process.pid)
+    writing = {child for child in children if any(".incomplete" in link for link in open_files(child))}
+    assert len(writing) == 2
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(map(is_running, writing)), timeout_s=10)
+    for child in filter(is_running, children):  # one that only serves their queue
+        os.kill(child, signal.SIGTERM)
 
 
 def test_clips_can_be_streamed_without_being_kept(load, archive, tmp_path):

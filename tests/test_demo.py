@@ -386,9 +386,10 @@ def test_a_client_gets_the_detections_and_the_files_that_the_page_shows(address,
     assert [row[0] for row in by_time["data"]] == [clock(one.start_s, 40) for one in expected]
     assert by_time["data"][0][3:] == [f"Bird {expected[0].species}", f"Avis {expected[0].species}"]
     assert sum(row[2] for row in by_species["data"]) == len(expected)
-    assert len(Path(table).read_text().splitlines()) == len(expected) + 1
-    assert len(Path(audacity).read_text().splitlines()) == len(expected)
-    assert [row.split("\t")[11] for row in Path(raven).read_text().splitlines()[1:]] == [NAME] * len(expected)
+    assert len(Path(table).read_text(encoding="utf-8").splitlines()) == len(expected) + 1
+    assert len(Path(audacity).read_text(encoding="utf-8").splitlines()) == len(expected)
+    selections = Path(raven).read_text(encoding="utf-8").splitlines()[1:]
+    assert [row.split("\t")[11] for row in selections] == [NAME] * len(expected)
 
 
 @pytest.mark.parametrize(

@@ -544,6 +544,7 @@ def test_an_api_is_at_an_address(data_dir):
     [
         *("../evil", "..", ".", "", "/evil", "a/b", "a\\b", "C:evil", "a\nb", "a\0b", "\ud800", "x" * 256, 5, None),
         *(".download.json", ".hidden", "soundscape_data", "Soundscape_Data", "evil.part", "ANNOTATIONS.csv"),
+        *("CON", "nul.csv", "Aux .txt", "com1.csv", "what?.csv", "a|b", "notes.", "notes "),
     ],
 )
 def test_names_that_are_not_plain_file_names_are_refused(name, zenodo, data_dir):
@@ -748,9 +749,17 @@ def test_a_recording_with_broken_bytes_is_refused_and_those_before_it_stay(tmp_p
     assert contents(tmp_path / "out") == {"a.flac": b"song"}
 
 
-@pytest.mark.parametrize("other", ["one/a.flac", "A.flac"])
-def test_two_recordings_of_one_name_are_refused(other, tmp_path):
-    unpacking_fails(tmp_path, zip_of({"a.flac": b"song", other: b"more"}), "two recordings", "a.flac", other)
+@pytest.mark.parametrize(
+    ("one", "other"), [("a.flac", "one/a.flac"), ("a.flac", "A.flac"), ("\u00e9.flac", "e\u0301.flac")]
+)
+def test_two_recordings_of_one_name_are_refused(one, other, tmp_path):
+    unpacking_fails(tmp_path, zip_of({one: b"song", other: b"more"}), "two recordings", one, other)
+
+
+@pytest.mark.parametrize("name", ["con.flac", "sub/NUL.flac", "lpt1.x.flac", "a?.flac", "x" * 250 + ".flac"])
+def test_a_zip_with_a_recording_that_windows_could_not_write_is_refused(name, tmp_path):
+    content = zip_of({"good.flac": b"song", name: b"evil"})
+    unpacking_fails(tmp_path, content, repr(name), "that Windows does not take", "nothing of this zip")
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_labels_thresholds_and_metadata_tell_of_the_model(single, waveforms):
     # A folder's name is nobody's business.
     assert metadata["model_id"] == "model"
     assert str(graph.parent) not in (graph / "README.md").read_text()
-    with open(graph / "labels.csv", newline="") as file:
+    with open(graph / "labels.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["code"] for row in rows] == LABELS
     assert rows[0] == {"class_id": "0", "code": "combul2", **SPECIES["combul2"]}

@@ -385,6 +385,11 @@ def test_no_recording_s_file_leaves_the_folder_or_meets_another(recordings):
             assert len(part.encode()) <= MAX_NAME_BYTES + 11
 
 
+def test_no_file_has_a_name_that_windows_reserves():
+    names = file_names(["con/a.wav", "Aux.wav", "nul .x/com1.wav", "console.wav"])
+    assert list(names.values()) == ["_con/a", "_Aux", "_nul .x/_com1", "console"]
+
+
 def test_a_name_as_long_as_file_systems_allow_makes_files_too(tmp_path):
     long = "ü" * 125 + ".wav"
     write(tmp_path, infos=[RecordingInfo(long, RATE, RATE)], rows=[])

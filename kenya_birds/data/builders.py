@@ -14,7 +14,7 @@ from datasets.builder import Key
 
 from kenya_birds.data.archive import Archive, archive_fingerprint, read_archive, select_classes
 from kenya_birds.data.audio import RecordingReader, encode_wav
-from kenya_birds.data.child_processes import children_end_with_us
+from kenya_birds.data.child_processes import children_end_with_us, end_with_parent
 from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.splits import SPLITS, check_splits, seed_split
@@ -169,6 +169,7 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
         return [datasets.SplitGenerator(split, gen_kwargs={"recordings": recordings[split]}) for split in SPLITS]
 
     def _generate_tables(self, recordings: list[str]) -> Iterator[tuple[Key, pa.Table]]:
+        end_with_parent()
         rate, context = self.config.sampling_rate, round(self.config.context_s * self.config.sampling_rate)
         samples = round(self.config.clip_s * rate)
         for shard, recording in enumerate(recordings):

@@ -20,10 +20,12 @@ from kenya_birds.data.unpacking import (
     check_free_disk,
     part_of,
     put_in_place,
+    same_file,
     size_text,
     unpack_recordings,
 )
 from kenya_birds.errors import UserError
+from kenya_birds.output_files import is_portable_name
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +216,7 @@ def _list_files(client: Client, url: str, record: int) -> list[_Listed]:
         raise UserError(f"{where} lists no files: is it public? Look at it in a browser")
     listed = [_listed(entry, where) for entry in answer["files"]]
     names = sorted(file.name for file in listed)
-    if len({name.lower() for name in names}) < len(names):
+    if len({same_file(name) for name in names}) < len(names):
         raise UserError(f"{where} lists two files of one name, refused: {names}")
     lacking = [name for name in (ANNOTATIONS_FILE, SPECIES_FILE, ZIP_FILE) if name not in names]
     if lacking:
@@ -231,10 +233,10 @@ def _listed(entry: Any, where: str) -> _Listed:
     except (KeyError, TypeError):
         raise UserError(f"{where} lists a file without key, size, checksum and link: {str(entry)[:200]}") from None
     # Names with a dot in front are ours. A disk takes 255 bytes, with `.part`.
-    plain = isinstance(name, str) and name.isprintable() and re.fullmatch(r"[^./\\:][^/\\:]*", name)
+    plain = isinstance(name, str) and is_portable_name(name) and not name.startswith(".")
     ours = plain and (name.lower() == RECORDINGS_FOLDER or name.lower().endswith(PART_SUFFIX))
     if not plain or ours or len(name.encode()) > 250:
-        raise UserError(f"{where} lists a file {name!r}: expected a plain file name; refused")
+        raise UserError(f"{where} lists a file {name!r}: expected a plain file name that every system takes; refused")
     if not isinstance(size_bytes, int) or size_bytes < 0:
         raise UserError(f"{where} lists {name} with size {size_bytes!r}: expected bytes")
     if not isinstance(checksum, str) or not re.fullmatch("md5:[0-9a-f]{32}", checksum):

@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import struct
+import unicodedata
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from kenya_birds.errors import UserError
+from kenya_birds.output_files import is_portable_name
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,11 @@ class Expected:
 def part_of(path: Path) -> Path:
     """Where a file is written until it is whole."""
     return path.with_name(path.name + PART_SUFFIX)
+
+
+def same_file(name: str) -> str:
+    """The same for names that are one file on a disk that tells neither upper from lower case nor é from e and ´."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def put_in_place(path: Path) -> None:
@@ -138,7 +145,7 @@ def _recordings(archive: zipfile.ZipFile, zip_path: Path) -> dict[str, zipfile.Z
             f"(limits: {MAX_GROWTH} times its own size, {size_text(MAX_UNPACKED_BYTES)})"
         )
     recordings: dict[str, zipfile.ZipInfo] = {}
-    lower_case: dict[str, str] = {}
+    same: dict[str, str] = {}
     for info in entries:
         if reason := _unsafe(info):
             raise UserError(f"{zip_path}: {info.orig_filename!r} {reason}: nothing of this zip is unpacked")
@@ -146,13 +153,17 @@ def _recordings(archive: zipfile.ZipFile, zip_path: Path) -> dict[str, zipfile.Z
         # macOS adds `__MACOSX/._NAME` beside each file.
         if info.is_dir() or name.startswith(".") or not name.lower().endswith(".flac"):
             continue
-        # One file on a disk that does not tell upper from lower case.
-        if name.lower() in lower_case:
+        if not is_portable_name(name + PART_SUFFIX):
             raise UserError(
-                f"{zip_path} holds two recordings of one name, {lower_case[name.lower()]!r} and "
+                f"{zip_path}: {info.filename!r} has a name that Windows does not take: nothing of this zip is "
+                "unpacked; unpack it by hand, and rename that recording in the annotations, too"
+            )
+        if same_file(name) in same:
+            raise UserError(
+                f"{zip_path} holds two recordings of one name, {same[same_file(name)]!r} and "
                 f"{info.filename!r}: recordings lie directly in one folder; nothing is unpacked"
             )
-        lower_case[name.lower()] = info.filename
+        same[same_file(name)] = info.filename
         recordings[name] = info
     if not recordings:
         raise UserError(f"{zip_path} holds no FLAC recordings among its {len(entries)} files: expected NAME.flac")

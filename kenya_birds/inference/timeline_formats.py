@@ -12,6 +12,7 @@ from typing import IO
 
 from kenya_birds.inference.outputs import Outputs
 from kenya_birds.inference.recordings import RecordingInfo, Row, decimal_s, microseconds
+from kenya_birds.output_files import is_portable_name
 
 # BirdNET-Analyzer's columns in its order, and the scientific name.
 RAVEN_COLUMNS = (
@@ -164,7 +165,7 @@ def _safe_name(name: str) -> str:
     safe = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*\ud800-\udfff]', "_", name).strip(" .") or "_"
     if len(safe.encode()) > MAX_NAME_BYTES:
         safe = safe.encode()[: MAX_NAME_BYTES - 11].decode(errors="ignore") + f"-{_digest(name)}"
-    return safe
+    return safe if is_portable_name(safe) else f"_{safe}"  # such as `con` on Windows
 
 
 def _digest(text: str) -> str:

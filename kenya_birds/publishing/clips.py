@@ -1,7 +1,6 @@
 """Gives clips to the Hugging Face Hub: in Parquet, which `datasets.load_dataset` reads, with a data set card."""
 
 import math
-import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from kenya_birds.data.splits import read_folds, read_splits, splits_of_fold
 from kenya_birds.errors import UserError
 from kenya_birds.experiments.cross_validation import FOLDS_FILE
 from kenya_birds.json_files import read_json
-from kenya_birds.output_files import is_new_or_empty
+from kenya_birds.output_files import is_new_or_empty, put_folder_in_place
 from kenya_birds.publishing.clips_card import render_clips_card
 from kenya_birds.publishing.hub import full_repo_id, upload_files
 from kenya_birds.training.settings_record import clip_settings
@@ -101,7 +100,7 @@ def save_clips(clips: datasets.DatasetDict, folder: str | Path, *, title: str, *
             files = {split: f"{DATA}/{split}-*" for split in clips}
             text = render_clips_card(clips, files, sizes, download_size, title=title, **card)
             (partial / CARD).write_text(text, encoding="utf-8")
-            os.replace(partial, folder)
+            put_folder_in_place(partial, folder)
     except OSError as error:
         raise UserError(f"the clips cannot be written to {folder}: {error.strerror or error}") from None
     return folder

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import warnings
@@ -20,7 +19,7 @@ from kenya_birds.evaluation.report import THRESHOLDS_FILE
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-from kenya_birds.output_files import is_new_or_empty
+from kenya_birds.output_files import is_new_or_empty, put_folder_in_place
 from kenya_birds.publishing.export_readme import render_readme
 from kenya_birds.publishing.fourier_matrices import FourierMatrices
 from kenya_birds.saved_models import SavedModel, find_model, load_classifier
@@ -111,7 +110,7 @@ def export_onnx(model_name: str, output_dir: str | Path) -> Path:
                 shutil.copyfile(thresholds, partial / THRESHOLDS_FILE)
             text = render_readme(metadata, classes=model.config.num_labels, has_thresholds=thresholds.is_file())
             (partial / README_FILE).write_text(text, encoding="utf-8")
-            os.replace(partial, output_dir)
+            put_folder_in_place(partial, output_dir)
     except OSError as error:
         raise UserError(f"the export cannot be written to {output_dir}: {error.strerror or error}") from None
     return output_dir

@@ -337,4 +337,5 @@ def wait_for_end() -> None:
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    ended.wait()
+    while not ended.wait(1):  # on Windows no signal interrupts a wait without an end
+        pass
