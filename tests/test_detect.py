@@ -396,6 +396,20 @@ def test_a_pattern_for_names_fills_site_date_and_hour(model, tmp_path, capsys):
     assert "there is no '%Q'" in capsys.readouterr().err
 
 
+def test_recordings_that_miss_a_part_of_the_spectrum_are_counted_once(model, tmp_path, caplog):
+    folder = write_recordings(tmp_path / "recordings", (2.0, 2.0))
+    for rate in (8_000, 11_025):
+        soundfile.write(folder / f"low_{rate}.wav", chirps(2.0, 1, rate), rate)
+    run_in_folder(model, [folder], tmp_path / "output", formats=("csv",))
+    (line,) = [record.getMessage() for record in caplog.records if "spectrum" in record.getMessage()]
+    assert "2 of 4 recordings have a sampling rate below 15000 Hz" in line
+    assert f"the lowest is 8000 Hz ({folder / 'low_8000.wav'})" in line
+    for paths, number in (([folder], 1), ([folder / "low_8000.wav"], 1), (sorted(folder.glob("*.flac")), 0)):
+        caplog.clear()
+        list(detect(model, paths, device="cpu"))
+        assert caplog.text.count("spectrum") == number
+
+
 # Faults
 
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 import tracemalloc
 
 import numpy as np
@@ -244,6 +246,31 @@ def test_of_a_recording_that_changes_while_it_is_read_nothing_is_kept(
     report = embed_recordings(embedder, [recordings], tmp_path / "out.parquet")
     assert report.exit_code == 3
     assert not pd.read_parquet(tmp_path / "out.parquet")["recording"].str.contains("KEN_000").any()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without asking it")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_run_that_is_asked_to_end_leaves_nothing(model, recordings, tmp_path, monkeypatch, capsys, name):
+    read = embedding_module.read_source
+
+    def ended(source, *rest):
+        for number, item in enumerate(read(source, *rest)):
+            if number:
+                os.kill(os.getpid(), getattr(signal, name))
+            yield item
+
+    monkeypatch.setattr(embedding_module, "read_source", ended)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    assert embed_command(model, recordings, "--output", tmp_path / "out.parquet") == 128 + getattr(signal, name)
+    assert list(tmp_path.iterdir()) == []
+    assert f"kenya-birds embed: stopped by {name}" in capsys.readouterr().err
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == handlers
+
+
+def test_recordings_that_miss_a_part_of_the_spectrum_are_counted(recordings, tmp_path, embedder, caplog):
+    soundfile.write(tmp_path / "low.wav", chirps(2.0, 1, 8_000), 8_000)
+    embed_recordings(embedder, [recordings, tmp_path / "low.wav"], tmp_path / "out.parquet")
+    assert f"1 of {len(LENGTHS_S) + 1} recordings have a sampling rate below 15000 Hz" in caplog.text
 
 
 def test_readers_do_not_change_the_file(recordings, tmp_path, embedder, monkeypatch):

@@ -333,6 +333,16 @@ def test_recordings_in_utc_are_left_out_beside_local_ones_and_drawn_alone():
     assert (alone.counts.loc["b", 1], alone.clock) == (1, "UTC")
 
 
+@pytest.mark.parametrize(
+    "path", ["D:\\rec\\site 1\\a.wav", "\\\\server\\rec\\a.wav", "rec\\a.wav", "https://h/x/a.wav"]
+)
+def test_a_recording_of_a_table_that_was_made_on_windows_is_found_by_its_file_name(tmp_path, path):
+    rows = table((path, 0, 3, "a", 1), ("D:\\rec\\b.wav", 0, 3, "b", 1))
+    assert plot.detections_of(tmp_path / "a.wav", rows, "t")["recording"].tolist() == [path]
+    with pytest.raises(UserError, match="has no detections"):
+        plot.detections_of(tmp_path / "rec", rows, "t")
+
+
 def test_offsets_and_patterns_tell_the_hour_too():
     offset, other = "20211207T053000+0300.flac", "C:\\rec\\07.12.21 06h.wav"
     rows = table((MORNING, 0, 3, "a", 1), (offset, 0, 3, "b", 1), (other, 0, 3, "c", 1))

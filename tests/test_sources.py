@@ -1,6 +1,9 @@
+import errno
 import functools
 import http.server
+import io
 import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -170,8 +173,44 @@ def test_recordings_on_the_web_are_found_and_fetched(server):
     assert contents(source) == b"deep/er/c d.mp3"
     assert source.state().size_bytes == len(b"deep/er/c d.mp3")
     assert names(f"{server}/deep/er/") == [source.recording]
-    with pytest.raises(UserError, match=r"nothing\.wav"):
+    with pytest.raises(UserError, match=r"nothing\.wav is not there \(404: not found\)"):
         find_sources([f"{server}/nothing.wav"])
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (404, "is not there"),
+        (403, "may not be read"),
+        (500, "cannot be fetched now .*500"),
+        (503, ".* try again later"),
+    ],
+)
+def test_what_a_server_answers_is_told(folder, server, monkeypatch, status, reason):
+    (source,) = find_sources([f"{server}/b.flac"])
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "send_head", lambda handler: handler.send_error(status))
+    with pytest.raises(UserError, match=f"flac {reason}"):
+        source.state()
+    with pytest.raises(UserError, match=f"flac {reason}"), source.local_path():
+        pass
+
+
+def test_a_full_temporary_folder_is_told(server, tmp_path, monkeypatch):
+    (source,) = find_sources([f"{server}/b.flac"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode, buffering: Full(path, mode))
+        with pytest.raises(UserError, match=f"temporary folder {tmp_path} is full.*TMPDIR"), source.local_path():
+            pass
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("kenya_birds_")] == []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"gone cannot be written to \(No such file"), source.local_path():
+        pass
 
 
 def test_what_may_be_secret_in_a_url_is_told_to_nobody(server):
@@ -182,6 +221,7 @@ def test_what_may_be_secret_in_a_url_is_told_to_nobody(server):
     with pytest.raises(UserError) as error:
         find_sources(["http://user:secret@127.0.0.1:9/b.wav?token=secret"])
     assert "secret" not in str(error.value)
+    assert "cannot be reached (Connection" in str(error.value)
 
 
 def test_an_empty_file_and_a_pipe_are_errors(tmp_path):

@@ -1,7 +1,7 @@
 """Detection in recordings: readers, batches that mix windows of many recordings, scores, detections; all at once."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,8 @@ class SoundscapePipeline:
         found: list[Detection] = []
         for progress in self.analyse(jobs):
             found += progress.detections
+            if progress.reading is not None:
+                log_missing_band({progress.recording: progress.reading}, self.frequencies_hz[1])
             if progress.reading is not None and not progress.reading.is_final:
                 raise UserError(f"{progress.recording}: {progress.reading.losses[0].reason}")
             log_losses(progress.recording, progress.reading)
@@ -158,9 +160,13 @@ class SoundscapePipeline:
         """
         sources = find_sources(paths)
         sources.log()
+        readings: dict[str, Reading] = {}
         for progress in self.analyse(self.jobs(sources)):
             yield from progress.detections
             log_losses(progress.recording, progress.reading)
+            if progress.reading is not None:
+                readings[progress.recording] = progress.reading
+        log_missing_band(readings, self.frequencies_hz[1])
 
     def jobs(self, sources: Iterable[Source]) -> list[Job]:
         """What `analyse` takes."""
@@ -265,6 +271,32 @@ def find_device(name: str | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"there is no device '{name}': this machine has {torch.cuda.device_count()} GPUs that work")
     return device
+
+
+def log_missing_band(readings: Mapping[str, Reading], highest_hz: float) -> None:
+    """Logs how many recordings hold less of the spectrum than the model hears.
+
+    Args:
+        readings: How the reading of each recording ended.
+        highest_hz: Highest frequency that the model hears.
+    """
+    low = {
+        name: reading.sample_rate_hz
+        for name, reading in readings.items()
+        if 0 < reading.sample_rate_hz < 2 * highest_hz
+    }
+    if low:
+        lowest = min(low, key=lambda name: low[name])
+        logger.warning(
+            "%d of %d recordings have a sampling rate below %.0f Hz, so that they miss a part of the spectrum that "
+            "the model hears (up to %.0f Hz): expect lower scores and missed calls; the lowest is %d Hz (%s)",
+            len(low),
+            len(readings),
+            2 * highest_hz,
+            highest_hz,
+            low[lowest],
+            lowest,
+        )
 
 
 def log_losses(recording: str, reading: Reading | None) -> None:

@@ -48,6 +48,11 @@ class Embedder(ABC):
         self.device = device
 
     @property
+    def highest_hz(self) -> float:
+        """Highest frequency that the model hears."""
+        return self.sampling_rate / 2
+
+    @property
     def clip_s(self) -> float:
         """Length of a window in seconds."""
         return self.clip_samples / self.sampling_rate
@@ -99,6 +104,11 @@ class OwnEmbedder(Embedder):
         self._model = to_device(device, memory_format=torch.channels_last)
         self._extractor = extractor
         self.size = model.embedding_size
+
+    @property
+    def highest_hz(self) -> float:
+        """Highest frequency that the model hears."""
+        return float(self._extractor.f_max_hz)
 
     def _embed(self, sound: np.ndarray) -> torch.Tensor:
         waveform = torch.from_numpy(sound).to(self.device)

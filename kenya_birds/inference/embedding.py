@@ -20,7 +20,7 @@ from tqdm import tqdm
 from kenya_birds import __version__
 from kenya_birds.errors import UserError
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
-from kenya_birds.inference.detection import MAX_READERS, log_losses
+from kenya_birds.inference.detection import MAX_READERS, log_losses, log_missing_band
 from kenya_birds.inference.embedders import Embedder
 from kenya_birds.inference.flow import BatchPool, Job, computed
 from kenya_birds.inference.outputs import Outputs
@@ -120,6 +120,7 @@ def embed_recordings(
                 log_losses(sources[index].recording, item)
                 bar.update()
             writer.close()
+            log_missing_band(readings, embedder.highest_hz)
             report = RunReport.of(
                 {source.recording: readings[source.recording] for source in sources},
                 new=set(readings),

@@ -17,7 +17,7 @@ from kenya_birds.data.name_pattern import NamePattern
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
-from kenya_birds.inference.detection import SoundscapePipeline, log_losses
+from kenya_birds.inference.detection import SoundscapePipeline, log_losses, log_missing_band
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.journal import Journal, JournalWriter, hash_files
 from kenya_birds.inference.recordings import RecordingInfo, name_in
@@ -110,6 +110,7 @@ def run_detection(
         if not team.is_first:
             return None
         readings = {name: _reading(journal, name) for name in plan.recordings}
+        log_missing_band(readings, pipeline.frequencies_hz[1])
         counts: Counter[str] = Counter()
         report = RunReport.of(
             readings,

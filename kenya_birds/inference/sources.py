@@ -1,5 +1,6 @@
 """Which recordings are meant by files, folders, patterns, lists and URLs, and how each comes to this machine."""
 
+import errno
 import glob
 import logging
 import os
@@ -33,6 +34,7 @@ from kenya_birds.errors import UserError
 logger = logging.getLogger(__name__)
 
 LIST_SUFFIX = ".txt"
+COPIED_BYTES = 2**20
 # What file systems call it when a file was last written, or what changes with it.
 VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 # Whatever a file system's own library raises when it is not reached.
@@ -106,15 +108,58 @@ class Source:
                 raise UserError("the file is empty (0 bytes)")
             yield path
             return
-        with tempfile.TemporaryDirectory(prefix="kenya_birds_") as folder:
+        with _temporary_folder() as folder:
             # With its own suffix, which decoders look at.
             copy = Path(folder) / ("recording" + PurePosixPath(self.recording).suffix[:8])
-            with _reached(self.recording):
-                with self.system.open(self.path, "rb") as remote, copy.open("wb") as file:
-                    shutil.copyfileobj(remote, file, 2**20)
-                if not copy.stat().st_size:
-                    raise UserError("the file is empty (0 bytes)")
+            self._fetch(copy)
+            if not copy.stat().st_size:
+                raise UserError("the file is empty (0 bytes)")
             yield copy
+
+    def _fetch(self, copy: Path) -> None:
+        with _reached(self.recording):
+            remote = self.system.open(self.path, "rb")
+        with remote:
+            try:
+                file = copy.open("wb", buffering=0)
+            except OSError as error:
+                raise _cannot_keep(error) from None
+            with file:
+                while True:
+                    with _reached(self.recording):
+                        data = memoryview(remote.read(COPIED_BYTES))
+                    if not data:
+                        break
+                    try:
+                        while data:
+                            data = data[file.write(data) :]
+                    except OSError as error:
+                        raise _cannot_keep(error) from None
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    try:
+        folder = tempfile.mkdtemp(prefix="kenya_birds_")
+    except OSError as error:
+        raise _cannot_keep(error) from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cannot_keep(error: OSError) -> UserError:
+    try:
+        where = f"the temporary folder {tempfile.gettempdir()}"
+    except OSError:
+        where = "the temporary folder"
+    is_full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+    what = "is full" if is_full else f"cannot be written to ({error.strerror or error})"
+    return UserError(
+        f"{where} {what}, so that there is no room for a copy of the recording: make room, or set the environment "
+        "variable TMPDIR (TEMP on Windows) to another folder"
+    )
 
 
 class FoundSources(Sequence[Source]):
@@ -296,14 +341,18 @@ def _expand_remote(url: str, system: Any, *, must_exist: bool) -> _Part:
         if not must_exist or (is_named_as_sound(_public(url)) and system.isfile(path)):
             files = [path]
         else:
-            is_pattern = glob.has_magic(path)
+            # In a web address ? begins the query.
+            is_pattern = glob.has_magic(re.split(r"[?#]", path)[0] if url.startswith("http") else path)
             base = re.split(r"[*?[]", path)[0].rpartition("/")[0] if is_pattern else path
             found = sorted(system.glob(path) if is_pattern else system.find(path))
             sound = [file for file in found if is_named_as_sound(file) and "/._" not in file.removeprefix(base)]
             files = [file for file in sound if not any(map(is_hidden, file.removeprefix(base).split("/")))]
             skipped = sorted(set(sound) - set(files))
-            if not files and not skipped and system.isfile(path):  # on the web, a folder may be a file too
-                files = [path]
+            if not files and not skipped:
+                if system.isfile(path):  # on the web, a folder may be a file too
+                    files = [path]
+                elif not is_pattern:
+                    system.info(path)  # raises where nothing is there, or nothing is told
     # Paths on a server that is logged in to do not name it.
     host = system._get_kwargs_from_urls(url).get("host")
 
@@ -334,7 +383,22 @@ def _reached(name: str) -> Iterator[None]:
     except UserError:
         raise
     except _UNREACHABLE as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "status", None) or ""
-        raise UserError(
-            f"{name} cannot be reached ({type(error).__name__}{f': {reason}' if reason else ''})"
-        ) from None
+        raise UserError(f"{name} {_why(name, error)}") from None
+
+
+def _why(name: str, error: Exception) -> str:
+    """Why something far away is not reached; without the error's own words, which may hold a password."""
+    first: BaseException = error
+    while first.__cause__ is not None:  # fsspec makes "not found" of all that a web server answers
+        first = first.__cause__
+    status = getattr(first, "status", None) or getattr(getattr(first, "response", None), "status_code", None)
+    if status in (404, 410) or (status is None and isinstance(first, FileNotFoundError)):
+        return f"is not there{' (404: not found)' if name.startswith('http') else ''}: check the address"
+    if isinstance(first, PermissionError) or status in (401, 403):
+        return "may not be read (the server denies access): check the user, password or token"
+    if status == 429 or (isinstance(status, int) and status >= 500):
+        return f"cannot be fetched now (the server answers {status}): try again later"
+    if isinstance(first, TimeoutError):
+        return "cannot be reached (no answer in time): try again later"
+    reason = getattr(first, "strerror", None) or status or ""
+    return f"cannot be reached ({type(first).__name__}{f': {reason}' if reason else ''})"

@@ -86,6 +86,12 @@ class Page:
         session.findings = findings
         length = clock(findings.duration_s, findings.duration_s)
         about = [f"{name}: {length}, {findings.info.sample_rate_hz / 1000:g} kHz"]
+        highest_hz = self.analyser.frequencies_hz[1]
+        if findings.info.sample_rate_hz < 2 * highest_hz:
+            about.append(
+                f"It holds nothing above {findings.info.sample_rate_hz / 2000:g} kHz, but the model hears up to "
+                f"{highest_hz / 1000:g} kHz: expect lower scores and missed calls."
+            )
         for loss in findings.losses:
             end = "its end" if loss.end_s is None else clock(loss.end_s, findings.duration_s)
             about.append(

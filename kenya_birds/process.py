@@ -1,0 +1,77 @@
+"""What a command needs of its process: text in any script, and signals that let files be closed and removed."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# Asked to end, terminal closed, and Ctrl+Break on Windows; SIGINT is Python's KeyboardInterrupt already.
+_SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK")
+
+
+def use_utf8() -> None:
+    """Starts this Python anew in UTF-8 mode where file names are in an encoding that cannot hold all of them.
+
+    That is so with `LC_ALL=C` and `PYTHONUTF8=0`, and with old locales such as `de_DE.ISO-8859-1`: names with other
+    letters could be read, but neither printed nor put into tables.
+    """
+    is_utf8 = sys.getfilesystemencoding().lower() in ("utf-8", "utf8")
+    if os.name == "posix" and not is_utf8 and not sys.flags.utf8_mode:
+        os.environ["PYTHONUTF8"] = "1"  # child processes too
+        arguments = [os.fsencode(argument) for argument in sys.orig_argv[1:]]
+        os.execv(sys.executable, [os.fsencode(sys.executable), b"-X", b"utf8", *arguments])
+
+
+def print_anything() -> None:
+    """Lets stdout and stderr replace characters that the console's encoding lacks (cp1252), instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+class _Ended(BaseException):
+    """The process was asked to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def cleaned_up_at_signals(program: str) -> Iterator[None]:
+    """Lets SIGTERM and its like end the block as an exception does: what it has open is closed, and parts removed.
+
+    Signals that are ignored already (`nohup`) stay ignored. Of the processes of a launcher each may wait for another,
+    so they end as they did.
+
+    Args:
+        program: Name of the command, put in front of the message.
+
+    Raises:
+        SystemExit: After a signal, with the exit code 128 + its number.
+    """
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if not is_alone or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        raise _Ended(number)
+
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    except _Ended as ended:
+        print(f"{program}: stopped by {signal.Signals(ended.number).name}", file=sys.stderr)
+        raise SystemExit(128 + ended.number) from None
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
