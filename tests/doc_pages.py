@@ -66,16 +66,16 @@ def commands(page: Path) -> list[Command]:
         command
         for block in blocks(page)
         if block.language in SHELLS
-        for words in _simple_commands(block.code)
+        for words in simple_commands(block.code)
         for command in _calls(words, in_block=True)
     ]
     for code in inline_code(page):
         if re.search(r"kenya-birds |kenya_birds |\.py |^accelerate launch |^torchrun ", code):
-            found += [command for words in _simple_commands(code) for command in _calls(words, in_block=False)]
+            found += [command for words in simple_commands(code) for command in _calls(words, in_block=False)]
     return found
 
 
-def _simple_commands(code: str) -> Iterator[list[str]]:
+def simple_commands(code: str) -> Iterator[list[str]]:
     """The commands of a shell program as words; pipes, `&&` and the like part them, remarks are left out."""
     for line in code.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="".join(OPERATORS))

@@ -2,7 +2,7 @@
 
 The Python of a page runs from top to bottom in a folder that holds what the pages speak of: `archive`, its recordings
 in `recordings`, a model that was trained on it in `birds` and `someone/birds-of-baringo`, what it detects in `found`,
-and `clip.wav`.
+a checked sample of that in `checked.csv`, and `clip.wav`. Of some pages the commands run too, between the Python.
 """
 
 import json
@@ -12,12 +12,14 @@ from functools import cache
 from pathlib import Path
 
 import matplotlib
+import pandas as pd
 import pytest
 import soundfile
-from doc_pages import PAGES, SHELLS, blocks, commands, inline_code, prose
-from running import ROOT, run, train
+from doc_pages import PAGES, SHELLS, blocks, commands, inline_code, prose, simple_commands
+from running import ROOT, flags, run, train
 
 import kenya_birds
+import train_hf
 
 matplotlib.use("Agg")
 
@@ -28,6 +30,12 @@ WITH_PYTHON = [
     for page in PAGES
     if page.name not in TESTED_ELSEWHERE and any(block.language == "python" for block in blocks(page))
 ]
+# Pages whose commands run too, with what the commands make themselves.
+WITH_COMMANDS = {
+    "ecologist.md": ("found", "corrected", "better"),
+    "tables.md": ("found",),
+    "data.md": ("birds",),
+}
 NOT_FLAGS_OF_OURS = {"--help"}
 
 
@@ -39,9 +47,13 @@ def things(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("pages")
     archive = synthesize_archive(folder / "archive", recordings=9, duration_s=40, species=5, annotations=110, seed=2)
-    train(archive, folder / "birds", folder / "cache", num_train_epochs=1, min_annotations=10)
+    train(archive, folder / "birds", folder / "cache", num_train_epochs=6, min_annotations=10)
     shutil.copytree(folder / "birds", folder / "someone" / "birds-of-baringo")
-    (folder / "recordings").symlink_to(archive / "soundscape_data")
+    (folder / "recordings").mkdir()
+    # Another recording has a name that only --name_pattern reads.
+    names = ["north 07.12.2021 15-38.flac", *(f"KEN_{n:03}_20211207_153852.flac" for n in range(1, 9))]
+    for name, recording in zip(names, sorted((archive / "soundscape_data").iterdir()), strict=True):
+        (folder / "recordings" / name).symlink_to(recording)
     first = min((archive / "soundscape_data").iterdir())
     (folder / "KEN_001_20211207_153852.flac").symlink_to(first)
     sound, rate = soundfile.read(first, frames=3 * soundfile.info(first).samplerate)
@@ -49,13 +61,20 @@ def things(tmp_path_factory):
     options = ["--output", f"{folder}/found", "--threshold", "0.1", "--formats", "raven,csv,parquet"]
     with pytest.raises(SystemExit, match="0"):
         main(["detect", f"{folder}/birds", f"{folder}/recordings", *options])
+    found = pd.read_csv(folder / "found" / "detections.csv")
+    checked = found.assign(tenth=(10 * found["score"]).astype(int), right=found["score"].gt(0.5).astype(int))
+    checked.to_csv(folder / "checked.csv", index=False)
     return folder
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page in WITH_PYTHON or page.name in WITH_COMMANDS], ids=lambda page: page.name
+)
 def test_the_python_of_a_page_runs(page, things, tmp_path, monkeypatch):
+    made = WITH_COMMANDS.get(page.name, ())
     for thing in things.iterdir():
-        (tmp_path / thing.name).symlink_to(thing)
+        if thing.name not in made:
+            (tmp_path / thing.name).symlink_to(thing)
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     for block in blocks(page):
@@ -63,6 +82,26 @@ def test_the_python_of_a_page_runs(page, things, tmp_path, monkeypatch):
             # So that a traceback tells the page's lines.
             code = compile("\n" * block.line + block.code, str(page), "exec")
             exec(code, namespace)
+        elif block.language in SHELLS and page.name in WITH_COMMANDS:
+            for words in simple_commands(block.code):
+                run_command(words, tmp_path)
+    assert all((tmp_path / name).exists() for name in made)
+
+
+def run_command(words, folder):
+    """Runs a command of ours in this process; a training is a small one. Other programs and loops are left out."""
+    from kenya_birds.cli import main
+
+    if words[:1] == ["kenya-birds"]:
+        code = 0
+        try:
+            main(words[1:])
+        except SystemExit as ended:
+            code = ended.code
+        assert code == 0, words
+    elif "train_hf.py" in words and not any("$" in word for word in words):
+        small = flags("", "", folder / "cache", num_train_epochs=1)
+        train_hf.main([*small, *words[words.index("train_hf.py") + 1 :]])
 
 
 @pytest.mark.parametrize(("page", "test"), TESTED_ELSEWHERE.items())

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import resource
 import tracemalloc
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.tables import FORMATS, write_tables
 from kenya_birds.inference.timeline_formats import MAX_NAME_BYTES, file_names
 
+DOCS = Path(__file__).parent.parent / "docs"
 RATE = 32_000
 NAMES = {"combul2": SpeciesNames("Common Bulbul", "Pycnonotus barbatus"), "x": SpeciesNames("x", "")}
 MORNING, NIGHT, SILENT = "site/KEN_001_20211207_063000.flac", "site/KEN_001_20211207_235959.flac", "site/other.wav"
@@ -201,9 +203,31 @@ def test_raven_s_table_of_many_recordings_counts_on_over_those_without_detection
         ("Confidence", "1.0000"),
         ("Begin Path", os.path.abspath(NIGHT)),
         ("File Offset (s)", "1.000000"),
+        ("Begin File", "KEN_001_20211207_235959.flac"),
+        ("Delta Time (s)", "3.000000"),
     ]
     sounds = (tmp_path / "detections.list.txt").read_text().splitlines()
     assert sounds == [os.path.abspath(info.recording) for info in INFOS]
+
+
+def documented(page, name):
+    """The columns that the page names in the row of a file."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}`")]
+    return [column for code in re.findall("`([^`]+)`", row)[1:] for column in code.split(",")]
+
+
+def test_the_columns_are_those_that_the_page_on_tables_names(tmp_path):
+    write(tmp_path)
+    for name in ("recordings.csv", "detections.csv"):
+        assert list(pd.read_csv(tmp_path / name)) == documented("tables.md", name)
+    expected = documented("tables.md", "detections.csv") + documented("tables.md", "detections.parquet")
+    assert sorted(pq.read_schema(tmp_path / "detections.parquet").names) == sorted(expected)
+    assert list(json.loads((tmp_path / "detections.json").read_text())) == documented("tables.md", "detections.json")
+    header = (tmp_path / "detections.selections.txt").read_text().splitlines()[0].split("\t")
+    for code in ("Begin Time (s)", "File Offset (s)", "Begin Path", "Scientific Name", "Begin File", "Delta Time (s)"):
+        assert f"`{code}`" in (DOCS / "tables.md").read_text(encoding="utf-8")
+        assert code in header
 
 
 def test_raven_s_table_of_one_recording_starts_at_its_begin(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +31,9 @@ def read_detections(path: str | Path) -> pd.DataFrame:
 
     Args:
         path: One that `write_tables` wrote: `.csv`, `.parquet`, or Raven's `.txt`, of one recording or of many. Raven
-            may have changed it since: other columns are not looked at, and a selection that was drawn there by hand,
-            without confidence, has the score 1.
+            may have changed it since: other columns are not looked at. A selection that was drawn there by hand has
+            the score 1 if it has none, and in the table of one recording needs no path. A spreadsheet may have changed
+            the CSV.
 
     Returns:
         `recording`, `start_s`, `end_s` (in the recording), `code`, `common_name`, `scientific_name`, `score`.
@@ -55,10 +57,17 @@ def read_detections(path: str | Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    # A spreadsheet may have saved it since: with a mark in front, and with semicolons where commas are for decimals.
+    with path.open(encoding="utf-8-sig") as file:
+        header = file.readline()
+    separator = ";" if ";" in header and "," not in header else ","
+    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise ValueError(f"it has no column {', '.join(missing)}")
+    if separator == ";":
+        for name in NUMBERS:
+            table[name] = table[name].str.replace(",", ".")
     for name in TEXTS[1:]:
         guarded = table[name].str.startswith("'") & table[name].str[1:].str.match(FORMULA)
         table[name] = table[name].str[1:].where(guarded, table[name])
@@ -71,11 +80,32 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _read_raven(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8")
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8-sig")
     missing = [name for name in (*RAVEN.values(), *RAVEN_TIMES) if name not in table]
     if missing:
         raise ValueError(f"it has no column {', '.join(missing)}")
+    if {"View", "Selection"} <= set(table):  # Raven saves a row for each view in which a selection is seen
+        is_waveform = table["View"].str.startswith("Waveform")
+        table = table[~(is_waveform & table["Selection"].isin(table.loc[~is_waveform, "Selection"]))]
     table = table.rename(columns={raven: name for name, raven in RAVEN.items()})
     table["score"] = table["score"].replace("", "1")
     begin_s, end_s = (table[name].astype(float) for name in RAVEN_TIMES)
+    _fill_in(table, begin_s)
     return table.assign(end_s=(table["start_s"].astype(float) + end_s - begin_s).round(6))
+
+
+def _fill_in(table: pd.DataFrame, begin_s: pd.Series) -> None:
+    """Says of selections that were drawn by hand in which recording they are and where, if there is only one."""
+    drawn = (table["recording"] == "") | (table["start_s"] == "")
+    if not drawn.any():
+        return
+    recordings = table.loc[table["recording"] != "", "recording"].unique()
+    written = table[~drawn]
+    is_one = len(recordings) == 1 and np.allclose(written["start_s"].astype(float), begin_s[~drawn], atol=1e-3)
+    if not is_one:
+        row = table.index[drawn][0] + 2
+        raise ValueError(
+            f"line {row} has no Begin Path or File Offset (s): fill them in, or use a recording's own table"
+        )
+    table.loc[drawn, "recording"] = recordings[0]
+    table.loc[drawn, "start_s"] = begin_s[drawn].astype(str)

@@ -14,7 +14,7 @@ from kenya_birds.inference.outputs import Outputs
 from kenya_birds.inference.recordings import RecordingInfo, Row, decimal_s, microseconds
 from kenya_birds.output_files import is_portable_name
 
-# BirdNET-Analyzer's columns in its order, and the scientific name.
+# BirdNET-Analyzer's columns in its order, with the scientific name; behind them what other programs look for.
 RAVEN_COLUMNS = (
     "Selection",
     "View",
@@ -29,6 +29,8 @@ RAVEN_COLUMNS = (
     "Confidence",
     "Begin Path",
     "File Offset (s)",
+    "Begin File",
+    "Delta Time (s)",
 )
 MAX_NAME_BYTES = 120  # of a file or folder; file systems have room for 255
 
@@ -49,7 +51,7 @@ class RavenTables:
         self._list = outputs.open(f"{stem}.list.txt")
         self._begin = self._end = Fraction(0)
         self._one: _RavenTable | None = None
-        self._path = ""
+        self._path = self._file = ""
 
     def begin(self, info: RecordingInfo) -> None:
         """See `TableWriter`."""
@@ -58,6 +60,7 @@ class RavenTables:
         # Raven is not started where the detector was.
         is_file = info.is_here and "://" not in info.recording
         self._path = plain_text(os.path.abspath(info.recording) if is_file else info.recording)
+        self._file = re.split(r"[/\\\\]", self._path)[-1]
         self._list.write(f"{self._path}\n")
         self._one = _RavenTable(self._outputs.open(f"raven/{self._names[info.recording]}.selections.txt"))
 
@@ -81,6 +84,8 @@ class RavenTables:
                 f"{row.detection.score:.4f}",
                 self._path,
                 decimal_s(row.start_us),
+                self._file,
+                decimal_s(row.end_us - row.start_us),
             )
 
     def close(self) -> None:

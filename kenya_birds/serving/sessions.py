@@ -1,7 +1,6 @@
 """What is kept of each visitor: a folder and what was heard, until the page is closed; the upload goes soon after."""
 
 import logging
-import os
 import secrets
 import shutil
 import threading
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kenya_birds.errors import UserError
+from kenya_birds.output_files import link_or_copy
 from kenya_birds.serving.analysis import Findings
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Sessions:
         folder = self._uploads / f"{SESSION}{secrets.token_urlsafe(24)}"
         folder.mkdir(mode=0o700)
         recording = folder / path.name
-        _link_or_copy(path, recording)
+        link_or_copy(path, recording)
         session = Session(folder, path, recording, self._clock())
         with self._lock:
             before = self._sessions.pop(key, None)
@@ -211,13 +211,6 @@ def _is_old(path: Path) -> bool:
         return time.time() - path.stat().st_mtime > UPLOAD_GRACE_S
     except OSError:
         return False
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links, such as exFAT
-        shutil.copyfile(source, target)
 
 
 def _end(session: Session | None) -> None:
