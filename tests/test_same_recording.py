@@ -103,6 +103,16 @@ def test_a_file_that_cannot_be_read_has_no_fingerprint(tmp_path):
     assert sound_fingerprints(paths) == [None] * 5
 
 
+def test_a_list_of_files_opens_none_of_them(tmp_path):
+    write(tmp_path / "other.mp3", noise(4, 16_000), 16_000)
+    for name, content in {
+        "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nother.mp3\n#EXT-X-ENDLIST\n",
+        "list.mp3": "ffconcat version 1.0\nfile other.mp3\n",
+    }.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert sound_fingerprint(tmp_path / name) is None
+
+
 def test_a_changed_file_is_read_again(tmp_path):
     path = write(tmp_path / "a.wav", noise(2))
     before = sound_fingerprint(path)

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 
+from kenya_birds.data.pyav_decoder import FORMATS
 from kenya_birds.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -221,7 +222,9 @@ def _of_samples(file: soundfile.SoundFile) -> str | None:
 
 def _of_packets(path: str) -> str | None:
     packets = []
-    with av.open(path) as container:
+    # FFmpeg also knows play lists, which open other files and addresses.
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
         if not container.streams.audio:
             return None
         for packet in container.demux(container.streams.audio[0]):
