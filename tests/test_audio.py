@@ -179,7 +179,7 @@ def test_a_file_whose_header_cannot_be_used_is_closed(tmp_path, monkeypatch):
     path = write(tmp_path / "a.wav", noise(1, RATE))
     monkeypatch.setattr("kenya_birds.data.audio.MAX_SAMPLE_RATE_HZ", RATE - 1)
     with pytest.raises(
-        UserError, match=r"a\.wav has a sampling rate of 32000 Hz by its header: expected 1 to 31999 Hz"
+        UserError, match=r"a\.wav has a sampling rate of 32000 Hz by its header: expected 100 to 31999 Hz"
     ):
         read_header(path)
     write(path, noise(0, RATE))

@@ -23,8 +23,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# No recorder is faster; a damaged header may say so, and a second of such sound would fill the memory.
-MAX_SAMPLE_RATE_HZ = 10_000_000
+# No recorder is slower or faster. A damaged header may say so, and a second of such sound, or a plan of its windows,
+# would fill the memory.
+MIN_SAMPLE_RATE_HZ, MAX_SAMPLE_RATE_HZ = 100, 10_000_000
 # Context kept on both sides of a resampled window, in output samples: longer than the resampler's filter.
 RESAMPLING_MARGIN = 4096
 # Samples of floats beyond this are no sound: they are what a damaged file holds.
@@ -312,8 +313,8 @@ class RecordingReader:
         file, extent = self._soundfile, self._extent
         decoder: SoundfileDecoder | PyavDecoder | None = file
         frames = None if extent is None else extent.frames
-        is_short = extent is not None and extent.is_header_short
-        if file is not None and 0 < file.frames <= MAX_FRAMES and not is_short:
+        is_wrong = extent is not None and extent.is_length_wrong
+        if file is not None and 0 < file.frames <= MAX_FRAMES and not is_wrong:
             frames = file.frames if frames is None else min(file.frames, frames)
         elif frames != 0:
             decoder = pyav = self._open_pyav()
@@ -322,10 +323,10 @@ class RecordingReader:
             raise UserError(f"{self.path} holds no samples: fetch the file again")
         if decoder is None or frames is None:
             raise UserError(f"{self.path} cannot be read as audio ({self._reason()}): fetch the file again")
-        if not 0 < decoder.sample_rate_hz <= MAX_SAMPLE_RATE_HZ:
+        if not MIN_SAMPLE_RATE_HZ <= decoder.sample_rate_hz <= MAX_SAMPLE_RATE_HZ:
             raise UserError(
-                f"{self.path} has a sampling rate of {decoder.sample_rate_hz} Hz by its header: expected 1 to "
-                f"{MAX_SAMPLE_RATE_HZ} Hz; the header is damaged, fetch the file again"
+                f"{self.path} has a sampling rate of {decoder.sample_rate_hz} Hz by its header: expected "
+                f"{MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz; the header is damaged, fetch the file again"
             )
         self._frames_here = frames
         promised = frames if extent is None else extent.promised_frames(frames)

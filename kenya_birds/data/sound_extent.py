@@ -19,8 +19,10 @@ from kenya_birds.data.flac_frames import flac_headers, followed_headers, read_at
 WRAP_BYTES = 2**32
 # A size that the writer of a stream could not fill in is as large as can be, less a header.
 UNKNOWN_SIZES = tuple(range(size - 4096, size + 4096) for size in (0x7F000000, 2**31, 2**32))
-# A size of 64 bits that is larger than any recording.
-MAX_SOUND_BYTES = 2**40
+# A size of 64 bits from here on is damaged: it is that of weeks of sound.
+MAX_SOUND_BYTES = 2**38
+# Silence in the largest frames of FLAC has fewer samples for a byte.
+MAX_FLAC_SAMPLES_PER_BYTE = 2**13
 # Fewer bytes than these behind the last chunk are no missing sound, but a tag, or the rest of a disk's block.
 LEAST_REST_BYTES = 2**16
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
@@ -89,7 +91,7 @@ class SoundExtent:
         lost_bytes: What is promised and not there, or there and not read.
         reason: Why that is lost, else empty.
         form: How samples are written; None where their number does not follow from that of the bytes.
-        is_header_short: Whether more samples are there than the header tells, so that they have to be counted.
+        is_length_wrong: Whether the header's number of samples cannot be true, so that they have to be counted.
     """
 
     begin: int
@@ -97,7 +99,7 @@ class SoundExtent:
     lost_bytes: int = 0
     reason: str = ""
     form: SampleForm | None = None
-    is_header_short: bool = False
+    is_length_wrong: bool = False
 
     @property
     def frames(self) -> int | None:
@@ -355,12 +357,12 @@ def _flac_sound(file: _OpenFile, start: bytes) -> SoundExtent | None:
         places += [place for _, place in islice(followed_headers(file.file, block_frames, at, tail), 1)]
     last = pairwise(flac_headers(file.file, block_frames, tail, file.size))
     places += [place for (_, before), (_, place) in last if 0 < place - before <= block_frames]
-    is_short = bool(places) and places[-1] >= promised
-    if not is_short and places == sorted(places):
+    is_wrong = bool(places) and (places[-1] >= promised or promised > MAX_FLAC_SAMPLES_PER_BYTE * file.size)
+    if not is_wrong and places == sorted(places):
         return None
     for at in range(1, file.size, 2**20):
         found = re.search(rb"fLaC[\x00\x80]\x00\x00\x22", read_at(file.file, at, 2**20 + 8))
         if found:
             second = at + found.start()
             return SoundExtent(0, second, file.size - second, JOINED_FLAC)
-    return SoundExtent(0, file.size, is_header_short=True) if is_short else None
+    return SoundExtent(0, file.size, is_length_wrong=True) if is_wrong else None
