@@ -27,7 +27,7 @@ from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassificat
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 # All that is fetched: neither code nor pickled weights, nor the checkpoints of somebody's training.
-FETCHED = ("*.json", "splits.csv", WEIGHTS_FILE, "model-*-of-*.safetensors")
+FETCHED = ("*.json", "splits.csv", "training_recordings.csv", WEIGHTS_FILE, "model-*-of-*.safetensors")
 # The transport's own base error: httpx.HTTPError with huggingface_hub 1.x, httpx2.HTTPError with 2.x.
 TransportError = cast(type[Exception], HfHubHTTPError.__mro__[1])
 # What from_pretrained raises on a damaged file, and on a config.json with values that make no sense.

@@ -26,7 +26,7 @@ PUBLISHED = {
     *("LICENSE", "README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
     *("configuration_kenya_birds.py", "feature_extraction_kenya_birds.py", "modeling_kenya_birds.py"),
     *("signal_kenya_birds.py", "metrics.json", "per_species.csv", "predictions.parquet", "splits.csv"),
-    *("thresholds.json", "training_summary.json", "run_settings.json"),
+    *("thresholds.json", "training_summary.json", "training_recordings.csv", "run_settings.json"),
     *("confusion_matrix.png", "f1_by_training_clips.png", "precision_recall.png", "reliability.png"),
 }
 

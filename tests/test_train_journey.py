@@ -61,6 +61,7 @@ def test_training_leaves_everything_that_a_published_model_needs(trained):
         "signal_kenya_birds.py",
         "splits.csv",
         "thresholds.json",
+        "training_recordings.csv",
         "training_summary.json",
     }
 
@@ -147,7 +148,7 @@ def test_push_model_shows_what_would_go(trained):
     assert result.returncode == 0, result.stderr
     assert "checkpoint" not in result.stdout
     assert re.search(r"model\.safetensors +[\d,]+ bytes", result.stdout)
-    assert "20 files" in result.stdout
+    assert "21 files" in result.stdout
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_archive):

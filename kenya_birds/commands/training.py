@@ -62,7 +62,9 @@ def _add_evaluate(commands: Any) -> None:
     command.add_argument("model", help="the model's folder, or OWNER/NAME[@REVISION] on the Hub")
     command.add_argument("data_dir", type=Path, help="the archive")
     command.add_argument("--output", type=Path, help="folder to write; new or empty (default: evaluation_SPLIT)")
-    command.add_argument("--split", choices=("train", "validation", "test"), default="test", help="what to evaluate")
+    command.add_argument(
+        "--split", choices=("train", "validation", "test", "all"), default="test", help="what to evaluate"
+    )
     command.add_argument("--splits_file", type=Path, help="splits or folds; by default the model's splits.csv")
     command.add_argument("--fold", type=int, default=0, help="which fold of a table of folds is the test split")
     command.add_argument("--common_classes", action="store_true", help="evaluate the classes that both have")

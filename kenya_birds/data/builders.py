@@ -41,6 +41,7 @@ class ClipsConfig(datasets.BuilderConfig):
         edge_tolerance_s: See `plan_clips`.
         min_annotations: Species with fewer annotations are dropped.
         splits: `train`, `validation` or `test` by recording; by default `seed_split` with the four fields below.
+        one_split: Puts every recording into this split, instead of `splits` or `seed_split`.
         test_size: See `seed_split`.
         validation_size: See `seed_split`.
         fold: See `seed_split`.
@@ -53,6 +54,7 @@ class ClipsConfig(datasets.BuilderConfig):
     edge_tolerance_s: float = 0.0
     min_annotations: int = DEFAULT_MIN_ANNOTATIONS
     splits: dict[str, str] | None = None
+    one_split: str | None = None
     test_size: float = 0.2
     validation_size: float = 0.2
     fold: int = 0
@@ -68,6 +70,10 @@ class ClipsConfig(datasets.BuilderConfig):
             )
         if not 0 <= self.context_s < float("inf"):
             raise UserError(f"context_s is {self.context_s}: expected 0 or more")
+        if self.one_split not in (None, *SPLITS) or (self.one_split and self.splits):
+            raise UserError(
+                f"one_split is {self.one_split!r}: expected one of {', '.join(SPLITS)}, and no table of splits with it"
+            )
         if not 2 * abs(self.edge_tolerance_s) < self.clip_s:
             raise UserError(f"edge_tolerance_s is {self.edge_tolerance_s}: expected less than half of clip_s")
 
@@ -125,7 +131,10 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
             self.archive, self.classes, config.sampling_rate, config.clip_s, config.edge_tolerance_s
         )
         self.same_sound = self.archive.same_sound()
-        if config.splits is None:
+        if config.one_split:
+            recordings = sorted(self.clips["recording"].unique())
+            self.splits = pd.DataFrame({"recording": recordings, "split": config.one_split})
+        elif config.splits is None:
             self.splits = seed_split(
                 self.clips,
                 test_size=config.test_size,
@@ -135,10 +144,10 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
                 same_sound=self.same_sound,
             )
         else:
-            recordings = set(self.clips["recording"])
+            names = set(self.clips["recording"])
             given = pd.DataFrame(list(config.splits.items()), columns=["recording", "split"])
-            self.splits = with_names_of(given, recordings).sort_values("recording").reset_index(drop=True)
-            check_splits(self.splits, recordings)
+            self.splits = with_names_of(given, names).sort_values("recording").reset_index(drop=True)
+            check_splits(self.splits, names)
             check_undivided(self.splits, self.same_sound)
         return datasets.DatasetInfo(
             description="Clips centred on the annotations of soundscape recordings.",
@@ -166,7 +175,11 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         recordings = self.splits.groupby("split")["recording"].apply(list)
-        return [datasets.SplitGenerator(split, gen_kwargs={"recordings": recordings[split]}) for split in SPLITS]
+        return [
+            datasets.SplitGenerator(split, gen_kwargs={"recordings": recordings[split]})
+            for split in SPLITS
+            if split in recordings
+        ]
 
     def _generate_tables(self, recordings: list[str]) -> Iterator[tuple[Key, pa.Table]]:
         end_with_parent()
@@ -246,7 +259,8 @@ class NoCallWindows(KenyaBirds):
     def __init__(self, planned: KenyaBirds, **settings: Any) -> None:
         self._planned = planned
         settings = {name: getattr(planned.config, name) for name in ClipsConfig.__annotations__} | settings
-        settings["splits"] = dict(zip(planned.splits["recording"], planned.splits["split"], strict=True))
+        if not settings["one_split"]:
+            settings["splits"] = dict(zip(planned.splits["recording"], planned.splits["split"], strict=True))
         super().__init__(
             data_dir=planned.config.data_dir,
             cache_dir=planned._cache_dir_root,

@@ -82,7 +82,7 @@ def missed_clips(builder: KenyaBirds, clips: datasets.DatasetDict) -> pd.DataFra
     """The rows of `builder.clips` that could not be cut, because their sound cannot be read."""
     cut = [
         key
-        for split in SPLITS
+        for split in clips
         for key in zip(clips[split]["recording"], clips[split]["center_s"], clips[split]["label"], strict=True)
     ]
     planned = pd.MultiIndex.from_frame(builder.clips[["recording", "center_s", "label"]])

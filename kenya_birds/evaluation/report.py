@@ -54,6 +54,7 @@ def write_evaluation(
     calibration: Calibration | None = None,
     thresholds: Thresholds | None = None,
     split: str = "test",
+    overlap: Mapping[str, Any] | None = None,
     more: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -73,6 +74,7 @@ def write_evaluation(
         calibration: Fitted on validation; every figure is of calibrated scores, and its effect is shown.
         thresholds: Chosen on validation.
         split: Name of the split, for `metrics.json`.
+        overlap: How many of its recordings the model was trained on, for `metrics.json`.
         more: What else `metrics.json` shall say, by split.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
@@ -95,6 +97,7 @@ def write_evaluation(
         uncalibrated=None if calibration is None else raw,
         thresholds=thresholds,
         split=split,
+        overlap=overlap,
         more=more,
         seed=seed,
         resamples=resamples,
@@ -111,6 +114,7 @@ def write_report(
     thresholds: Thresholds | None = None,
     split: str = "test",
     reported: np.ndarray | None = None,
+    overlap: Mapping[str, Any] | None = None,
     more: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -131,6 +135,7 @@ def write_report(
         thresholds: Chosen on validation.
         split: Name of the split.
         reported: See `species_table`.
+        overlap: How many of its recordings the model was trained on, with a `note` for readers.
         more: What else `metrics.json` shall say, by split.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
@@ -138,8 +143,8 @@ def write_report(
     Returns:
         The metrics of `evaluation_metrics` (None where nothing can be scored); `intervals`, their 95% intervals by
         name (`[low, high]` or None); `ece_before_calibration` (None where no calibration is told); `clips`;
-        `recordings`; and `not_scored`: classes left out of `f1` and average precision (`no_clip`), and of AUROC
-        (`no_auroc`). It can be written as JSON.
+        `recordings`; `training_overlap`, where it is given; and `not_scored`: classes left out of `f1` and average
+        precision (`no_clip`), and of AUROC (`no_auroc`). It can be written as JSON.
 
     Raises:
         ValueError: If no clip is known to hold any class.
@@ -175,6 +180,7 @@ def write_report(
             "no_clip": [codes[label] for label in np.flatnonzero(table["n"] == 0)],
             "no_auroc": [codes[label] for label in np.flatnonzero(np.isnan(aurocs(scores, predictions.targets)))],
         },
+        **({} if overlap is None else {"training_overlap": dict(overlap)}),
     }
     if thresholds is not None:
         write_json(thresholds.to_json(), folder / THRESHOLDS_FILE, allow_nan=False)
@@ -202,6 +208,8 @@ def plain_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float
 def format_metrics(metrics: Mapping[str, Any]) -> str:
     """The metrics of `write_report` as text, one a line, with their intervals."""
     lines = [f"{metrics['clips']} clips of {metrics['recordings']} recordings, {metrics['classes']} classes in them"]
+    if note := metrics.get("training_overlap", {}).get("note"):
+        lines.append(note)
     for name, interval in metrics["intervals"].items():
         value = metrics[name]
         told = "not defined" if value is None else f"{value:.4f}"

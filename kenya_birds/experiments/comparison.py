@@ -16,6 +16,7 @@ from kenya_birds.experiments.cross_validation import FOLDS_FILE, RESULTS_FILE
 from kenya_birds.experiments.results import OUT_OF_FOLD
 from kenya_birds.json_files import read_json
 from kenya_birds.training.summary import SPLITS_FILE
+from kenya_birds.training.training_recordings import TrainingRecordings
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,21 @@ class TrainedRun:
                 "those of this probe: leave --splits_file and --folds out to take the run's, and give the "
                 "--min_annotations and --problem_type that it was trained with"
             )
+
+    def check_unheard(self, fingerprints: Mapping[str, str | None]) -> None:
+        """Raises `UserError` if the run's models were trained on recordings that tested them, or started from such.
+
+        Args:
+            fingerprints: `sound_fingerprint` by recording.
+        """
+        folds = sorted(self.table["fold"].unique()) if "fold" in self.table else [None]
+        for fold in folds:
+            folder = self.folder if fold is None else self.folder / f"fold-{fold}"
+            tested = self.table[self.table["split"] == "test" if fold is None else self.table["fold"] == fold]
+            known = TrainingRecordings.read(folder)
+            if known is not None:
+                overlap = known.overlap({name: fingerprints.get(name) for name in tested["recording"]})
+                overlap.refuse(str(folder), ["train", "validation"], "Compare with a run that is free of this")
 
     def check_clips(self, recordings: np.ndarray, center_s: np.ndarray, references: np.ndarray) -> None:
         """Raises `UserError` unless these test clips are the ones that the run was tested on."""

@@ -67,6 +67,7 @@ class CrossValidation:
         self._common_names = plan.common_names
         self.table = find_folds(plan.builder, data.splits_file, data.folds, data.split_seed)
         self.folds = self.table["fold"].nunique()
+        plan.check_starting_model(self.table["recording"])  # each of them tests in one fold
         self._description: dict[str, Any] = {"classes": self.classes, "folds": self.folds}
         self._check_output()
         self._done = [(self.folder(fold) / LOGITS_FILE).is_file() for fold in range(self.folds)]

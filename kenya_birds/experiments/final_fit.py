@@ -12,6 +12,7 @@ from kenya_birds.experiments.cross_validation import CrossValidation
 from kenya_birds.json_files import read_json, write_json
 from kenya_birds.training.arguments import last_whole_checkpoint
 from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE
+from kenya_birds.training.training_recordings import TRAINING_RECORDINGS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def fit_on_everything(validated: CrossValidation, results: dict[str, Any]) -> No
         Calibration(**results["calibration"]).store(trainer.model.config)
         trainer.model.save_pretrained(output_dir)
         run.extractor.save_pretrained(output_dir)
-        shutil.copyfile(folder / SPLITS_FILE, output_dir / SPLITS_FILE)
+        for name in (SPLITS_FILE, TRAINING_RECORDINGS_FILE):
+            shutil.copyfile(folder / name, output_dir / name)
         summary["cross_validation"] = {
             "folds": validated.folds,
             "best_epochs": [fold["best_epoch"] for fold in results["each"]],

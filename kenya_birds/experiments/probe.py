@@ -25,9 +25,9 @@ from kenya_birds.inference.embedders import load_embedder
 from kenya_birds.inference.run import hash_model
 from kenya_birds.json_files import write_json
 from kenya_birds.output_files import is_new_or_empty, write_table
-from kenya_birds.saved_models import SavedModel
 from kenya_birds.training.settings_record import read_settings
 from kenya_birds.training.summary import SPLITS_FILE
+from kenya_birds.training.training_recordings import overlap_of
 
 logger = logging.getLogger(__name__)
 
@@ -160,10 +160,16 @@ def probe(
         builder = plan(splits_of_fold(table, 0))
     else:
         table = builder.splits
-    _check_unheard(embedder.saved, table)
+    tested = table if "fold" in table else table[table["split"] == "test"]
+    overlap = overlap_of(embedder.saved, builder.archive.fingerprints(tested["recording"]))
+    advice = "Probe it with its own splits (--splits_file), or on another archive"
+    overlap.refuse(embedder.saved.name, ["train", "validation"], advice)
+    if overlap.note():
+        logger.warning("%s", overlap.note())
     multi_label = settings.problem_type == MULTI_LABEL
     if trained is not None:
         trained.check(table, builder.classes, multi_label=multi_label)
+        trained.check_unheard(builder.archive.fingerprints(table["recording"]))
 
     clips = build_clips(builder, num_proc)
     class_ids = {code: label for label, code in enumerate(builder.classes)}
@@ -173,8 +179,8 @@ def probe(
     rows = datasets.concatenate_datasets([clips[split].remove_columns("audio") for split in SPLITS])
     work = _Work(output_dir, settings, builder, rows, references, np.zeros((0, 0), dtype=np.float32))
     if trained is not None:
-        tested = np.arange(len(rows)) if "fold" in table else work.rows_of(table, "test")
-        trained.check_clips(work.recordings[tested], np.asarray(rows["center_s"][:])[tested], references[tested])
+        found = np.arange(len(rows)) if "fold" in table else work.rows_of(table, "test")
+        trained.check_clips(work.recordings[found], np.asarray(rows["center_s"][:])[found], references[found])
     work.embeddings = np.concatenate([embed_clips(clips[split], embedder, batch_size) for split in SPLITS])
 
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -184,6 +190,7 @@ def probe(
         "embedding": embedder.how,
         "embedding_size": embedder.size,
         "sampling_rate": embedder.sampling_rate,
+        "training_overlap": overlap.describe(),
         "settings": {name: value for name, value in asdict(settings).items() if name not in ("splits_file", "folds")},
     }
     about["settings"]["clip_s"] = embedder.clip_s
@@ -198,20 +205,6 @@ def probe(
     if trained is not None:
         columns[str(trained.folder)] = trained.metrics
     return format_comparison(columns)
-
-
-def _check_unheard(saved: SavedModel, table: pd.DataFrame) -> None:
-    """Raises `UserError` if the model was trained on recordings that would test it."""
-    if not (saved.folder / SPLITS_FILE).is_file():
-        return
-    own = read_splits(saved.folder / SPLITS_FILE)
-    tested = table if "fold" in table else table[table["split"] == "test"]
-    heard = set(own.loc[own["split"] != "test", "recording"]) & set(tested["recording"])
-    if heard:
-        raise UserError(
-            f"'{saved.name}' was trained with {len(heard)} of the {len(tested)} recordings that would test it (its "
-            f"{SPLITS_FILE} says so): probe it with --splits_file {saved.folder / SPLITS_FILE}, or on another archive"
-        )
 
 
 @dataclass

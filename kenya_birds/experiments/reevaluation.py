@@ -18,11 +18,15 @@ from kenya_birds.evaluation.scoring import clip_references, score_clips
 from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
 from kenya_birds.json_files import read_json
 from kenya_birds.output_files import is_new_or_empty
-from kenya_birds.saved_models import find_model, load_classifier
+from kenya_birds.saved_models import SavedModel, find_model, load_classifier
 from kenya_birds.training.settings_record import clip_settings
 from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE
+from kenya_birds.training.training_recordings import overlap_of
 
 logger = logging.getLogger(__name__)
+
+# Every recording of an archive, without a split.
+ALL = "all"
 
 
 def evaluate_model(
@@ -49,7 +53,10 @@ def evaluate_model(
         model_name: The model's folder, or `owner/name` or `owner/name@revision` on the Hub; its code is not run.
         data_dir: The archive.
         output_dir: A folder that is new or empty.
-        split: `train`, `validation` or `test`.
+        split: `train`, `validation`, `test`, or `all` recordings of the archive, which need no split. The model is not
+            evaluated on recordings that it was trained on, but for `train`; nor on those that its epoch, calibration
+            and thresholds were chosen with, but for `train` and `validation`. `training_overlap` in `metrics.json`
+            says so.
         splits_file: See `read_splits`; by default the model's own `splits.csv`, or else a new split.
         fold: Of a table of folds.
         common_classes: Whether to go on where model and archive have other classes, with those that both have: the
@@ -67,24 +74,20 @@ def evaluate_model(
         See `write_report`.
 
     Raises:
-        UserError: If the model, the archive or the splits cannot be used, or their classes differ and
-            `common_classes` is not set.
+        UserError: If the model, the archive or the splits cannot be used, the model was trained on recordings that
+            would judge it, or classes differ and `common_classes` is not set.
     """
     output_dir = Path(output_dir)
     if not is_new_or_empty(output_dir):
         raise UserError(f"{output_dir} exists and is not an empty folder: give another --output")
-    if split not in SPLITS:
-        raise UserError(f"no split {split!r}: expected one of {', '.join(SPLITS)}")
+    if split not in (*SPLITS, ALL):
+        raise UserError(f"no split {split!r}: expected one of {', '.join((*SPLITS, ALL))}")
+    if split == ALL and splits_file is not None:
+        raise UserError(f"{splits_file} is not needed to evaluate all recordings: leave out --splits_file or --split")
     saved = find_model(model_name)
     model, extractor = load_classifier(saved)
     summary = read_json(saved.folder / SUMMARY_FILE) if (saved.folder / SUMMARY_FILE).is_file() else {}
-    if splits_file is None and "cross_validation" in summary:
-        raise UserError(
-            f"'{model_name}' was trained on every recording of its archive, and its card's figures come from "
-            "cross-validation: evaluate it on recordings that it has not heard, with --splits_file"
-        )
-    if splits_file is None and (saved.folder / SPLITS_FILE).is_file():
-        splits_file = saved.folder / SPLITS_FILE
+    splits_file, one_split = _find_splits(saved, summary, split, splits_file)
     cut = clip_settings(
         saved.folder, context_s=context_s, edge_tolerance_s=edge_tolerance_s, min_annotations=min_annotations
     )
@@ -92,6 +95,7 @@ def evaluate_model(
         builder = clips_builder(
             data_dir,
             splits=read_splits(splits_file, fold) if splits_file else None,
+            one_split=one_split,
             cache_dir=cache_dir,
             **cut,
         )
@@ -99,14 +103,16 @@ def evaluate_model(
         if splits_file is None or Path(splits_file).parent != saved.folder:
             raise
         raise UserError(
-            f"{error} (the splits are the model's own: for another archive than it was trained on, pass --splits_file)"
+            f"{error} (the splits are the model's own: for another archive than it was trained on, pass --split all "
+            "or --splits_file)"
         ) from None
+    overlap = _check_overlap(saved, builder, split)
     trained = [model.config.id2label[label] for label in range(model.config.num_labels)]
     classes = _classes(trained, builder.classes, common_classes)
     columns = [trained.index(code) for code in classes]
     multi_label = model.config.problem_type == "multi_label_classification"
 
-    clips = build_clips(builder, num_proc)[split]
+    clips = build_clips(builder, num_proc)[one_split or split]
     references = clip_references(clips, {code: label for label, code in enumerate(classes)}, multi_label=multi_label)
     if not multi_label:
         kept = np.flatnonzero(references >= 0)
@@ -132,8 +138,44 @@ def evaluate_model(
         calibration=calibration.of_classes(columns) if is_calibrated else None,
         thresholds=Thresholds.read(thresholds) if thresholds.is_file() else None,
         split=split,
+        overlap=overlap,
         seed=seed,
     )
+
+
+def _find_splits(
+    saved: SavedModel, summary: dict[str, Any], split: str, splits_file: str | Path | None
+) -> tuple[str | Path | None, str | None]:
+    """The table of splits, or the split that all recordings are put into; neither where a split has to be made."""
+    if split == ALL:
+        return None, "test"
+    if splits_file is not None:
+        return splits_file, None
+    if "cross_validation" in summary:
+        if split == "train":
+            return None, "train"
+        raise UserError(
+            f"'{saved.name}' was trained on every recording of its archive, and its card's figures come from "
+            "cross-validation: evaluate it on other recordings, with --split all or --splits_file"
+        )
+    return (saved.folder / SPLITS_FILE if (saved.folder / SPLITS_FILE).is_file() else None), None
+
+
+def _check_overlap(saved: SavedModel, builder: KenyaBirds, split: str) -> dict[str, Any]:
+    """What the model has to do with the recordings of the split; raises `UserError` if they must not judge it."""
+    splits = builder.splits
+    judged = splits["recording"] if split == ALL else splits.loc[splits["split"] == split, "recording"]
+    overlap = overlap_of(saved, builder.archive.fingerprints(judged))
+    refused = {"train": [], "validation": ["train"]}.get(split, ["train", "validation"])
+    overlap.refuse(
+        saved.name,
+        refused,
+        "Give other recordings with --splits_file; or evaluate its own training or validation recordings with --split "
+        "train or --split validation, and the figures say so. Other recordings with the same names have to be renamed",
+    )
+    if overlap.note():
+        logger.warning("%s", overlap.note())
+    return overlap.describe()
 
 
 def _classes(trained: list[str], found: list[str], common_classes: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from kenya_birds.training.settings_record import SETTINGS_FILE
 from kenya_birds.training.starting_points import initialize, kind_of_starting_point
 from kenya_birds.training.summary import SPLITS_FILE, training_summary
 from kenya_birds.training.trainer import KenyaBirdsTrainer
+from kenya_birds.training.training_recordings import Overlap, TrainingRecordings, recordings_before
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,33 @@ class Run:
             self._starting_point = initialize(self.model, model.init_from, self.extractor)
         else:
             self._starting_point = kind_of_starting_point(model.init_from)
+        self._before = recordings_before(model.init_from, self._checkpoint)
+        splits = self.builder.splits
+        self.check_starting_model(splits.loc[splits["split"] == "test", "recording"])
+        heard = self._overlap(splits.loc[splits["split"] == "validation", "recording"]).names("train")
+        if heard:
+            logger.warning(
+                "The starting model was trained on %d of the validation recordings, on which epoch, calibration and "
+                "thresholds are chosen: they will suit recordings that were trained on",
+                len(heard),
+            )
+
+    def check_starting_model(self, recordings: Iterable[str]) -> None:
+        """Raises `UserError` if the starting model was trained on recordings, or chosen with them.
+
+        Args:
+            recordings: Those that will test this run.
+        """
+        advice = (
+            f"The test would not say how well the new model works on other recordings: pass the starting model's own "
+            f"{SPLITS_FILE} as --splits_file, or test on recordings that it was not trained on"
+        )
+        self._overlap(recordings).refuse(self.settings.model.init_from, ["train", "validation"], advice)
+
+    def _overlap(self, recordings: Iterable[str]) -> Overlap:
+        if self._before is None:
+            return Overlap((), {}, [])
+        return self._before.overlap(self.builder.archive.fingerprints(recordings))
 
     @property
     def common_names(self) -> dict[str, str]:
@@ -164,6 +193,8 @@ class Run:
             output_dir = Path(args.output_dir)
             output_dir.mkdir(parents=True, exist_ok=True)
             write_table(splits, output_dir / SPLITS_FILE)
+            fingerprints = self.builder.archive.fingerprints(splits["recording"])
+            TrainingRecordings.of_splits(splits, fingerprints).and_those_of(self._before).write(output_dir)
             write_json({"settings": self.settings.record()}, output_dir / SETTINGS_FILE)
         trained = trainer.train(resume_from_checkpoint=self._checkpoint)
         state = trainer.state

@@ -92,6 +92,7 @@ def tune(
     # What the user may have got wrong comes to light before anything is written.
     runs = [Run(settings.changed(output_dir=str(output / "plan"), backbone=name)) for name in space.backbones]
     table = tuning_folds(runs[0], folds)
+    runs[0].check_starting_model(table.loc[table["fold"] >= 0, "recording"])  # each of them validates in one fold
     del runs
     description = {
         "space": space.describe(),
