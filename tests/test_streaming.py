@@ -157,6 +157,23 @@ def test_a_file_that_goes_away_while_it_is_read_has_failed(tmp_path):
     assert "No such file" in reading.losses[0].reason
 
 
+def test_an_unforeseen_exception_fails_its_recording_only(tmp_path, monkeypatch, caplog):
+    source = Source(str(write(tmp_path / "a.wav", chirps(3))))
+
+    def fail(*args):
+        raise fault
+
+    monkeypatch.setattr(RecordingReader, "blocks", fail)
+    fault = ZeroDivisionError("by zero")
+    with caplog.at_level("DEBUG", "kenya_birds"):
+        (reading,) = read_source(source, GRID, RATE, Stopwatch())
+    assert [loss.reason for loss in reading.losses] == ["ZeroDivisionError: by zero"]
+    assert [record.levelname for record in caplog.records if record.exc_info] == ["DEBUG"]
+    for fault in (KeyboardInterrupt(), MemoryError()):
+        with pytest.raises(type(fault)):
+            list(read_source(source, GRID, RATE, Stopwatch()))
+
+
 def test_a_name_that_is_not_unicode_has_failed(tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav")
     soundfile.write(os.fsencode(path), chirps(1), RATE, format="WAV")

@@ -98,8 +98,10 @@ def read_source(
                 yield found
     except UserError as error:
         yield Reading.failed(str(error))
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a file's bytes do to a library, the other recordings go on
-        logger.exception("Reading %s came to an unforeseen end", source.recording)
+        logger.debug("Reading %s failed", source.recording, exc_info=True)
         yield Reading.failed(f"{type(error).__name__}: {error}")
 
 
