@@ -69,7 +69,8 @@ def test_an_evaluation_leaves_its_files_and_returns_its_metrics(tmp_path, multi_
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_an_evaluation_is_repeated_from_its_predictions_alone(tmp_path, multi_label):
     metrics, *_ = evaluate(tmp_path / "first", multi_label)
-    again = write_report(tmp_path / "again", read_predictions(tmp_path / "first" / "predictions.parquet"))
+    predictions = read_predictions(tmp_path / "first" / "predictions.parquet")
+    again = write_report(tmp_path / "again", predictions, common_names={"bird0": "Ash Bird"})
     assert {name: again[name] for name in (*METRICS, "intervals", "not_scored")} == {
         name: metrics[name] for name in (*METRICS, "intervals", "not_scored")
     }

@@ -1,6 +1,7 @@
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from predicting import predictions_of
 from sklearn.metrics import confusion_matrix
 
@@ -86,3 +87,68 @@ def test_the_area_under_the_mean_curve_is_cmap(tmp_path, monkeypatch):
     save_precision_recall(predictions.scores, predictions.targets, predictions.classes, tmp_path / "pr.png")
     cmap = evaluation_metrics(predictions.scores, predictions.references)["cmap"]
     assert float(labels[-1].split("cmAP ")[1].rstrip(")")) == pytest.approx(cmap, abs=0.011)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, in order."""
+    from kenya_birds.evaluation import figures
+
+    kept = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
+    return kept
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def test_every_picture_says_what_it_shows_of_what_and_how_to_read_it(drawn):
+    predictions = predictions_of(classes=5, clips=100)
+    points = calibration_points(predictions.scores, predictions.references)
+    n, names = (predictions.targets == 1).sum(axis=0), [f"Bird {index}" for index in range(5)]
+    about = "test: 100 clips of 10 recordings"
+    save_confusions(predictions.confusions(), names, "x.png", about)
+    save_precision_recall(predictions.scores, predictions.targets, names, "x.png", about)
+    save_reliability({"scores": points}, "x.png", about)
+    save_f1_by_training(np.full(5, 0.5), np.arange(5), n, names, "x.png", about)
+    for figure, heading in zip(drawn, ("Confusion matrix", "Precision", "Reliability", "F1"), strict=True):
+        title = " ".join(figure.get_suptitle().split())
+        assert title.startswith(heading)
+        assert title.endswith(about)
+        assert figure.axes[0].get_title(loc="left")
+    assert "Species that are confused stand next to each other." in " ".join(texts(drawn[0])).replace("\n", " ")
+
+
+def test_bins_of_fewer_than_ten_scores_are_hollow_and_bear_their_number(drawn):
+    scores = np.concatenate([np.full(9, 0.05), np.full(10, 0.5), np.full(3, 0.95)])
+    save_reliability({"scores": (scores, np.ones(len(scores)))}, "x.png")
+    upper, _ = drawn[0].axes
+    filled, hollow = upper.collections
+    assert filled.get_offsets()[:, 0].tolist() == pytest.approx([0.5])
+    assert hollow.get_offsets()[:, 0].tolist() == pytest.approx([0.05, 0.95])
+    assert len(hollow.get_facecolor()) == 0
+    assert {"9", "3"} <= set(texts(drawn[0]))
+
+
+@pytest.mark.parametrize(("classes", "has_trend"), [(10, False), (29, False), (30, True)])
+def test_a_few_species_have_no_trend_and_all_have_names(drawn, classes, has_trend):
+    f1 = np.linspace(0, 1, classes)
+    names = [f"Bird {index}" for index in range(classes)]
+    save_f1_by_training(f1, np.arange(classes) * 3 + 1, np.full(classes, 5), names, "x.png")
+    assert ("trend" in texts(drawn[0])) == has_trend
+    assert len(drawn[0].axes[0].lines) == has_trend
+    if classes == 10:
+        assert set(names) <= set(texts(drawn[0]))
+
+
+def test_pictures_of_an_evaluation_have_names_where_there_are_some(drawn, tmp_path):
+    from kenya_birds.evaluation.report import write_report
+
+    predictions = predictions_of(classes=3, clips=60)
+    names = {predictions.classes[0]: "Common $Bulbul", predictions.classes[1]: ""}
+    write_report(tmp_path, predictions, common_names=names, train_counts=[9, 20, 4], resamples=2, split="validation")
+    for figure in (drawn[0], drawn[1], drawn[3]):
+        assert any("Common $Bulbul" in text for text in texts(figure))
+        assert any(predictions.classes[1] in text for text in texts(figure))
+    assert "validation: 60 clips of" in " ".join(drawn[0].get_suptitle().split())

@@ -1,10 +1,10 @@
 """Pictures of results, as PNG files; drawn without a display."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,18 +17,22 @@ from scipy.spatial.distance import squareform
 from sklearn.metrics import precision_recall_curve
 
 from kenya_birds.evaluation.metrics import CALIBRATION_BINS, calibration_bin, expected_calibration_error
-from kenya_birds.plot_style import styled
+from kenya_birds.plot_style import COLOURS, short_name, styled
 
 MAX_CLASSES_WITH_COUNTS = 40
 MAX_CLASSES_NAMED = 12
 NAMED_OUTLIERS = 12
 MIN_CLIPS_OF_A_LINE = 5
+MIN_SCORES_OF_A_BIN = 10  # a bin with fewer is faint
+MIN_SPECIES_OF_A_TREND = 30
+LINES = ("-", "--", ":")
+MAX_NAME = 40
 RECALL_GRID = np.linspace(0, 1, 201)[1:]
-STRONG, SECOND, FAINT = "#1f4e8c", "#c8661b", "#8fa3bf"
+STRONG, SECOND, FAINT, NOTE = "#1f4e8c", "#c8661b", "#8fa3bf", "#38414d"
 
 
 @styled()
-def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | Path) -> None:
+def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | Path, about: str = "") -> None:
     """Draws a confusion matrix whose rows (true classes) are normalised to 1.
 
     Classes that are taken for each other stand side by side (see `confusion_order`), so confusions show as blocks on
@@ -40,6 +44,7 @@ def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | 
         counts: How often each class (row) was taken for each (column), shape `(classes, classes)`.
         class_names: Names by class id.
         path: PNG file to write.
+        about: What was evaluated, for the title.
     """
     order = confusion_order(counts)
     rows = order[counts[order].sum(axis=1) > 0]
@@ -50,20 +55,27 @@ def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | 
     shares = counts / clips
 
     with_counts = classes <= MAX_CLASSES_WITH_COUNTS
-    cell_inch = 0.42 if with_counts else 0.16
+    cell_inch = min(1.3, max(0.42, 2.6 / classes)) if with_counts else 0.16
     width_inch, height_inch = cell_inch * classes, cell_inch * len(rows)
-    figure, axes = _new_figure(width_inch + 3.2, height_inch + 2.2)
+    font_size = min(cell_inch * 72 * (0.5 if with_counts else 0.72), 9.0)
+    class_names = [short_name(name, MAX_NAME) for name in class_names]
+    longest = max(len(class_names[label]) for label in columns)
+    # Names beside and below; of many classes on all four sides.
+    names_inch = (1 if with_counts else 2) * (longest + 5) * 0.6 * font_size / 72
+    figure, axes = _new_figure(width_inch + names_inch + 1.8, height_inch + names_inch + 1.2)
     axes.grid(visible=False)
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
-    font_size = min(cell_inch * 72 * (0.5 if with_counts else 0.72), 9.0)
     axes.set_xticks(np.arange(classes), [class_names[label] for label in columns], rotation=90, fontsize=font_size)
     axes.set_yticks(
         np.arange(len(rows)),
         [f"{class_names[label]} ({n})" for label, n in zip(rows, clips[:, 0], strict=True)],
         fontsize=font_size,
     )
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true (clips)")
+    axes.set_xlabel("predicted species")
+    axes.set_ylabel("true species (clips)")
+    notes = "Species that are confused stand next to each other. Colour: share of the row's clips"
+    notes += ", on a square-root scale. Number: clips." if with_counts else ", on a square-root scale."
+    _set_title(axes, "Confusion matrix", about, notes, width_inch + 1.4)
     if with_counts:
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 0.3 else "black"
@@ -74,7 +86,7 @@ def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | 
         axes.hlines(np.arange(9.5, len(rows), 10), -0.5, classes - 0.5, color="0.6", linewidth=0.4)
         axes.vlines(np.arange(9.5, classes, 10), -0.5, len(rows) - 0.5, color="0.6", linewidth=0.4)
         axes.tick_params(top=True, labeltop=True, right=True, labelright=True)
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=min(1.0, 6 / height_inch), aspect=30)
+    figure.colorbar(image, ax=axes, label="share of the row's clips", shrink=min(1.0, 6 / height_inch), aspect=30)
     _save(figure, path)
 
 
@@ -103,7 +115,7 @@ def confusion_order(counts: np.ndarray) -> np.ndarray:
 
 @styled()
 def save_precision_recall(
-    scores: np.ndarray, targets: np.ndarray, class_names: Sequence[str], path: str | Path
+    scores: np.ndarray, targets: np.ndarray, class_names: Sequence[str], path: str | Path, about: str = ""
 ) -> None:
     """Draws precision against recall: a thin line for each class, and their mean, whose area is cmAP.
 
@@ -115,11 +127,11 @@ def save_precision_recall(
         targets: 1, 0 and -100, as `class_targets` returns them; classes without a clip are left out.
         class_names: Names by class id.
         path: PNG file to write.
+        about: What was evaluated, for the title.
     """
     figure, axes = _new_figure(7.5, 5.5)
     present = np.flatnonzero((targets == 1).any(axis=0))
     named = len(present) <= MAX_CLASSES_NAMED
-    colours = colormaps["tab20"](np.arange(20))
     curves, lines = np.zeros((len(present), len(RECALL_GRID))), 0
     for index, label in enumerate(present.tolist()):
         known = targets[:, label] >= 0
@@ -134,10 +146,11 @@ def save_precision_recall(
             np.concatenate([[0], recall]),
             np.concatenate([precision[:1], precision]),
             where="pre",
-            color=colours[index] if named else FAINT,
-            linewidth=1.1 if named else 0.8,
+            color=COLOURS[index % len(COLOURS)] if named else FAINT,
+            linestyle=LINES[index // len(COLOURS)] if named else "-",
+            linewidth=1.2 if named else 0.8,
             alpha=0.9 if named else 0.5,
-            label=f"{class_names[label]} ({area:.2f})" if named else None,
+            label=f"{short_name(class_names[label], MAX_NAME)} ({area:.2f})" if named else None,
         )
     if not named:
         axes.plot([], [], color=FAINT, label=f"a species with {MIN_CLIPS_OF_A_LINE} clips or more: {lines}")
@@ -145,64 +158,82 @@ def save_precision_recall(
     axes.plot(
         RECALL_GRID,
         mean,
-        color=STRONG,
+        color="black",
         linewidth=2.6,
         label=f"mean of {len(present)} species (cmAP {mean.mean():.2f})",
     )
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.005), ylim=(0, 1.02))
+    notes = "Each species at every threshold, and their mean. The area under a line is the average precision."
+    _set_title(axes, "Precision and recall", about, notes, 7.5)
     if named:
         axes.legend(
             loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, title="average precision"
         )
     else:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9, ncols=2)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False, fontsize=9, ncols=2)
     _save(figure, path)
 
 
 @styled()
-def save_reliability(points: dict[str, tuple[np.ndarray, np.ndarray]], path: str | Path) -> None:
+def save_reliability(points: dict[str, tuple[np.ndarray, np.ndarray]], path: str | Path, about: str = "") -> None:
     """Draws how often scores were right against the scores, and how many there are of each.
+
+    Bins of fewer than 10 scores are faint and bear their number.
 
     Args:
         points: Confidences and outcomes (see `calibration_points`) by name, such as `"before calibration"`: up to two.
         path: PNG file to write.
+        about: What was evaluated, for the title.
     """
-    figure = Figure(figsize=(5.6, 6.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.4, 7.0), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    upper.plot([0, 1], [0, 1], color="0.5", linewidth=1, linestyle="--", label="as it should be")
+    upper.plot([0, 1], [0, 1], color="0.4", linewidth=1, linestyle="--", label="perfect calibration")
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
-    for (name, (confidences, outcomes)), colour, marker in zip(
-        points.items(), ([SECOND, STRONG] if len(points) > 1 else [STRONG]), "so", strict=False
-    ):
+    series = list(zip(([SECOND, STRONG] if len(points) > 1 else [STRONG]), "so", (9, -13), strict=False))
+    for (name, (confidences, outcomes)), (colour, marker, below) in zip(points.items(), series, strict=False):
         number = calibration_bin(confidences)
         count = np.bincount(number, minlength=CALIBRATION_BINS)
         filled = count > 0
-        means = (
+        x, y = (
             np.bincount(number, weights=values, minlength=CALIBRATION_BINS)[filled] / count[filled]
             for values in (confidences, outcomes)
         )
-        error = expected_calibration_error(confidences, outcomes)
-        mean_confidence, share_right = means
-        upper.plot(mean_confidence, share_right, color=colour, linewidth=1, alpha=0.6)
+        count_of = count[filled]
+        enough = count_of >= MIN_SCORES_OF_A_BIN
+        upper.plot(x, np.where(enough, y, np.nan), color=colour, linewidth=1, alpha=0.6)  # it breaks at the others
         # The area goes by the square root of the number: a bin of few points moves by chance.
-        area = 12 + 90 * np.sqrt(count[filled] / count.max())
-        label = f"{name}: ECE {error:.3f}"
-        upper.scatter(mean_confidence, share_right, s=area, color=colour, marker=marker, linewidth=0, label=label)
+        area = 14 + 90 * np.sqrt(count_of / count.max())
+        label = f"{name}: ECE {expected_calibration_error(confidences, outcomes):.3f}"
+        upper.scatter(x[enough], y[enough], s=area[enough], color=colour, marker=marker, linewidth=0, label=label)
+        upper.scatter(x[~enough], y[~enough], s=area[~enough], facecolor="none", edgecolor=colour, alpha=0.6,
+                      marker=marker)  # fmt: skip
+        for at, n in zip(zip(x[~enough], y[~enough], strict=True), count_of[~enough], strict=True):
+            upper.annotate(str(n), at, (0, below), textcoords="offset points", fontsize=7, color=colour, ha="center")
         lower.stairs(count, edges, color=colour, linewidth=1.5)
-    upper.set(ylabel="share that was right", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    upper.set(ylabel="share that was right", xlim=(-0.02, 1.02), ylim=(-0.07, 1.08))
     upper.legend(frameon=False, loc="upper left", fontsize=9, scatterpoints=1)
-    lower.set(xlabel="score", ylabel="number", yscale="log")
+    lower.axhline(MIN_SCORES_OF_A_BIN, color="0.4", linewidth=0.8, linestyle=":")
+    lower.set(xlabel="score", ylabel="number of scores", yscale="log")
     lower.set_ylim(bottom=0.7)
     _plain_numbers(lower.yaxis, subs=(1,))
+    notes = f"Hollow: fewer than {MIN_SCORES_OF_A_BIN} scores, with their number; such points move by chance."
+    _set_title(upper, "Reliability: how often scores are right", about, notes, 6.4)
     _save(figure, path)
 
 
 @styled()
 def save_f1_by_training(
-    f1: np.ndarray, train_counts: np.ndarray, test_counts: np.ndarray, class_names: Sequence[str], path: str | Path
+    f1: np.ndarray,
+    train_counts: np.ndarray,
+    test_counts: np.ndarray,
+    class_names: Sequence[str],
+    path: str | Path,
+    about: str = "",
 ) -> None:
-    """Draws each class's F1 against the number of its training clips, names on those far from the trend.
+    """Draws each class's F1 against the number of its training clips.
+
+    From 30 classes on there is a trend, and those far from it are named; of fewer, all are.
 
     Args:
         f1: Shape `(classes,)`; NaN leaves a class out.
@@ -210,6 +241,7 @@ def save_f1_by_training(
         test_counts: Clips that the F1 is of, shown by size.
         class_names: Names by class id.
         path: PNG file to write.
+        about: What was evaluated, for the title.
     """
     figure, axes = _new_figure(8.0, 5.2)
     shown = np.flatnonzero(~np.isnan(f1))
@@ -217,16 +249,19 @@ def save_f1_by_training(
     axes.scatter(x, y, s=10 + 6 * np.sqrt(n), color=STRONG, alpha=0.5, linewidth=0)
     axes.set(xlabel="training clips", ylabel="F1", xscale="log", ylim=(-0.03, 1.09))
     _plain_numbers(axes.xaxis, subs=(1, 2, 5))
-    residual = np.ones(len(shown))
-    if len(np.unique(x)) > 2:
+    notes = "Larger dots: more test clips."
+    named = np.argsort(-n, kind="stable")
+    if len(shown) >= MIN_SPECIES_OF_A_TREND and len(np.unique(x)) > 2:
         # What few clips say weighs less, and is less of an outlier.
         trend = np.polynomial.Polynomial.fit(np.log(x), y, 1, w=np.sqrt(n))
         line = np.geomspace(x.min(), x.max(), 50)
         axes.plot(line, trend(np.log(line)).clip(0, 1), color=SECOND, linewidth=1.5, label="trend")
         axes.legend(frameon=False, loc="lower right")
         residual = np.abs(y - trend(np.log(x)))
-    far = np.argsort(-residual * np.sqrt(n), kind="stable")[:NAMED_OUTLIERS]
-    _name_points(axes, x[far], y[far], [class_names[label] for label in shown[far]])
+        named = np.argsort(-residual * np.sqrt(n), kind="stable")[:NAMED_OUTLIERS]
+        notes += " Named: the species farthest from the trend."
+    _set_title(axes, "F1 of each species against its training clips", about, notes, 8.0)
+    _name_points(axes, x[named], y[named], [short_name(class_names[label], MAX_NAME) for label in shown[named]])
     _save(figure, path)
 
 
@@ -253,6 +288,17 @@ def _plain_numbers(axis: Axis, subs: Sequence[float]) -> None:
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0.5 else f"{value:,.12g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _set_title(axes: Axes, heading: str, about: str, notes: str, width_inch: float) -> None:
+    """A heading with what was evaluated, and below it what has to be known to read the picture."""
+    heading = f"{heading}, {about}" if about else heading
+    characters = max(40, int(width_inch * 13))
+    lines = textwrap.wrap(notes, characters)
+    axes.set_title("\n".join(lines), loc="left", fontsize=8.5, color=NOTE, linespacing=1.3)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.suptitle(textwrap.fill(heading, int(characters * 0.8)), x=0.01, ha="left", fontsize=11, weight="bold")
 
 
 def _new_figure(width_inch: float, height_inch: float) -> tuple[Figure, Axes]:

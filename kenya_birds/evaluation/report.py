@@ -186,14 +186,14 @@ def write_report(
         write_json(thresholds.to_json(), folder / THRESHOLDS_FILE, allow_nan=False)
     write_table(table, folder / SPECIES_FILE, float_format="%.4f")
     write_predictions(predictions, folder / PREDICTIONS_FILE)
-    save_confusions(predictions.confusions(), codes, folder / CONFUSION_FILE)
-    save_precision_recall(scores, predictions.targets, codes, folder / PRECISION_RECALL_FILE)
-    save_reliability(points, folder / RELIABILITY_FILE)
+    names = [name or code for name, code in zip(table["common_name"], codes, strict=True)]
+    about = f"{split}: {len(scores):,} clips of {recordings:,} recording{'' if recordings == 1 else 's'}"
+    save_confusions(predictions.confusions(), names, folder / CONFUSION_FILE, about)
+    save_precision_recall(scores, predictions.targets, names, folder / PRECISION_RECALL_FILE, about)
+    save_reliability(points, folder / RELIABILITY_FILE, about)
     if train_counts is not None:
-        names = [name or code for name, code in zip(table["common_name"], codes, strict=True)]
-        save_f1_by_training(
-            table["f1"].to_numpy(), np.asarray(train_counts), table["n"].to_numpy(), names, folder / F1_FILE
-        )
+        counts = np.asarray(train_counts), table["n"].to_numpy()
+        save_f1_by_training(table["f1"].to_numpy(), *counts, names, folder / F1_FILE, about)
     # Last: where it is, all is there.
     told = {**(more or {}), split: {**(more or {}).get(split, {}), **metrics}}
     write_json(told, folder / METRICS_FILE, allow_nan=False)
