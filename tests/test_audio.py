@@ -194,6 +194,36 @@ def test_a_file_whose_header_cannot_be_used_is_closed(tmp_path, monkeypatch):
     assert closed[2:] == [SoundfileDecoder, PyavDecoder]
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are looked up there")
+def test_no_file_stays_open(tmp_path):
+    whole = write(tmp_path / "whole.wav", noise(1, RATE)).read_bytes()
+    flac = write(tmp_path / "whole.flac", noise(1, RATE)).read_bytes()
+    zero = whole[:40] + bytes(4) + whole[44:]
+    before = len(os.listdir("/proc/self/fd"))
+    failures = []  # with their tracebacks, which keep what stands in them alive
+    for content in (
+        whole,
+        flac,
+        whole[:44],
+        whole[:30],
+        zero,
+        zero[:44],
+        flac[:90],
+        flac[:60_000],
+        b"",
+        b"fLaC",
+        b"no",
+    ):
+        (tmp_path / "a.wav").write_bytes(content)
+        try:
+            with RecordingReader(tmp_path / "a.wav", 22_050) as reader:
+                reader.read(0, 22_050)
+        except UserError as error:
+            failures.append(error)
+    assert len(failures) >= 6
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_folder_and_a_pipe_are_refused_at_once(tmp_path):
     (tmp_path / "folder.wav").mkdir()
     if hasattr(os, "mkfifo"):

@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -314,6 +315,17 @@ def test_other_flac_is_not_looked_through(write):
 
 
 # Whatever stands in a file
+
+
+@pytest.mark.parametrize("format_", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC"])
+def test_a_file_may_end_anywhere_in_its_header(write, format_):
+    whole = encode(format_, sound=SOUND[:1000])
+    for end in range(0, 130, 2):
+        path = write(whole[:end])
+        extent = find_sound(path)
+        assert extent is None or extent.begin <= extent.end
+        with suppress(UserError):
+            assert read_header(path).frames <= 1000
 
 
 @pytest.mark.parametrize("format_", ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST"])

@@ -121,7 +121,7 @@ class RecordingReader:
         if os.path.exists(path) and not os.path.isfile(path):  # a named pipe would wait for somebody to write to it
             raise UserError(f"{path} cannot be read as audio: expected a file, found a folder, a pipe or a device")
         try:
-            self._extent = find_sound(path)
+            self._extent = self._ask("header", lambda: find_sound(path))
             if self._extent is not None and self._extent.reason == JOINED_FLAC:
                 self._said[PyavDecoder.name] = JOINED_FLAC  # it would find frames of the second
             self._soundfile = self._ask(SoundfileDecoder.name, lambda: SoundfileDecoder(path, self._extent))

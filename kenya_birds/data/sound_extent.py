@@ -145,7 +145,7 @@ def find_sound(path: Path) -> SoundExtent | None:
                 return _nist_sound(_OpenFile(file, size), start)
             if start[8:12].startswith(KINDS.get(start[:4], (b"WAVE",))) and start[:4] in LAYOUTS:
                 return _chunked_sound(_OpenFile(file, size), start[:4], LAYOUTS[start[:4]])
-    except (OSError, struct.error, ValueError, ArithmeticError):
+    except (OSError, struct.error, ValueError, ArithmeticError, LookupError):
         pass
     return None
 
