@@ -1,19 +1,21 @@
 """Publishes a trained model folder on the Hugging Face Hub."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kenya_birds.console import one_line_errors
-from kenya_birds.publishing.clips_card import KENYAN_LICENSE, KENYAN_SOURCE
-from kenya_birds.publishing.folder_check import check_model
-from kenya_birds.publishing.hub import check_repo_id, full_repo_id, upload_files
-from kenya_birds.publishing.model_card import render_model_card
+from kenya_birds.console import one_line_errors, show_log
+from kenya_birds.errors import UserError
+from kenya_birds.input_files import check_layout
+from kenya_birds.parsing import Parser, add_general, add_option
 from kenya_birds.publishing.model_folder import loading_line, model_contents, published_files
+from kenya_birds.values import Count
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 LICENSE_FILE = Path(__file__).parent / "LICENSE"
+AFTER_STOP = "run the same command again; what is on the Hub is not sent twice"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,28 +27,23 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         UserError: The folder, the name or the login cannot be used, a check fails, or the Hub cannot be reached.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.create_pr and (options.private or options.revision or options.with_dataset or options.with_space):
-        parser.error("--create_pr goes to the main branch of a repository that is there: leave out the other flags")
+    options = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    _check(options)
+
+    # These import torch, which takes seconds: a mistake in the command line has ended the program before.
+    from kenya_birds.publishing.clips_card import KENYAN_LICENSE, KENYAN_SOURCE
+    from kenya_birds.publishing.folder_check import check_model
+    from kenya_birds.publishing.hub import full_repo_id, upload_files
+    from kenya_birds.publishing.model_card import render_model_card
+
     kenyan = options.source == "kenya"
     source = KENYAN_SOURCE if kenyan else options.source
     data_license = options.data_license or (KENYAN_LICENSE if kenyan else None)
-    if options.with_dataset and data_license is None:
-        parser.error("--with_dataset needs --data_license: under which licence the recordings may be published")
 
-    check_repo_id(options.repo_id)
-    published_files(options.model_dir)
-    if options.with_space:
-        from kenya_birds.publishing.space import check_space
-
-        check_repo_id(f"{options.repo_id}-demo", "space")
-        check_space(options.with_space)
     builder = None
     if options.with_dataset:
         from kenya_birds.publishing.clips import model_clips_builder
 
-        check_repo_id(f"{options.repo_id}-clips", "dataset")
         builder = model_clips_builder(options.model_dir, options.with_dataset)
     repo_id = options.repo_id if options.dry_run else full_repo_id(options.repo_id)
     dataset_id = f"{repo_id}-clips" if builder is not None else None
@@ -111,41 +108,97 @@ def _write_space(options: argparse.Namespace, repo_id: str, revision: str | None
     return f"Space: {repo_id}-demo, {len(files)} files, written to {options.with_space}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="The token is the one of `hf auth login` or of the HF_TOKEN variable."
+def _check(options: argparse.Namespace) -> None:
+    """Raises `UserError` if options contradict each other, or what they name is not there."""
+    if options.create_pr and (options.private or options.revision or options.with_dataset or options.with_space):
+        raise UserError(
+            "--create_pr goes to the main branch of a repository that exists: leave out --private, --revision, "
+            "--with_dataset and --with_space"
+        )
+    if options.with_dataset and not options.data_license and options.source != "kenya":
+        raise UserError("--with_dataset needs --data_license: under which licence the recordings may be published")
+    published_files(options.model_dir)
+    from kenya_birds.publishing.hub import check_repo_id
+
+    check_repo_id(options.repo_id)
+    if options.with_dataset:
+        check_repo_id(f"{options.repo_id}-clips", "dataset")
+        check_layout(options.with_dataset)
+    if options.with_space:
+        from kenya_birds.publishing.space import check_space
+
+        check_repo_id(f"{options.repo_id}-demo", "space")
+        check_space(options.with_space)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="push_model.py",
+        description="Publishes a trained model folder on the Hugging Face Hub, after checks: that the model answers "
+        "in a process without this package, and that no secret and no local path is in the files. The token is that "
+        "of `hf auth login` or of the variable HF_TOKEN.",
+        example="python push_model.py --model_dir birds --repo_id birds-of-baringo --dry_run\n"
+        "python push_model.py --model_dir birds --repo_id birds-of-baringo --private",
     )
-    parser.add_argument("--model_dir", type=Path, required=True, help="folder that training wrote; its code is run")
-    parser.add_argument("--repo_id", required=True, help="OWNER/NAME, or NAME under the account logged in")
-    parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument(
-        "--revision", metavar="BRANCH", help="branch to commit to, made if it is not there; refs/pr/N: a pull request"
+    model = parser.add_argument_group("Model and repository")
+    add_option(
+        model,
+        "--model_dir",
+        Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder that training wrote; its Python files are run in the check",
     )
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--dry_run", action="store_true", help="check, and show what would be sent; needs no network")
-    parser.add_argument(
+    add_option(
+        model,
+        "--repo_id",
+        str,
+        required=True,
+        metavar="NAME",
+        help="OWNER/NAME, or NAME for the account that is logged in",
+    )
+    add_option(model, "--dry_run", bool, False, help="check, and show what would be sent; needs no network")
+    add_option(model, "--private", bool, False, help="make the repository private")
+    add_option(
+        model,
+        "--revision",
+        str,
+        metavar="BRANCH",
+        help="branch to commit to, made if it does not exist; refs/pr/N: a pull request; by default main",
+    )
+    add_option(model, "--create_pr", bool, False, help="open a pull request instead of committing")
+    card = parser.add_argument_group("Card")
+    add_option(card, "--license", str, "apache-2.0", metavar="NAME", help="licence of the model, as the Hub spells it")
+    add_option(
+        card, "--data_license", str, metavar="NAME", help="licence of recordings and annotations, as the Hub spells it"
+    )
+    add_option(card, "--source", str, help="whom to cite for them: a text, or kenya for Zenodo record 10943500")
+    beside = parser.add_argument_group("Beside the model")
+    add_option(
+        beside,
         "--with_dataset",
-        type=Path,
+        Path,
         metavar="ARCHIVE",
         help="publish the clips of the archive that it was trained on, as the data set NAME-clips",
     )
-    parser.add_argument(
+    add_option(
+        beside,
         "--with_space",
-        type=Path,
+        Path,
         metavar="FOLDER",
         help="write the demo into this folder (new or empty), and publish it as the Space NAME-demo",
     )
-    parser.add_argument("--license", default="apache-2.0", help="the model's licence, as the Hub spells it")
-    parser.add_argument("--data_license", help="licence of the recordings and annotations, as the Hub spells it")
-    parser.add_argument("--source", help="whom to cite for them: a text, or `kenya` for Zenodo 10943500")
-    parser.add_argument(
+    add_option(beside, "--num_proc", Count | None, help="processes that cut clips; by default 1")
+    check = parser.add_argument_group("Check")
+    add_option(
+        check,
         "--allow",
+        str,
         action="append",
         default=[],
-        metavar="TEXT",
-        help="a path or a name that may be told although it looks like one of this machine; can be repeated",
+        help="allow this text although it resembles a local name or path; can be repeated",
     )
-    parser.add_argument("--num_proc", type=int, help="processes that cut clips")
+    add_general(parser)
     return parser
 
 
@@ -170,5 +223,6 @@ def _show(
 
 
 if __name__ == "__main__":
-    with one_line_errors("push_model.py"):
+    show_log()
+    with one_line_errors("push_model.py", AFTER_STOP):
         main()

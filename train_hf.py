@@ -4,29 +4,13 @@ import logging
 import sys
 from pathlib import Path
 
-from accelerate import PartialState
-from transformers import HfArgumentParser
-
 from kenya_birds.console import one_line_errors, show_log
-from kenya_birds.experiments.cross_validation import CrossValidation
-from kenya_birds.experiments.final_fit import fit_on_everything
-from kenya_birds.experiments.single_run import train_and_evaluate
-from kenya_birds.publishing.model_card import render_model_card
-from kenya_birds.training.arguments import (
-    DataArguments,
-    FeatureArguments,
-    KenyaBirdsTrainingArguments,
-    ModelArguments,
-)
-from kenya_birds.training.augmentation import AugmentationArguments
-from kenya_birds.training.run import Run
-from kenya_birds.training.search_space import with_params
-from kenya_birds.training.settings import Settings
+from kenya_birds.training.flags import parse_train_flags
 
 logger = logging.getLogger("kenya_birds.train")
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
-GROUPS = (DataArguments, ModelArguments, FeatureArguments, AugmentationArguments, KenyaBirdsTrainingArguments)
+AFTER_STOP = "resume with the same command and --resume_from_checkpoint true"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,8 +22,16 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         UserError: If an argument or the archive cannot be used.
     """
-    words = with_params(sys.argv[1:] if arguments is None else arguments, GROUPS)
-    settings = Settings(*_parser().parse_args_into_dataclasses(words)[: len(GROUPS)])
+    flags = parse_train_flags(sys.argv[1:] if arguments is None else arguments)
+
+    # torch and transformers take seconds to import: a mistyped flag has ended the program before.
+    from kenya_birds.experiments.cross_validation import CrossValidation
+    from kenya_birds.experiments.final_fit import fit_on_everything
+    from kenya_birds.experiments.single_run import train_and_evaluate
+    from kenya_birds.publishing.model_card import render_model_card
+    from kenya_birds.training.run import Run
+
+    settings = flags.settings()
     show_log(logging.INFO if settings.training.should_log else logging.ERROR)
 
     output_dir = Path(settings.training.output_dir)
@@ -60,14 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
         logger.info("Model, card (README.md), metrics, tables and pictures are in %s", output_dir)
 
 
-def _parser() -> HfArgumentParser:
-    parser = HfArgumentParser(GROUPS)
-    parser.add_argument("--params", help="best.json of kenya-birds tune: its values, where no flag says otherwise.")
-    return parser
-
-
 if __name__ == "__main__":
-    with one_line_errors(Path(sys.argv[0]).name):
+    with one_line_errors("train_hf.py", AFTER_STOP):
         main()
+        from accelerate import PartialState
+
         # A thread of gloo's that drops a tensor while Python comes to its end would abort the process.
         PartialState().destroy_process_group()

@@ -33,7 +33,8 @@ from kenya_birds.inference.run import run_detection
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-from kenya_birds.saved_models import find_model, load_classifier
+from kenya_birds.model_loading import load_classifier
+from kenya_birds.saved_models import find_model
 
 CLASSES = 100
 BLOCK_FRAMES = 30 * 32_000

@@ -229,8 +229,8 @@ def measure_trainer(options: argparse.Namespace) -> None:
 
     from kenya_birds.data.dataset import load_clips
     from kenya_birds.data.synthetic import synthesize_archive
-    from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
     from kenya_birds.training.trainer import KenyaBirdsTrainer
+    from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
 
     class Clock(TrainerCallback):
         """Notes when each step ends; between steps, runs a bare one and takes its time off."""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
     from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
     from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-    from kenya_birds.saved_models import load_model
-    from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
+    from kenya_birds.model_loading import load_model
     from kenya_birds.training.trainer import KenyaBirdsTrainer
+    from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
 
 __version__ = "0.1.0"
 
@@ -31,12 +31,12 @@ _MODULES = {
     "KenyaBirdsFeatureExtractor": "model.feature_extraction_kenya_birds",
     "KenyaBirdsForAudioClassification": "model.modeling_kenya_birds",
     "KenyaBirdsTrainer": "training.trainer",
-    "KenyaBirdsTrainingArguments": "training.arguments",
+    "KenyaBirdsTrainingArguments": "training.trainer_arguments",
     "SoundscapePipeline": "inference.detection",
     "detect": "inference.detection",
     "evaluate_model": "experiments.reevaluation",
     "load_clips": "data.dataset",
-    "load_model": "saved_models",
+    "load_model": "model_loading",
     "read_detections": "inference.reading",
 }
 

@@ -1,10 +1,10 @@
 """The `kenya-birds` command: a thin door to the rooms of the package."""
 
-import argparse
 import sys
 
 from kenya_birds.commands import data, inference, publishing, serving, training
 from kenya_birds.console import one_line_errors, show_log
+from kenya_birds.parsing import Parser, add_general
 from kenya_birds.process import cleaned_up_at_signals, print_anything, use_utf8
 
 
@@ -19,17 +19,25 @@ def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # What stands behind `tune ... --` are flags of train_hf.py.
     end = words.index("--") if words[:1] == ["tune"] and "--" in words else len(words)
-    options = _parser().parse_args(words[:end])
+    with one_line_errors("kenya-birds"):
+        options = _parser().parse_args(words[:end])
     options.train_flags = words[end + 1 :]
     show_log()
     program = f"kenya-birds {options.command}"
-    with one_line_errors(program), cleaned_up_at_signals(program):
+    with one_line_errors(program, options.after_stop), cleaned_up_at_signals(program):
         options.run(options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kenya-birds", description="Bird classifiers from annotated soundscapes.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (data, training, inference, publishing, serving):
+def _parser() -> Parser:
+    parser = Parser(
+        prog="kenya-birds",
+        description="Bird-call classifiers: train them on annotated soundscapes, run them on hours of sound, publish "
+        "them.",
+        example="kenya-birds detect birds recordings --output found\nkenya-birds detect --help",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="Commands")
+    for room in (inference, data, training, publishing, serving):
         room.add_commands(commands)
+    add_general(parser)
+    parser.set_defaults(after_stop="")
     return parser

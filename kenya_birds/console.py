@@ -9,19 +9,21 @@ from kenya_birds.errors import UserError
 
 
 @contextmanager
-def one_line_errors(program: str) -> Iterator[None]:
+def one_line_errors(program: str, after_stop: str = "") -> Iterator[None]:
     """Ends the process with one line on stderr: exit code 2 for a `UserError`, 130 when the user stops it.
 
     Args:
         program: Name of the command, put in front of the message.
+        after_stop: How to resume what Ctrl+C stopped.
     """
     try:
         yield
     except UserError as error:
+        program = getattr(error, "program", program)  # of a command line, the command too
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"{program}: stopped", file=sys.stderr)
+        print(f"{program}: stopped{f'; {after_stop}' if after_stop else ''}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

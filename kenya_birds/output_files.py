@@ -6,10 +6,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from kenya_birds.errors import UserError
+from kenya_birds.input_files import check_suffix
+
+if TYPE_CHECKING:  # importing it takes half a second, and commands check their paths before
+    import pandas as pd
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def as_utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def write_table(table: pd.DataFrame, path: str | Path, float_format: str | None = None) -> None:
+def write_table(table: "pd.DataFrame", path: str | Path, float_format: str | None = None) -> None:
     """Writes a table as CSV, whole or not at all; a file that is there is replaced.
 
     Raises:
@@ -56,13 +59,42 @@ def write_table(table: pd.DataFrame, path: str | Path, float_format: str | None 
 def check_output(path: str | Path, overwrite: bool) -> None:
     """Raises `UserError` if a file would be overwritten unasked, or cannot be made; to be known before long work."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: expected the path of a file")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already: give another path, or ask for it to be overwritten")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(
-            f"{path} cannot be written: expected a file in a folder that is there and can be written to; give another "
-            "path"
-        )
+        raise UserError(f"{path} is there already: give another path, or replace it with --overwrite (overwrite=True)")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: {path.parent} is not a folder that can be written to")
+
+
+def check_new_folder(folder: str | Path, flag: str = "--output") -> None:
+    """Raises `UserError` unless a folder is new or empty and can be written to; to be known before long work.
+
+    Args:
+        folder: The folder.
+        flag: The option that names it.
+    """
+    folder = Path(folder)
+    if not is_new_or_empty(folder):
+        raise UserError(f"{folder} exists and is not an empty folder: give another {flag}")
+    check_can_make(folder)
+
+
+def check_can_make(folder: str | Path) -> None:
+    """Raises `UserError` unless a folder is there or can be made, and can be written to."""
+    nearest = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"{folder} cannot be made: {nearest} is not a folder that can be written to")
+
+
+# What the formats of pictures would say of program and time, left out: same picture, same bytes.
+PICTURE_METADATA = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
+
+def check_picture(path: str | Path, overwrite: bool) -> None:
+    """Raises `UserError` if a picture cannot be written there; to be known before long work."""
+    check_suffix(path, tuple(PICTURE_METADATA), "a picture")
+    check_output(path, overwrite)
 
 
 def put_folder_in_place(partial: Path, folder: Path) -> None:

@@ -1,46 +1,18 @@
-"""Trained models in a folder or on the Hub: found, fetched, loaded. Safetensors only, and no code of theirs is run."""
+"""Trained models in a folder or on the Hub: found and fetched. Commands look for a model before they import torch."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    StrictDataclassError,
-)
-from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
-from transformers import AutoModel, PreTrainedModel
-
-from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
 from kenya_birds.json_files import read_json
-from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+THRESHOLDS_FILE = "thresholds.json"
 # All that is fetched: neither code nor pickled weights, nor the checkpoints of somebody's training.
 FETCHED = ("*.json", "splits.csv", "training_recordings.csv", WEIGHTS_FILE, "model-*-of-*.safetensors")
-# The transport's own base error: httpx.HTTPError with huggingface_hub 1.x, httpx2.HTTPError with 2.x.
-TransportError = cast(type[Exception], HfHubHTTPError.__mro__[1])
-# What from_pretrained raises on a damaged file, and on a config.json with values that make no sense.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    ImportError,
-    SafetensorError,
-    StrictDataclassError,
-)
 
 
 @dataclass(frozen=True)
@@ -72,107 +44,83 @@ def find_model(name: str) -> SavedModel:
     Raises:
         UserError: If there is no such model, it cannot be fetched, or it lacks a configuration or safetensors weights.
     """
-    folder = Path(name)
-    if folder.is_dir():
-        saved = SavedModel(name, folder, "model")
-    else:
+    saved = check_model(name)
+    if saved is None:
         folder = _fetch(name)
         saved = SavedModel(name, folder, f"{name.partition('@')[0]}@{folder.name}")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"'{name}' is no model: expected a config.json in it and found none")
-    _check_weights(saved)
+        _check_files(saved)
     return saved
 
 
-def load(
-    saved: SavedModel,
-    model_class: type[PreTrainedModel] | type[AutoModel],
-    unused: str | None = None,
-    *,
-    heads_may_differ: bool = False,
-    **settings: Any,
-) -> Any:
-    """Loads a model in float32 with a class of an installed package.
+def check_model(name: str, *, ours: bool = False) -> SavedModel | None:
+    """Looks for a trained model without the network, and without a library that takes long to import.
 
     Args:
-        saved: The model.
-        model_class: A class with whose weights it must agree.
-        unused: Start of the names of weights that need not agree.
-        heads_may_differ: Whether there may be weights that the class does not know.
-        **settings: Values that replace those of its config.
-
-    Raises:
-        UserError: If the model cannot be read, or its weights are not those of its config.
-    """
-    try:
-        model, info = model_class.from_pretrained(
-            saved.folder,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **settings,
-        )
-    except _UNREADABLE as error:
-        raise UserError(f"'{saved.name}' cannot be loaded ({type(error).__name__}: {error})") from None
-    # What does not agree would be random, or lost, with no more than a table in the log.
-    mismatched = {name for name, *_ in info["mismatched_keys"]}
-    unknown = () if heads_may_differ else info["unexpected_keys"]
-    wrong = {"missing": info["missing_keys"], "unknown": unknown, "of another shape": mismatched}
-    for how, names in wrong.items():
-        if found := sorted(name for name in names if not (unused and name.startswith(unused))):
-            raise UserError(
-                f"'{saved.name}' does not hold the weights that its config.json tells of: {len(found)} are {how}, the "
-                f"first is {found[0]}"
-            )
-    return model
-
-
-def load_model(name: str | Path) -> tuple[KenyaBirdsForAudioClassification, KenyaBirdsFeatureExtractor]:
-    """Loads a trained model of this package and its feature extractor; no code from the model's folder is run.
-
-    Args:
-        name: The model's folder, or `owner/name` or `owner/name@revision` on the Hub.
+        name: See `find_model`.
+        ours: Whether only a model of this package will do.
 
     Returns:
-        The model in float32 and evaluation mode, and its feature extractor.
+        The model; None if it is on the Hub.
 
     Raises:
-        UserError: If there is no such model, it is another kind of model, or a file of it cannot be used.
+        UserError: If there is no such folder and it cannot be a name on the Hub, or the folder lacks a configuration
+            or safetensors weights.
     """
-    model, extractor = load_classifier(find_model(str(name)))
-    return model.eval(), extractor
+    folder = Path(name)
+    if not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", name) or folder.exists():
+            raise UserError(
+                f"there is no model '{name}': expected a model's folder, or OWNER/NAME or OWNER/NAME@REVISION on the "
+                "Hub"
+            )
+        return None
+    saved = SavedModel(name, folder, "model")
+    _check_files(saved)
+    if ours:
+        check_ours(saved)
+    return saved
 
 
-def load_classifier(saved: SavedModel) -> tuple[KenyaBirdsForAudioClassification, KenyaBirdsFeatureExtractor]:
-    """Loads a model of this package and its front end.
-
-    Args:
-        saved: The model.
-
-    Raises:
-        UserError: If it is another kind of model, or a file of it cannot be used.
-    """
+def check_ours(saved: SavedModel) -> None:
+    """Raises `UserError` unless a model is one of this package."""
     if saved.config.get("model_type") != "kenya_birds":
         raise UserError(
             f"'{saved.name}' is no model of this package: its config.json says {saved.config.get('model_type')}"
         )
-    model = load(saved, KenyaBirdsForAudioClassification)
-    with user_errors(OSError, ValueError):
-        return model, KenyaBirdsFeatureExtractor.from_pretrained(saved.folder, local_files_only=True)
+
+
+def check_thresholds(saved: SavedModel, threshold: float | None) -> None:
+    """Raises `UserError` if neither a model nor the user says from which score on to report a species.
+
+    Args:
+        saved: The model.
+        threshold: The user's threshold for all species; None: none.
+    """
+    if threshold is None and not (saved.folder / THRESHOLDS_FILE).is_file():
+        raise UserError(
+            f"'{saved.name}' has no {THRESHOLDS_FILE} with a decision threshold for each species: give one threshold "
+            "for all species with --threshold (threshold=)"
+        )
+
+
+def transport_error() -> type[Exception]:
+    """The base error of the Hub's transport: httpx.HTTPError with huggingface_hub 1.x, httpx2.HTTPError with 2.x."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return cast(type[Exception], HfHubHTTPError.__mro__[1])
 
 
 def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
     repo_id, _, revision = name.partition("@")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
-        repo_id = ""
-    if "/" not in repo_id:
-        raise UserError(
-            f"there is no model '{name}': expected a model's folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hub"
-        )
     try:
         return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=list(FETCHED)))
     except GatedRepoError:
@@ -186,14 +134,18 @@ def _fetch(name: str) -> Path:
         ) from None
     except RevisionNotFoundError:
         raise UserError(f"{repo_id} has no revision '{revision}': check the part after the @") from None
-    except (OSError, HfHubHTTPError, TransportError) as error:
+    except HFValidationError as error:
+        raise UserError(f"there is no model '{name}': {error}") from None
+    except (OSError, HfHubHTTPError, transport_error()) as error:
         raise UserError(
             f"there is no folder '{name}', and {repo_id} cannot be fetched from the Hub ({type(error).__name__}): "
             "connect to it, or give a folder"
         ) from None
 
 
-def _check_weights(saved: SavedModel) -> None:
+def _check_files(saved: SavedModel) -> None:
+    if not (saved.folder / "config.json").is_file():
+        raise UserError(f"'{saved.name}' is no model: expected a config.json in it and found none")
     if (saved.folder / WEIGHTS_FILE).is_file():
         return
     if not (saved.folder / WEIGHTS_INDEX).is_file():

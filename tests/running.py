@@ -1,7 +1,6 @@
 """Starts training in the tests, in this process or in others."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import signal
@@ -9,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
 import train_hf
+from kenya_birds.training.flags import parse_train_flags
 from kenya_birds.training.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -38,8 +36,7 @@ def flags(archive: Path, output_dir: Path, cache_dir: Path, **settings) -> list[
 
 def settings_of(words: list[str]) -> Settings:
     """The settings that a command line gives."""
-    groups = tuple(field.type for field in dataclasses.fields(Settings))
-    return Settings(*HfArgumentParser(groups).parse_args_into_dataclasses(words))
+    return parse_train_flags(words, new_output=False).settings()
 
 
 def train(archive: Path, output_dir: Path, cache_dir: Path, **settings) -> Path:

@@ -17,7 +17,8 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.predictions import read_predictions
 from kenya_birds.evaluation.report import plain_metrics
 from kenya_birds.experiments.cross_validation import CrossValidation
-from kenya_birds.saved_models import find_model, load_classifier
+from kenya_birds.model_loading import load_classifier
+from kenya_birds.saved_models import find_model
 
 SETTINGS = {"num_train_epochs": 3, "min_annotations": 8}
 

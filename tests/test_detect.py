@@ -87,7 +87,8 @@ def test_windows_with_a_score_at_the_threshold_become_rows_and_others_do_not(mod
 
 def test_scores_are_those_of_the_model_on_each_window(model, recordings):
     from kenya_birds.evaluation.metrics import probabilities
-    from kenya_birds.saved_models import find_model, load_classifier
+    from kenya_birds.model_loading import load_classifier
+    from kenya_birds.saved_models import find_model
 
     path = sorted(recordings.iterdir())[2]
     sound, _ = soundfile.read(path, dtype="int16")

@@ -219,12 +219,12 @@ def parsers():
     from torch.distributed.run import get_args_parser
 
     import push_model
-    import train_hf
     from kenya_birds.cli import _parser
+    from kenya_birds.training.flags import train_parser
 
     (ours,) = (action.choices for action in _parser()._actions if action.dest == "command")
     return {
-        "train_hf.py": train_hf._parser(),
+        "train_hf.py": train_parser(),
         "push_model.py": push_model._parser(),
         "accelerate launch": launch_command_parser(),
         "torchrun": get_args_parser(),

@@ -24,7 +24,8 @@ from kenya_birds.inference import search as search_module
 from kenya_birds.inference.embedders import Embedder, load_embedder
 from kenya_birds.inference.embedding import embed_recordings, read_about
 from kenya_birds.inference.search import search_embeddings
-from kenya_birds.saved_models import find_model, load_classifier
+from kenya_birds.model_loading import load_classifier
+from kenya_birds.saved_models import find_model
 
 LENGTHS_S = (7.3, 0.4, 3.5)
 
@@ -302,7 +303,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(recordings, tmp_path,
     for output, match in {
         tmp_path / "out.csv": r"ends in .parquet",
         tmp_path / "there.parquet": "is there already",
-        tmp_path / "nowhere" / "out.parquet": "no folder that can be written to",
+        tmp_path / "nowhere" / "out.parquet": "not a folder that can be written to",
     }.items():
         with pytest.raises(UserError, match=match):
             embed_recordings(embedder, [recordings], output)

@@ -261,7 +261,7 @@ def test_the_command_prints_json(capsys):
         (["--backbone", "vit_base_patch16_224"], "takes images of one size only"),
         (["--batch_size", "-4"], "batch_size is -4: expected 1 or more"),
         (["--frames", "0"], "frames is 0"),
-        (["--clips", "-1"], "clips is -1: expected a number above 0"),
+        (["--clips", "-1"], "clips is -1: expected 1 or more"),
         (["--clips", "10", "--device_tflops", "0"], "device_tflops is 0.0"),
         (["--device_tflops", "10"], "how many --clips"),
     ],

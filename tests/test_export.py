@@ -270,7 +270,7 @@ def test_damaged_samples_give_no_number(single):
     ("fields", "words", "text"),
     [
         (None, [], "there is no model 'MODEL'"),
-        ({}, ["--format", "tflite"], "--format is 'tflite', and there is one format only: onnx"),
+        ({}, ["--format", "tflite"], "--formats is 'tflite': expected onnx"),
         ({"feature_type": "reassigned"}, [], "reassigned features, which cannot be exported"),
     ],
     ids=["no model", "format", "reassigned"],
@@ -293,13 +293,15 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
     before = sorted(path.name for path in (tmp_path / "model").iterdir())
     with pytest.raises(SystemExit):
         main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "model")])
-    assert "is not an empty folder: give another one or remove it" in capsys.readouterr().err
+    assert "is not an empty folder: give another --output" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == before
 
 
 def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("kenya_birds.publishing.export.find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(UserError, match=r"exporting needs onnxscript: pip install 'kenya_birds\[onnx\]'"):
+    monkeypatch.setattr("kenya_birds.extras.find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(
+        UserError, match=r'export needs onnxscript, which is not installed: run pip install "onnx.*" "onnxruntime'
+    ):
         export_onnx(str(tmp_path), tmp_path / "graph")
 
 

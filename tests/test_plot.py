@@ -84,7 +84,7 @@ def test_a_stretch_ends_where_the_recording_does(tables, tmp_path):
     [
         ({"start_s": 40}, "less than 40, where"),
         ({"start_s": -1}, "expected 0"),
-        ({"start_s": float("nan")}, "expected 0"),
+        ({"start_s": float("nan")}, "expected 0 or more"),
         ({"duration_s": 0}, "more than 0"),
         ({"duration_s": 601}, "at most 600"),
     ],
@@ -101,7 +101,7 @@ def test_a_picture_is_not_overwritten_unasked_nor_made_in_an_unknown_format(tabl
     with pytest.raises(UserError, match="is there already"):
         plot_recording(path, folder / "detections.csv", tmp_path / "x.png")
     plot_recording(path, folder / "detections.csv", tmp_path / "x.png", overwrite=True, duration_s=5)
-    with pytest.raises(UserError, match="no picture by its name"):
+    with pytest.raises(UserError, match="is not the name of a picture"):
         plot_recording(path, folder / "detections.csv", tmp_path / "x.gif")
 
 
@@ -380,7 +380,7 @@ def test_the_command_draws_a_day_and_says_what_it_left_out(tmp_path, capsys):
     )
     for name in ("detections.csv", "detections.selections.txt"):
         cli.main(["activity", str(tmp_path / name), "--output", str(tmp_path / "day.svg"), "--overwrite"])
-        assert "Left out: 1 recordings without local time" in capsys.readouterr().out
+        assert "Skipped: 1 recordings without local time" in capsys.readouterr().out
         svg = (tmp_path / "day.svg").read_text()
         assert "Grey: not recorded" in svg
         assert "10 detections of 2 species in 2 recordings" in svg

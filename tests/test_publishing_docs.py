@@ -81,4 +81,4 @@ def test_it_tells_of_every_flag():
     flags = {
         flag for action in push_model._parser()._actions for flag in action.option_strings if flag.startswith("--")
     }
-    assert flags - {"--help", "--model_dir", "--num_proc", "--dry_run"} <= told
+    assert flags - {"--help", "--version", "--model_dir", "--num_proc", "--dry_run"} <= told

@@ -253,7 +253,7 @@ def test_fewer_than_three_recordings_cannot_be_split(recordings):
 @pytest.mark.parametrize("size", [0, -0.2, 0.6, 1, math.nan])
 @pytest.mark.parametrize("name", ["test_size", "validation_size"])
 def test_impossible_shares_are_refused(everywhere, name, size):
-    with pytest.raises(UserError, match=f"{name} is {size}: expected a share"):
+    with pytest.raises(UserError, match=f"{name} is {size}: expected more than 0 and at most 0.5"):
         seed_split(everywhere, **{name: size})
 
 

@@ -15,9 +15,9 @@ from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
 from kenya_birds.training.augmentation import AugmentationArguments
 from kenya_birds.training.trainer import KenyaBirdsTrainer
+from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ import train_hf
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.training import search_space, tuning
-from kenya_birds.training.search_space import RANGES, SearchSpace, with_params
+from kenya_birds.training.flags import parse_train_flags
+from kenya_birds.training.search_space import RANGES, SearchSpace
 
 
 @pytest.fixture(scope="module")
@@ -305,16 +306,18 @@ def test_only_what_acts_is_searched(tmp_path, small_archive):
         assert drawn["backbone"] == backbone
 
 
-def test_flags_of_a_params_file_come_first_and_unknown_ones_are_refused(tmp_path):
+def test_flags_of_a_params_file_come_first_and_unknown_ones_are_refused(small_archive, tmp_path):
     path = tmp_path / "best.json"
     path.write_text(json.dumps({"flags": {"learning_rate": 0.001, "backbone": "test_convnext"}}))
-    groups = [train_hf.ModelArguments, train_hf.KenyaBirdsTrainingArguments]
-    line = ["--learning_rate", "0.1", "--params", str(path)]
-    assert with_params(line, groups) == ["--learning_rate", "0.001", "--backbone", "test_convnext", *line]
-    assert with_params(line[:2], groups) == line[:2]
-    path.write_text(json.dumps({"flags": {"learning_rat": 0.001}}))
-    with pytest.raises(UserError, match=r"best.json names learning_rat among its flags"):
-        with_params(line, groups)
-    path.write_text("{}")
-    with pytest.raises(UserError, match="has no object 'flags'"):
-        with_params(line, groups)
+    line = ["--data_dir", str(small_archive), "--output_dir", str(tmp_path / "run"), "--params", str(path)]
+    flags = parse_train_flags(line)
+    assert (flags.training["learning_rate"], flags.model.backbone) == (0.001, "test_convnext")
+    assert parse_train_flags([*line, "--learning_rate", "0.1"]).training["learning_rate"] == 0.1
+    for content, said in (
+        ({"flags": {"learning_rat": 0.001}}, r"best.json names learning_rat among its flags"),
+        ({"flags": {"learning_rate": -1}}, r"learning_rate is -1: expected more than 0"),
+        ({}, "has no object 'flags'"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=said):
+            parse_train_flags(line)

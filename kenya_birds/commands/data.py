@@ -2,9 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from kenya_birds.commands.parsing import add_name_pattern, new_command
+from kenya_birds.commands.common import RUN_AGAIN, add_archive, add_name_pattern, add_overwrite, read_name_pattern
+from kenya_birds.parsing import add_general, add_option, new_command
+from kenya_birds.values import Count, Duration, Range, Seed, SplitSize
 
 
 def add_commands(commands: Any) -> None:
@@ -19,17 +21,29 @@ def _add_synthesize(commands: Any) -> None:
         "synthesize",
         "make an archive of invented birds in the Kenyan format",
         "Makes an archive of invented birds in the Kenyan format: recordings, annotations, species.",
+        "kenya-birds synthesize archive --recordings 16 --duration_s 120",
     )
-    command.add_argument("data_dir", type=Path, help="folder to make; new or empty")
-    command.add_argument("--recordings", type=int, default=12, help="number of recordings")
-    command.add_argument("--duration_s", type=float, default=60.0, help="length of a recording in seconds")
-    command.add_argument("--species", type=int, default=8, help="number of species")
-    command.add_argument("--annotations", type=int, help="number of calls; by default in keep with the length")
-    command.add_argument("--seed", type=int, default=0, help="same seed, same archive")
-    command.set_defaults(run=_synthesize)
+    add_option(command, "data_dir", Path, help="folder to make: new or empty")
+    size = command.add_argument_group("Size")
+    add_option(size, "--recordings", Count, 12, help="number of recordings")
+    add_option(
+        size,
+        "--duration_s",
+        Annotated[float, Range(3, unit="SECONDS")],
+        60.0,
+        help="length of each recording, 3 or more",
+    )
+    add_option(size, "--species", Count, 8, help="number of species")
+    add_option(size, "--annotations", Count, help="number of annotated calls; by default it follows from the length")
+    add_option(size, "--seed", Seed, 0, help="random seed: the same seed gives the same archive")
+    add_general(command)
+    command.set_defaults(run=_synthesize, after_stop="the archive is not complete: delete the folder and run it again")
 
 
 def _synthesize(options: argparse.Namespace) -> None:
+    from kenya_birds.output_files import check_new_folder
+
+    check_new_folder(options.data_dir, "folder")
     from kenya_birds.data.synthetic import synthesize_archive
 
     synthesize_archive(
@@ -47,17 +61,24 @@ def _add_download(commands: Any) -> None:
     command = new_command(
         commands,
         "download",
-        "fetch the Kenyan soundscapes from Zenodo",
-        "Fetches an archive of soundscapes from Zenodo and unpacks it; goes on where it was stopped.",
+        "download the Kenyan soundscapes from Zenodo",
+        "Downloads an archive of soundscapes from Zenodo, verifies and unpacks it. An interrupted download resumes "
+        "when the same command is run again.",
+        "kenya-birds download archive",
     )
-    command.add_argument("data_dir", type=Path, help="folder of the archive; a run that was stopped goes on there")
-    command.add_argument("--record", type=int, default=10943500, help="number of the Zenodo record")
-    command.add_argument("--keep_zip", action="store_true", help="keep soundscape_data.zip when it is unpacked")
-    command.add_argument("--api_url", default="https://zenodo.org/api/records", help=argparse.SUPPRESS)
-    command.set_defaults(run=_download)
+    add_option(command, "data_dir", Path, help="folder of the archive: new, empty, or to resume")
+    download = command.add_argument_group("Download")
+    add_option(download, "--record", Count, 10943500, help="number of the Zenodo record")
+    add_option(download, "--keep_zip", bool, False, help="keep soundscape_data.zip after it is unpacked")
+    add_option(download, "--api_url", str, "https://zenodo.org/api/records", help=argparse.SUPPRESS)
+    add_general(command)
+    command.set_defaults(run=_download, after_stop="run the same command again to resume")
 
 
 def _download(options: argparse.Namespace) -> None:
+    from kenya_birds.output_files import check_can_make
+
+    check_can_make(options.data_dir)
     from kenya_birds.data.download import download_record
 
     download_record(options.data_dir, options.record, api_url=options.api_url, keep_zip=options.keep_zip)
@@ -68,22 +89,25 @@ def _add_check(commands: Any) -> None:
     command = new_command(
         commands,
         "check",
-        "read a whole archive and list what is wrong",
-        "Reads every recording to its last frame and every row of the tables. The exit code is 0 if training can use "
-        "everything, 1 if not.",
+        "read a whole archive and list what is wrong in it",
+        "Reads every recording to its last frame and every row of the tables. Exit codes: 0, training can use "
+        "everything; 1, it cannot; 2, the check could not be made.",
+        "kenya-birds check archive --output check.csv",
     )
-    command.add_argument("data_dir", type=Path, help="the archive")
-    command.add_argument("--output", type=Path, default=Path("check.csv"), help="CSV to write")
-    command.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
-    command.add_argument("--num_proc", type=int, default=1, help="processes that read recordings")
-    command.set_defaults(run=_check)
+    add_archive(command)
+    output = command.add_argument_group("Output")
+    add_option(output, "--output", Path, Path("check.csv"), metavar="FILE", help="CSV to write")
+    add_overwrite(output)
+    speed = command.add_argument_group("Speed")
+    add_option(speed, "--num_proc", Count, 1, help="processes that read recordings")
+    add_general(command)
+    command.set_defaults(run=_check, after_stop=RUN_AGAIN)
 
 
 def _check(options: argparse.Namespace) -> None:
+    _check_paths(options)
     from kenya_birds.data.check import check_archive, format_check, write_check
-    from kenya_birds.output_files import check_output
 
-    check_output(options.output, options.overwrite)
     check = check_archive(options.data_dir, num_proc=options.num_proc)
     write_check(check, options.output, overwrite=options.overwrite)
     print(format_check(check))
@@ -96,20 +120,25 @@ def _add_report(commands: Any) -> None:
         commands,
         "report",
         "describe an archive on one HTML page",
-        "Describes an archive on one HTML page: species, sound, overlaps, activity, split, tables.",
+        "Describes an archive on one HTML page: species, sound, overlaps, activity, splits, tables.",
+        "kenya-birds report archive --output report.html",
     )
-    command.add_argument("data_dir", type=Path, help="the archive")
-    command.add_argument("--output", type=Path, default=Path("report.html"), help="HTML file to write")
-    command.add_argument("--min_annotations", type=int, default=10, help="rarer species are left out of the split")
-    command.add_argument("--seed", type=int, default=0, help="chooses the call whose spectrograms are shown")
-    command.add_argument("--balanced", action="store_true", help="describe the balanced split too (up to a minute)")
-    command.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
-    add_name_pattern(command)
-    command.set_defaults(run=_report)
+    add_archive(command)
+    output = command.add_argument_group("Output")
+    add_option(output, "--output", Path, Path("report.html"), metavar="FILE", help="HTML file to write")
+    add_overwrite(output)
+    content = command.add_argument_group("Content")
+    add_option(content, "--min_annotations", Count, 10, help="leave species with fewer annotations out of the split")
+    add_option(content, "--balanced", bool, False, help="describe the balanced split too (takes up to a minute)")
+    add_option(content, "--seed", Seed, 0, help="random seed that chooses the call whose spectrograms are shown")
+    add_name_pattern(content)
+    add_general(command)
+    command.set_defaults(run=_report, after_stop=RUN_AGAIN)
 
 
 def _report(options: argparse.Namespace) -> None:
-    from kenya_birds.data.name_pattern import NamePattern
+    name_pattern = read_name_pattern(options)
+    _check_paths(options)
     from kenya_birds.exploration.report import write_report
 
     output = write_report(
@@ -119,7 +148,7 @@ def _report(options: argparse.Namespace) -> None:
         seed=options.seed,
         balanced=options.balanced,
         overwrite=options.overwrite,
-        name_pattern=NamePattern.of(options.name_pattern),
+        name_pattern=name_pattern,
     )
     print(f"The report is in {output}")
 
@@ -129,32 +158,45 @@ def _add_split(commands: Any) -> None:
         commands,
         "split",
         "divide an archive's recordings into train, validation and test, or into folds",
-        "Divides an archive's recordings into train, validation and test, or into folds, and says how good that is.",
+        "Divides an archive's recordings into train, validation and test, or into folds, and reports how good the "
+        "division is.",
+        "kenya-birds split archive --output splits.csv\nkenya-birds split archive --folds 5 --output folds.csv",
     )
-    command.add_argument("data_dir", type=Path, help="the archive")
-    command.add_argument("--output", type=Path, required=True, help="CSV to write: recording,split or recording,fold")
-    command.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
-    command.add_argument("--strategy", choices=("seed", "balanced"), default="balanced", help="how to divide")
-    command.add_argument("--folds", type=int, help="number of folds; by default there are three splits")
-    command.add_argument("--min_annotations", type=int, default=10, help="species with fewer are left out")
-    command.add_argument("--test_size", type=float, default=0.2, help="share of the test split")
-    command.add_argument("--validation_size", type=float, default=0.2, help="share of the validation split")
-    command.add_argument("--seed", type=int, default=42, help="seed of the seed strategy")
-    command.add_argument("--time_limit_s", type=float, default=60.0, help="when the balanced strategy stops looking")
-    add_name_pattern(command)
-    command.set_defaults(run=_split)
+    add_archive(command)
+    output = command.add_argument_group("Output")
+    add_option(
+        output, "--output", Path, required=True, metavar="FILE", help="CSV to write: recording,split or recording,fold"
+    )
+    add_overwrite(output)
+    division = command.add_argument_group("Division")
+    add_option(
+        division,
+        "--strategy",
+        Literal["seed", "balanced"],
+        "balanced",
+        help="balanced: as many species as possible in every part; seed: nested folds, stratified where possible",
+    )
+    add_option(
+        division, "--folds", Annotated[int, Range(2)] | None, help="number of folds; by default there are three splits"
+    )
+    add_option(division, "--test_size", SplitSize, 0.2, help="share of the recordings for the test split")
+    add_option(division, "--validation_size", SplitSize, 0.2, help="share of the recordings for the validation split")
+    add_option(division, "--min_annotations", Count, 10, help="ignore species with fewer annotations")
+    add_option(division, "--seed", Seed, 42, help="random seed, of --strategy seed only")
+    add_option(division, "--time_limit_s", Duration, 60.0, help="stop the search for a balanced division then")
+    add_name_pattern(division)
+    add_general(command)
+    command.set_defaults(run=_split, after_stop=RUN_AGAIN)
 
 
 def _split(options: argparse.Namespace) -> None:
+    name_pattern = read_name_pattern(options)
+    _check_paths(options)
     from kenya_birds.data.archive import read_archive, select_classes
     from kenya_birds.data.balanced_split import make_splits
-    from kenya_birds.data.name_pattern import NamePattern
     from kenya_birds.data.split_audit import audit_split, format_audit
     from kenya_birds.data.splits import write_splits
-    from kenya_birds.output_files import check_output
 
-    name_pattern = NamePattern.of(options.name_pattern)
-    check_output(options.output, options.overwrite)
     archive = read_archive(options.data_dir)
     annotations = archive.annotations
     annotations = annotations[annotations["species"].isin(select_classes(annotations, options.min_annotations))]
@@ -173,3 +215,12 @@ def _split(options: argparse.Namespace) -> None:
     targets = {"train": train_size, "validation": options.validation_size, "test": options.test_size}
     print(format_audit(audit_split(annotations, table, targets=targets, name_pattern=name_pattern)))
     print(f"The {'folds' if options.folds else 'splits'} are in {options.output}")
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """Checks the archive and the output of a command."""
+    from kenya_birds.input_files import check_layout
+    from kenya_birds.output_files import check_output
+
+    check_layout(options.data_dir)
+    check_output(options.output, options.overwrite)

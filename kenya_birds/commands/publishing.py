@@ -2,9 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from kenya_birds.commands.parsing import new_command
+from kenya_birds.commands.common import MODEL, add_archive, log_loading
+from kenya_birds.parsing import add_general, add_option, new_command
+from kenya_birds.values import Count, Seconds
 
 
 def add_commands(commands: Any) -> None:
@@ -17,30 +19,50 @@ def _add_push_clips(commands: Any) -> None:
     command = new_command(
         commands,
         "push-clips",
-        "put an archive's clips on the Hugging Face Hub, as Parquet",
-        "Cuts an archive's clips and puts them on the Hugging Face Hub as a data set that load_dataset reads. The "
-        "token is the one of `hf auth login` or of the HF_TOKEN variable.",
+        "publish an archive's clips on the Hugging Face Hub, as Parquet",
+        "Cuts an archive's clips and publishes them on the Hugging Face Hub as a data set that load_dataset reads. "
+        "The token is that of `hf auth login` or of the variable HF_TOKEN.",
+        "kenya-birds push-clips archive --repo_id clips-of-baringo --source kenya --private",
     )
-    command.add_argument("data_dir", type=Path, help="the archive")
-    command.add_argument("--repo_id", required=True, help="OWNER/NAME, or NAME under the account logged in")
-    command.add_argument("--private", action="store_true", help="make the repository private")
-    command.add_argument("--output", type=Path, metavar="FOLDER", help="only save there; needs no network")
-    command.add_argument("--title", help="title of the card; by default the repository's name")
-    command.add_argument("--source", help="whom to cite: a text for the card, or `kenya` for Zenodo 10943500")
-    command.add_argument("--license", default="cc-by-4.0", help="licence of the clips, as the Hub spells it")
-    command.add_argument("--min_annotations", type=int, default=10, help="drop species with fewer annotations")
-    command.add_argument("--context_s", type=float, default=0.0, help="sound to keep on both sides of a clip")
-    command.add_argument("--num_proc", type=int, help="processes that cut")
-    command.set_defaults(run=_push_clips)
+    add_archive(command)
+    repository = command.add_argument_group("Repository")
+    add_option(
+        repository,
+        "--repo_id",
+        str,
+        required=True,
+        metavar="NAME",
+        help="OWNER/NAME, or NAME for the account that is logged in",
+    )
+    add_option(repository, "--private", bool, False, help="make the repository private")
+    add_option(repository, "--output", Path, metavar="FOLDER", help="only save the data set there; needs no network")
+    card = command.add_argument_group("Card")
+    add_option(card, "--title", str, help="title; by default the repository's name")
+    add_option(card, "--source", str, help="whom to cite: a text, or kenya for Zenodo record 10943500")
+    add_option(card, "--license", str, "cc-by-4.0", metavar="NAME", help="licence of the clips, as the Hub spells it")
+    clips = command.add_argument_group("Clips")
+    add_option(clips, "--min_annotations", Count, 10, help="drop species with fewer annotations")
+    add_option(clips, "--context_s", Seconds, 0.0, help="sound kept on each side of a clip")
+    add_option(clips, "--num_proc", Count | None, help="processes that cut clips; by default 1")
+    add_general(command)
+    command.set_defaults(
+        run=_push_clips, after_stop="run the same command again; what is on the Hub is not sent twice"
+    )
 
 
 def _push_clips(options: argparse.Namespace) -> None:
-    from kenya_birds.data.dataset import build_clips, clips_builder
-    from kenya_birds.publishing.clips import cutting_facts, push_clips, save_clips
-    from kenya_birds.publishing.clips_card import KENYAN_SOURCE
+    from kenya_birds.input_files import check_layout
+    from kenya_birds.output_files import check_new_folder
     from kenya_birds.publishing.hub import check_repo_id
 
     check_repo_id(options.repo_id, "dataset")
+    check_layout(options.data_dir)
+    if options.output is not None:
+        check_new_folder(options.output)
+    from kenya_birds.data.dataset import build_clips, clips_builder
+    from kenya_birds.publishing.clips import cutting_facts, push_clips, save_clips
+    from kenya_birds.publishing.clips_card import KENYAN_SOURCE
+
     builder = clips_builder(options.data_dir, min_annotations=options.min_annotations, context_s=options.context_s)
     clips = build_clips(builder, options.num_proc)
     card = {
@@ -61,19 +83,28 @@ def _add_export(commands: Any) -> None:
         commands,
         "export",
         "write a model as one ONNX graph from waveforms to probabilities",
-        "Writes a trained model as an ONNX graph, front end and calibration included, that onnxruntime runs without "
-        "PyTorch; with labels, thresholds and a program to begin with. Needs the `onnx` extra.",
+        "Writes a trained model as an ONNX graph, feature extractor and calibration included, that onnxruntime runs "
+        "without PyTorch; with labels, decision thresholds and an example program. Needs onnx, onnxscript and "
+        "onnxruntime.",
+        "kenya-birds export birds --output graph",
     )
-    command.add_argument("model", help="the model's folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hub")
-    command.add_argument("--format", default="onnx", help="of what is written: onnx")
-    command.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new or empty folder")
-    command.set_defaults(run=_export)
+    add_option(command, "model", str, help=MODEL)
+    output = command.add_argument_group("Output")
+    add_option(output, "--output", Path, required=True, metavar="FOLDER", help="folder to write: new or empty")
+    add_option(output, "--formats", Literal["onnx"], "onnx", help="what to write", aliases=("--format",))
+    add_general(command)
+    command.set_defaults(run=_export, after_stop="nothing was written; run the same command again")
 
 
 def _export(options: argparse.Namespace) -> None:
-    from kenya_birds.errors import UserError
+    from kenya_birds.extras import check_extra
+    from kenya_birds.output_files import check_new_folder
+    from kenya_birds.saved_models import check_model
+
+    check_extra("onnx", "export")
+    check_new_folder(options.output)
+    check_model(options.model, ours=True)
+    log_loading(options.model)
     from kenya_birds.publishing.export import export_onnx
 
-    if options.format != "onnx":
-        raise UserError(f"--format is '{options.format}', and there is one format only: onnx")
     print(f"The graph is in {export_onnx(options.model, options.output)}.")

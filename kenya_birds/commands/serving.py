@@ -2,10 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from kenya_birds.commands.parsing import new_command
-from kenya_birds.errors import UserError
+from kenya_birds.commands.common import MODEL, log_loading
+from kenya_birds.parsing import add_general, add_option, new_command
+from kenya_birds.values import Count, Positive, Range
 
 
 def add_commands(commands: Any) -> None:
@@ -18,29 +19,40 @@ def _add_demo(commands: Any) -> None:
     command = new_command(
         commands,
         "demo",
-        "serve a web page that hears recordings with a model",
-        "Serves a page on which a recording is dropped, or recorded, and its birds are shown and can be downloaded as "
-        "tables. What visitors send is removed when they leave.",
+        "serve a web page that detects birds in recordings",
+        "Serves a web page: drop a recording or record one, look at the detected birds, download tables. What "
+        "visitors send is deleted when they leave. Needs gradio.",
+        "kenya-birds demo birds",
     )
-    command.add_argument("model", help="the model's folder, or OWNER/NAME[@REVISION] on the Hub")
-    command.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of this machine's")
-    command.add_argument("--port", type=int, default=7860, help="port to listen on")
-    command.add_argument("--max_upload_mb", type=float, default=400.0, help="largest file, in millions of bytes")
-    command.add_argument("--max_hours", type=float, default=2.0, help="longest recording")
-    command.add_argument("--concurrency", type=int, default=1, help="recordings that are heard at a time")
-    command.add_argument(
-        "--example", type=Path, metavar="FILE", help="recording that visitors can try; by default invented birds"
+    add_option(command, "model", str, help=MODEL)
+    page = command.add_argument_group("Page")
+    add_option(page, "--host", str, "127.0.0.1", help="address to listen on; 0.0.0.0: all addresses of this machine")
+    add_option(page, "--port", Annotated[int, Range(1, 65535)], 7860, help="port to listen on")
+    add_option(
+        page,
+        "--example",
+        Path,
+        metavar="FILE",
+        help="recording that visitors can try; by default one of invented birds",
     )
+    limits = command.add_argument_group("Limits")
+    add_option(limits, "--max_upload_mb", Positive, 400.0, help="largest file, in MB (10^6 bytes)")
+    add_option(limits, "--max_hours", Positive, 2.0, help="longest recording, in hours")
+    add_option(limits, "--concurrency", Count, 1, help="recordings that are analysed at a time")
+    add_general(command)
     command.set_defaults(run=_demo)
 
 
 def _demo(options: argparse.Namespace) -> None:
-    try:
-        from kenya_birds.serving.demo import serve
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise UserError("the demo needs Gradio: pip install 'kenya_birds[demo]'") from None
+    from kenya_birds.extras import check_extra
+    from kenya_birds.input_files import check_file
+    from kenya_birds.saved_models import check_model
+
+    check_file(options.example, "a recording (--example)")
+    check_extra("demo", "the demo")
+    check_model(options.model, ours=True)
+    log_loading(options.model)
+    from kenya_birds.serving.demo import serve
 
     serve(
         options.model,

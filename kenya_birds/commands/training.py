@@ -1,43 +1,105 @@
-"""Commands about models in the making: estimate, evaluate, probe, tune."""
+"""Commands about models in the making: estimate, evaluate, probe, tune, info."""
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from kenya_birds.commands.parsing import new_command
-from kenya_birds.errors import UserError
+from kenya_birds.commands.common import MODEL, RUN_AGAIN, add_archive, log_loading
+from kenya_birds.parsing import add_general, add_option, new_command
+from kenya_birds.values import (
+    Count,
+    Device,
+    Duration,
+    Folds,
+    NotNegative,
+    Positive,
+    Range,
+    Seconds,
+    Seed,
+    SignedSeconds,
+    Whole,
+)
+
+PROBLEM_TYPES = Literal["single_label_classification", "multi_label_classification"]
 
 
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
-    for add in (_add_estimate, _add_evaluate, _add_probe, _add_tune):
+    for add in (_add_info, _add_estimate, _add_evaluate, _add_probe, _add_tune):
         add(commands)
+
+
+def _add_info(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "info",
+        "show a model's species, decision thresholds, data and figures",
+        "Shows what a trained model is: its species with their decision thresholds and F1, the data that it was "
+        "trained on, and its figures on the test split.",
+        "kenya-birds info birds",
+    )
+    add_option(command, "model", str, help=MODEL)
+    output = command.add_argument_group("Output")
+    add_option(output, "--json", bool, False, help="print JSON")
+    add_general(command)
+    command.set_defaults(run=_info)
+
+
+def _info(options: argparse.Namespace) -> None:
+    import json
+
+    from kenya_birds.model_info import describe_model, format_model
+    from kenya_birds.saved_models import check_ours, find_model
+
+    saved = find_model(options.model)
+    check_ours(saved)
+    about = describe_model(saved)
+    print(json.dumps(about, indent=2, ensure_ascii=False) if options.json else format_model(about))
 
 
 def _add_estimate(commands: Any) -> None:
     command = new_command(
         commands,
         "estimate",
-        "say what a model will cost to train and to serve",
-        "Counts parameters, FLOPs and memory of a model on its graph; needs no GPU, no weights and hardly any memory.",
+        "estimate what a model costs to train and to run",
+        "Counts parameters, FLOPs and memory of a model on its graph. It needs no GPU, no weights and little memory.",
+        "kenya-birds estimate --backbone convnext_tiny --batch_size 64 --clips 6000",
     )
-    command.add_argument("--backbone", default="convnext_tiny.in12k_ft_in1k", help="name of a timm image model")
-    command.add_argument("--batch_size", type=int, default=64, help="clips of a batch, on one device")
-    command.add_argument("--num_labels", type=int, default=176, help="number of classes")
-    command.add_argument("--bands", type=int, help="bands of the features; by default the feature extractor's")
-    command.add_argument("--frames", type=int, help="frames: clip_s * sampling_rate / hop_length + 1; likewise")
-    command.add_argument("--clips", type=int, help="training clips: tells the cost of an epoch and of the run")
-    command.add_argument("--epochs", type=float, default=30.0, help="epochs of the run")
-    command.add_argument("--device_tflops", type=float, help="speed that the device sustains: tells the hours")
-    command.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    model = command.add_argument_group("Model")
+    add_option(
+        model, "--backbone", str, "convnext_tiny.in12k_ft_in1k", metavar="NAME", help="name of a timm image model"
+    )
+    add_option(model, "--batch_size", Count, 64, help="clips per batch, on one device")
+    add_option(model, "--num_labels", Count, 176, help="number of classes")
+    add_option(model, "--bands", Count | None, help="bands of the features; by default the feature extractor's")
+    add_option(
+        model,
+        "--frames",
+        Count | None,
+        help="frames of the features: clip_s * sampling_rate / hop_length + 1; by default the feature extractor's",
+    )
+    run = command.add_argument_group("Training run")
+    add_option(run, "--clips", Count | None, help="training clips: adds the cost of an epoch and of the run")
+    add_option(run, "--epochs", Positive, 30.0, help="epochs of the run")
+    add_option(
+        run,
+        "--device_tflops",
+        Positive | None,
+        help="speed that the device sustains, in 10^12 FLOPs/s: adds the hours",
+    )
+    output = command.add_argument_group("Output")
+    add_option(output, "--json", bool, False, help="print JSON, sizes in bytes")
+    add_general(command)
     command.set_defaults(run=_estimate)
 
 
 def _estimate(options: argparse.Namespace) -> None:
-    from kenya_birds.training.estimate import estimate, format_estimate, run_cost, to_json
+    from kenya_birds.errors import UserError
 
     if options.device_tflops is not None and options.clips is None:
-        raise UserError("--device_tflops tells the hours of a run: say how many --clips it has, or leave it out")
+        raise UserError("--device_tflops gives the hours of a run: say how many --clips it has, or leave it out")
+    from kenya_birds.training.estimate import estimate, format_estimate, run_cost, to_json
+
     result = estimate(
         options.backbone,
         batch_size=options.batch_size,
@@ -56,36 +118,75 @@ def _add_evaluate(commands: Any) -> None:
         commands,
         "evaluate",
         "evaluate a trained model on an archive",
-        "Evaluates a model of this package: metrics with 95%% intervals from a bootstrap over recordings, a table of "
+        "Evaluates a model of this package: metrics with 95% intervals from a bootstrap over recordings, a table of "
         "species, predictions and pictures.",
+        "kenya-birds evaluate birds archive --output again",
     )
-    command.add_argument("model", help="the model's folder, or OWNER/NAME[@REVISION] on the Hub")
-    command.add_argument("data_dir", type=Path, help="the archive")
-    command.add_argument("--output", type=Path, help="folder to write; new or empty (default: evaluation_SPLIT)")
-    command.add_argument(
-        "--split", choices=("train", "validation", "test", "all"), default="test", help="what to evaluate"
+    add_option(command, "model", str, help=MODEL)
+    add_archive(command)
+    output = command.add_argument_group("Output")
+    add_option(
+        output,
+        "--output",
+        Path | None,
+        metavar="FOLDER",
+        help="folder to write: new or empty; by default evaluation_SPLIT",
     )
-    command.add_argument("--splits_file", type=Path, help="splits or folds; by default the model's splits.csv")
-    command.add_argument("--fold", type=int, default=0, help="which fold of a table of folds is the test split")
-    command.add_argument("--common_classes", action="store_true", help="evaluate the classes that both have")
-    command.add_argument("--min_annotations", type=int, help="drop rarer species; by default as in training")
-    command.add_argument(
-        "--context_s", type=float, help="sound kept on each side of a clip (s); by default as in training"
+    data = command.add_argument_group("Recordings and species")
+    add_option(
+        data,
+        "--split",
+        Literal["train", "validation", "test", "all"],
+        "test",
+        help="what to evaluate; all: every recording of an archive that the model was not trained on",
     )
-    command.add_argument("--edge_tolerance_s", type=float, help="see train_hf.py; by default as in training")
-    command.add_argument("--test_time_shifts", type=int, default=1, help="average over so many shifted crops")
-    command.add_argument("--batch_size", type=int, default=64, help="clips at a time")
-    command.add_argument("--cache_dir", type=Path, help="where cut clips are kept (datasets' cache)")
-    command.add_argument("--num_proc", type=int, help="processes that cut clips")
-    command.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
-    command.set_defaults(run=_evaluate)
+    add_option(
+        data,
+        "--splits_file",
+        Path | None,
+        metavar="FILE",
+        help="CSV with splits or folds; by default the model's own splits.csv",
+    )
+    add_option(data, "--fold", Whole, 0, help="which fold of a table of folds is the test split")
+    add_option(
+        data,
+        "--common_classes",
+        bool,
+        False,
+        help="evaluate the species that both model and archive have, if they differ",
+    )
+    add_option(data, "--min_annotations", Count | None, help="ignore rarer species; by default as in training")
+    clips = command.add_argument_group("Clips")
+    add_option(
+        clips, "--context_s", Seconds | None, help="sound kept on each side of a clip; by default as in training"
+    )
+    add_option(
+        clips,
+        "--edge_tolerance_s",
+        SignedSeconds | None,
+        help="how far outside a clip the centre of a call may be and still count as in it; by default as in training",
+    )
+    add_option(clips, "--test_time_shifts", Count, 1, help="average the scores of this many shifted crops of a clip")
+    _add_processing(command.add_argument_group("Speed"), "clips per batch")
+    _add_seed(command)
+    add_general(command)
+    command.set_defaults(run=_evaluate, after_stop=RUN_AGAIN)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from kenya_birds.input_files import check_file, check_layout
+    from kenya_birds.output_files import check_new_folder
+    from kenya_birds.saved_models import check_model
+
+    output = options.output or Path(f"evaluation_{options.split}")
+    check_model(options.model, ours=True)
+    check_layout(options.data_dir)
+    check_file(options.splits_file, "a table of splits or folds")
+    check_new_folder(output)
+    log_loading(options.model)
     from kenya_birds.evaluation.report import format_metrics
     from kenya_birds.experiments.reevaluation import evaluate_model
 
-    output = options.output or Path(f"evaluation_{options.split}")
     metrics = evaluate_model(
         options.model,
         options.data_dir,
@@ -111,40 +212,80 @@ def _add_probe(commands: Any) -> None:
     command = new_command(
         commands,
         "probe",
-        "see how far a frozen model tells an archive's species apart",
+        "measure how well a frozen model separates an archive's species",
         "Fits a classifier on the embeddings of a frozen model, of this package or any audio model of transformers, "
-        "and evaluates it over the splits or folds, with the metrics and files, of training.",
+        "and evaluates it on the splits or folds of training, with its metrics and files. Its code is not run.",
+        "kenya-birds probe birds archive --folds 5 --output probe",
     )
-    command.add_argument("model", help="the model's folder, or OWNER/NAME[@REVISION] on the Hub; its code is not run")
-    command.add_argument("data_dir", type=Path, help="the archive")
-    command.add_argument("--method", choices=("linear", "knn"), default="linear", help="classifier")
-    command.add_argument("--splits_file", type=Path, help="table of splits, or of folds: every fold is then tested")
-    command.add_argument("--folds", type=int, help="make so many folds instead, as train_hf.py --folds does")
-    command.add_argument("--split_seed", type=int, default=42, help="seed of splits or folds that are made")
-    command.add_argument(
-        "--beside", type=Path, metavar="RUN_DIR", help="output of train_hf.py to compare with, on its splits or folds"
+    add_option(command, "model", str, help=MODEL)
+    add_archive(command)
+    output = command.add_argument_group("Output")
+    add_option(output, "--output", Path, Path("probe"), metavar="FOLDER", help="folder to write: new or empty")
+    add_option(
+        output,
+        "--beside",
+        Path | None,
+        metavar="FOLDER",
+        help="output of train_hf.py to compare with, on its splits or folds",
     )
-    command.add_argument("--output", type=Path, default=Path("probe"), help="folder to write; new or empty")
-    command.add_argument(
+    classifier = command.add_argument_group("Classifier")
+    add_option(
+        classifier, "--method", Literal["linear", "knn"], "linear", help="logistic regression or nearest neighbours"
+    )
+    add_option(
+        classifier,
         "--problem_type",
-        choices=("single_label_classification", "multi_label_classification"),
+        PROBLEM_TYPES | None,
         help="by default that of the run or of the model",
+        metavar="NAME",
     )
-    command.add_argument("--min_annotations", type=int, help="drop species with fewer annotations; default likewise")
-    command.add_argument("--edge_tolerance_s", type=float, help="see train_hf.py; default likewise")
-    command.add_argument("--loss_weight_power", type=float, default=0.5, help="class weights n^-power (linear)")
-    command.add_argument("--clip_s", type=float, help="length of a clip (s); ours have their own, by default 3")
-    command.add_argument("--batch_size", type=int, default=64, help="clips embedded at a time")
-    command.add_argument("--device", help="cpu, cuda or cuda:NUMBER; by default a GPU where there is one")
-    command.add_argument("--cache_dir", type=Path, help="where clips and embeddings are kept (datasets' cache)")
-    command.add_argument("--num_proc", type=int, help="processes that cut clips")
-    command.add_argument("--seed", type=int, default=42, help="seed of the bootstrap")
-    command.set_defaults(run=_probe)
+    add_option(classifier, "--loss_weight_power", NotNegative, 0.5, help="weight classes by n^-power (linear only)")
+    data = command.add_argument_group("Recordings, species and clips")
+    add_option(
+        data, "--splits_file", Path | None, metavar="FILE", help="CSV with splits, or folds: then each is tested"
+    )
+    add_option(data, "--folds", Folds | None, help="make this many folds, as train_hf.py --folds does")
+    add_option(data, "--split_seed", Seed, 42, help="random seed of splits or folds that are made")
+    add_option(
+        data,
+        "--min_annotations",
+        Count | None,
+        help="drop species with fewer annotations; by default as in the run or the model's training",
+    )
+    add_option(
+        data,
+        "--edge_tolerance_s",
+        SignedSeconds | None,
+        help="how far outside a clip the centre of a call may be and still count as in it; by default as in training",
+    )
+    add_option(
+        data,
+        "--clip_s",
+        Duration | None,
+        help="length of a clip; by default 3, and always that of training for models of this package",
+    )
+    speed = command.add_argument_group("Speed")
+    add_option(speed, "--device", Device, help="cpu, cuda or cuda:NUMBER; by default a GPU if there is one")
+    _add_processing(speed, "clips embedded at a time")
+    _add_seed(command, 42)
+    add_general(command)
+    command.set_defaults(run=_probe, after_stop="delete the output folder and run the same command again")
 
 
 def _probe(options: argparse.Namespace) -> None:
     import dataclasses
 
+    from kenya_birds.input_files import check_file, check_layout
+    from kenya_birds.output_files import check_new_folder
+    from kenya_birds.saved_models import check_model
+
+    check_model(options.model)
+    check_layout(options.data_dir)
+    check_file(options.splits_file, "a table of splits or folds")
+    if options.beside is not None:
+        check_file(options.beside / "metrics.json", "the output folder of train_hf.py (--beside)")
+    check_new_folder(options.output)
+    log_loading(options.model)
     from kenya_birds.experiments.probe import ProbeSettings, probe
 
     names = [field.name for field in dataclasses.fields(ProbeSettings)]
@@ -167,32 +308,46 @@ def _add_tune(commands: Any) -> None:
     command = new_command(
         commands,
         "tune",
-        "search for good settings of training",
-        "Searches with Optuna for the settings with the best macro F1, averaged over folds of recordings; the test "
-        "split takes no part. The same command goes on with a study that was stopped. Behind -- stand flags of "
-        "train_hf.py for what is not searched.",
+        "search for good training settings",
+        "Searches with Optuna for the settings with the best macro F1, averaged over folds of recordings. The test "
+        "split is not used. An interrupted study resumes when the same command is run again. After -- come flags of "
+        "train_hf.py for what is not searched. Needs optuna.",
+        "kenya-birds tune archive --trials 30 --output tuning -- --num_train_epochs 20",
     )
     command.usage = "kenya-birds tune data_dir --trials N [options] [-- flags of train_hf.py]"
-    command.add_argument("data_dir", type=Path, help="the archive")
-    command.add_argument("--trials", type=int, required=True, help="finished trials of the whole study")
-    command.add_argument("--timeout_s", type=float, help="no trial starts later (s)")
-    command.add_argument("--folds", type=int, default=3, help="number of folds")
-    command.add_argument("--storage", default="sqlite:///study.db", help="the study's data base, an SQLAlchemy URL")
-    command.add_argument("--study_name", default="kenya_birds", help="name of the study in it")
-    command.add_argument("--output", type=Path, default=Path("tuning"), help="folder to write; new or this study's")
-    command.add_argument(
-        "--backbones", nargs="+", default=[], help="timm models to choose from; by default training's"
+    add_archive(command)
+    study = command.add_argument_group("Study")
+    add_option(study, "--trials", Count, required=True, help="finished trials of the whole study")
+    add_option(study, "--timeout_s", Duration | None, help="start no new trial after this many seconds")
+    add_option(study, "--folds", Annotated[int, Range(2)], 3, help="number of folds")
+    add_option(
+        study,
+        "--backbones",
+        str,
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="timm models to choose from; by default one",
     )
-    command.set_defaults(run=_tune)
+    output = command.add_argument_group("Output")
+    add_option(
+        output, "--output", Path, Path("tuning"), metavar="FOLDER", help="folder to write: new, empty or this study's"
+    )
+    add_option(
+        output, "--storage", str, "sqlite:///study.db", metavar="URL", help="the study's database, for SQLAlchemy"
+    )
+    add_option(output, "--study_name", str, "kenya_birds", metavar="NAME", help="name of the study in it")
+    add_general(command)
+    command.set_defaults(run=_tune, after_stop="run the same command again to resume the study")
 
 
 def _tune(options: argparse.Namespace) -> None:
-    try:
-        from kenya_birds.training.tuning import tune
-    except ModuleNotFoundError as error:
-        if error.name != "optuna":
-            raise
-        raise UserError("tuning needs Optuna: pip install 'kenya_birds[optuna]'") from None
+    from kenya_birds.extras import check_extra
+    from kenya_birds.training.flags import tuning_flags
+
+    tuning_flags(options.data_dir, options.output, options.train_flags)
+    check_extra("optuna", "tuning")
+    from kenya_birds.training.tuning import tune
 
     tune(
         options.data_dir,
@@ -206,3 +361,20 @@ def _tune(options: argparse.Namespace) -> None:
         flags=options.train_flags,
     )
     print(f"The best settings (for train_hf.py --params), history and pictures are in {options.output}")
+
+
+def _add_processing(group: Any, batch: str) -> None:
+    add_option(group, "--batch_size", Count, 64, help=batch)
+    add_option(group, "--num_proc", Count | None, help="processes that cut clips; by default 1")
+    add_option(
+        group,
+        "--cache_dir",
+        Path | None,
+        metavar="FOLDER",
+        help="where clips are stored; by default the cache of the datasets library",
+    )
+
+
+def _add_seed(command: Any, default: int = 0) -> None:
+    group = command.add_argument_group("Intervals")
+    add_option(group, "--seed", Seed, default, help="random seed of the bootstrap")

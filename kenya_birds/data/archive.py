@@ -14,12 +14,10 @@ from kenya_birds.data.audio import AudioHeader, read_header
 from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.same_recording import files_of_recordings, same_sound, sound_fingerprints
 from kenya_birds.errors import UserError
+from kenya_birds.input_files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, SPECIES_FILE, check_layout
 
 logger = logging.getLogger(__name__)
 
-ANNOTATIONS_FILE = "annotations.csv"
-SPECIES_FILE = "species.csv"
-RECORDINGS_FOLDER = "soundscape_data"
 UNKNOWN_SPECIES = "????"
 # Of annotations without a species code, which count as unknown birds.
 NO_CODE = ""
@@ -172,20 +170,6 @@ def archive_fingerprint(data_dir: str | Path) -> str:
         # A name need not be valid Unicode.
         digest.update(b"%b\0%d\0%d\0" % (os.fsencode(path.name), status.st_size, status.st_mtime_ns))
     return digest.hexdigest()[:16]
-
-
-def check_layout(data_dir: Path) -> None:
-    """Raises `UserError` unless the archive's folder, its two tables and its folder of recordings are there."""
-    if not data_dir.is_dir():
-        raise UserError(
-            f"no archive at {data_dir}: expected a folder with {ANNOTATIONS_FILE}, {SPECIES_FILE} and "
-            f"{RECORDINGS_FOLDER}/"
-        )
-    for name in (ANNOTATIONS_FILE, SPECIES_FILE):
-        if not (data_dir / name).is_file():
-            raise UserError(f"no {name} in {data_dir}: an archive needs it")
-    if not (data_dir / RECORDINGS_FOLDER).is_dir():
-        raise UserError(f"no folder {RECORDINGS_FOLDER}/ in {data_dir}: unpack the recordings there")
 
 
 def _as_seconds(annotations: pd.DataFrame, column: str, path: Path) -> pd.Series:

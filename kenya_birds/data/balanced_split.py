@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,20 +22,21 @@ from kenya_birds.data.splits import (
     seed_split,
 )
 from kenya_birds.errors import UserError
+from kenya_birds.values import Duration, Range, Seed, SplitSize, checked
 
 logger = logging.getLogger(__name__)
 
-STRATEGIES = ("seed", "balanced")
 # Shares of the time limit after which the programme for the coverage, and then the local search, have to end.
 COVERAGE_END, SEARCH_END = 0.3, 0.6
 
 
+@checked
 def balanced_split(
     annotations: pd.DataFrame,
     *,
-    test_size: float = 0.2,
-    validation_size: float = 0.2,
-    time_limit_s: float = 60.0,
+    test_size: SplitSize = 0.2,
+    validation_size: SplitSize = 0.2,
+    time_limit_s: Duration = 60.0,
     same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
     """Splits recordings so that as many classes as possible are in train, validation and test.
@@ -80,8 +82,13 @@ def balanced_split(
     return separated(table, every, same_sound)
 
 
+@checked
 def balanced_folds(
-    annotations: pd.DataFrame, folds: int, *, time_limit_s: float = 60.0, same_sound: Sequence[Sequence[str]] = ()
+    annotations: pd.DataFrame,
+    folds: int,
+    *,
+    time_limit_s: Duration = 60.0,
+    same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
     """Divides recordings into folds of one size, with as many classes as possible in every one of them.
 
@@ -112,15 +119,16 @@ def balanced_folds(
     return separated(table, every, same_sound)
 
 
+@checked
 def make_splits(
     annotations: pd.DataFrame,
-    strategy: str = "balanced",
+    strategy: Literal["seed", "balanced"] = "balanced",
     *,
-    folds: int | None = None,
-    test_size: float = 0.2,
-    validation_size: float = 0.2,
-    seed: int = 42,
-    time_limit_s: float = 60.0,
+    folds: Annotated[int, Range(2)] | None = None,
+    test_size: SplitSize = 0.2,
+    validation_size: SplitSize = 0.2,
+    seed: Seed = 42,
+    time_limit_s: Duration = 60.0,
     same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
     """Splits recordings into train, validation and test, or into folds, by either strategy.
@@ -141,8 +149,6 @@ def make_splits(
     Raises:
         UserError: If there are too few recordings, or an argument is out of range.
     """
-    if strategy not in STRATEGIES:
-        raise UserError(f"strategy is {strategy!r}: expected one of {', '.join(STRATEGIES)}")
     if folds is not None:
         if strategy == "seed":
             return seed_folds(annotations, folds, seed=seed, same_sound=same_sound)
@@ -167,8 +173,6 @@ def _solve(problem: AssignmentProblem, start: np.ndarray, time_limit_s: float) -
     searches look for a small one first, and the programme then has only to find what they did not, or to prove that
     there is nothing. It cannot be given a start: what it has to improve on is one of its constraints.
     """
-    if not 0 < time_limit_s < float("inf"):
-        raise UserError(f"time_limit_s is {time_limit_s}: expected a number of seconds above 0")
     begin_s = time.monotonic()
     wide, most_covered = widest(problem, COVERAGE_END * time_limit_s)
     starts = [start] if wide is None else [start, wide]

@@ -14,20 +14,17 @@ from tqdm import tqdm
 
 from kenya_birds.data.archive import (
     ANNOTATION_COLUMNS,
-    ANNOTATIONS_FILE,
     NO_CODE,
-    RECORDINGS_FOLDER,
     SPECIES_COLUMNS,
-    SPECIES_FILE,
     UNKNOWN_SPECIES,
-    check_layout,
 )
 from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.recording_check import RecordingCheck, check_recording
 from kenya_birds.data.same_recording import files_of_recordings, same_sound, sound_fingerprints
 from kenya_birds.data.sound_files import Skip, find_sound, is_hidden, is_named_as_sound
-from kenya_birds.errors import UserError
+from kenya_birds.input_files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, SPECIES_FILE, check_layout
 from kenya_birds.output_files import as_utf8, check_output, write_table
+from kenya_birds.values import Count, checked
 
 # What a finding does to training.
 NOTHING, SET_ASIDE, STOPS = "", "set aside", "stops training"
@@ -68,7 +65,8 @@ class ArchiveCheck:
         return not self.findings["effect"].any()
 
 
-def check_archive(data_dir: str | Path, *, num_proc: int = 1) -> ArchiveCheck:
+@checked
+def check_archive(data_dir: str | Path, *, num_proc: Count = 1) -> ArchiveCheck:
     """Reads every recording to its last frame and every row of the tables, and lists all that is wrong.
 
     Args:
@@ -79,8 +77,6 @@ def check_archive(data_dir: str | Path, *, num_proc: int = 1) -> ArchiveCheck:
         UserError: If a table, a column or the folder of recordings is missing, or `num_proc` is below 1.
     """
     data_dir = Path(data_dir)
-    if num_proc < 1:
-        raise UserError(f"num_proc is {num_proc}: expected 1 or more processes")
     check_layout(data_dir)
     annotations = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS)
     species = read_table(data_dir / SPECIES_FILE, SPECIES_COLUMNS)

@@ -26,6 +26,7 @@ from kenya_birds.data.unpacking import (
 )
 from kenya_birds.errors import UserError
 from kenya_birds.output_files import is_portable_name
+from kenya_birds.values import Count, checked
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,9 @@ MANIFEST_FILE = ".download.json"
 LOCK_FILE = ".download.lock"
 
 
+@checked
 def download_record(
-    data_dir: str | Path, record: int = KENYA_RECORD, *, api_url: str = API_URL, keep_zip: bool = False
+    data_dir: str | Path, record: Count = KENYA_RECORD, *, api_url: str = API_URL, keep_zip: bool = False
 ) -> Path:
     """Fetches a record, checks every byte of it, and unpacks its recordings.
 

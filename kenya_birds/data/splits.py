@@ -15,19 +15,21 @@ from kenya_birds.data.csv_table import read_csv, read_table
 from kenya_birds.data.same_recording import joined, separated
 from kenya_birds.errors import UserError
 from kenya_birds.output_files import check_output, write_table
+from kenya_birds.values import Seed, SplitSize, checked
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 
 
+@checked
 def seed_split(
     annotations: pd.DataFrame,
     *,
-    test_size: float = 0.2,
-    validation_size: float = 0.2,
+    test_size: SplitSize = 0.2,
+    validation_size: SplitSize = 0.2,
     fold: int = 0,
-    seed: int = 42,
+    seed: Seed = 42,
     same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
     """Splits recordings as the project's first classifier did.
@@ -112,9 +114,6 @@ def seed_folds(
 
 def check_can_split(annotations: pd.DataFrame, test_size: float, validation_size: float) -> None:
     """Raises `UserError` unless the shares are above 0 and at most 0.5, and there are three recordings or more."""
-    for name, size in (("test_size", test_size), ("validation_size", validation_size)):
-        if not 0 < size <= 0.5:
-            raise UserError(f"{name} is {size}: expected a share above 0 and at most 0.5")
     recordings = annotations["recording"].nunique()
     if recordings < 3:
         raise UserError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,12 @@ from scipy import signal
 from tqdm import tqdm
 
 from kenya_birds.errors import UserError
-from kenya_birds.output_files import is_new_or_empty
+from kenya_birds.output_files import check_new_folder
+from kenya_birds.values import Count, Range, Seed, checked
 
 SAMPLE_RATE_HZ = 32_000
 BLOCK_S = 60.0  # audio held in memory at once
-MIN_DURATION_S = 3.0
+RecordingLength = Annotated[float, Range(3, unit="SECONDS")]
 CALL_REACH_S = 0.7  # no call is longer than twice this
 MAX_ANNOTATIONS_PER_S = 2.0
 NOISE_RANGE_DBFS = (-58.0, -40.0)  # RMS
@@ -287,14 +288,15 @@ def _recording_names(recordings: int) -> tuple[list[str], np.ndarray]:
     return names, sites
 
 
+@checked
 def synthesize_archive(
     data_dir: str | Path,
     *,
-    recordings: int = 12,
-    duration_s: float = 60.0,
-    species: int = 8,
-    annotations: int | None = None,
-    seed: int = 0,
+    recordings: Count = 12,
+    duration_s: RecordingLength = 60.0,
+    species: Count = 8,
+    annotations: Count | None = None,
+    seed: Seed = 0,
 ) -> Path:
     """Writes an archive of synthetic soundscapes in the format of the Kenyan data set.
 
@@ -318,9 +320,7 @@ def synthesize_archive(
     """
     data_dir = Path(data_dir)
     plan = _plan_recordings(recordings, duration_s, species, annotations, seed)
-    if not is_new_or_empty(data_dir):
-        raise UserError(f"expected a new or empty folder, found something in {data_dir}; give another path")
-
+    check_new_folder(data_dir, "folder")
     try:
         (data_dir / "soundscape_data").mkdir(parents=True)
     except OSError as error:
@@ -340,13 +340,14 @@ def synthesize_archive(
     return data_dir
 
 
+@checked
 def synthetic_annotations(
     *,
-    recordings: int = 12,
-    duration_s: float = 60.0,
-    species: int = 8,
-    annotations: int | None = None,
-    seed: int = 0,
+    recordings: Count = 12,
+    duration_s: RecordingLength = 60.0,
+    species: Count = 8,
+    annotations: Count | None = None,
+    seed: Seed = 0,
 ) -> pd.DataFrame:
     """The annotations of the archive that `synthesize_archive` makes of the same arguments, without its audio.
 
@@ -371,14 +372,7 @@ def synthetic_annotations(
 def _plan_recordings(
     recordings: int, duration_s: float, species: int, annotations: int | None, seed: int
 ) -> list[_PlannedRecording]:
-    """Who calls when in each recording, sorted by name; the arguments are checked."""
-    for name, number, least in (("recordings", recordings, 1), ("species", species, 1), ("a seed", seed, 0)):
-        if number < least:
-            raise UserError(f"expected {name} of at least {least}, found {number}; give a larger number")
-    if not MIN_DURATION_S <= duration_s < float("inf"):
-        raise UserError(
-            f"expected recordings of {MIN_DURATION_S:g} s or more, found {duration_s:g} s; ask for longer ones"
-        )
+    """Who calls when in each recording, sorted by name."""
     total_s = recordings * duration_s
     if annotations is None:
         annotations = max(species, round(total_s / np.clip(3.5 * (total_s / 3600) ** 0.352, 3.5, 12.24)))

@@ -25,9 +25,10 @@ from kenya_birds.evaluation.metrics import (
 )
 from kenya_birds.evaluation.predictions import Predictions, write_predictions
 from kenya_birds.evaluation.species_table import species_table
-from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
+from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.json_files import write_json
 from kenya_birds.output_files import write_table
+from kenya_birds.saved_models import THRESHOLDS_FILE
 
 logger = logging.getLogger(__name__)
 

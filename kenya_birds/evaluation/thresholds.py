@@ -16,7 +16,6 @@ from kenya_birds.evaluation.metrics import class_targets
 
 logger = logging.getLogger(__name__)
 
-THRESHOLDS_FILE = "thresholds.json"
 # A species with so many clips has a threshold halfway between its own and the one of all species.
 SHRINKAGE_CLIPS = 10
 # Of probabilities, on both sides: their logits stay finite.

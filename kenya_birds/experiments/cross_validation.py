@@ -24,6 +24,7 @@ from kenya_birds.training.run import Run
 from kenya_birds.training.settings import Settings, differences
 from kenya_birds.training.settings_record import SETTINGS_FILE, read_settings
 from kenya_birds.training.summary import SUMMARY_FILE
+from kenya_birds.values import Folds, Kind
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,6 @@ class CrossValidation:
         data, training = settings.data, settings.training
         self.settings = settings
         self.output_dir = Path(training.output_dir)
-        if data.fold:
-            raise UserError(f"fold is {data.fold} and a cross-validation runs every fold: leave one of the two out")
         if training.eval_strategy == "no" or not training.load_best_model_at_end:
             raise UserError(
                 "a cross-validation keeps the best epoch on validation: leave out --eval_strategy no and "
@@ -233,8 +232,7 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
             raise UserError(f"folds is {folds} and {splits_file} has {found}: leave --folds out")
         return table.sort_values("recording").reset_index(drop=True)
     folds = DEFAULT_FOLDS if folds is None else folds
-    if folds < 3:
-        raise UserError(f"folds is {folds}: expected 3 or more, as one is for validation and one is the test")
+    Kind.of(Folds).check("folds", folds)
     return seed_folds(builder.clips, folds, seed=seed, same_sound=builder.same_sound)
 
 

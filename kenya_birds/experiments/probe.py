@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -19,21 +19,32 @@ from kenya_birds.evaluation.scoring import clip_references
 from kenya_birds.experiments.clip_embeddings import embed_clips
 from kenya_birds.experiments.comparison import TrainedRun, format_comparison
 from kenya_birds.experiments.cross_validation import FOLDS_FILE, find_folds
-from kenya_birds.experiments.heads import METHODS, class_counts, fit_head
+from kenya_birds.experiments.heads import class_counts, fit_head
 from kenya_birds.experiments.results import Fold, Scored, write_out_of_fold, write_test
 from kenya_birds.inference.embedders import load_embedder
 from kenya_birds.inference.run import hash_model
 from kenya_birds.json_files import write_json
-from kenya_birds.output_files import is_new_or_empty, write_table
+from kenya_birds.output_files import check_new_folder, write_table
+from kenya_birds.training.arguments import ProblemType
 from kenya_birds.training.settings_record import read_settings
 from kenya_birds.training.summary import SPLITS_FILE
 from kenya_birds.training.training_recordings import overlap_of
+from kenya_birds.values import (
+    Count,
+    Device,
+    Duration,
+    Folds,
+    NotNegative,
+    Seed,
+    SignedSeconds,
+    check_fields,
+    checked,
+)
 
 logger = logging.getLogger(__name__)
 
 PROBE_FILE = "probe.json"
 MULTI_LABEL = "multi_label_classification"
-PROBLEM_TYPES = ("single_label_classification", MULTI_LABEL)
 
 
 @dataclass(frozen=True)
@@ -53,31 +64,24 @@ class ProbeSettings:
         seed: Of the bootstrap.
     """
 
-    method: str = "linear"
+    method: Literal["linear", "knn"] = "linear"
     splits_file: Path | None = None
-    folds: int | None = None
-    split_seed: int = 42
-    problem_type: str | None = None
-    min_annotations: int | None = None
-    edge_tolerance_s: float | None = None
-    loss_weight_power: float = 0.5
-    clip_s: float | None = None
-    seed: int = 42
+    folds: Folds | None = None
+    split_seed: Seed = 42
+    problem_type: ProblemType | None = None
+    min_annotations: Count | None = None
+    edge_tolerance_s: SignedSeconds | None = None
+    loss_weight_power: NotNegative = 0.5
+    clip_s: Duration | None = None
+    seed: Seed = 42
 
     def __post_init__(self) -> None:
-        """Checks what is not checked where it is used.
+        """Checks the values.
 
         Raises:
             UserError: If a value is out of range.
         """
-        for name, value, choices in (
-            ("method", self.method, METHODS),
-            ("problem_type", self.problem_type, (None, *PROBLEM_TYPES)),
-        ):
-            if value not in choices:
-                raise UserError(f"{name} is {value!r}: expected one of {', '.join(filter(None, choices))}")
-        if not 0 <= self.loss_weight_power < float("inf"):
-            raise UserError(f"loss_weight_power is {self.loss_weight_power}: expected 0 or more")
+        check_fields(self)
 
     def completed(self, recorded: Mapping[str, Any]) -> "ProbeSettings":
         """These settings with values for those that are None.
@@ -85,11 +89,16 @@ class ProbeSettings:
         Args:
             recorded: Settings of a run (see `read_settings`); what it lacks has the default of training.
         """
-        usual = {"problem_type": PROBLEM_TYPES[0], "min_annotations": DEFAULT_MIN_ANNOTATIONS, "edge_tolerance_s": 0.0}
+        usual = {
+            "problem_type": "single_label_classification",
+            "min_annotations": DEFAULT_MIN_ANNOTATIONS,
+            "edge_tolerance_s": 0.0,
+        }
         missing = {name: recorded.get(name, value) for name, value in usual.items() if getattr(self, name) is None}
         return replace(self, **missing)
 
 
+@checked
 def probe(
     model: str,
     data_dir: str | Path,
@@ -97,10 +106,10 @@ def probe(
     settings: ProbeSettings | None = None,
     *,
     beside: str | Path | None = None,
-    batch_size: int = 64,
-    device: str | None = None,
+    batch_size: Count = 64,
+    device: Device | None = None,
     cache_dir: str | Path | None = None,
-    num_proc: int | None = None,
+    num_proc: Count | None = None,
 ) -> str:
     """Probes a frozen model on an archive.
 
@@ -129,10 +138,7 @@ def probe(
             on recordings that would test it.
     """
     settings, output_dir = settings or ProbeSettings(), Path(output_dir)
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: expected 1 or more")
-    if not is_new_or_empty(output_dir):
-        raise UserError(f"{output_dir} exists and is not an empty folder: give another --output")
+    check_new_folder(output_dir)
     trained = None if beside is None else TrainedRun.read(beside)
     embedder = load_embedder(model, clip_s=settings.clip_s, device=device)
     settings = settings.completed(

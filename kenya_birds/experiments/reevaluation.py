@@ -15,10 +15,11 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.evaluation.report import write_evaluation
 from kenya_birds.evaluation.scoring import clip_references, score_clips
-from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
+from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.json_files import read_json
+from kenya_birds.model_loading import load_classifier
 from kenya_birds.output_files import is_new_or_empty
-from kenya_birds.saved_models import SavedModel, find_model, load_classifier
+from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, find_model
 from kenya_birds.training.settings_record import clip_settings
 from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE
 from kenya_birds.training.training_recordings import overlap_of

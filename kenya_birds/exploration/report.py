@@ -33,7 +33,8 @@ from kenya_birds.exploration.measures import (
 )
 from kenya_birds.exploration.tables import recording_rows, rows_that_last, set_aside_rows, species_rows
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.output_files import users_file
+from kenya_birds.output_files import check_output, users_file
+from kenya_birds.values import Count, Seed, checked
 
 CLIP_S = 3.0
 MOST_SPECIES = 40
@@ -44,12 +45,13 @@ CHANGES_PER_PICTURE = 4
 FEATURE_NAMES = {"stft": "STFT", "mel": "Mel", "reassigned": "Reassigned"}
 
 
+@checked
 def write_report(
     data_dir: str | Path,
     output: str | Path,
     *,
-    min_annotations: int = 10,
-    seed: int = 0,
+    min_annotations: Count = 10,
+    seed: Seed = 0,
     balanced: bool = False,
     overwrite: bool = False,
     name_pattern: NamePattern | None = None,
@@ -75,10 +77,7 @@ def write_report(
         UserError: If the archive cannot be read, or the page cannot be written or is there already.
     """
     output = Path(output)
-    if output.is_dir() or not output.parent.is_dir():
-        raise UserError(f"{output} cannot be written: give the path of a file in a folder that exists")
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} is there already: give another path, or ask for it to be overwritten")
+    check_output(output, overwrite)
     page = _render(_describe(read_archive(data_dir), min_annotations, seed, balanced, name_pattern))
     with users_file(output) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")

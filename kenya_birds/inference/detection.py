@@ -11,17 +11,19 @@ import torch
 
 from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
+from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.finding import DetectionFinder, FindingSettings
 from kenya_birds.inference.flow import Job, computed
 from kenya_birds.inference.scoring import WindowScorer
 from kenya_birds.inference.sources import Source, find_sources
-from kenya_birds.inference.species import SpeciesNames, species_names
+from kenya_birds.inference.species import species_names
 from kenya_birds.inference.stopwatch import Stopwatch
 from kenya_birds.inference.streaming import Reading, read_array, read_source
 from kenya_birds.inference.windows import WindowGrid, Windows
-from kenya_birds.saved_models import SavedModel, find_model, load_classifier
+from kenya_birds.model_loading import load_classifier
+from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, check_thresholds, find_model
+from kenya_birds.values import Count, Device, Seconds, checked
 
 logger = logging.getLogger(__name__)
 
@@ -78,19 +80,17 @@ class SoundscapePipeline:
         UserError: If the model or a setting cannot be used, or the model has no thresholds and none is set.
     """
 
+    @checked
     def __init__(
         self,
         model: str | Path | SavedModel,
         *,
-        overlap_s: float = 0.0,
+        overlap_s: Seconds = 0.0,
         settings: FindingSettings | None = None,
-        device: str | None = None,
-        batch_size: int | None = None,
-        num_workers: int | None = None,
+        device: Device | None = None,
+        batch_size: Count | None = None,
+        num_workers: Count | None = None,
     ) -> None:
-        for name, number in (("batch_size", batch_size), ("num_workers", num_workers)):
-            if number is not None and number < 1:
-                raise UserError(f"{name} is {number}: expected 1 or more")
         self.settings = settings or FindingSettings()
         self.overlap_s = overlap_s
         self.saved = model if isinstance(model, SavedModel) else find_model(str(model))
@@ -204,12 +204,8 @@ class SoundscapePipeline:
     def _find_thresholds(self, saved: SavedModel) -> np.ndarray:
         if self.settings.threshold is not None:
             return np.full(len(self.classes), self.settings.threshold)
+        check_thresholds(saved, self.settings.threshold)
         path = saved.folder / THRESHOLDS_FILE
-        if not path.is_file():
-            raise UserError(
-                f"'{saved.name}' has no {THRESHOLDS_FILE}, so that nothing tells from what score on a species is to "
-                "be reported: give one for all with --threshold (threshold=)"
-            )
         thresholds = Thresholds.read(path)
         missing = sorted(set(self.classes) - set(thresholds.species))
         if missing:
@@ -227,18 +223,6 @@ class SoundscapePipeline:
                 " ..." if len(silent) > 10 else "",
             )
         return values
-
-
-def names_in(saved: SavedModel) -> dict[str, SpeciesNames]:
-    """Names of a model's species by code, before it is loaded.
-
-    Raises:
-        UserError: If its config.json does not say them.
-    """
-    labels = saved.config.get("id2label")
-    if not isinstance(labels, dict):
-        raise UserError(f"'{saved.name}' does not say its species: expected id2label in its config.json")
-    return species_names([str(labels[label]) for label in sorted(labels, key=int)], saved.config.get("species"))
 
 
 def detect(model: str | Path, paths: Iterable[str | Path], **options: Any) -> Iterator[Detection]:

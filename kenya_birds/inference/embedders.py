@@ -14,7 +14,8 @@ from kenya_birds.inference.detection import find_device
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-from kenya_birds.saved_models import SavedModel, find_model, load, load_classifier
+from kenya_birds.model_loading import load, load_classifier
+from kenya_birds.saved_models import SavedModel, find_model
 
 # What a model and its front end raise where windows do not suit them.
 _UNSUITABLE = (ValueError, RuntimeError, TypeError, LookupError, AttributeError)

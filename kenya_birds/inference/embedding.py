@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,11 +25,13 @@ from kenya_birds.inference.flow import BatchPool, Job, computed
 from kenya_birds.inference.outputs import Outputs
 from kenya_birds.inference.run import hash_model
 from kenya_birds.inference.run_files import RunReport, write_failures
-from kenya_birds.inference.sources import Source, find_sources
+from kenya_birds.inference.sources import FoundSources, Source, find_sources
 from kenya_birds.inference.stopwatch import Stopwatch
 from kenya_birds.inference.streaming import Reading, read_source
 from kenya_birds.inference.windows import WindowGrid, Windows
-from kenya_birds.output_files import as_utf8
+from kenya_birds.input_files import check_suffix
+from kenya_birds.output_files import as_utf8, check_output
+from kenya_birds.values import Count, Seconds, checked
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +40,15 @@ ABOUT_KEY = b"kenya_birds.embeddings"
 ROWS_PER_GROUP = 1024
 
 
+@checked
 def embed_recordings(
     embedder: Embedder,
-    paths: Iterable[str | Path],
+    paths: Iterable[str | Path] | FoundSources,
     output: str | Path,
     *,
-    overlap_s: float = 0.0,
-    batch_size: int | None = None,
-    num_workers: int | None = None,
+    overlap_s: Seconds = 0.0,
+    batch_size: Count | None = None,
+    num_workers: Count | None = None,
     overwrite: bool = False,
 ) -> RunReport:
     """Writes the embedding of every window of recordings to a Parquet file, whole or not at all.
@@ -75,9 +77,6 @@ def embed_recordings(
         UserError: If a path leads to nothing, a setting is out of range, or the file cannot be written.
     """
     output = Path(output)
-    for name, number in (("batch_size", batch_size), ("num_workers", num_workers)):
-        if number is not None and number < 1:
-            raise UserError(f"{name} is {number}: expected 1 or more")
     failed = _check_output(output, overwrite)
     grid = WindowGrid.with_overlap(embedder.clip_samples, overlap_s, embedder.sampling_rate)
     sources = find_sources(paths)
@@ -177,14 +176,10 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 def _check_output(output: Path, overwrite: bool) -> str:
     """The name of the table of failures."""
-    if output.suffix != ".parquet":
-        raise UserError(f"the output is {output}: expected a file whose name ends in .parquet")
+    check_suffix(output, (".parquet",), "a file of embeddings")
     failed = failures_file(output)
     for path in (output, failed):
-        if path.is_dir() or (path.exists() and not overwrite):
-            raise UserError(f"{path} is there already: give another --output, or pass --overwrite")
-    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise UserError(f"{output} cannot be written: {output.parent} is no folder that can be written to")
+        check_output(path, overwrite)
     return failed.name
 
 

@@ -3,13 +3,13 @@
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import Detection
-
-MERGE_SCORES = ("mean", "max")
+from kenya_birds.values import Count, Odd, Range, Seconds, Share, check_fields
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,20 @@ class FindingSettings:
         UserError: If a value is out of range.
     """
 
-    threshold: float | None = None
-    min_confidence: float = 0.0
-    top_k: int | None = None
+    threshold: Share | None = None
+    min_confidence: Share = 0.0
+    top_k: Count | None = None
     species: tuple[str, ...] | None = None
     merge: bool = False
-    merge_gap_s: float = 0.0
-    merge_score: str = "mean"
-    smoothing: int = 1
+    merge_gap_s: Seconds = 0.0
+    merge_score: Literal["mean", "max"] = "mean"
+    smoothing: Annotated[int, Range(1), Odd()] = 1
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        rules = [
-            (self.threshold is None or 0 <= self.threshold <= 1, "threshold", "0 to 1"),
-            (0 <= self.min_confidence <= 1, "min_confidence", "0 to 1"),
-            (self.top_k is None or self.top_k >= 1, "top_k", "1 or more"),
-            (self.species is None or len(self.species) > 0, "species", "one or more"),
-            (0 <= self.merge_gap_s < np.inf, "merge_gap_s", "0 or more seconds"),
-            (self.merge_score in MERGE_SCORES, "merge_score", " or ".join(MERGE_SCORES)),
-            (self.smoothing >= 1 and self.smoothing % 2 == 1, "smoothing", "an odd number of windows, 1 or more"),
-        ]
-        for holds, name, expected in rules:
-            if not holds:
-                raise UserError(f"{name} is {getattr(self, name)!r}: expected {expected}")
+        check_fields(self)
+        if self.species is not None and not self.species:
+            raise UserError("species is empty: expected one or more, or None for all")
         if self.merge_gap_s and not self.merge:
             raise UserError(
                 f"merge_gap_s is {self.merge_gap_s}, but nothing is joined: set merge too, or leave it out"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,10 @@ from kenya_birds.inference.reading import read_detections
 from kenya_birds.inference.recordings import name_in
 from kenya_birds.model.signal_kenya_birds import power_spectrogram
 from kenya_birds.plot_style import SpeciesStyle, short_name, species_styles, styled
+from kenya_birds.values import Range, Seconds, checked
 
 DURATION_S = 60.0
-MAX_DURATION_S = 600.0
+Stretch = Annotated[float, Range(0, 600, above=True, unit="SECONDS")]
 LEAD_S = 1.0  # shown before the first detection
 # A page has up to 8 rows; 15 s of them leave a detection of 3 s room for its label.
 MAX_ROWS = 8
@@ -40,13 +42,14 @@ LABEL_GROUND = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 
 QUIET_SHARE, LOUD_SHARE, MIN_RANGE_DB = 0.3, 0.999, 25.0
 
 
+@checked
 def plot_recording(
     recording: str | Path,
     detections: str | Path,
     output: str | Path,
     *,
-    start_s: float | None = None,
-    duration_s: float = DURATION_S,
+    start_s: Seconds | None = None,
+    duration_s: Stretch = DURATION_S,
     overwrite: bool = False,
 ) -> tuple[float, float]:
     """Draws the spectrogram of a stretch of a recording, in rows, with a labelled bar above it for each detection.
@@ -69,8 +72,6 @@ def plot_recording(
     Raises:
         UserError: If a file cannot be used, the table has no detections of the recording, or the stretch is not in it.
     """
-    if not 0 < duration_s <= MAX_DURATION_S:
-        raise UserError(f"duration_s is {duration_s}: expected more than 0 and at most {MAX_DURATION_S:g} seconds")
     check_picture(output, overwrite)
     found = detections_of(recording, read_detections(detections), detections)
     begin_s = max(0.0, found["start_s"].min() - LEAD_S) if start_s is None else start_s

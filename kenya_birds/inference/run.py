@@ -15,7 +15,6 @@ from tqdm import tqdm
 from kenya_birds import __version__
 from kenya_birds.data.name_pattern import NamePattern
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.detection import SoundscapePipeline, log_losses, log_missing_band
 from kenya_birds.inference.detections import Detection
@@ -23,10 +22,10 @@ from kenya_birds.inference.journal import Journal, JournalWriter, hash_files
 from kenya_birds.inference.recordings import RecordingInfo, name_in
 from kenya_birds.inference.run_files import RunFiles, RunReport
 from kenya_birds.inference.sharing import Team, shares
-from kenya_birds.inference.sources import FileState, Source, find_sources
+from kenya_birds.inference.sources import FileState, FoundSources, Source, find_sources
 from kenya_birds.inference.streaming import Reading
 from kenya_birds.inference.tables import check_formats
-from kenya_birds.saved_models import WEIGHTS_FILE, SavedModel
+from kenya_birds.saved_models import THRESHOLDS_FILE, WEIGHTS_FILE, SavedModel
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class _Plan:
 
 def run_detection(
     pipeline: SoundscapePipeline,
-    paths: Iterable[str | Path],
+    paths: Iterable[str | Path] | FoundSources,
     output: str | Path,
     *,
     formats: Sequence[str],

@@ -24,7 +24,7 @@ from kenya_birds.inference.streaming import Reading
 from kenya_birds.inference.table_formats import safe_path
 from kenya_birds.inference.tables import write_tables
 from kenya_birds.json_files import read_json, write_json
-from kenya_birds.output_files import as_utf8
+from kenya_birds.output_files import as_utf8, check_can_make
 
 STATE_FOLDER = ".kenya_birds"
 TABLES_FILE = "tables.json"
@@ -70,6 +70,8 @@ class RunReport:
             threads: Of each, those that score.
             skipped: What the search for recordings left out; what the user may miss is among the failures.
         """
+        # They take seconds to import, and commands look at the folder before.
+
         failures = [
             (
                 name,
@@ -155,17 +157,23 @@ class RunFiles:
         self.folder = folder
         self.state_folder = folder / STATE_FOLDER
 
-    def prepare(self) -> None:
-        """Makes the folder.
-
-        Raises:
-            UserError: If it is no folder, cannot be written to, or holds what no run of detection has left.
-        """
+    def check(self) -> None:
+        """Raises `UserError` if the folder is a file, cannot be made, or holds what no run of detection has left."""
         with self.writing():
             if self.folder.exists() and not self.folder.is_dir():
                 raise UserError(f"{self.folder} is not a folder: give another --output")
             if self.folder.is_dir() and not self.state_folder.is_dir() and any(self.folder.iterdir()):
                 raise UserError(f"{self.folder} is not empty and not an earlier run's: give another --output")
+        check_can_make(self.folder)
+
+    def prepare(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            UserError: See `check`.
+        """
+        self.check()
+        with self.writing():
             self.state_folder.mkdir(parents=True, exist_ok=True)
             probe = self.state_folder / "probe"
             probe.write_bytes(b"")

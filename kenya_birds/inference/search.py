@@ -13,11 +13,12 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference.embedders import Embedder, load_embedder
 from kenya_birds.inference.embedding import embedding_versions, read_about
 from kenya_birds.inference.run import hash_model
-from kenya_birds.inference.sources import find_sources
+from kenya_birds.inference.sources import FoundSources, find_sources
 from kenya_birds.inference.stopwatch import Stopwatch
 from kenya_birds.inference.streaming import Reading, read_source
 from kenya_birds.inference.windows import WindowGrid
 from kenya_birds.saved_models import find_model
+from kenya_birds.values import Count, Device, checked
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +42,14 @@ class Hit:
     similarity: float
 
 
+@checked
 def search_embeddings(
     path: str | Path,
-    examples: Iterable[str | Path],
+    examples: Iterable[str | Path] | FoundSources,
     *,
-    top_k: int = 20,
+    top_k: Count = 20,
     model: str | None = None,
-    device: str | None = None,
+    device: Device | None = None,
 ) -> list[Hit]:
     """Finds windows that are most like an example call.
 
@@ -67,8 +69,6 @@ def search_embeddings(
     Raises:
         UserError: If a file cannot be read, an example is silent, or the model is not the one that made the file.
     """
-    if top_k < 1:
-        raise UserError(f"top_k is {top_k}: expected 1 or more")
     about = read_about(path)
     saved = find_model(model or about["model"])
     if hash_model(saved) != about["model_sha256"]:
@@ -100,7 +100,7 @@ def search_embeddings(
     return [Hit(**row) for row in best.to_pylist()]
 
 
-def _embed_examples(embedder: Embedder, examples: Iterable[str | Path]) -> np.ndarray:
+def _embed_examples(embedder: Embedder, examples: Iterable[str | Path] | FoundSources) -> np.ndarray:
     grid = WindowGrid(embedder.clip_samples, embedder.clip_samples)
     found: list[np.ndarray] = []
     for source in find_sources(examples):

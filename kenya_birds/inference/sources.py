@@ -193,18 +193,21 @@ class FoundSources(Sequence[Source]):
             )
 
 
-def find_sources(paths: Iterable[str | Path]) -> FoundSources:
+def find_sources(paths: Iterable[str | Path] | FoundSources) -> FoundSources:
     """Finds recordings, each once, in the order of the paths; those of a folder or pattern are sorted.
 
     Args:
         paths: Files of any suffix; folders, searched to any depth for the suffixes of sound (see `find_sound`);
             patterns with `*`, `?`, `[...]` and `**`; lists of such paths, one a line, in files that end in `.txt` (`#`
-            begins a remark); URLs of files, folders or patterns on any file system that fsspec knows.
+            begins a remark); URLs of files, folders or patterns on any file system that fsspec knows. What this
+            function found before is returned as it is.
 
     Raises:
         UserError: If one of the paths leads to nothing. A file that a list names need not be there: it fails when it
             is read, and the others do not.
     """
+    if isinstance(paths, FoundSources):
+        return paths
     names = [str(path) for path in paths]
     found: dict[Any, Source] = {}
     skipped: dict[str, Skipped] = {}
@@ -315,11 +318,18 @@ def _read_list(path: Path) -> _Part:
     except (OSError, ValueError) as error:
         raise UserError(f"the list {path} cannot be read: expected one path a line, in UTF-8 ({error})") from None
     whole = _Part()
-    for line in lines:
-        if line.strip() and not line.lstrip().startswith("#"):
-            if line.strip().lower().endswith(LIST_SUFFIX):
-                raise UserError(f"the list {path} names another list, '{line.strip()}': name its recordings")
-            part = _expand(line.strip(), must_exist=False)
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if name and not name.startswith("#"):
+            if name.lower().endswith(LIST_SUFFIX):
+                raise UserError(f"the list {path} names another list, '{name}': name its recordings")
+            # A recording that is not there is listed as failed; a text that is no list is a mistake.
+            is_path = split_protocol(name)[0] or glob.has_magic(name) or is_named_as_sound(name)
+            if not is_path and not os.path.lexists(name):
+                raise UserError(
+                    f"line {number} of {path} is not a recording: '{name[:80]}'; expected one path per line"
+                )
+            part = _expand(name, must_exist=False)
             whole.listed += part.listed
             whole.skipped += part.skipped
     return whole

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kenya_birds.errors import UserError
+from kenya_birds.saved_models import SavedModel
 
 
 class SpeciesNames(NamedTuple):
@@ -36,6 +37,18 @@ def species_names(classes: Sequence[str], species: Mapping[str, Mapping[str, str
         )
         for code in classes
     }
+
+
+def names_in(saved: SavedModel) -> dict[str, SpeciesNames]:
+    """Names of a model's species by code, before it is loaded.
+
+    Raises:
+        UserError: If its config.json does not say them.
+    """
+    labels = saved.config.get("id2label")
+    if not isinstance(labels, dict):
+        raise UserError(f"'{saved.name}' does not say its species: expected id2label in its config.json")
+    return species_names([str(labels[label]) for label in sorted(labels, key=int)], saved.config.get("species"))
 
 
 def read_species(path: str | Path, known: Mapping[str, SpeciesNames]) -> tuple[str, ...]:

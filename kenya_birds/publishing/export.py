@@ -6,7 +6,6 @@ import logging
 import shutil
 import tempfile
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ import pandas as pd
 import torch
 
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.report import THRESHOLDS_FILE
 from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.extras import check_extra
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-from kenya_birds.output_files import is_new_or_empty, put_folder_in_place
+from kenya_birds.model_loading import load_classifier
+from kenya_birds.output_files import check_new_folder, put_folder_in_place
 from kenya_birds.publishing.export_readme import render_readme
 from kenya_birds.publishing.fourier_matrices import FourierMatrices
-from kenya_birds.saved_models import SavedModel, find_model, load_classifier
+from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, find_model
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +80,9 @@ def export_onnx(model_name: str, output_dir: str | Path) -> Path:
         UserError: If the model cannot be loaded or exported, the `onnx` extra is not installed, or the folder is not
             empty or cannot be written.
     """
-    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
-        raise UserError(f"exporting needs {', '.join(missing)}: pip install 'kenya_birds[onnx]'")
+    check_extra("onnx", "export")
     output_dir = Path(output_dir).resolve()
-    if not is_new_or_empty(output_dir):
-        raise UserError(f"{output_dir} exists and is not an empty folder: give another one or remove it")
+    check_new_folder(output_dir)
     saved = find_model(model_name)
     model, extractor = load_classifier(saved)
     if extractor.feature_type == "reassigned":

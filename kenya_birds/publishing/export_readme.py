@@ -1,6 +1,6 @@
 """The README.md of an exported model, with a program that runs it."""
 
-from kenya_birds.evaluation.report import THRESHOLDS_FILE
+from kenya_birds.saved_models import THRESHOLDS_FILE
 
 # Needs onnxruntime and numpy alone. The tests run it as it stands.
 PROGRAM = '''\

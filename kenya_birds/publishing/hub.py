@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from kenya_birds.errors import UserError
-from kenya_birds.saved_models import TransportError
+from kenya_birds.saved_models import transport_error
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
@@ -148,7 +148,7 @@ def _one_line_hub_errors(repo_id: str, api: HfApi, repo_type: str) -> Iterator[N
     """Turns what the Hub's client raises into a `UserError` that never holds the token."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, TransportError) as error:
+    except (OSError, RuntimeError, ValueError, transport_error()) as error:
         message = " ".join(_explain(error, repo_id, api, repo_type).split())
         # Not chained: what the client says could hold the token.
         raise UserError(message.replace(str(api.token), "***")) from None
@@ -161,7 +161,7 @@ def _explain(error: BaseException, repo_id: str, api: HfApi, repo_type: str) -> 
         return "the Hub's client is told to stay offline; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE"
     if isinstance(error, HfHubHTTPError):
         return _explain_answer(error, repo_id, repo_type)
-    if isinstance(error, TransportError):
+    if isinstance(error, transport_error()):
         host = urlsplit(api.endpoint).netloc.rpartition("@")[2] or "the Hub"
         kind = type(error).__name__
         return f"cannot reach {host} ({kind}); check the network, the proxy and HF_ENDPOINT, then run this again"

@@ -9,6 +9,7 @@ from huggingface_hub import CommitInfo
 
 import kenya_birds
 from kenya_birds.errors import UserError
+from kenya_birds.extras import install_line
 from kenya_birds.publishing.hub import upload_files
 
 PACKAGE = Path(kenya_birds.__file__).parent
@@ -182,4 +183,4 @@ def _gradio() -> str:
     try:
         return importlib.metadata.version("gradio")
     except importlib.metadata.PackageNotFoundError:
-        raise UserError("a Space needs Gradio to be tried with: pip install 'kenya_birds[demo]'") from None
+        raise UserError(f"a Space needs Gradio, to be tried with: run {install_line('demo')}") from None

@@ -11,7 +11,7 @@ import numpy as np
 
 from kenya_birds.data.audio import read_header
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.thresholds import THRESHOLDS_FILE, Thresholds
+from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.inference.detection import Job, SoundscapePipeline, find_device
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.finding import DetectionFinder, FindingSettings
@@ -20,7 +20,8 @@ from kenya_birds.inference.sources import Source
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.streaming import Loss, read_source
 from kenya_birds.inference.windows import WindowGrid
-from kenya_birds.saved_models import find_model
+from kenya_birds.saved_models import THRESHOLDS_FILE, find_model
+from kenya_birds.values import Count, Device, Positive, checked
 
 # Lower scores are not kept: no threshold of a page goes below.
 FLOOR = 0.05
@@ -130,19 +131,16 @@ class Analyser:
         UserError: If the model or a setting cannot be used.
     """
 
+    @checked
     def __init__(
         self,
         model: str | Path,
         *,
-        concurrency: int = 1,
-        max_hours: float = 2.0,
-        device: str | None = None,
-        batch_size: int | None = None,
+        concurrency: Count = 1,
+        max_hours: Positive = 2.0,
+        device: Device | None = None,
+        batch_size: Count | None = None,
     ) -> None:
-        if concurrency < 1:
-            raise UserError(f"concurrency is {concurrency}: expected 1 or more")
-        if not 0 < max_hours < np.inf:
-            raise UserError(f"max_hours is {max_hours}: expected more than 0")
         self.max_hours = max_hours
         saved = find_model(str(model))
         # A folder's path is not for visitors.

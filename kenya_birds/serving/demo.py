@@ -1,7 +1,6 @@
 """A web page: drop a recording, see and download who is heard in it."""
 
 import html
-import math
 import os
 import shutil
 import signal
@@ -10,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -24,8 +23,10 @@ from kenya_birds.serving.guard import Guard
 from kenya_birds.serving.markup import species_list
 from kenya_birds.serving.page import Page
 from kenya_birds.serving.sessions import EXAMPLES, MAX_SESSIONS, Sessions
+from kenya_birds.values import Count, Positive, Range, checked
 
 INVENTED, EXAMPLE_S = "invented_birds", 30.0
+Port = Annotated[int, Range(1, 65535)]
 WAITING = 100  # recordings that wait for their turn; the next visitor is asked to come back
 CSS = """
 .gradio-container > .main, .gradio-container > .main > .wrap, main.contain, #results {max-width: 100%; min-width: 0}
@@ -209,14 +210,15 @@ def _tables() -> tuple[gr.Dataframe, gr.Dataframe]:
     return by_time, by_species
 
 
+@checked
 @contextmanager
 def running_demo(
     analyser: Analyser,
     *,
     host: str = "127.0.0.1",
-    port: int = 7860,
-    max_upload_mb: float = 400.0,
-    concurrency: int = 1,
+    port: Port = 7860,
+    max_upload_mb: Positive = 400.0,
+    concurrency: Count = 1,
     example: str | Path | None = None,
 ) -> Iterator[str]:
     """Serves the page while the `with` block lasts; what visitors sent is removed at its end.
@@ -235,8 +237,6 @@ def running_demo(
     Raises:
         UserError: If a setting, the example or the port cannot be used.
     """
-    if not 0 < max_upload_mb < math.inf:
-        raise UserError(f"max_upload_mb is {max_upload_mb}: expected more than 0")
     max_bytes = int(max_upload_mb * 1e6)
     with tempfile.TemporaryDirectory(prefix="kenya_birds_demo_") as folder, _uploads_in(folder):
         page = Page(analyser, Sessions(Path(folder)))
@@ -265,7 +265,8 @@ def _uploads_in(folder: str) -> Iterator[None]:
             os.environ["GRADIO_TEMP_DIR"] = before
 
 
-def serve(model: str | Path, *, concurrency: int = 1, max_hours: float = 2.0, **options: Any) -> None:
+@checked
+def serve(model: str | Path, *, concurrency: Count = 1, max_hours: Positive = 2.0, **options: Any) -> None:
     """Serves the page until the process is interrupted.
 
     Args:

@@ -1,201 +1,372 @@
-"""What `train_hf.py` can be told, in groups that `HfArgumentParser` turns into flags."""
+"""What `train_hf.py` can be told, but for transformers' own arguments. Light: parsers import it before torch."""
 
 import json
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
-from transformers import TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
-from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS
 from kenya_birds.errors import UserError
 from kenya_birds.output_files import is_new_or_empty
+from kenya_birds.values import (
+    Count,
+    Duration,
+    Folds,
+    Kind,
+    NotNegative,
+    Positive,
+    Range,
+    Seconds,
+    Seed,
+    Share,
+    SignedSeconds,
+    SplitSize,
+    Whole,
+    check_fields,
+    kinds_of,
+)
+
+if TYPE_CHECKING:
+    from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
 
 # Of a final fit without --folds.
 DEFAULT_FOLDS = 5
+# As transformers names them.
+CHECKPOINT_PREFIX, TRAINER_STATE_FILE = "checkpoint", "trainer_state.json"
+Hertz = Annotated[float, Range(0, unit="HZ")]
+Decibels = Annotated[float, Range(0, above=True, unit="DB")]
+ProblemType = Literal["single_label_classification", "multi_label_classification"]
+# Libraries that transformers can log to, and modules of which one has to be installed.
+TRACKERS = {
+    "azure_ml": ("azureml",),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "comet_ml": ("comet_ml",),
+    "dagshub": ("dagshub",),
+    "dvclive": ("dvclive",),
+    "flyte": ("flytekit",),
+    "kubeflow": ("kubeflow",),
+    "mlflow": ("mlflow",),
+    "neptune": ("neptune",),
+    "swanlab": ("swanlab",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
+LogLevel = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
+# Ranges of arguments whose defaults are transformers'.
+TRANSFORMERS_RANGES: dict[str, Any] = {
+    "adam_beta1": Annotated[float, Range(0, 1, below=True)],
+    "adam_beta2": Annotated[float, Range(0, 1, below=True)],
+    "adam_epsilon": Positive,
+    "data_seed": Seed | None,
+    "dataloader_num_workers": Whole,
+    "eval_delay": NotNegative,
+    "eval_steps": Positive | None,
+    "gradient_accumulation_steps": Count,
+    "label_smoothing_factor": Annotated[float, Range(0, 1, below=True)],
+    "log_level": LogLevel,
+    "log_level_replica": LogLevel,
+    "max_grad_norm": NotNegative,
+    "max_steps": Annotated[int, Range(-1)],
+    "save_steps": Positive,
+    "seed": Seed,
+}
 
 
 @dataclass
 class DataArguments:
-    """The archive, and how it is cut and split."""
+    """The archive, and how it is cut into clips and split."""
 
-    data_dir: str = field(metadata={"help": "Folder with annotations.csv, species.csv and soundscape_data/."})
-    min_annotations: int = field(
-        default=DEFAULT_MIN_ANNOTATIONS, metadata={"help": "Species with fewer annotations are dropped."}
+    data_dir: str = field(
+        metadata={"help": "the archive: a folder with annotations.csv, species.csv, soundscape_data/"}
     )
-    context_s: float = field(
+    min_annotations: Count = field(default=10, metadata={"help": "drop species with fewer annotations"})
+    context_s: Seconds = field(
         default=0.0,
         metadata={
-            "help": "Sound kept on each side of a clip (s): training shifts its window by up to so much; with 0, what "
-            "leaves the clip at one end returns at the other."
+            "help": "sound kept on each side of a clip; training shifts its window by up to this much. With 0, what "
+            "is shifted out at one end of the clip comes back at the other"
         },
     )
-    edge_tolerance_s: float = field(
+    edge_tolerance_s: SignedSeconds = field(
         default=0.0,
         metadata={
-            "help": "How far outside a clip a species' centre may lie and count as in it (s), where its window is not "
-            "shifted."
+            "help": "how far outside a clip the centre of a call may be and still count as in the clip, where the "
+            "window is not shifted; negative: how far inside it has to be"
         },
     )
     splits_file: str | None = field(
         default=None,
         metadata={
-            "help": "CSV to use instead of a new split: recording,split, as a run leaves it in splits.csv, or "
-            "recording,fold, as kenya-birds split --folds writes it."
+            "help": "use the splits of this CSV (recording,split: the splits.csv of a run) or its folds "
+            "(recording,fold: from kenya-birds split --folds)"
         },
     )
-    test_size: float = field(default=0.2, metadata={"help": "Share of the test split."})
-    validation_size: float = field(default=0.2, metadata={"help": "Share of the validation split."})
-    fold: int = field(
+    test_size: SplitSize = field(default=0.2, metadata={"help": "share of the recordings for the test split"})
+    validation_size: SplitSize = field(
+        default=0.2, metadata={"help": "share of the recordings for the validation split"}
+    )
+    fold: Whole = field(
         default=0,
-        metadata={"help": "Which fold is the test split, of ceil(1 / test_size) or of those in --splits_file."},
+        metadata={"help": "which fold is the test split, of ceil(1 / test_size) folds or of those in --splits_file"},
     )
-    folds: int | None = field(
+    folds: Folds | None = field(
         default=None,
-        metadata={
-            "help": "Cross-validate: so many runs, each tested on another fold of the recordings; 3 or more. With a "
-            "table of folds in --splits_file, as many as it has."
-        },
+        metadata={"help": "cross-validate with this many folds; with folds in --splits_file, as many as it has"},
     )
     final_fit: bool = field(
         default=False,
         metadata={
-            "help": f"After the cross-validation (of {DEFAULT_FOLDS} folds, if --folds does not say) train on all "
-            "recordings for as many epochs as were best in its median fold."
+            "help": f"after the cross-validation ({DEFAULT_FOLDS} folds unless --folds is given) train on all "
+            "recordings, for as many epochs as were best in the median fold"
         },
     )
-    no_call_windows: int = field(
+    no_call_windows: Whole = field(
         default=100,
         metadata={
-            "help": "Thresholds are chosen on so many windows without an annotation of each validation recording too, "
-            "spread evenly and standing for all there are; 0: on annotated clips alone."
+            "help": "choose decision thresholds also on this many windows without a call, from each validation "
+            "recording; 0: on annotated clips only"
         },
     )
-    split_seed: int = field(default=42, metadata={"help": "Seed of the split (--fold varies it more)."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where cut clips are kept (datasets' cache)."})
-    num_proc: int | None = field(default=None, metadata={"help": "Processes that cut clips."})
+    split_seed: Seed = field(
+        default=42, metadata={"help": "random seed of the split (another --fold changes it more)"}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "where clips are stored; by default the cache of the datasets library"}
+    )
+    num_proc: Count | None = field(default=None, metadata={"help": "processes that cut clips; by default 1"})
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            UserError: If a value is out of range, or two contradict each other.
+        """
+        check_fields(self)
+        if self.fold and (self.folds is not None or self.final_fit):
+            raise UserError(f"fold is {self.fold} and a cross-validation runs every fold: leave one of the two out")
 
 
 @dataclass
 class ModelArguments:
     """The backbone and where its weights come from."""
 
-    backbone: str = field(default="convnext_tiny.in12k_ft_in1k", metadata={"help": "Name of a timm image model."})
+    backbone: str = field(
+        default="convnext_tiny.in12k_ft_in1k", metadata={"help": "name of a convolutional timm model"}
+    )
     init_from: str = field(
         default="pretrained",
         metadata={
-            "help": "'pretrained' (timm's weights, from the Hub), 'scratch', a safetensors file, or a model of this "
-            "package or transformers' ConvNeXt: a folder, or OWNER/NAME[@REVISION] on the Hub."
+            "help": "starting weights: 'pretrained' (timm's, from the Hub), 'scratch' (random), a .safetensors file, "
+            "or a model of this package or transformers' ConvNeXt (folder, or OWNER/NAME[@REVISION] on the Hub)"
         },
     )
-    problem_type: str = field(
+    problem_type: ProblemType = field(
         default="single_label_classification",
-        metadata={
-            "help": "'multi_label_classification' trains on every species in a clip instead of the annotated one.",
-            "choices": ["single_label_classification", "multi_label_classification"],
-        },
+        metadata={"help": "multi_label_classification learns every species in a clip, not only the annotated one"},
     )
-    drop_rate: float = field(default=0.0, metadata={"help": "Dropout in front of the classifier."})
-    drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth of the backbone."})
+    drop_rate: Annotated[float, Range(0, 1, below=True)] = field(
+        default=0.0, metadata={"help": "dropout before the classifier"}
+    )
+    drop_path_rate: Annotated[float, Range(0, 1, below=True)] = field(
+        default=0.0, metadata={"help": "stochastic depth of the backbone"}
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            UserError: If a value is out of range.
+        """
+        check_fields(self)
 
 
 @dataclass
 class FeatureArguments:
     """The feature extractor's arguments, under the same names (see `KenyaBirdsFeatureExtractor`)."""
 
-    sampling_rate: int = field(default=32_000, metadata={"help": "Recordings are resampled to this rate (Hz)."})
-    clip_s: float = field(default=3.0, metadata={"help": "Length of a clip (s)."})
-    noise_reduction: str = field(
-        default="stationary", metadata={"help": "noisereduce.", "choices": ["stationary", "nonstationary", "none"]}
+    sampling_rate: Annotated[int, Range(1, unit="HZ")] = field(
+        default=32_000, metadata={"help": "resample recordings to this rate"}
     )
-    prop_decrease: float = field(default=0.9, metadata={"help": "How much of the noise is taken away, 0 to 1."})
-    high_pass_hz: float = field(default=150.0, metadata={"help": "Cutoff of the high-pass; 0 is off."})
-    pre_emphasis: float = field(default=0.0, metadata={"help": "Coefficient of the pre-emphasis; 0 is off."})
-    do_peak_normalize: bool = field(default=True, metadata={"help": "Scale each clip to a peak of 1."})
-    feature_type: str = field(
-        default="mel", metadata={"help": "Kind of spectrogram.", "choices": ["mel", "stft", "reassigned"]}
+    clip_s: Duration = field(default=3.0, metadata={"help": "length of a clip"})
+    noise_reduction: Literal["stationary", "nonstationary", "none"] = field(
+        default="stationary", metadata={"help": "spectral gating, as in noisereduce"}
     )
-    n_fft: int = field(default=2048, metadata={"help": "Samples of a frame."})
-    hop_length: int = field(default=512, metadata={"help": "Samples between frames."})
-    n_mels: int = field(default=128, metadata={"help": "Mel bands."})
-    f_min_hz: float = field(default=150.0, metadata={"help": "Lowest frequency of the features."})
-    f_max_hz: float = field(default=15_000.0, metadata={"help": "Highest frequency of the features."})
-    top_db: float = field(default=80.0, metadata={"help": "Range of the features (dB)."})
-    do_standardize: bool = field(default=True, metadata={"help": "Give each clip mean 0 and standard deviation 1."})
-
-
-@dataclass
-class KenyaBirdsTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with this project's defaults, and the weights of its loss and sampler."""
-
-    loss_weight_power: float = field(
-        default=0.5, metadata={"help": "Class weights n^-power in the loss: 1 inverse frequency, 0 none."}
+    prop_decrease: Share = field(default=0.9, metadata={"help": "how much of the noise is removed"})
+    high_pass_hz: Hertz = field(default=150.0, metadata={"help": "cutoff of the high-pass filter; 0: no filter"})
+    pre_emphasis: Share = field(default=0.0, metadata={"help": "coefficient of the pre-emphasis filter; 0: no filter"})
+    do_peak_normalize: bool = field(default=True, metadata={"help": "scale each clip to a peak of 1"})
+    feature_type: Literal["mel", "stft", "reassigned"] = field(default="mel", metadata={"help": "kind of spectrogram"})
+    n_fft: Count = field(default=2048, metadata={"help": "samples in a frame of the spectrogram"})
+    hop_length: Count = field(default=512, metadata={"help": "samples between frames"})
+    n_mels: Count = field(default=128, metadata={"help": "mel bands"})
+    f_min_hz: Hertz = field(default=150.0, metadata={"help": "lowest frequency of the features"})
+    f_max_hz: Hertz = field(default=15_000.0, metadata={"help": "highest frequency of the features"})
+    top_db: Decibels = field(default=80.0, metadata={"help": "dynamic range of the features"})
+    do_standardize: bool = field(
+        default=True, metadata={"help": "give each clip's features mean 0 and standard deviation 1"}
     )
-    sampler_weight_power: float = field(
-        default=0.0, metadata={"help": "Clips are drawn in proportion to n^-power of their class; 0 draws each once."}
-    )
-    clips_on_device: str = field(
-        default="auto",
-        metadata={
-            "help": "Keep all training clips on the device: 'auto' does on a GPU if a quarter of it is enough.",
-            "choices": ["auto", "yes", "no"],
-        },
-    )
-    early_stopping_patience: int = field(
-        default=10, metadata={"help": "Stop after this many epochs without a better macro F1; 0 never stops early."}
-    )
-    auto_mixed_precision: bool = field(
-        default=True, metadata={"help": "Without --bf16 or --fp16, use the one that the GPU has."}
-    )
-
-    bf16: bool = field(default=False, metadata={"help": "bfloat16 mixed precision."})
-    fp16: bool = field(default=False, metadata={"help": "float16 mixed precision."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Training clips per device and step."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluated clips per device and step."})
-    num_train_epochs: float = field(default=30.0, metadata={"help": "Passes over the training clips."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "AdamW's learning rate after warm-up."})
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate after warm-up."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps below 1."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept, the best included."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
-    metric_for_best_model: str | None = field(default="macro_f1", metadata={"help": "What best means."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between logged losses."})
-    # Looking at every loss waits for the GPU at every step; and a loss that is no number had better be seen.
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Log an average instead of a loss that is NaN or infinite."}
-    )
-    report_to: str = field(default="tensorboard", metadata={"help": "Where metrics are logged."})
-    # The collator reads the columns that the model's forward does not name.
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
-    # Trainer would leave out clips of the evaluation too.
-    dataloader_drop_last: bool = field(
-        default=False, metadata={"help": "Must stay off: training leaves incomplete steps out in any case."}
-    )
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; by default with a GPU."}
-    )
-    # The next batch is moved while the device works on this one.
-    accelerator_config: dict | str | None = field(
-        default_factory=lambda: {"non_blocking": torch.cuda.is_available()},
-        metadata={"help": "accelerate's configuration (JSON)."},
-    )
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
 
     def __post_init__(self) -> None:
-        """Chooses mixed precision and checks the values.
+        """Checks the values, each for itself; the feature extractor checks them together.
 
         Raises:
             UserError: If a value is out of range.
         """
-        for name in ("loss_weight_power", "sampler_weight_power", "early_stopping_patience"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}: expected 0 or more")
+        check_fields(self)
+
+
+@dataclass
+class AugmentationArguments:
+    """Random changes of training clips: how often each happens, and how large it is at most."""
+
+    shift_probability: Share = field(default=0.5, metadata={"help": "how often a clip's window is shifted in time"})
+    # Up to there the annotated call stays in its clip.
+    shift_max: Annotated[float, Range(0, 0.5)] = field(
+        default=0.3, metadata={"help": "largest shift, as a share of the clip; no further than --context_s"}
+    )
+    pitch_probability: Share = field(default=0.3, metadata={"help": "how often all frequencies are shifted"})
+    pitch_max_semitones: Annotated[float, Range(0, 100)] = field(
+        default=4.0, metadata={"help": "largest pitch shift up or down (semitones)"}
+    )
+    speed_probability: Share = field(default=0.3, metadata={"help": "how often a clip is played faster or slower"})
+    speed_max: Annotated[float, Range(1, 4)] = field(
+        default=1.25, metadata={"help": "highest speed; the lowest is 1 / speed_max"}
+    )
+    gain_probability: Share = field(default=0.5, metadata={"help": "how often a clip is made louder or quieter"})
+    gain_max_db: Annotated[float, Range(0, 100, unit="DB")] = field(
+        default=12.0, metadata={"help": "largest gain up or down; standardised features do not show it"}
+    )
+    noise_probability: Share = field(default=0.5, metadata={"help": "how often pink or brown noise is added"})
+    background_probability: Share = field(
+        default=0.0, metadata={"help": "how often a window without a call, of a training recording, is added"}
+    )
+    snr_min_db: Annotated[float, Range(unit="DB")] = field(
+        default=5.0, metadata={"help": "lowest signal-to-noise ratio when noise or background is added"}
+    )
+    snr_max_db: Annotated[float, Range(unit="DB")] = field(
+        default=35.0, metadata={"help": "highest signal-to-noise ratio then"}
+    )
+    mask_probability: Share = field(
+        default=1.0, metadata={"help": "how often some bands, and how often some frames, are masked"}
+    )
+    mask_max_bins: Annotated[int, Range(0, 100)] = field(
+        default=10, metadata={"help": "largest number of masked bands, and of masked frames"}
+    )
+    mixup_probability: Share = field(default=0.0, metadata={"help": "how often a clip is mixed with another"})
+    mixup_alpha: Annotated[float, Range(0.01, 100)] = field(
+        default=0.4, metadata={"help": "the other clip's share is drawn from Beta(alpha, alpha)"}
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            UserError: If a value is out of range.
+        """
+        check_fields(self)
+        if not self.snr_min_db <= self.snr_max_db:
+            raise UserError(f"snr_min_db {self.snr_min_db} is above snr_max_db {self.snr_max_db}: expected it below")
+
+    @classmethod
+    def none(cls) -> "AugmentationArguments":
+        """Training clips as they are evaluated."""
+        settings = cls()
+        for setting in fields(cls):
+            if setting.name.endswith("_probability"):
+                setattr(settings, setting.name, 0.0)
+        return settings
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@dataclass
+class TrainerArguments:
+    """This project's arguments of the trainer, and its defaults of transformers' `TrainingArguments`."""
+
+    loss_weight_power: NotNegative = field(
+        default=0.5,
+        metadata={
+            "help": "weight classes by n^-power in the loss, n being their clips; 1: inverse frequency, 0: alike"
+        },
+    )
+    sampler_weight_power: NotNegative = field(
+        default=0.0,
+        metadata={"help": "draw clips in proportion to n^-power of their class; 0: each clip once an epoch"},
+    )
+    clips_on_device: Literal["auto", "yes", "no"] = field(
+        default="auto",
+        metadata={"help": "keep all training clips on the GPU; auto: if they fit in a quarter of its free memory"},
+    )
+    early_stopping_patience: Whole = field(
+        default=10,
+        metadata={"help": "stop after this many epochs without a better macro F1 on validation; 0: never stop early"},
+    )
+    auto_mixed_precision: bool = field(
+        default=True, metadata={"help": "without --bf16 or --fp16, use bf16 if the GPU supports it, otherwise fp16"}
+    )
+
+    bf16: bool = field(default=False, metadata={"help": "bfloat16 mixed precision"})
+    fp16: bool = field(default=False, metadata={"help": "float16 mixed precision"})
+    per_device_train_batch_size: Count = field(default=64, metadata={"help": "training clips per device and step"})
+    per_device_eval_batch_size: Count = field(
+        default=64, metadata={"help": "clips per device that are evaluated at once"}
+    )
+    num_train_epochs: Positive = field(default=30.0, metadata={"help": "epochs to train for at most"})
+    learning_rate: Positive = field(default=5e-4, metadata={"help": "AdamW's learning rate after warm-up"})
+    weight_decay: NotNegative = field(default=0.05, metadata={"help": "AdamW's weight decay"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning rate schedule after warm-up"})
+    warmup_steps: NotNegative = field(
+        default=0.1, metadata={"help": "warm-up: a number of steps, or below 1 a share of all steps"}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "when to evaluate on validation"})
+    save_strategy: str = field(default="epoch", metadata={"help": "when to save a checkpoint"})
+    save_total_limit: Count | None = field(
+        default=2, metadata={"help": "how many checkpoints are kept, the best one included"}
+    )
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "end with the best checkpoint"})
+    metric_for_best_model: str | None = field(default="macro_f1", metadata={"help": "the metric that best refers to"})
+    logging_steps: Positive = field(default=10, metadata={"help": "log the loss every so many steps"})
+    # Looking at every loss waits for the GPU at every step; and a loss that is no number had better be seen.
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "log an average instead of a loss that is NaN or infinite"}
+    )
+    report_to: str = field(
+        default="tensorboard",
+        metadata={"help": f"where metrics are logged: none, all, {', '.join(sorted(TRACKERS))}"},
+    )
+    # The collator reads the columns that the model's forward does not name.
+    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay off"})
+    # Trainer would leave out clips of the evaluation too.
+    dataloader_drop_last: bool = field(
+        default=False, metadata={"help": "must stay off: training leaves out incomplete steps in any case"}
+    )
+    dataloader_pin_memory: bool = field(
+        default_factory=_has_gpu, metadata={"help": "pin batches in memory; by default if there is a GPU"}
+    )
+    # The next batch is moved while the device works on this one.
+    accelerator_config: dict | str | None = field(
+        default_factory=lambda: {"non_blocking": _has_gpu()},
+        metadata={"help": "accelerate's configuration (JSON); by default non_blocking if there is a GPU"},
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "look for unused parameters in each step; there are none"}
+    )
+
+    def check(self) -> None:
+        """Checks the values that can be checked without torch.
+
+        Raises:
+            UserError: If a value is out of range or must stay as it is, or a tracker is not installed.
+        """
+        for name, kind in trainer_kinds().items():
+            if hasattr(self, name):
+                kind.check(name, getattr(self, name))
         if self.remove_unused_columns:
             raise UserError(
                 "remove_unused_columns must stay off: clips reach the model through columns it does not name"
@@ -205,22 +376,31 @@ class KenyaBirdsTrainingArguments(TrainingArguments):
                 "dataloader_drop_last must stay off: it would leave clips out of the evaluation, and training leaves "
                 "incomplete steps out in any case"
             )
-        # `accelerate launch` says "no" where its user said nothing.
-        chosen = self.bf16 or self.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
-        if self.auto_mixed_precision and not chosen and not self.use_cpu and torch.cuda.is_available():
-            self.bf16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
-            self.fp16 = not self.bf16
-        try:
-            super().__post_init__()
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        if getattr(self.accelerator_config, "dispatch_batches", None):
-            # accelerate would join and cut batches along their first dimension, which is not the same for all that is
-            # in them.
-            raise UserError("dispatch_batches must stay off: every process loads batches of its own")
+        check_trackers(self.report_to)
 
 
-def find_checkpoint(args: KenyaBirdsTrainingArguments, classes: list[str]) -> str | None:
+def trainer_kinds() -> dict[str, Kind]:
+    """The types and ranges of the trainer's arguments that this package states, by name."""
+    transformers = {name: Kind.of(hint) for name, hint in TRANSFORMERS_RANGES.items()}
+    return {**transformers, **kinds_of(TrainerArguments)}
+
+
+def check_trackers(report_to: str | list[str]) -> None:
+    """Raises `UserError` unless the libraries to log to are known and installed.
+
+    Args:
+        report_to: One or several of `TRACKERS`, `none` or `all`.
+    """
+    for name in [report_to] if isinstance(report_to, str) else report_to:
+        Kind(str, choices=("none", "all", *TRACKERS)).check("report_to", name)
+        if name in TRACKERS and not any(find_spec(module) for module in TRACKERS[name]):
+            raise UserError(
+                f"report_to is {name!r}, which is not installed: run pip install {TRACKERS[name][0]}, or choose "
+                "tensorboard or none"
+            )
+
+
+def find_checkpoint(args: "KenyaBirdsTrainingArguments", classes: list[str]) -> str | None:
     """The checkpoint to go on from, if any; nothing is written.
 
     Args:
@@ -263,6 +443,6 @@ def find_checkpoint(args: KenyaBirdsTrainingArguments, classes: list[str]) -> st
 
 def last_whole_checkpoint(output_dir: Path) -> str | None:
     """The last checkpoint in a folder that is whole: its trainer_state.json is written last. None if none is."""
-    written = [path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    written = [path.parent for path in output_dir.glob(f"{CHECKPOINT_PREFIX}-*/{TRAINER_STATE_FILE}")]
     whole = [path for path in written if path.name.rpartition("-")[2].isdigit()]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None

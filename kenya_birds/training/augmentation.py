@@ -5,14 +5,13 @@ they do not depend on how clips are spread over batches, processes and devices.
 """
 
 import math
-from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
 
-from kenya_birds.errors import UserError
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.signal_kenya_birds import in_chunks
+from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.transforms import add_at_snr, colored_noise, mask, warp_bands, warp_frames
 
 # Slopes of the noise's power: pink as of wind, brown as of rain and rumble.
@@ -27,68 +26,6 @@ DRAWS = (
     *("mixup_on", "mixup", "band_mask_on", "band_mask", "band_mask_start"),
     *("frame_mask_on", "frame_mask", "frame_mask_start"),
 )
-
-
-@dataclass
-class AugmentationArguments:
-    """What chance changes in a training clip: how often, and how much at most."""
-
-    shift_probability: float = field(default=0.5, metadata={"help": "How often a clip's window is shifted."})
-    shift_max: float = field(
-        default=0.3, metadata={"help": "Largest shift, as a share of the clip; no further than the stored context."}
-    )
-    pitch_probability: float = field(default=0.3, metadata={"help": "How often all frequencies are moved."})
-    pitch_max_semitones: float = field(default=4.0, metadata={"help": "Largest move (semitones), up or down."})
-    speed_probability: float = field(default=0.3, metadata={"help": "How often a clip is played faster or slower."})
-    speed_max: float = field(default=1.25, metadata={"help": "Highest speed; the lowest is its inverse."})
-    gain_probability: float = field(default=0.5, metadata={"help": "How often a clip is amplified or attenuated."})
-    gain_max_db: float = field(
-        default=12.0, metadata={"help": "Largest gain (dB), up or down; standardised features do not show it."}
-    )
-    noise_probability: float = field(default=0.5, metadata={"help": "How often pink or brown noise is added."})
-    background_probability: float = field(
-        default=0.0, metadata={"help": "How often sound of the training recordings without any call is added."}
-    )
-    snr_min_db: float = field(default=5.0, metadata={"help": "Least ratio of clip to added noise or background (dB)."})
-    snr_max_db: float = field(default=35.0, metadata={"help": "Largest such ratio (dB)."})
-    mask_probability: float = field(
-        default=1.0, metadata={"help": "How often some bands, and how often some frames, are masked."}
-    )
-    mask_max_bins: int = field(default=10, metadata={"help": "Largest number of masked bands, and of frames."})
-    mixup_probability: float = field(default=0.0, metadata={"help": "How often a clip is mixed with another."})
-    mixup_alpha: float = field(
-        default=0.4, metadata={"help": "The other clip's share is drawn from Beta(alpha, alpha)."}
-    )
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            UserError: If a value is out of range.
-        """
-        for name in _probabilities():
-            self._check(name, 0, 1)
-        # Up to there the annotated call stays in its clip.
-        self._check("shift_max", 0, 0.5)
-        self._check("speed_max", 1, 4)
-        self._check("mixup_alpha", 0.01, 100)
-        for name in ("pitch_max_semitones", "gain_max_db", "mask_max_bins"):
-            self._check(name, 0, 100)
-        if not self.snr_min_db <= self.snr_max_db:
-            raise UserError(f"snr_min_db {self.snr_min_db} is above snr_max_db {self.snr_max_db}: expected it below")
-
-    @classmethod
-    def none(cls) -> "AugmentationArguments":
-        """Training clips as they are evaluated."""
-        settings = cls()
-        for name in _probabilities():
-            setattr(settings, name, 0.0)
-        return settings
-
-    def _check(self, name: str, least: float, most: float) -> None:
-        value = getattr(self, name)
-        if not least <= value <= most:
-            raise UserError(f"{name} is {value}: expected {least} to {most}")
 
 
 class Augmentation:
@@ -238,8 +175,3 @@ class Augmentation:
         if "gain_db" in amounts:
             waveform = waveform * 10 ** (amounts["gain_db"][:, None] / 20)
         return waveform
-
-
-def _probabilities() -> list[str]:
-    names = [setting.name for setting in fields(AugmentationArguments)]
-    return [name for name in names if name.endswith("_probability")]

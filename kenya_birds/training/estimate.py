@@ -12,11 +12,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kenya_birds.console import user_errors
-from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training.graph_costs import LiveBytes, bf16_autocast, count_flops, saved_bytes
+from kenya_birds.values import Count, Positive, checked
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -67,8 +67,9 @@ class Estimate:
     memory: dict[str, Memory]
 
 
+@checked
 def estimate(
-    backbone: str, *, batch_size: int, num_labels: int, bands: int | None = None, frames: int | None = None
+    backbone: str, *, batch_size: Count, num_labels: Count, bands: Count | None = None, frames: Count | None = None
 ) -> Estimate:
     """Estimates a `KenyaBirdsForAudioClassification`; no weight is downloaded or allocated.
 
@@ -86,9 +87,6 @@ def estimate(
         default_bands, default_frames = default_feature_size()
         bands, frames = bands if bands is not None else default_bands, frames if frames is not None else default_frames
     sizes = {"batch_size": batch_size, "num_labels": num_labels, "bands": bands, "frames": frames}
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"{name} is {size}: expected 1 or more")
     config = KenyaBirdsConfig(backbone=backbone, num_labels=num_labels)
     # timm has no such model, or torch cannot pass such a batch through it: too small to halve or normalise, too large.
     with user_errors(ValueError, RuntimeError):
@@ -123,8 +121,9 @@ def default_feature_size() -> tuple[int, int]:
     return KenyaBirdsFeatureExtractor().feature_shape
 
 
+@checked
 def run_cost(
-    result: Estimate, *, clips: int, epochs: float, device_tflops: float | None = None
+    result: Estimate, *, clips: Count, epochs: Positive, device_tflops: Positive | None = None
 ) -> dict[str, float | int]:
     """Operations of training, and its time where the device's speed is known; evaluation is not in it.
 
@@ -141,9 +140,6 @@ def run_cost(
     Raises:
         UserError: If a number is not above 0.
     """
-    for name, value in {"clips": clips, "epochs": epochs, "device_tflops": device_tflops}.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"{name} is {value}: expected a number above 0")
     per_epoch = clips * result.training_flops_per_clip / 1e12
     cost = {"clips": clips, "epochs": epochs, "tflops_per_epoch": per_epoch, "tflops_per_run": epochs * per_epoch}
     if device_tflops is not None:

@@ -15,7 +15,6 @@ from kenya_birds.console import user_errors
 from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
 from kenya_birds.data.planning import plan_no_call
 from kenya_birds.data.splits import SPLITS, read_splits
-from kenya_birds.errors import UserError
 from kenya_birds.json_files import write_json
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -52,8 +51,6 @@ class Run:
     def __init__(self, settings: Settings, splits: pd.DataFrame | None = None) -> None:
         self.settings = settings
         data, model = settings.data, settings.model
-        if data.no_call_windows < 0:
-            raise UserError(f"no_call_windows is {data.no_call_windows}: expected 0 or more")
         set_seed(settings.training.seed)
         with user_errors(ValueError):
             self.extractor = KenyaBirdsFeatureExtractor(**dataclasses.asdict(settings.features))

@@ -1,19 +1,15 @@
 """What tuning searches, and how it becomes flags of `train_hf.py`."""
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
-from kenya_birds.json_files import read_json
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.modeling_kenya_birds import build_backbone
 from kenya_birds.training.settings import Settings
 
-FLAGS = "flags"
 STRENGTH = "augmentation_strength"
 # What the strength multiplies: one number instead of four, as tens of trials cannot tell four apart.
 STRENGTHENED = ("shift_probability", "pitch_probability", "speed_probability", "noise_probability")
@@ -102,31 +98,6 @@ class SearchSpace:
         for name in STRENGTHENED:
             flags[name] = min(1.0, strength * getattr(self.settings.augmentation, name))
         return flags
-
-
-def with_params(arguments: list[str], groups: Sequence[type]) -> list[str]:
-    """Puts the flags of a `--params` file in front of a command line, so that those of the line go before them.
-
-    Args:
-        arguments: The command line, maybe with `--params FILE`, which stays in it.
-        groups: The dataclasses of its flags.
-
-    Raises:
-        UserError: If the file cannot be read, or names something that is no flag.
-    """
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--params", type=Path)
-    path = parser.parse_known_args(arguments)[0].params
-    if path is None:
-        return arguments
-    flags = read_json(path).get(FLAGS)
-    if not isinstance(flags, dict):
-        raise UserError(f"{path} has no object '{FLAGS}': expected a best.json that kenya-birds tune wrote")
-    known = {field.name for group in groups for field in fields(group)}
-    unknown = sorted(flags.keys() - known)
-    if unknown:
-        raise UserError(f"{path} names {', '.join(unknown)} among its flags: train_hf.py has no such flag")
-    return [*(word for name, value in flags.items() for word in (f"--{name}", str(value))), *arguments]
 
 
 def _has_drop_path(backbone: str) -> bool:

@@ -7,13 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kenya_birds.training.arguments import (
-    DataArguments,
-    FeatureArguments,
-    KenyaBirdsTrainingArguments,
-    ModelArguments,
-)
-from kenya_birds.training.augmentation import AugmentationArguments
+from kenya_birds.training.arguments import AugmentationArguments, DataArguments, FeatureArguments, ModelArguments
+from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
 
 # What of the training arguments decides which model comes out.
 DECIDING_ARGUMENTS = (

@@ -14,7 +14,8 @@ from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification, build_backbone
-from kenya_birds.saved_models import WEIGHTS_FILE, SavedModel, TransportError, find_model, load
+from kenya_birds.model_loading import load
+from kenya_birds.saved_models import WEIGHTS_FILE, SavedModel, find_model, transport_error
 from kenya_birds.training.convnext_weights import fit, timm_backbones, to_timm_names
 from kenya_birds.training.donors import front_end_warnings
 
@@ -78,7 +79,7 @@ def _pretrained(model: KenyaBirdsForAudioClassification) -> Any:
             if WEIGHTS_FILE not in files:
                 raise UserError(f"{repo_id} has no {WEIGHTS_FILE}, and pickled weights are not loaded")
         return build_backbone(model.config, pretrained=True)
-    except (OSError, HfHubHTTPError, TransportError) as error:
+    except (OSError, HfHubHTTPError, transport_error()) as error:
         raise UserError(
             f"the pretrained weights of '{name}' cannot be fetched from the Hub ({type(error).__name__}): connect to "
             "it, or pass --init_from FILE (safetensors with timm's names) or --init_from scratch"

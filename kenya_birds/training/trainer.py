@@ -20,12 +20,13 @@ from kenya_birds.model.modeling_kenya_birds import (
     KenyaBirdsForAudioClassification,
     classification_loss,
 )
-from kenya_birds.training.arguments import KenyaBirdsTrainingArguments
-from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments
+from kenya_birds.training.arguments import AugmentationArguments
+from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import FeatureClips, TrainingClips, rows_of
 from kenya_birds.training.preparation import clean_clips, extract_features
 from kenya_birds.training.settings_record import SETTINGS_FILE
 from kenya_birds.training.summary import SPLITS_FILE
+from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
 from kenya_birds.training.weighting import ClipSampler, power_weights
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,8 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import optuna
@@ -24,7 +23,6 @@ from optuna.study import MaxTrialsCallback, Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
-from transformers import HfArgumentParser
 
 from kenya_birds.console import user_errors
 from kenya_birds.data.archive import archive_fingerprint
@@ -32,11 +30,13 @@ from kenya_birds.data.splits import seed_folds
 from kenya_birds.errors import UserError
 from kenya_birds.json_files import read_json, write_json
 from kenya_birds.output_files import is_new_or_empty
+from kenya_birds.training.flags import tuning_flags
 from kenya_birds.training.run import Run
 from kenya_birds.training.search_space import SearchSpace
 from kenya_birds.training.settings import Settings
 from kenya_birds.training.tuning_report import FOLD_EPOCHS, FOLD_SCORES, write_tuning
 from kenya_birds.training.tuning_sampler import SeededTPESampler
+from kenya_birds.values import Count, Duration, Range, checked
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +49,14 @@ HEARTBEAT_S, GRACE_S = 10, 60
 RETRIES = 2
 
 
+@checked
 def tune(
     data_dir: str | Path,
     output: str | Path,
     *,
-    trials: int,
-    timeout_s: float | None = None,
-    folds: int = 3,
+    trials: Count,
+    timeout_s: Duration | None = None,
+    folds: Annotated[int, Range(2)] = 3,
     storage: str = "sqlite:///study.db",
     study_name: str = "kenya_birds",
     backbones: Sequence[str] = (),
@@ -84,8 +85,6 @@ def tune(
     Raises:
         UserError: If an argument or the archive cannot be used, or the study is there and searches otherwise.
     """
-    if trials < 1:
-        raise UserError(f"trials is {trials}: expected 1 or more")
     output = Path(output)
     settings = _parse(data_dir, output, flags)
     space = SearchSpace(settings, backbones)
@@ -165,18 +164,7 @@ def fold_splits(table: pd.DataFrame, fold: int) -> pd.DataFrame:
 
 
 def _parse(data_dir: str | Path, output: Path, flags: Sequence[str]) -> Settings:
-    own = [
-        flag for flag in flags if flag.partition("=")[0] in ("--data_dir", "--output_dir", "--folds", "--final_fit")
-    ]
-    if own:
-        raise UserError(
-            f"{own[0]} is among the flags of train_hf.py: the archive, --output and --folds stand before the --, and "
-            "a final fit comes after tuning"
-        )
-    groups = [field.type for field in fields(Settings)]
-    with user_errors(ValueError):  # an unknown flag
-        words = ["--data_dir", str(data_dir), "--output_dir", str(output), *flags]
-        settings = Settings(*HfArgumentParser(groups).parse_args_into_dataclasses(words))
+    settings = tuning_flags(data_dir, output, flags).settings()
     training = settings.training
     if training.world_size > 1:
         raise UserError(

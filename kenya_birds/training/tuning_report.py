@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from kenya_birds.json_files import write_json
 from kenya_birds.output_files import write_table
 from kenya_birds.plot_style import styled
-from kenya_birds.training.search_space import FLAGS, SearchSpace
+from kenya_birds.training.flags import PARAMS_KEY
+from kenya_birds.training.search_space import SearchSpace
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def write_tuning(study: Study, folder: Path, space: SearchSpace) -> None:
     best = study.best_trial
     write_json(
         {
-            FLAGS: space.flags(best.params),
+            PARAMS_KEY: space.flags(best.params),
             "mean_macro_f1": best.value,
             "trial": best.number,
             FOLD_SCORES: best.user_attrs[FOLD_SCORES],

@@ -1,0 +1,42 @@
+"""Optional libraries: whether they are installed, and how to install them."""
+
+import importlib.metadata
+import re
+from importlib.util import find_spec
+
+from kenya_birds.errors import UserError
+
+PACKAGE = "kenya_birds"
+# The modules that each extra of setup.cfg is there for.
+EXTRAS = {"demo": ("gradio",), "optuna": ("optuna",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+
+
+def check_extra(extra: str, what: str) -> None:
+    """Raises `UserError` with the line that installs it, unless an extra is there.
+
+    Args:
+        extra: Its name in setup.cfg.
+        what: What needs it.
+    """
+    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{what} needs {', '.join(missing)}, which {verb} not installed: run {install_line(extra)}")
+
+
+def install_line(extra: str) -> str:
+    """A command that installs the libraries of an extra, however this package was installed.
+
+    The package is not on PyPI, so its own name with the extra in brackets would install something else.
+    """
+    wanted = [f'"{line}"' for line in _requirements(extra)]
+    return f"pip install {' '.join(wanted or EXTRAS[extra])}"
+
+
+def _requirements(extra: str) -> list[str]:
+    try:
+        lines = importlib.metadata.requires(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    mark = re.compile(rf""";\s*extra\s*==\s*['"]{extra}['"]""")
+    return [line.partition(";")[0].strip() for line in lines if mark.search(line)]

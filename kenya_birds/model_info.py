@@ -1,0 +1,137 @@
+"""What a model's folder says of the model, for `kenya-birds info`: read from its JSON files, without loading it."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from kenya_birds.json_files import read_json
+from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel
+
+# Files that training leaves.
+SUMMARY_FILE, METRICS_FILE, SPECIES_FILE = "training_summary.json", "metrics.json", "per_species.csv"
+OUT_OF_FOLD = "out_of_fold"
+FIGURES = {
+    "macro_f1": "Macro F1",
+    "cmap": "cmAP",
+    "auroc": "Macro AUROC",
+    "top1_accuracy": "Top-1 accuracy",
+    "ece": "Expected calibration error",
+}
+
+
+def describe_model(saved: SavedModel) -> dict[str, Any]:
+    """Species, decision thresholds, data and figures of a model of this package; what its files do not say is None.
+
+    Args:
+        saved: The model.
+
+    Raises:
+        UserError: If one of its JSON files is damaged.
+    """
+    config = saved.config
+    labels = config.get("id2label") or {}
+    codes = [str(labels[label]) for label in sorted(labels, key=int)]
+    extractor = _json(saved.folder / "preprocessor_config.json")
+    summary, metrics = _json(saved.folder / SUMMARY_FILE), _json(saved.folder / METRICS_FILE)
+    thresholds = _json(saved.folder / THRESHOLDS_FILE)
+    split = OUT_OF_FOLD if OUT_OF_FOLD in metrics else "test"
+    names, of_species = config.get("species") or {}, thresholds.get("species", {})
+    table = _species_table(saved.folder / SPECIES_FILE)
+    return {
+        "model": saved.name,
+        "backbone": config.get("backbone"),
+        "problem_type": config.get("problem_type"),
+        "calibrated": "logit_scale" in config and (config["logit_scale"], config.get("logit_offset")) != (1.0, 0.0),
+        "clip_s": extractor.get("clip_s"),
+        "sampling_rate_hz": extractor.get("sampling_rate"),
+        "frequencies_hz": [extractor.get("f_min_hz"), extractor.get("f_max_hz")],
+        "data": {
+            name: summary.get("archive", {}).get(name) for name in ("name", "recordings", "hours", "annotations")
+        },
+        "clips": summary.get("clips_per_split"),
+        "versions": summary.get("versions"),
+        "evaluated_on": split if split in metrics else None,
+        "figures": {name: metrics[split].get(name) for name in FIGURES} if split in metrics else None,
+        "intervals": metrics.get(split, {}).get("intervals"),
+        "species": [
+            {
+                "code": code,
+                "common_name": names.get(code, {}).get("common_name"),
+                "scientific_name": names.get(code, {}).get("scientific_name"),
+                "threshold": of_species.get(code),
+                "train_clips": summary.get("clips_per_species", {}).get(code, {}).get("train"),
+                "f1": _number(table.get(code, {}).get("f1")),
+            }
+            for code in codes
+        ],
+        "has_thresholds": bool(thresholds),
+    }
+
+
+def format_model(about: dict[str, Any]) -> str:
+    """The description as lines to read.
+
+    Args:
+        about: What `describe_model` gave.
+    """
+    low_hz, high_hz = about["frequencies_hz"]
+    lines = [
+        f"{about['model']}: {about['backbone']}, {len(about['species'])} species, {about['problem_type']}",
+        f"Clips of {_shown(about['clip_s'])} s at {_shown(about['sampling_rate_hz'])} Hz; frequencies from "
+        f"{_shown(low_hz)} to {_shown(high_hz)} Hz; scores are {'' if about['calibrated'] else 'not '}calibrated",
+    ]
+    data, clips = about["data"], about["clips"]
+    if data["recordings"] is not None:
+        parts = "" if not clips else ": " + ", ".join(f"{n:,} {split}" for split, n in clips.items()) + " clips"
+        lines.append(
+            f"Trained on '{data['name']}', {data['recordings']} recordings, {data['hours']:.1f} h, "
+            f"{data['annotations']:,} annotations{parts}"
+        )
+    if about["figures"]:
+        lines += ["", f"Figures ({about['evaluated_on'].replace('_', '-')}, with 95% intervals):"]
+        for name, title in FIGURES.items():
+            value, interval = about["figures"][name], (about["intervals"] or {}).get(name)
+            if value is not None:
+                ends = f"  {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
+                lines.append(f"  {title:<27}{value:.3f}{ends}")
+    titles = ("code", "decision threshold", "F1", "training clips", "name")
+    rows = [
+        (
+            bird["code"],
+            _threshold(bird["threshold"]) if about["has_thresholds"] else "",
+            "" if bird["f1"] is None else f"{bird['f1']:.3f}",
+            "" if bird["train_clips"] is None else f"{bird['train_clips']:,}",
+            " ".join(filter(None, (bird["common_name"], bird["scientific_name"] and f"({bird['scientific_name']})"))),
+        )
+        for bird in about["species"]
+    ]
+    widths = [max(len(row[column]) for row in (titles, *rows)) for column in range(len(titles) - 1)]
+    lines.append("")
+    for code, *numbers, name in (titles, *rows):
+        aligned = "  ".join(f"{number:>{width}}" for number, width in zip(numbers, widths[1:], strict=True))
+        lines.append(f"{code:<{widths[0]}}  {aligned}  {name}".rstrip())
+    return "\n".join(lines)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _species_table(path: Path) -> dict[str, dict[str, str]]:
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row.get("code", ""): row for row in csv.DictReader(file)}
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text else None
+
+
+def _shown(value: float | None) -> str:
+    return "?" if value is None else f"{value:g}"
+
+
+def _threshold(value: float | None) -> str:
+    """A threshold of null means that nothing is known of the species: it is not reported."""
+    return "never reported" if value is None else f"{value:.3f}"

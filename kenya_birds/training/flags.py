@@ -1,0 +1,270 @@
+"""The command line of `train_hf.py`: parsed and checked before torch and transformers are imported."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kenya_birds.errors import UserError
+from kenya_birds.input_files import check_file, check_layout
+from kenya_birds.json_files import read_json
+from kenya_birds.output_files import check_can_make, is_new_or_empty
+from kenya_birds.parsing import Parser, add_general, add_option
+from kenya_birds.saved_models import check_model
+from kenya_birds.training.arguments import (
+    AugmentationArguments,
+    DataArguments,
+    FeatureArguments,
+    ModelArguments,
+    TrainerArguments,
+    trainer_kinds,
+)
+from kenya_birds.training.transformers_fields import TransformersField, transformers_fields
+from kenya_birds.values import Kind, kinds_of
+
+if TYPE_CHECKING:
+    from kenya_birds.training.settings import Settings
+
+# In the order of `Settings`; the last one's values go to `KenyaBirdsTrainingArguments`.
+GROUPS = (DataArguments, ModelArguments, FeatureArguments, AugmentationArguments, TrainerArguments)
+PARAMS_KEY = "flags"
+# The titles of the help, most used first. What is in no group is shown by --help_all.
+TITLES = {
+    "Most used": (
+        *("data_dir", "output_dir", "backbone", "init_from", "problem_type", "num_train_epochs"),
+        *("per_device_train_batch_size", "learning_rate", "params", "resume_from_checkpoint"),
+    ),
+    "Species, clips and splits": (
+        *("min_annotations", "context_s", "edge_tolerance_s", "splits_file", "test_size", "validation_size", "fold"),
+        *("split_seed", "no_call_windows"),
+    ),
+    "Cross-validation": ("folds", "final_fit"),
+    "Loss, sampling and regularisation": (
+        *("loss_weight_power", "sampler_weight_power", "label_smoothing_factor", "drop_rate", "drop_path_rate"),
+        "weight_decay",
+    ),
+    "Schedule": (
+        *("early_stopping_patience", "lr_scheduler_type", "warmup_steps", "gradient_accumulation_steps", "seed"),
+        *("eval_strategy", "save_strategy", "save_total_limit", "load_best_model_at_end", "metric_for_best_model"),
+    ),
+    "Augmentation of training clips": tuple(field.name for field in dataclasses.fields(AugmentationArguments)),
+    "Feature extractor": tuple(field.name for field in dataclasses.fields(FeatureArguments)),
+    "Machine and speed": (
+        *("use_cpu", "per_device_eval_batch_size", "num_proc", "cache_dir", "clips_on_device"),
+        *("auto_mixed_precision", "bf16", "fp16", "dataloader_num_workers", "dataloader_pin_memory"),
+        *("accelerator_config", "ddp_find_unused_parameters"),
+    ),
+    "Logs": ("report_to", "logging_steps", "logging_nan_inf_filter", "disable_tqdm"),
+}
+# transformers' own texts are about models in general.
+HELP = {
+    "output_dir": "folder to write: new or empty, or that of a run to resume",
+    "resume_from_checkpoint": "true: resume the run in --output_dir; or the folder of a checkpoint",
+    "params": "best.json of kenya-birds tune: use its settings where no flag is given",
+    "label_smoothing_factor": "label smoothing, in single-label training",
+    "gradient_accumulation_steps": "batches whose gradients are added up before each step",
+    "seed": "random seed of training",
+    "use_cpu": "train on the CPU although there is a GPU",
+    "dataloader_num_workers": "processes that load batches; 0: the main process does",
+    "disable_tqdm": "show no progress bars",
+}
+METAVARS = {
+    **dict.fromkeys(("data_dir", "output_dir", "cache_dir"), "FOLDER"),
+    **dict.fromkeys(("splits_file", "params"), "FILE"),
+    **dict.fromkeys(("backbone", "init_from", "report_to"), "NAME"),
+    "resume_from_checkpoint": "true|FOLDER",
+    "accelerator_config": "JSON",
+}
+EXAMPLE = (
+    "accelerate launch train_hf.py --data_dir archive --output_dir birds\n"
+    "accelerate launch train_hf.py --data_dir archive --output_dir birds --resume_from_checkpoint true"
+)
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """What a command line says, checked as far as it can be without torch.
+
+    Attributes:
+        data: The archive, and how it is cut and split.
+        model: The backbone and its weights.
+        features: The feature extractor.
+        augmentation: Random changes of training clips.
+        training: Arguments of `KenyaBirdsTrainingArguments` that are given.
+    """
+
+    data: DataArguments
+    model: ModelArguments
+    features: FeatureArguments
+    augmentation: AugmentationArguments
+    training: dict[str, Any]
+
+    def settings(self) -> "Settings":
+        """The settings of a run; imports torch.
+
+        Raises:
+            UserError: If transformers refuses an argument.
+        """
+        from kenya_birds.training.settings import Settings
+        from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
+
+        training = KenyaBirdsTrainingArguments(**self.training)
+        return Settings(self.data, self.model, self.features, self.augmentation, training)
+
+
+def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new_output: bool = True) -> TrainFlags:
+    """Parses a command line.
+
+    Args:
+        words: The command line.
+        program: What the user called.
+        new_output: Whether `output_dir` has to be new or empty, unless a run in it is resumed.
+
+    Raises:
+        UserError: If there is a mistake in it that can be seen without torch: an unknown flag, a value out of range,
+            a file that is not there, a tracker that is not installed.
+    """
+    given = vars(train_parser(program).parse_args(list(words)))
+    given = {**_read_params(given.pop("params", None)), **given}
+    parts = []
+    for group in GROUPS:
+        names = {field.name for field in dataclasses.fields(group)}
+        parts.append({name: given.pop(name) for name in names & given.keys()})
+    *light, own = parts
+    # Some defaults ask torch for a GPU.
+    TrainerArguments(**{"dataloader_pin_memory": False, "accelerator_config": None, **own}).check()
+    data, model, features, augmentation = (group(**values) for group, values in zip(GROUPS, light, strict=False))
+    flags = TrainFlags(data, model, features, augmentation, training={**own, **given})
+    _check_inputs(flags)
+    _check_output(flags, new_output)
+    return flags
+
+
+def tuning_flags(data_dir: str | Path, output: str | Path, flags: Sequence[str]) -> TrainFlags:
+    """Parses the flags behind the `--` of `kenya-birds tune`.
+
+    Args:
+        data_dir: The archive.
+        output: Output folder of the tuning.
+        flags: Flags of `train_hf.py`.
+
+    Raises:
+        UserError: See `parse_train_flags`; or if a flag is tuning's own.
+    """
+    for flag in flags:
+        if flag.partition("=")[0].replace("-", "_") in ("__data_dir", "__output_dir", "__folds", "__final_fit"):
+            raise UserError(
+                f"{flag} is among the flags of train_hf.py: the archive, --output and --folds stand before the --, "
+                "and a final fit comes after tuning"
+            )
+    words = ["--data_dir", str(data_dir), "--output_dir", str(output), *flags]
+    return parse_train_flags(words, "kenya-birds tune", new_output=False)
+
+
+def train_parser(program: str = "train_hf.py", *, show_all: bool = False) -> Parser:
+    """The parser; what is not given is not in its result.
+
+    Args:
+        program: What the user calls.
+        show_all: Whether the help lists transformers' arguments too.
+    """
+    parser = Parser(
+        prog=program,
+        description="Trains a bird classifier on an annotated archive: cuts clips, splits whole recordings "
+        "into train, validation and test, fine-tunes a timm backbone, calibrates and evaluates it, and writes a "
+        "model folder.",
+        example=EXAMPLE,
+        argument_default=argparse.SUPPRESS,
+    )
+    fields = transformers_fields()
+    own = {field.name: field for group in GROUPS for field in dataclasses.fields(group)}
+    titled = {name for names in TITLES.values() for name in names}
+    rest = [name for name in [*own, *fields] if name not in titled]
+    for title, names in {**TITLES, "Further arguments of transformers": dict.fromkeys(rest)}.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            kind, default, text = _described(name, own.get(name), fields.get(name))
+            is_shown = show_all or name not in rest
+            add_option(
+                group,
+                f"--{name}",
+                kind,
+                argparse.SUPPRESS,
+                shown_default=default,
+                metavar=METAVARS.get(name),
+                help=text if is_shown else argparse.SUPPRESS,
+                required=name in ("data_dir", "output_dir"),
+                **({"nargs": "?"} if kind.base is bool else {}),
+            )
+    general = add_general(parser)
+    general.add_argument("--help_all", action=_HelpAll, nargs=0, help="show the flags of transformers too, and exit")
+    return parser
+
+
+def _described(
+    name: str, own: "dataclasses.Field[Any] | None", field: TransformersField | None
+) -> tuple[Kind, Any, str]:
+    """Type, default and help of a flag."""
+    if name == "params":
+        return Kind(Path), None, HELP[name]
+    kind = trainer_kinds().get(name) or next((kinds_of(g)[name] for g in GROUPS if name in kinds_of(g)), None)
+    if kind is None or (kind.base is object) or (field is not None and field.kind.choices):
+        assert field is not None
+        kind = field.kind
+    if own is None:
+        assert field is not None
+        return kind, field.default, HELP.get(name, field.help)
+    default = None if own.default is dataclasses.MISSING else own.default
+    return kind, default, own.metadata["help"]
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        train_parser(parser.prog, show_all=True).print_help()
+        parser.exit()
+
+
+def _read_params(path: Path | None) -> dict[str, Any]:
+    """The values of a `--params` file.
+
+    Raises:
+        UserError: If the file cannot be read, or names something that is no flag.
+    """
+    if path is None:
+        return {}
+    values = read_json(path).get(PARAMS_KEY)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} has no object '{PARAMS_KEY}': expected a best.json that kenya-birds tune wrote")
+    known = {field.name for group in GROUPS for field in dataclasses.fields(group)} | transformers_fields().keys()
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise UserError(f"{path} names {', '.join(unknown)} among its flags: train_hf.py has no such flag")
+    return values
+
+
+def _check_inputs(flags: TrainFlags) -> None:
+    """Raises `UserError` unless what is to be read is there."""
+    check_layout(flags.data.data_dir)
+    check_file(flags.data.splits_file, "a table of splits or folds (--splits_file)")
+    start = flags.model.init_from
+    if flags.training.get("resume_from_checkpoint"):
+        return  # a checkpoint goes before a starting point
+    if start.endswith(".safetensors"):
+        check_file(start, "a safetensors file with timm's weights (--init_from)")
+    elif start not in ("pretrained", "scratch"):
+        check_model(start)
+
+
+def _check_output(flags: TrainFlags, new_output: bool) -> None:
+    """Raises `UserError` unless the output folder can be used."""
+    output_dir, resume = Path(flags.training["output_dir"]), flags.training.get("resume_from_checkpoint")
+    if not resume and new_output and not is_new_or_empty(output_dir):
+        raise UserError(
+            f"--output_dir {output_dir} exists and is not an empty folder: choose another, or resume the run in it "
+            "with --resume_from_checkpoint true"
+        )
+    if resume and resume.lower() != "true" and not Path(resume).is_dir():
+        raise UserError(f"--resume_from_checkpoint {resume}: expected true, or the folder of a checkpoint")
+    check_can_make(output_dir)
