@@ -62,7 +62,7 @@ class Block:
 
     Attributes:
         start: Its first frame.
-        frames: Number of frames.
+        frames: Number of frames; 0 at the end of a file that was cut off, where it is not known how much is missing.
         sound: float32 array of shape `(frames,)`, the mean of the channels, full scale at -1 and 1 and floats beyond
             it as they are; None where it cannot be decoded.
         decoder: Which decoder gave it, `soundfile` or `PyAV`; None where it cannot be decoded.
@@ -90,10 +90,11 @@ class RecordingReader:
     """Reads windows of one recording, mono (the mean of the channels), at one sampling rate, padded with zeros.
 
     Samples are float32 with full scale at -1 and 1, which holds 16 and 24 bits exactly: a mono recording that is read
-    at its own rate keeps every bit, and floats above full scale are not clipped. soundfile reads it; PyAV reads what
-    soundfile does not, and MP3 and Ogg. Damage is never read over: what is returned is what was recorded, at its
-    place. (WAV, which has no checksums, shows only that its end is missing; MP3 shows most damage, Ogg all but a
-    missing end.)
+    at its own rate keeps every bit, and floats above full scale are not clipped. soundfile reads it. PyAV reads what
+    soundfile does not, and compressed formats such as MP3, Ogg and M4A: whole, with the samples that FFmpeg's decoder
+    gives, from the start to the first damage, behind which no sample's place is certain. Damage is never read over:
+    what is returned is what was recorded, at its place. (WAV, which has no checksums, shows only that its end is
+    missing. Ogg shows all damage, MP3 and M4A show most.)
 
     Args:
         path: The recording.
@@ -103,7 +104,7 @@ class RecordingReader:
     Attributes:
         path: The recording.
         sampling_rate: Rate of the windows in Hz.
-        header: What the recording's header promises.
+        header: What the recording's header promises; in compressed formats what FFmpeg counts when it decodes them.
         encoding: Container and sample format, such as `FLAC PCM_16`.
         decoder: Which decoder gave the last window, `soundfile` or `PyAV`; None before the first, and for a window in
             which there is no sound to decode.
@@ -129,7 +130,6 @@ class RecordingReader:
         except BaseException:
             self.close()
             raise
-        self._has_chosen = False
         self._is_damaged = False  # whether soundfile has failed
         self.sampling_rate = sampling_rate or self.header.sample_rate_hz
         common = math.gcd(self.sampling_rate, self.header.sample_rate_hz)
@@ -201,6 +201,9 @@ class RecordingReader:
             start = stretches[-1][1]
         if end < self.header.frames:
             yield Block(end, self.header.frames - end, None, None, self._missing())
+        elif self._pyav is not None and not self._pyav.is_end_known:
+            self._said[PyavDecoder.name] = self._pyav.damage
+            yield Block(end, 0, None, None, self._reason())
 
     def _read_frames(self, start: int, frames: int) -> np.ndarray:
         """Mono float32 frames `[start, start + frames)` of the file, zeros outside it."""
@@ -245,33 +248,14 @@ class RecordingReader:
         return self._read_pyav(first, last)
 
     def _read_soundfile(self, first: int, last: int) -> np.ndarray | None:
-        if not self._has_chosen:
-            self._choose()
-            self._has_chosen = True
         file = self._soundfile
         return None if file is None else self._ask(SoundfileDecoder.name, lambda: file.read(first, last))
-
-    def _choose(self) -> None:
-        """Leaves MP3 and Ogg to PyAV, which decodes them from the start: libsndfile's seeks in them are not exact.
-
-        In Ogg it does not see where sound is missing, so that a file which is shorter than it promises is not read.
-        """
-        file = self._soundfile
-        pyav = None if file is None or file.is_positioned else self._open_pyav()
-        if file is None or pyav is None:
-            return
-        self._said[SoundfileDecoder.name] = "not exact in this format"
-        if file.encoding.startswith("OGG") and self._ask(PyavDecoder.name, pyav.count) != file.frames:
-            self._said[PyavDecoder.name] = "not as many samples as promised, so that no place is certain"
-            self._pyav = None
-        file.close()
-        self._soundfile = None
 
     def _read_pyav(self, first: int, last: int) -> list[tuple[int, int, np.ndarray | None]]:
         pyav = self._open_pyav()
         found = None if pyav is None else self._ask(PyavDecoder.name, lambda: pyav.read(first, last))
-        if found is not None:
-            self._said[PyavDecoder.name] = "no intact sound there"
+        if pyav is not None and found is not None:
+            self._said[PyavDecoder.name] = pyav.damage or "no intact sound there"
         stretches: list[tuple[int, int, np.ndarray | None]] = []
         at = first
         for begin, sound in found or ():
@@ -289,7 +273,12 @@ class RecordingReader:
             pyav = self._ask(PyavDecoder.name, lambda: PyavDecoder(self.path))
             if pyav is not None:
                 file = self._soundfile
-                if file and (file.sample_rate_hz, file.channels) != (pyav.sample_rate_hz, pyav.channels):
+                # In MP3 and the like FFmpeg's word counts, as libsndfile's is not taken.
+                if (
+                    file
+                    and pyav.is_positioned
+                    and (file.sample_rate_hz, file.channels) != (pyav.sample_rate_hz, pyav.channels)
+                ):
                     self._said[PyavDecoder.name] = "another sampling rate or number of channels"
                 else:
                     self._pyav = pyav
@@ -311,6 +300,9 @@ class RecordingReader:
     def _read_header(self) -> tuple[AudioHeader, str]:
         """What the file promises, and its encoding."""
         file, extent = self._soundfile, self._extent
+        pyav = None if file is not None and file.is_positioned else self._open_pyav()
+        if pyav is not None and not pyav.is_positioned:
+            return self._leave_to_pyav(pyav)
         decoder: SoundfileDecoder | PyavDecoder | None = file
         frames = None if extent is None else extent.frames
         is_wrong = extent is not None and extent.is_length_wrong
@@ -331,6 +323,16 @@ class RecordingReader:
         self._frames_here = frames
         promised = frames if extent is None else extent.promised_frames(frames)
         return AudioHeader(promised, decoder.sample_rate_hz, decoder.channels), (file or decoder).encoding
+
+    def _leave_to_pyav(self, pyav: PyavDecoder) -> tuple[AudioHeader, str]:
+        """Leaves compressed sound to PyAV alone: libsndfile's lengths and seeks are not exact there."""
+        file = self._soundfile
+        if file is not None:
+            self._said[SoundfileDecoder.name] = "not exact in this format"
+            file.close()
+        self._soundfile = self._extent = None
+        self._frames_here = pyav.count()
+        return AudioHeader(self._frames_here, pyav.sample_rate_hz, pyav.channels), (file or pyav).encoding
 
     def _missing(self) -> str:
         """Why the end that the header promises is not there."""

@@ -8,12 +8,13 @@ from pathlib import Path
 import av
 import numpy as np
 
-from kenya_birds.data.decoders import BLOCK_S, MAX_FRAMES, DecodingError, in_words, to_mono
+from kenya_birds.data.compressed_sound import Survey, channels_last, decode_sound, survey_sound, to_mono_float
+from kenya_birds.data.decoders import BLOCK_S, MAX_FRAMES, DecodingError, in_words
 from kenya_birds.data.flac_frames import find_flac_frame, flac_headers, possible_ends, read_at
 
 # Containers in which any place can be sought exactly, if they hold FLAC or PCM.
 POSITIONED_FORMATS = ("flac", "wav", "w64", "aiff", "au", "caf")
-# Containers of sound only: FFmpeg also knows play lists, which open other files.
+# Containers that hold all of their sound: FFmpeg also knows play lists, which open other files.
 FORMATS = ",".join(
     (*POSITIONED_FORMATS, "mp3", "ogg", "mov", "aac", "ac3", "amr", "ape", "asf", "avi", "matroska", "tta", "wv")
 )
@@ -24,6 +25,7 @@ class PyavDecoder:
 
     In FLAC each frame's checksum is verified, and its place is the one that its own header says. MP3 and other files
     without such places are decoded from their start up to the first damage: behind it no sample's place is certain.
+    They are decoded once when they are opened, so that their length and their damage are known.
 
     Args:
         path: The recording.
@@ -32,6 +34,9 @@ class PyavDecoder:
         sample_rate_hz: Samples per second.
         channels: Number of channels.
         encoding: Container, codec and sample format, such as `flac flac s16`.
+        is_positioned: Whether any place can be sought exactly. If not, FFmpeg's own count of samples is the length.
+        damage: Why sound is missing from some place on, where that is known; else empty.
+        is_end_known: Whether no sound is missing behind the last frame; if not, it is not known how much.
 
     Raises:
         DecodingError: If FFmpeg does not open the file, or finds no sound in it.
@@ -41,19 +46,28 @@ class PyavDecoder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._survey: Survey | None = None
         with self._open() as container:
             context = container.streams.audio[0].codec_context
+            container_name = container.format.name.split(",")[0]
             self.sample_rate_hz: int = context.sample_rate
             self.channels: int = context.layout.nb_channels
-            self.encoding = f"{container.format.name} {context.name} {context.format.name}"
-            self._is_flac = container.format.name == "flac"
-            self._is_positioned = self._is_flac or (
-                container.format.name in POSITIONED_FORMATS and context.name.startswith("pcm_")
+            self.encoding = f"{container_name} {context.name} {context.format.name}"
+            self._is_flac = container_name == "flac"
+            self.is_positioned = self._is_flac or (
+                container_name in POSITIONED_FORMATS and context.name.startswith("pcm_")
             )
+            if not self.is_positioned:
+                self._survey = survey_sound(container, path)
+                if not self._survey.frames:
+                    raise DecodingError(self._survey.damage or "no sound in it")
+                self.sample_rate_hz, self.channels = self._survey.sample_rate_hz, self._survey.channels
             if self._is_flac:
                 self._block_frames = int.from_bytes((context.extradata or b"")[2:4])
                 if not self._block_frames:
                     raise DecodingError("its stream information is missing")
+        self.damage = self._survey.damage if self._survey else ""
+        self.is_end_known = self._survey is None or self._survey.is_end_known
         # What can be decoded of the frames `[_since, _until)` is in `_recent`; `_chunks` gives what follows.
         self._recent: deque[tuple[int, np.ndarray]] = deque()
         self._since, self._until = MAX_FRAMES, 0
@@ -69,11 +83,14 @@ class PyavDecoder:
         self._chunks = iter(())
 
     def count(self) -> int:
-        """Decodes the whole file.
+        """Decodes the whole file, if that was not done when it was opened.
 
         Returns:
-            Number of frames up to the last one that can be decoded.
+            Number of frames up to the last one that can be decoded; in files without certain places of all frames,
+            those behind damage included.
         """
+        if self._survey:
+            return self._survey.frames
         return max((at + len(sound) for at, sound in self._decode(0)), default=0)
 
     def read(self, first: int, last: int) -> list[tuple[int, np.ndarray]]:
@@ -84,7 +101,7 @@ class PyavDecoder:
             order; between them sound is lost.
         """
         keep = BLOCK_S * self.sample_rate_hz
-        if not self._since <= first <= self._until + (keep if self._is_positioned else MAX_FRAMES):
+        if not self._since <= first <= self._until + (keep if self.is_positioned else MAX_FRAMES):
             self._start(first)
         while self._until < last:
             self._advance(first - keep)
@@ -103,7 +120,7 @@ class PyavDecoder:
     def _start(self, first: int) -> None:
         """Begins to decode at the frame in which `first` is."""
         self._recent.clear()
-        self._chunks = self._decode(first if self._is_positioned else 0)
+        self._chunks = self._decode(first if self.is_positioned else 0)
         self._since = self._until = 0
         self._advance(0)
         self._since = min(first, self._recent[0][0])
@@ -120,11 +137,14 @@ class PyavDecoder:
         """Decodes from a frame at or before `first`: (place, mono sound), in order and without overlap."""
         end = 0
         with self._open() as container:
+            if self._survey:
+                yield from decode_sound(container, self._survey.certain_frames)
+                return
             places = self._flac_places if self._is_flac else self._timed_places
             for place, frame in places(container, first):
                 if (frame.sample_rate, frame.layout.nb_channels) != (self.sample_rate_hz, self.channels):
                     return
-                sound = _mono_sound(frame)[max(end - place, 0) :]  # a frame may be there twice
+                sound = to_mono_float(channels_last(frame))[max(end - place, 0) :]  # a frame may be there twice
                 if len(sound):
                     yield max(end, place), sound
                     end = max(end, place) + len(sound)
@@ -154,28 +174,20 @@ class PyavDecoder:
                     yield place, frames[0]
 
     def _timed_places(self, container: av.container.InputContainer, first: int) -> Iterator[tuple[int, av.AudioFrame]]:
-        """Frames where their times say; in files without certain places, as long as they follow on each other."""
-        origin = 0 if self._is_positioned else None  # time of the first sample: an encoder's delay is left out
-        end = 0
+        """Frames where their times say."""
         for packet in _packets(container, first / self.sample_rate_hz):
-            frames = _decode_packet(container.streams.audio[0].codec_context, packet)
-            if frames is None and not self._is_positioned:
-                return
-            for frame in frames or ():
+            for frame in _decode_packet(container.streams.audio[0].codec_context, packet) or ():
                 if frame.pts is None or frame.time_base is None:
                     return
-                time = round(frame.pts * frame.time_base * self.sample_rate_hz)
-                origin = time if origin is None else origin
-                if time - origin != end and not self._is_positioned:
-                    return
-                end = time - origin + frame.samples
-                yield time - origin, frame
+                yield round(frame.pts * frame.time_base * self.sample_rate_hz), frame
 
     def _open(self) -> av.container.InputContainer:
         try:
             # `file:`, because FFmpeg takes what stands before a colon in a name for a protocol.
             container = av.open(
-                f"file:{self._path}", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+                f"file:{self._path}",
+                options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
+                metadata_errors="replace",
             )
         except (av.FFmpegError, OSError) as error:
             raise DecodingError(in_words(error)) from None
@@ -205,13 +217,3 @@ def _decode_packet(context: av.AudioCodecContext, packet: av.Packet) -> list[av.
         return context.decode(packet)
     except av.FFmpegError:
         return None
-
-
-def _mono_sound(frame: av.AudioFrame) -> np.ndarray:
-    """Samples of an FFmpeg frame, scaled and mixed as `SoundfileDecoder` gives them."""
-    samples = frame.to_ndarray()
-    samples = samples.T if frame.format.is_planar else samples.reshape(frame.samples, -1)
-    sound = samples.astype(np.float32, order="C")
-    if samples.dtype.kind != "f":
-        sound /= 2.0 ** (8 * samples.dtype.itemsize - 1)
-    return to_mono(sound - np.float32(1) if samples.dtype.kind == "u" else sound)

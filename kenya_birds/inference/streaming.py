@@ -180,7 +180,8 @@ def _timed_blocks(reader: RecordingReader, losses: list[Loss], stopwatch: Stopwa
         if block.sound is not None:
             yield block
             continue
-        start_s, end_s = block.start / rate, (block.start + block.frames) / rate
+        start_s = block.start / rate
+        end_s = (block.start + block.frames) / rate if block.frames else None
         if losses and losses[-1].end_s == start_s:
             start_s = losses.pop().start_s
         losses.append(Loss(start_s, end_s, block.reason))

@@ -1,0 +1,243 @@
+"""Decodes sound whose samples have no certain places: from the start, packet by packet, up to the first damage.
+
+A sample's place is the number of samples that were decoded before it. Time stamps are not exact in these formats:
+those of Vorbis are true at the ends of pages only, those of Matroska are in milliseconds.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+from kenya_birds.data.decoders import in_words, to_mono
+from kenya_birds.data.mpeg_audio import follow_frames
+from kenya_birds.data.ogg_pages import find_ogg_damage
+
+# Formats whose packets have times of their own: a jump means that packets are missing.
+TIMED_FORMATS = ("mov", "matroska", "asf")
+# Formats whose headers say how long the sound is.
+MEASURED_FORMATS = (*TIMED_FORMATS, "wav", "w64", "aiff", "au", "caf", "wv", "tta", "ape", "avi")
+# Formats without a container.
+BARE_FORMATS = ("mp3", "aac")
+# Packets of these have checksums. Others that are damaged in part may be decoded without an error.
+CHECKED_CODECS = ("flac", "wavpack", "tta")
+# Times and lengths of intact files differ from the count of samples by up to 0.03 s, or some packets.
+TOLERANCE_S = 0.1
+CHUNK_FRAMES = 2**16
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is in a file, after all of it was decoded once.
+
+    Attributes:
+        frames: Samples per channel of the whole file, damaged parts included.
+        certain_frames: Samples per channel before the first damage; behind it no place is certain.
+        sample_rate_hz: Samples per second.
+        channels: Number of channels.
+        damage: What is wrong; empty if nothing is, and `certain_frames` is then `frames`.
+        is_end_known: Whether no more sound is missing than `frames` tells.
+    """
+
+    frames: int
+    certain_frames: int
+    sample_rate_hz: int
+    channels: int
+    damage: str
+    is_end_known: bool
+
+
+def survey_sound(container: av.container.InputContainer, path: Path) -> Survey:
+    """Decodes a whole file, counts its samples and looks for damage.
+
+    Args:
+        container: The file, opened and not yet read.
+        path: The same file.
+    """
+    surveyor = _Surveyor(container, path)
+    for packet, frames, error in _decoded_packets(container):
+        surveyor.add(packet, frames, error)
+    return surveyor.finish()
+
+
+def decode_sound(container: av.container.InputContainer, certain_frames: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Decodes the sound before the first damage.
+
+    Yields:
+        (first frame, float32 array of shape `(frames,)`, the mean of the channels), in order and without gaps.
+    """
+    if not certain_frames:
+        return
+    at = end = 0
+    form: tuple[int, int] | None = None
+    pending: list[np.ndarray] = []
+    for _, frames, _ in _decoded_packets(container):
+        for frame in frames:
+            form = form or _form(frame)
+            if _form(frame) == form:
+                pending.append(channels_last(frame))
+                end += frame.samples
+        if pending and (end - at >= CHUNK_FRAMES or end >= certain_frames):
+            yield at, to_mono_float(np.concatenate(pending))[: certain_frames - at]
+            at, pending = end, []
+            if end >= certain_frames:
+                return
+
+
+def channels_last(frame: av.AudioFrame) -> np.ndarray:
+    """FFmpeg's samples, in shape `(frames, channels)`."""
+    samples = frame.to_ndarray()
+    return samples.T if frame.format.is_planar else samples.reshape(frame.samples, -1)
+
+
+def to_mono_float(samples: np.ndarray) -> np.ndarray:
+    """FFmpeg's samples of shape `(frames, channels)`, scaled and mixed as `SoundfileDecoder` gives them."""
+    sound = samples.astype(np.float32, copy=False)
+    if samples.dtype.kind != "f":
+        sound = sound / np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))
+    return to_mono(sound - np.float32(1) if samples.dtype.kind == "u" else sound)
+
+
+def _form(frame: av.AudioFrame) -> tuple[int, int]:
+    """Sampling rate in Hz, and number of channels."""
+    return frame.sample_rate, frame.layout.nb_channels
+
+
+def _decoded_packets(
+    container: av.container.InputContainer,
+) -> Iterator[tuple[av.Packet | None, list[av.AudioFrame], str]]:
+    """(packet, its sound, what is wrong with it); the packet is None where the file cannot be read on."""
+    stream = container.streams.audio[0]
+    try:
+        for packet in container.demux(stream):
+            try:
+                frames = stream.codec_context.decode(packet)
+            except av.FFmpegError as error:
+                yield packet, [], f"a packet cannot be decoded: {in_words(error)}"
+            else:
+                yield packet, frames, "a packet is not complete" if packet.is_corrupt else ""
+    except av.FFmpegError as error:
+        yield None, [], f"what follows cannot be read: {in_words(error)}"
+
+
+class _Surveyor:
+    """Counts samples, and decides what is damage."""
+
+    def __init__(self, container: av.container.InputContainer, path: Path) -> None:
+        stream = container.streams.audio[0]
+        self._format = container.format.name.split(",")[0]
+        mpeg = follow_frames(path) if self._format in BARE_FORMATS else None
+        self._no_sound = mpeg.no_sound if mpeg else ()
+        self._promised_packets = mpeg.promised_frames if mpeg else None
+        # Byte from which on the file's structure shows damage, and what it is.
+        self._broken = mpeg.damage if mpeg else find_ogg_damage(path) if self._format == "ogg" else None
+        self._header_s = self._length_in_header(container)
+        self._is_checked = self._format == "ogg" or stream.codec_context.name in CHECKED_CODECS
+        self._largest = stream.codec_context.frame_size or 0  # samples of a packet
+        self._form = (0, 0)  # of the first frame: headers of HE-AAC say half the rate
+        self._total = self._packets = 0
+        self._at_last = 0  # samples before those of the last packet
+        self._last_position = -1
+        self._lag: float | None = None  # time stamp less counted samples
+        self._has_ended = True  # not where FFmpeg cannot read on
+        self._damage = ""
+        self._certain = self._total_at_damage = 0
+
+    def add(self, packet: av.Packet | None, frames: list[av.AudioFrame], error: str) -> None:
+        """Takes the next packet."""
+        self._has_ended = packet is not None
+        position = packet.pos if packet is not None and packet.size and packet.pos is not None else -1
+        is_no_sound = any(begin <= position < end for begin, end in self._no_sound)
+        self._packets += position >= 0 and not error and not is_no_sound
+        if self._broken and position >= self._broken[0]:
+            error = self._broken[1]
+        elif is_no_sound or (self._format == "ogg" and self._broken and packet is None):
+            error = ""  # the file's structure tells more than FFmpeg
+        is_decoded = position >= 0 and not error and not is_no_sound
+        if frames and not self._form[0]:
+            self._form = _form(frames[0])
+        error = error or ("" if is_no_sound else self._find_change(frames))
+        if error and not self._damage:
+            # A packet that is damaged in part may be decoded without an error: the one before is not certain either.
+            self._certain = self._total if self._is_checked else self._at_last
+            self._damage, self._total_at_damage = error, self._total
+        if is_decoded:
+            # A packet of ASF holds some of the codec's.
+            if self._format != "asf" or position != self._last_position:
+                self._at_last = self._total
+            self._last_position = position
+        samples = sum(frame.samples * self._form[0] // frame.sample_rate for frame in self._counted(frames))
+        self._largest = max(self._largest, samples)
+        self._total += samples
+
+    def finish(self) -> Survey:
+        """Says what was found, after the last packet."""
+        promised = self._promised_frames()
+        is_short = promised is not None and self._total + self._slack() < promised
+        if self._damage and self._total == self._total_at_damage and promised is not None and not is_short:
+            self._damage = ""  # it is behind the last sound
+        if not self._damage and is_short:
+            self._damage = "there is less sound than the header promises"
+            # AVI goes on behind damage without an error, and its packets have no times.
+            self._certain = 0 if self._format == "avi" else self._total if self._is_checked else self._at_last
+        if not self._damage and self._broken:
+            self._damage, self._certain = self._broken[1], self._total
+        if not self._damage:
+            return Survey(self._total, self._total, *self._form, "", is_end_known=True)
+        frames = max(self._total, promised or 0)
+        is_end_known = frames > self._certain and (self._has_ended or promised is not None)
+        return Survey(frames, self._certain, *self._form, self._damage, is_end_known)
+
+    def _counted(self, frames: list[av.AudioFrame]) -> list[av.AudioFrame]:
+        """Frames that count: before damage not those of another form, which FFmpeg may find in a tag."""
+        return [frame for frame in frames if self._damage or _form(frame) == self._form]
+
+    def _find_change(self, frames: list[av.AudioFrame]) -> str:
+        """What changes from the frames before to these."""
+        counted = self._total
+        for frame in frames:
+            rate, channels = _form(frame)
+            if (rate, channels) != self._form:
+                return f"the sound changes to {rate} Hz and {channels} channels"
+            if self._format in TIMED_FORMATS and frame.pts is not None and frame.time_base is not None:
+                lag = float(frame.pts * frame.time_base) - counted / rate
+                jump = lag - (lag if self._lag is None else self._lag)
+                self._lag = lag
+                if abs(jump) > TOLERANCE_S:
+                    return f"the time stamps jump by {jump:.3f} s"
+            counted += frame.samples
+        return ""
+
+    def _slack(self) -> float:
+        """How many samples fewer than promised may be in a whole file."""
+        if self._format in ("mp3", "caf"):  # these count packets, some writers of MP3 one more
+            return 1.5 * self._largest
+        if self._format in TIMED_FORMATS:  # the encoder's delay may be counted
+            return 2 * self._largest + TOLERANCE_S * self._form[0]
+        return TOLERANCE_S * self._form[0]
+
+    def _promised_frames(self) -> int | None:
+        """Samples that the header, or an Ogg file's last page, promises; None if none does."""
+        by_ffmpeg = None if self._header_s is None else round(self._header_s * self._form[0])
+        if self._promised_packets is not None:
+            missing = max(self._promised_packets - self._packets, 0) * self._largest
+            # FFmpeg's length leaves out what an encoder added at the end, but may be an estimate.
+            is_close = missing and by_ffmpeg and abs(by_ffmpeg - self._total - missing) < 3 * self._largest
+            return by_ffmpeg if is_close else self._total + missing
+        if self._format in BARE_FORMATS or (self._format == "ogg" and not self._damage):
+            return None
+        return by_ffmpeg
+
+    def _length_in_header(self, container: av.container.InputContainer) -> float | None:
+        """Length of the sound in seconds; FFmpeg also makes estimates where the header has none."""
+        if self._format not in (*MEASURED_FORMATS, "mp3") and not self._broken:
+            return None
+        stream = container.streams.audio[0]
+        if stream.duration is not None and stream.time_base is not None:
+            return float(stream.duration * stream.time_base)
+        # That of the container is the longest stream's.
+        if container.duration is not None and len(container.streams) == 1:
+            return container.duration / av.time_base
+        return None
