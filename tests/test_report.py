@@ -1,4 +1,7 @@
+import base64
+import io
 import re
+from collections import Counter
 from datetime import datetime
 from html.parser import HTMLParser
 
@@ -12,7 +15,7 @@ from kenya_birds.data.archive import read_archive
 from kenya_birds.errors import UserError
 from kenya_birds.exploration import pictures
 from kenya_birds.exploration.changes import change_clip, find_background
-from kenya_birds.exploration.listening import find_clear_call, listen
+from kenya_birds.exploration.listening import encode_clip, find_clear_call, listen
 from kenya_birds.exploration.measures import (
     activity_along,
     activity_by_hour,
@@ -241,8 +244,8 @@ def test_page_is_self_contained(page):
     assert "http:" not in page
     assert "https:" not in page
     assert "@import" not in page
-    assert all(value.startswith("data:image/png;base64,") for value in parsed.values("src"))
-    assert len(parsed.values("src")) == 6
+    kinds = Counter(value.partition(",")[0] for value in parsed.values("src"))
+    assert kinds == {"data:image/png;base64": 3 + 10, "data:audio/mpeg;base64": 1 + 6}
     assert all(value.startswith("#") for value in parsed.values("href"))
     assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
 
@@ -263,7 +266,8 @@ def test_page_can_be_read_aloud(page):
     parsed = Page(page)
 
     assert ("html", "lang", "en") in parsed.attributes
-    assert parsed.tags.count("img") == len(parsed.values("alt")) == 6
+    assert parsed.tags.count("img") == len(parsed.values("alt")) == 13
+    assert page.count("<audio ") == page.count('aria-label="Call of ') == 7
     assert page.count('role="img" aria-label="') == parsed.tags.count("svg")
     assert page.count("<th ") == page.count("<th scope=")
 
@@ -278,6 +282,52 @@ def test_page_tells_the_numbers(page, small_archive):
     assert "Synthetic Whistler 1" in words
     assert "nan" not in words.split()
     assert str(small_archive.parent) not in page
+
+
+def test_calls_can_be_played_and_are_small(page):
+    sounds = [value for value in Page(page).values("src") if value.startswith("data:audio")]
+    for sound in sounds:
+        assert len(sound) < 40_000
+        waveform, rate = soundfile.read(io.BytesIO(base64.b64decode(sound.partition(",")[2])))
+        assert (len(waveform) / rate, rate) == (pytest.approx(3, abs=0.15), 32_000)
+        assert np.abs(waveform).max() == pytest.approx(10 ** (-3 / 20), abs=0.1)
+    assert len(page) < 2_500_000
+
+
+def test_an_encoded_clip_is_its_sound_and_silence_is_no_error():
+    clip = (0.01 * tone(1000, 3, 32_000)).astype(np.float32)
+    for sound in (clip, np.zeros(96_000, np.float32)):
+        encoded = encode_clip(sound, 32_000)
+        assert encode_clip(sound, 32_000) == encoded
+        waveform, rate = soundfile.read(io.BytesIO(base64.b64decode(encoded.partition(",")[2])))
+        assert np.isfinite(waveform).all()
+        if sound.any():
+            assert np.abs(np.fft.rfft(waveform)).argmax() * rate / len(waveform) == pytest.approx(1000, abs=2)
+
+
+def test_without_mp3_calls_are_flac(monkeypatch):
+    monkeypatch.setattr(soundfile, "available_formats", lambda: {"FLAC": "", "WAV": ""})
+    kind, _, sound = encode_clip(tone(1000, 3), RATE).partition(",")
+    assert kind == "data:audio/flac;base64"
+    assert soundfile.info(io.BytesIO(base64.b64decode(sound))).frames == 3 * RATE
+
+
+def test_the_range_of_centroids_is_told_and_it_is_not_zero(tmp_path):
+    """Rumble below the calls gives their ranges a lower end of 0 Hz."""
+    rows = [("x.wav", 1.0 + n, "ab"[n % 2]) for n in range(8)]
+    archive = write_archive(tmp_path / "archive", rows)
+    rumble = 0.2 * tone(20, 10) + 0.02 * tone(2000, 10) + 0.02 * tone(3500, 10)
+    soundfile.write(archive / "soundscape_data" / "x.wav", rumble, RATE)
+    assert (listen(read_archive(archive)).ranges["low_hz"] < 5).any()
+    words = Page(write_report(archive, tmp_path / "report.html", min_annotations=1).read_text()).words()
+    low_hz = re.search(r"98\s% of 8 calls have their centroid between ([0-9,]+) and ([0-9,]+)\sHz", words)[1]
+    assert int(low_hz.replace(",", "")) > 100
+
+
+def test_the_split_is_a_table(page):
+    words = Page(page).words()
+    assert re.search(r"part recordings annotations share wanted species train [0-9]+ [0-9]+ [0-9.]+\s% 60\s% 5", words)
+    assert "<pre" not in page
 
 
 def test_same_archive_same_page(page, small_archive, tmp_path):

@@ -121,7 +121,7 @@ def format_audit(audits: SplitAudit | Mapping[str, SplitAudit]) -> str:
         for row in table
     ]
     for name, audit in audits.items():
-        for title, items in _lists(audit.summary):
+        for title, items in audit_lists(audit.summary):
             text = f"{name}: {title}" if name else title
             more = [f"and {len(items) - SHOWN_NAMES} more"] if len(items) > SHOWN_NAMES else []
             text += f" ({len(items)}): {', '.join(items[:SHOWN_NAMES] + more)}"
@@ -195,7 +195,8 @@ def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _lists(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
+def audit_lists(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """What an audit's summary names one by one: a title, and the classes, recordings or pairs, where there are any."""
     lists = [
         ("cannot be learned", summary["unlearned"]),
         ("cannot be scored", summary["unscored"]),

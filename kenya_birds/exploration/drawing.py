@@ -18,6 +18,7 @@ WIDTH_INCH = 9.0
 ROWS_PER_COLUMN = 25
 MAX_COLUMNS = 3
 ROW_INCH = 0.175
+MAX_COLUMN_NAME = 26
 # Text stays text: small, and it can be searched.
 styled = plot_style.styled(**{"svg.fonttype": "none", "svg.hashsalt": "kenya_birds", "font.size": 9})
 
@@ -38,7 +39,7 @@ def new_columns(names: Sequence[str]) -> tuple[Figure, list[tuple[Axes, slice]]]
     parts = []
     for column, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
         first = column * per_column
-        part = [short_name(name) for name in names[first : first + per_column]]
+        part = [short_name(name, MAX_COLUMN_NAME) for name in names[first : first + per_column]]
         axes.set_yticks(np.arange(len(part)), part, fontsize=8)
         axes.set_ylim(per_column - 0.4, -0.6)
         axes.grid(visible=False, axis="y")

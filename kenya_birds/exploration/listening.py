@@ -1,11 +1,14 @@
 """Listens to an archive's recordings: levels, calls, and one call to show."""
 
+import base64
+import io
 import logging
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import soundfile
 from tqdm import tqdm
 
 from kenya_birds.data.archive import Archive
@@ -20,6 +23,7 @@ LEVEL_BLOCK_S = 1.0
 # Levels are taken from a part of so many seconds each minute, or from all of a recording that is short.
 LEVEL_PART_S, LEVEL_EVERY_S, WHOLE_UP_TO_S = 10.0, 60.0, 600.0
 EXAMPLE_CANDIDATES = 12
+PEAK_DBFS, FADE_S = -3.0, 0.01
 
 
 @dataclass
@@ -76,25 +80,38 @@ def listen(archive: Archive) -> Sound:
     )
 
 
-def find_clear_call(archive: Archive, sampling_rate: int, clip_s: float, seed: int) -> Call | None:
-    """Draws a few annotations by lot and chooses the one that stands out most from its clip's noise floor.
+def find_clear_call(
+    archive: Archive,
+    sampling_rate: int,
+    clip_s: float,
+    seed: int,
+    *,
+    species: str | None = None,
+    candidates: int = EXAMPLE_CANDIDATES,
+) -> Call | None:
+    """Draws a few annotations at random and chooses the one that stands out most from its clip's noise floor.
 
     Args:
         archive: The archive.
         sampling_rate: Rate of the clip in Hz.
         clip_s: Length of the clip in seconds; calls nearer to an end of their recording are not chosen.
-        seed: Seed of the lot.
+        seed: Seed of the draw.
+        species: eBird code; None: any species.
+        candidates: How many are drawn.
 
     Returns:
         The call, in the middle of its clip; None if none of them can be read.
     """
     samples = round(clip_s * sampling_rate)
-    duration_s = archive.annotations["recording"].map({n: header.duration_s for n, header in archive.headers.items()})
-    rows = archive.annotations[archive.annotations["center_s"].between(clip_s / 2, duration_s - clip_s / 2)]
-    order = np.random.default_rng(seed).permutation(len(rows))[:EXAMPLE_CANDIDATES]
+    annotations = archive.annotations
+    if species is not None:
+        annotations = annotations[annotations["species"] == species]
+    duration_s = annotations["recording"].map({n: header.duration_s for n, header in archive.headers.items()})
+    rows = annotations[annotations["center_s"].between(clip_s / 2, duration_s - clip_s / 2)]
+    order = np.random.default_rng(seed).permutation(len(rows))[:candidates]
     best, best_db = None, -np.inf
     drawn = rows.iloc[order]
-    for recording, center_s, species in zip(drawn["recording"], drawn["center_s"], drawn["species"], strict=True):
+    for recording, center_s, code in zip(drawn["recording"], drawn["center_s"], drawn["species"], strict=True):
         try:
             with RecordingReader(archive.recording_path(recording), sampling_rate) as reader:
                 clip = reader.read(round(center_s * sampling_rate) - samples // 2, samples)
@@ -104,8 +121,30 @@ def find_clear_call(archive: Archive, sampling_rate: int, clip_s: float, seed: i
         middle = len(levels) // 2
         above_db = float(np.median(levels[middle - 2 : middle + 3]) - np.quantile(levels, 0.1))
         if above_db > best_db:
-            best, best_db = Call(recording, center_s, species, clip), above_db
+            best, best_db = Call(recording, center_s, code, clip), above_db
     return best
+
+
+def encode_clip(clip: np.ndarray, sampling_rate: int) -> str:
+    """A clip to be played on a page, as the data URI of a small sound file with its peak at -3 dB of full scale.
+
+    MP3 at about 56 kbit/s, which every browser plays; FLAC where libsndfile cannot write MP3.
+
+    Args:
+        clip: Samples of any scale, shape `(samples,)`.
+        sampling_rate: In Hz.
+    """
+    sound = clip.astype(np.float64)
+    sound *= 10 ** (PEAK_DBFS / 20) / max(float(np.abs(sound).max()), 1e-9)
+    fade = np.minimum(1.0, np.arange(1, len(sound) + 1) / max(1.0, FADE_S * sampling_rate))
+    file = io.BytesIO()
+    if "MP3" in soundfile.available_formats():
+        options, kind = {"subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.9}, "mpeg"
+        soundfile.write(file, sound * fade * fade[::-1], sampling_rate, format="MP3", **options)
+    else:
+        kind = "flac"
+        soundfile.write(file, sound * fade * fade[::-1], sampling_rate, format="FLAC", subtype="PCM_16")
+    return f"data:audio/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _block_levels(reader: RecordingReader, header: AudioHeader, failures: list[str]) -> np.ndarray:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from kenya_birds.exploration.drawing import ROW_INCH, new_columns, new_figure, styled, to_svg
+from kenya_birds.inference.activity import hour_ticks, shown_hours
 from kenya_birds.model.signal_kenya_birds import hz_to_mel
 from kenya_birds.plot_style import short_name
 
@@ -74,7 +75,7 @@ def draw_spectral_ranges(table: pd.DataFrame, central_hz: tuple[float, float]) -
 
     Args:
         table: What `summarize_spectral_ranges` returns, under the species' names.
-        central_hz: Range that holds the central 98 % of all calls; what lies outside is shaded.
+        central_hz: Range of the central 98 % of the centroids of all calls; what lies outside is shaded.
     """
     figure, axes = new_figure(1.0 + ROW_INCH * 1.1 * len(table))
     table = table.drop(columns="calls").clip(lower=LEAST_HZ)
@@ -155,20 +156,22 @@ def draw_activity_along(table: pd.DataFrame) -> str:
 
 @styled
 def draw_activity_by_hour(table: pd.DataFrame, clock: str) -> str:
-    """Annotations per recorded minute by hour of the day (see `activity_by_hour`); hours without sound are grey.
+    """Annotations per recorded minute by hour of the day (see `activity_by_hour`); hours without sound are grey, and
+    left out at the ends.
 
     Args:
         table: 24 rows.
         clock: Which time the hours are in, for the axis.
     """
     figure, axes = new_figure(2.6)
-    hours = np.arange(len(table))
+    hours = shown_hours(table["recorded_s"].to_numpy() / 3600)
+    table, places = table.iloc[hours], np.arange(len(hours))
     silent = table["recorded_s"].to_numpy() == 0
-    axes.bar(hours[silent] + 0.5, 1, width=1, color="#eef0f3", linewidth=0.5, transform=axes.get_xaxis_transform())
-    axes.bar(hours + 0.5, table["per_minute"].fillna(0), width=0.9, color=BLUE)
+    axes.bar(places[silent] + 0.5, 1, width=1, color="#eef0f3", linewidth=0.5, transform=axes.get_xaxis_transform())
+    axes.bar(places + 0.5, table["per_minute"].fillna(0), width=0.9, color=BLUE)
     axes.set_ylim(0, max(1e-9, 1.1 * table["per_minute"].max()))
-    axes.set_xlim(0, 24)
-    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[2, 3, 4, 6, 10]))
+    axes.set_xlim(0, len(hours))
+    axes.set_xticks(*hour_ticks(hours))
     axes.set(xlabel=f"hour of the day ({clock})", ylabel="annotations per minute")
     return to_svg(figure, "hours")
 
@@ -185,10 +188,11 @@ def draw_spectrograms(
         band_edges_hz: Lower edge of the lowest band and upper edge of the highest.
         mel: Whether the bands are of equal width on Slaney's mel scale, rather than in Hz.
     """
-    figure = Figure(figsize=(3.4, 0.3 + 2.0 * len(spectrograms)), dpi=160)
+    height_inch = 0.3 + 2.0 * len(spectrograms)
+    figure = Figure(figsize=(3.4, height_inch), dpi=160)
     FigureCanvasAgg(figure)
     # The automatic layout would draw everything twice.
-    figure.subplots_adjust(left=0.14, right=0.97, top=0.94, bottom=0.1, hspace=0.2)
+    figure.subplots_adjust(left=0.14, right=0.97, top=1 - 0.27 / height_inch, bottom=0.43 / height_inch, hspace=0.2)
     panels = figure.subplots(len(spectrograms), sharex=True, squeeze=False)[:, 0]
     low, high = _scale(band_edges_hz, mel)
     ticks = [hz for hz in (MEL_TICKS_HZ if mel else LINEAR_TICKS_HZ) if band_edges_hz[0] <= hz <= band_edges_hz[1]]

@@ -18,12 +18,12 @@ from kenya_birds.data.balanced_split import balanced_split
 from kenya_birds.data.name_pattern import NamePattern
 from kenya_birds.data.planning import plan_clips
 from kenya_birds.data.recording_name import parse_recording_name
-from kenya_birds.data.split_audit import audit_split, format_audit
+from kenya_birds.data.split_audit import SplitAudit, audit_lists, audit_split
 from kenya_birds.data.splits import seed_split
 from kenya_birds.errors import UserError
 from kenya_birds.exploration import pictures
 from kenya_birds.exploration.changes import change_clip, find_background
-from kenya_birds.exploration.listening import find_clear_call, listen
+from kenya_birds.exploration.listening import encode_clip, find_clear_call, listen
 from kenya_birds.exploration.measures import (
     activity_along,
     activity_by_hour,
@@ -41,7 +41,7 @@ MOST_SPECIES = 40
 ROWS_PER_PICTURE = 60
 MOST_DURATIONS = 30
 MOST_OVERLAPS = 8
-CHANGES_PER_PICTURE = 4
+MOST_CALLS, CALL_CANDIDATES = 12, 6
 FEATURE_NAMES = {"stft": "STFT", "mel": "Mel", "reassigned": "Reassigned"}
 
 
@@ -131,6 +131,7 @@ def _describe(
         **_overlaps(annotations),
         **_activity(archive, duration_s, name_pattern),
         "example": _example(archive, names, seed),
+        "calls": _calls(archive, counts, names, seed),
         **_split(archive, min_annotations, balanced, name_pattern),
     }
 
@@ -155,7 +156,8 @@ def _spectral(ranges: pd.DataFrame, names: dict[str, str]) -> dict[str, Any]:
     heard = ranges.dropna()
     if heard.empty:
         return {"spectral": None}
-    central_hz = (float(heard["low_hz"].quantile(0.01)), float(heard["high_hz"].quantile(0.99)))
+    # Of centroids: where rumble is louder than a call, the lower end of its range is 0.
+    central_hz = (float(heard["centroid_hz"].quantile(0.01)), float(heard["centroid_hz"].quantile(0.99)))
     table = summarize_spectral_ranges(heard, MOST_SPECIES).rename(index=names)
     return {
         "spectral": {
@@ -236,13 +238,27 @@ def _example(archive: Archive, names: dict[str, str], seed: int) -> dict[str, An
     extractor = KenyaBirdsFeatureExtractor(f_max_hz=f_max_hz, do_standardize=False)
     background = find_background(archive, extractor.sampling_rate, CLIP_S)
     views = change_clip(found.clip, other.clip, background, extractor)
-    changes = [
-        pictures.draw_spectrograms(
-            views[first : first + CHANGES_PER_PICTURE], CLIP_S, (extractor.f_min_hz, f_max_hz), mel=True
-        )
-        for first in range(0, len(views), CHANGES_PER_PICTURE)
-    ]
-    return {"call": found, "name": names[found.species], "images": images, "changes": changes}
+    edges_hz = (extractor.f_min_hz, f_max_hz)
+    changes = [(view[0], pictures.draw_spectrograms([view], CLIP_S, edges_hz, mel=True)) for view in views]
+    return {
+        "call": found,
+        "name": names[found.species],
+        "sound": encode_clip(found.clip, extractor.sampling_rate),
+        "images": images,
+        "changes": changes,
+    }
+
+
+def _calls(archive: Archive, counts: pd.Series, names: dict[str, str], seed: int) -> list[dict[str, Any]]:
+    """A clear call of each of the most frequent species, to be played."""
+    rate = KenyaBirdsFeatureExtractor().sampling_rate
+    calls = []
+    for code in counts.index[:MOST_CALLS]:
+        found = find_clear_call(archive, rate, CLIP_S, seed, species=code, candidates=CALL_CANDIDATES)
+        if found is not None:
+            sound = encode_clip(found.clip, rate)
+            calls.append({"name": names[code], "where": found.recording, "center_s": found.center_s, "sound": sound})
+    return calls
 
 
 def _split(archive: Archive, min_annotations: int, balanced: bool, name_pattern: NamePattern | None) -> dict[str, Any]:
@@ -255,7 +271,31 @@ def _split(archive: Archive, min_annotations: int, balanced: bool, name_pattern:
         if balanced:
             table = balanced_split(clips, same_sound=same_sound)
             audits["balanced"] = audit_split(clips, table, name_pattern=name_pattern)
-        content["split"] = format_audit(audits)
+        content["split"] = {name: _audit_tables(audit) for name, audit in audits.items()}
     except UserError as error:
         content["split_problem"] = str(error)
     return content
+
+
+def _audit_tables(audit: SplitAudit) -> dict[str, Any]:
+    """An audit as the page shows it: a table of the parts, single facts, and lists."""
+    summary = audit.summary
+    parts = [
+        {
+            "name": part,
+            "recordings": summary["recordings_per_part"][part],
+            "annotations": int(audit.per_class[part].sum()),
+            "share": summary["annotation_shares"][part],
+            "target": summary["targets"][part],
+            "classes": summary["classes_per_part"][part],
+        }
+        for part in summary["targets"]
+    ]
+    facts = [
+        ("species in every part", f"{summary['covered_classes']} of {summary['classes']}"),
+        ("distance of a species' shares from the targets, mean", f"{summary['mean_distance']:.3f}"),
+        ("the same, greatest", f"{summary['max_distance']:.3f}"),
+        ("pairs of recordings of one site and hour in different parts", str(len(summary["near_recordings"]))),
+        ("recordings whose names do not say site and time", str(len(summary["unparsed_recordings"]))),
+    ]
+    return {"parts": parts, "facts": facts, "lists": audit_lists(summary)}

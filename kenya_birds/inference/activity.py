@@ -164,6 +164,12 @@ def shown_hours(recorded_h: np.ndarray | None) -> np.ndarray:
     return (first - more // 2 + np.arange(number + more)) % DAY_H
 
 
+def hour_ticks(hours: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Ticks between hours that follow each other, and their labels, for an axis on which each is 1 wide."""
+    ticks = np.arange(0, len(hours) + 1, 1 if len(hours) <= DAY_H // 2 else 2)
+    return ticks, [str((hours[0] + tick - 1) % DAY_H + 1 if tick else hours[0]) for tick in ticks]
+
+
 @styled(**{"axes.grid": False, "font.size": 9})
 def _draw(activity: Activity) -> Figure:
     counts = activity.counts.iloc[:MAX_SPECIES]
@@ -197,8 +203,7 @@ def _draw(activity: Activity) -> Figure:
         axes.text(column + 0.5, row + 0.52, f"{numbers[row, column]:,}", ha="center", va="center", fontsize=7,
                   color=colour)  # fmt: skip
     axes.set_yticks(np.arange(len(counts)) + 0.5, [short_name(str(name), 32) for name in counts.index])
-    ticks = np.arange(0, len(hours) + 1, 1 if len(hours) <= DAY_H // 2 else 2)
-    axes.set_xticks(ticks, [str((hours[0] + tick - 1) % DAY_H + 1 if tick else hours[0]) for tick in ticks])
+    axes.set_xticks(*hour_ticks(hours))
     axes.tick_params(length=2)
     axes.set_xlabel(f"hour of the day ({activity.clock})")
     lines_of_title = _title(activity, hours)
