@@ -1,4 +1,4 @@
-"""Commands about models in the making: estimate, evaluate, probe, tune, info."""
+"""Commands about models in the making: info, estimate, evaluate, score, probe, tune."""
 
 import argparse
 from pathlib import Path
@@ -16,6 +16,7 @@ from kenya_birds.values import (
     Range,
     Seconds,
     Seed,
+    Share,
     SignedSeconds,
     Whole,
 )
@@ -25,7 +26,7 @@ PROBLEM_TYPES = Literal["single_label_classification", "multi_label_classificati
 
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
-    for add in (_add_info, _add_estimate, _add_evaluate, _add_probe, _add_tune):
+    for add in (_add_info, _add_estimate, _add_evaluate, _add_score, _add_probe, _add_tune):
         add(commands)
 
 
@@ -206,6 +207,76 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     print(format_metrics(metrics))
     print(f"Metrics, tables, predictions and pictures are in {output}")
+
+
+def _add_score(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "score",
+        "compare a table of detections with the annotations of an archive",
+        "Compares the detections of any program with the annotations of whole recordings: precision, recall and F1 of "
+        "events, false detections per hour, average precision over windows, each with a 95% interval from a bootstrap "
+        "over recordings. Reads tables of this package, BirdNET-Analyzer, Raven, Audacity and Kaleidoscope, and plain "
+        "CSV files. With --beside, two programs are compared on the same recordings.",
+        "kenya-birds score found/detections.csv archive --beside birdnet/BirdNET_CombinedTable.csv --output scores",
+    )
+    add_option(command, "table", Path, help="table of detections, or a folder of such tables")
+    add_archive(command)
+    output = command.add_argument_group("Output")
+    add_option(output, "--output", Path | None, metavar="FOLDER", help="folder to write: new or empty")
+    what = command.add_argument_group("What is compared")
+    add_option(what, "--beside", Path | None, metavar="TABLE", help="table of detections of another program")
+    add_option(
+        what,
+        "--splits_file",
+        Path | None,
+        metavar="FILE",
+        help="CSV with splits: only the recordings of --split count; by default those that a table names",
+    )
+    add_option(what, "--split", Literal["train", "validation", "test"], "test", help="recordings of --splits_file")
+    add_option(what, "--min_score", Share, 0.0, help="drop detections with a lower score")
+    how = command.add_argument_group("How a call is found")
+    add_option(how, "--tolerance_s", Seconds, 0.0, help="how far outside a detection the point of a call may be")
+    add_option(how, "--window_s", Duration, 3.0, help="length of the windows for average precision and empty windows")
+    _add_seed(command)
+    add_general(command)
+    command.set_defaults(run=_score)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from kenya_birds.errors import UserError
+    from kenya_birds.input_files import check_file, check_layout
+    from kenya_birds.output_files import check_new_folder
+
+    for table in (options.table, options.beside):
+        if table is not None and not table.is_dir():
+            check_file(table, "a table of detections, or a folder of tables")
+    check_layout(options.data_dir)
+    check_file(options.splits_file, "a table of splits")
+    if options.output is not None:
+        check_new_folder(options.output)
+    from kenya_birds.data.splits import read_splits
+    from kenya_birds.experiments.score import ScoreSettings, format_scores, score_tables
+
+    recordings = None
+    if options.splits_file is not None:
+        splits = read_splits(options.splits_file, 0)
+        recordings = tuple(splits.loc[splits["split"] == options.split, "recording"])
+        if not recordings:
+            raise UserError(f"{options.splits_file} has no recording in the split '{options.split}'")
+    settings = ScoreSettings(
+        min_score=options.min_score,
+        tolerance_s=options.tolerance_s,
+        window_s=options.window_s,
+        recordings=recordings,
+        seed=options.seed,
+    )
+    content = score_tables(
+        options.table, options.data_dir, beside=options.beside, output_dir=options.output, settings=settings
+    )
+    print(format_scores(content))
+    if options.output is not None:
+        print(f"metrics.json, and tables of species, recordings, detections and calls, are in {options.output}")
 
 
 def _add_probe(commands: Any) -> None:

@@ -42,9 +42,11 @@ class Archive:
 
     Attributes:
         data_dir: The archive's folder.
-        annotations: One row per usable annotation: `recording` (file name), `center_s` (seconds from the start of the
-            recording, the middle of the call) and `species` (eBird code), in the order of the table.
-        unknown: `recording` and `center_s` of the birds that the annotators could not name (`????`, or no code).
+        annotations: One row per usable annotation: `recording` (file name), `start_s` and `end_s` (seconds from the
+            start of the recording; equal where only the middle of the call is annotated), `center_s` (the middle)
+            and `species` (eBird code), in the order of the table.
+        unknown: `recording`, `start_s`, `end_s` and `center_s` of the birds that the annotators could not name
+            (`????`, or no code).
         species: Indexed by eBird code: `scientific_name`, `common_name`.
         headers: Header of each annotated recording that can be read, by file name.
         set_aside: Annotations that cannot be used: `row` (line in the CSV, the header being line 1), `recording`,
@@ -260,8 +262,9 @@ def _set_aside(
     reason[duration_s.isna()] = "the recording cannot be read"
 
     annotations = annotations.assign(center_s=center_s, reason=reason)
-    usable = annotations.loc[reason == "", ["recording", "center_s", "species"]]
-    unknown = annotations.loc[reason.isin(["unknown bird", "no species code"]), ["recording", "center_s"]]
+    usable = annotations.loc[reason == "", ["recording", "start_s", "end_s", "center_s", "species"]]
+    is_unknown = reason.isin(["unknown bird", "no species code"])
+    unknown = annotations.loc[is_unknown, ["recording", "start_s", "end_s", "center_s"]]
     set_aside = annotations.loc[reason != "", ["row", "recording", "reason"]]
     for why, rows in set_aside.groupby("reason"):
         logger.warning(

@@ -11,13 +11,15 @@ from kenya_birds.errors import UserError
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
-def read_csv(path: str | Path) -> pd.DataFrame:
+def read_csv(path: str | Path, delimiter: str = ",") -> pd.DataFrame:
     """Reads all columns of a CSV as text without space around it; blank rows are left out.
 
     Cells that a row lacks at its end are empty. `NA`, `null` and the like stay what they are.
 
     Args:
         path: The table, in UTF-8, with or without a byte order mark.
+        delimiter: What stands between cells. In tables with tabs, quotation marks are plain text, as Raven writes
+            them.
 
     Returns:
         The columns; the index is `row`, the line on which a row begins. The header begins on line 1.
@@ -26,11 +28,15 @@ def read_csv(path: str | Path) -> pd.DataFrame:
         UserError: If the file cannot be read, has no header, or a row has more cells than the header.
     """
     path = Path(path)
-    rows = _rows(path)
+    rows = _rows(path, delimiter)
     _, header = next(rows, (1, []))
     if not any(header):
         raise UserError(f"{path} is empty: expected a header, and a row for each line of the table")
-    if len(header) == 1 and (found := next((mark for mark in _SEPARATORS if mark in header[0]), None)):
+    if (
+        delimiter == ","
+        and len(header) == 1
+        and (found := next((mark for mark in _SEPARATORS if mark in header[0]), None))
+    ):
         raise UserError(
             f"{path} has {_SEPARATORS[found]} between its columns: expected commas, and a point in decimal numbers; "
             "save it as CSV (UTF-8) with commas"
@@ -74,11 +80,14 @@ def read_table(path: str | Path, columns: Mapping[str, str]) -> pd.DataFrame:
     return table[(table[list(columns.values())] != "").any(axis=1)].reset_index(drop=True)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            if delimiter == "\t":
+                reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+            else:
+                reader = csv.reader(file, delimiter=delimiter, strict=True)
             for cells in reader:
                 yield line, [cell.strip() for cell in cells]
                 line = reader.line_num + 1

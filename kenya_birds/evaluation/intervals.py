@@ -62,13 +62,16 @@ def metric_intervals(
     return {name: centred_interval(weighted[name][1:], weighted[name][0].item(), level) for name in METRICS}
 
 
-def centred_interval(values: np.ndarray, estimate: float, level: float) -> tuple[float, float] | None:
-    """Percentiles of resampled values, moved so that their median is the estimate, within 0 and 1.
+def centred_interval(
+    values: np.ndarray, estimate: float, level: float, bounds: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, float] | None:
+    """Percentiles of resampled values, moved so that their median is the estimate.
 
     Args:
         values: Of the resamples; NaN does not count.
         estimate: Of what was resampled.
         level: Share of the values between the ends.
+        bounds: Smallest and largest value that the metric can have.
 
     Returns:
         Lower and upper end; None without values or estimate.
@@ -77,7 +80,7 @@ def centred_interval(values: np.ndarray, estimate: float, level: float) -> tuple
     if len(values) == 0 or np.isnan(estimate):
         return None
     low, median, high = np.quantile(values, [(1 - level) / 2, 0.5, (1 + level) / 2])
-    ends = np.clip([low + estimate - median, high + estimate - median], 0, 1)
+    ends = np.clip([low + estimate - median, high + estimate - median], *bounds)
     return float(ends[0]), float(ends[1])
 
 
@@ -103,7 +106,7 @@ def weighted_metrics(
     sums = _GroupSums(scores, references, group, weights.shape[1])
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        ap, auroc = _ranking(scores, references, group, weights)
+        ap, auroc = weighted_ranking(scores, references, group, weights)
         return {
             **sums.metrics(weights),
             "cmap": np.nanmean(ap, axis=1),
@@ -170,7 +173,7 @@ class _GroupSums:
         }
 
 
-def _ranking(
+def weighted_ranking(
     scores: np.ndarray, references: np.ndarray, group: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average precision and AUROC, both of shape `(resamples, classes)`."""

@@ -1,0 +1,318 @@
+"""Metrics of detections on whole recordings, with intervals from a bootstrap over recordings."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kenya_birds.evaluation.events import MIN_OVERLAP, Matches, match_events
+from kenya_birds.evaluation.intervals import LEVEL, RESAMPLES, centred_interval, weighted_ranking
+from kenya_birds.model.modeling_kenya_birds import MASKED
+
+WINDOW_S = 3.0
+# Recall is told at these numbers of false detections an hour.
+FALSE_PER_H = (1, 10)
+METRICS = (
+    "f1",
+    "precision",
+    "recall",
+    "macro_f1",
+    "false_per_h",
+    "named_empty_windows",
+    "best_f1",
+    *(f"recall_at_{number}_false_per_h" for number in FALSE_PER_H),
+    "cmap",
+    "auroc",
+)
+SPAN = ("recording", "start_s", "end_s")
+# Resamples that are ranked together, so that memory does not grow with their number.
+_RESAMPLE_BLOCK = 50
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is annotated in the recordings on which detections are judged.
+
+    Attributes:
+        durations_s: Length in seconds of every recording that counts, by name.
+        classes: Codes of the species that count.
+        calls: `recording`, `species`, `start_s`, `end_s`; a call is a point in time where both are equal.
+        unknown: `recording`, `start_s`, `end_s` of birds that the annotators could not name.
+    """
+
+    durations_s: dict[str, float]
+    classes: list[str]
+    calls: pd.DataFrame
+    unknown: pd.DataFrame
+
+
+class EventScores:
+    """Detections of one system, matched to the calls of whole recordings.
+
+    Args:
+        detections: `recording`, `species`, `start_s`, `end_s`, `score`; recordings and species are those of `truth`.
+        truth: What is annotated.
+        tolerance_s: See `match_events`; windows whose edge is so near to a call do not count either.
+        window_s: Length of the windows that cmAP, AUROC and the share of empty windows are about; they lie side by
+            side from the start of each recording, and a rest shorter than a window does not count.
+
+    Attributes:
+        detections: The detections, with `is_right` and `is_ignored`.
+        calls: The calls, with `is_found`.
+        matches: What became of each.
+    """
+
+    def __init__(
+        self, detections: pd.DataFrame, truth: Truth, *, tolerance_s: float = 0.0, window_s: float = WINDOW_S
+    ) -> None:
+        self._truth = truth
+        detections, calls = detections.reset_index(drop=True), truth.calls.reset_index(drop=True)
+        self.matches: Matches = match_events(detections, calls, truth.unknown, tolerance_s=tolerance_s)
+        self.detections = detections.assign(is_right=self.matches.is_right, is_ignored=self.matches.is_ignored)
+        self.calls = calls.assign(is_found=self.matches.is_found)
+        self._windows = _Windows(detections, truth, window_s, tolerance_s)
+        names = {name: number for number, name in enumerate(truth.durations_s)}
+        labels = {code: number for number, code in enumerate(truth.classes)}
+        self._group, self._call_group = (_numbers(table["recording"], names) for table in (detections, calls))
+        self._label, self._call_label = (_numbers(table["species"], labels) for table in (detections, calls))
+
+    def per_species(self) -> pd.DataFrame:
+        """`species`, `calls`, `found`, `detections`, `right`, `precision`, `recall`, `f1` and `average_precision`.
+
+        Average precision is over windows; NaN where no window holds the species.
+        """
+        ones = np.ones((1, len(self._truth.durations_s)))
+        right, reported, found, calls = (sums.sum(axis=0) for sums in self._sums())
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision, recall = right / reported, found / calls
+            f1 = np.where(calls > 0, _f1(np.where(reported > 0, precision, 0), recall), np.nan)
+        return pd.DataFrame(
+            {
+                "species": self._truth.classes,
+                "calls": calls,
+                "found": found,
+                "detections": reported,
+                "right": right,
+                "precision": precision,
+                "recall": recall,
+                "f1": f1,
+                "average_precision": self._windows.ranking(ones)[0][0],
+            }
+        )
+
+    def per_recording(self) -> pd.DataFrame:
+        """`recording`, `duration_s`, `calls`, `found`, `detections`, `right` and `false_per_h`."""
+        right, reported, found, calls = (sums.sum(axis=1) for sums in self._sums())
+        durations_s = np.array(list(self._truth.durations_s.values()))
+        return pd.DataFrame(
+            {
+                "recording": list(self._truth.durations_s),
+                "duration_s": durations_s,
+                "calls": calls,
+                "found": found,
+                "detections": reported,
+                "right": right,
+                "false_per_h": (reported - right) / (durations_s / 3600),
+            }
+        )
+
+    def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """The metrics when recording `g` counts `weights[:, g]` times.
+
+        Args:
+            weights: Shape `(resamples, recordings)`.
+
+        Returns:
+            Shape `(resamples,)` by metric of `METRICS`; NaN where it is not defined.
+        """
+        weights = weights.astype(np.float64)
+        sums = self._sums()
+        hours = weights @ (np.array(list(self._truth.durations_s.values())) / 3600)
+        right, reported, found, calls = (weights @ each.sum(axis=1) for each in sums)
+        with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+            warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+            precision, recall = right / reported, found / calls
+            of_species = [weights @ each for each in sums]
+            species_precision = np.where(of_species[1] > 0, of_species[0] / of_species[1], 0)
+            species_f1 = _f1(species_precision, of_species[2] / of_species[3])
+            ap, auroc = self._windows.ranking(weights)
+            return {
+                "f1": _f1(np.where(reported > 0, precision, 0), recall),
+                "precision": precision,
+                "recall": recall,
+                "macro_f1": np.nanmean(np.where(of_species[3] > 0, species_f1, np.nan), axis=1),
+                "false_per_h": (reported - right) / hours,
+                "named_empty_windows": self._windows.named_empty(weights),
+                **self._ranked(weights, calls, hours),
+                "cmap": np.nanmean(ap, axis=1),
+                "auroc": np.nanmean(auroc, axis=1),
+            }
+
+    def _sums(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Right and reported detections, found and annotated calls, each of shape `(recordings, classes)`."""
+        shape = (len(self._truth.durations_s), len(self._truth.classes))
+
+        def count(group: np.ndarray, label: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            sums = np.zeros(shape)
+            np.add.at(sums, (group[rows], label[rows]), 1)
+            return sums
+
+        counted = ~self.matches.is_ignored
+        return (
+            count(self._group, self._label, self.matches.is_right),
+            count(self._group, self._label, counted),
+            count(self._call_group, self._call_label, self.matches.is_found),
+            count(self._call_group, self._call_label, np.ones(len(self.calls), dtype=bool)),
+        )
+
+    def _ranked(self, weights: np.ndarray, calls: np.ndarray, hours: np.ndarray) -> dict[str, np.ndarray]:
+        """Metrics over all thresholds that are one number for all species."""
+        score = self.detections["score"].to_numpy(dtype=float)
+        rows = np.flatnonzero(~self.matches.is_ignored)
+        rows = rows[np.argsort(-score[rows], kind="stable")]
+        group = self._group[rows]
+        # Detections of one score are above or below a threshold together.
+        last = np.flatnonzero(np.diff(score[rows], append=np.nan) != 0)
+        best = {"best_f1": np.zeros(len(weights))}
+        best |= {f"recall_at_{number}_false_per_h": np.zeros(len(weights)) for number in FALSE_PER_H}
+        for begin in range(0, len(weights) if len(rows) else 0, _RESAMPLE_BLOCK):
+            block = slice(begin, begin + _RESAMPLE_BLOCK)
+            drawn = weights[block][:, group]
+            reported, right, found = (
+                (drawn * flags).cumsum(axis=1)[:, last]
+                for flags in (1, self.matches.is_right[rows], self.matches.is_first[rows])
+            )
+            recall = found / calls[block, None]
+            f1 = _f1(np.where(reported > 0, right / np.maximum(reported, 1), 0), recall)
+            best["best_f1"][block] = f1.max(axis=1)
+            false_per_h = (reported - right) / hours[block, None]
+            for number in FALSE_PER_H:
+                allowed = np.where(false_per_h <= number, recall, 0)
+                best[f"recall_at_{number}_false_per_h"][block] = allowed.max(axis=1)
+        return {name: np.where(calls > 0, values, np.nan) for name, values in best.items()}
+
+
+def event_intervals(
+    systems: list[EventScores], generator: np.random.Generator, *, resamples: int = RESAMPLES, level: float = LEVEL
+) -> list[dict[str, dict[str, float | list[float] | None]]]:
+    """Metrics with bootstrap intervals over recordings (see `metric_intervals`), and differences of pairs.
+
+    Args:
+        systems: One or two systems on the same recordings.
+        generator: Draws the recordings; both systems are judged on the same draws.
+        resamples: Number of resamples.
+        level: Share of the resamples between the ends.
+
+    Returns:
+        For each system, `value` and `interval` (None with fewer than two recordings) by metric; with two systems, also
+        the first minus the second, by the same names.
+    """
+    recordings = len(systems[0].per_recording())
+    drawn = generator.multinomial(recordings, np.full(recordings, 1 / recordings), size=resamples)
+    weights = np.vstack([np.ones(recordings, dtype=int), drawn])
+    results = [system.weighted(weights) for system in systems]
+    if len(results) == 2:
+        results.append({name: results[0][name] - results[1][name] for name in METRICS})
+    described = []
+    for number, result in enumerate(results):
+        bounds = {name: (0.0, np.inf) if name == "false_per_h" else (0.0, 1.0) for name in METRICS}
+        if number == 2:
+            bounds = dict.fromkeys(METRICS, (-np.inf, np.inf))
+        each: dict[str, dict[str, float | list[float] | None]] = {}
+        for name, values in result.items():
+            interval = None
+            if recordings > 1:
+                interval = centred_interval(values[1:], values[0].item(), level, bounds[name])
+            each[name] = {
+                "value": None if np.isnan(values[0]) else values[0].item(),
+                "interval": None if interval is None else list(interval),
+            }
+        described.append(each)
+    return described
+
+
+class _Windows:
+    """Windows side by side over all recordings: what is annotated in each, and the highest score of each class."""
+
+    def __init__(self, detections: pd.DataFrame, truth: Truth, window_s: float, tolerance_s: float) -> None:
+        labels = {code: number for number, code in enumerate(truth.classes)}
+        counts = [int(duration_s / window_s + 1e-9) for duration_s in truth.durations_s.values()]
+        self._group = np.repeat(np.arange(len(counts)), counts)
+        first = dict(zip(truth.durations_s, np.cumsum([0, *counts[:-1]]), strict=True))
+        number = dict(zip(truth.durations_s, counts, strict=True))
+        shape = (sum(counts), len(labels))
+        self._scores = np.zeros(shape, dtype=np.float32)
+        self._targets = np.zeros(shape, dtype=np.int8)
+        is_named = np.zeros(shape[0], dtype=bool)
+        for recording, start_s, end_s, species, score in _rows(detections, *SPAN, "species", "score"):
+            for window in _overlapped(start_s, end_s, window_s, number[recording]):
+                cell = (first[recording] + window, labels[species])
+                self._scores[cell] = max(self._scores[cell], score)
+                is_named[cell[0]] = True
+        present = np.zeros(shape, dtype=bool)
+        for recording, start_s, end_s, species in _rows(truth.calls, *SPAN, "species"):
+            inside, near = _holding(start_s, end_s, window_s, number[recording], tolerance_s)
+            present[first[recording] + inside, labels[species]] = True
+            self._targets[first[recording] + near, labels[species]] = MASKED
+        for recording, start_s, end_s in _rows(truth.unknown, *SPAN):
+            inside, near = _holding(start_s, end_s, window_s, number[recording], tolerance_s)
+            self._targets[first[recording] + np.concatenate([inside, near]), :] = MASKED
+        self._targets[present] = 1
+        is_empty = (self._targets == 0).all(axis=1)
+        self._empty = np.bincount(self._group[is_empty], minlength=len(counts))
+        self._named = np.bincount(self._group[is_empty & is_named], minlength=len(counts))
+
+    def ranking(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Average precision and AUROC of each class, both of shape `(resamples, classes)`."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return weighted_ranking(self._scores, self._targets, self._group, weights.astype(np.float64))
+
+    def named_empty(self, weights: np.ndarray) -> np.ndarray:
+        """Share of the windows without a call in which something is detected, shape `(resamples,)`."""
+        return (weights @ self._named) / (weights @ self._empty)
+
+
+def _numbers(names: pd.Series, numbers: dict[str, int]) -> np.ndarray:
+    return np.array([numbers[name] for name in names], dtype=np.int64)
+
+
+def _rows(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, ...]]:
+    return table[list(columns)].itertuples(index=False, name=None)
+
+
+def _overlapped(start_s: float, end_s: float, window_s: float, windows: int) -> list[int]:
+    """Windows that share half of the shorter of the two with a detection."""
+    found = []
+    for window in range(max(int(start_s / window_s), 0), min(int(end_s / window_s) + 1, windows)):
+        overlap_s = min(end_s, (window + 1) * window_s) - max(start_s, window * window_s)
+        if overlap_s > 0 and overlap_s >= MIN_OVERLAP * min(window_s, end_s - start_s) - 1e-9:
+            found.append(window)
+    return found
+
+
+def _holding(
+    start_s: float, end_s: float, window_s: float, windows: int, tolerance_s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Windows that hold a call, and windows next to it of which that is not certain."""
+    around = range(int((start_s - tolerance_s) / window_s) - 1, int((end_s + tolerance_s) / window_s) + 2)
+    if end_s > start_s:
+        inside = _overlapped(start_s, end_s, window_s, windows)
+    else:
+        inside = [window for window in (int(start_s / window_s),) if 0 <= window < windows]
+    touched = [
+        window
+        for window in around
+        if 0 <= window < windows
+        and window not in inside
+        and start_s < (window + 1) * window_s + tolerance_s
+        and end_s > window * window_s - tolerance_s
+    ]
+    return np.array(inside, dtype=int), np.array(touched, dtype=int)
+
+
+def _f1(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(precision + recall > 0, 2 * precision * recall / (precision + recall), 0 * recall)

@@ -1,0 +1,154 @@
+"""Any system's table of detections is judged on an archive's whole recordings."""
+
+import json
+
+import pandas as pd
+import pytest
+from archives import write_archive
+
+from kenya_birds import UserError
+from kenya_birds.cli import main
+from kenya_birds.experiments.score import ScoreSettings, format_scores, score_tables
+
+HEADER = "Start (s),End (s),Scientific name,Common name,Confidence,File"
+
+
+@pytest.fixture
+def archive(tmp_path):
+    rows = [("a.wav", 1.0, "owl1"), ("a.wav", 7.0, "lark2"), ("b.wav", 4.0, "owl1"), ("c.wav", 2.0, "lark2")]
+    return write_archive(tmp_path / "archive", [*rows, ("b.wav", 8.0, "????")])
+
+
+def birdnet(path, *rows):
+    """(recording, start, species, confidence) in BirdNET's form."""
+    lines = [f"{start},{start + 3},Avis {code},Bird {code},{score},{name}" for name, start, code, score in rows]
+    path.write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def value(content, metric, name="table"):
+    return content[name]["metrics"][metric]["value"]
+
+
+def test_a_table_is_judged_on_the_recordings_that_it_names(archive, tmp_path, caplog):
+    table = birdnet(
+        tmp_path / "t.csv",
+        ("/x/a.wav", 0, "owl1", 0.9),
+        ("/x/a.wav", 3, "owl1", 0.6),
+        ("/x/b.wav", 3, "owl1", 0.5),
+        ("/x/b.wav", 7, "lark2", 0.4),  # an unknown bird sings there
+    )
+    content = score_tables(table, archive)
+    assert (content["recordings"], content["calls"], content["species"]) == (2, 3, 2)
+    assert value(content, "precision") == pytest.approx(2 / 3)
+    assert value(content, "recall") == pytest.approx(2 / 3)
+    assert value(content, "false_per_h") == pytest.approx(1 / (20 / 3600))
+    assert "1 other annotated recordings of the archive do not count" in caplog.text
+    assert "precision of events" in format_scores(content)
+
+
+def test_two_systems_are_compared_on_the_same_recordings(archive, tmp_path):
+    good = birdnet(
+        tmp_path / "good.csv", ("a.wav", 0, "owl1", 0.9), ("a.wav", 6, "lark2", 0.9), ("b.wav", 3, "owl1", 0.9)
+    )
+    (tmp_path / "poor").mkdir()
+    # Raven tables, one a recording, that name species by code in another letter case; one of them is empty.
+    header = "Selection\tBegin Time (s)\tEnd Time (s)\tSpecies\n"
+    (tmp_path / "poor" / "a.Table.1.selections.txt").write_text(header + "1\t0\t3\tOWL1\n")
+    (tmp_path / "poor" / "c.Table.1.selections.txt").write_text(header)
+    content = score_tables(good, archive, beside=tmp_path / "poor", output_dir=tmp_path / "out")
+    assert content["recordings"] == 3
+    assert value(content, "recall") == pytest.approx(3 / 4)
+    assert value(content, "recall", "beside") == pytest.approx(1 / 4)
+    assert value(content, "recall", "difference") == pytest.approx(1 / 2)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8")) == content
+    calls = pd.read_csv(tmp_path / "out" / "beside_calls.csv")
+    assert calls.loc[calls["is_found"], "species"].tolist() == ["owl1"]
+    found = pd.read_csv(tmp_path / "out" / "table_detections.csv")
+    assert found["is_right"].all()
+    assert found["row"].tolist() == ["good.csv, line 2", "good.csv, line 3", "good.csv, line 4"]
+    assert len(pd.read_csv(tmp_path / "out" / "table_species.csv")) == 2
+    assert len(pd.read_csv(tmp_path / "out" / "table_recordings.csv")) == 3
+    assert "table minus beside" in format_scores(content)
+
+
+def test_recordings_that_a_run_analysed_count_without_a_detection(archive, tmp_path):
+    table = birdnet(tmp_path / "detections.csv", ("a.wav", 0, "owl1", 0.9))
+    (tmp_path / "recordings.csv").write_text("recording,duration_s,detections\nx/a.wav,10,1\nx/c.wav,10,0\n")
+    assert score_tables(table, archive)["recordings"] == 2
+
+
+def test_names_without_suffix_are_matched_and_that_is_said(archive, tmp_path, caplog):
+    table = birdnet(tmp_path / "t.csv", ("A.flac", 0, "owl1", 0.9))
+    assert value(score_tables(table, archive), "precision") == 1
+    assert "1 recordings are matched by their names without suffix" in caplog.text
+
+
+def test_what_does_not_count_is_counted(archive, tmp_path, caplog):
+    table = birdnet(
+        tmp_path / "t.csv",
+        ("a.wav", 0, "owl1", 0.9),
+        ("a.wav", 0, "robin", 0.9),
+        ("z.wav", 0, "owl1", 0.9),
+        ("a.wav", 6, "owl1", 0.1),
+    )
+    content = score_tables(table, archive, settings=ScoreSettings(min_score=0.5))
+    assert content["table"]["judged"] == 1
+    assert content["table"]["not_judged"] == {"other_recordings": 1, "other_species": 1, "below_min_score": 1}
+    assert "1 detections of species that are not annotated" in caplog.text
+    assert "1 of 2 recordings are not annotated in the archive" in caplog.text
+
+
+def test_recordings_can_be_chosen(archive, tmp_path):
+    table = birdnet(tmp_path / "t.csv", ("a.wav", 0, "owl1", 0.9))
+    content = score_tables(table, archive, settings=ScoreSettings(recordings=("c.wav",)))
+    assert (content["recordings"], value(content, "recall")) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ([("z.wav", 0, "owl1", 1)], {}, r"names 1 recordings and none of the archive's 3 .*'z\.wav', not 'a\.wav'"),
+        ([("a.wav", 0, "robin", 1)], {}, "names 1 species and none of the archive's 2 annotated ones"),
+        ([("a.wav", 30, "owl1", 1)], {}, r"t\.csv, line 2 begins at 30 s, and a\.wav has 10 s"),
+        ([("a.wav", 0, "owl1", 1)], {"recordings": ("z.wav",)}, "1 recordings to judge on are not in the archive"),
+        ([("a.wav", 0, "owl1", 1)], {"tolerance_s": -1.0}, "tolerance_s is -1.0: expected 0 or more"),
+        ([("a.wav", 0, "owl1", 1)], {"window_s": 0.0}, "window_s is 0.0: expected more than 0"),
+        ([("a.wav", 0, "owl1", 1)], {"min_score": float("nan")}, "min_score is nan"),
+    ],
+)
+def test_what_cannot_be_judged_is_a_user_error(rows, settings, message, archive, tmp_path):
+    table = birdnet(tmp_path / "t.csv", *rows)
+    with pytest.raises(UserError, match=message):
+        score_tables(table, archive, settings=ScoreSettings(**settings))
+
+
+def test_an_output_folder_that_is_not_empty_is_a_user_error(archive, tmp_path):
+    table = birdnet(tmp_path / "t.csv", ("a.wav", 0, "owl1", 1))
+    with pytest.raises(UserError, match="not an empty folder"):
+        score_tables(table, archive, output_dir=tmp_path)
+
+
+def test_recordings_that_trained_the_model_are_refused(archive, tmp_path):
+    model, found = tmp_path / "birds", tmp_path / "found"
+    for folder in (model, found):
+        folder.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"")
+    (model / "splits.csv").write_text("recording,split\na.wav,train\nb.wav,validation\nc.wav,test\n")
+    table = birdnet(found / "detections.csv", ("a.wav", 0, "owl1", 0.9), ("c.wav", 0, "lark2", 0.9))
+    (found / "run.json").write_text(json.dumps({"model": str(model)}))
+    with pytest.raises(
+        UserError, match=r"trained on 1 of the 2 recordings .*a\.wav.*--splits_file .*birds/splits\.csv"
+    ):
+        score_tables(table, archive)
+    chosen = ScoreSettings(recordings=("c.wav",))
+    assert value(score_tables(table, archive, settings=chosen), "recall") == 1
+
+
+def test_the_command_prints_the_table_and_takes_a_split(archive, tmp_path, capsys):
+    table = birdnet(tmp_path / "t.csv", ("a.wav", 0, "owl1", 0.9), ("c.wav", 0, "lark2", 0.9))
+    (tmp_path / "splits.csv").write_text("recording,split\na.wav,train\nb.wav,validation\nc.wav,test\n")
+    main(["score", str(table), str(archive), "--splits_file", f"{tmp_path}/splits.csv", "--output", f"{tmp_path}/out"])
+    assert "1 recordings, 0.00 h, 1 annotated calls" in capsys.readouterr().out
+    assert (tmp_path / "out" / "metrics.json").is_file()
