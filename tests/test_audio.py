@@ -194,6 +194,16 @@ def test_a_file_whose_header_cannot_be_used_is_closed(tmp_path, monkeypatch):
     assert closed[2:] == [SoundfileDecoder, PyavDecoder]
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "GSM610"])
+@pytest.mark.parametrize("rate", [1, 99, 10_000_001, 2**31 - 1])
+def test_a_sampling_rate_that_no_recorder_has_is_refused(tmp_path, subtype, rate):
+    path = write(tmp_path / "a.wav", noise(1, RATE), subtype=subtype)
+    content = path.read_bytes()
+    path.write_bytes(content[:24] + rate.to_bytes(4, "little") + content[28:])
+    with pytest.raises(UserError, match=f"sampling rate of {rate} Hz by its header|cannot be read as audio"):
+        RecordingReader(path)
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are looked up there")
 def test_no_file_stays_open(tmp_path):
     whole = write(tmp_path / "whole.wav", noise(1, RATE)).read_bytes()

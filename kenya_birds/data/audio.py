@@ -127,6 +127,11 @@ class RecordingReader:
                 self._said[PyavDecoder.name] = JOINED_FLAC  # it would find frames of the second
             self._soundfile = self._ask(SoundfileDecoder.name, lambda: SoundfileDecoder(path, self._extent))
             self.header, self.encoding = self._read_header()
+            if not MIN_SAMPLE_RATE_HZ <= self.header.sample_rate_hz <= MAX_SAMPLE_RATE_HZ:
+                raise UserError(
+                    f"{path} has a sampling rate of {self.header.sample_rate_hz} Hz by its header: expected "
+                    f"{MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz; the header is damaged, fetch the file again"
+                )
         except BaseException:
             self.close()
             raise
@@ -315,11 +320,6 @@ class RecordingReader:
             raise UserError(f"{self.path} holds no samples: fetch the file again")
         if decoder is None or frames is None:
             raise UserError(f"{self.path} cannot be read as audio ({self._reason()}): fetch the file again")
-        if not MIN_SAMPLE_RATE_HZ <= decoder.sample_rate_hz <= MAX_SAMPLE_RATE_HZ:
-            raise UserError(
-                f"{self.path} has a sampling rate of {decoder.sample_rate_hz} Hz by its header: expected "
-                f"{MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz; the header is damaged, fetch the file again"
-            )
         self._frames_here = frames
         promised = frames if extent is None else extent.promised_frames(frames)
         return AudioHeader(promised, decoder.sample_rate_hz, decoder.channels), (file or decoder).encoding

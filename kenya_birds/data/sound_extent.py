@@ -323,7 +323,7 @@ def _aiff_form(number: str, comm: bytes) -> SampleForm | None:
 
 def _caf_form(number: str, desc: bytes) -> SampleForm | None:
     packet_bytes, packet_frames = struct.unpack(number + "II", desc[16:24])
-    return SampleForm(packet_bytes, packet_frames) if packet_bytes and packet_frames else None
+    return SampleForm(packet_bytes, packet_frames) if packet_bytes and 0 < packet_frames < 2**16 else None
 
 
 _FORMS = {b"fmt ": _wave_form, b"COMM": _aiff_form, b"desc": _caf_form}
