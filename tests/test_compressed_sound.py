@@ -388,6 +388,14 @@ def test_an_mp3_that_was_cut_off_in_a_frame_is_told_from_a_whole_one(tmp_path):
 # Headers of MPEG audio
 
 
+def test_an_mp3_whose_header_promises_years_is_counted(tmp_path):
+    content = encode("mp3", "libmp3lame", 32_000, 1)
+    whole = read_header(write(tmp_path, content)).frames
+    at = (content.index(b"Xing") if b"Xing" in content else content.index(b"Info")) + 8  # number of packets
+    path = write(tmp_path, content[:at] + b"\x7f\xff\xff\xff" + content[at + 4 :])
+    assert read_header(path).frames == pytest.approx(whole, abs=3 * 1152)  # the encoder's delay stands behind it
+
+
 def test_frames_and_tags_of_mpeg_audio_are_measured():
     for rate, channels in ((8_000, 1), (22_050, 2), (32_000, 1), (44_100, 2)):
         content = encode("mp3", "libmp3lame", rate, channels, 2, NO_COUNT)

@@ -26,6 +26,8 @@ CHECKED_CODECS = ("flac", "wavpack", "tta")
 # Times and lengths of intact files differ from the count of samples by up to 0.03 s, or some packets.
 TOLERANCE_S = 0.1
 CHUNK_FRAMES = 2**16
+# A header that promises more is damaged.
+MAX_LENGTH_S = 31 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ class _Surveyor:
     def finish(self) -> Survey:
         """Says what was found, after the last packet."""
         promised = self._promised_frames()
+        if promised is not None and promised > MAX_LENGTH_S * self._form[0]:
+            promised = None
         is_short = promised is not None and self._total + self._slack() < promised
         if self._damage and self._total == self._total_at_damage and promised is not None and not is_short:
             self._damage = ""  # it is behind the last sound
