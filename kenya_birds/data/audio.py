@@ -328,8 +328,8 @@ class RecordingReader:
         """Leaves compressed sound to PyAV alone: libsndfile's lengths and seeks are not exact there."""
         file = self._soundfile
         if file is not None:
-            self._said[SoundfileDecoder.name] = "not exact in this format"
             file.close()
+        self._said.pop(SoundfileDecoder.name, None)
         self._soundfile = self._extent = None
         self._frames_here = pyav.count()
         return AudioHeader(self._frames_here, pyav.sample_rate_hz, pyav.channels), (file or pyav).encoding

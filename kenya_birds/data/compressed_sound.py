@@ -4,6 +4,7 @@ A sample's place is the number of samples that were decoded before it. Time stam
 those of Vorbis are true at the ends of pages only, those of Matroska are in milliseconds.
 """
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ TOLERANCE_S = 0.1
 CHUNK_FRAMES = 2**16
 # A header that promises more is damaged.
 MAX_LENGTH_S = 31 * 24 * 3600
+# The object of an ASF header that holds the length. FFmpeg's own may be an estimate.
+ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ class _Surveyor:
 
     def __init__(self, container: av.container.InputContainer, path: Path) -> None:
         stream = container.streams.audio[0]
+        self._path = path
         self._format = container.format.name.split(",")[0]
         mpeg = follow_frames(path) if self._format in BARE_FORMATS else None
         self._no_sound = mpeg.no_sound if mpeg else ()
@@ -238,6 +242,8 @@ class _Surveyor:
         """Length of the sound in seconds; FFmpeg also makes estimates where the header has none."""
         if self._format not in (*MEASURED_FORMATS, "mp3") and not self._broken:
             return None
+        if self._format == "asf":
+            return _asf_length_s(self._path) if len(container.streams) == 1 else None
         stream = container.streams.audio[0]
         if stream.duration is not None and stream.time_base is not None:
             return float(stream.duration * stream.time_base)
@@ -245,3 +251,14 @@ class _Surveyor:
         if container.duration is not None and len(container.streams) == 1:
             return container.duration / av.time_base
         return None
+
+
+def _asf_length_s(path: Path) -> float | None:
+    """Length in seconds by an ASF header; None if it was not filled in."""
+    with path.open("rb") as file:
+        header = file.read(2**16)
+    found = header[header.find(ASF_FILE_PROPERTIES) :]
+    if not found.startswith(ASF_FILE_PROPERTIES) or len(found) < 92 or found[88] & 1:  # a stream of unknown length
+        return None
+    length_100ns, preroll_ms = struct.unpack_from("<Q8xQ", found, 64)
+    return (length_100ns / 1e7 - preroll_ms / 1e3) or None

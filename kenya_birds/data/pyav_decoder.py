@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class PyavDecoder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._survey: Survey | None = None
-        with self._open() as container:
+        with _open(self._path) as container:
             context = container.streams.audio[0].codec_context
             container_name = container.format.name.split(",")[0]
             self.sample_rate_hz: int = context.sample_rate
@@ -58,7 +59,8 @@ class PyavDecoder:
                 container_name in POSITIONED_FORMATS and context.name.startswith("pcm_")
             )
             if not self.is_positioned:
-                self._survey = survey_sound(container, path)
+                state = path.stat()
+                self._survey = _survey(path, state.st_size, state.st_mtime_ns)
                 if not self._survey.frames:
                     raise DecodingError(self._survey.damage or "no sound in it")
                 self.sample_rate_hz, self.channels = self._survey.sample_rate_hz, self._survey.channels
@@ -136,7 +138,7 @@ class PyavDecoder:
     def _decode(self, first: int) -> Iterator[tuple[int, np.ndarray]]:
         """Decodes from a frame at or before `first`: (place, mono sound), in order and without overlap."""
         end = 0
-        with self._open() as container:
+        with _open(self._path) as container:
             if self._survey:
                 yield from decode_sound(container, self._survey.certain_frames)
                 return
@@ -181,23 +183,31 @@ class PyavDecoder:
                     return
                 yield round(frame.pts * frame.time_base * self.sample_rate_hz), frame
 
-    def _open(self) -> av.container.InputContainer:
-        try:
-            # `file:`, because FFmpeg takes what stands before a colon in a name for a protocol.
-            container = av.open(
-                f"file:{self._path}",
-                options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
-                metadata_errors="replace",
-            )
-        except (av.FFmpegError, OSError) as error:
-            raise DecodingError(in_words(error)) from None
-        context = container.streams.audio[0].codec_context if container.streams.audio else None
-        if context is None or context.format is None or not context.sample_rate:
-            container.close()
-            raise DecodingError("no sound in it")
-        context.options = {"err_detect": "crccheck+explode"}  # a frame with a false checksum is not given
-        context.thread_count = 1
-        return container
+
+@lru_cache(maxsize=100_000)
+def _survey(path: Path, size: int, mtime_ns: int) -> Survey:
+    """Decodes a file once, however often it is opened; another size or time means that it has changed."""
+    with _open(path) as container:
+        return survey_sound(container, path)
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    try:
+        # `file:`, because FFmpeg takes what stands before a colon in a name for a protocol.
+        container = av.open(
+            f"file:{path}",
+            options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
+            metadata_errors="replace",
+        )
+    except (av.FFmpegError, OSError) as error:
+        raise DecodingError(in_words(error)) from None
+    context = container.streams.audio[0].codec_context if container.streams.audio else None
+    if context is None or context.format is None or not context.sample_rate:
+        container.close()
+        raise DecodingError("no sound in it")
+    context.options = {"err_detect": "crccheck+explode"}  # a frame with a false checksum is not given
+    context.thread_count = 1
+    return container
 
 
 def _packets(container: av.container.InputContainer, start_s: float) -> Iterator[av.Packet]:
