@@ -1,6 +1,7 @@
 """Trains a bird classifier: `accelerate launch train_hf.py --data_dir ARCHIVE --output_dir OUT`."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     """
     flags = parse_train_flags(sys.argv[1:] if arguments is None else arguments)
 
+    show_log(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    logger.info("Reading the archive %s ...", flags.data.data_dir)
     # torch and transformers take seconds to import: a mistyped flag has ended the program before.
     from kenya_birds.experiments.cross_validation import CrossValidation
     from kenya_birds.experiments.final_fit import fit_on_everything

@@ -36,11 +36,43 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         raise UserError(str(error)) from None
 
 
+@contextmanager
+def transformers_bars_hidden() -> Iterator[None]:
+    """Hides transformers' progress bars of loading and saving weights, which take no time with models like ours."""
+    from transformers.utils import logging as transformers_logging
+
+    was_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            transformers_logging.enable_progress_bar()
+
+
+class _Once(logging.Filter):
+    """Shows what there is to say of an archive once, though every fold of a cross-validation reads it again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to show a record."""
+        if not record.name.startswith("kenya_birds.data."):
+            return True
+        message = record.getMessage()
+        is_new = message not in self._seen
+        self._seen.add(message)
+        return is_new
+
+
 def show_log(level: int = logging.INFO) -> None:
     """Shows what the package logs, from `level` on, on stderr; other libraries' logs stay as they are."""
     logger = logging.getLogger("kenya_birds")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.addFilter(_Once())
     logger.handlers = [handler]
     logger.setLevel(level)
     logger.propagate = False

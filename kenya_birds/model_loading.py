@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModel, PreTrainedModel
 
-from kenya_birds.console import user_errors
+from kenya_birds.console import transformers_bars_hidden, user_errors
 from kenya_birds.errors import UserError
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
@@ -48,15 +48,16 @@ def load(
         UserError: If the model cannot be read, or its weights are not those of its config.
     """
     try:
-        model, info = model_class.from_pretrained(
-            saved.folder,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **settings,
-        )
+        with transformers_bars_hidden():
+            model, info = model_class.from_pretrained(
+                saved.folder,
+                use_safetensors=True,
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **settings,
+            )
     except _UNREADABLE as error:
         raise UserError(f"'{saved.name}' cannot be loaded ({type(error).__name__}: {error})") from None
     # What does not agree would be random, or lost, with no more than a table in the log.

@@ -182,6 +182,13 @@ def test_a_run_starts_from_the_model_of_another_and_tells_no_path(trained, small
     )
     told = capfd.readouterr().err
     assert f"'{trained}' knows 5 of 5 classes" in told
+    (line,) = re.findall("^INFO: Epoch .*$", told, flags=re.M)
+    number = r"\d+(\.\d+)?"
+    line_of = (
+        rf"Epoch 1 of 1: loss {number}, validation loss {number}, macro F1 0\.\d+ \(the best so far\), [\d,]+ clips/s"
+    )
+    assert re.fullmatch(f"INFO: {line_of}", line)
+    assert not re.search(r"'eval_loss'|\{'|Writing model shards|Loading weights", told)
     assert f"WARNING: '{trained}' was trained with --n_mels 128, this run has --n_mels 64" in told
     assert json.loads((output_dir / "training_summary.json").read_text())["starting_point"] == "model"
     card = (output_dir / "README.md").read_text()

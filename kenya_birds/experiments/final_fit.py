@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from kenya_birds.console import transformers_bars_hidden
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.experiments.cross_validation import CrossValidation
 from kenya_birds.json_files import read_json, write_json
@@ -50,7 +51,8 @@ def fit_on_everything(validated: CrossValidation, results: dict[str, Any]) -> No
     trainer, _, summary = run.train(everything_for=epochs)
     if trainer.is_world_process_zero():
         Calibration(**results["calibration"]).store(trainer.model.config)
-        trainer.model.save_pretrained(output_dir)
+        with transformers_bars_hidden():
+            trainer.model.save_pretrained(output_dir)
         run.extractor.save_pretrained(output_dir)
         for name in (SPLITS_FILE, TRAINING_RECORDINGS_FILE):
             shutil.copyfile(folder / name, output_dir / name)

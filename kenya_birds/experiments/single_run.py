@@ -1,16 +1,24 @@
 """One run to its end: trained, calibrated on validation, evaluated on test, saved."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kenya_birds.console import transformers_bars_hidden
 from kenya_birds.evaluation.calibration import fit_calibration
 from kenya_birds.evaluation.scoring import score_clips
 from kenya_birds.experiments.results import Scored, write_test
 from kenya_birds.json_files import write_json
+from kenya_birds.training.progress import write_results
 from kenya_birds.training.run import Run
 from kenya_birds.training.summary import SUMMARY_FILE
+
+logger = logging.getLogger(__name__)
+
+# Of the test split, in TensorBoard.
+FIGURES = ("macro_f1", "weighted_f1", "top1_accuracy", "cmap", "auroc", "ece")
 
 
 def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
@@ -29,6 +37,7 @@ def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
     """
     no_call, weights = run.validation_no_call()  # before training: what is wrong with it shall come to light first
     trainer, clips, summary = run.train()
+    logger.info("Evaluating on the validation and test splits ...")
     predicted = {split: trainer.predict(clips[split], metric_key_prefix=split) for split in ("validation", "test")}
     logits, references = predicted["validation"].predictions, predicted["validation"].label_ids.astype(int)
     no_call_logits = np.zeros((0, logits.shape[1]), dtype=np.float32)
@@ -39,10 +48,11 @@ def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
         output_dir = Path(run.settings.training.output_dir)
         calibration = fit_calibration(logits, references)
         calibration.store(trainer.model.config)
-        trainer.model.save_pretrained(output_dir)
+        with transformers_bars_hidden():
+            trainer.model.save_pretrained(output_dir)
         run.extractor.save_pretrained(output_dir)
         write_json(summary, output_dir / SUMMARY_FILE)
-        write_test(
+        told = write_test(
             output_dir,
             scored,
             clips["test"],
@@ -54,5 +64,7 @@ def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
             more={split: {"loss": prediction.metrics[f"{split}_loss"]} for split, prediction in predicted.items()},
             seed=run.settings.training.seed,
         )
+        if "tensorboard" in run.settings.training.report_to:
+            write_results(output_dir, trainer.state.global_step, {name: told.get(name) for name in FIGURES})
     trainer.accelerator.wait_for_everyone()
     return summary, scored

@@ -185,6 +185,7 @@ class Run:
         )
         if everything_for is not None:
             trainer.add_callback(StopAt(everything_for))
+            trainer.epoch_log.epochs = everything_for
         summary = training_summary(self.builder, splits, clips, args, augmentation, self._starting_point)
         if trainer.is_world_process_zero():
             output_dir = Path(args.output_dir)

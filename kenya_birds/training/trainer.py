@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
+from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, ProgressCallback, Trainer
+from transformers.integrations import TensorBoardCallback
 
+from kenya_birds.console import transformers_bars_hidden
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import classification_metrics
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -24,6 +26,7 @@ from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import FeatureClips, TrainingClips, rows_of
 from kenya_birds.training.preparation import clean_clips, extract_features
+from kenya_birds.training.progress import EpochLog, RunTensorBoard, StepLosses
 from kenya_birds.training.settings_record import SETTINGS_FILE
 from kenya_birds.training.summary import SPLITS_FILE
 from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
@@ -114,12 +117,30 @@ class KenyaBirdsTrainer(Trainer):
             compute_metrics=self._metrics,
             callbacks=[EarlyStoppingCallback(patience)] if patience and args.load_best_model_at_end else None,
         )
+        self._log_epochs()
         # The loss below divides by the number of items in the whole step: let Trainer count them, and not scale again.
         self.model_accepts_loss_kwargs = True
 
+    def _log_epochs(self) -> None:
+        """Replaces what transformers prints and logs by one line for each epoch, and by curves that are some."""
+        self._losses = StepLosses(self.accelerator)
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        self.epoch_log = EpochLog(self._losses)
+        self.add_callback(self.epoch_log)
+        if self.pop_callback(TensorBoardCallback) is not None:
+            self.add_callback(RunTensorBoard())
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A batch forth and back; its loss is kept for the epoch's line."""
+        loss = super().training_step(*args, **kwargs)
+        self._losses.add(loss.detach(), is_step=self.accelerator.sync_gradients)
+        return loss
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves model and front end; a checkpoint gets the run's settings and splits too, which later commands use."""
-        super().save_model(output_dir, _internal_call=_internal_call)
+        with transformers_bars_hidden():
+            super().save_model(output_dir, _internal_call=_internal_call)
         run_dir = Path(self.args.output_dir)
         if output_dir is not None and self.args.should_save and Path(output_dir) != run_dir:
             for name in (SETTINGS_FILE, SPLITS_FILE):
