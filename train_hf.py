@@ -3,10 +3,12 @@
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.training.flags import parse_train_flags
+from kenya_birds.training.run_folder import CARD_FILE, writing_results
 
 logger = logging.getLogger("kenya_birds.train")
 
@@ -31,7 +33,6 @@ def main(arguments: list[str] | None = None) -> None:
     from kenya_birds.experiments.cross_validation import CrossValidation
     from kenya_birds.experiments.final_fit import fit_on_everything
     from kenya_birds.experiments.single_run import train_and_evaluate
-    from kenya_birds.publishing.model_card import render_model_card
     from kenya_birds.training.run import Run
 
     settings = flags.settings()
@@ -40,19 +41,25 @@ def main(arguments: list[str] | None = None) -> None:
     output_dir = Path(settings.training.output_dir)
     # Everything that the user may have got wrong comes to light before anything is written.
     if settings.data.folds is None and not settings.data.final_fit:
-        train_and_evaluate(Run(settings))
-    else:
-        validated = CrossValidation(settings)
+        with Run(settings) as run:
+            train_and_evaluate(run)
+            run.team.first_does(partial(_write_card, output_dir))
+        return
+    with CrossValidation(settings) as validated:
         results = validated.run()
         if not settings.data.final_fit:
             logger.info("Metrics, tables, predictions and pictures are in %s", output_dir)
             return
         fit_on_everything(validated, results)
-    if settings.training.process_index == 0:
-        (output_dir / "README.md").write_text(
-            render_model_card(output_dir, str(output_dir), TEMPLATE), encoding="utf-8"
-        )
-        logger.info("Model, card (README.md), metrics, tables and pictures are in %s", output_dir)
+        validated.team.first_does(partial(_write_card, output_dir))
+
+
+def _write_card(output_dir: Path) -> None:
+    from kenya_birds.publishing.model_card import render_model_card
+
+    with writing_results(output_dir):
+        (output_dir / CARD_FILE).write_text(render_model_card(output_dir, str(output_dir), TEMPLATE), encoding="utf-8")
+    logger.info("Model, card (README.md), metrics, tables and pictures are in %s", output_dir)
 
 
 if __name__ == "__main__":

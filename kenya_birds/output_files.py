@@ -14,6 +14,8 @@ from kenya_birds.input_files import check_suffix
 if TYPE_CHECKING:  # importing it takes half a second, and commands check their paths before
     import pandas as pd
 
+LOCK_FILE = ".lock"
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -124,5 +126,42 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def is_new_or_empty(folder: Path) -> bool:
-    """Whether nothing is there yet: no such path, or an empty folder."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    """Whether nothing is there yet: no such path, or a folder that is empty or has nothing but a lock (`locked`)."""
+    return not folder.exists() or (folder.is_dir() and all(path.name == LOCK_FILE for path in folder.iterdir()))
+
+
+@contextmanager
+def locked(folder: Path, lock_file: Path | None = None) -> Iterator[None]:
+    """Holds the lock of an output folder: two runs that write to one folder at the same time would lose one's results.
+
+    The lock is free again when the block or the process ends, however that ends. Its file stays.
+
+    Args:
+        folder: The output folder.
+        lock_file: Where the lock lies; by default `LOCK_FILE` in the folder, which has to be there.
+
+    Raises:
+        UserError: If another process holds the lock, or its file cannot be made.
+    """
+    import filelock  # commands check their paths before anything heavy is imported
+
+    lock = filelock.FileLock(lock_file or folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(
+            f"another run writes to {folder} at this moment: wait for it, or give another folder"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise UserError(f"{folder} cannot be locked or written to ({error}): give another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_not_locked(folder: Path) -> None:
+    """Raises `UserError` if another process holds a folder's lock; nothing is written."""
+    if (folder / LOCK_FILE).exists():
+        with locked(folder):
+            pass

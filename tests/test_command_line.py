@@ -360,7 +360,8 @@ def test_every_training_argument_of_ours_is_shown_in_one_group_of_the_help():
     titled = [name for names in TITLES.values() for name in names]
     assert len(titled) == len(set(titled))
     own = {field.name for group in GROUPS for field in dataclasses.fields(group)}
-    assert own - set(titled) == {"remove_unused_columns", "dataloader_drop_last"}  # must stay off
+    kept = {"remove_unused_columns", "dataloader_drop_last", "restore_callback_states_from_checkpoint"}
+    assert own - set(titled) == kept  # must stay as they are
     assert set(titled) - own - transformers_fields().keys() == {"params"}
     shown = {action.dest for action in train_parser()._actions if action.help != argparse.SUPPRESS}
     assert set(titled) <= shown

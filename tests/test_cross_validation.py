@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import filelock
 import numpy as np
 import pandas as pd
 import pytest
+from archives import edit
 from running import ROOT, SMALL, flags, run, settings_of, train
 
 from kenya_birds.errors import UserError
@@ -18,6 +20,7 @@ from kenya_birds.evaluation.predictions import read_predictions
 from kenya_birds.evaluation.report import plain_metrics
 from kenya_birds.experiments.cross_validation import CrossValidation
 from kenya_birds.model_loading import load_classifier
+from kenya_birds.output_files import LOCK_FILE
 from kenya_birds.saved_models import find_model
 
 SETTINGS = {"num_train_epochs": 3, "min_annotations": 8}
@@ -188,17 +191,46 @@ def test_what_cannot_be_cross_validated_is_refused(small_archive, validated, tmp
     refused("leave out --eval_strategy no", **here, folds=3, eval_strategy="no", load_best_model_at_end=False)
     refused("is a table of splits", **here, folds=3, splits_file=validated / "fold-0" / "splits.csv")
     refused("folds is 4 and .* has 3", **here, folds=4, splits_file=validated / "folds.csv")
-    refused("no cross-validation to go on with", **here, folds=3, resume_from_checkpoint="true")
+    refused("no cross-validation to resume in", **here, folds=3, resume_from_checkpoint="true")
     assert not (tmp_path / "run").exists()
 
 
-def test_another_cross_validation_is_not_gone_on_with(small_archive, validated):
+def test_another_cross_validation_is_not_resumed(small_archive, validated, tmp_path):
     here = {"data_dir": small_archive, "cache_dir": validated.parent / "cache", "output_dir": validated}
     refused("exists and is not an empty folder", **here, folds=3)
     goes_on = {**here, "resume_from_checkpoint": "true"}
     refused("learning_rate was 0.003 and is 0.001 now", **{**goes_on, "learning_rate": 1e-3}, folds=3)
     refused("folds was 3 and is 4 now", **goes_on, folds=4)
     refused("split_seed was 42 and is 3 now", **goes_on, folds=3, split_seed=3)
+    refused("recordings are in other folds now", **goes_on, folds=3, splits_file=other_folds(validated, tmp_path))
+    refused(r"no checkpoint .*\(a cross-validation is resumed with --folds", **goes_on)
+    archive = shutil.copytree(small_archive, tmp_path / "archive")
+    edit(archive / "annotations.csv", "\n", "\n\n")  # the same annotations, and yet other bytes
+    refused("annotations.csv has changed since", **{**goes_on, "data_dir": archive}, folds=3)
+
+
+def other_folds(validated, tmp_path):
+    table = pd.read_csv(validated / "folds.csv")
+    table["fold"] = (table["fold"] + 1) % 3
+    table.to_csv(tmp_path / "other.csv", index=False)
+    return tmp_path / "other.csv"
+
+
+def test_a_cross_validation_replaces_no_file_of_others_and_shares_its_folder_with_nobody(
+    small_archive, validated, tmp_path
+):
+    folder = shutil.copytree(validated, tmp_path / "birds")
+    goes_on = {"data_dir": small_archive, "cache_dir": validated.parent / "cache", "output_dir": folder, "folds": 3}
+    goes_on["resume_from_checkpoint"] = "true"
+    with filelock.FileLock(folder / LOCK_FILE):
+        refused("another run writes to", **goes_on)
+    (folder / "fold-1" / "logits.npz").unlink()
+    (folder / "fold-1" / "thresholds.json").write_text("checked by me")
+    refused(r"fold-1/thresholds.json was changed since training wrote it", **goes_on)
+    assert (folder / "fold-1" / "thresholds.json").read_text() == "checked by me"
+    (folder / "README.md").write_text("mine")
+    refused("README.md was changed since training wrote it", **goes_on)
+    assert (folder / "README.md").read_text() == "mine"
 
 
 def test_a_table_of_folds_decides(small_archive, validated, tmp_path):

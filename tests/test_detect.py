@@ -31,7 +31,8 @@ from kenya_birds.inference import run as run_module
 from kenya_birds.inference.detection import SoundscapePipeline, detect
 from kenya_birds.inference.finding import FindingSettings
 from kenya_birds.inference.run import settings_of
-from kenya_birds.inference.sharing import Team, shares
+from kenya_birds.inference.sharing import shares
+from kenya_birds.processes import Team
 
 # Runs that are killed in the suite; for more: KENYA_BIRDS_KILLS=200 python -m pytest tests/test_detect.py -k killed
 KILLS = int(os.environ.get("KENYA_BIRDS_KILLS", "8"))
@@ -194,7 +195,7 @@ def test_processes_leave_their_group_before_they_end(tmp_path):
     # Otherwise a thread of the group's aborts about one run in three while Python ends.
     (tmp_path / "script.py").write_text(
         "import atexit, torch\n"
-        "from kenya_birds.inference.sharing import Team\n"
+        "from kenya_birds.processes import Team\n"
         "atexit.register(lambda: print('in ' if torch.distributed.is_initialized() else 'left ', end=''))\n"
         "Team().collect('here')\n"
     )

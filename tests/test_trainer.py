@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 import signal
 import subprocess
@@ -12,10 +13,12 @@ from safetensors.torch import load_file
 
 from kenya_birds.data.audio import decode_wav
 from kenya_birds.errors import UserError
+from kenya_birds.evaluation.metrics import classification_metrics
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training.augmentation import AugmentationArguments
+from kenya_birds.training.inherited_arguments import METRICS
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
 
@@ -176,6 +179,43 @@ def test_what_would_lose_clips_or_mix_up_batches_is_refused(tmp_path, name, sett
         KenyaBirdsTrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"push_to_hub": True}, "push_to_hub cannot be used, .* push_model.py"),
+        ({"hub_model_id": "ann/birds"}, "hub_model_id cannot be used, .* push_model.py"),
+        ({"hub_strategy": "checkpoint"}, "hub_strategy cannot be used, .* push_model.py"),
+        ({"fp16_full_eval": True}, "half precision"),
+        ({"train_sampling_strategy": "group_by_length"}, "--sampler_weight_power"),
+        ({"auto_find_batch_size": True}, "--gradient_accumulation_steps"),
+        ({"restore_callback_states_from_checkpoint": False}, "has to keep its default, True"),
+        ({"ignore_data_skip": True}, "a resumed run would not be what it is without a stop"),
+        ({"label_names": ["label"]}, "label_names has to keep its default"),
+        ({"neftune_noise_alpha": 5.0}, "for language models"),
+        ({"deepspeed": "nowhere.json"}, "these models fit on one device"),
+        ({"metric_for_best_model": "f1"}, "expected one of macro_f1, weighted_f1, accuracy, loss"),
+        ({"greater_is_better": False}, "the worst epoch would be kept as the best"),
+        ({"metric_for_best_model": "loss", "greater_is_better": True}, "the worst epoch would be kept as the best"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches must stay off"),
+        ({"eval_strategy": "no"}, "requires the save and eval strategy to match"),
+    ],
+)
+def test_inherited_arguments_that_do_silent_damage_are_refused(tmp_path, settings, told):
+    with pytest.raises(UserError, match=told):
+        KenyaBirdsTrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", **settings)
+
+
+def test_arguments_can_be_changed_after_they_were_checked(tmp_path):
+    """As cross-validation and tuning do: transformers has put other values in place of some."""
+    args = KenyaBirdsTrainingArguments(str(tmp_path / "run"), use_cpu=True, metric_for_best_model="eval_loss")
+    assert dataclasses.replace(args, seed=3).greater_is_better is False
+
+
+def test_the_best_epoch_can_be_chosen_by_what_an_evaluation_gives():
+    found = classification_metrics(np.eye(3), np.arange(3), multi_label=False)
+    assert {*found, "loss"} - {"classes"} == set(METRICS)
+
+
 REFERENCE = {"sampler_weight_power": 0.3, "mixup_probability": 0.5}
 
 
@@ -233,10 +273,40 @@ def test_a_run_that_is_killed_goes_on_where_it_was(reference_run, small_archive,
     assert_same_run(tmp_path / "run", reference_run, rtol=1e-5)
 
 
-def test_two_processes_equal_one_with_the_same_global_batch(reference_run, small_archive, tmp_path):
-    words = flags(small_archive, tmp_path / "run", tmp_path / "cache", **REFERENCE, per_device_train_batch_size=4)
+# The first process takes longer to cut clips, and to write what it found, than others may wait in DDP.
+SLOW = """
+import os, sys, time
+import train_hf
+from accelerate import PartialState
+from kenya_birds.experiments import single_run
+from kenya_birds.training import run
+
+def slow(work):
+    def later(*arguments, **settings):
+        time.sleep(12 if os.environ["RANK"] == "0" else 0)
+        return work(*arguments, **settings)
+    return later
+
+run.build_clips, single_run.write_test = slow(run.build_clips), slow(single_run.write_test)
+train_hf.main(sys.argv[1:])
+PartialState().destroy_process_group()
+"""
+
+
+def test_two_processes_equal_one_with_the_same_global_batch_and_wait_for_each_other(
+    reference_run, small_archive, tmp_path
+):
+    (tmp_path / "slow.py").write_text(SLOW)
+    words = flags(
+        small_archive,
+        tmp_path / "run",
+        tmp_path / "cache",
+        **REFERENCE,
+        per_device_train_batch_size=4,
+        ddp_timeout=10,
+    )
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    result = run(*torchrun, "train_hf.py", *words, OMP_NUM_THREADS="1")
+    result = run(*torchrun, tmp_path / "slow.py", *words, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     assert result.returncode == 0, result.stderr[-3000:]
     assert_same_run(tmp_path / "run", reference_run, rtol=2e-3)
 

@@ -63,7 +63,7 @@ def params(study, *states):
 
 
 def test_a_study_leaves_numbers_and_pictures_and_training_takes_its_flags(tmp_path, small_archive, cache):
-    study = search(small_archive, tmp_path, cache, trials=2)
+    study = search(small_archive, tmp_path, cache, trials=2, split_seed=7, edge_tolerance_s=0.3)
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {"best.json", "history.csv", "history.png", "study.json"}
     best = json.loads((out / "best.json").read_text())
@@ -80,6 +80,10 @@ def test_a_study_leaves_numbers_and_pictures_and_training_takes_its_flags(tmp_pa
     assert summary["arguments"]["learning_rate"] == 0.00123
     assert summary["arguments"]["weight_decay"] == best["flags"]["weight_decay"]
     assert summary["augmentation"]["noise_probability"] == best["flags"]["noise_probability"]
+    # What was not searched is as it was in tuning, and so is the test split, which tuning has not looked at.
+    told = json.loads((out / "run_settings.json").read_text())["settings"]
+    assert (told["split_seed"], told["edge_tolerance_s"]) == (7, 0.3)
+    assert "save_only_model" not in told
 
 
 def test_a_killed_study_tries_the_killed_trial_again_and_counts_on(tmp_path, small_archive, cache, monkeypatch):

@@ -116,7 +116,7 @@ def _detect(options: argparse.Namespace) -> None:
 
     RunFiles(options.output).check()
 
-    from kenya_birds.inference.sharing import Team
+    from kenya_birds.processes import Team
 
     team = Team()
     if team.is_first:

@@ -15,7 +15,7 @@ from kenya_birds.evaluation.report import METRICS_FILE, PREDICTIONS_FILE
 from kenya_birds.experiments.cross_validation import FOLDS_FILE, RESULTS_FILE
 from kenya_birds.experiments.results import OUT_OF_FOLD
 from kenya_birds.json_files import read_json
-from kenya_birds.training.summary import SPLITS_FILE
+from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.training_recordings import TrainingRecordings
 
 

@@ -1,16 +1,18 @@
 """Grouped cross-validation: every recording is tested once, by a model that has not heard it."""
 
+import contextlib
 import gc
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 
+from kenya_birds.console import user_errors
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.splits import read_folds, seed_folds, splits_of_fold
@@ -18,12 +20,20 @@ from kenya_birds.errors import UserError
 from kenya_birds.experiments.results import Fold, Scored, write_out_of_fold
 from kenya_birds.experiments.single_run import train_and_evaluate
 from kenya_birds.json_files import read_json, write_json
-from kenya_birds.output_files import is_new_or_empty, whole_file, write_table
-from kenya_birds.training.arguments import DEFAULT_FOLDS, last_whole_checkpoint
+from kenya_birds.output_files import check_not_locked, is_new_or_empty, locked, whole_file, write_table
+from kenya_birds.training.arguments import DEFAULT_FOLDS
 from kenya_birds.training.run import Run
+from kenya_birds.training.run_folder import (
+    CHECKPOINT_PREFIX,
+    SUMMARY_FILE,
+    RunRecord,
+    check_results,
+    clear_results,
+    last_whole_checkpoint,
+    writing_results,
+)
 from kenya_birds.training.settings import Settings, differences
-from kenya_birds.training.settings_record import SETTINGS_FILE, read_settings
-from kenya_birds.training.summary import SUMMARY_FILE
+from kenya_birds.training.trainer import training_team
 from kenya_birds.values import Folds, Kind
 
 logger = logging.getLogger(__name__)
@@ -35,17 +45,21 @@ LOGITS_FILE = "logits.npz"
 
 
 class CrossValidation:
-    """A cross-validation that is checked and planned; nothing is written yet.
+    """A cross-validation that is checked and planned.
+
+    Nothing is written before it is entered: `with CrossValidation(settings) as validated: validated.run()`. Inside, no
+    other run can use its output folder.
 
     Fold `k` is tested by a model that validated on fold `k + 1` (after the last comes the first) and trained on the
     others. Runs are in `output_dir/fold-k`, each with all that a run leaves except checkpoints.
 
     Args:
-        settings: The settings; `resume_from_checkpoint="true"` goes on with the one in `output_dir`, at the checkpoint
-            of the fold that was running.
+        settings: The settings; `resume_from_checkpoint="true"` resumes the one in `output_dir`, at the checkpoint of
+            the fold that was running.
 
     Attributes:
         settings: The settings.
+        team: The processes that share it.
         table: `recording` and `fold`.
 
     Raises:
@@ -61,17 +75,32 @@ class CrossValidation:
                 "a cross-validation keeps the best epoch on validation: leave out --eval_strategy no and "
                 "--load_best_model_at_end False"
             )
+        self.team = training_team(training)
+        self.team.first_does(partial(check_not_locked, self.output_dir))
+        self.team.first_does(self._check_output)
         plan = Run(settings.changed(output_dir=str(self.output_dir / "plan"), resume_from_checkpoint=None))
         self.classes = plan.builder.classes
-        self._common_names = plan.common_names
+        self._common_names, self._record = plan.common_names, plan.record
         self.table = find_folds(plan.builder, data.splits_file, data.folds, data.split_seed)
         self.folds = self.table["fold"].nunique()
         plan.check_starting_model(self.table["recording"])  # each of them tests in one fold
         self._description: dict[str, Any] = {"classes": self.classes, "folds": self.folds}
-        self._check_output()
-        self._done = [(self.folder(fold) / LOGITS_FILE).is_file() for fold in range(self.folds)]
-        # No process writes before every one has looked.
-        self.state().wait_for_everyone()
+        if training.resume_from_checkpoint:
+            self._check_unchanged()
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "CrossValidation":
+        """Locks the output folder, and writes the record and the folds of a new cross-validation.
+
+        Raises:
+            UserError: If another process uses the folder, or has used it since this was planned.
+        """
+        self.team.first_does(self._take_folder)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Frees the output folder."""
+        self._stack.close()
 
     def run(self) -> dict[str, Any]:
         """Runs the folds that are not done, and writes what they tell together.
@@ -85,100 +114,106 @@ class CrossValidation:
             The content of `cross_validation.json`.
 
         Raises:
-            UserError: If the clips cannot be cut or trained on.
+            UserError: If the clips cannot be cut or trained on, or a file would be replaced that training has not
+                written.
         """
-        is_first = self.state().is_main_process
-        if is_first:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            write_table(self.table, self.output_dir / FOLDS_FILE)
-            if not (self.output_dir / RESULTS_FILE).is_file():
-                write_json({"settings": self.settings.record()}, self.output_dir / SETTINGS_FILE)
-                write_json(self._description, self.output_dir / RESULTS_FILE)
         for fold in range(self.folds):
-            if self._done[fold]:
+            folder = self.folder(fold)
+            if self.team.first_does((folder / LOGITS_FILE).is_file):
                 logger.info("Fold %d of %d is done already", fold + 1, self.folds)
                 continue
             logger.info("Fold %d of %d", fold + 1, self.folds)
-            _, scored = train_and_evaluate(self.one_run(fold, self.folder(fold)))
-            if is_first:
-                _write_logits(scored, self.folder(fold) / LOGITS_FILE)
-                for checkpoint in self.folder(fold).glob("checkpoint-*"):
-                    shutil.rmtree(checkpoint)
-            del scored
+            with self.one_run(fold, folder) as run:
+                _, scored = train_and_evaluate(run)
+                if self.team.is_first:
+                    _write_logits(scored, folder / LOGITS_FILE)
+                    for checkpoint in folder.glob(f"{CHECKPOINT_PREFIX}*"):
+                        shutil.rmtree(checkpoint)
+            del scored, run
             gc.collect()  # a trainer and its model hold each other
             torch.cuda.empty_cache()
-        if is_first:
-            self._write_results()
-        self.state().wait_for_everyone()
+        self.team.first_does(self._write_results)
         return read_json(self.output_dir / RESULTS_FILE)
 
-    def one_run(self, fold: int, folder: Path, **changes: Any) -> Run:
-        """A run with the splits of a fold, that goes on with what a run before left in the folder.
+    def one_run(self, fold: int, folder: Path, *, everything_for: float | None = None, **changes: Any) -> Run:
+        """A run with the splits of a fold, which resumes what a run before left in the folder.
 
         Args:
             fold: Which fold is the test split.
-            folder: Its output folder; what is in it is deleted where there is no whole checkpoint to go on from.
+            folder: Its output folder; where it has no whole checkpoint, the run starts anew.
+            everything_for: See `Run`.
             **changes: Other settings.
         """
-        state = self.state()
-        checkpoint = last_whole_checkpoint(folder)
-        state.wait_for_everyone()
-        if checkpoint is None and folder.exists() and state.is_main_process:
-            shutil.rmtree(folder)
-        state.wait_for_everyone()
+
+        def find_checkpoint() -> Path | None:
+            checkpoint = last_whole_checkpoint(folder)
+            if checkpoint is None and folder.is_dir():
+                clear_results(folder)
+            return checkpoint
+
+        checkpoint = self.team.first_does(find_checkpoint)
         settings = self.settings.changed(
             output_dir=str(folder),
-            resume_from_checkpoint=checkpoint,
+            resume_from_checkpoint=None if checkpoint is None else str(checkpoint),
             splits_file=None,
             folds=None,
             final_fit=False,
             **changes,
         )
-        return Run(settings, splits_of_fold(self.table, fold))
+        return Run(settings, splits_of_fold(self.table, fold), everything_for=everything_for)
 
     def folder(self, fold: int) -> Path:
         """Where a fold runs."""
         return self.output_dir / f"fold-{fold}"
 
-    def state(self) -> PartialState:
-        """The processes of this run; asking for the device has transformers set it up."""
-        assert self.settings.training.device is not None
-        return PartialState()
-
     def _check_output(self) -> None:
+        """Raises `UserError` unless the output folder is new, or that of a cross-validation which is to be resumed."""
         resume, output_dir = self.settings.training.resume_from_checkpoint, self.output_dir
         if resume and resume.lower() != "true":
             raise UserError(
-                f"resume_from_checkpoint is {resume}: a cross-validation goes on with --resume_from_checkpoint true, "
-                "each fold with its own last checkpoint"
+                f"resume_from_checkpoint is {resume}: resume a cross-validation with --resume_from_checkpoint true, "
+                "as each fold has checkpoints of its own"
             )
         if resume and not (output_dir / RESULTS_FILE).is_file():
-            raise UserError(f"no cross-validation to go on with in {output_dir}: leave --resume_from_checkpoint out")
-        if not resume:
-            if not is_new_or_empty(output_dir):
-                raise UserError(
-                    f"--output_dir {output_dir} exists and is not an empty folder: choose another, or go on with the "
-                    "cross-validation in it with --resume_from_checkpoint true"
-                )
-            return
-        then = read_settings(output_dir)
-        if not then:
+            raise UserError(f"no cross-validation to resume in {output_dir}: leave --resume_from_checkpoint out")
+        if not resume and not is_new_or_empty(output_dir):
             raise UserError(
-                f"{output_dir} has no {SETTINGS_FILE}: an older version of this package began its cross-validation, "
-                "which cannot be resumed: choose another --output_dir"
+                f"--output_dir {output_dir} exists and is not an empty folder: choose another, or resume the "
+                "cross-validation in it with --resume_from_checkpoint true"
             )
-        before = read_json(output_dir / RESULTS_FILE)
-        changes = differences(then, self.settings.deciding())
+        check_results(output_dir)
+
+    def _check_unchanged(self) -> None:
+        """Raises `UserError` if a cross-validation that is resumed was started with other settings or data."""
+        output_dir = self.output_dir
+        record, before = RunRecord.read(output_dir), read_json(output_dir / RESULTS_FILE)
+        changes = differences(record.settings, self.settings.deciding())
         changes += differences({"folds": before.get("folds")}, {"folds": self.folds})
-        if before.get("classes") != self.classes:
-            changes.append("the species of the archive are others")
-        if not changes and not read_folds(output_dir / FOLDS_FILE).equals(self.table):
-            changes.append("the folds of the recordings are others")
+        if record.annotations != self._record.annotations:
+            # Folds that are done were tested on the annotations as they were.
+            changes.append("annotations.csv has changed since")
+        elif before.get("classes") != self.classes:
+            changes.append("the archive has other species now")
+        elif not changes and not read_folds(output_dir / FOLDS_FILE).equals(self.table):
+            changes.append("the recordings are in other folds now")
         if changes:
             raise UserError(
-                f"the cross-validation in {output_dir} was begun with other settings: {'; '.join(changes)}. Give the "
-                "settings that it was begun with, or another --output_dir"
+                f"the cross-validation in {output_dir} was started with other settings or data: {'; '.join(changes)}. "
+                "Give what it was started with, or another --output_dir"
             )
+
+    def _take_folder(self) -> None:
+        output_dir = self.output_dir
+        with user_errors(OSError):
+            output_dir.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(output_dir))
+            self._check_output()  # another run may have come and gone since this one was planned
+            if not (output_dir / RESULTS_FILE).is_file():
+                self._record.write(output_dir)
+                write_table(self.table, output_dir / FOLDS_FILE)
+                write_json(self._description, output_dir / RESULTS_FILE)
+            self._stack = stack.pop_all()
 
     def _write_results(self) -> None:
         summaries = [read_json(self.folder(fold) / SUMMARY_FILE) for fold in range(self.folds)]
@@ -190,9 +225,10 @@ class CrossValidation:
             )
             for fold, summary in enumerate(summaries)
         ]
-        told, calibration = write_out_of_fold(
-            self.output_dir, folds, common_names=self._common_names, seed=self.settings.training.seed
-        )
+        with writing_results(self.output_dir):
+            told, calibration = write_out_of_fold(
+                self.output_dir, folds, common_names=self._common_names, seed=self.settings.training.seed
+            )
         runs = [summary["result"] for summary in summaries]
         results = {
             **self._description,

@@ -26,8 +26,8 @@ from kenya_birds.inference.run import hash_model
 from kenya_birds.json_files import write_json
 from kenya_birds.output_files import check_new_folder, write_table
 from kenya_birds.training.arguments import ProblemType
+from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.settings_record import read_settings
-from kenya_birds.training.summary import SPLITS_FILE
 from kenya_birds.training.training_recordings import overlap_of
 from kenya_birds.values import (
     Count,

@@ -20,8 +20,8 @@ from kenya_birds.json_files import read_json
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.output_files import is_new_or_empty
 from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, find_model
+from kenya_birds.training.run_folder import SPLITS_FILE, SUMMARY_FILE
 from kenya_birds.training.settings_record import clip_settings
-from kenya_birds.training.summary import SPLITS_FILE, SUMMARY_FILE
 from kenya_birds.training.training_recordings import overlap_of
 
 logger = logging.getLogger(__name__)

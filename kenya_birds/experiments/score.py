@@ -18,7 +18,7 @@ from kenya_birds.inference.run_files import RUN_FILE
 from kenya_birds.json_files import read_json, write_json
 from kenya_birds.output_files import is_new_or_empty, write_table
 from kenya_birds.saved_models import find_model
-from kenya_birds.training.summary import SPLITS_FILE
+from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.training_recordings import overlap_of
 
 logger = logging.getLogger(__name__)

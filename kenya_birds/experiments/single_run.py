@@ -13,7 +13,7 @@ from kenya_birds.experiments.results import Scored, write_test
 from kenya_birds.json_files import write_json
 from kenya_birds.training.progress import write_results
 from kenya_birds.training.run import Run
-from kenya_birds.training.summary import SUMMARY_FILE
+from kenya_birds.training.run_folder import SUMMARY_FILE, writing_results
 
 logger = logging.getLogger(__name__)
 
@@ -33,38 +33,46 @@ def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
         The run's summary, and what the model said.
 
     Raises:
-        UserError: If the clips cannot be cut or trained on.
+        UserError: If the clips cannot be cut or trained on, or a file would be replaced that training has not written.
     """
+    with run:
+        return _train_and_evaluate(run)
+
+
+def _train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
     no_call, weights = run.validation_no_call()  # before training: what is wrong with it shall come to light first
     trainer, clips, summary = run.train()
     logger.info("Evaluating on the validation and test splits ...")
     predicted = {split: trainer.predict(clips[split], metric_key_prefix=split) for split in ("validation", "test")}
     logits, references = predicted["validation"].predictions, predicted["validation"].label_ids.astype(int)
     no_call_logits = np.zeros((0, logits.shape[1]), dtype=np.float32)
-    if trainer.is_world_process_zero() and no_call is not None:
+    if run.team.is_first and no_call is not None:
         no_call_logits = score_clips(trainer.model, run.extractor, no_call)
     scored = Scored(logits, references, predicted["test"].predictions, no_call_logits, weights)
-    if trainer.is_world_process_zero():
+
+    def write() -> None:
         output_dir = Path(run.settings.training.output_dir)
-        calibration = fit_calibration(logits, references)
-        calibration.store(trainer.model.config)
-        with transformers_bars_hidden():
-            trainer.model.save_pretrained(output_dir)
-        run.extractor.save_pretrained(output_dir)
-        write_json(summary, output_dir / SUMMARY_FILE)
-        told = write_test(
-            output_dir,
-            scored,
-            clips["test"],
-            predicted["test"].label_ids,
-            calibration=calibration,
-            classes=run.builder.classes,
-            common_names=run.common_names,
-            train_counts=trainer.class_counts.tolist(),
-            more={split: {"loss": prediction.metrics[f"{split}_loss"]} for split, prediction in predicted.items()},
-            seed=run.settings.training.seed,
-        )
+        with writing_results(output_dir):
+            calibration = fit_calibration(logits, references)
+            calibration.store(trainer.model.config)
+            with transformers_bars_hidden():
+                trainer.model.save_pretrained(output_dir)
+            run.extractor.save_pretrained(output_dir)
+            write_json(summary, output_dir / SUMMARY_FILE)
+            told = write_test(
+                output_dir,
+                scored,
+                clips["test"],
+                predicted["test"].label_ids,
+                calibration=calibration,
+                classes=run.builder.classes,
+                common_names=run.common_names,
+                train_counts=trainer.class_counts.tolist(),
+                more={split: {"loss": each.metrics[f"{split}_loss"]} for split, each in predicted.items()},
+                seed=run.settings.training.seed,
+            )
         if "tensorboard" in run.settings.training.report_to:
             write_results(output_dir, trainer.state.global_step, {name: told.get(name) for name in FIGURES})
-    trainer.accelerator.wait_for_everyone()
+
+    run.team.first_does(write)
     return summary, scored

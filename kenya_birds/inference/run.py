@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 from tqdm import tqdm
 
 from kenya_birds import __version__
@@ -21,10 +20,12 @@ from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.journal import Journal, JournalWriter, hash_files
 from kenya_birds.inference.recordings import RecordingInfo, name_in
 from kenya_birds.inference.run_files import RunFiles, RunReport
-from kenya_birds.inference.sharing import Team, shares
+from kenya_birds.inference.sharing import shares
 from kenya_birds.inference.sources import FileState, FoundSources, Source, find_sources
 from kenya_birds.inference.streaming import Reading
 from kenya_birds.inference.tables import check_formats
+from kenya_birds.output_files import locked
+from kenya_birds.processes import Team
 from kenya_birds.saved_models import THRESHOLDS_FILE, WEIGHTS_FILE, SavedModel
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def run_detection(
                 if name_pattern is not None:
                     name_pattern.check(name_in(source.recording) for source in sources)
                 files.prepare()
-                stack.enter_context(_locked(files.state_folder))
+                stack.enter_context(locked(files.folder, files.state_folder / "lock"))
                 files.check_unchanged()
                 model_hash = hash_model(pipeline.saved)
         else:
@@ -196,18 +197,6 @@ def _told_to_all(team: Team) -> Iterator[None]:
 def _stop_with_first(team: Team) -> None:
     if not team.tell(True):
         raise UserError("the first process of this run stopped: see what it says")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = filelock.FileLock(folder / "lock", timeout=0)
-    try:
-        with lock:
-            yield
-    except filelock.Timeout:
-        raise UserError(
-            f"another run writes to {folder.parent} at this moment: wait for it, or give another folder"
-        ) from None
 
 
 def _plan(sources: Sequence[Source], journal: Journal, members: int, *, resume: bool) -> _Plan:

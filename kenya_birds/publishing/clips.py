@@ -19,8 +19,8 @@ from kenya_birds.json_files import read_json
 from kenya_birds.output_files import is_new_or_empty, put_folder_in_place
 from kenya_birds.publishing.clips_card import render_clips_card
 from kenya_birds.publishing.hub import full_repo_id, upload_files
+from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.settings_record import clip_settings
-from kenya_birds.training.summary import SPLITS_FILE
 
 CARD = "README.md"
 DATA = "data"

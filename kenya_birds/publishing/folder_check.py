@@ -14,7 +14,7 @@ from typing import Any
 from kenya_birds.errors import UserError
 from kenya_birds.json_files import read_json
 from kenya_birds.publishing.leaks import find_leaks, secret_variables
-from kenya_birds.training.summary import SUMMARY_FILE
+from kenya_birds.training.run_folder import SUMMARY_FILE
 
 # Not imported: it makes this package impossible to import.
 PROGRAM = Path(__file__).with_name("answer_alone.py")

@@ -1,6 +1,8 @@
 """Fills the model card's template from the files that training left."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -16,7 +18,7 @@ from kenya_birds.evaluation.report import (
 )
 from kenya_birds.experiments.results import OUT_OF_FOLD
 from kenya_birds.json_files import read_json
-from kenya_birds.training.summary import SUMMARY_FILE
+from kenya_birds.training.run_folder import SUMMARY_FILE
 
 METRIC_NAMES = {
     "macro_f1": ("f1", "Macro F1"),
@@ -110,6 +112,7 @@ def render_model_card(
         results=results,
         device_hours=summary["processes"] * (summary["result"]["train_runtime_s"] + fold_s) / 3600,
         fold_hours=summary["processes"] * fold_s / 3600,
+        chosen_by=_chosen_by(summary["result"]),
         metric_names={key: name for key, (_, name) in METRIC_NAMES.items()},
         labels=labels,
         figure=_figure,
@@ -118,6 +121,14 @@ def render_model_card(
         pictures={name: title for name, title in PICTURES.items() if (model_dir / name).is_file()},
     )
     return str(card)
+
+
+def _chosen_by(result: Mapping[str, Any]) -> str | None:
+    """The metric that the best epoch was chosen by; None if the last one was kept."""
+    if "best_epoch" not in result:
+        return None
+    metric = str(result.get("chosen_by", "macro_f1")).removeprefix("eval_")  # older runs had no other
+    return {"macro_f1": "macro F1", "weighted_f1": "weighted F1"}.get(metric, metric)
 
 
 def _species_rows(path: Path) -> list[dict[str, str]]:

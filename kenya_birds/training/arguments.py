@@ -1,13 +1,10 @@
 """What `train_hf.py` can be told, but for transformers' own arguments. Light: parsers import it before torch."""
 
-import json
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from kenya_birds.errors import UserError
-from kenya_birds.output_files import is_new_or_empty
 from kenya_birds.values import (
     Count,
     Duration,
@@ -26,13 +23,8 @@ from kenya_birds.values import (
     kinds_of,
 )
 
-if TYPE_CHECKING:
-    from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
-
 # Of a final fit without --folds.
 DEFAULT_FOLDS = 5
-# As transformers names them.
-CHECKPOINT_PREFIX, TRAINER_STATE_FILE = "checkpoint", "trainer_state.json"
 Hertz = Annotated[float, Range(0, unit="HZ")]
 Decibels = Annotated[float, Range(0, above=True, unit="DB")]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]
@@ -305,7 +297,7 @@ class TrainerArguments:
     )
     early_stopping_patience: Whole = field(
         default=10,
-        metadata={"help": "stop after this many epochs without a better macro F1 on validation; 0: never stop early"},
+        metadata={"help": "stop after this many evaluations on validation without a better one; 0: never stop early"},
     )
     auto_mixed_precision: bool = field(
         default=True, metadata={"help": "without --bf16 or --fp16, use bf16 if the GPU supports it, otherwise fp16"}
@@ -354,6 +346,8 @@ class TrainerArguments:
         default_factory=lambda: {"non_blocking": _has_gpu()},
         metadata={"help": "accelerate's configuration (JSON); by default non_blocking if there is a GPU"},
     )
+    # Early stopping counts the evaluations without a better one.
+    restore_callback_states_from_checkpoint: bool = field(default=True, metadata={"help": "must stay on"})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "look for unused parameters in each step; there are none"}
     )
@@ -398,51 +392,3 @@ def check_trackers(report_to: str | list[str]) -> None:
                 f"report_to is {name!r}, which is not installed: run pip install {TRACKERS[name][0]}, or choose "
                 "tensorboard or none"
             )
-
-
-def find_checkpoint(args: "KenyaBirdsTrainingArguments", classes: list[str]) -> str | None:
-    """The checkpoint to go on from, if any; nothing is written.
-
-    Args:
-        args: `resume_from_checkpoint` is a checkpoint's folder, or `true` for the last whole one in `output_dir`.
-        classes: Classes of the run, by class id.
-
-    Raises:
-        UserError: If `output_dir` holds something and no checkpoint is asked for, or the checkpoint is missing or was
-            trained on other classes.
-    """
-    output_dir = Path(args.output_dir)
-    if not args.resume_from_checkpoint:
-        if not is_new_or_empty(output_dir):
-            raise UserError(
-                f"--output_dir {output_dir} exists and is not an empty folder: choose another, or go on with the run "
-                "in it with --resume_from_checkpoint true"
-            )
-        return None
-    if args.resume_from_checkpoint.lower() == "true":
-        checkpoint = last_whole_checkpoint(output_dir)
-        if checkpoint is None:
-            raise UserError(f"no checkpoint to go on from in {output_dir}: leave --resume_from_checkpoint out")
-    else:
-        checkpoint = args.resume_from_checkpoint
-    try:
-        config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
-        trained = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
-    except (OSError, ValueError, KeyError):
-        raise UserError(
-            f"{checkpoint} is not a checkpoint of this package: it has no config.json with classes"
-        ) from None
-    if trained != classes:
-        raise UserError(
-            f"{checkpoint} was trained on other classes: {len(trained)} there and {len(classes)} here, "
-            f"{len(set(trained) ^ set(classes))} of them in one only: use the same archive and --min_annotations, or "
-            "another --output_dir"
-        )
-    return checkpoint
-
-
-def last_whole_checkpoint(output_dir: Path) -> str | None:
-    """The last checkpoint in a folder that is whole: its trainer_state.json is written last. None if none is."""
-    written = [path.parent for path in output_dir.glob(f"{CHECKPOINT_PREFIX}-*/{TRAINER_STATE_FILE}")]
-    whole = [path for path in written if path.name.rpartition("-")[2].isdigit()]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None

@@ -21,6 +21,8 @@ from kenya_birds.training.arguments import (
     TrainerArguments,
     trainer_kinds,
 )
+from kenya_birds.training.inherited_arguments import check_inherited
+from kenya_birds.training.run_folder import find_start
 from kenya_birds.training.transformers_fields import TransformersField, transformers_fields
 from kenya_birds.values import Kind, kinds_of
 
@@ -135,6 +137,11 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
     *light, own = parts
     # Some defaults ask torch for a GPU.
     TrainerArguments(**{"dataloader_pin_memory": False, "accelerator_config": None, **own}).check()
+    usual = {name: field.default for name, field in transformers_fields().items()}
+    for field in dataclasses.fields(TrainerArguments):
+        if field.default is not dataclasses.MISSING:
+            usual[field.name] = field.default
+    check_inherited({**own, **given}, usual)
     data, model, features, augmentation = (group(**values) for group, values in zip(GROUPS, light, strict=False))
     flags = TrainFlags(data, model, features, augmentation, training={**own, **given})
     _check_inputs(flags)
@@ -258,13 +265,14 @@ def _check_inputs(flags: TrainFlags) -> None:
 
 
 def _check_output(flags: TrainFlags, new_output: bool) -> None:
-    """Raises `UserError` unless the output folder can be used."""
+    """Raises `UserError` unless the output folder can be used, and a run in it resumed if that is asked for."""
     output_dir, resume = Path(flags.training["output_dir"]), flags.training.get("resume_from_checkpoint")
-    if not resume and new_output and not is_new_or_empty(output_dir):
-        raise UserError(
-            f"--output_dir {output_dir} exists and is not an empty folder: choose another, or resume the run in it "
-            "with --resume_from_checkpoint true"
-        )
-    if resume and resume.lower() != "true" and not Path(resume).is_dir():
-        raise UserError(f"--resume_from_checkpoint {resume}: expected true, or the folder of a checkpoint")
+    if new_output and (flags.data.folds is not None or flags.data.final_fit):
+        if not resume and not is_new_or_empty(output_dir):
+            raise UserError(
+                f"--output_dir {output_dir} exists and is not an empty folder: choose another, or resume the "
+                "cross-validation in it with --resume_from_checkpoint true"
+            )
+    elif new_output:
+        find_start(output_dir, resume)
     check_can_make(output_dir)

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.modeling_kenya_birds import build_backbone
-from kenya_birds.training.settings import Settings
+from kenya_birds.training.settings import Settings, usual_settings
 
 STRENGTH = "augmentation_strength"
 # What the strength multiplies: one number instead of four, as tens of trials cannot tell four apart.
@@ -91,6 +92,29 @@ class SearchSpace:
                 point[name] = trial.suggest_float(name, numbers.low, numbers.high, log=numbers.log)
         return self.flags(point)
 
+    def fixed(self) -> dict[str, Any]:
+        """Flags of `train_hf.py` by name: what is not searched and does not have its default, splits included.
+
+        Training without them would cut other clips, or test on recordings that tuning has used.
+        """
+        data, model, training = self.settings.data, self.settings.model, self.settings.training
+        searched = self.flags(dict.fromkeys((*self.ranges, STRENGTH), 0.0))
+        told = {
+            **self.settings.deciding(),
+            # The clips of a step, as they are spread here, and what is recorded without its path.
+            "per_device_train_batch_size": training.per_device_train_batch_size,
+            "gradient_accumulation_steps": training.gradient_accumulation_steps,
+            "init_from": _absolute(model.init_from),
+            "splits_file": data.splits_file and _absolute(data.splits_file),
+        }
+        usual = usual_settings()
+        return {
+            name: value
+            for name, value in told.items()
+            # The last one follows from the metric.
+            if name in usual and name not in (*searched, "greater_is_better") and value not in (None, usual[name])
+        }
+
     def flags(self, point: dict[str, Any]) -> dict[str, Any]:
         """Flags of `train_hf.py` by name: a point of the space, with the strength multiplied out."""
         flags = {"backbone": self.backbones[0], "drop_path_rate": 0.0, **point}
@@ -98,6 +122,11 @@ class SearchSpace:
         for name in STRENGTHENED:
             flags[name] = min(1.0, strength * getattr(self.settings.augmentation, name))
         return flags
+
+
+def _absolute(path: str) -> str:
+    """A path that is there from wherever training starts; any other text as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def _has_drop_path(backbone: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kenya_birds.training.arguments import AugmentationArguments, DataArguments, FeatureArguments, ModelArguments
+from kenya_birds.training.inherited_arguments import defaults
 from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
 
 # What of the training arguments decides which model comes out.
@@ -73,11 +74,12 @@ class Settings:
             `clips_per_step`: the clips of a step, over all processes and accumulated batches.
         """
         args = self.training
-        usual = {field.name: _default(field) for field in dataclasses.fields(args)}
+        usual = defaults(args)
         training = {
             name: value
             for name, value in args.to_dict().items()
-            if name in DECIDING_ARGUMENTS or not (_is_private(name) or value == usual.get(name))
+            if name in DECIDING_ARGUMENTS
+            or not (_is_private(name) or value == usual[name] or not (value or usual[name]))
         }
         told = {
             **dataclasses.asdict(self.data),
@@ -97,6 +99,14 @@ class Settings:
         return {name: value for name, value in self.record().items() if name not in other}
 
 
+def usual_settings() -> dict[str, Any]:
+    """The defaults of all settings that have one, as JSON holds them, by the names of flags."""
+    usual: dict[str, Any] = {}
+    for group in dataclasses.fields(Settings):
+        usual |= defaults(group.type)
+    return usual
+
+
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between the recorded settings of a run and those of now.
 
@@ -107,24 +117,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Returns:
         `NAME was VALUE and is VALUE now` for each difference.
     """
-    usual = {field.name: _default(field) for group in dataclasses.fields(Settings) for field in _fields(group.type)}
+    usual = usual_settings()
     told = []
     for name, value in now.items():
         before = then.get(name, usual.get(name, value))
         if before != value:
             told.append(f"{name} was {before} and is {value} now")
     return told
-
-
-def _default(field: dataclasses.Field) -> Any:
-    """A field's default as JSON holds it."""
-    factory = field.default_factory
-    value = field.default if factory is dataclasses.MISSING else factory()
-    return getattr(value, "value", value)
-
-
-def _fields(group: Any) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(group)
 
 
 def _is_private(name: str) -> bool:

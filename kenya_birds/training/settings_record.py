@@ -7,11 +7,10 @@ from typing import Any
 from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS
 from kenya_birds.errors import UserError
 from kenya_birds.json_files import read_json
-from kenya_birds.training.summary import SUMMARY_FILE
+from kenya_birds.training.run_folder import SETTINGS_FILE, SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_FILE = "run_settings.json"
 FRONT_END_FILE = "preprocessor_config.json"
 # What training uses where no flag says otherwise. Models without a record are taken to be trained so.
 USUAL_CLIPS = {"context_s": 0.0, "edge_tolerance_s": 0.0, "min_annotations": DEFAULT_MIN_ANNOTATIONS}

@@ -12,10 +12,10 @@ from transformers import TrainingArguments
 
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.training.augmentation import AugmentationArguments
+from kenya_birds.training.inherited_arguments import defaults
+from kenya_birds.training.settings import DECIDING_ARGUMENTS
 
-SUMMARY_FILE = "training_summary.json"
-SPLITS_FILE = "splits.csv"
-
+# Arguments that the model card tells in any case, and others that decide only where they are set.
 TOLD_ARGUMENTS = (
     "seed",
     "num_train_epochs",
@@ -74,7 +74,7 @@ def training_summary(
             code: {split: per_split[split][label] for split in clips} for label, code in enumerate(classes)
         },
         "starting_point": starting_point,
-        "arguments": {name: _plain(getattr(args, name)) for name in TOLD_ARGUMENTS},
+        "arguments": _arguments(args),
         "augmentation": asdict(augmentation),
         "processes": args.world_size,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
@@ -82,6 +82,8 @@ def training_summary(
     }
 
 
-def _plain(value: Any) -> Any:
-    """An enumeration's value, anything else as it is."""
-    return getattr(value, "value", value)
+def _arguments(args: TrainingArguments) -> dict[str, Any]:
+    values, usual = args.to_dict(), defaults(type(args))
+    set_too = [name for name in DECIDING_ARGUMENTS if values[name] not in (None, usual[name])]
+    # transformers derives it from the metric.
+    return {name: values[name] for name in (*TOLD_ARGUMENTS, *set_too) if name != "greater_is_better"}

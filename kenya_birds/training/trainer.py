@@ -1,7 +1,6 @@
 """The trainer: augmentation and features on the device, weighted loss, weighted sampling."""
 
 import logging
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,16 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, ProgressCallback, Trainer
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerState,
+)
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import TrainOutput
 
 from kenya_birds.console import transformers_bars_hidden
 from kenya_birds.errors import UserError
@@ -22,13 +29,14 @@ from kenya_birds.model.modeling_kenya_birds import (
     KenyaBirdsForAudioClassification,
     classification_loss,
 )
+from kenya_birds.processes import Team
 from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import FeatureClips, TrainingClips, rows_of
+from kenya_birds.training.callbacks import BestCheckpoint, TrainingClock, find_best, has_ended
 from kenya_birds.training.preparation import clean_clips, extract_features
 from kenya_birds.training.progress import EpochLog, RunTensorBoard, StepLosses
-from kenya_birds.training.settings_record import SETTINGS_FILE
-from kenya_birds.training.summary import SPLITS_FILE
+from kenya_birds.training.run_folder import STATE_FILE, copy_record, last_whole_checkpoint
 from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
 from kenya_birds.training.weighting import ClipSampler, power_weights
 
@@ -92,11 +100,15 @@ class KenyaBirdsTrainer(Trainer):
                 args.sampler_weight_power,
             )
         patience = args.early_stopping_patience
+        # Without evaluations, or a metric, there is nothing to wait for.
+        can_stop = patience and args.eval_strategy != "no" and args.metric_for_best_model is not None
+        stopping = [EarlyStoppingCallback(patience)] if can_stop else []
         self._feature_clips = partial(
             _feature_clips, extractor=feature_extractor, args=args, multi_label=self.multi_label
         )
         augmentation = augmentation or AugmentationArguments.none()
-        with args.main_process_first(desc="preparing clips"):
+        self._team = training_team(args)
+        with self._team.one_first():
             clean = clean_clips(train_dataset, feature_extractor, args.device)
             windows = _background(augmentation, background, feature_extractor, args.device)
         self.augmentation = Augmentation(
@@ -115,7 +127,7 @@ class KenyaBirdsTrainer(Trainer):
             eval_dataset=None if eval_dataset is None else self._feature_clips(eval_dataset),
             processing_class=feature_extractor,
             compute_metrics=self._metrics,
-            callbacks=[EarlyStoppingCallback(patience)] if patience and args.load_best_model_at_end else None,
+            callbacks=[TrainingClock(), BestCheckpoint(), *stopping],
         )
         self._log_epochs()
         # The loss below divides by the number of items in the whole step: let Trainer count them, and not scale again.
@@ -137,15 +149,66 @@ class KenyaBirdsTrainer(Trainer):
         self._losses.add(loss.detach(), is_step=self.accelerator.sync_gradients)
         return loss
 
+    @property
+    def trained_s(self) -> float:
+        """Seconds of training so far, those before the run was resumed included."""
+        return next(one.total_s for one in self.callback_handler.callbacks if isinstance(one, TrainingClock))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **settings: Any) -> TrainOutput:
+        """Trains (see `Trainer.train`), and ends with the best checkpoint where the arguments ask for that.
+
+        From a checkpoint after which training had ended, nothing is trained: its run was stopped just afterwards.
+
+        Raises:
+            UserError: If there is no checkpoint to resume from, the best checkpoint is asked for and is not there, or
+                no evaluation gave a number.
+        """
+        checkpoint: Path | None = None
+        if resume_from_checkpoint is True:
+            checkpoint = last_whole_checkpoint(Path(self.args.output_dir))
+            if checkpoint is None:
+                raise UserError(f"no checkpoint to resume from in {self.args.output_dir}")
+        elif resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+        if checkpoint is not None:
+            self.args.eval_on_start = False  # that has been done, and early stopping would count it twice
+            state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+            if has_ended(self.callback_handler.callbacks, state):
+                return self._take_up(checkpoint, state)
+        output = super().train(None if checkpoint is None else str(checkpoint), *arguments, **settings)
+        self._check_best()  # it was loaded from there
+        return output
+
+    def _check_best(self) -> None:
+        if self.args.load_best_model_at_end and self.state.best_global_step is None:
+            raise UserError(
+                f"no evaluation gave a {self.args.metric_for_best_model} that is a number, so that no epoch is the "
+                "best: look at the losses in the log, and lower --learning_rate"
+            )
+        find_best(self.args, self.state)
+
+    def _take_up(self, checkpoint: Path, state: TrainerState) -> TrainOutput:
+        """Loads what training ended with: the best checkpoint where that is asked for, else the last one."""
+        self.state = state
+        state.is_local_process_zero, state.is_world_process_zero = (
+            self.is_local_process_zero(),
+            self.is_world_process_zero(),
+        )
+        self._check_best()
+        model_class = type(self.model)
+        loaded = model_class.from_pretrained(state.best_model_checkpoint or checkpoint, dtype=torch.float32)
+        self.model.load_state_dict(loaded.state_dict())
+        clock = next(one for one in self.callback_handler.callbacks if isinstance(one, TrainingClock))
+        stored = state.stateful_callbacks.get(TrainingClock.__name__, {})
+        clock.before_s = stored.get("attributes", {}).get("before_s", 0.0)
+        return TrainOutput(state.global_step, 0.0, {"train_runtime": 0.0})
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves model and front end; a checkpoint gets the run's settings and splits too, which later commands use."""
         with transformers_bars_hidden():
             super().save_model(output_dir, _internal_call=_internal_call)
-        run_dir = Path(self.args.output_dir)
-        if output_dir is not None and self.args.should_save and Path(output_dir) != run_dir:
-            for name in (SETTINGS_FILE, SPLITS_FILE):
-                if (run_dir / name).is_file():
-                    shutil.copyfile(run_dir / name, Path(output_dir) / name)
+        if output_dir is not None and self.args.should_save and Path(output_dir) != Path(self.args.output_dir):
+            copy_record(Path(self.args.output_dir), Path(output_dir))
 
     def get_eval_dataloader(self, eval_dataset: Dataset | FeatureClips | None = None) -> DataLoader:
         """Loads clips of `load_clips`, by default the validation clips."""
@@ -222,7 +285,6 @@ class KenyaBirdsTrainer(Trainer):
             weights = [max((class_weights[label] for label in labels), default=0.0) for labels in self.labels_per_clip]
         return ClipSampler(
             len(self.labels_per_clip),
-            # Not that of the arguments: auto_find_batch_size may have lowered it.
             self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             weights=weights,
@@ -232,6 +294,12 @@ class KenyaBirdsTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Zero: Trainer's estimate is for text models and would be wrong here."""
         return 0
+
+
+def training_team(args: KenyaBirdsTrainingArguments) -> Team:
+    """The processes that train together; asking for the device has transformers set them up."""
+    assert args.device is not None
+    return Team()
 
 
 def _targets(dataset: Dataset) -> list[tuple[list[int], int]]:
@@ -247,7 +315,7 @@ def _feature_clips(
 ) -> FeatureClips:
     if isinstance(clips, FeatureClips):
         return clips
-    with args.main_process_first(desc="computing features"):
+    with training_team(args).one_first():
         features = extract_features(clips, extractor, args.device)
     return FeatureClips(features, extractor.feature_shape, multi_label)
 

@@ -13,11 +13,9 @@ from kenya_birds.data.splits import read_splits
 from kenya_birds.errors import UserError
 from kenya_birds.output_files import write_table
 from kenya_birds.saved_models import SavedModel, find_model
+from kenya_birds.training.run_folder import RECORDINGS_FILE, SPLITS_FILE
 from kenya_birds.training.starting_points import kind_of_starting_point
-from kenya_birds.training.summary import SPLITS_FILE
 
-# What travels with a model, beside `splits.csv`: its recordings, and those of the models that it was started from.
-TRAINING_RECORDINGS_FILE = "training_recordings.csv"
 COLUMNS = ("recording", "split", "sound", "model")
 SHOWN_NAMES = 5
 
@@ -55,8 +53,8 @@ class TrainingRecordings:
         Raises:
             UserError: If the file cannot be read.
         """
-        if (folder / TRAINING_RECORDINGS_FILE).is_file():
-            table = read_table(folder / TRAINING_RECORDINGS_FILE, {name: name for name in COLUMNS})
+        if (folder / RECORDINGS_FILE).is_file():
+            table = read_table(folder / RECORDINGS_FILE, {name: name for name in COLUMNS})
             return cls(table.drop(columns="row"))
         if (folder / SPLITS_FILE).is_file():
             return cls.of_splits(read_splits(folder / SPLITS_FILE), {})
@@ -81,7 +79,7 @@ class TrainingRecordings:
 
     def write(self, folder: Path) -> None:
         """Writes `training_recordings.csv`; one that is there is replaced."""
-        write_table(self.table, folder / TRAINING_RECORDINGS_FILE)
+        write_table(self.table, folder / RECORDINGS_FILE)
 
     @property
     def of_starting_models(self) -> "TrainingRecordings":
@@ -181,7 +179,7 @@ class Overlap:
         return " ".join(notes)
 
 
-def recordings_before(init_from: str, checkpoint: str | None) -> TrainingRecordings | None:
+def recordings_before(init_from: str, checkpoint: Path | None) -> TrainingRecordings | None:
     """The recordings of the models of this package that a run is started from.
 
     Args:
@@ -195,7 +193,7 @@ def recordings_before(init_from: str, checkpoint: str | None) -> TrainingRecordi
         UserError: If a file of the starting model cannot be read.
     """
     if checkpoint is not None:
-        known = TrainingRecordings.read(Path(checkpoint).parent)
+        known = TrainingRecordings.read(checkpoint)
         return known and known.of_starting_models
     if kind_of_starting_point(init_from) != "model":
         return None

@@ -33,7 +33,8 @@ LEAST_TRIALS_FOR_IMPORTANCE = 4
 def write_tuning(study: Study, folder: Path, space: SearchSpace) -> None:
     """Writes what a study has found so far.
 
-    - `best.json`: flags of `train_hf.py` by name, their mean macro F1, the trial, its folds and the space.
+    - `best.json`: flags of `train_hf.py` by name, those included that were not searched and do not have their default;
+      their mean macro F1, the trial, its folds and the space.
     - `history.csv`, `history.png`: every trial.
     - `importance.png`: how much each parameter decides whether a trial is among the best (PED-ANOVA), from four
       completed trials on.
@@ -53,7 +54,7 @@ def write_tuning(study: Study, folder: Path, space: SearchSpace) -> None:
     best = study.best_trial
     write_json(
         {
-            PARAMS_KEY: space.flags(best.params),
+            PARAMS_KEY: {**space.fixed(), **space.flags(best.params)},
             "mean_macro_f1": best.value,
             "trial": best.number,
             FOLD_SCORES: best.user_attrs[FOLD_SCORES],

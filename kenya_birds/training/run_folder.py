@@ -1,0 +1,268 @@
+"""The output folder of training: which run it holds, where a run is resumed, and what may be replaced in it."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from kenya_birds.errors import UserError
+from kenya_birds.json_files import read_json, write_json
+from kenya_birds.output_files import LOCK_FILE, is_new_or_empty
+
+SETTINGS_FILE = "run_settings.json"
+SPLITS_FILE = "splits.csv"
+# The run's recordings, and those of the models that it was started from.
+RECORDINGS_FILE = "training_recordings.csv"
+# What a run writes when it starts, and keeps. Each checkpoint has a copy.
+RECORD_FILES = (SETTINGS_FILE, SPLITS_FILE, RECORDINGS_FILE)
+SUMMARY_FILE = "training_summary.json"
+CARD_FILE = "README.md"
+# As transformers names them. A checkpoint's state is written last: with it, the checkpoint is whole.
+CHECKPOINT_PREFIX, STATE_FILE = "checkpoint-", "trainer_state.json"
+OPTIMIZER_FILE = "optimizer.pt"
+LOGS_FOLDER = "runs"
+# What training writes when it ends, beside the model's code. Files of these names that it has not written are the
+# user's and stay as they are.
+RESULT_FILES = (
+    *(CARD_FILE, "config.json", "preprocessor_config.json", "model.safetensors", SUMMARY_FILE),
+    *("configuration_kenya_birds.py", "feature_extraction_kenya_birds.py"),
+    *("modeling_kenya_birds.py", "signal_kenya_birds.py"),
+    *("metrics.json", "per_species.csv", "predictions.parquet", "thresholds.json"),
+    *("confusion_matrix.png", "f1_by_training_clips.png", "precision_recall.png", "reliability.png"),
+)
+# SHA-256 of the results that training wrote, by name. Empty while it writes them.
+DIGESTS_FILE = ".results.json"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is recorded of a run when it starts.
+
+    Attributes:
+        settings: See `Settings.record`.
+        starting_point: Where its weights came from, as `starting_points.initialize` returns it.
+        annotations: SHA-256 of the archive's annotations.csv.
+        everything_for: For how many epochs it trains on all splits; None if it trains on the train split.
+    """
+
+    settings: dict[str, Any]
+    starting_point: str
+    annotations: str
+    everything_for: float | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunRecord":
+        """Reads the record of a run or of one of its checkpoints.
+
+        Raises:
+            UserError: If there is none, or it is damaged.
+        """
+        path = folder / SETTINGS_FILE
+        if not path.is_file():
+            raise UserError(
+                f"{folder} has no {SETTINGS_FILE}, which says how the run was started: an older version of this "
+                "package kept none, and what it started cannot be resumed"
+            )
+        content = read_json(path)
+        try:
+            record = cls(**{field.name: content[field.name] for field in fields(cls)})
+        except KeyError as error:
+            raise UserError(f"{path} does not hold {error}: expected the file that training wrote") from None
+        if not isinstance(record.settings, dict):
+            raise UserError(f"{path} has no object 'settings': expected the file that training wrote")
+        return record
+
+    def write(self, folder: Path) -> None:
+        """Writes the record into the folder of a run."""
+        write_json(vars(self), folder / SETTINGS_FILE)
+
+
+def find_start(output_dir: Path, resume: str | None) -> Path | None:
+    """Where a run starts; nothing is written.
+
+    Args:
+        output_dir: The run's output folder.
+        resume: `--resume_from_checkpoint`: a checkpoint's folder, or `true` for the last whole one in `output_dir`.
+
+    Returns:
+        The checkpoint to resume from; None for a new run.
+
+    Raises:
+        UserError: If a new run's folder holds something, the checkpoint is missing, not whole or of another run than
+            the folder's, or the run would replace files that are not its own.
+    """
+    is_free = is_new_or_empty(output_dir) or _is_only_begun(output_dir)
+    if not resume:
+        if not is_free:
+            raise UserError(
+                f"--output_dir {output_dir} exists and is not an empty folder: choose another, or resume the run in "
+                "it with --resume_from_checkpoint true"
+            )
+        return None
+    if resume.lower() == "true":
+        checkpoint = last_whole_checkpoint(output_dir)
+        if checkpoint is None:
+            raise UserError(
+                f"no checkpoint to resume from in {output_dir}: leave --resume_from_checkpoint out (a "
+                "cross-validation is resumed with --folds or --final_fit)"
+            )
+    else:
+        checkpoint = Path(resume)
+        _check_whole(checkpoint)
+        if not (is_free or lies_in(checkpoint, output_dir)):
+            raise UserError(
+                f"--resume_from_checkpoint {checkpoint} does not lie in --output_dir {output_dir}, which is not "
+                "empty: resume a run in its own folder, or in one that is new or empty"
+            )
+    if not (checkpoint / OPTIMIZER_FILE).is_file():
+        raise UserError(
+            f"{checkpoint} has no {OPTIMIZER_FILE}, as with --save_only_model, so that no run can be resumed from it: "
+            "give it as --init_from to start a new run with its weights"
+        )
+    check_results(output_dir)
+    return checkpoint
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint with the most steps in a folder; None if there is none."""
+    whole = [path.parent for path in folder.glob(f"{CHECKPOINT_PREFIX}*/{STATE_FILE}") if _step(path.parent) >= 0]
+    return max(whole, key=_step, default=None)
+
+
+def lies_in(checkpoint: Path, folder: Path) -> bool:
+    """Whether a checkpoint lies directly in a folder, by whatever path both are given."""
+    return checkpoint.resolve().parent == folder.resolve()
+
+
+def best_checkpoint(folder: Path, step: int) -> Path:
+    """The best checkpoint of a run, found by its step: the path in a trainer's state may be another machine's.
+
+    Args:
+        folder: The run's folder.
+        step: `best_global_step` of a trainer's state.
+
+    Raises:
+        UserError: If it is not there, or not whole.
+    """
+    checkpoint = folder / f"{CHECKPOINT_PREFIX}{step}"
+    if not (checkpoint / STATE_FILE).is_file():
+        raise UserError(
+            f"{checkpoint.name} is not in {folder}, and the best epoch of the run was saved there: put it back, or "
+            "start a new run. Another epoch must not pass for the best"
+        )
+    return checkpoint
+
+
+def adopt(checkpoint: Path, folder: Path) -> Path:
+    """Copies a checkpoint of another folder, its run's best one, and its run's record and splits into a new folder.
+
+    Args:
+        checkpoint: A whole checkpoint.
+        folder: The folder to copy to.
+
+    Returns:
+        The copy of the checkpoint.
+
+    Raises:
+        UserError: If the best checkpoint of its run is not beside it.
+    """
+    state = read_json(checkpoint / STATE_FILE)
+    sources = {int(state["global_step"]): checkpoint}
+    if state.get("best_global_step") not in (None, *sources):
+        sources[state["best_global_step"]] = best_checkpoint(checkpoint.parent, state["best_global_step"])
+    copy_record(checkpoint, folder)
+    targets = {step: folder / f"{CHECKPOINT_PREFIX}{step}" for step in sources}
+    for step, source in sources.items():
+        shutil.copytree(source, targets[step], ignore=shutil.ignore_patterns(STATE_FILE), dirs_exist_ok=True)
+    # Their states come last: before, nothing is whole, and the folder counts as that of a run that was only begun.
+    for step in sorted(sources):
+        shutil.copyfile(sources[step] / STATE_FILE, targets[step] / STATE_FILE)
+    return targets[int(state["global_step"])]
+
+
+def copy_record(source: Path, target: Path) -> None:
+    """Copies the record, splits and recordings of a run from one folder to another, unless they are there."""
+    for name in RECORD_FILES:
+        if (source / name).is_file() and not (target / name).exists():
+            shutil.copyfile(source / name, target / name)
+
+
+@contextmanager
+def writing_results(folder: Path) -> Iterator[None]:
+    """Lets a block write `RESULT_FILES` into a folder, and keeps their digests, by which they are known later.
+
+    Raises:
+        UserError: See `check_results`.
+    """
+    check_results(folder)
+    write_json({}, folder / DIGESTS_FILE)
+    yield
+    digests = {name: _digest(folder / name) for name in RESULT_FILES if (folder / name).is_file()}
+    write_json(digests, folder / DIGESTS_FILE)
+
+
+def check_results(folder: Path) -> None:
+    """Raises `UserError` if a folder has a file that training would replace and has not written, or not like that."""
+    is_known = (folder / DIGESTS_FILE).is_file()
+    digests = read_json(folder / DIGESTS_FILE) if is_known else {}
+    if is_known and not digests:
+        return  # training was killed while it wrote them
+    for name in RESULT_FILES:
+        path = folder / name
+        if path.exists() and not (path.is_file() and _digest(path) == digests.get(name)):
+            how = "was changed since training wrote it" if name in digests else "was not written by training"
+            raise UserError(f"{path} {how}, and this run would replace it: move it away, or give another --output_dir")
+
+
+def clear_results(folder: Path) -> None:
+    """Deletes what a run that has ended left in its folder, other than checkpoints, and no file of anybody else.
+
+    Raises:
+        UserError: See `check_results`.
+    """
+    check_results(folder)
+    for name in (*RESULT_FILES, *RECORD_FILES, DIGESTS_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def forget_start(folder: Path) -> None:
+    """Deletes what a run has written at its start, if there is nothing else, and the folder with it."""
+    names = (*RECORD_FILES, LOCK_FILE)
+    if {path.name for path in folder.iterdir()} <= set(names):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _is_only_begun(folder: Path) -> bool:
+    """Whether nothing is in a folder but what a run wrote that was killed before it had a checkpoint."""
+    if not (folder / SETTINGS_FILE).is_file():
+        return False
+    names = {*RECORD_FILES, LOCK_FILE, LOGS_FOLDER}
+    return all(
+        path.name in names or (_step(path) >= 0 and not (path / STATE_FILE).is_file()) for path in folder.iterdir()
+    )
+
+
+def _check_whole(checkpoint: Path) -> None:
+    if not checkpoint.is_dir():
+        raise UserError(f"--resume_from_checkpoint {checkpoint}: expected true, or the folder of a checkpoint")
+    if not (checkpoint / STATE_FILE).is_file():
+        raise UserError(
+            f"--resume_from_checkpoint {checkpoint} is not a whole checkpoint, as it has no {STATE_FILE}: give the "
+            "folder of one, or true for the last one in --output_dir"
+        )
+
+
+def _step(checkpoint: Path) -> int:
+    """The step of a checkpoint by its folder's name; -1 if it is no checkpoint's."""
+    number = checkpoint.name.removeprefix(CHECKPOINT_PREFIX)
+    return int(number) if checkpoint.name != number and number.isdecimal() and checkpoint.is_dir() else -1
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
