@@ -12,8 +12,9 @@ import soundfile
 from archives import RATE, edit, write_archive
 
 from kenya_birds.data.archive import read_archive
+from kenya_birds.data.audio import RecordingReader
 from kenya_birds.errors import UserError
-from kenya_birds.exploration import pictures
+from kenya_birds.exploration import changes, pictures
 from kenya_birds.exploration.changes import change_clip, find_background
 from kenya_birds.exploration.listening import encode_clip, find_clear_call, listen
 from kenya_birds.exploration.measures import (
@@ -442,3 +443,15 @@ def test_background_is_a_window_without_a_call(small_archive):
     assert window is not None
     assert window.shape == (16_000,)
     assert find_background(archive, 32_000, 15.0) is None
+
+
+def test_a_recording_without_its_end_is_opened_once_to_find_background(tmp_path, monkeypatch):
+    archive = read_archive(write_archive(tmp_path / "archive", [("a.wav", 1.0, "owl1"), ("b.wav", 1.0, "lark2")], 60))
+    path = archive.recording_path("a.wav")
+    path.write_bytes(path.read_bytes()[: 44 + 2 * RATE])
+    opened = []
+    monkeypatch.setattr(
+        changes, "RecordingReader", lambda *args: opened.append(args[0].name) or RecordingReader(*args)
+    )
+    assert find_background(archive, RATE, 2.0) is not None
+    assert opened == ["a.wav", "b.wav"]

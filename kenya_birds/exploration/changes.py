@@ -1,5 +1,6 @@
 """A clip under each augmentation of training, at the greatest amount."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -75,10 +76,9 @@ def change_clip(
 def find_background(archive: Archive, sampling_rate: int, clip_s: float) -> np.ndarray | None:
     """The first window in which nothing is annotated and that can be read: float32, shape `(samples,)`."""
     windows = plan_no_call(archive, list(archive.headers), sampling_rate, clip_s, margin_s=clip_s / 2)
-    for recording, start in zip(windows["recording"], windows["start"], strict=True):
-        try:
-            with RecordingReader(archive.recording_path(recording), sampling_rate) as reader:
-                return reader.read(start, round(clip_s * sampling_rate))
-        except UserError:
-            continue
+    for recording, starts in windows.groupby("recording")["start"]:
+        with suppress(UserError), RecordingReader(archive.recording_path(str(recording)), sampling_rate) as reader:
+            for start in starts:
+                with suppress(UserError):
+                    return reader.read(start, round(clip_s * sampling_rate))
     return None
