@@ -7,7 +7,7 @@ DEMO ?= demo
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 CODE := kenya_birds tests examples benchmarks train_hf.py push_model.py
 
-.PHONY: help install test compatibility demo quality style docs notebook clean
+.PHONY: help install test compatibility demo quality style docs images notebook clean
 
 help:
 	@echo "make demo          set up, then synthesise an archive, train on it, and detect who sings when"
@@ -16,6 +16,7 @@ help:
 	@echo "make quality       check format, lint, types and documentation"
 	@echo "make style         format, and mend what the linter can"
 	@echo "make docs          build the documentation's site in site/"
+	@echo "make images        run the demo and draw docs/images from it"
 	@echo "make notebook      run examples/story.ipynb and store it with its outputs"
 	@echo "make clean         remove the environment and what the demo wrote"
 
@@ -63,6 +64,9 @@ style: install
 
 docs: install
 	$(BIN)/zensical build --strict
+
+images: demo
+	$(BIN)/python docs/make_images.py $(DEMO)
 
 notebook: install
 	KENYA_BIRDS_STORE_NOTEBOOK=1 $(BIN)/python -m pytest -n 0 tests/test_notebook.py

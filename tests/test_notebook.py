@@ -48,6 +48,7 @@ def executed(tmp_path_factory):
             timeout=300,
             kernel_name="python3",
             record_timing=False,
+            store_widget_state=False,
             resources={"metadata": {"path": folder}},
         ).execute()
     asked = notebook.cells.pop()
@@ -87,6 +88,7 @@ def test_it_is_stored_with_the_outputs_of_its_code(executed):
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert len(text) < 1_500_000
     assert "%|" not in text  # progress bars
+    assert "widgets" not in stored.metadata
     paths = set(re.findall(r"/(?:tmp|home|root|Users|work)/\w+", text))
     assert paths <= {"/tmp/kenya_birds_story"}
 

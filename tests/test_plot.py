@@ -14,7 +14,7 @@ from kenya_birds.data.audio import RecordingReader
 from kenya_birds.data.name_pattern import NamePattern
 from kenya_birds.errors import UserError
 from kenya_birds.inference import activity, plot
-from kenya_birds.inference.activity import measure_activity, plot_activity, shown_hours
+from kenya_birds.inference.activity import BREAK, at_hours, hour_labels, measure_activity, plot_activity, shown_hours
 from kenya_birds.inference.boxes import MAX_LANES, Box, cut, join, stack
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.plot import detections_of, draw_stretch, plot_recording
@@ -426,16 +426,25 @@ def recorded(*hours):
         (recorded(*range(0, 24, 4)), list(range(24))),
         (recorded(5, 6, 8, 10, 11), list(range(5, 12))),
         (recorded(22, 23, 0, 1, 2, 4), [22, 23, 0, 1, 2, 3, 4]),
+        (recorded(5, 6, 16, 17, 18, 20), [5, 6, BREAK, 16, 17, 18, 19, 20]),
+        (recorded(0, 1, 2, 12, 13, 14), [0, 1, 2, BREAK, 12, 13, 14]),
+        (recorded(5, 6, 16, 17), [5, 6, BREAK, 16, 17, 18]),
         (recorded(5), [3, 4, 5, 6, 7, 8]),
         (recorded(23), [21, 22, 23, 0, 1, 2]),
     ],
 )
-def test_hours_at_which_nothing_was_recorded_are_not_shown_at_the_ends(recorded_h, shown):
+def test_many_hours_without_a_recording_are_not_shown(recorded_h, shown):
     assert shown_hours(recorded_h).tolist() == shown
 
 
+def test_the_edges_of_hours_are_labelled_and_so_are_those_of_a_break():
+    assert hour_labels(np.array([22, 23, 0, BREAK, 12])) == ["22", "23", "24", "1", "12", "13"]
+    values = at_hours(np.arange(24.0), np.array([23, BREAK, 5]))
+    np.testing.assert_array_equal(values, [23, np.nan, 5])
+
+
 @pytest.mark.parametrize("species", [1, 2, 40])
-@pytest.mark.parametrize("durations", [None, {MORNING: 3600.0, EVENING: 3600.0}])
+@pytest.mark.parametrize("durations", [None, {MORNING: 3600.0, EVENING: 3600.0}, {MORNING: 86_000.0}])
 def test_no_text_of_an_activity_is_cut_off_or_covers_another(species, durations):
     rows = table(*((MORNING, 3.0 * n, 3.0 * n + 3, f"a very long name of a species {n}", 1) for n in range(species)))
     figure = activity._draw(measure_activity(rows, durations, "t"))

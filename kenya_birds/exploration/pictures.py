@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from kenya_birds.exploration.drawing import ROW_INCH, new_columns, new_figure, styled, to_svg
-from kenya_birds.inference.activity import hour_ticks, shown_hours
+from kenya_birds.inference.activity import at_hours, hour_labels, shown_hours
 from kenya_birds.model.signal_kenya_birds import hz_to_mel
 from kenya_birds.plot_style import short_name
 
@@ -157,7 +157,7 @@ def draw_activity_along(table: pd.DataFrame) -> str:
 @styled
 def draw_activity_by_hour(table: pd.DataFrame, clock: str) -> str:
     """Annotations per recorded minute by hour of the day (see `activity_by_hour`); hours without sound are grey, and
-    left out at the ends.
+    left out where there are four or more in a row.
 
     Args:
         table: 24 rows.
@@ -165,13 +165,13 @@ def draw_activity_by_hour(table: pd.DataFrame, clock: str) -> str:
     """
     figure, axes = new_figure(2.6)
     hours = shown_hours(table["recorded_s"].to_numpy() / 3600)
-    table, places = table.iloc[hours], np.arange(len(hours))
-    silent = table["recorded_s"].to_numpy() == 0
-    axes.bar(places[silent] + 0.5, 1, width=1, color="#eef0f3", linewidth=0.5, transform=axes.get_xaxis_transform())
-    axes.bar(places + 0.5, table["per_minute"].fillna(0), width=0.9, color=BLUE)
+    recorded_s, per_minute = (at_hours(table[name].to_numpy(), hours) for name in ("recorded_s", "per_minute"))
+    places = np.arange(len(hours)) + 0.5
+    axes.bar(places[recorded_s == 0], 1, width=1, color="#eef0f3", linewidth=0.5, transform=axes.get_xaxis_transform())
+    axes.bar(places, np.nan_to_num(per_minute), width=0.9, color=BLUE)
     axes.set_ylim(0, max(1e-9, 1.1 * table["per_minute"].max()))
     axes.set_xlim(0, len(hours))
-    axes.set_xticks(*hour_ticks(hours))
+    axes.set_xticks(np.arange(len(hours) + 1), hour_labels(hours))
     axes.set(xlabel=f"hour of the day ({clock})", ylabel="annotations per minute")
     return to_svg(figure, "hours")
 

@@ -24,7 +24,8 @@ from kenya_birds.plot_style import short_name, styled
 MAX_SPECIES = 40
 ROW_INCH, CELL_INCH, NAMES_INCH, MIN_WIDTH_INCH, BAR_INCH = 0.24, 0.34, 2.8, 7.0, 0.12
 GREY = "#d9dce1"
-MAX_EMPTY_H, MIN_SHOWN_H = 4, 6  # a longer pause between recorded hours is not shown
+MAX_PAUSE_H, MIN_SHOWN_H = 4, 6  # from one recorded hour to the next; a longer pause is not shown
+BREAK = -1
 MIN_RECORDED_SHARE = 0.1  # of the median hour
 MIDDLE_LUMINANCE = 0.179  # black and white have the same contrast with it
 
@@ -145,41 +146,57 @@ def _durations(detections: Path, table: pd.DataFrame) -> dict[str, float] | None
 def shown_hours(recorded_h: np.ndarray | None) -> np.ndarray:
     """The hours of the day that a picture shows: from the first recorded one to the last, across midnight if need be.
 
-    At least 6; all 24 where recordings cover most of the day, or it is not known what was recorded.
+    Four or more hours in a row without a recording become one break. At least six columns are shown, and all 24 hours
+    where there is no such break, or it is not known what was recorded.
 
     Args:
         recorded_h: Hours recorded at each hour of the day, shape `(24,)`.
 
     Returns:
-        int64, in the order in which they follow each other.
+        int64, in the order in which they follow each other; `BREAK` is a break.
     """
-    whole_day = np.arange(DAY_H)
-    recorded = whole_day if recorded_h is None else np.flatnonzero(recorded_h > 0)
+    recorded = np.arange(DAY_H) if recorded_h is None else np.flatnonzero(recorded_h > 0)
     pauses = np.diff(recorded, append=recorded[0] + DAY_H)  # to the next recorded hour
-    longest = int(pauses.argmax())
-    if pauses[longest] <= MAX_EMPTY_H:
-        return whole_day
-    first, number = int(recorded[(longest + 1) % len(recorded)]), DAY_H + 1 - int(pauses[longest])
-    more = max(0, MIN_SHOWN_H - number)  # on both sides, so that cells do not become wide bars
-    return (first - more // 2 + np.arange(number + more)) % DAY_H
+    if pauses.max() <= MAX_PAUSE_H:
+        return np.arange(DAY_H)
+    # From the first hour of the day, if midnight is in a break.
+    first = 0 if pauses[-1] > MAX_PAUSE_H else int(pauses.argmax()) + 1
+    hours: list[int] = []
+    for hour, pause in zip(np.roll(recorded, -first).tolist(), np.roll(pauses, -first).tolist(), strict=True):
+        hours += [hour] + ([BREAK] if pause > MAX_PAUSE_H else [(hour + n) % DAY_H for n in range(1, pause)])
+    hours.pop()  # the break before the first hour
+    more = max(0, MIN_SHOWN_H - len(hours))  # on both sides, so that cells do not become wide bars
+    before = [(hours[0] - n) % DAY_H for n in range(more // 2, 0, -1)]
+    after = [(hours[-1] + n) % DAY_H for n in range(1, more - more // 2 + 1)]
+    return np.array([*before, *hours, *after])
 
 
-def hour_ticks(hours: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Ticks between hours that follow each other, and their labels, for an axis on which each is 1 wide."""
-    ticks = np.arange(0, len(hours) + 1, 1 if len(hours) <= DAY_H // 2 else 2)
-    return ticks, [str((hours[0] + tick - 1) % DAY_H + 1 if tick else hours[0]) for tick in ticks]
+def at_hours(values: np.ndarray, hours: np.ndarray) -> np.ndarray:
+    """Values of the hours of the day, along the last axis, at the hours that are shown; NaN at a break."""
+    return np.where(hours == BREAK, np.nan, values[..., hours])
+
+
+def hour_labels(hours: np.ndarray) -> list[str]:
+    """What stands at the edges of the columns of `shown_hours`, shape `(columns + 1,)`."""
+    labels = []
+    for edge in range(len(hours) + 1):
+        if edge < len(hours) and hours[edge] != BREAK and (edge == 0 or hours[edge - 1] == BREAK):
+            labels.append(str(hours[edge]))
+        else:
+            labels.append(str(hours[edge - 1] + 1))
+    return labels
 
 
 @styled(**{"axes.grid": False, "font.size": 9})
 def _draw(activity: Activity) -> Figure:
     counts = activity.counts.iloc[:MAX_SPECIES]
     hours = shown_hours(activity.recorded_h)
-    numbers, values = counts.to_numpy()[:, hours], counts.to_numpy(dtype=float)[:, hours]
+    numbers = values = at_hours(counts.to_numpy(dtype=float), hours)
     if activity.recorded_h is None:
-        values[values == 0] = np.nan
+        values = np.where(values == 0, np.nan, values)
         most, what = np.nanmax(values), "detections"
     else:
-        recorded_h = activity.recorded_h[hours]
+        recorded_h = at_hours(activity.recorded_h, hours)
         values = np.divide(values, recorded_h, out=np.full_like(values, np.nan), where=recorded_h > 0)
         # A few seconds that reach into an hour say little of it, and must not set the scale.
         well = recorded_h >= MIN_RECORDED_SHARE * np.median(recorded_h[recorded_h > 0])
@@ -198,12 +215,14 @@ def _draw(activity: Activity) -> Figure:
     lines = "#eceef1" if activity.recorded_h is None else "white"
     axes.hlines(np.arange(1, len(counts)), 0, len(hours), colors=lines, linewidth=0.8)
     axes.vlines(np.arange(1, len(hours)), 0, len(counts), colors=lines, linewidth=0.4)
-    for row, column in zip(*np.nonzero(numbers), strict=True):
+    breaks = np.flatnonzero(hours == BREAK)
+    axes.bar(breaks + 0.5, len(counts), width=1, color="white", linewidth=0)
+    for row, column in zip(*np.nonzero(numbers > 0), strict=True):
         colour = "white" if _luminance(image.to_rgba(values[row, column])) < MIDDLE_LUMINANCE else "black"
-        axes.text(column + 0.5, row + 0.52, f"{numbers[row, column]:,}", ha="center", va="center", fontsize=7,
+        axes.text(column + 0.5, row + 0.52, f"{numbers[row, column]:,.0f}", ha="center", va="center", fontsize=7,
                   color=colour)  # fmt: skip
     axes.set_yticks(np.arange(len(counts)) + 0.5, [short_name(str(name), 32) for name in counts.index])
-    axes.set_xticks(*hour_ticks(hours))
+    axes.set_xticks(np.arange(len(hours) + 1), hour_labels(hours))
     axes.tick_params(length=2)
     axes.set_xlabel(f"hour of the day ({activity.clock})")
     lines_of_title = _title(activity, hours)
@@ -231,7 +250,7 @@ def _title(activity: Activity, hours: np.ndarray) -> list[str]:
     else:
         lines.append("Number: detections. Colour: detections per recorded hour. Grey: not recorded.")
     if len(hours) < DAY_H:
-        lines.append(f"Not shown: {(hours[-1] + 1) % DAY_H}:00 to {hours[0]}:00, when nothing was recorded.")
+        lines.append("Not shown: four or more hours in a row without a recording.")
     if activity.left_out:
         lines.append(f"Left out: {_count(activity.left_out, 'recording')} without {activity.clock} in the name.")
     if len(counts) > MAX_SPECIES:

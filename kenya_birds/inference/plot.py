@@ -38,7 +38,7 @@ WINDOW_S = 0.03  # of the Fourier transform, at most
 COLUMNS = 1600  # of a row
 MAX_HZ = 15_000
 LABEL_SIZE = 7.5
-LABEL_GROUND = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6}  # over hatches and lines
+LABEL_GROUND = {"facecolor": "white", "alpha": 0.9, "edgecolor": "none", "pad": 0.6}  # over hatches and lines
 QUIET_SHARE, LOUD_SHARE, MIN_RANGE_DB = 0.3, 0.999, 25.0
 
 
