@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from predicting import multi_label_logits, single_label_logits
 
-from kenya_birds.evaluation.calibration import Calibration, fit_calibration, negative_log_likelihood
+from kenya_birds.evaluation.calibration import (
+    Calibration,
+    choose_calibration,
+    fit_calibration,
+    negative_log_likelihood,
+)
 from kenya_birds.evaluation.metrics import calibration_points, expected_calibration_error, probabilities
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 
@@ -120,3 +125,95 @@ def test_negative_log_likelihood_is_that_of_torch():
         torch.tensor(logits), torch.tensor(references * 1.0)
     )
     assert negative_log_likelihood(logits, references) == pytest.approx(expected.item())
+
+
+# What is chosen
+
+
+def of_four_recordings(clips):
+    return np.array(["a.wav", "b.wav", "c.wav", "d.wav"])[np.arange(clips) % 4]
+
+
+def test_scores_that_mean_probabilities_already_are_mostly_left_as_they_are():
+    worse = {"chosen": 0, "fitted": 0}
+    for seed in range(30):
+        logits, references = drawn(clips=1064, seed=seed)
+        few, rest = (logits[:64], references[:64]), (logits[64:], references[64:])
+        choice = choose_calibration(*few, of_four_recordings(64))
+        assert choice.kind in ("none", "temperature")
+        assert (choice.kind == "none") == (choice.calibration == Calibration())
+        for name, calibration in (("chosen", choice.calibration), ("fitted", fit_calibration(*few))):
+            worse[name] += negative_log_likelihood(calibration.apply(rest[0]), rest[1]) > negative_log_likelihood(
+                *rest
+            )
+    assert worse["chosen"] < 0.7 * worse["fitted"]
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_what_helps_other_recordings_is_chosen_and_said(multi_label):
+    case = multi_label_logits if multi_label else single_label_logits
+    logits, references, recordings = case(clips=600, sharpness=4.0)
+    choice = choose_calibration(logits, references, recordings)
+    assert choice.kind != "none"
+    assert choice.brier_score[choice.kind] == min(choice.brier_score.values())
+    told = json.loads(json.dumps(choice.to_json()))
+    assert told["recordings"] == 10
+    assert f"Scores are calibrated by {choice.kind}: this has the lowest Brier score" in told["reason"]
+    assert negative_log_likelihood(choice.calibration.apply(logits), references) < negative_log_likelihood(
+        logits, references
+    )
+
+
+def test_a_few_sure_mistakes_do_not_decide():
+    logits, references = drawn(clips=80)
+    wrong = np.arange(80) % 10 == 0
+    references[wrong] = (references[wrong] + 1) % 5
+    logits[wrong] = 40.0 * (np.arange(5) == (references[wrong, None] + 1) % 5)
+    fitted = fit_calibration(logits, references)
+    assert fitted.scale < 0.5
+    assert error(fitted.apply(logits), references) > error(logits, references) + 0.1
+    assert choose_calibration(logits, references, of_four_recordings(80)).kind == "none"
+
+
+def test_what_helps_the_recordings_that_it_is_fitted_on_alone_is_not_chosen():
+    # In each recording another class is missed throughout: what three tell of their own does not hold in the fourth.
+    rng = np.random.default_rng(0)
+    recordings = np.repeat(np.arange(4), 40)
+    references = rng.integers(0, 4, 160)
+    logits = 3.0 * (references[:, None] == np.arange(4)) - 1.5 + 0.1 * rng.normal(size=(160, 4))
+    present = (references[:, None] == np.arange(4)).astype(int)
+    logits[recordings == 0, 0] *= -1
+    choice = choose_calibration(logits, present, recordings)
+    fitted = fit_calibration(logits, present)
+    assert fitted.scale[0] != fitted.scale[1]
+    assert negative_log_likelihood(fitted.apply(logits), present) < negative_log_likelihood(logits, present)
+    if choice.calibration.offset is not None:
+        assert choice.calibration.offset[0] != fitted.offset[0]
+
+
+def test_a_class_in_one_recording_gets_no_scale_of_its_own():
+    logits, references, recordings = multi_label_logits(clips=400, classes=3, unknown=0, sharpness=3.0)
+    logits[:, 1] = logits[:, 1] * 3 + 2
+    logits[:, 2] = logits[:, 2] * 3 + 2
+    references[:, 2] = np.where(recordings == "KEN_003.flac", references[:, 2], 0)
+    choice = choose_calibration(logits, references, recordings)
+    assert choice.kind == "scale and offset of each class"
+    assert 0 < choice.own_classes < 3
+    fitted = fit_calibration(logits, references)
+    assert (choice.calibration.scale[1], choice.calibration.offset[1]) == (fitted.scale[1], fitted.offset[1])
+    assert choice.calibration.scale[2] != fitted.scale[2]
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_one_recording_cannot_check_a_calibration(multi_label):
+    logits, references, _ = (multi_label_logits if multi_label else single_label_logits)(sharpness=4.0)
+    choice = choose_calibration(logits, references, np.array(["a.wav"] * len(logits)))
+    assert choice.calibration == Calibration()
+    assert choice.brier_score is None
+    assert "cannot be checked on one validation recording" in choice.reason()
+
+
+def test_a_validation_split_that_tells_nothing_leaves_scores_as_they_are():
+    logits = np.random.default_rng(0).normal(size=(8, 3))
+    for references in (np.full((8, 3), -100), np.zeros((8, 3), dtype=int)):
+        assert choose_calibration(logits, references, of_four_recordings(8)).kind == "none"

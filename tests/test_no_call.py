@@ -11,7 +11,7 @@ from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.evaluation.metrics import probabilities
-from kenya_birds.evaluation.thresholds import choose_thresholds
+from kenya_birds.evaluation.thresholds import choose_checked_thresholds
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.run import Run
@@ -53,7 +53,13 @@ def thresholds(folds, calibration, classes):
     labels = np.concatenate([fold["validation_references"].repeat(2) for fold in folds])
     scores = probabilities(calibration.apply(np.concatenate(rows)), multi_label=False)
     nothing = np.full(len(scores) - len(labels), -1)
-    return choose_thresholds(scores, np.concatenate([labels, nothing]), classes, shrinkage_clips=20)
+    recordings = [fold["validation_recordings"].repeat(2) for fold in folds]
+    recordings += [
+        fold["no_call_recordings"].repeat((2 * each).astype(int)) for fold, each in zip(folds, times, strict=True)
+    ]
+    return choose_checked_thresholds(
+        scores, np.concatenate([labels, nothing]), classes, np.concatenate(recordings), shrinkage_clips=20
+    )
 
 
 def test_thresholds_are_chosen_on_clips_and_on_windows_without_a_call(validated):

@@ -7,7 +7,7 @@ import pytest
 from predicting import multi_label_case, single_label_case
 
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.thresholds import Thresholds, choose_thresholds
+from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds, choose_thresholds
 
 CLASSES = [f"bird{index}" for index in range(8)]
 
@@ -128,3 +128,93 @@ def test_thresholds_are_read_as_they_were_written(tmp_path):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(UserError, match=r"other\.json does not hold thresholds"):
             Thresholds.read(tmp_path / "other.json")
+
+
+# What is checked on other recordings
+
+
+def reported(scores, references, cuts):
+    """Hits, reports and calls by class."""
+    present = references[:, None] == np.arange(scores.shape[1]) if references.ndim == 1 else references == 1
+    found = scores >= cuts
+    return (found & present).sum(axis=0), found.sum(axis=0), present.sum(axis=0)
+
+
+def f1_of(scores, references, cuts):
+    hits, reports, calls = reported(scores, references, cuts)
+    return 2 * hits / np.maximum(reports + calls, 1)
+
+
+@pytest.mark.parametrize("case", [single_label_case, multi_label_case])
+def test_thresholds_that_help_are_kept_and_help_elsewhere(case):
+    scores, references, recordings = case(clips=3000, **({"unknown": 0} if case is multi_label_case else {}))
+    half = np.arange(3000) < 1500
+    plain = choose_thresholds(scores[half], references[half], CLASSES)
+    checked = choose_checked_thresholds(scores[half], references[half], CLASSES, recordings[half])
+    kept = [code for code in CLASSES if code not in checked.defaults]
+    assert len(kept) >= 4
+    assert all(checked.species[code] >= plain.species[code] - 1e-12 for code in kept)
+    told = checked.cross_validation
+    assert told["macro_f1"] > told["default_macro_f1"]
+    elsewhere = [f1_of(scores[~half], references[~half], cuts).mean() for cuts in (checked.values(CLASSES), 0.5)]
+    assert elsewhere[0] > elsewhere[1] - 0.01
+    assert f"{told['macro_f1']:.3f} at the thresholds" in checked.reason()
+
+
+def test_a_species_whose_scores_tell_nothing_has_the_default():
+    rng = np.random.default_rng(0)
+    scores, references, recordings = multi_label_case(clips=600, unknown=0)
+    scores[:, 3] = rng.uniform(0, 0.6, 600)
+    plain = choose_thresholds(scores, references, CLASSES)
+    assert plain.species["bird3"] < references[:, 3].mean() * 2
+    checked = choose_checked_thresholds(scores, references, CLASSES, recordings)
+    assert checked.species["bird3"] == 0.5
+    assert checked.defaults["bird3"] in (
+        "more wrong than right reports on other recordings",
+        "below the share of clips that hold the species",
+        "not better than 0.5 on other recordings",
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_threshold_of_its_own_is_below_chance_or_reports_more_wrongly_than_rightly(seed):
+    scores, references, recordings = multi_label_case(clips=80, recordings=4, seed=seed, unknown=0)
+    scores = scores**3  # most are below 0.5
+    windows = np.random.default_rng(seed).random((20, 8)) ** 4
+    every = np.concatenate([references, np.zeros((20, 8), dtype=int)])
+    weights = np.concatenate([np.ones(80), np.full(20, 15.0)])
+    names = np.concatenate([recordings, recordings[:20]])
+    checked = choose_checked_thresholds(np.concatenate([scores, windows]), every, CLASSES, names, weights=weights)
+    share = (weights[:, None] * every).sum(axis=0) / weights.sum()
+    for label, code in enumerate(CLASSES):
+        if code not in checked.defaults and checked.species[code] is not None:
+            assert checked.species[code] >= share[label]
+        elif code in checked.defaults:
+            assert checked.species[code] == 0.5
+    assert checked.cross_validation["macro_f1"] >= checked.cross_validation["default_macro_f1"]
+
+
+def test_one_validation_recording_leaves_the_default_and_says_so(tmp_path):
+    scores, references, _ = single_label_case()
+    references = np.where(references == 2, 0, references)
+    checked = choose_checked_thresholds(scores, references, CLASSES, np.array(["a.wav"] * len(scores)))
+    assert set(checked.species.values()) == {0.5, None}
+    assert checked.species["bird2"] is None
+    assert set(checked.defaults.values()) == {"one recording only"}
+    assert "one validation recording cannot check" in checked.reason()
+    (tmp_path / "thresholds.json").write_text(json.dumps(checked.to_json()))
+    assert Thresholds.read(tmp_path / "thresholds.json") == checked
+
+
+def test_a_window_counts_for_as_many_as_it_stands_for_in_the_check_too():
+    scores, references, recordings = multi_label_case(clips=60, unknown=0, recordings=5)
+    weights = np.arange(60) % 3 + 1
+    weighted = choose_checked_thresholds(scores, references, CLASSES, recordings, weights=weights, shrinkage_clips=0)
+    repeated = choose_checked_thresholds(
+        *(array.repeat(weights, axis=0) for array in (scores, references)),
+        CLASSES,
+        recordings.repeat(weights),
+        shrinkage_clips=0,
+    )
+    assert weighted.species == pytest.approx(repeated.species)
+    assert weighted.cross_validation == pytest.approx(repeated.cross_validation)

@@ -1,20 +1,24 @@
 """Makes scores mean probabilities: a temperature, or a scale and an offset of each class."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax
 
-from kenya_birds.evaluation.metrics import class_targets
+from kenya_birds.evaluation.metrics import class_targets, probabilities
+from kenya_birds.evaluation.validation_folds import recording_folds
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 
 # Standard deviations of a Gaussian prior, of the logarithm of the scale and of the offset: round the identity for what
 # all classes share, round that for each class. A class with few clips stays near what all share.
 LOG_SCALE_SD = 0.5
 OFFSET_SD = 1.0
+# Kinds of calibration.
+NONE, TEMPERATURE = "none", "temperature"
+SHARED, OWN = "scale and offset", "scale and offset of each class"
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,105 @@ class Calibration:
         return cls(1.0 if config.logit_scale is None else config.logit_scale, config.logit_offset)
 
 
+@dataclass(frozen=True)
+class CalibrationChoice:
+    """A calibration, and why it is this one.
+
+    Attributes:
+        calibration: The calibration; the identity where none was better on recordings that it was not fitted on.
+        kind: `none`, `temperature`, `scale and offset` (one for all classes) or `scale and offset of each class`
+            (where `own_classes` have their own).
+        own_classes: How many classes have a scale and offset of their own.
+        recordings: Number of validation recordings.
+        brier_score: Mean squared difference of probabilities and labels on recordings that were not fitted on, by
+            kind, as far as each was tried; None where there is one recording only, or nothing is known of any clip.
+    """
+
+    calibration: Calibration
+    kind: str
+    own_classes: int
+    recordings: int
+    brier_score: dict[str, float] | None
+
+    def reason(self) -> str:
+        """Why, in a sentence."""
+        if self.brier_score is None:
+            why = (
+                "a calibration cannot be checked on one validation recording alone"
+                if self.recordings == 1
+                else "it is not known of any validation clip which species it holds"
+            )
+            return f"Scores are not calibrated: {why}."
+        told = ", ".join(f"{kind} {value:.4f}" for kind, value in self.brier_score.items())
+        chosen = "Scores are not calibrated" if self.kind == NONE else f"Scores are calibrated by {self.kind}"
+        return (
+            f"{chosen}: this has the lowest Brier score in cross-validation over the {self.recordings} validation "
+            f"recordings ({told})."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For `metrics.json`."""
+        told = {name: value for name, value in asdict(self).items() if name != "calibration"}
+        return {**told, "reason": self.reason()}
+
+
+def choose_calibration(logits: np.ndarray, references: np.ndarray, recordings: np.ndarray) -> CalibrationChoice:
+    """Chooses a calibration by cross-validation over the recordings of validation clips, or none.
+
+    The candidates are fitted on some recordings, and compared on the others by the Brier score; the best one is then
+    fitted on all. (The likelihood is not used here, since a few sure mistakes decide it: a calibration that is right
+    for these makes all other scores worse.) Single-label: a temperature, or none. Multi-label: one scale and
+    offset for all classes, or none; then each class gets its own where that is better for it, and two recordings or
+    more hold it.
+
+    Args:
+        logits: Not calibrated, shape `(clips, classes)`. Never those of the test split.
+        references: Class ids `(clips,)`, or ones, zeros and -100 of shape `(clips, classes)`.
+        recordings: Name of each clip's recording, shape `(clips,)`.
+    """
+    logits, references = np.asarray(logits, dtype=np.float64), np.asarray(references)
+    recordings = np.asarray(recordings)
+    number, folds = len(np.unique(recordings)), recording_folds(recordings)
+    if not folds:
+        return CalibrationChoice(Calibration(), NONE, 0, number, None)
+    if references.ndim == 1:
+        calibrated = _held_out(logits, references, folds, fit_calibration)
+        targets = class_targets(references, logits.shape[1])
+        scores = {
+            kind: float(np.square(probabilities(scaled, multi_label=False) - targets).sum(axis=1).mean())
+            for kind, scaled in ((NONE, logits), (TEMPERATURE, calibrated))
+        }
+        if not scores[TEMPERATURE] < scores[NONE]:
+            return CalibrationChoice(Calibration(), NONE, 0, number, scores)
+        return CalibrationChoice(fit_calibration(logits, references), TEMPERATURE, 0, number, scores)
+
+    targets = class_targets(references, logits.shape[1])
+    known = targets >= 0
+    if not known.any():
+        return CalibrationChoice(Calibration(), NONE, 0, number, None)
+    losses = {
+        kind: np.where(known, np.square(expit(scaled) - targets), 0)
+        for kind, scaled in (
+            (NONE, logits),
+            (SHARED, _held_out(logits, references, folds, _fit_shared)),
+            (OWN, _held_out(logits, references, folds, fit_calibration)),
+        )
+    }
+    base = min((NONE, SHARED), key=lambda kind: losses[kind].sum())
+    holding = np.array([len(np.unique(recordings[targets[:, label] == 1])) for label in range(logits.shape[1])])
+    is_own = (losses[OWN].sum(axis=0) < losses[base].sum(axis=0)) & (holding > 1)
+    kind = OWN if is_own.any() else base
+    mixed = np.where(is_own, losses[OWN], losses[base])
+    scores = {name: float(losses[name].sum() / known.sum()) for name in (NONE, SHARED)}
+    if kind == OWN:
+        scores[OWN] = float(mixed.sum() / known.sum())
+    if kind == NONE:
+        return CalibrationChoice(Calibration(), NONE, 0, number, scores)
+    shared = _fit_shared(logits, references) if base == SHARED else Calibration()
+    calibration = _of_each_class(shared, fit_calibration(logits, references), is_own)
+    return CalibrationChoice(calibration, kind, int(is_own.sum()), number, scores)
+
+
 def fit_calibration(logits: np.ndarray, references: np.ndarray) -> Calibration:
     """Fits a calibration to validation clips, by the negative log-likelihood (NLL) of their labels.
 
@@ -60,7 +163,7 @@ def fit_calibration(logits: np.ndarray, references: np.ndarray) -> Calibration:
     scale and an offset for all classes, then for each (Platt 1999), by maximum a posteriori: the prior's penalty is
     zero where the fit starts, so neither step can worsen the NLL of what it is fitted on. A class of which no clip, or
     every clip, is known to hold it keeps what all classes share; where no class tells anything, the calibration is the
-    identity.
+    identity. Whether it helps on other recordings is for `choose_calibration` to say.
 
     Args:
         logits: Not calibrated, shape `(clips, classes)`. Never those of the test split.
@@ -72,8 +175,8 @@ def fit_calibration(logits: np.ndarray, references: np.ndarray) -> Calibration:
     if references.ndim == 1:
         return Calibration(scale=_fit_temperature(logits, references))
     targets = class_targets(references, logits.shape[1])
-    tells = ((targets == 1).any(axis=0) & (targets == 0).any(axis=0)).tolist()
-    if not any(tells):
+    tells = _tells(targets)
+    if not tells.any():
         return Calibration()
     known = targets >= 0
     shared = _fit_affine(logits[known], targets[known], np.zeros(2))
@@ -84,6 +187,43 @@ def fit_calibration(logits: np.ndarray, references: np.ndarray) -> Calibration:
         for label in range(logits.shape[1])
     ]
     return Calibration(scale=[float(np.exp(fit[0])) for fit in fits], offset=[float(fit[1]) for fit in fits])
+
+
+def _fit_shared(logits: np.ndarray, references: np.ndarray) -> Calibration:
+    """One scale and offset for all classes."""
+    targets = class_targets(references, logits.shape[1])
+    known = targets >= 0
+    if not _tells(targets).any():
+        return Calibration()
+    log_scale, offset = _fit_affine(logits[known], targets[known], np.zeros(2))
+    return Calibration(float(np.exp(log_scale)), [float(offset)] * logits.shape[1])
+
+
+def _of_each_class(shared: Calibration, own: Calibration, is_own: np.ndarray) -> Calibration:
+    """`own` for some classes, `shared` for the others."""
+    if not is_own.any():
+        return shared
+    scale = np.where(is_own, np.asarray(own.scale), np.asarray(shared.scale))
+    offset = np.where(is_own, np.asarray(own.offset or 0.0), np.asarray(shared.offset or 0.0))
+    return Calibration(scale.tolist(), offset.tolist())
+
+
+def _held_out(
+    logits: np.ndarray,
+    references: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    fit: Callable[[np.ndarray, np.ndarray], Calibration],
+) -> np.ndarray:
+    """Logits of each fold, calibrated by what was fitted on the others."""
+    calibrated = np.empty_like(logits)
+    for rest, held in folds:
+        calibrated[held] = fit(logits[rest], references[rest]).apply(logits[held])
+    return calibrated
+
+
+def _tells(targets: np.ndarray) -> np.ndarray:
+    """Whether clips with and without each class are known."""
+    return np.asarray((targets == 1).any(axis=0) & (targets == 0).any(axis=0))
 
 
 def negative_log_likelihood(logits: np.ndarray, references: np.ndarray) -> float:

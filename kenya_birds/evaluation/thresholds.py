@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,16 @@ from sklearn.metrics import precision_recall_curve
 
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import class_targets
+from kenya_birds.evaluation.validation_folds import recording_folds
 
 logger = logging.getLogger(__name__)
 
 # A species with so many clips has a threshold halfway between its own and the one of all species.
 SHRINKAGE_CLIPS = 10
+# Of a species whose own threshold does not stand the check on other recordings.
+DEFAULT_THRESHOLD = 0.5
+# Fewer right than wrong reports are not wanted.
+LEAST_PRECISION = 0.5
 # Of probabilities, on both sides: their logits stay finite.
 EPSILON = 1e-12
 
@@ -30,15 +35,21 @@ class Thresholds:
         wanted_precision: What they were chosen for; None: the best F1.
         every_species: The threshold of all species together; None where none reaches the wanted precision.
         species: By eBird code; None: there is no evidence for any, abstain.
+        defaults: Why a species has the default of 0.5, by eBird code.
+        cross_validation: How good the thresholds are on validation recordings that they were not chosen on: macro F1
+            (`macro_f1`), that of 0.5 for all species (`default_macro_f1`), and the number of `recordings`. None where
+            this was not checked.
     """
 
     wanted_precision: float | None
     every_species: float | None
     species: dict[str, float | None]
+    defaults: dict[str, str] = field(default_factory=dict)
+    cross_validation: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for JSON with the attributes' names."""
-        return dict(self.__dict__)
+        return asdict(self)
 
     @classmethod
     def read(cls, path: str | Path) -> "Thresholds":
@@ -56,6 +67,20 @@ class Thresholds:
         """The thresholds of classes, shape `(classes,)`; infinite where to abstain."""
         chosen = (self.species.get(code) for code in classes)
         return np.array([np.inf if threshold is None else threshold for threshold in chosen])
+
+    def reason(self) -> str:
+        """How they were chosen, in a sentence."""
+        if self.cross_validation is None:
+            return "The thresholds were not checked on other recordings."
+        told = self.cross_validation
+        if told["recordings"] < 2:
+            return "Each species has the default threshold 0.5: one validation recording cannot check another one."
+        count = f"{len(self.defaults)} of {len(self.species)} species have the default threshold 0.5"
+        return (
+            f"In cross-validation over the {told['recordings']:g} validation recordings, macro F1 is "
+            f"{told['macro_f1']:.3f} at the thresholds, and {told['default_macro_f1']:.3f} at 0.5. "
+            + (f"{count}: no other passed this check." if self.defaults else "Each species has its own.")
+        )
 
 
 def choose_thresholds(
@@ -87,30 +112,183 @@ def choose_thresholds(
     """
     if wanted_precision is not None and not 0 < wanted_precision <= 1:
         raise UserError(f"the wanted precision is {wanted_precision}: expected a number above 0 and at most 1")
-    targets = class_targets(references, len(classes))
-    known = targets >= 0
-    weight = np.broadcast_to(np.ones((len(targets), 1)) if weights is None else weights[:, None], targets.shape)
-    clips = (targets == 1).sum(axis=0)
-    if not clips.any():
+    clips = _Clips.of(scores, references, weights)
+    counts = (clips.targets == 1).sum(axis=0)
+    if not counts.any():
         raise UserError(
-            f"none of the {len(targets)} clips to choose thresholds on is known to hold one of the {len(classes)} "
+            f"none of the {len(scores)} clips to choose thresholds on is known to hold one of the {len(classes)} "
             "species: give the validation split recordings that do"
         )
-    shared = _threshold(scores[known], targets[known], weight[known], wanted_precision)
+    shared, species = _choose(clips, wanted_precision, shrinkage_clips)
     if shared is None:
         logger.warning("No threshold reaches a precision of %g over all species: every one abstains", wanted_precision)
-        return Thresholds(wanted_precision, None, dict.fromkeys(classes))
+    return Thresholds(wanted_precision, shared, dict(zip(classes, species, strict=True)))
+
+
+def choose_checked_thresholds(
+    scores: np.ndarray,
+    references: np.ndarray,
+    classes: Sequence[str],
+    recordings: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    shrinkage_clips: float = SHRINKAGE_CLIPS,
+) -> Thresholds:
+    """Chooses thresholds with the best F1 as far as they are better than 0.5 on other recordings.
+
+    For each species there are two candidates beside 0.5: the threshold with the best F1, and the lowest one with a
+    precision of one half (see `choose_thresholds`). They are chosen on some validation recordings and tried on the
+    others. The one with the best F1 there is taken, if this is not below that of 0.5, at least half of the reports are
+    right, and it is not below the share of the clips that hold the species. Otherwise the species has the default of
+    0.5. One that no clip is known to hold abstains.
+
+    Args:
+        scores: See `choose_thresholds`.
+        references: See `choose_thresholds`.
+        classes: eBird codes by class id.
+        recordings: Name of each clip's recording, shape `(clips,)`.
+        weights: See `choose_thresholds`.
+        shrinkage_clips: See `choose_thresholds`.
+
+    Raises:
+        UserError: If no clip is known to hold any species.
+    """
+    plain = choose_thresholds(scores, references, classes, weights=weights, shrinkage_clips=shrinkage_clips)
+    clips, recordings = _Clips.of(scores, references, weights), np.asarray(recordings)
+    aims = (None, LEAST_PRECISION)
+    tried = {aim: _Outcome.empty(len(classes)) for aim in aims}
+    default = _Outcome.empty(len(classes))
+    folds = recording_folds(recordings)
+    for rest, held in folds:
+        for aim in aims:
+            shared, chosen = _choose(clips.select(rest), aim, shrinkage_clips)
+            # A species that only the held out recordings hold has the threshold of all.
+            cuts = [next((cut for cut in (own, shared) if cut is not None), np.inf) for own in chosen]
+            tried[aim].add(clips.select(held), np.array(cuts))
+        default.add(clips.select(held), np.full(len(classes), DEFAULT_THRESHOLD))
+    final = {aim: _choose(clips, aim, shrinkage_clips)[1] for aim in aims}
+    share = clips.share()
     species: dict[str, float | None] = {}
+    defaults: dict[str, str] = {}
+    reached = []
     for label, code in enumerate(classes):
-        its_own = known[:, label]
-        own = None
-        if clips[label]:
-            own = _threshold(scores[its_own, label], targets[its_own, label], weight[its_own, label], wanted_precision)
+        if plain.species[code] is None:
+            species[code] = None
+            continue
+        allowed, faults = [], []
+        for aim in aims:
+            threshold, outcome = final[aim][label], tried[aim]
+            fault = _fault(threshold, outcome, default, float(share[label]), label) if folds else "one recording only"
+            if fault is None:
+                allowed.append((outcome.f1[label], threshold))
+            else:
+                faults.append(fault)
+        f1, species[code] = max(allowed, key=lambda found: found[0], default=(default.f1[label], DEFAULT_THRESHOLD))
+        reached.append(f1)
+        if not allowed:
+            defaults[code] = faults[0]
+    every = plain.every_species
+    if every is None or not folds or every < clips.share_of_all():
+        every = DEFAULT_THRESHOLD
+    scored = [label for label, code in enumerate(classes) if plain.species[code] is not None]
+    told = {"recordings": float(len(np.unique(recordings)))}
+    if folds:
+        told |= {"macro_f1": float(np.mean(reached)), "default_macro_f1": float(default.f1[scored].mean())}
+    return Thresholds(None, every, species, defaults, told)
+
+
+@dataclass(frozen=True)
+class _Clips:
+    """Clips to choose thresholds on, or to try them on.
+
+    Attributes:
+        scores: Shape `(clips, classes)`.
+        targets: See `class_targets`.
+        weight: How many clips each pair of clip and class counts for, same shape.
+    """
+
+    scores: np.ndarray
+    targets: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray, references: np.ndarray, weights: np.ndarray | None) -> "_Clips":
+        targets = class_targets(references, scores.shape[1])
+        weight = np.ones((len(targets), 1)) if weights is None else np.asarray(weights)[:, None]
+        return cls(scores, targets, np.broadcast_to(weight, targets.shape))
+
+    def select(self, rows: np.ndarray) -> "_Clips":
+        return _Clips(self.scores[rows], self.targets[rows], self.weight[rows])
+
+    def share(self) -> np.ndarray:
+        """Share of the clips that hold each class, of those of which it is known."""
+        known = (self.weight * (self.targets >= 0)).sum(axis=0)
+        return (self.weight * (self.targets == 1)).sum(axis=0) / np.maximum(known, np.finfo(float).tiny)
+
+    def share_of_all(self) -> float:
+        """Share of the known pairs of clip and class in which the clip holds the class."""
+        known = self.targets >= 0
+        return float(self.weight[self.targets == 1].sum() / self.weight[known].sum())
+
+
+@dataclass
+class _Outcome:
+    """What came of thresholds on clips that they were not chosen on, by class."""
+
+    hits: np.ndarray
+    reports: np.ndarray
+    calls: np.ndarray
+
+    @classmethod
+    def empty(cls, classes: int) -> "_Outcome":
+        return cls(*(np.zeros(classes) for _ in range(3)))
+
+    def add(self, clips: _Clips, cuts: np.ndarray) -> None:
+        reported = (clips.scores >= cuts) & (clips.targets >= 0)
+        present = clips.targets == 1
+        for total, found in ((self.hits, reported & present), (self.reports, reported), (self.calls, present)):
+            total += (clips.weight * found).sum(axis=0)
+
+    @property
+    def f1(self) -> np.ndarray:
+        return 2 * self.hits / np.maximum(self.reports + self.calls, np.finfo(float).tiny)
+
+
+def _fault(threshold: float | None, outcome: _Outcome, default: _Outcome, share: float, label: int) -> str | None:
+    """Why a threshold is not used; None if it is."""
+    if threshold is None:
+        return "no threshold has right reports enough"
+    if threshold < share:
+        return "below the share of clips that hold the species"
+    if outcome.hits[label] < LEAST_PRECISION * outcome.reports[label]:
+        return "more wrong than right reports on other recordings"
+    if outcome.f1[label] < default.f1[label] or outcome.hits[label] == 0:
+        return "not better than 0.5 on other recordings"
+    return None
+
+
+def _choose(
+    clips: _Clips, wanted_precision: float | None, shrinkage_clips: float
+) -> tuple[float | None, list[float | None]]:
+    """The threshold of all classes together, and that of each."""
+    classes = clips.targets.shape[1]
+    known, counts = clips.targets >= 0, (clips.targets == 1).sum(axis=0)
+    shared = None
+    if counts.any():
+        shared = _threshold(clips.scores[known], clips.targets[known], clips.weight[known], wanted_precision)
+    if shared is None:
+        return None, [None] * classes
+    chosen = []
+    for label in range(classes):
+        its_own, own = known[:, label], None
+        if counts[label]:
+            scores, targets, weight = (a[its_own, label] for a in (clips.scores, clips.targets, clips.weight))
+            own = _threshold(scores, targets, weight, wanted_precision)
         if own is not None:
-            share = clips[label] / (clips[label] + shrinkage_clips)
-            own = float(expit(share * _logit(own) + (1 - share) * _logit(shared)))
-        species[code] = own
-    return Thresholds(wanted_precision, shared, species)
+            part = counts[label] / (counts[label] + shrinkage_clips)
+            own = float(expit(part * _logit(own) + (1 - part) * _logit(shared)))
+        chosen.append(own)
+    return shared, chosen
 
 
 def _threshold(

@@ -1,6 +1,7 @@
 """Grouped cross-validation: every recording is tested once, by a model that has not heard it."""
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import shutil
@@ -239,7 +240,7 @@ class CrossValidation:
             "mean": told["mean"],
             "sd": told["sd"],
             "median_best_epoch": float(np.median([run["best_epoch"] for run in runs])),
-            "calibration": {"scale": calibration.scale, "offset": calibration.offset},
+            "calibration": dataclasses.asdict(calibration.calibration),
         }
         write_json(results, self.output_dir / RESULTS_FILE, allow_nan=False)
 

@@ -14,7 +14,6 @@ from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS, KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
 from kenya_birds.data.splits import SPLITS, has_folds, read_splits, splits_of_fold
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.calibration import fit_calibration
 from kenya_birds.evaluation.scoring import clip_references
 from kenya_birds.experiments.clip_embeddings import embed_clips
 from kenya_birds.experiments.comparison import TrainedRun, format_comparison
@@ -255,11 +254,13 @@ class _Work:
         scored = Scored(
             head.predict(known["validation"][0]),
             known["validation"][1],
+            self.recordings[of["validation"]],
             head.predict(known["test"][0]),
             np.zeros((0, len(self.builder.classes)), dtype=np.float32),
             np.zeros(0),
+            np.zeros(0, dtype=str),
         )
-        calibration = fit_calibration(scored.validation_logits, scored.validation_references)
+        calibration = scored.calibration()
         train_counts = class_counts(known["train"][1], len(codes)).tolist()
         told = write_test(
             folder,
@@ -272,7 +273,7 @@ class _Work:
             train_counts=train_counts,
             seed=settings.seed,
         )
-        fitted = {**chosen, "calibration": {"scale": calibration.scale, "offset": calibration.offset}}
+        fitted = {**chosen, "calibration": asdict(calibration.calibration)}
         return told, Fold(folder, scored, train_counts), fitted
 
     def cross_validate(self, table: pd.DataFrame) -> tuple[dict[str, Any], dict[str, Any]]:

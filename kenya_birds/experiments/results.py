@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from kenya_birds.evaluation.calibration import Calibration, fit_calibration
+from kenya_birds.evaluation.calibration import Calibration, CalibrationChoice, choose_calibration
 from kenya_birds.evaluation.metrics import class_targets, probabilities
 from kenya_birds.evaluation.predictions import Predictions, read_predictions
 from kenya_birds.evaluation.report import (
@@ -21,7 +21,7 @@ from kenya_birds.evaluation.report import (
     write_evaluation,
     write_report,
 )
-from kenya_birds.evaluation.thresholds import Thresholds, choose_thresholds
+from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds
 from kenya_birds.json_files import read_json
 
 logger = logging.getLogger(__name__)
@@ -37,28 +37,44 @@ class Scored:
     Attributes:
         validation_logits: Shape `(clips, classes)`.
         validation_references: Class ids `(clips,)`, or ones, zeros and -100 of shape `(clips, classes)`.
+        validation_recordings: Name of each clip's recording, shape `(clips,)`.
         test_logits: Shape `(clips, classes)`.
         no_call_logits: Of windows of validation recordings in which nothing is annotated, `(windows, classes)`.
         no_call_weights: How many windows each of them stands for, shape `(windows,)`.
+        no_call_recordings: Name of each window's recording, shape `(windows,)`.
     """
 
     validation_logits: np.ndarray
     validation_references: np.ndarray
+    validation_recordings: np.ndarray
     test_logits: np.ndarray
     no_call_logits: np.ndarray
     no_call_weights: np.ndarray
+    no_call_recordings: np.ndarray
+
+    def calibration(self) -> CalibrationChoice:
+        """The calibration that is best on validation recordings that it was not fitted on, or none."""
+        choice = choose_calibration(self.validation_logits, self.validation_references, self.validation_recordings)
+        logger.info("%s", choice.reason())
+        return choice
 
     def thresholds(self, calibration: Calibration, classes: Sequence[str]) -> Thresholds:
-        """Those with the best F1 on validation clips and windows without a call: detection meets both."""
+        """Those with the best F1 on validation clips and windows without a call: detection meets both.
+
+        They are checked on validation recordings that they were not chosen on (see `choose_checked_thresholds`).
+        """
         logits = np.concatenate([self.validation_logits, self.no_call_logits])
         targets = class_targets(self.validation_references, len(classes))
         absent = np.zeros((len(self.no_call_logits), len(classes)), dtype=targets.dtype)
-        return choose_thresholds(
+        thresholds = choose_checked_thresholds(
             probabilities(calibration.apply(logits), multi_label=self.validation_references.ndim == 2),
             np.concatenate([targets, absent]),
             classes,
+            np.concatenate([self.validation_recordings, self.no_call_recordings]),
             weights=np.concatenate([np.ones(len(targets)), self.no_call_weights]),
         )
+        logger.info("%s", thresholds.reason())
+        return thresholds
 
 
 def write_test(
@@ -67,7 +83,7 @@ def write_test(
     test: Dataset,
     references: np.ndarray,
     *,
-    calibration: Calibration,
+    calibration: CalibrationChoice,
     classes: Sequence[str],
     common_names: Mapping[str, str],
     train_counts: Sequence[int],
@@ -81,7 +97,7 @@ def write_test(
         scored: What the model said.
         test: The test clips.
         references: Of the test clips, as in `Scored`.
-        calibration: Fitted on validation.
+        calibration: Chosen on validation.
         classes: eBird codes by class id.
         common_names: By eBird code.
         train_counts: Training clips by class id.
@@ -92,10 +108,12 @@ def write_test(
         The metrics on test (see `write_report`).
     """
     scores = probabilities(
-        calibration.apply(scored.validation_logits), multi_label=scored.validation_references.ndim == 2
+        calibration.calibration.apply(scored.validation_logits), multi_label=scored.validation_references.ndim == 2
     )
+    thresholds = scored.thresholds(calibration.calibration, classes)
     validation: dict[str, Any] = plain_metrics(scores, scored.validation_references)
     validation["no_call_windows"] = len(scored.no_call_logits)
+    validation |= {"calibration": calibration.to_json(), "thresholds": thresholds.reason()}
     more = more or {}
     told = write_evaluation(
         folder,
@@ -107,8 +125,8 @@ def write_test(
         center_s=test["center_s"],
         common_names=common_names,
         train_counts=train_counts,
-        calibration=calibration,
-        thresholds=scored.thresholds(calibration, classes),
+        calibration=None if calibration.calibration == Calibration() else calibration.calibration,
+        thresholds=thresholds,
         more={**more, "validation": {**more.get("validation", {}), **validation}},
         seed=seed,
     )
@@ -134,7 +152,7 @@ class Fold:
 
 def write_out_of_fold(
     folder: Path, folds: Sequence[Fold], *, common_names: Mapping[str, str], seed: int
-) -> tuple[dict[str, Any], Calibration]:
+) -> tuple[dict[str, Any], CalibrationChoice]:
     """Writes what `write_report` writes of all folds' predictions: each clip scored by a model that has not heard it.
 
     `thresholds.json` is chosen on the validation scores of all folds; no figure of the report depends on it: in each
@@ -148,7 +166,7 @@ def write_out_of_fold(
 
     Returns:
         `out_of_fold` (see `write_report`), `each` fold's metrics on test, and by metric their `mean` and `sd`; and the
-        calibration fitted on the validation logits of all folds.
+        calibration that is chosen on the validation logits of all folds.
     """
     tested = [read_predictions(fold.folder / PREDICTIONS_FILE) for fold in folds]
     metrics = [read_json(fold.folder / METRICS_FILE)["test"] for fold in folds]
@@ -161,6 +179,7 @@ def write_out_of_fold(
         ),
     )
     uncalibrated = [probabilities(fold.scored.test_logits, multi_label=pooled.multi_label) for fold in folds]
+    any_calibrated = any(fold["ece_before_calibration"] is not None for fold in metrics)
     reported = [
         predictions.scores >= Thresholds.read(fold.folder / THRESHOLDS_FILE).values(classes)
         for predictions, fold in zip(tested, folds, strict=True)
@@ -168,7 +187,8 @@ def write_out_of_fold(
     scored = Scored(
         *(np.concatenate([getattr(fold.scored, field.name) for fold in folds]) for field in fields(Scored))
     )
-    calibration = fit_calibration(scored.validation_logits, scored.validation_references)
+    calibration = scored.calibration()
+    thresholds = scored.thresholds(calibration.calibration, classes)
 
     names = metrics[0]["intervals"]
     values = {name: [fold[name] for fold in metrics if fold[name] is not None] for name in names}
@@ -179,11 +199,16 @@ def write_out_of_fold(
         pooled,
         common_names=common_names,
         train_counts=np.mean([fold.train_counts for fold in folds], axis=0).round().astype(int).tolist(),
-        uncalibrated=np.concatenate(uncalibrated),
-        thresholds=scored.thresholds(calibration, classes),
+        # Where no fold was calibrated there is nothing to compare.
+        uncalibrated=np.concatenate(uncalibrated) if any_calibrated else None,
+        thresholds=thresholds,
         split=OUT_OF_FOLD,
         reported=np.concatenate(reported),
-        more={"mean_of_folds": mean, "sd_of_folds": sd},
+        more={
+            "mean_of_folds": mean,
+            "sd_of_folds": sd,
+            "validation": {"calibration": calibration.to_json(), "thresholds": thresholds.reason()},
+        },
         seed=seed,
     )
     logger.info("out of fold: %s", format_metrics(told))

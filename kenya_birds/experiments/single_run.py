@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from kenya_birds.console import transformers_bars_hidden
-from kenya_birds.evaluation.calibration import fit_calibration
 from kenya_birds.evaluation.scoring import score_clips
 from kenya_birds.experiments.results import Scored, write_test
 from kenya_birds.json_files import write_json
@@ -48,13 +47,21 @@ def _train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
     no_call_logits = np.zeros((0, logits.shape[1]), dtype=np.float32)
     if run.team.is_first and no_call is not None:
         no_call_logits = score_clips(trainer.model, run.extractor, no_call)
-    scored = Scored(logits, references, predicted["test"].predictions, no_call_logits, weights)
+    scored = Scored(
+        logits,
+        references,
+        np.asarray(clips["validation"]["recording"][:]),
+        predicted["test"].predictions,
+        no_call_logits,
+        weights,
+        np.asarray([] if no_call is None else no_call["recording"][:], dtype=str),
+    )
 
     def write() -> None:
         output_dir = Path(run.settings.training.output_dir)
         with writing_results(output_dir):
-            calibration = fit_calibration(logits, references)
-            calibration.store(trainer.model.config)
+            calibration = scored.calibration()
+            calibration.calibration.store(trainer.model.config)
             with transformers_bars_hidden():
                 trainer.model.save_pretrained(output_dir)
             run.extractor.save_pretrained(output_dir)

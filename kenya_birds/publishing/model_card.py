@@ -110,6 +110,7 @@ def render_model_card(
         metrics=metrics,
         cross_validated=cross_validated,
         results=results,
+        chosen=metrics.get("validation", {}),
         device_hours=summary["processes"] * (summary["result"]["train_runtime_s"] + fold_s) / 3600,
         fold_hours=summary["processes"] * fold_s / 3600,
         chosen_by=_chosen_by(summary["result"]),
