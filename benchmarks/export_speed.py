@@ -136,7 +136,7 @@ def measure_stages(options: argparse.Namespace) -> None:
             istft(spectrum.transpose(1, 2), window, gate.hop_length, waveform.shape[1]) for spectrum in spectra
         ],
         "high-pass": lambda: in_chunks(lambda chunk: high_pass(chunk, rate_hz, extractor.high_pass_hz), waveform),
-        "peak normalisation": lambda: in_chunks(peak_normalize, waveform),
+        "peak normalisation": lambda: in_chunks(lambda clips: peak_normalize(clips, 1e-10), waveform),
         "power in mel bands": lambda: in_chunks(extractor.band_power, waveform),
         "decibels, standardised": lambda: [extractor.to_level(power) for power in powers],
         "all": lambda: extractor.extract(waveform),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
-from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.feature_extraction_kenya_birds import EARLIER_SETTINGS, KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.publishing.folder_check import PROGRAM
 
@@ -49,6 +49,12 @@ def save_reference_model(problem: str, folder: Path) -> Path:
         weight.copy_(torch.from_numpy(values))
     model.save_pretrained(folder)
     KenyaBirdsFeatureExtractor(**front_end).save_pretrained(folder)
+    if problem == "single":  # as it was published before these settings existed, and has to stay
+        path = folder / "preprocessor_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        for name in EARLIER_SETTINGS:
+            del settings[name]
+        path.write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
 

@@ -457,6 +457,49 @@ def test_recordings_that_cannot_be_read_are_listed_and_the_others_go_on(model, t
     assert (report["recordings"], report["failed"], report["partly_read"]) == (10, 5, 2)
 
 
+def test_digital_silence_and_what_is_too_short_are_counted_and_said(model, tmp_path):
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    gaps = chirps(6)
+    gaps[RATE : 2 * RATE] = 0
+    gaps[round(4.5 * RATE) :] = 0
+    gaps[5 * RATE : 5 * RATE + 30] = 20_000
+    soundfile.write(folder / "gaps.wav", gaps, RATE)
+    report = run_in_folder(model, [folder], tmp_path / "output", formats=("csv",))
+    assert report.exit_code == 0
+    assert report.content["digital_silence"] == {"recordings": 1, "hours": pytest.approx(2.5 / 3600)}
+    assert (report.content["failed"], report.content["partly_read"]) == (0, 0)
+    assert "0.00 h of digital silence in 1 recordings were not scored: failed.csv" in str(report)
+    assert [tuple(row.values())[1:] for row in rows(tmp_path / "output", "failed.csv")] == [
+        ("silent", "1.000000", "2.000000", "digital silence"),
+        ("silent", "4.500000", "6.000000", "digital silence, but for too little sound to be scored"),
+    ]
+    soundfile.write(folder / "short.wav", chirps(0.2), RATE)
+    report = run_in_folder(model, [folder], tmp_path / "output", formats=("csv",))
+    assert (report.exit_code, report.content["failed"]) == (3, 1)
+    assert tuple(rows(tmp_path / "output", "failed.csv")[-1].values())[1:4] == ("failed", "0.000000", "0.200000")
+
+
+def test_what_was_not_scored_is_what_the_table_says(model, tmp_path):
+    path = write_recordings(tmp_path / "recordings", (20.0,)).joinpath("KEN_000_20211207_153852.flac")
+    data = bytearray(path.read_bytes())
+    for place in (0.3, 0.55, 0.6):
+        data[int(len(data) * place)] ^= 4
+    path.write_bytes(data)
+    options = {"settings": {"threshold": 0.0}, "overlap_s": 0.0, "formats": ("csv",)}
+    assert run_in_folder(model, [path], tmp_path / "output", **options).exit_code == 3
+    parts = [(float(row["start_s"]), float(row["end_s"])) for row in rows(tmp_path / "output")]
+    lost = [(float(row["start_s"]), float(row["end_s"])) for row in rows(tmp_path / "output", "failed.csv")]
+    assert len(lost) == 3
+    assert sum(end - begin for begin, end in lost) < 1, "no more than the damaged frames"
+    reached = 0.0
+    for begin, end in sorted(parts + lost):
+        assert begin <= reached
+        reached = max(reached, end)
+    assert reached == 20
+    assert not any(begin < until and end > since for begin, end in parts for since, until in lost)
+
+
 def test_what_a_search_left_out_is_in_the_account(model, tmp_path, monkeypatch):
     folder = write_recordings(tmp_path / "recordings", (2.0,))
     for name in (".Trash/x.wav", "=locked/y.wav", "bat.wac"):

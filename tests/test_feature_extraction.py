@@ -42,6 +42,20 @@ def same(first, second):
     torch.testing.assert_close(torch.as_tensor(first), torch.as_tensor(second), rtol=0, atol=1e-3)
 
 
+def messages_of(function):
+    """What the feature extractor logs."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger(KenyaBirdsFeatureExtractor.__module__)
+    logger.addHandler(handler)
+    try:
+        function()
+    finally:
+        logger.removeHandler(handler)
+    return messages
+
+
 @pytest.fixture(scope="module")
 def waveform():
     return song()
@@ -184,10 +198,19 @@ def test_longer_input_is_cropped_to_its_middle(waveform, expected):
 
 
 @pytest.mark.parametrize("samples", [40_000, 40_001])
-def test_shorter_input_is_padded_with_zeros_on_both_sides_alike(waveform, samples):
+@pytest.mark.parametrize("pad_mode", ["symmetric", "constant"])
+def test_shorter_input_is_padded_on_both_sides_alike(waveform, samples, pad_mode):
     missing = 3 * RATE - samples
-    padded = np.pad(waveform[:samples], (missing // 2, missing - missing // 2))
-    same(features(waveform[:samples]), features(padded))
+    padded = np.pad(waveform[:samples], (missing // 2, missing - missing // 2), mode=pad_mode)
+    extractor = KenyaBirdsFeatureExtractor(pad_mode=pad_mode)
+    assert torch.equal(features(waveform[:samples], extractor), features(padded, extractor))
+
+
+def test_less_than_a_quarter_of_a_clip_is_warned_of(waveform):
+    logging.Logger.warning_once.cache_clear()
+    assert not messages_of(lambda: features(waveform[: 3 * RATE // 4]))
+    (message,) = messages_of(lambda: features(waveform[: 3 * RATE // 4 - 1]))
+    assert message.startswith("A waveform of less than 0.75 s")
 
 
 def test_one_sample_is_enough():
@@ -200,18 +223,9 @@ def test_another_sampling_rate_is_refused(waveform):
 
 
 def test_no_sampling_rate_is_warned_of(waveform, expected):
-    messages = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger(KenyaBirdsFeatureExtractor.__module__)
     logging.Logger.warning_once.cache_clear()
-    logger.addHandler(handler)
-    try:
-        same(features(waveform, sampling_rate=None), expected)
-    finally:
-        logger.removeHandler(handler)
-    assert len(messages) == 1
-    assert "sampling_rate" in messages[0]
+    (message,) = messages_of(lambda: same(features(waveform, sampling_rate=None), expected))
+    assert "sampling_rate" in message
 
 
 @pytest.mark.parametrize(
@@ -254,6 +268,29 @@ def test_silence_becomes_zeros_and_sound_beside_it_stays_finite(feature_type, no
     assert float(found[1].std()) == pytest.approx(1, abs=1e-3)
 
 
+# Level
+
+
+@pytest.mark.parametrize("noise_reduction", NOISE_REDUCTIONS)
+@pytest.mark.parametrize("feature_type", FEATURE_TYPES)
+def test_features_do_not_depend_on_the_level_of_a_recording(waveform, feature_type, noise_reduction):
+    extractor = KenyaBirdsFeatureExtractor(
+        feature_type=feature_type, noise_reduction=noise_reduction, do_standardize=False
+    )
+    peaks_dbfs = np.array([0, -150, -110, -90, -76, -30, 12])
+    clips = waveform / np.abs(waveform).max() * 10 ** (peaks_dbfs[:, None] / 20)
+    level_db = features(clips.astype(np.float32), extractor)
+    difference = (level_db - level_db[:1]).abs()
+    # Rounding decides where the power of single cells is gathered.
+    assert difference.max() < 0.05 if feature_type != "reassigned" else difference.mean() < 0.05
+
+
+def test_without_peak_normalisation_standardised_features_depend_on_the_level_of_very_quiet_clips_alone(waveform):
+    extractor = KenyaBirdsFeatureExtractor(do_peak_normalize=False)
+    same(features(waveform / 100, extractor), features(waveform, extractor))
+    assert (features(waveform / 1e4, extractor) - features(waveform, extractor)).abs().max() > 0.1
+
+
 # The waveform stage
 
 
@@ -281,6 +318,21 @@ def test_the_first_projects_settings_are_reachable_by_fields():
 
 
 # JSON
+
+
+def test_a_front_end_that_was_saved_without_new_settings_goes_on_as_before(tmp_path, waveform, expected):
+    KenyaBirdsFeatureExtractor().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    assert (settings.pop("pad_mode"), settings.pop("min_peak_dbfs")) == ("symmetric", -200.0)
+    path.write_text(json.dumps(settings))
+    earlier = KenyaBirdsFeatureExtractor.from_pretrained(tmp_path)
+    assert (earlier.pad_mode, earlier.min_peak_dbfs) == ("constant", -80.0)
+    assert KenyaBirdsFeatureExtractor.from_pretrained(tmp_path, pad_mode="symmetric").pad_mode == "symmetric"
+    assert torch.equal(features(waveform, earlier), expected)
+    assert not torch.equal(features(waveform / 1e5, earlier), expected)
+    short = waveform[:40_000]
+    assert torch.equal(features(short, earlier), features(np.pad(short, 28_000), earlier))
 
 
 @pytest.mark.parametrize(

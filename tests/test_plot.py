@@ -137,12 +137,13 @@ def test_a_tone_lies_at_its_time_and_pitch(tables, start_s, duration_s):
 
 def test_only_the_stretch_is_read_and_no_more_columns_are_kept_than_a_row_shows(tables, monkeypatch):
     asked = []
-    read = RecordingReader.read
-    monkeypatch.setattr(
-        RecordingReader,
-        "read",
-        lambda self, start, samples: asked.append((start / RATE, samples / RATE)) or read(self, start, samples),
-    )
+    blocks = RecordingReader.blocks
+
+    def asking(self, frames, start, end):
+        asked.append((start / RATE, (end - start) / RATE))
+        return blocks(self, frames, start, end)
+
+    monkeypatch.setattr(RecordingReader, "blocks", asking)
     with RecordingReader(tables[0]) as reader:
         levels = plot._levels(reader, 10.0, 20.0)
     ((first_s, length_s),) = asked
@@ -301,6 +302,37 @@ def test_a_silent_recording_is_drawn_too(tables, tmp_path):
     path, folder = tables
     soundfile.write(path, np.zeros(40 * RATE), RATE)
     plot_recording(path, folder / "detections.csv", tmp_path / "x.png", start_s=0, duration_s=3)
+
+
+def test_damage_is_marked_and_the_rest_is_drawn_as_it_is(tables, tmp_path):
+    path, folder = tables
+    with RecordingReader(path) as reader:
+        whole = plot._levels(reader, 0.0, 40.0)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 20_000] = bytes(20_000)
+    path.write_bytes(data)
+    with RecordingReader(path) as reader:
+        lost = [block for block in reader.blocks(RATE) if block.sound is None]
+        damaged = plot._levels(reader, 0.0, 40.0)
+    begin, end = lost[0].start, lost[-1].start + lost[-1].frames
+    column = 40 * RATE / damaged.shape[1]
+    is_lost = np.isnan(damaged).all(axis=0)
+    np.testing.assert_array_equal(np.isnan(damaged).any(axis=0), is_lost)
+    assert np.flatnonzero(is_lost).tolist() == list(range(int(begin // column), int(-(-end // column))))
+    far = np.abs(np.arange(damaged.shape[1]) - begin / column) > (end - begin) / column + 5
+    np.testing.assert_allclose(damaged[:, far], whole[:, far], atol=1e-3)
+    figure, _ = draw_stretch(path, table(), 0, 40, {})
+    assert any("yellow: damaged" in text.get_text() for text in figure.texts)
+    plot_recording(path, folder / "detections.csv", tmp_path / "x.png", start_s=begin / RATE, duration_s=0.02)
+
+
+@pytest.mark.parametrize("gain", [1e-5, 300])
+def test_quiet_and_loud_recordings_look_like_others(tables, tmp_path, gain):
+    sound, _ = soundfile.read(tables[0], dtype="float32")
+    soundfile.write(tmp_path / "x.wav", gain * sound, RATE, subtype="FLOAT")
+    with RecordingReader(tables[0]) as one, RecordingReader(tmp_path / "x.wav") as other:
+        levels, others = plot._levels(one, 18, 4), plot._levels(other, 18, 4)
+    np.testing.assert_allclose(others - others.max(), levels - levels.max(), atol=1)
 
 
 MORNING, EVENING = "s/KEN_001_20211207_053000.flac", "s/KEN_001_20211208_235900.flac"

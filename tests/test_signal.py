@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from noisereduce.torchgate import TorchGate
 
@@ -22,6 +22,7 @@ from kenya_birds.model.signal_kenya_birds import (
     mel_filter_bank,
     mel_spectrogram,
     mel_to_hz,
+    pad_middle,
     peak_normalize,
     power_spectrogram,
     power_to_db,
@@ -322,14 +323,24 @@ def test_reassigned_silence_is_zero():
 
 def test_peaks_become_1_whatever_the_gain():
     waveform = noise(3, 4000) * torch.tensor([[1e-3], [0.2], [40.0]])
-    normalized = peak_normalize(waveform)
+    normalized = peak_normalize(waveform, 1e-4)
     torch.testing.assert_close(normalized.abs().amax(dim=1), torch.ones(3))
-    torch.testing.assert_close(peak_normalize(7 * waveform), normalized)
+    torch.testing.assert_close(peak_normalize(7 * waveform, 1e-4), normalized)
 
 
 def test_silence_is_not_brought_up_to_full_scale():
-    assert not peak_normalize(torch.zeros(1, 100)).any()
-    torch.testing.assert_close(peak_normalize(torch.full((1, 100), 1e-6)), torch.full((1, 100), 0.01))
+    assert not peak_normalize(torch.zeros(1, 100), 1e-10).any()
+    torch.testing.assert_close(peak_normalize(torch.full((1, 100), 1e-6), 1e-4), torch.full((1, 100), 0.01))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 50), st.integers(1, 200))
+def test_clips_are_padded_as_numpy_does(length, samples):
+    clips = noise(2, length)
+    missing = max(samples - length, 0)
+    for mode in ("constant", "symmetric"):
+        expected = np.pad(clips.numpy(), ((0, 0), (missing // 2, missing - missing // 2)), mode=mode)
+        np.testing.assert_array_equal(pad_middle(clips, samples, mode).numpy(), expected)
 
 
 def test_decibels_reach_from_each_clips_maximum_to_top_db_below():
@@ -366,7 +377,7 @@ def test_a_constant_clip_becomes_zeros():
         lambda waveform: reduce_noise(waveform, RATE),
         lambda waveform: reduce_noise(waveform, RATE, stationary=False),
         lambda waveform: high_pass(waveform, RATE, 150.0),
-        peak_normalize,
+        lambda waveform: peak_normalize(waveform, 1e-4),
         lambda waveform: power_spectrogram(waveform, 2048, 512),
         lambda waveform: mel_spectrogram(waveform, **DEFAULT),
         lambda waveform: reassigned_spectrogram(waveform, **DEFAULT),

@@ -1,4 +1,5 @@
 import os
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -6,13 +7,16 @@ import soundfile
 import soxr
 from archives import noise
 from detecting import RATE, chirps
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kenya_birds.data.audio import RecordingReader
+from kenya_birds.data.audio import AudioHeader, Block, RecordingReader
 from kenya_birds.errors import UserError
 from kenya_birds.inference import streaming
+from kenya_birds.inference.coverage import Loss
 from kenya_birds.inference.sources import Source
 from kenya_birds.inference.stopwatch import Stopwatch
-from kenya_birds.inference.streaming import Reading, read_array, read_source, read_windows, resampled_length
+from kenya_birds.inference.streaming import Reading, read_array, read_source, read_windows
 from kenya_birds.inference.windows import WindowGrid
 
 GRID = WindowGrid(16_000, 9_000)
@@ -47,11 +51,11 @@ def test_a_stream_is_resampled_to_the_samples_of_the_whole_recording(tmp_path, r
     whole = floats(sound)
     if rate != RATE:
         whole = soxr.resample(whole, rate, RATE)
-    assert len(whole) == resampled_length(len(sound), rate, RATE)
-    padded = np.pad(whole, (0, GRID.window_samples))
-    np.testing.assert_array_equal(starts, GRID.starts(0, GRID.count(len(whole))))
+    with RecordingReader(tmp_path / "a.wav", RATE) as reader:
+        assert len(whole) == reader.samples
+    np.testing.assert_array_equal(starts, GRID.starts(0, len(whole)))
     # Its blocks round the last digits of floats otherwise.
-    whole_windows = [padded[start : start + GRID.window_samples] for start in starts]
+    whole_windows = [whole[start : start + GRID.window_samples] for start in starts]
     np.testing.assert_allclose(windows, whole_windows, rtol=0, atol=0 if rate == RATE else 1e-6)
     assert reading == Reading(len(sound), rate, len(starts), ())
 
@@ -82,10 +86,9 @@ def test_around_a_damaged_stretch_windows_stay_at_their_places(tmp_path, rate):
     assert len(reading.losses) == 1
     loss = reading.losses[0]
     assert 9 < loss.start_s < loss.end_s < 11
-    # Every window that ends before the loss or begins after it, and no other; one where the resampler begins anew.
-    every = GRID.starts(0, GRID.count(20 * RATE))
-    is_whole = (every + GRID.window_samples <= loss.start_s * RATE) | (every >= loss.end_s * RATE)
-    np.testing.assert_array_equal(starts, every[is_whole])
+    # Every window that ends before the loss or begins after it, one that ends with it and one that begins with it.
+    begin, end = round(loss.start_s * RATE), round(loss.end_s * RATE)
+    np.testing.assert_array_equal(starts, [*GRID.starts(0, begin), *GRID.starts(end, 20 * RATE)])
     with RecordingReader(write(tmp_path / "whole.wav", sound, rate), RATE) as reader:
         for start, window in zip(starts, windows, strict=True):
             whole = reader.read(int(start), GRID.window_samples)
@@ -127,14 +130,135 @@ def test_samples_that_are_no_numbers_are_a_loss(tmp_path):
     assert not any(start < loss.end_s * RATE and start + GRID.window_samples > 3 * RATE for start in starts)
 
 
-def test_digital_silence_is_not_listened_to_and_a_silent_recording_is_listed(tmp_path):
+def test_digital_silence_is_not_scored_and_a_silent_recording_has_failed(tmp_path):
     _, windows, reading = read(write(tmp_path / "silent.flac", np.zeros(4 * RATE, dtype=np.int16)))
     assert len(windows) == 0
     assert [loss.reason for loss in reading.losses] == ["digital silence from the beginning to the end"]
     half = np.concatenate([np.zeros(2 * RATE, dtype=np.int16), chirps(2)])
     starts, _, reading = read(write(tmp_path / "half.flac", half))
     assert reading.losses == ()
-    assert starts.tolist() == [18_000, 27_000, 36_000, 45_000, 54_000]
+    assert reading.silences == (Loss(0.0, 2.0, "digital silence"),)
+    assert reading.silence_s == 2.0
+    assert starts.tolist() == [32_000, 36_000, 45_000, 48_000]
+
+
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+@pytest.mark.parametrize("gain", [1e-5, 1e-3, 4])
+def test_quiet_and_loud_sound_keeps_its_resolution(tmp_path, rate, gain):
+    sound = floats(chirps(4, rate=rate))
+    *_, (starts, windows, reading) = (
+        read(write(tmp_path / f"{name}.wav", level * sound, rate, subtype="FLOAT"))
+        for name, level in (("quiet", gain), ("plain", 1))
+    )
+    quiet = read(tmp_path / "quiet.wav")
+    assert quiet[2] == reading
+    np.testing.assert_array_equal(quiet[0], starts)
+    np.testing.assert_allclose(quiet[1] / gain, windows, rtol=0, atol=1e-6)
+    *found, _ = read_array((gain * sound).astype(np.float64), rate, GRID, RATE)
+    np.testing.assert_allclose(np.concatenate([one.sound for one in found]) / gain, windows, rtol=0, atol=1e-6)
+
+
+def test_a_few_milliseconds_of_sound_at_the_end_or_amid_silence_are_in_no_window_of_zeros(tmp_path):
+    starts, windows, reading = read(write(tmp_path / "tail.wav", chirps(3.0003)))
+    assert starts[-1] + GRID.window_samples == round(3.0003 * RATE)
+    assert (windows != 0).mean() > 0.99
+    assert reading.losses == reading.silences == ()
+    gap = chirps(4)
+    gap[RATE : 3 * RATE] = 0
+    gap[2 * RATE : 2 * RATE + 50] = 20_000
+    starts, windows, reading = read(write(tmp_path / "gap.wav", gap))
+    assert starts.tolist() == [0, 3 * RATE]
+    assert reading.silences == (Loss(1.0, 3.0, "digital silence, but for too little sound to be scored"),)
+
+
+@pytest.mark.parametrize(("length_s", "is_scored"), [(0.2, False), (0.25, True), (0.7, True)])
+def test_a_recording_shorter_than_a_window_is_scored_from_a_quarter_of_one_on(tmp_path, length_s, is_scored):
+    sound = chirps(length_s)
+    starts, windows, reading = read(write(tmp_path / "a.wav", sound))
+    if is_scored:
+        assert (starts.tolist(), reading.windows, reading.losses) == ([0], 1, ())
+        missing = GRID.window_samples - len(sound)
+        padded = np.pad(floats(sound), (missing // 2, missing - missing // 2), mode="symmetric")
+        np.testing.assert_array_equal(windows[0], padded)
+    else:
+        (loss,) = reading.losses
+        assert (reading.windows, loss.start_s, loss.end_s) == (0, 0.0, 0.2)
+        assert loss.reason == "0.2 s of sound are too short to be scored: expected 0.25 s or more without a break"
+
+
+class FakeReader:
+    """A recording of which some frames are lost, and some are digital silence; its samples tell their places."""
+
+    def __init__(self, rate, sampling_rate, frames, lost, silent):
+        self.header = AudioHeader(frames, rate, 1)
+        self.sampling_rate, self.samples = sampling_rate, (2 * frames * sampling_rate + rate) // (2 * rate)
+        self.is_lost, self.sound = np.zeros(frames, bool), 1 + np.arange(frames, dtype=np.float32)
+        for begin, length in lost:
+            self.is_lost[begin : begin + length] = True
+        for begin, length in silent:
+            self.sound[begin : begin + length] = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def blocks(self, frames):
+        edges = {*range(0, len(self.sound), frames), len(self.sound), *(1 + np.flatnonzero(np.diff(self.is_lost)))}
+        for first, last in pairwise(sorted(edges)):
+            sound = None if self.is_lost[first] else self.sound[first:last]
+            yield Block(
+                first, last - first, sound, None if sound is None else "fake", "" if sound is not None else "lost"
+            )
+
+
+STRETCHES = st.lists(st.tuples(st.integers(0, 6000), st.integers(1, 1500)), max_size=5)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    rate=st.sampled_from([1000, 1500, 441, 3000, 250]),
+    frames=st.integers(1, 6000),
+    lost=STRETCHES,
+    silent=STRETCHES,
+    window=st.integers(1, 1500),
+    share=st.floats(0.05, 1),
+)
+def test_every_instant_is_in_a_window_or_in_the_table_with_a_reason(rate, frames, lost, silent, window, share):
+    sampling_rate, grid = 1000, WindowGrid(window, max(1, round(share * window)))
+    fake = FakeReader(rate, sampling_rate, frames, lost, silent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "RecordingReader", lambda *args: fake)
+        *found, reading = read_windows("x", grid, sampling_rate, Stopwatch())
+    duration_s = frames / rate
+    scored = [
+        (a / sampling_rate, b / sampling_rate) for one in found for a, b in zip(one.starts, one.ends, strict=True)
+    ]
+    listed = [(part.start_s, part.end_s) for part in (*reading.losses, *reading.silences)]
+    assert all(part.reason for part in (*reading.losses, *reading.silences))
+    assert reading.windows == len(scored)
+    assert bool(scored) or bool(reading.losses)
+    # To half a sample, to which the resampler rounds lengths.
+    reached_s, sample_s = 0.0, 1.001 / sampling_rate
+    for begin_s, end_s in sorted(scored + listed):
+        assert begin_s <= reached_s + sample_s
+        reached_s = max(reached_s, end_s)
+    assert reached_s >= duration_s - sample_s
+    # And nothing is in both.
+    for begin_s, end_s in listed:
+        assert 0 <= begin_s < end_s <= duration_s + sample_s
+        assert not any(first < end_s - sample_s and last > begin_s + sample_s for first, last in scored)
+    if rate == sampling_rate:
+        heard = np.where(fake.is_lost, np.nan, fake.sound)
+        for one in found:
+            for begin, end, sound in zip(one.starts, one.ends, one.sound, strict=True):
+                assert begin >= 0
+                missing = window - (end - begin)
+                expected = np.pad(heard[begin:end], (missing // 2, missing - missing // 2), mode="symmetric")
+                np.testing.assert_array_equal(sound, expected)
+                quiet = np.diff(np.flatnonzero(np.concatenate([[1], heard[begin:end], [1]])) - 1, prepend=-1)
+                assert quiet.max() <= min(0.25 * sampling_rate, grid.least_samples)
 
 
 def test_a_file_that_changes_while_it_is_read_has_failed(tmp_path):

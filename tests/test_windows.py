@@ -1,80 +1,99 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kenya_birds.errors import UserError
-from kenya_birds.inference.windows import WindowCutter, WindowGrid
+from kenya_birds.inference.windows import WindowCutter, WindowGrid, Windows
 
 RATE = 32_000
 CLIP = 96_000
 
 
-def cut(grid, sound, blocks):
-    """Starts, ends and sound of all windows of a recording that comes in blocks of these lengths."""
-    cutter = WindowCutter(grid, len(sound))
-    found, at = [], 0
-    for block in [*blocks, len(sound)]:
-        piece = sound[at : at + block]
-        if len(piece):
-            found += list(cutter.add(at, piece))
-        at += len(piece)
-    return tuple(np.concatenate([getattr(one, name) for one in found]) for name in ("starts", "ends", "sound"))
+def cut(grid, pieces):
+    """Starts, ends and sound of all windows of (place, sound)."""
+    cutter = WindowCutter(grid)
+    found = [windows for start, sound in pieces for windows in cutter.add(start, sound)] + list(cutter.finish())
+    empty = Windows(np.zeros(0, int), np.zeros(0, int), np.zeros((0, grid.window_samples), np.float32))
+    return tuple(
+        np.concatenate([getattr(one, name) for one in [empty, *found]]) for name in ("starts", "ends", "sound")
+    )
+
+
+def in_blocks(sound, lengths, begin=0):
+    """Unbroken sound that comes in blocks of these lengths."""
+    edges = np.unique(np.minimum(np.cumsum([0, *lengths, len(sound)]), len(sound)))
+    return [(begin + int(first), sound[first:last]) for first, last in pairwise(edges)]
+
+
+def grids(max_length):
+    return st.integers(1, max_length).flatmap(
+        lambda length: st.builds(WindowGrid, st.just(length), st.integers(1, length))
+    )
 
 
 def test_windows_of_twelve_hours_at_an_overlap_of_2_9_s_start_at_exact_tenths_of_a_second():
     grid = WindowGrid.with_overlap(CLIP, 2.9, RATE)
     samples = 12 * 3600 * RATE
-    starts = grid.starts(0, grid.count(samples))
+    starts = grid.starts(0, samples)
     assert starts.dtype == np.int64
     assert len(starts) == 12 * 3600 * 10 - 29
     np.testing.assert_array_equal(starts * 10, np.arange(len(starts)) * RATE)
     assert starts[-1] + CLIP == samples
 
 
-@given(samples=st.integers(1, 10_000), length=st.integers(1, 500), data=st.data())
-def test_the_last_window_is_the_first_that_reaches_the_end(samples, length, data):
-    grid = WindowGrid(length, data.draw(st.integers(1, length)))
-    starts = grid.starts(0, grid.count(samples))
-    assert starts[0] == 0
-    assert starts[-1] + length >= samples
-    assert (starts[:-1] + length < samples).all()
-    assert starts[-1] < samples
+@settings(deadline=None)
+@given(grid=grids(500), begin=st.integers(0, 3000), samples=st.integers(1, 10_000))
+def test_windows_hold_every_sample_of_a_stretch_and_nothing_else(grid, begin, samples):
+    length, hop, end = grid.window_samples, grid.hop_samples, begin + samples
+    starts = grid.starts(begin, end)
+    assert (np.diff(starts) > 0).all()
+    if samples < length:
+        assert starts.tolist() == ([begin] if samples >= length / 4 else [])
+        return
+    assert starts[0] == begin
+    assert starts[-1] + length == end
+    assert (np.diff(starts) <= min(hop, length)).all()
+    # All but the first and the last are where they would be in the whole recording.
+    assert not (starts[1:-1] % hop).any()
+    every = np.arange(-(-begin // hop), (end - length) // hop + 1) * hop
+    assert set(every) <= set(starts)
 
 
 @settings(deadline=None)
 @given(
+    grid=grids(400),
+    begin=st.integers(0, 1000),
     samples=st.integers(1, 3000),
-    length=st.integers(1, 400),
-    blocks=st.lists(st.integers(1, 700), max_size=12),
-    data=st.data(),
+    lengths=st.lists(st.integers(1, 700), max_size=12),
 )
-def test_windows_do_not_depend_on_the_blocks_that_the_sound_comes_in(samples, length, blocks, data):
-    grid = WindowGrid(length, data.draw(st.integers(1, length)))
+def test_windows_do_not_depend_on_the_blocks_that_the_sound_comes_in(grid, begin, samples, lengths):
     sound = np.random.default_rng(0).uniform(0.1, 1, samples).astype(np.float32)
-    starts, ends, windows = cut(grid, sound, blocks)
-    np.testing.assert_array_equal(starts, grid.starts(0, grid.count(samples)))
-    np.testing.assert_array_equal(ends, np.minimum(starts + length, samples))
-    padded = np.pad(sound, (0, length))
-    np.testing.assert_array_equal(windows, [padded[start : start + length] for start in starts])
+    starts, ends, windows = cut(grid, in_blocks(sound, lengths, begin))
+    length = grid.window_samples
+    np.testing.assert_array_equal(starts, grid.starts(begin, begin + samples))
+    np.testing.assert_array_equal(ends, np.minimum(starts + length, begin + samples))
+    missing = max(0, length - samples)
+    padded = np.pad(sound, (missing // 2, missing - missing // 2), mode="symmetric")
+    expected = [padded[start - begin : start - begin + length] for start in starts]
+    np.testing.assert_array_equal(windows, np.reshape(expected, (-1, length)))
 
 
-def test_windows_that_touch_lost_sound_are_left_out_and_the_others_stay_where_they_are():
-    grid = WindowGrid(10, 4)
+def test_beside_lost_sound_windows_are_moved_and_the_others_stay_where_they_are():
     sound = np.arange(1, 101, dtype=np.float32)
-    cutter = WindowCutter(grid, 100)
-    found = [*cutter.add(0, sound[:33]), *cutter.add(51, sound[51:70]), *cutter.add(70, sound[70:])]
-    starts = np.concatenate([one.starts for one in found])
-    np.testing.assert_array_equal(starts, [0, 4, 8, 12, 16, 20, *range(52, 93, 4)])
-    for one in found:
-        for start, window in zip(one.starts, one.sound, strict=True):
-            np.testing.assert_array_equal(window, np.pad(sound, (0, 10))[start : start + 10])
+    starts, ends, windows = cut(WindowGrid(10, 4), [(0, sound[:33]), (51, sound[51:70]), (70, sound[70:])])
+    np.testing.assert_array_equal(starts, [0, 4, 8, 12, 16, 20, 23, 51, *range(52, 89, 4), 90])
+    np.testing.assert_array_equal(ends, starts + 10)
+    np.testing.assert_array_equal(windows, [sound[start : start + 10] for start in starts])
 
 
-def test_no_window_is_padded_where_the_end_is_lost():
-    cutter = WindowCutter(WindowGrid(10, 10), 100)
-    found = list(cutter.add(0, np.ones(95, dtype=np.float32)))
-    assert max(one.ends.max() for one in found) == 90
+def test_what_is_left_between_losses_is_a_window_from_a_quarter_of_one_on():
+    sound = np.arange(1, 41, dtype=np.float32)
+    starts, ends, windows = cut(WindowGrid(10, 10), [(0, sound[:2]), (8, sound[8:11]), (20, sound[20:])])
+    assert list(zip(starts.tolist(), ends.tolist(), strict=True)) == [(8, 11), (20, 30), (30, 40)]
+    assert windows[0].tolist() == [11, 10, 9, 9, 10, 11, 11, 10, 9, 9], "mirrored at both ends"
 
 
 @pytest.mark.parametrize("overlap_s", [-0.1, 3.0, 4.0, float("nan"), float("inf")])

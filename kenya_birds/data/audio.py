@@ -87,7 +87,7 @@ def read_header(path: Path) -> AudioHeader:
 
 
 class RecordingReader:
-    """Reads windows of one recording, mono (the mean of the channels), at one sampling rate, padded with zeros.
+    """Reads windows of one recording, mono (the mean of the channels), at one sampling rate, padded past its ends.
 
     Samples are float32 with full scale at -1 and 1, which holds 16 and 24 bits exactly: a mono recording that is read
     at its own rate keeps every bit, and floats above full scale are not clipped. soundfile reads it. PyAV reads what
@@ -157,20 +157,34 @@ class RecordingReader:
             if decoder is not None:
                 decoder.close()
 
-    def read(self, start: int, samples: int) -> np.ndarray:
+    @property
+    def samples(self) -> int:
+        """Length of the recording at `sampling_rate`, as soxr rounds it."""
+        return (2 * self.header.frames * self._out_step + self._in_step) // (2 * self._in_step)
+
+    def read(self, start: int, samples: int, *, pad_mode: str = "constant") -> np.ndarray:
         """Reads the window `[start, start + samples)`.
 
         Args:
             start: First sample, at `sampling_rate`; may be negative.
             samples: Number of samples; the window may reach past the end.
+            pad_mode: What is past the recording's ends: `constant` for zeros, or `symmetric` for mirrored sound (see
+                `numpy.pad`). A window that is wholly outside is zeros.
 
         Returns:
-            float32 array of shape `(samples,)`; zeros where the recording has no sound.
+            float32 array of shape `(samples,)`.
 
         Raises:
             UndecodableError: If a part of the window that the header promises cannot be decoded. Other windows can
                 still be read.
         """
+        first, last = max(start, 0), min(start + samples, self.samples)
+        if pad_mode != "constant" and first < last:
+            return np.pad(self._read(first, last - first), (first - start, start + samples - last), mode=pad_mode)  # type: ignore[call-overload]
+        return self._read(start, samples)
+
+    def _read(self, start: int, samples: int) -> np.ndarray:
+        """The window with zeros past the recording's ends."""
         if self._in_step == self._out_step:
             return self._read_frames(start, samples)
         # Both grids meet every `out_step` output samples: begin and end the source block there.
@@ -181,32 +195,34 @@ class RecordingReader:
         offset = start - first * self._out_step
         return resampled[offset : offset + samples]
 
-    def blocks(self, frames: int) -> Iterator[Block]:
-        """Reads the whole recording, at its own rate, in order; damage is reported in its place, not raised.
+    def blocks(self, frames: int, start: int = 0, end: int | None = None) -> Iterator[Block]:
+        """Reads the recording, or a part, at its own rate, in order; damage is reported in its place, not raised.
 
         Args:
             frames: Length of a block. Blocks are shorter at the end and at damage; a damaged one may be longer.
+            start: First frame.
+            end: The frame after the last; by default the recording's end.
 
         Yields:
             Blocks that follow on each other and together hold every frame that the header promises.
         """
-        end = self._frames_here
-        start = 0
-        while start < end:
-            stretches = self._decode(start, min(start + frames, end))
+        end = self.header.frames if end is None else min(end, self.header.frames)
+        here = min(end, self._frames_here)
+        while start < here:
+            stretches = self._decode(start, min(start + frames, here))
             for first, last, sound in stretches:
                 if sound is not None:
                     yield Block(first, last - first, sound, self.decoder, "")
                 elif last - first == frames and self._pyav is not None and self._pyav.ended:
-                    yield Block(first, end - first, None, None, self._reason())  # nothing is left
-                    stretches.append((first, end, None))
+                    yield Block(first, here - first, None, None, self._reason())  # nothing is left
+                    stretches.append((first, here, None))
                     break
                 else:
                     yield Block(first, last - first, None, None, self._reason())
             start = stretches[-1][1]
-        if end < self.header.frames:
-            yield Block(end, self.header.frames - end, None, None, self._missing())
-        elif self._pyav is not None and not self._pyav.is_end_known:
+        if start < end:
+            yield Block(start, end - start, None, None, self._missing())
+        elif end == self.header.frames and self._pyav is not None and not self._pyav.is_end_known:
             self._said[PyavDecoder.name] = self._pyav.damage
             yield Block(end, 0, None, None, self._reason())
 

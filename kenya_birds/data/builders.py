@@ -93,8 +93,8 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
     It writes Arrow tables, not examples: `datasets` encodes audio examples only where torchcodec, and so FFmpeg, is.
 
     Columns:
-        audio: The clip with its context, zeros past the recording's ends: mono WAV of 16-bit integers where they hold
-            it exactly, else of 32-bit floats (see `encode_wav`).
+        audio: The clip with its context, mirrored past the recording's ends: mono WAV of 16-bit integers where they
+            hold it exactly, else of 32-bit floats (see `encode_wav`).
         label: Class id of the annotation; names are eBird codes. None where nothing is annotated.
         labels: Class ids of every annotation whose centre lies in the clip, each once, sorted.
         unknown: Whether a bird that the annotators could not name is centred in the clip, so that a species which is
@@ -196,7 +196,7 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
                     rows, audio = [], []
                     for window in windows.iloc[first : first + CLIPS_PER_TABLE].itertuples():
                         with suppress(UserError):  # this clip is missed, its neighbours are not
-                            sound = reader.read(window.start - context, samples + 2 * context)
+                            sound = reader.read(window.start - context, samples + 2 * context, pad_mode="symmetric")
                             audio.append({"bytes": encode_wav(sound, rate), "path": None})
                             rows.append(window)
                     if rows:

@@ -284,7 +284,11 @@ def log_missing_band(readings: Mapping[str, Reading], highest_hz: float) -> None
 
 
 def log_losses(recording: str, reading: Reading | None) -> None:
-    """Logs what of a recording was not analysed."""
-    for loss in reading.losses if reading is not None else ():
+    """Logs what of a recording was not scored."""
+    if reading is None:
+        return
+    for loss in reading.losses:
         end = "its end" if loss.end_s is None else f"{loss.end_s:.3f} s"
-        logger.warning("%s was not analysed from %.3f s to %s: %s", recording, loss.start_s, end, loss.reason)
+        logger.warning("%s was not scored from %.3f s to %s: %s", recording, loss.start_s, end, loss.reason)
+    if reading.silences:
+        logger.warning("%s has %.1f s of digital silence, which were not scored", recording, reading.silence_s)

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kenya_birds.errors import UserError
+from kenya_birds.inference.coverage import Loss
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.sources import FileState
-from kenya_birds.inference.streaming import Loss, Reading
+from kenya_birds.inference.streaming import Reading
 from kenya_birds.json_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -87,9 +88,9 @@ class Journal:
             if about["key"] != self._key or about["recording"] != recording:
                 return None
             said = about["reading"]
-            losses = tuple(Loss(**loss) for loss in said.pop("losses"))
+            losses, silences = (tuple(Loss(**part) for part in said.pop(name)) for name in ("losses", "silences"))
             state = said.pop("state")
-            return Reading(**said, losses=losses, state=FileState(**state) if state else None)
+            return Reading(**said, losses=losses, silences=silences, state=FileState(**state) if state else None)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:

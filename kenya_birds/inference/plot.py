@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -39,6 +40,8 @@ COLUMNS = 1600  # of a row
 MAX_HZ = 15_000
 LABEL_SIZE = 7.5
 LABEL_GROUND = {"facecolor": "white", "alpha": 0.9, "edgecolor": "none", "pad": 0.6}  # over hatches and lines
+DAMAGED = "#f7dc6f"
+MIN_SHARE_OF_POWER = 1e-12  # of a row's loudest cell
 QUIET_SHARE, LOUD_SHARE, MIN_RANGE_DB = 0.3, 0.999, 25.0
 
 
@@ -56,7 +59,7 @@ def plot_recording(
 
     A bar shows when a species was detected, and dashed lines mark its begin and end in the spectrogram. Detections of
     one species that overlap share a bar with the highest of their scores. A species has the same colour in every
-    stretch of a recording. Only the stretch is read.
+    stretch of a recording. Only the stretch is read; sound in it that cannot be decoded is marked.
 
     Args:
         recording: The recording.
@@ -90,7 +93,7 @@ def draw_stretch(
     duration_s: float,
     styles: Mapping[str, SpeciesStyle],
 ) -> tuple[Figure, float]:
-    """The picture that `plot_recording` saves.
+    """The picture that `plot_recording` saves. Sound that cannot be decoded is marked in it.
 
     Args:
         recording: The recording.
@@ -103,7 +106,7 @@ def draw_stretch(
         The picture, and where the stretch ends.
 
     Raises:
-        UserError: If the recording cannot be read there, or the stretch is not in it.
+        UserError: If the recording cannot be opened, or the stretch is not in it.
     """
     with RecordingReader(Path(recording)) as reader:
         end_s = min(start_s + duration_s, reader.header.duration_s)
@@ -140,21 +143,41 @@ def detections_of(recording: str | Path, table: pd.DataFrame, name: str | Path) 
 
 
 def _levels(reader: RecordingReader, start_s: float, duration_s: float) -> np.ndarray:
-    """Levels in dB of a stretch, float32 of shape `(bins, columns)`, the bins from 0 Hz to half the sampling rate."""
+    """Levels in dB of a stretch, float32 of shape `(bins, columns)`, the bins from 0 Hz to half the sampling rate.
+
+    Columns in which sound cannot be decoded are NaN.
+    """
     rate = reader.sampling_rate
     n_fft = 1 << int(math.log2(WINDOW_S * rate))
     hop = max(1, min(n_fft // 2, round(duration_s * rate / COLUMNS)))
     # The transform pads with what mirrors the ends: let that be sound that is not shown.
     margin = n_fft // hop + 1
     frames = math.ceil(duration_s * rate / hop)
-    sound = reader.read(round(start_s * rate) - margin * hop, (frames + 2 * margin) * hop)
+    sound, is_lost = _read(reader, round(start_s * rate) - margin * hop, (frames + 2 * margin) * hop)
     waveform = torch.from_numpy(sound)[None]
     with torch.inference_mode():
         power = power_spectrogram(waveform, n_fft, hop)[0, :, margin : margin + frames].numpy()
     # Loud moments stay to be seen where several frames are one column.
     joined = max(1, math.ceil(frames / COLUMNS))
-    columns = np.maximum.reduceat(power, np.arange(0, frames, joined), axis=1)
-    return 10 * np.log10(columns + 1e-12)
+    first_frames = np.arange(0, frames, joined)
+    columns = np.maximum.reduceat(power, first_frames, axis=1)
+    # However quiet the recording is.
+    columns = np.maximum(columns, max(columns.max() * MIN_SHARE_OF_POWER, np.finfo(np.float32).tiny))
+    lost_frames = is_lost[margin * hop : (margin + frames) * hop].reshape(frames, hop).max(axis=1)
+    columns[:, np.maximum.reduceat(lost_frames, first_frames)] = np.nan
+    return 10 * np.log10(columns)
+
+
+def _read(reader: RecordingReader, first: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sound, zeros where there is none, and where it cannot be decoded; both of shape `(samples,)`."""
+    sound, is_lost = np.zeros(samples, dtype=np.float32), np.zeros(samples, dtype=bool)
+    for block in reader.blocks(samples, max(first, 0), first + samples):
+        place = slice(block.start - first, block.start - first + block.frames)
+        if block.sound is None:
+            is_lost[place] = True
+        else:
+            sound[place] = block.sound
+    return sound, is_lost
 
 
 @styled(**{"axes.grid": False, "font.size": 9})
@@ -185,12 +208,16 @@ def _draw(
     title = f"{short_name(name, 70)}   {_minutes(rows[0][0])} to {_minutes(rows[-1][0] + row_s)}{clock}"
     top = 1 - 0.22 / height_inch
     figure.text(LEFT_INCH / WIDTH_INCH, top, title, fontsize=10, weight="bold", va="center")
-    if left_out:
-        note = f"not shown: {left_out:,} with the lowest scores"
+    levels_db = np.concatenate([levels.ravel()[::7] for _, levels in rows])
+    notes = [f"not shown: {left_out:,} with the lowest scores"] if left_out else []
+    if np.isnan(levels_db).any():
+        notes.append("yellow: damaged, cannot be read")
+    if note := "; ".join(notes):
         figure.text(1 - RIGHT_INCH / WIDTH_INCH, top, note, fontsize=8, va="center", ha="right")
 
     top_hz = min(MAX_HZ, sampling_rate / 2)
-    quiet, loud = _range(np.concatenate([levels.ravel()[::7] for _, levels in rows]))
+    quiet, loud = _range(levels_db)
+    colours = colormaps["Greys"].with_extremes(bad=DAMAGED)
     y_inch = height_inch - TOP_INCH
     width = (WIDTH_INCH - LEFT_INCH - RIGHT_INCH) / WIDTH_INCH
     for (first, levels), row, number in zip(rows, boxes, lanes, strict=True):
@@ -205,7 +232,7 @@ def _draw(
             origin="lower",
             aspect="auto",
             extent=(first, first + row_s, 0, sampling_rate / 2),
-            cmap="Greys",
+            cmap=colours,
             vmin=quiet,
             vmax=loud,
         )
@@ -258,7 +285,10 @@ def _label_inch(canvas: FigureCanvasAgg, text: str) -> float:
 
 def _range(levels_db: np.ndarray) -> tuple[float, float]:
     """Levels that are drawn white and black."""
-    quiet, loud = np.quantile(levels_db, (QUIET_SHARE, LOUD_SHARE))
+    known_db = levels_db[~np.isnan(levels_db)]
+    if not len(known_db):
+        return 0.0, MIN_RANGE_DB
+    quiet, loud = np.quantile(known_db, (QUIET_SHARE, LOUD_SHARE))
     return float(quiet), float(max(loud, quiet + MIN_RANGE_DB))
 
 

@@ -31,6 +31,8 @@ TABLES_FILE = "tables.json"
 RUN_FILE = "run.json"
 FAILED_FILE = "failed.csv"
 FAILED_COLUMNS = ("recording", "status", "start_s", "end_s", "reason")
+# Status of what was left out because there is no sound in it: no failure.
+SILENT = "silent"
 
 
 @dataclass
@@ -70,29 +72,22 @@ class RunReport:
             threads: Of each, those that score.
             skipped: What the search for recordings left out; what the user may miss is among the failures.
         """
-        # They take seconds to import, and commands look at the folder before.
-
-        failures = [
-            (
-                name,
-                "partly read" if reading.windows else "failed",
-                f"{loss.start_s:.6f}",
-                "" if loss.end_s is None else f"{loss.end_s:.6f}",
-                loss.reason,
-            )
-            for name, reading in readings.items()
-            for loss in reading.losses
-        ]
+        failures = [row for name, reading in readings.items() for row in _unscored(name, reading)]
         failures += [(left.path, "skipped", "", "", left.reason) for left in skipped if left.skip.is_loss]
         new_s = sum(reading.duration_s for name, reading in readings.items() if name in new and reading.windows)
         all_s = sum(reading.duration_s for reading in readings.values() if reading.windows)
         busy_s = sum(spent_s.values())
-        status = Counter(row[1] for row in {row[0]: row for row in failures}.values())
+        at_fault = [reading for reading in readings.values() if reading.losses]
+        silent = [reading for reading in readings.values() if reading.silences]
         content = {
             **about,
             "recordings": len(readings),
-            "failed": status["failed"],
-            "partly_read": status["partly read"],
+            "failed": sum(not reading.windows for reading in at_fault),
+            "partly_read": sum(reading.windows > 0 for reading in at_fault),
+            "digital_silence": {
+                "recordings": len(silent),
+                "hours": sum(reading.silence_s for reading in silent) / 3600,
+            },
             "skipped": {
                 skip.value: {"count": count, "first": as_utf8(first)}
                 for skip, (count, first) in count_skipped(skipped).items()
@@ -119,16 +114,24 @@ class RunReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if every recording was analysed from beginning to end, else 3."""
-        return 3 if self.failures else 0
+        """0 if every recording was analysed from beginning to end, digital silence left out, else 3."""
+        return 3 if any(status != SILENT for _, status, *_ in self.failures) else 0
 
     @property
     def faults(self) -> str:
-        """How many recordings were not analysed from beginning to end."""
-        said = self.content
-        faults = f"{said['failed']} recordings failed and {said['partly_read']} were read in part"
+        """How many recordings were not analysed from beginning to end, and how much digital silence was left out."""
+        said, silence = self.content, self.content["digital_silence"]
         lost = [f"{left['count']} {skip}" for skip, left in said["skipped"].items() if Skip(skip).is_loss]
-        return "; skipped: ".join([faults, ", ".join(lost)]) if lost else faults
+        faults = []
+        if said["failed"] or said["partly_read"]:
+            faults.append(f"{said['failed']} recordings failed and {said['partly_read']} were read in part")
+        if lost:
+            faults.append(f"skipped: {', '.join(lost)}")
+        if silence["recordings"]:
+            faults.append(
+                f"{silence['hours']:.2f} h of digital silence in {silence['recordings']} recordings were not scored"
+            )
+        return "; ".join(faults)
 
     def __str__(self) -> str:
         """Some lines for people."""
@@ -259,6 +262,16 @@ class RunFiles:
             for name, digest in said.items()
             if os.path.commonpath([root, os.path.realpath(self.folder / name)]) == root
         }
+
+
+def _unscored(recording: str, reading: Reading) -> list[tuple[str, ...]]:
+    """Rows of `failed.csv`, in order of time."""
+    parts = [("partly read" if reading.windows else "failed", loss) for loss in reading.losses]
+    parts += [(SILENT, silence) for silence in reading.silences]
+    return [
+        (recording, status, f"{part.start_s:.6f}", "" if part.end_s is None else f"{part.end_s:.6f}", part.reason)
+        for status, part in sorted(parts, key=lambda row: row[1].start_s)
+    ]
 
 
 def write_failures(file: TextIO, failures: Sequence[tuple[str, ...]]) -> None:

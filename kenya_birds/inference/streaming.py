@@ -9,30 +9,16 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from kenya_birds.data.audio import MAX_AMPLITUDE, Block, RecordingReader
+from kenya_birds.data.audio import MAX_AMPLITUDE, AudioHeader, Block, RecordingReader
 from kenya_birds.errors import UserError
+from kenya_birds.inference.coverage import Coverage, Loss
 from kenya_birds.inference.sources import FileState, Source
 from kenya_birds.inference.stopwatch import Stopwatch
-from kenya_birds.inference.windows import WindowCutter, WindowGrid, Windows
+from kenya_birds.inference.windows import WindowGrid, Windows
 
 logger = logging.getLogger(__name__)
 
 BLOCK_S = 30
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What of a recording was not analysed.
-
-    Attributes:
-        start_s: Where it begins, in seconds from the start of the recording.
-        end_s: Where it ends; None: at the recording's end, wherever that is.
-        reason: Why.
-    """
-
-    start_s: float
-    end_s: float | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -42,10 +28,12 @@ class Reading:
     Attributes:
         frames: Samples per channel that its header promises; 0 where it cannot be opened.
         sample_rate_hz: The recording's own; 0 where it cannot be opened.
-        windows: Number of windows that were analysed.
-        losses: What was not. A recording that could not be opened, went away or is silent has one, from 0 on.
+        windows: Number of windows that were scored.
+        losses: What is in no window and should be. A recording that could not be opened, went away or is silent has
+            one, from 0 on.
         is_final: Whether reading it again would give the same: not where it could not be opened or went away.
         state: Of the file that was read; None where it could not be opened, and of sound that is no file.
+        silences: What is in no window because it is digital silence, in a recording that has sound elsewhere.
     """
 
     frames: int
@@ -54,11 +42,17 @@ class Reading:
     losses: tuple[Loss, ...]
     is_final: bool = True
     state: FileState | None = None
+    silences: tuple[Loss, ...] = ()
 
     @property
     def duration_s(self) -> float:
         """Length in seconds; 0 where it cannot be opened."""
         return self.frames / self.sample_rate_hz if self.sample_rate_hz else 0.0
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds of digital silence that were not scored."""
+        return sum((self.duration_s if part.end_s is None else part.end_s) - part.start_s for part in self.silences)
 
     @classmethod
     def failed(cls, reason: str) -> "Reading":
@@ -124,11 +118,9 @@ def read_array(
         sound /= 32768
     if rate_hz != sampling_rate:
         sound = soxr.resample(sound, rate_hz, sampling_rate)
-    count = 0
-    for windows in WindowCutter(grid, len(sound)).add(0, sound):
-        count += len(windows.starts)
-        yield windows
-    yield Reading(len(waveform), rate_hz, count, ())
+    yield from _windows(
+        iter([(0, sound)]), len(sound), AudioHeader(len(waveform), rate_hz, 1), [], grid, sampling_rate
+    )
 
 
 def read_windows(
@@ -136,36 +128,33 @@ def read_windows(
 ) -> Iterator[Windows | Reading]:
     """Windows of a file, in order, and in the end how its reading ended.
 
-    Windows of digital silence are left out: there is nothing to hear in them.
-
     Raises:
         UserError: If the file cannot be opened as audio or holds no samples.
     """
     with stopwatch.time("decode"):
-        reader = RecordingReader(path)
+        reader = RecordingReader(path, sampling_rate)
     with reader:
         rate = reader.header.sample_rate_hz
-        samples = resampled_length(reader.header.frames, rate, sampling_rate)
-        cutter = WindowCutter(grid, samples)
-        losses: list[Loss] = []
-        count, has_sound = 0, False
-        for start, sound in _resampled(_timed_blocks(reader, losses, stopwatch), rate, sampling_rate, stopwatch):
-            has_sound = has_sound or bool(sound.any())
-            for windows in cutter.add(start, sound):
-                audible = windows.sound.any(axis=1)
-                if not audible.all():
-                    windows = Windows(windows.starts[audible], windows.ends[audible], windows.sound[audible])
-                count += len(windows.starts)
-                if len(windows.starts):
-                    yield windows
-        if not has_sound and not losses:
-            losses.append(Loss(0.0, reader.header.duration_s, "digital silence from the beginning to the end"))
-        yield Reading(reader.header.frames, rate, count, tuple(losses))
+        lost: list[Loss] = []
+        pieces = _resampled(_timed_blocks(reader, lost, stopwatch), rate, sampling_rate, stopwatch)
+        yield from _windows(pieces, reader.samples, reader.header, lost, grid, sampling_rate)
 
 
-def resampled_length(frames: int, rate_hz: int, sampling_rate: int) -> int:
-    """Samples of a recording of so many frames after resampling, as soxr rounds."""
-    return (2 * frames * sampling_rate + rate_hz) // (2 * rate_hz)
+def _windows(
+    pieces: Iterator[tuple[int, np.ndarray]],
+    samples: int,
+    header: AudioHeader,
+    lost: list[Loss],
+    grid: WindowGrid,
+    sampling_rate: int,
+) -> Iterator[Windows | Reading]:
+    coverage = Coverage(grid, sampling_rate)
+    count = 0
+    for windows in coverage.cut(pieces):
+        count += len(windows.starts)
+        yield windows
+    losses, silences = coverage.account(samples, header.duration_s, lost)
+    yield Reading(header.frames, header.sample_rate_hz, count, tuple(losses), silences=tuple(silences))
 
 
 def _timed_blocks(reader: RecordingReader, losses: list[Loss], stopwatch: Stopwatch) -> Iterator[Block]:

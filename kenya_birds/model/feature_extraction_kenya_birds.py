@@ -16,6 +16,7 @@ from .signal_kenya_birds import (
     in_chunks,
     mel_spectrogram,
     mel_to_hz,
+    pad_middle,
     peak_normalize,
     power_spectrogram,
     power_to_db,
@@ -28,6 +29,11 @@ logger = logging.get_logger(__name__)
 
 FEATURE_TYPES = ("mel", "stft", "reassigned")
 NOISE_REDUCTIONS = ("stationary", "nonstationary", "none")
+PAD_MODES = ("symmetric", "constant")
+# What front ends did that were saved before these settings existed: a model must hear what it was trained on.
+EARLIER_SETTINGS: dict[str, Any] = {"pad_mode": "constant", "min_peak_dbfs": -80.0}
+# Of a clip: from less sound little can be told, however it is padded.
+LEAST_SOUND_SHARE = 0.25
 # Spectra of louder floats would overflow: no sound, but what is read from a damaged file.
 MAX_AMPLITUDE = 1e9
 
@@ -46,12 +52,14 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
     Args:
         sampling_rate (`int`, defaults to 32000): Rate of the waveforms in Hz.
         clip_s (`float`, defaults to 3.0): Length of a clip in seconds. Longer input is cropped to its middle, shorter
-            input is padded with zeros on both sides.
+            input is padded on both sides.
         noise_reduction (`str`, defaults to `"stationary"`): `"stationary"`, `"nonstationary"` or `"none"`.
         prop_decrease (`float`, defaults to 0.9): How much of the noise is taken away, 0 to 1.
         high_pass_hz (`float`, defaults to 150.0): Cutoff of the high-pass; 0 is off.
         pre_emphasis (`float`, defaults to 0.0): Coefficient of `y[t] = x[t] - c * x[t - 1]`; 0 is off.
-        do_peak_normalize (`bool`, defaults to `True`): Whether each clip is scaled to a peak of 1.
+        do_peak_normalize (`bool`, defaults to `True`): Whether each clip is scaled to a peak of 1. Then features do
+            not depend on the level of the recording. Without it they do, except with `do_standardize` for clips whose
+            loudest band is above `top_db - 100` dB.
         feature_type (`str`, defaults to `"mel"`): `"mel"`, `"stft"` or `"reassigned"`.
         n_fft (`int`, defaults to 2048): Samples of a frame.
         hop_length (`int`, defaults to 512): Samples between frames.
@@ -60,6 +68,11 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         f_max_hz (`float`, defaults to 15000.0): Highest frequency of the features.
         top_db (`float`, defaults to 80.0): Range of the features.
         do_standardize (`bool`, defaults to `True`): Whether each clip's features get mean 0 and standard deviation 1.
+        min_peak_dbfs (`float`, defaults to -200.0): With `do_peak_normalize`, clips whose peak is lower are scaled
+            as if it were this, in dB of full scale. Models that were saved without this setting have -80.
+        pad_mode (`str`, defaults to `"symmetric"`): What shorter input is padded with. `"symmetric"` mirrors it at
+            both ends, which changes scores least. `"constant"` is zeros, which models take for a bird. Models that
+            were saved without this setting have `"constant"`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -84,6 +97,8 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         f_max_hz: float = 15_000.0,
         top_db: float = 80.0,
         do_standardize: bool = True,
+        min_peak_dbfs: float = -200.0,
+        pad_mode: str = "symmetric",
         **kwargs: Any,
     ) -> None:
         kwargs.pop("feature_size", None)
@@ -103,7 +118,14 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         self.f_max_hz = f_max_hz
         self.top_db = top_db
         self.do_standardize = do_standardize
+        self.min_peak_dbfs = min_peak_dbfs
+        self.pad_mode = pad_mode
         self._check()
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> "KenyaBirdsFeatureExtractor":
+        """A front end from its saved settings; settings that are missing there are those of earlier versions."""
+        return super().from_dict({**EARLIER_SETTINGS, **feature_extractor_dict}, **kwargs)
 
     def _check(self) -> None:
         rate, bin_hz = self.sampling_rate, self.sampling_rate / max(self.n_fft, 1)
@@ -120,6 +142,11 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
                 # From here to there the gate's smoothing, 500 Hz and 50 ms wide, spans a bin and a hop.
                 self.noise_reduction == "none" or 5120 <= rate <= 256_000,
                 f"sampling_rate is {rate}, expected 5120 to 256000 Hz where noise_reduction is not 'none'",
+            ),
+            (self.pad_mode in PAD_MODES, f"pad_mode is {self.pad_mode!r}, expected one of {PAD_MODES}"),
+            (
+                -600 <= self.min_peak_dbfs <= 0,
+                f"min_peak_dbfs is {self.min_peak_dbfs}, expected -600 to 0",
             ),
             (0 <= self.prop_decrease <= 1, f"prop_decrease is {self.prop_decrease}, expected 0 to 1"),
             (
@@ -227,7 +254,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
             waveform = high_pass(waveform, self.sampling_rate, self.high_pass_hz)
         if self.pre_emphasis:
             waveform = torchaudio.functional.preemphasis(waveform, self.pre_emphasis)
-        return peak_normalize(waveform) if self.do_peak_normalize else waveform
+        return peak_normalize(waveform, 10 ** (self.min_peak_dbfs / 20)) if self.do_peak_normalize else waveform
 
     def band_power(self, waveform: torch.Tensor) -> torch.Tensor:
         """The spectral stage: clean waveform `(batch, samples)` to power `(batch, bands, frames)`."""
@@ -283,10 +310,15 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
     def _clips(
         self, waveform: np.ndarray | torch.Tensor, first: int, device: str | torch.device | None
     ) -> torch.Tensor:
-        """Waveforms `(n, samples)`, cropped to their middle or padded with zeros on both sides."""
+        """Waveforms `(n, samples)`, cropped to their middle or padded on both sides."""
         surplus = waveform.shape[1] - self.clip_samples
         if surplus > 0:
             waveform = waveform[:, surplus // 2 : surplus // 2 + self.clip_samples]
+        elif waveform.shape[1] < LEAST_SOUND_SHARE * self.clip_samples:
+            logger.warning_once(
+                f"A waveform of less than {LEAST_SOUND_SHARE * self.clip_s:g} s was given to a model that hears "
+                f"{self.clip_s:g} s: what it says of so little sound is not to be relied on"
+            )
         if isinstance(waveform, np.ndarray):
             # A copy: torch refuses the other byte order and negative strides, and warns of read-only memory.
             waveform = torch.from_numpy(waveform.astype(waveform.dtype.newbyteorder("="), order="C"))
@@ -305,8 +337,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
                 )
         else:
             raise ValueError(f"waveform {first} of the batch is {clips.dtype}, expected floats in [-1, 1] or int16")
-        missing = max(-surplus, 0)
-        return torch.nn.functional.pad(clips, (missing // 2, missing - missing // 2))
+        return pad_middle(clips, self.clip_samples, self.pad_mode)
 
 
 def _row(waveform: Any, index: int) -> np.ndarray | torch.Tensor:

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 import torchaudio.functional
 
-# Clips whose peak is below this (-80 dBFS) count as silent and are not brought up to full scale.
-SILENCE_AMPLITUDE = 1e-4
 MIN_POWER = 1e-10
 # The noise gate looks at levels down to so far below each frequency's loudest frame.
 GATE_RANGE_DB = 40.0
@@ -96,10 +94,30 @@ def high_pass(waveform: torch.Tensor, sampling_rate: int, cutoff_hz: float, orde
     return torch.fft.irfft(torch.fft.rfft(waveform, n=padded) * gain, n=padded)[..., :samples]
 
 
-def peak_normalize(waveform: torch.Tensor) -> torch.Tensor:
-    """Scales each clip of `(batch, samples)` to a peak of 1; clips that peak below -80 dBFS are scaled as if at it."""
+def peak_normalize(waveform: torch.Tensor, min_peak: float) -> torch.Tensor:
+    """Scales each clip of `(batch, samples)` to a peak of 1; a peak below `min_peak` counts as `min_peak`."""
     peak = waveform.abs().amax(dim=-1, keepdim=True)
-    return waveform / peak.clamp(min=SILENCE_AMPLITUDE)
+    return waveform / peak.clamp(min=min_peak)
+
+
+def pad_middle(waveform: torch.Tensor, samples: int, mode: str) -> torch.Tensor:
+    """Pads clips of `(batch, samples)` on both sides to one length.
+
+    Args:
+        waveform: Clips that are not empty.
+        samples: The length; longer clips stay as they are.
+        mode: `constant` for zeros, `symmetric` for sound that is mirrored at both ends, again and again where it is
+            shorter than what is missing (as in `numpy.pad`).
+    """
+    length = waveform.shape[-1]
+    missing = max(samples - length, 0)
+    before = missing // 2
+    if mode == "constant":
+        return torch.nn.functional.pad(waveform, (before, missing - before))
+    if not missing:
+        return waveform
+    place = torch.arange(-before, length + missing - before, device=waveform.device) % (2 * length)
+    return waveform[..., torch.minimum(place, 2 * length - 1 - place)]
 
 
 def stft(waveform: torch.Tensor, window: torch.Tensor, hop_length: int) -> torch.Tensor:

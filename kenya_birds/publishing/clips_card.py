@@ -21,7 +21,7 @@ KENYAN_SOURCE = (
     "clips."
 )
 COLUMNS = {
-    "audio": "the sound: a mono WAV file of 16-bit integers or 32-bit floats, zeros past the recording's ends",
+    "audio": "the sound: a mono WAV file of 16-bit integers or 32-bit floats, mirrored past the recording's ends",
     "label": "class of the annotation round which the clip is cut; none where a clip holds no annotated call",
     "labels": "classes of every annotation whose centre lies in the clip, each once",
     "unknown": "whether a bird that the annotators could not name is centred in the clip",

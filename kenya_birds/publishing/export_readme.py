@@ -23,14 +23,19 @@ with wave.open(sys.argv[1]) as file:
         sys.exit(f"expected a mono 16-bit WAV file at {sampling_rate_hz} Hz: convert it first")
     recording = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / 32768
 
-clips = max(1, -(-len(recording) // clip_samples))
-waveform = np.pad(recording, (0, clips * clip_samples - len(recording))).reshape(clips, clip_samples)
-for first in range(0, clips, 4):  # a few clips at a time: their spectra stay in the processor's cache
-    batch = waveform[first : first + 4]
+missing = clip_samples - len(recording)
+if missing > 0.75 * clip_samples:
+    sys.exit(f"expected {clip_samples / 4 / sampling_rate_hz:g} s of sound or more: less says too little")
+if missing > 0:  # mirrored at both ends, which changes probabilities less than zeros
+    recording = np.pad(recording, (missing // 2, missing - missing // 2), mode="symmetric")
+last_start = len(recording) - clip_samples
+starts = [*range(0, last_start, clip_samples), last_start]  # the last clip ends with the recording
+for first in range(0, len(starts), 4):  # a few clips at a time: their spectra stay in the processor's cache
+    batch = np.stack([recording[start : start + clip_samples] for start in starts[first : first + 4]])
     (probabilities,) = session.run(["probabilities"], {"waveform": batch})  # (n, samples) -> (n, classes)
-    for clip, row in enumerate(probabilities, start=first):
+    for start, row in zip(starts[first:], probabilities):
         best = int(row.argmax())
-        print(f"{clip * clip_samples / sampling_rate_hz:.1f} s\\t{labels[best]}\\t{row[best]:.4f}")
+        print(f"{start / sampling_rate_hz:.1f} s\\t{labels[best]}\\t{row[best]:.4f}")
 '''
 
 

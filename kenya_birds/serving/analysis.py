@@ -12,13 +12,14 @@ import numpy as np
 from kenya_birds.data.audio import read_header
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.inference.coverage import Loss
 from kenya_birds.inference.detection import Job, SoundscapePipeline, find_device
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.finding import DetectionFinder, FindingSettings
 from kenya_birds.inference.recordings import RecordingInfo
 from kenya_birds.inference.sources import Source
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.streaming import Loss, read_source
+from kenya_birds.inference.streaming import read_source
 from kenya_birds.inference.windows import WindowGrid
 from kenya_birds.saved_models import THRESHOLDS_FILE, find_model
 from kenya_birds.values import Count, Device, Positive, checked
@@ -45,7 +46,7 @@ class Findings:
     Attributes:
         info: The recording.
         overlap_s: Overlap of neighbouring windows in seconds.
-        losses: What of it was not analysed.
+        losses: What of it was not scored, digital silence included, in order.
         classes: eBird codes by class id.
         thresholds: The model's own, shape `(classes,)`; infinite: abstain. None where it brings none.
         sample_rate_hz: Rate at which samples are counted.
@@ -233,7 +234,7 @@ class Analyser:
         return Findings(
             RecordingInfo(path.name, reading.frames, reading.sample_rate_hz, is_here=False),
             overlap_s,
-            reading.losses,
+            tuple(sorted((*reading.losses, *reading.silences), key=lambda loss: loss.start_s)),
             pipeline.classes,
             self.thresholds,
             pipeline.sampling_rate,

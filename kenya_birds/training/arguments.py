@@ -199,6 +199,12 @@ class FeatureArguments:
     do_standardize: bool = field(
         default=True, metadata={"help": "give each clip's features mean 0 and standard deviation 1"}
     )
+    min_peak_dbfs: Annotated[float, Range(-600, 0)] = field(
+        default=-200.0, metadata={"help": "clips with a lower peak count as silent and are not scaled to a peak of 1"}
+    )
+    pad_mode: Literal["symmetric", "constant"] = field(
+        default="symmetric", metadata={"help": "what shorter clips are padded with: mirrored sound, or zeros"}
+    )
 
     def __post_init__(self) -> None:
         """Checks the values, each for itself; the feature extractor checks them together.

@@ -20,7 +20,7 @@ FULL_SCALE = 32767
 # What `clean` depends on: clean clips are large, and serve every kind of features.
 WAVEFORM_SETTINGS = (
     *("sampling_rate", "noise_reduction", "prop_decrease"),
-    *("high_pass_hz", "pre_emphasis", "do_peak_normalize"),
+    *("high_pass_hz", "pre_emphasis", "do_peak_normalize", "min_peak_dbfs"),
 )
 
 
