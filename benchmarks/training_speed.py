@@ -6,7 +6,7 @@
     python benchmarks/training_speed.py step        # the same without `datasets`; on a GPU also where the time goes
 
 The seed's way is that of the project's first classifier: noisereduce, pre-emphasis, audiomentations, librosa; it
-needs the `dev` extra. `step` needs torch, torchaudio, transformers, accelerate and timm alone. Times are the least of
+needs the `dev` extra. `step` needs torch, transformers, accelerate and timm alone. Times are the least of
 several runs that take turns, or medians of steps that do, so that other work on the machine hits both.
 """
 

@@ -1,5 +1,6 @@
 import io
 import logging
+import multiprocessing
 import os
 import shutil
 
@@ -415,7 +416,13 @@ def test_no_process_is_refused(archive):
 def test_two_processes_find_the_same(archive):
     flip(sound_folder(archive) / "a.flac")
     (sound_folder(archive) / "c.flac").write_text("not audio")
-    one, two = check_archive(archive), check_archive(archive, num_proc=2)
+    one = check_archive(archive)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)  # as on Windows and macOS
+    try:
+        two = check_archive(archive, num_proc=2)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
     assert one.recordings == two.recordings
     pd.testing.assert_frame_equal(one.findings, two.findings)
 

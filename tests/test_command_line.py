@@ -445,3 +445,13 @@ def test_the_trainer_arguments_are_checked_in_python_too():
             KenyaBirdsTrainingArguments(output_dir="x", use_cpu=True, **{name: value})
     assert dataclasses.fields(KenyaBirdsTrainingArguments)
     TrainerArguments().check()
+
+
+def test_info_shows_what_there_is_of_a_model_and_imports_nothing_heavy(places):
+    text, as_json = run_lines(["kenya-birds info MODEL", "kenya-birds info MODEL --json"], places)
+    assert (text[0], text[1], text[3]) == (0, "", [])
+    assert "test_convnext, 1 species" in text[2]
+    about = json.loads(as_json[2])
+    assert about["clip_s"] == 3.0
+    assert about["species"][0]["code"] == "a"
+    assert about["figures"] is None

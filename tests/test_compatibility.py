@@ -1,6 +1,7 @@
 """The code that travels answers today what it answered when its answers were stored; see compatibility.py for other
 versions of the libraries."""
 
+import importlib.util
 import json
 import sys
 
@@ -19,8 +20,12 @@ def stored():
 @pytest.mark.parametrize("problem", MODELS)
 def test_a_clean_process_gives_the_stored_answers(stored, problem, tmp_path):
     found = ask(sys.executable, save_reference_model(problem, tmp_path / problem), tmp_path)
-    assert list(found["scores"]) == list(stored[problem]["scores"])
-    np.testing.assert_allclose(numbers(found), numbers(stored[problem]), rtol=0, atol=TOLERANCE)
+    expected = stored[problem]["scores"]
+    if importlib.util.find_spec("torchaudio") is None:  # with which the pipeline resamples
+        expected = {name: scores for name, scores in expected.items() if name != "other rate"}
+    assert list(found["scores"]) == list(expected)
+    expected = numbers({**stored[problem], "scores": expected})
+    np.testing.assert_allclose(numbers(found), expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("problem", MODELS)

@@ -432,7 +432,7 @@ def test_features_are_those_of_noisereduce_scipy_and_librosa_one_after_the_other
     waveform[0, 40_000:49_600] += 0.5 * call
     clean = TorchGate(sr=RATE, prop_decrease=0.9)(waveform)[0].numpy()
     clean = np.pad(clean, (0, extractor.clip_samples - len(clean)))
-    # torchaudio's pre-emphasis leaves the first sample as it is, and so does this filter.
+    # The pre-emphasis leaves the first sample as it is, and so does this filter.
     clean = librosa.util.normalize(scipy.signal.lfilter([1, -0.97], [1], clean))
     power = librosa.feature.melspectrogram(
         y=clean, sr=RATE, n_fft=2048, hop_length=512, n_mels=128, fmin=150, fmax=15_000, pad_mode="constant"

@@ -60,7 +60,8 @@ def test_secrets_of_the_environment_are_found_whatever_they_look_like(monkeypatc
     [
         *("/home/ann/archive", "/Users/ann/birds.wav", "/tmp/run_3", "/root/.cache/huggingface", "/mnt/disk/x.flac"),
         *("/scratch/project/ann", str(ROOT / "setup.cfg"), f"{tempfile.gettempdir()}/x"),
-        *(r"C:\Users\ann\birds", r"D:\\data\\birds.wav"),
+        *(r"C:\Users\ann\birds", r"D:\\data\\birds.wav", "C:/Users/ann/birds", r"\\lab-server\share\ann"),
+        r"\\\\lab-server\\share\\ann",
     ],
 )
 def test_a_place_on_a_machine_is_found(place):
@@ -75,6 +76,7 @@ def test_a_place_on_a_machine_is_found(place):
     [
         *("https://doi.org/10.5281/zenodo.10943500", "https://example.org/home/ann/x", "#!/usr/bin/env python"),
         *("m/s and/or 1/2", "data/train-*", "../tmp/x", "./home/x", "~ 3 / 4", "owner/name", "(batch, bands/2)"),
+        *(r"r'[/\\]'", r"\n\t", "s3://bucket/x/y", "a:b/c", "at 10:/30/ and C:/x"),
         *("wanjikus", "sub-wanjiku-3", "a quelea sang", "commit 3d8f1c0e9a7b5d2c4f6e8a0b1c3d5e7f9a1b2c3d", "hf_hub"),
     ],
 )

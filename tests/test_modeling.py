@@ -322,7 +322,7 @@ def test_the_config_survives_json_with_species_and_labels(tmp_path):
 # Files that travel
 
 
-ALLOWED = {"torch", "torchaudio", "timm", "transformers", "numpy", *sys.stdlib_module_names}
+ALLOWED = {"torch", "timm", "transformers", "numpy", *sys.stdlib_module_names}
 FOLDER = Path(kenya_birds.model.__file__).parent
 
 

@@ -1,16 +1,20 @@
-"""What is seen of a training run: a line for each epoch, TensorBoard, and each warning about the archive once."""
+"""What is seen while a command runs: a line for each epoch, TensorBoard, each warning once, how much is done."""
 
 import logging
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from kenya_birds.console import show_log
+from kenya_birds.inference.progress import RecordingsBar
+from kenya_birds.inference.sources import Source
 from kenya_birds.training.progress import EpochLog, RunTensorBoard, StepLosses, format_time, log_folder, write_results
 
 ARGS = {"per_device_train_batch_size": 8, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
@@ -105,3 +109,47 @@ def test_what_is_said_of_an_archive_is_said_once(capsys):
         logging.getLogger("kenya_birds.data.archive").warning("Dropped %d species", 3)
         logging.getLogger("kenya_birds.training.run").info("Fold")
     assert capsys.readouterr().err.splitlines() == ["WARNING: Dropped 3 species", "INFO: Fold", "INFO: Fold"]
+
+
+def bar_of(tmp_path, seconds, suffix=".wav"):
+    """A bar for recordings of these lengths, and their names."""
+    names = [str(tmp_path / f"{number}{suffix}") for number in range(len(seconds))]
+    for name, length_s in zip(names, seconds, strict=True):
+        soundfile.write(name, np.zeros(length_s * 8000, dtype=np.int16), 8000, format="WAV")
+    sizes = {name: Path(name).stat().st_size for name in names}
+    return RecordingsBar([Source(name) for name in names], sizes), names
+
+
+def test_a_bar_has_all_hours_and_files_before_anything_is_analysed(tmp_path, capsys):
+    bar, names = bar_of(tmp_path, [3600, 7200, 1800])
+    with bar:
+        assert "file 1 of 3:   0%|" in capsys.readouterr().err
+        assert bar.total_h == pytest.approx(3.5, rel=1e-3)
+        bar.advance(3600)
+        bar.finish(names[0], 3600.0)
+        bar.finish(names[1], 0.0)  # it could not be read
+        assert bar.total_h == pytest.approx(1.5)
+        bar.advance(1800)
+        bar.finish(names[2], 1800.0)
+        assert bar.total_h == pytest.approx(1.5)
+    assert re.search(r"file 3 of 3: 100%\|.*\| 1\.50 of 1\.50 h \[", capsys.readouterr().err)
+
+
+def test_where_headers_do_not_tell_at_once_the_first_recording_does(tmp_path, capsys):
+    bar, names = bar_of(tmp_path, [3600, 7200], ".mp3")
+    with bar:
+        assert bar.total_h is None
+        bar.advance(3600)
+        assert "file 1 of 2: 0.00 h [" in capsys.readouterr().err
+        bar.finish(names[0], 3600.0)
+        assert bar.total_h == pytest.approx(3.0, rel=1e-3)
+        bar.finish(names[1], 7200.0)
+
+
+def test_a_bar_of_damaged_files_or_of_none_says_nothing_wrong(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    with RecordingsBar([Source(str(tmp_path / "a.wav"))], {}) as bar:
+        assert bar.total_h is None
+        bar.finish(str(tmp_path / "a.wav"), 0.0)
+    with RecordingsBar([], {}) as bar:
+        bar.advance(1.0)

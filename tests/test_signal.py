@@ -26,6 +26,7 @@ from kenya_birds.model.signal_kenya_birds import (
     peak_normalize,
     power_spectrogram,
     power_to_db,
+    pre_emphasize,
     reassigned_spectrogram,
     reduce_noise,
     standardize,
@@ -81,6 +82,18 @@ def test_mel_filters_are_those_of_librosa(settings):
     expected = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max)
     found = mel_filter_bank(*args, CPU).numpy()
     np.testing.assert_allclose(found, expected, atol=2e-5 * expected.max())
+
+
+@pytest.mark.parametrize(
+    "args", [(32_000, 2048, 128, 150.0, 15_000.0), (22_050, 512, 64, 0.0, 11_025.0), (48_000, 1024, 229, 999.9, 3e3)]
+)
+def test_filters_are_bit_for_bit_those_that_earlier_models_were_trained_with(args):
+    functional = pytest.importorskip("torchaudio.functional")
+    rate, n_fft, n_mels, f_min, f_max = args
+    settings = {"norm": "slaney", "mel_scale": "slaney"}
+    expected = functional.melscale_fbanks(1 + n_fft // 2, f_min, f_max, n_mels, rate, **settings).T
+    assert torch.equal(mel_filter_bank(*args, CPU), expected)
+    assert torch.equal(pre_emphasize(noise(2, 100), 0.97), functional.preemphasis(noise(2, 100), 0.97))
 
 
 @pytest.mark.parametrize("settings", [DEFAULT, SEED], ids=["default", "seed"])

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import tracemalloc
+import unicodedata
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -408,6 +409,35 @@ def test_no_recording_s_file_leaves_the_folder_or_meets_another(recordings):
         for part in name.split("/"):
             assert part not in ("", ".", "..")
             assert len(part.encode()) <= MAX_NAME_BYTES + 11
+
+
+def test_paths_stay_below_what_windows_has_room_for():
+    deep = "/".join(f"a folder of some length {n}" for n in range(9))
+    names = file_names(["/d/x.flac", f"/d/{deep}/{'long' * 20}.flac", f"/d/{deep}/2/{'long' * 20}.flac"])
+    assert len(set(names.values())) == 3
+    assert max(map(len, names.values())) < 140
+    assert all(name.endswith("long") for name in list(names.values())[1:])
+
+
+def test_names_that_only_differ_in_how_accents_are_written_do_not_meet():
+    names = file_names(["caf\u00e9.wav", "cafe\u0301.wav", "CAF\u00c9.wav"])
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names.values()}) == 3
+
+
+def test_a_table_that_is_open_in_a_program_on_windows_leaves_all_as_they_were(tmp_path, monkeypatch):
+    write(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    replace = os.replace
+
+    def locked(source, target):
+        if Path(target).name == "recordings.csv":
+            raise PermissionError(13, "The process cannot access the file because it is being used")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", locked)
+    with pytest.raises(UserError, match=r"recordings\.csv cannot be replaced; close the program in which it is open"):
+        write(tmp_path, rows=[])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
 def test_no_file_has_a_name_that_windows_reserves():

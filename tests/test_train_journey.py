@@ -12,6 +12,7 @@ import soundfile
 from running import ROOT, flags, losses, metrics, run, run_script, train
 
 import train_hf
+from kenya_birds import cli
 from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
 
@@ -126,6 +127,21 @@ def test_the_card_tells_results_and_data_and_no_local_path(trained):
         assert (trained / picture).is_file()
     assert body.count("![") == 4
     assert body.count(str(trained)) == 1, "the folder stands in the example alone"
+
+
+def test_info_shows_species_with_thresholds_data_and_figures(trained, capsys):
+    cli.main(["info", str(trained)])
+    text = capsys.readouterr().out
+    thresholds = json.loads((trained / "thresholds.json").read_text())["species"]
+    table = pd.read_csv(trained / "per_species.csv").set_index("code")
+    for code, threshold in thresholds.items():
+        told = "never reported" if threshold is None else f"{threshold:.3f}"
+        (line,) = re.findall(rf"^{code} .*$", text, flags=re.M)
+        f1 = "" if pd.isna(table.at[code, "f1"]) else rf"{table.at[code, 'f1']:.3f} +"
+        assert re.fullmatch(rf"{code} +{told} +{f1}\d+  Synthetic .*\(Avis .*\)", line)
+    assert f"  Macro F1 {metrics(trained)['test']['macro_f1']:>23.3f}" in text
+    assert "8 recordings" in text
+    assert "scores are calibrated" in text
 
 
 def test_scores_are_calibrated_by_the_saved_model(trained):

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from kenya_birds import __version__
 from kenya_birds.errors import UserError
@@ -23,6 +22,7 @@ from kenya_birds.inference.detection import MAX_READERS, log_losses, log_missing
 from kenya_birds.inference.embedders import Embedder
 from kenya_birds.inference.flow import BatchPool, Job, computed
 from kenya_birds.inference.outputs import Outputs
+from kenya_birds.inference.progress import RecordingsBar
 from kenya_birds.inference.run import hash_model
 from kenya_birds.inference.run_files import RunReport, write_failures
 from kenya_birds.inference.sources import FoundSources, Source, find_sources
@@ -107,17 +107,22 @@ def embed_recordings(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{output.name}_", dir=output.parent))
             file = outputs.open_parquet(output.name, _schema(embedder.size, {**about, "versions": versions}))
             writer = _Writer(file, Path(folder), sources, embedder)
-            bar = stack.enter_context(tqdm(total=len(sources), desc="recordings", unit=""))
+            bar = stack.enter_context(RecordingsBar(sources, {source.recording: _size(source) for source in sources}))
+            reached_s = dict.fromkeys(range(len(sources)), 0.0)
             jobs = [_job(source, grid, embedder.sampling_rate, stopwatch) for source in sources]
             for index, item, rows in computed(jobs, readers, pool, grid.window_samples):
                 with stopwatch.time("write"):
                     if isinstance(item, Windows):
                         writer.add(index, item, rows)
+                        end_s = float(item.ends[-1]) / embedder.sampling_rate
+                        bar.advance(end_s - reached_s[index])
+                        reached_s[index] = end_s
                         continue
                     writer.finish(index, item)
                 readings[sources[index].recording] = item
                 log_losses(sources[index].recording, item)
-                bar.update()
+                bar.advance(max(item.duration_s - reached_s[index], 0.0))
+                bar.finish(sources[index].recording, item.duration_s)
             writer.close()
             log_missing_band(readings, embedder.highest_hz)
             report = RunReport.of(
@@ -181,6 +186,13 @@ def _check_output(output: Path, overwrite: bool) -> str:
     for path in (output, failed):
         check_output(path, overwrite)
     return failed.name
+
+
+def _size(source: Source) -> int | None:
+    try:
+        return source.state().size_bytes
+    except UserError:  # it fails when it is read, and is listed
+        return None
 
 
 def _job(source: Source, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch) -> Job:

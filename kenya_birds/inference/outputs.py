@@ -78,6 +78,14 @@ class Outputs:
         for file in self._open:
             file.close()
         paths = list(self._partials)
+        # On Windows a file that a program such as Excel has open cannot be replaced: then none shall be.
+        for path in filter(os.path.exists, paths):
+            try:
+                os.replace(path, path)
+            except PermissionError as error:
+                raise PermissionError(
+                    error.errno, f"{path.name} cannot be replaced; close the program in which it is open"
+                ) from None
         for path in paths:
             os.replace(self._partials.pop(path), path)
         return paths

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from kenya_birds import __version__
 from kenya_birds.data.name_pattern import NamePattern
 from kenya_birds.errors import UserError
@@ -18,6 +16,7 @@ from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_
 from kenya_birds.inference.detection import SoundscapePipeline, log_losses, log_missing_band
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.journal import Journal, JournalWriter, hash_files
+from kenya_birds.inference.progress import RecordingsBar
 from kenya_birds.inference.recordings import RecordingInfo, name_in
 from kenya_birds.inference.run_files import RunFiles, RunReport
 from kenya_birds.inference.sharing import shares
@@ -225,9 +224,7 @@ def _analyse(
     """Analyses recordings and keeps a record of each."""
     writers: dict[str, JournalWriter] = {}
     stopwatch = pipeline.stopwatch
-    total_bytes = sum(plan.sizes[source.recording] or 0 for source in sources)
-    done_bytes, done_h = 0, 0.0
-    with files.writing(), _bar(is_shown=show_progress and bool(sources)) as bar:
+    with files.writing(), RecordingsBar(sources, plan.sizes, is_shown=show_progress) as bar:
         try:
             for progress in pipeline.analyse(pipeline.jobs(sources)):
                 name, reading = progress.recording, progress.reading
@@ -237,24 +234,14 @@ def _analyse(
                     writers[name].add(progress.detections)
                     if reading is not None:
                         writers[name].finish(reading)
-                if bar.total is not None:
-                    bar.total = max(bar.total, bar.n + progress.advance_s / 3600)
-                bar.update(progress.advance_s / 3600)
+                bar.advance(progress.advance_s)
                 if reading is not None:
                     del writers[name]
-                    # The whole length is not known before all headers are read: it follows from the bytes.
-                    done_bytes += plan.sizes[name] or 0
-                    done_h += reading.duration_s / 3600
-                    bar.total = max(done_h * total_bytes / done_bytes, bar.n) if done_bytes else None
+                    bar.finish(name, reading.duration_s)
                     log_losses(name, reading)
         finally:
             for writer in writers.values():
                 writer.close()
-
-
-def _bar(*, is_shown: bool) -> Any:
-    """A progress bar in hours of sound."""
-    return tqdm(desc="sound", disable=not is_shown, bar_format="{l_bar}{bar}| {n:.2f} h [{elapsed}<{remaining}]")
 
 
 def _reading(journal: Journal, recording: str) -> Reading:

@@ -255,12 +255,12 @@ class RunFiles:
         path = self.state_folder / TABLES_FILE
         if not path.is_file():
             return {}
-        root = os.path.realpath(self.folder)
         said = read_json(path)
+        root = Path(os.path.realpath(self.folder))
         return {
             name: str(digest)
             for name, digest in said.items()
-            if os.path.commonpath([root, os.path.realpath(self.folder / name)]) == root
+            if Path(os.path.realpath(self.folder / name)).is_relative_to(root)
         }
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
@@ -33,6 +34,7 @@ RAVEN_COLUMNS = (
     "Delta Time (s)",
 )
 MAX_NAME_BYTES = 120  # of a file or folder; file systems have room for 255
+MAX_PATH_CHARACTERS = 140  # in the folder of the tables; Windows has room for 260 in all
 
 
 class RavenTables:
@@ -155,14 +157,25 @@ def file_names(recordings: Sequence[str]) -> dict[str, str]:
     first, last = (choose(folders.values(), default=[]) for choose in (min, max))
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
     names = {
-        recording: "/".join([*parts[shared:], _safe_name(PurePosixPath(recording.replace(os.sep, "/")).stem)])
+        recording: _short_path(parts[shared:], _safe_name(PurePosixPath(recording.replace(os.sep, "/")).stem))
         for recording, parts in folders.items()
     }
-    taken = Counter(name.casefold() for name in names.values())
+    taken = Counter(map(_as_alike, names.values()))
     return {
-        recording: name if taken[name.casefold()] == 1 else f"{name}-{_digest(recording)}"
+        recording: name if taken[_as_alike(name)] == 1 else f"{name}-{_digest(recording)}"
         for recording, name in names.items()
     }
+
+
+def _short_path(folders: Sequence[str], name: str) -> str:
+    """A path of a name in folders; where it would be too long for Windows a part of its SHA-256 is the folder."""
+    path = "/".join([*folders, name])
+    return path if len(path) <= MAX_PATH_CHARACTERS else f"{_digest('/'.join(folders))}/{name}"
+
+
+def _as_alike(name: str) -> str:
+    """The same for names that some file system does not keep apart: by upper case, or by how accents are written."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _safe_name(name: str) -> str:

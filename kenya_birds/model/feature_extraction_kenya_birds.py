@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchaudio.functional
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 
@@ -20,6 +19,7 @@ from .signal_kenya_birds import (
     peak_normalize,
     power_spectrogram,
     power_to_db,
+    pre_emphasize,
     reassigned_spectrogram,
     reduce_noise,
     standardize,
@@ -219,7 +219,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         elif sampling_rate != self.sampling_rate:
             raise ValueError(
                 f"{type(self).__name__} expects waveforms sampled at {self.sampling_rate} Hz, but was given "
-                f"sampling_rate={sampling_rate}: resample them first (torchaudio.functional.resample)"
+                f"sampling_rate={sampling_rate}: resample them first (librosa.resample or soxr.resample)"
             )
         batch = self._batch(raw_speech, device)
         # Under a caller's autocast mel power would lose its digits, or overflow.
@@ -253,7 +253,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         if self.high_pass_hz:
             waveform = high_pass(waveform, self.sampling_rate, self.high_pass_hz)
         if self.pre_emphasis:
-            waveform = torchaudio.functional.preemphasis(waveform, self.pre_emphasis)
+            waveform = pre_emphasize(waveform, self.pre_emphasis)
         return peak_normalize(waveform, 10 ** (self.min_peak_dbfs / 20)) if self.do_peak_normalize else waveform
 
     def band_power(self, waveform: torch.Tensor) -> torch.Tensor:

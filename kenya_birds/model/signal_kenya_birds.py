@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torchaudio.functional
 
 MIN_POWER = 1e-10
 # The noise gate looks at levels down to so far below each frequency's loudest frame.
@@ -92,6 +91,11 @@ def high_pass(waveform: torch.Tensor, sampling_rate: int, cutoff_hz: float, orde
     padded = fast_fft_length(samples + round(4 * sampling_rate / cutoff_hz))
     gain = high_pass_gain(padded, sampling_rate, cutoff_hz, order, waveform.device)
     return torch.fft.irfft(torch.fft.rfft(waveform, n=padded) * gain, n=padded)[..., :samples]
+
+
+def pre_emphasize(waveform: torch.Tensor, coefficient: float) -> torch.Tensor:
+    """Takes from each sample of `(batch, samples)` a part of the one before; the first sample stays as it is."""
+    return torch.cat([waveform[..., :1], waveform[..., 1:] - coefficient * waveform[..., :-1]], dim=-1)
 
 
 def peak_normalize(waveform: torch.Tensor, min_peak: float) -> torch.Tensor:
@@ -258,7 +262,7 @@ def hz_to_mel(frequency_hz: torch.Tensor) -> torch.Tensor:
 def mel_to_hz(mel: torch.Tensor) -> torch.Tensor:
     """The inverse of `hz_to_mel`."""
     logarithmic = 1000 * torch.exp((mel.clamp(min=15.0) - 15) * (math.log(6.4) / 27))
-    return torch.where(mel < 15, mel * 200 / 3, logarithmic)
+    return torch.where(mel < 15, mel * (200 / 3), logarithmic)
 
 
 def in_chunks(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
@@ -306,15 +310,15 @@ def mel_filter_bank(
     sampling_rate: int, n_fft: int, n_mels: int, f_min_hz: float, f_max_hz: float, device: torch.device
 ) -> torch.Tensor:
     """Mel filters of shape `(n_mels, 1 + n_fft // 2)`; shared, not to be written to."""
-    bank = torchaudio.functional.melscale_fbanks(
-        n_freqs=1 + n_fft // 2,
-        f_min=f_min_hz,
-        f_max=f_max_hz,
-        n_mels=n_mels,
-        sample_rate=sampling_rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
+    # On the CPU, whatever the device is, and in this order of operations: published models depend on each digit.
+    frequency_hz = torch.linspace(0, sampling_rate // 2, 1 + n_fft // 2)
+    lowest, highest = hz_to_mel(torch.tensor([f_min_hz, f_max_hz], dtype=torch.float64)).tolist()
+    edge_hz = mel_to_hz(torch.linspace(lowest, highest, n_mels + 2))
+    width_hz = edge_hz.diff()
+    distance_hz = edge_hz - frequency_hz[:, None]
+    rising, falling = -distance_hz[:, :-2] / width_hz[:-1], distance_hz[:, 2:] / width_hz[1:]
+    bank = torch.minimum(rising, falling).clamp(min=0)
+    bank *= 2 / (edge_hz[2:] - edge_hz[:-2])  # about the same energy in each band of white noise (Slaney)
     return bank.T.contiguous().to(device)
 
 

@@ -97,11 +97,12 @@ def answer_in_clean_process(folder: Path, home: Path) -> dict[str, Any]:
     try:
         done = subprocess.run(
             # -I: neither this folder nor PYTHONPATH are looked in for modules.
-            [sys.executable, "-I", str(PROGRAM), str(folder)],
+            [sys.executable, "-I", "-X", "utf8", str(PROGRAM), str(folder)],
             cwd=home,
             env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=TIMEOUT_S,
             check=False,
         )

@@ -30,7 +30,12 @@ _SHORTEST_SECRET = 8
 _SYSTEM_FOLDERS = {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "run", "sbin", "sys", "usr"}
 _USERS_FOLDERS = {"home", "Users", "Volumes", "root", "tmp", "var", "mnt", "media", "scratch", "srv", "opt"}
 _REST_OF_PATH = r"""/[^\s"'`<>|,;)\]}]+"""
-_WINDOWS_PATH = r"""\b[A-Za-z]:(?:\\{1,2}[^\s"'`<>|,;\\]+){2,}"""
+_NAME = r"""[^\s"'`<>|,;:\\/)\]}]+"""
+# C:\\Users\\me, the same with slashes, and \\\\server\\share; in JSON each backslash stands twice.
+_WINDOWS_PATHS = (
+    rf"\b[A-Za-z]:(?:(?:\\{{1,2}}|/){_NAME}){{2,}}",
+    rf"(?<![\w\\:])\\\\(?:\\\\)?{_NAME}(?:\\{{1,2}}{_NAME})+",
+)
 _NAMES_OF_MANY = {"root", "user", "users", "admin", "ubuntu", "debian", "runner", "jovyan", "vscode", "localhost"}
 _SHORTEST_NAME = 4
 
@@ -91,12 +96,16 @@ def _secrets() -> list[tuple[str, re.Pattern[str]]]:
 
 
 def _text_places() -> list[re.Pattern[str]]:
-    folders = {*_USERS_FOLDERS, *(path.name for path in Path("/").iterdir() if path.is_dir())} - _SYSTEM_FOLDERS
+    folders = {*_USERS_FOLDERS, *(name for name in os.listdir("/") if os.path.isdir(f"/{name}"))} - _SYSTEM_FOLDERS
     known = "|".join(re.escape(folder) for folder in sorted(folders))
     # Neither the path of an address (https://a.b/home/c) nor the end of a relative one (../data/d).
     absolute = rf"(?:(?<![\w/.~:>-])|(?<=file://))/(?:{known}){_REST_OF_PATH}"
     names = [rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in _own_names()]
-    return [re.compile(absolute), re.compile(_WINDOWS_PATH), *(re.compile(name, re.IGNORECASE) for name in names)]
+    return [
+        re.compile(absolute),
+        *map(re.compile, _WINDOWS_PATHS),
+        *(re.compile(name, re.IGNORECASE) for name in names),
+    ]
 
 
 def _binary_places() -> list[re.Pattern[str]]:
@@ -108,7 +117,7 @@ def _binary_places() -> list[re.Pattern[str]]:
 def _own_names() -> list[str]:
     names = {socket.gethostname().split(".")[0], Path.home().name}
     # A user need not have a name: in containers.
-    with contextlib.suppress(OSError, KeyError):
+    with contextlib.suppress(OSError, KeyError, ImportError):
         names.add(getpass.getuser())
     return sorted(name for name in names if len(name) >= _SHORTEST_NAME and name.lower() not in _NAMES_OF_MANY)
 

@@ -31,7 +31,7 @@ TOLD_ARGUMENTS = (
     "bf16",
     "fp16",
 )
-TOLD_VERSIONS = ("kenya_birds", "torch", "torchaudio", "timm", "transformers", "datasets", "noisereduce")
+TOLD_VERSIONS = ("kenya_birds", "torch", "timm", "transformers", "datasets", "noisereduce")
 
 
 def training_summary(
