@@ -261,6 +261,13 @@ def test_tags_and_junk_around_an_mp3_are_no_damage(tmp_path, what, count):
     assert_whole(write(tmp_path, before + content + behind), expected)
 
 
+def test_much_behind_an_mp3_is_lost_sound_unless_its_frames_are_counted(tmp_path):
+    counted = encode("mp3", "libmp3lame", 32_000, 1) + bytes(200_000)
+    assert_whole(write(tmp_path, counted), ffmpeg_sound(counted))
+    _, loss = read_up_to_loss(write(tmp_path, encode("mp3", "libmp3lame", 32_000, 1, 6, NO_COUNT) + bytes(200_000)))
+    assert "its last 200000 bytes are no sound" in loss.reason
+
+
 @pytest.mark.parametrize("between", [b"", ID3V1, id3v2(5000), ape(5000) + ID3V1 + id3v2(100)])
 def test_joined_mp3s_are_read_whole(tmp_path, between):
     content = encode("mp3", "libmp3lame", 32_000, 1)

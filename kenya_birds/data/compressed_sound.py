@@ -16,15 +16,18 @@ from kenya_birds.data.decoders import in_words, to_mono
 from kenya_birds.data.mpeg_audio import follow_frames
 from kenya_birds.data.ogg_pages import find_ogg_damage
 
-# Formats whose packets have times of their own: a jump means that packets are missing.
-TIMED_FORMATS = ("mov", "matroska", "asf")
+# Formats whose packets have times of their own: a larger jump in seconds means that packets are missing. Phones and
+# browsers write times that waver, and the packets of a whole MP4 are all in its table.
+LARGEST_JUMP_S = {"mov": 1.0, "matroska": 0.25, "asf": 0.02}
+# Zeros are valid packets of Opus, shorter than others.
+LARGEST_JUMP_OF_OPUS_S = 0.004
 # Formats whose headers say how long the sound is.
-MEASURED_FORMATS = (*TIMED_FORMATS, "wav", "w64", "aiff", "au", "caf", "wv", "tta", "ape", "avi")
+MEASURED_FORMATS = ("mov", "matroska", "asf", "wav", "w64", "aiff", "au", "caf", "wv", "tta", "ape", "avi")
 # Formats without a container.
 BARE_FORMATS = ("mp3", "aac")
 # Packets of these have checksums. Others that are damaged in part may be decoded without an error.
 CHECKED_CODECS = ("flac", "wavpack", "tta")
-# Times and lengths of intact files differ from the count of samples by up to 0.03 s, or some packets.
+# Lengths of intact files differ from the count of samples by up to 0.03 s, or some packets.
 TOLERANCE_S = 0.1
 CHUNK_FRAMES = 2**16
 # A header that promises more is damaged.
@@ -140,6 +143,9 @@ class _Surveyor:
         # Byte from which on the file's structure shows damage, and what it is.
         self._broken = mpeg.damage if mpeg else find_ogg_damage(path) if self._format == "ogg" else None
         self._header_s = self._length_in_header(container)
+        self._largest_jump_s = LARGEST_JUMP_S.get(self._format)
+        if self._format == "mov" and stream.codec_context.name == "opus":
+            self._largest_jump_s = LARGEST_JUMP_OF_OPUS_S
         self._is_checked = self._format == "ogg" or stream.codec_context.name in CHECKED_CODECS
         self._largest = stream.codec_context.frame_size or 0  # samples of a packet
         self._form = (0, 0)  # of the first frame: headers of HE-AAC say half the rate
@@ -190,7 +196,8 @@ class _Surveyor:
             self._damage = "there is less sound than the header promises"
             # AVI goes on behind damage without an error, and its packets have no times.
             self._certain = 0 if self._format == "avi" else self._total if self._is_checked else self._at_last
-        if not self._damage and self._broken:
+        is_counted_whole = self._promised_packets is not None and not is_short
+        if not self._damage and self._broken and not is_counted_whole:
             self._damage, self._certain = self._broken[1], self._total
         if not self._damage:
             return Survey(self._total, self._total, *self._form, "", is_end_known=True)
@@ -209,11 +216,11 @@ class _Surveyor:
             rate, channels = _form(frame)
             if (rate, channels) != self._form:
                 return f"the sound changes to {rate} Hz and {channels} channels"
-            if self._format in TIMED_FORMATS and frame.pts is not None and frame.time_base is not None:
+            if self._largest_jump_s and frame.pts is not None and frame.time_base is not None:
                 lag = float(frame.pts * frame.time_base) - counted / rate
                 jump = lag - (lag if self._lag is None else self._lag)
                 self._lag = lag
-                if abs(jump) > TOLERANCE_S:
+                if abs(jump) > self._largest_jump_s:
                     return f"the time stamps jump by {jump:.3f} s"
             counted += frame.samples
         return ""
@@ -222,7 +229,7 @@ class _Surveyor:
         """How many samples fewer than promised may be in a whole file."""
         if self._format in ("mp3", "caf"):  # these count packets, some writers of MP3 one more
             return 1.5 * self._largest
-        if self._format in TIMED_FORMATS:  # the encoder's delay may be counted
+        if self._format in LARGEST_JUMP_S:  # the encoder's delay may be counted
             return 2 * self._largest + TOLERANCE_S * self._form[0]
         return TOLERANCE_S * self._form[0]
 
