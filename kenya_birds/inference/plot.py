@@ -206,14 +206,14 @@ def _draw(
     start = known and (known.local or known.utc)
     clock = "" if not start else f", begun {start:%Y-%m-%d %H:%M:%S} {'UTC' if start.tzinfo else 'local time'}"
     title = f"{short_name(name, 70)}   {_minutes(rows[0][0])} to {_minutes(rows[-1][0] + row_s)}{clock}"
-    top = 1 - 0.22 / height_inch
-    figure.text(LEFT_INCH / WIDTH_INCH, top, title, fontsize=10, weight="bold", va="center")
     levels_db = np.concatenate([levels.ravel()[::7] for _, levels in rows])
     notes = [f"not shown: {left_out:,} with the lowest scores"] if left_out else []
     if np.isnan(levels_db).any():
         notes.append("yellow: damaged, cannot be read")
-    if note := "; ".join(notes):
-        figure.text(1 - RIGHT_INCH / WIDTH_INCH, top, note, fontsize=8, va="center", ha="right")
+    left, title_inch = LEFT_INCH / WIDTH_INCH, 0.15 if notes else 0.22
+    figure.text(left, 1 - title_inch / height_inch, title, fontsize=10, weight="bold", va="center")
+    if notes:
+        figure.text(left, 1 - 0.34 / height_inch, "; ".join(notes), fontsize=8, va="center")
 
     top_hz = min(MAX_HZ, sampling_rate / 2)
     quiet, loud = _range(levels_db)
