@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 # Two processes: most tests wait for subprocesses or use one thread. A file's tests share what they train.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
-CODE := kenya_birds tests examples benchmarks train_hf.py push_model.py
+CODE := kenya_birds tests examples benchmarks docs train_hf.py push_model.py
 
 .PHONY: help install test compatibility demo quality style docs images notebook clean
 
