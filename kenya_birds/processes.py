@@ -33,15 +33,16 @@ class Team:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0")) if self.size > 1 else 0
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if self.size > 1 else 0
-        self._group: Any = None  # the default one
+        self._is_beside = False  # of another process group
         if self.size > 1:
             try:
                 if torch.distributed.is_initialized():
-                    self._group = _patient_group(torch.distributed.group.WORLD)
+                    self._is_beside = True
+                    _patient_group(torch.distributed.group.WORLD)
                 else:
                     torch.distributed.init_process_group("gloo", timeout=PATIENCE)
-                    # A thread of gloo's that drops a tensor while Python comes to its end would abort the process.
-                    atexit.register(_end_process_group)
+                # A thread of gloo that drops a tensor while Python ends would abort the process.
+                atexit.register(_end_process_group)
             except (RuntimeError, ValueError) as error:
                 raise UserError(
                     f"WORLD_SIZE is {self.size}, but the processes do not find each other ({error}): start them with "
@@ -114,8 +115,9 @@ class Team:
             self.wait()
 
     def _do(self, talk: Any, *arguments: Any, **options: Any) -> None:
+        group = _patient_group(torch.distributed.group.WORLD) if self._is_beside else None
         try:
-            talk(*arguments, group=self._group, **options)
+            talk(*arguments, group=group, **options)
         except RuntimeError:
             raise UserError(
                 "another process of this run has ended: see what it says, and run the same command again to resume"
@@ -129,5 +131,6 @@ def _patient_group(world: Any) -> Any:
 
 
 def _end_process_group() -> None:
+    _patient_group.cache_clear()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,5 +1,6 @@
 """What all tests share: caches of their own, no network, and one small archive with its clips."""
 
+import logging
 import os
 import tempfile
 
@@ -35,6 +36,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_collection_modifyitems(items):
     """Slow files first; the order within a file stays."""
     items.sort(key=lambda item: item.path.name not in SLOW_FILES)
+
+
+@pytest.fixture(autouse=True)
+def _log_as_libraries_have_it():
+    """Undoes what a command that ran before in this process did to the package's log: `caplog` would see nothing."""
+    logger = logging.getLogger("kenya_birds")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -253,7 +253,7 @@ def test_an_unforeseen_exception_is_a_finding_of_its_file(archive, monkeypatch, 
 
     monkeypatch.setattr(where, fail)
     flip(sound_folder(archive) / "b.flac")  # which two decoders read
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, "kenya_birds"):
         check = check_archive(archive)
     assert [recording.recording for recording in check.recordings] == ["a.flac", "b.flac"]
     a, b = check.recordings

@@ -161,7 +161,7 @@ from kenya_birds.cli import main
 
 for line in json.load(sys.stdin):
     program, *words = line
-    error, code, began_s = io.StringIO(), None, time.perf_counter()
+    error, code, began_s = io.StringIO(), 0, time.perf_counter()
     with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()) as output:
         try:
             if program == "kenya-birds":

@@ -13,7 +13,7 @@ from typing import NamedTuple
 SOUND_SUFFIXES = (
     *(".3g2", ".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".asf", ".au", ".avi", ".bwf"),
     *(".caf", ".flac", ".m4a", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpga", ".nist"),
-    *(".oga", ".ogg", ".ogv", ".opus", ".rf64", ".snd", ".sph", ".spx", ".tta", ".voc", ".w64", ".wav", ".wave"),
+    *(".oga", ".ogg", ".ogv", ".opus", ".rf64", ".snd", ".sph", ".spx", ".tta", ".w64", ".wav", ".wave"),
     *(".weba", ".webm", ".wma", ".wv"),
 )
 # Wildlife Acoustics' own formats.
