@@ -132,6 +132,7 @@ def test_going_on_does_not_repeat_what_is_done(validated, small_archive, tmp_pat
     """A fold that is lost is run again, from its start, and gives what it gave; the others are left alone."""
     folder = shutil.copytree(validated, tmp_path / "birds")
     (folder / "fold-1" / "logits.npz").unlink()
+    (folder / "fold-1" / "runs").mkdir()  # as TensorBoard leaves it
     for name in ("training_summary.json", "model.safetensors", "README.md"):
         (folder / name).unlink()
     untouched = (folder / "fold-0" / "model.safetensors").stat().st_mtime_ns

@@ -218,13 +218,15 @@ def check_results(folder: Path) -> None:
 
 
 def clear_results(folder: Path) -> None:
-    """Deletes what a run that has ended left in its folder, other than checkpoints, and no file of anybody else.
+    """Deletes the results of a run that has to be run again, and no file of anybody else.
+
+    Its record stays: by it, the folder is known as that of a run that may start again.
 
     Raises:
         UserError: See `check_results`.
     """
     check_results(folder)
-    for name in (*RESULT_FILES, *RECORD_FILES, DIGESTS_FILE):
+    for name in (*RESULT_FILES, DIGESTS_FILE):
         (folder / name).unlink(missing_ok=True)
 
 
