@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         data_license=data_license,
         source=source,
         dataset_id=dataset_id,
+        code_url=options.code_url,
     )
     contents = model_contents(options.model_dir, readme=card, license_file=LICENSE_FILE)
     check_model(contents, public=[*options.allow, *repo_id.split("/")])
@@ -102,9 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _write_space(options: argparse.Namespace, repo_id: str, revision: str | None) -> str:
     from kenya_birds.publishing.space import write_space
 
-    files = write_space(
-        options.with_space, repo_id, revision=revision, license=options.license, code_license=LICENSE_FILE
-    )
+    files = write_space(options.with_space, repo_id, revision=revision, code_license=LICENSE_FILE)
     return f"Space: {repo_id}-demo, {len(files)} files, written to {options.with_space}"
 
 
@@ -168,7 +167,14 @@ def _parser() -> Parser:
     )
     add_option(model, "--create_pr", bool, False, help="open a pull request instead of committing")
     card = parser.add_argument_group("Card")
-    add_option(card, "--license", str, "apache-2.0", metavar="NAME", help="licence of the model, as the Hub spells it")
+    add_option(
+        card,
+        "--license",
+        str,
+        metavar="NAME",
+        help="licence of the model's weights, as the Hub spells it; by default the card states none",
+    )
+    add_option(card, "--code_url", str, metavar="URL", help="address of the code that trained the model")
     add_option(
         card, "--data_license", str, metavar="NAME", help="licence of recordings and annotations, as the Hub spells it"
     )

@@ -42,10 +42,12 @@ def main(arguments: list[str] | None = None) -> None:
     # Everything that the user may have got wrong comes to light before anything is written.
     if settings.data.folds is None and not settings.data.final_fit:
         with Run(settings) as run:
+            splits = run.builder.splits
+            run.warn_of_tuning(flags.params, splits.loc[splits["split"] == "test", "recording"])
             train_and_evaluate(run)
             run.team.first_does(partial(_write_card, output_dir))
         return
-    with CrossValidation(settings) as validated:
+    with CrossValidation(settings, flags.params) as validated:
         results = validated.run()
         if not settings.data.final_fit:
             logger.info("Metrics, tables, predictions and pictures are in %s", output_dir)

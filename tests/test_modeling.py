@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from transformers import AutoModel, AutoModelForAudioClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import kenya_birds.model
@@ -159,6 +160,37 @@ def test_a_calibration_scales_and_shifts_the_logits_in_evaluation_only(calibrati
     assert {name: json.loads((tmp_path / "config.json").read_text())[name] for name in calibration} == calibration
     loaded = KenyaBirdsForAudioClassification.from_pretrained(tmp_path)
     assert torch.equal(loaded(features).logits, calibrated(features).logits)
+
+
+NEW_LABELS = {
+    "another number": {"num_labels": 2},
+    "names as well": {"num_labels": 2, "id2label": {0: "bird1", 1: "x"}, "label2id": {"bird1": 0, "x": 1}},
+    "names only": {"id2label": {0: "x", 1: "y", 2: "z"}, "label2id": {"x": 0, "y": 1, "z": 2}},
+}
+
+
+@pytest.mark.parametrize("given", NEW_LABELS)
+@pytest.mark.parametrize("calibration", [{"logit_scale": 0.5}, {"logit_scale": [1.0] * 3, "logit_offset": [2.0] * 3}])
+def test_a_new_classifier_does_not_keep_the_old_calibration_and_names(tmp_path, given, calibration):
+    species = {"bird1": {"common_name": "Bee-eater"}, "bird2": {"common_name": "Crow"}}
+    build(**calibration, species=species).save_pretrained(tmp_path)
+    for model_class in (KenyaBirdsForAudioClassification, AutoModelForAudioClassification, AutoModel):
+        model = model_class.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **NEW_LABELS[given]).eval()
+        config = model.config
+        assert config.logit_scale is config.logit_offset is None
+        assert config.species == ({"bird1": {"common_name": "Bee-eater"}} if given == "names as well" else None)
+        assert model(spectrograms()).logits.shape[1] == config.num_labels == (3 if given == "names only" else 2)
+    model.save_pretrained(tmp_path / "again")
+    assert KenyaBirdsForAudioClassification.from_pretrained(tmp_path / "again").config.logit_scale is None
+
+
+def test_the_same_labels_keep_the_calibration(tmp_path):
+    labels = {0: "bird0", 1: "bird1", 2: "bird2"}
+    build(logit_scale=0.5, species={"bird1": {"common_name": "Bee-eater"}}).save_pretrained(tmp_path)
+    ids = {code: index for index, code in labels.items()}
+    for given in ({}, {"num_labels": 3}, {"id2label": labels, "label2id": ids}):
+        config = KenyaBirdsForAudioClassification.from_pretrained(tmp_path, **given).config
+        assert (config.logit_scale, config.species) == (0.5, {"bird1": {"common_name": "Bee-eater"}})
 
 
 def test_a_calibration_set_after_training_acts_at_once(model):

@@ -96,7 +96,7 @@ def test_one_commit_holds_all_that_a_published_model_is(published, hub, trained)
 def test_the_card_tells_licences_data_set_and_metrics(published, hub, trained):
     card = hub.repos["ann/birds"]["commits"][0]["files"]["README.md"].decode()
     header = yaml.safe_load(card.split("---\n")[1])
-    assert header["license"] == "apache-2.0"
+    assert "license" not in header, "nobody has chosen one"
     assert header["datasets"] == ["ann/birds-clips"]
     (model,) = header["model-index"]
     assert model["results"][0]["dataset"]["type"] == "ann/birds-clips"
@@ -104,7 +104,9 @@ def test_the_card_tells_licences_data_set_and_metrics(published, hub, trained):
     assert model["results"][0]["metrics"][0]["value"] == round(macro_f1, 4)
     assert "under cc0-1.0; their clips are the data set [`ann/birds-clips`]" in card
     assert "A. Singer (2026)\n" in card
-    assert 'model="ann/birds"' in card
+    assert 'name = "ann/birds"' in card
+    assert "kenya-birds detect ann/birds recordings" in card
+    assert "No licence has been chosen for the model's weights" in card
     for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", card):
         assert picture in PUBLISHED
 

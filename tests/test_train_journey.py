@@ -98,13 +98,33 @@ def test_no_recording_is_in_two_splits_and_the_table_repeats_the_run(trained, sm
 
 def test_a_stranger_runs_the_cards_example_as_it_stands(trained, tmp_path):
     card = (trained / "README.md").read_text()
-    example = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
-    result = run(sys.executable, "-c", STRANGER + example, HF_MODULES_CACHE=str(tmp_path))
+    examples = "".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
+    # Other rates than that of training need torchaudio, which need not be here.
+    for name, seconds in (("clip.wav", 2.5), ("recording.wav", 10.2)):
+        soundfile.write(tmp_path / name, np.random.default_rng(0).normal(0, 0.1, (round(seconds * 32_000), 2)), 32_000)
+        examples = examples.replace(f'"{name}"', f'"{(tmp_path / name).as_posix()}"')
+    # Every species is reported in every window.
+    examples = examples.replace("\nwith soundfile", "\nthresholds = dict.fromkeys(thresholds, 0.0)\nwith soundfile")
+    result = run(sys.executable, "-c", STRANGER + examples, HF_MODULES_CACHE=str(tmp_path))
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert len(lines) == 5
-    assert all(re.fullmatch(r"[01]\.\d\d  syn\w+  Synthetic \w+ \d \(Avis \w+ \d\)", line) for line in lines)
+    name = r"syn\w+  Synthetic \w+ \d \(Avis \w+ \d\)"
+    assert all(re.fullmatch(rf"[01]\.\d\d  {name}", line) for line in lines[:5])
+    starts = [line.split()[0] for line in lines[5::5]]
+    assert starts == ["0.0", "1.5", "3.0", "4.5", "6.0", "7.2"]
+    assert len(lines) == 5 + 5 * len(starts)
     assert "not supported" not in result.stderr
+    installed = re.search(r"```bash\npip install (.*?)\n", card).group(1).replace('"', "")
+    packages = {re.split("[><=]", word)[0] for word in installed.split()}
+    imported = set(re.findall(r"^(?:import|from) (\w+)", examples, re.M)) - set(sys.stdlib_module_names)
+    assert imported <= packages
+
+
+def test_lines_of_code_in_the_card_fit_the_page(trained):
+    card = (trained / "README.md").read_text().replace(str(trained), "ann/birds")
+    blocks = re.findall(r"```\w+\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 5
+    assert max(len(line) for block in blocks for line in block.splitlines()) <= 100
 
 
 def test_the_card_tells_results_and_data_and_no_local_path(trained):
@@ -221,6 +241,48 @@ def test_the_card_names_the_model_of_the_hub_that_training_started_from(trained,
     card = render_model_card(folder, "ann/birds", train_hf.TEMPLATE)
     assert "base_model: ann/donor\n" in card
     assert "Weights at the start: those of `ann/donor@0123` on the Hub." in card
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "backbone": "convnext_tiny.in12k_ft_in1k"}))
+    for starting_point, base_model in (("pretrained", "timm/convnext_tiny.in12k_ft_in1k"), ("scratch", None)):
+        (folder / "training_summary.json").write_text(json.dumps({**summary, "starting_point": starting_point}))
+        header = render_model_card(folder, "ann/birds", train_hf.TEMPLATE).split("---\n")[1]
+        assert re.findall("^base_model: (.*)$", header, re.M) == ([base_model] if base_model else [])
+
+
+def test_the_card_states_what_was_chosen_and_links_the_code(trained):
+    from kenya_birds.publishing.model_card import render_model_card
+
+    card = render_model_card(trained, "ann/birds", train_hf.TEMPLATE)
+    assert "license:" not in card.split("---\n")[1]
+    assert "No licence has been chosen for the model's weights" in card
+    for name in re.findall(r"\]\((\w+\.(?:py|json))\)", card):
+        assert (trained / name).is_file()
+    assert "](modeling_kenya_birds.py)" in card
+    assert "url     =" not in card
+    card = render_model_card(
+        trained, "ann/birds", train_hf.TEMPLATE, license="cc-by-4.0", code_url="https://example.org/code"
+    )
+    assert "license: cc-by-4.0\n" in card.split("---\n")[1]
+    assert "The model is under cc-by-4.0, its code under Apache-2.0." in card
+    assert "[`kenya_birds`](https://example.org/code)" in card
+    assert "  url     = {https://example.org/code}" in card
+    arguments = re.search(r"\| Argument \| Value \|\n(.*?)\n\n", card, re.DOTALL).group(1)
+    assert r"num_train_epochs" in arguments
+    assert not re.search(r"\| (train_runtime_s|device|versions|best_epoch|processes) \|", arguments)
+
+
+def test_names_of_species_do_not_break_the_cards_table(trained, tmp_path):
+    from kenya_birds.publishing.model_card import render_model_card
+
+    folder = shutil.copytree(trained, tmp_path / "birds")
+    config = json.loads((folder / "config.json").read_text())
+    code = config["id2label"]["0"]
+    config["species"][code] = {"scientific_name": "Avis _rara_", "common_name": "A|B <b>bird</b>\n*x*"}
+    (folder / "config.json").write_text(json.dumps(config))
+    card = render_model_card(folder, "ann/birds", train_hf.TEMPLATE)
+    (row,) = [line for line in card.splitlines() if f"| {code} |" in line and "Avis" in line and "rara" in line]
+    assert row.startswith(r"| A\|B \<b\>bird\</b\> \*x\* (*Avis \_rara\_*) | ")
+    assert len(re.findall(r"(?<!\\)\|", row)) == 9
 
 
 @pytest.mark.parametrize(
@@ -228,7 +290,7 @@ def test_the_card_names_the_model_of_the_hub_that_training_started_from(trained,
     [
         ({"best_epoch": 3.0}, "The best epoch was chosen by macro F1 on the validation split"),
         ({"best_epoch": 3.0, "chosen_by": "eval_loss"}, "The best epoch was chosen by loss on the validation split"),
-        ({}, "The model is that of the last epoch. Scores were calibrated on the validation split"),
+        ({}, "The model is that of the last epoch. Its calibration was chosen on the validation split"),
     ],
 )
 def test_the_card_says_how_the_epoch_was_chosen(trained, tmp_path, result, told):

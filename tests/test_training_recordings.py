@@ -214,6 +214,28 @@ def test_training_does_not_test_on_what_its_starting_model_was_trained_on(
     assert "starting model was trained on" in caplog.text
 
 
+def test_training_warns_where_its_settings_were_tuned_on_its_test_recordings(
+    small_archive, builder, cache, tmp_path, caplog
+):
+    splits = builder.splits
+    params, tested = tmp_path / "best.json", splits.loc[splits["split"] == "test", "recording"].tolist()
+    run = Run(settings_of(flags(small_archive, tmp_path / "run", cache)))
+    others = [name for name in splits["recording"] if name not in tested]
+    sound = builder.archive.fingerprints(tested[:1])[tested[0]]
+    for tuned_on, number in (
+        (dict.fromkeys(others), 0),
+        (dict.fromkeys([*others, tested[0]]), 1),
+        ({"renamed.wav": sound}, 1),
+    ):
+        params.write_text(json.dumps({"recordings": tuned_on}))
+        caplog.clear()
+        run.warn_of_tuning(params, tested)
+        assert (f"tuned on {number} of the {len(tested)} test recordings" in caplog.text) == bool(number)
+    caplog.clear()
+    CrossValidation(settings_of(flags(small_archive, tmp_path / "run", cache, folds=3)), params)
+    assert "tuned on 1 of the 8 test recordings" in caplog.text
+
+
 def test_a_run_that_began_with_its_test_recordings_cannot_stand_beside(builder, tmp_path):
     folds = pd.DataFrame({"recording": ["a", "b", "c"], "fold": [0, 1, 2]})
     run = TrainedRun(tmp_path, tmp_path / "folds.csv", folds, {}, None)

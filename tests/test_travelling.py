@@ -31,7 +31,7 @@ sys.meta_path.insert(0, NoKenyaBirds())
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
 from transformers.utils import logging as transformers_logging
 
 torch.set_num_threads(1)
@@ -65,6 +65,19 @@ extractor.save_pretrained(f"{folder}/again")
 again = AutoModelForAudioClassification.from_pretrained(f"{folder}/again", trust_remote_code=True)
 with torch.no_grad():
     answer["logits_again"] = again(**features).logits[0].tolist()
+
+for name in ("single", "again"):
+    plain = AutoModel.from_pretrained(f"{folder}/{name}", trust_remote_code=True).eval()
+    with torch.no_grad():
+        answer[f"logits_plain_{name}"] = plain(**features).logits[0].tolist()
+plain.save_pretrained(f"{folder}/plain")
+answer["auto_map"] = json.load(open(f"{folder}/plain/config.json"))["auto_map"]
+
+new = AutoModelForAudioClassification.from_pretrained(
+    f"{folder}/multi", num_labels=5, ignore_mismatched_sizes=True, trust_remote_code=True
+)
+config = new.config
+answer["new"] = [config.logit_scale, config.logit_offset, config.species, list(config.id2label.values())]
 
 answer["records"] = records
 print(json.dumps(answer))
@@ -202,6 +215,15 @@ def test_auto_classes_load_the_travelled_code(answer, models, clips):
 
 def test_a_loaded_model_can_be_saved_and_loaded_again(answer):
     assert answer["logits_again"] == pytest.approx(answer["logits"], abs=1e-5)
+
+
+def test_auto_model_loads_it_too_and_what_it_saves(answer):
+    assert answer["logits_plain_single"] == answer["logits_plain_again"] == answer["logits"]
+    assert answer["auto_map"]["AutoModel"] == answer["auto_map"]["AutoModelForAudioClassification"]
+
+
+def test_a_new_classifier_of_the_travelled_code_has_no_old_calibration_and_names(answer):
+    assert answer["new"] == [None, None, None, [f"LABEL_{index}" for index in range(5)]]
 
 
 def test_transformers_logs_no_error(answer):

@@ -72,6 +72,8 @@ def test_a_study_leaves_numbers_and_pictures_and_training_takes_its_flags(tmp_pa
     assert sum(best["fold_macro_f1"]) / 2 == pytest.approx(best["mean_macro_f1"])
     assert best["trial"] == study.best_trial.number
     assert 1e-4 <= best["flags"]["learning_rate"] <= 3e-3
+    assert 2 < len(best["recordings"]) < 8, "the recordings of the test split are not among them"
+    assert all(best["recordings"].values())
 
     out = tmp_path / "model"
     line = flags(small_archive, out, cache, num_train_epochs=1, learning_rate=0.00123)

@@ -39,7 +39,13 @@ def _add_push_clips(commands: Any) -> None:
     card = command.add_argument_group("Card")
     add_option(card, "--title", str, help="title; by default the repository's name")
     add_option(card, "--source", str, help="whom to cite: a text, or kenya for Zenodo record 10943500")
-    add_option(card, "--license", str, "cc-by-4.0", metavar="NAME", help="licence of the clips, as the Hub spells it")
+    add_option(
+        card,
+        "--license",
+        str,
+        metavar="NAME",
+        help="licence of the clips, as the Hub spells it; by default none, and cc-by-4.0 with --source kenya",
+    )
     clips = command.add_argument_group("Clips")
     add_option(clips, "--min_annotations", Count, 10, help="drop species with fewer annotations")
     add_option(clips, "--context_s", Seconds, 0.0, help="sound kept on each side of a clip")
@@ -61,14 +67,14 @@ def _push_clips(options: argparse.Namespace) -> None:
         check_new_folder(options.output)
     from kenya_birds.data.dataset import build_clips, clips_builder
     from kenya_birds.publishing.clips import cutting_facts, push_clips, save_clips
-    from kenya_birds.publishing.clips_card import KENYAN_SOURCE
+    from kenya_birds.publishing.clips_card import KENYAN_LICENSE, KENYAN_SOURCE
 
     builder = clips_builder(options.data_dir, min_annotations=options.min_annotations, context_s=options.context_s)
     clips = build_clips(builder, options.num_proc)
     card = {
         "title": options.title or options.repo_id.rpartition("/")[2],
         "source": KENYAN_SOURCE if options.source == "kenya" else options.source,
-        "license": options.license,
+        "license": options.license or (KENYAN_LICENSE if options.source == "kenya" else None),
         **cutting_facts(builder),
     }
     if options.output is None:

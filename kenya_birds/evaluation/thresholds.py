@@ -74,7 +74,7 @@ class Thresholds:
             return "The thresholds were not checked on other recordings."
         told = self.cross_validation
         if told["recordings"] < 2:
-            return "Each species has the default threshold 0.5: one validation recording cannot check another one."
+            return "The thresholds are the default of 0.5: one validation recording cannot check other thresholds."
         count = f"{len(self.defaults)} of {len(self.species)} species have the default threshold 0.5"
         return (
             f"In cross-validation over the {told['recordings']:g} validation recordings, macro F1 is "

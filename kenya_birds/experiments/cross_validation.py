@@ -57,6 +57,7 @@ class CrossValidation:
     Args:
         settings: The settings; `resume_from_checkpoint="true"` resumes the one in `output_dir`, at the checkpoint of
             the fold that was running.
+        params: The best.json of `kenya-birds tune` that the settings are from, if they are.
 
     Attributes:
         settings: The settings.
@@ -67,7 +68,7 @@ class CrossValidation:
         UserError: If an argument or the archive cannot be used, or `output_dir` holds something else.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, params: Path | None = None) -> None:
         data, training = settings.data, settings.training
         self.settings = settings
         self.output_dir = Path(training.output_dir)
@@ -85,6 +86,7 @@ class CrossValidation:
         self.table = find_folds(plan.builder, data.splits_file, data.folds, data.split_seed)
         self.folds = self.table["fold"].nunique()
         plan.check_starting_model(self.table["recording"])  # each of them tests in one fold
+        plan.warn_of_tuning(params, self.table["recording"])
         self._description: dict[str, Any] = {"classes": self.classes, "folds": self.folds}
         if training.resume_from_checkpoint:
             self._check_unchanged()

@@ -1,6 +1,11 @@
 """Configuration of the bird classifier."""
 
+from typing import Any
+
 from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 class KenyaBirdsConfig(PreTrainedConfig):
@@ -28,6 +33,33 @@ class KenyaBirdsConfig(PreTrainedConfig):
     species: dict[str, dict[str, str]] | None = None
     logit_scale: float | list[float] | None = None
     logit_offset: list[float] | None = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds a configuration from a dictionary, as transformers does.
+
+        Where `num_labels` or `id2label` replaces the labels of the dictionary, the classifier is a new one: it has
+        neither the calibration of the old one, nor the names of species that it does not know.
+
+        Args:
+            config_dict: The content of a config.json.
+            **kwargs: Values that replace those of the dictionary, and `return_unused_kwargs`.
+
+        Returns:
+            The configuration; with `return_unused_kwargs` also a dictionary of the values that it has no field for.
+        """
+        saved = config_dict.get("id2label")
+        before = None if saved is None else [saved[index] for index in sorted(saved, key=int)]
+        built = super().from_dict(config_dict, **kwargs)
+        config = built[0] if isinstance(built, tuple) else built
+        labels = [config.id2label[index] for index in sorted(config.id2label)]
+        if before is not None and labels != before:
+            if config.logit_scale is not None or config.logit_offset is not None:
+                logger.warning("The labels are new: the calibration of the saved model is not used")
+            config.logit_scale = config.logit_offset = None
+            if config.species is not None:
+                config.species = {code: config.species[code] for code in labels if code in config.species} or None
+        return built
 
 
 KenyaBirdsConfig.register_for_auto_class()

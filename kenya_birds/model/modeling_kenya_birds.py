@@ -13,6 +13,7 @@ from .configuration_kenya_birds import KenyaBirdsConfig
 
 # A multi-label target that is not known: neither present nor absent.
 MASKED = -100
+AUTO_CLASS = "AutoModelForAudioClassification"
 
 
 class KenyaBirdsForAudioClassification(PreTrainedModel):
@@ -50,6 +51,19 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         self.classifier = nn.Linear(self.embedding_size, config.num_labels)
         self.supports_gradient_checkpointing = _has_gradient_checkpointing(backbone)
         self.post_init()
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves the model and its code, which `AutoModel` and `AutoModelForAudioClassification` both load.
+
+        Args:
+            save_directory: The folder.
+            *args: As in transformers.
+            **kwargs: As in transformers.
+        """
+        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        self.config.auto_map = {**auto_map, **dict.fromkeys(("AutoModel", AUTO_CLASS), name)}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def embed(self, input_features: torch.Tensor) -> torch.Tensor:
         """Embeddings of clips: what the classifier sees.
@@ -191,4 +205,4 @@ def _has_gradient_checkpointing(backbone: Any) -> bool:
     return True
 
 
-KenyaBirdsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+KenyaBirdsForAudioClassification.register_for_auto_class(AUTO_CLASS)

@@ -13,6 +13,7 @@ from datasets.splits import SplitDict, SplitInfo
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from kenya_birds.errors import UserError
+from kenya_birds.publishing.markdown import markdown_cell
 
 KENYAN_LICENSE = "cc-by-4.0"
 KENYAN_SOURCE = (
@@ -70,7 +71,7 @@ of the same one.
 | Setting | Value |
 | --- | --- |
 {% for name, value in settings.items() -%}
-| {{ name }} | {{ value }} |
+| {{ name }} | {{ cell(value) }} |
 {% endfor -%}
 {% endif %}
 ## Splits
@@ -88,9 +89,9 @@ Clips by the class of the annotation round which they are cut.
 | --- | --- |{% if species %} --- |{% endif %}{% for split in splits %} --- |{% endfor %}
 {% for code in classes -%}
 {% set label = loop.index0 -%}
-| {{ label }} | {{ code }} |
+| {{ label }} | {{ cell(code) }} |
 {%- if species %} {% if code in species -%}
-{{ species[code].common_name }} (*{{ species[code].scientific_name }}*){% endif %} |{% endif %}
+{{ cell(species[code].common_name) }} (*{{ cell(species[code].scientific_name) }}*){% endif %} |{% endif %}
 {%- for split in splits %} {{ split.clips_per_class[label] }} |{% endfor %}
 {% endfor %}
 {%- if source %}
@@ -109,7 +110,7 @@ def render_clips_card(
     title: str,
     repo_id: str = "OWNER/NAME",
     source: str | None = None,
-    license: str = "cc-by-4.0",
+    license: str | None = None,
     settings: Mapping[str, Any] | None = None,
     species: Mapping[str, Mapping[str, str]] | None = None,
     template: Path | None = None,
@@ -124,7 +125,7 @@ def render_clips_card(
         title: The card's title.
         repo_id: `owner/name` that the card tells how to load.
         source: Whom to credit and cite for the recordings and annotations (see `KENYAN_SOURCE`).
-        license: Name of the licence, as the Hub spells it.
+        license: Name of the licence, as the Hub spells it; None if none has been chosen.
         settings: What else the card tells of how the clips were cut, by name.
         species: `common_name` and `scientific_name` by class, as `Archive.species_names` gives them.
         template: Jinja template of the card instead of `TEMPLATE`.
@@ -159,6 +160,7 @@ def render_clips_card(
         template_path=None if template is None else str(template),
         template_str=TEMPLATE,
         **_facts(clips),
+        cell=markdown_cell,
         title=title,
         repo_id=repo_id,
         source=source,

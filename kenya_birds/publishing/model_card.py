@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kenya_birds.errors import UserError
@@ -18,6 +19,8 @@ from kenya_birds.evaluation.report import (
 )
 from kenya_birds.experiments.results import OUT_OF_FOLD
 from kenya_birds.json_files import read_json
+from kenya_birds.publishing.markdown import markdown_cell
+from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.training.run_folder import SUMMARY_FILE
 
 METRIC_NAMES = {
@@ -42,10 +45,11 @@ def render_model_card(
     model_id: str,
     template: Path,
     *,
-    license: str = "apache-2.0",
+    license: str | None = None,
     data_license: str | None = None,
     source: str | None = None,
     dataset_id: str | None = None,
+    code_url: str | None = None,
 ) -> str:
     """The text of a model's README.md.
 
@@ -53,10 +57,11 @@ def render_model_card(
         model_dir: Folder that training wrote.
         model_id: What a user passes to `pipeline(model=...)`: a repository's name or a folder.
         template: The card's Jinja template.
-        license: The model's licence, as the Hub spells it.
+        license: The licence of the model's weights, as the Hub spells it; None if none has been chosen.
         data_license: Licence of the recordings and annotations that it was trained on; None if it is not known.
         source: Whom to credit and cite for them.
         dataset_id: `owner/name` of the data set that the archive's clips are published as.
+        code_url: Address of the code that trained the model.
 
     Raises:
         UserError: If a file of the folder or the template is missing.
@@ -78,8 +83,7 @@ def render_model_card(
         tags=["bioacoustics", "birds", "soundscape", "timm", config["backbone"].split(".")[0]],
         model_name=model_name,
         datasets=[dataset_id] if dataset_id else None,
-        # `owner/name@commit` where training started from a model of the Hub.
-        base_model=summary["starting_point"].partition("@")[0] if "@" in summary["starting_point"] else None,
+        base_model=_base_model(summary["starting_point"], config["backbone"]),
         eval_results=[
             EvalResult(
                 task_type="audio-classification",
@@ -104,6 +108,10 @@ def render_model_card(
         data_license=data_license,
         source=source,
         dataset_id=dataset_id,
+        code_url=code_url,
+        # A folder's path is of no use to readers, and nobody's business.
+        shown_id=model_name if Path(model_id).exists() else model_id,
+        has_thresholds=(model_dir / THRESHOLDS_FILE).is_file(),
         config=config,
         extractor=read_json(model_dir / "preprocessor_config.json"),
         summary=summary,
@@ -117,11 +125,22 @@ def render_model_card(
         metric_names={key: name for key, (_, name) in METRIC_NAMES.items()},
         labels=labels,
         figure=_figure,
+        cell=markdown_cell,
         interval=_interval,
         species=_species_rows(model_dir / SPECIES_FILE),
         pictures={name: title for name, title in PICTURES.items() if (model_dir / name).is_file()},
     )
     return str(card)
+
+
+def _base_model(starting_point: str, backbone: str) -> str | None:
+    """The Hub's name of the model that training started from; None if it is not on the Hub."""
+    if "@" in starting_point:  # `owner/name@commit`
+        return starting_point.partition("@")[0]
+    if starting_point != "pretrained":
+        return None
+    weights = timm.get_pretrained_cfg(backbone)
+    return None if weights is None or not weights.hf_hub_id else str(weights.hf_hub_id)
 
 
 def _chosen_by(result: Mapping[str, Any]) -> str | None:

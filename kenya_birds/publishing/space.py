@@ -71,7 +71,7 @@ def write_space(
         folder: Where to write; new or empty.
         repo_id: `owner/name` of the model on the Hub.
         revision: The model's commit; None: its main branch, whatever is there when the Space starts.
-        license: The model's licence, as the Hub spells it.
+        license: The licence of the Space's files, as the Hub spells it; by default that of this package.
         code_license: File with the code's licence.
 
     Returns:

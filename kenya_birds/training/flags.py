@@ -95,6 +95,7 @@ class TrainFlags:
         features: The feature extractor.
         augmentation: Random changes of training clips.
         training: Arguments of `KenyaBirdsTrainingArguments` that are given.
+        params: The best.json that gave some of the values.
     """
 
     data: DataArguments
@@ -102,6 +103,7 @@ class TrainFlags:
     features: FeatureArguments
     augmentation: AugmentationArguments
     training: dict[str, Any]
+    params: Path | None = None
 
     def settings(self) -> "Settings":
         """The settings of a run; imports torch.
@@ -129,7 +131,8 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
             a file that is not there, a tracker that is not installed.
     """
     given = vars(train_parser(program).parse_args(list(words)))
-    given = {**_read_params(given.pop("params", None)), **given}
+    params = given.pop("params", None)
+    given = {**_read_params(params), **given}
     parts = []
     for group in GROUPS:
         names = {field.name for field in dataclasses.fields(group)}
@@ -143,7 +146,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
             usual[field.name] = field.default
     check_inherited({**own, **given}, usual)
     data, model, features, augmentation = (group(**values) for group, values in zip(GROUPS, light, strict=False))
-    flags = TrainFlags(data, model, features, augmentation, training={**own, **given})
+    flags = TrainFlags(data, model, features, augmentation, training={**own, **given}, params=params)
     _check_inputs(flags)
     _check_output(flags, new_output)
     return flags

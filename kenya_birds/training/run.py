@@ -39,7 +39,12 @@ from kenya_birds.training.settings import Settings, differences
 from kenya_birds.training.starting_points import initialize
 from kenya_birds.training.summary import training_summary
 from kenya_birds.training.trainer import KenyaBirdsTrainer, training_team
-from kenya_birds.training.training_recordings import Overlap, TrainingRecordings, recordings_before
+from kenya_birds.training.training_recordings import (
+    Overlap,
+    TrainingRecordings,
+    overlap_with_tuning,
+    recordings_before,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +178,25 @@ class Run:
             f"{SPLITS_FILE} as --splits_file, or test on recordings that it was not trained on"
         )
         self._overlap(recordings).refuse(self.settings.model.init_from, ["train", "validation"], advice)
+
+    def warn_of_tuning(self, params: Path | None, recordings: Iterable[str]) -> None:
+        """Warns if settings were tuned on recordings.
+
+        Args:
+            params: The best.json of `kenya-birds tune` that the settings are from; None if they are from none.
+            recordings: Those that will test this run.
+        """
+        if params is None:
+            return
+        overlap = overlap_with_tuning(params, self.builder.archive.fingerprints(recordings))
+        if overlap.used_for:
+            logger.warning(
+                "The settings of %s were tuned on %d of the %d test recordings: the figures will be too good. Train "
+                "with the splits of the tuning",
+                params,
+                len(overlap.used_for),
+                len(overlap.recordings),
+            )
 
     def _overlap(self, recordings: Iterable[str]) -> Overlap:
         if self._before is None:

@@ -11,6 +11,7 @@ from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.same_recording import recording_key
 from kenya_birds.data.splits import read_splits
 from kenya_birds.errors import UserError
+from kenya_birds.json_files import read_json
 from kenya_birds.output_files import write_table
 from kenya_birds.saved_models import SavedModel, find_model
 from kenya_birds.training.run_folder import RECORDINGS_FILE, SPLITS_FILE
@@ -18,6 +19,8 @@ from kenya_birds.training.starting_points import kind_of_starting_point
 
 COLUMNS = ("recording", "split", "sound", "model")
 SHOWN_NAMES = 5
+# In the best.json of tuning: the recordings that trials were scored on.
+RECORDINGS_KEY = "recordings"
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,23 @@ def recordings_before(init_from: str, checkpoint: Path | None) -> TrainingRecord
         return None
     donor = find_model(init_from)
     return TrainingRecordings.of_starting_model(donor) if donor.config.get("model_type") == "kenya_birds" else None
+
+
+def overlap_with_tuning(params: Path, fingerprints: Mapping[str, str | None]) -> Overlap:
+    """What tuned settings have to do with recordings: which of them the settings were chosen with.
+
+    Args:
+        params: The best.json that `kenya-birds tune` wrote; those of older versions do not say which recordings.
+        fingerprints: By the recordings' names.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    recordings = read_json(params).get(RECORDINGS_KEY)
+    if not isinstance(recordings, dict):
+        return Overlap(tuple(fingerprints), {}, [str(params)])
+    splits = pd.DataFrame({"recording": list(recordings), "split": "validation"})
+    return TrainingRecordings.of_splits(splits, recordings).overlap(fingerprints)
 
 
 def overlap_of(saved: SavedModel, fingerprints: Mapping[str, str | None]) -> Overlap:

@@ -91,7 +91,9 @@ def tune(
     # What the user may have got wrong comes to light before anything is written.
     runs = [Run(settings.changed(output_dir=str(output / "plan"), backbone=name)) for name in space.backbones]
     table = tuning_folds(runs[0], folds)
-    runs[0].check_starting_model(table.loc[table["fold"] >= 0, "recording"])  # each of them validates in one fold
+    scored_on = table.loc[table["fold"] >= 0, "recording"]  # each of them validates in one fold
+    runs[0].check_starting_model(scored_on)
+    fingerprints = runs[0].builder.archive.fingerprints(scored_on)
     del runs
     description = {
         "space": space.describe(),
@@ -126,7 +128,7 @@ def tune(
         if done < trials:
             _optimize(study, _objective(settings, space, table, output), trials, timeout_s, output)
     finally:
-        write_tuning(study, output, space)
+        write_tuning(study, output, space, fingerprints)
     return study
 
 

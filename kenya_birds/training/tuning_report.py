@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from kenya_birds.output_files import write_table
 from kenya_birds.plot_style import styled
 from kenya_birds.training.flags import PARAMS_KEY
 from kenya_birds.training.search_space import SearchSpace
+from kenya_birds.training.training_recordings import RECORDINGS_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,9 @@ FOLD_EPOCHS = "fold_best_epoch"
 LEAST_TRIALS_FOR_IMPORTANCE = 4
 
 
-def write_tuning(study: Study, folder: Path, space: SearchSpace) -> None:
+def write_tuning(
+    study: Study, folder: Path, space: SearchSpace, recordings: Mapping[str, str | None] | None = None
+) -> None:
     """Writes what a study has found so far.
 
     - `best.json`: flags of `train_hf.py` by name, those included that were not searched and do not have their default;
@@ -43,6 +47,8 @@ def write_tuning(study: Study, folder: Path, space: SearchSpace) -> None:
         study: The study.
         folder: Where to write; a file that is there is replaced.
         space: The space that the study searches.
+        recordings: `sound_fingerprint` of each recording that the trials were scored on, by its name; `train_hf.py`
+            warns of a test on these.
     """
     trials = study.get_trials(deepcopy=False)
     write_table(history(study), folder / HISTORY_FILE)
@@ -61,6 +67,7 @@ def write_tuning(study: Study, folder: Path, space: SearchSpace) -> None:
             FOLD_EPOCHS: best.user_attrs[FOLD_EPOCHS],
             "study_name": study.study_name,
             "space": space.describe(),
+            RECORDINGS_KEY: dict(recordings or {}),
         },
         folder / BEST_FILE,
     )
