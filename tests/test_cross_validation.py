@@ -197,13 +197,15 @@ def test_what_cannot_be_cross_validated_is_refused(small_archive, validated, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_another_cross_validation_is_not_resumed(small_archive, validated, tmp_path):
+def test_another_cross_validation_is_not_resumed(small_archive, validated, tmp_path, monkeypatch):
     here = {"data_dir": small_archive, "cache_dir": validated.parent / "cache", "output_dir": validated}
     refused("exists and is not an empty folder", **here, folds=3)
     goes_on = {**here, "resume_from_checkpoint": "true"}
-    refused("learning_rate was 0.003 and is 0.001 now", **{**goes_on, "learning_rate": 1e-3}, folds=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("kenya_birds.training.run.clips_builder", None)  # the archive is not read
+        refused("learning_rate was 0.003 and is 0.001 now", **{**goes_on, "learning_rate": 1e-3}, folds=3)
+        refused("split_seed was 42 and is 3 now", **goes_on, folds=3, split_seed=3)
     refused("folds was 3 and is 4 now", **goes_on, folds=4)
-    refused("split_seed was 42 and is 3 now", **goes_on, folds=3, split_seed=3)
     refused("recordings are in other folds now", **goes_on, folds=3, splits_file=other_folds(validated, tmp_path))
     refused(r"no checkpoint .*\(a cross-validation is resumed with --folds", **goes_on)
     archive = shutil.copytree(small_archive, tmp_path / "archive")
@@ -233,6 +235,15 @@ def test_a_cross_validation_replaces_no_file_of_others_and_shares_its_folder_wit
     (folder / "README.md").write_text("mine")
     refused("README.md was changed since training wrote it", **goes_on)
     assert (folder / "README.md").read_text() == "mine"
+
+
+def test_of_a_cross_validation_that_fails_before_training_nothing_is_left(small_archive, validated, tmp_path):
+    words = flags(small_archive, tmp_path / "run", validated.parent / "cache", folds=3, **SETTINGS)
+    planned = CrossValidation(settings_of(words))
+    planned.__enter__()
+    assert (tmp_path / "run" / "folds.csv").is_file()
+    planned.__exit__(UserError, UserError("no clip can be read"), None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_table_of_folds_decides(small_archive, validated, tmp_path):

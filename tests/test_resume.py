@@ -23,6 +23,7 @@ from kenya_birds.training.run_folder import (
     SPLITS_FILE,
     RunRecord,
     adopt,
+    checkpoints,
     clear_results,
     find_start,
     forget_start,
@@ -374,6 +375,7 @@ def test_the_last_whole_checkpoint_is_found_and_others_are_refused(tmp_path):
     last = checkpoint_in(tmp_path, 10)
     partial = checkpoint_in(tmp_path, 11, whole=False)
     checkpoint_in(tmp_path, "best")
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-11"]
     assert find_start(tmp_path, "True") == last
     assert find_start(tmp_path, str(last / ".." / "checkpoint-9")).samefile(tmp_path / "checkpoint-9")
     with pytest.raises(UserError, match="is not a whole checkpoint"):

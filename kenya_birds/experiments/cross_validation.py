@@ -25,11 +25,12 @@ from kenya_birds.output_files import check_not_locked, is_new_or_empty, locked, 
 from kenya_birds.training.arguments import DEFAULT_FOLDS
 from kenya_birds.training.run import Run
 from kenya_birds.training.run_folder import (
-    CHECKPOINT_PREFIX,
     SUMMARY_FILE,
     RunRecord,
     check_results,
+    checkpoints,
     clear_results,
+    forget_start,
     last_whole_checkpoint,
     writing_results,
 )
@@ -80,6 +81,8 @@ class CrossValidation:
         self.team = training_team(training)
         self.team.first_does(partial(check_not_locked, self.output_dir))
         self.team.first_does(self._check_output)
+        if training.resume_from_checkpoint:
+            self._refuse(differences(RunRecord.read(self.output_dir).settings, settings.deciding()))
         plan = Run(settings.changed(output_dir=str(self.output_dir / "plan"), resume_from_checkpoint=None))
         self.classes = plan.builder.classes
         self._common_names, self._record = plan.common_names, plan.record
@@ -90,7 +93,7 @@ class CrossValidation:
         self._description: dict[str, Any] = {"classes": self.classes, "folds": self.folds}
         if training.resume_from_checkpoint:
             self._check_unchanged()
-        self._stack = contextlib.ExitStack()
+        self._stack, self._is_new = contextlib.ExitStack(), False
 
     def __enter__(self) -> "CrossValidation":
         """Locks the output folder, and writes the record and the folds of a new cross-validation.
@@ -101,8 +104,11 @@ class CrossValidation:
         self.team.first_does(self._take_folder)
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        """Frees the output folder."""
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """Frees the output folder; of a new cross-validation that failed before it had trained, nothing is left."""
+        if kind is not None and self._is_new:
+            with contextlib.suppress(OSError):
+                forget_start(self.output_dir, FOLDS_FILE, RESULTS_FILE)
         self._stack.close()
 
     def run(self) -> dict[str, Any]:
@@ -130,7 +136,7 @@ class CrossValidation:
                 _, scored = train_and_evaluate(run)
                 if self.team.is_first:
                     _write_logits(scored, folder / LOGITS_FILE)
-                    for checkpoint in folder.glob(f"{CHECKPOINT_PREFIX}*"):
+                    for checkpoint in checkpoints(folder):
                         shutil.rmtree(checkpoint)
             del scored, run
             gc.collect()  # a trainer and its model hold each other
@@ -187,11 +193,10 @@ class CrossValidation:
         check_results(output_dir)
 
     def _check_unchanged(self) -> None:
-        """Raises `UserError` if a cross-validation that is resumed was started with other settings or data."""
+        """Raises `UserError` if a cross-validation that is resumed was started with other folds or data."""
         output_dir = self.output_dir
         record, before = RunRecord.read(output_dir), read_json(output_dir / RESULTS_FILE)
-        changes = differences(record.settings, self.settings.deciding())
-        changes += differences({"folds": before.get("folds")}, {"folds": self.folds})
+        changes = differences({"folds": before.get("folds")}, {"folds": self.folds})
         if record.annotations != self._record.annotations:
             # Folds that are done were tested on the annotations as they were.
             changes.append("annotations.csv has changed since")
@@ -199,20 +204,23 @@ class CrossValidation:
             changes.append("the archive has other species now")
         elif not changes and not read_folds(output_dir / FOLDS_FILE).equals(self.table):
             changes.append("the recordings are in other folds now")
+        self._refuse(changes)
+
+    def _refuse(self, changes: list[str]) -> None:
         if changes:
             raise UserError(
-                f"the cross-validation in {output_dir} was started with other settings or data: {'; '.join(changes)}. "
-                "Give what it was started with, or another --output_dir"
+                f"the cross-validation in {self.output_dir} was started with other settings or data: "
+                f"{'; '.join(changes)}. Give what it was started with, or another --output_dir"
             )
 
     def _take_folder(self) -> None:
         output_dir = self.output_dir
-        with user_errors(OSError):
+        with contextlib.ExitStack() as stack, user_errors(OSError):
             output_dir.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
             stack.enter_context(locked(output_dir))
             self._check_output()  # another run may have come and gone since this one was planned
             if not (output_dir / RESULTS_FILE).is_file():
+                self._is_new = True
                 self._record.write(output_dir)
                 write_table(self.table, output_dir / FOLDS_FILE)
                 write_json(self._description, output_dir / RESULTS_FILE)

@@ -288,9 +288,8 @@ class Run:
     def _take_folder(self) -> Path | None:
         """Locks and prepares the output folder; returns the checkpoint in it to resume from."""
         folder, checkpoint = self._output_dir, self._checkpoint
-        with user_errors(OSError):
+        with contextlib.ExitStack() as stack, user_errors(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
             stack.enter_context(locked(folder))
             # Another run may have come and gone since this one was planned.
             if self._find_start() != checkpoint:

@@ -126,10 +126,15 @@ def find_start(output_dir: Path, resume: str | None) -> Path | None:
     return checkpoint
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, by their steps; not all need be whole."""
+    return sorted((path for path in folder.glob(f"{CHECKPOINT_PREFIX}*") if _step(path) >= 0), key=_step)
+
+
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The whole checkpoint with the most steps in a folder; None if there is none."""
-    whole = [path.parent for path in folder.glob(f"{CHECKPOINT_PREFIX}*/{STATE_FILE}") if _step(path.parent) >= 0]
-    return max(whole, key=_step, default=None)
+    whole = [checkpoint for checkpoint in checkpoints(folder) if (checkpoint / STATE_FILE).is_file()]
+    return whole[-1] if whole else None
 
 
 def lies_in(checkpoint: Path, folder: Path) -> bool:
@@ -230,9 +235,14 @@ def clear_results(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def forget_start(folder: Path) -> None:
-    """Deletes what a run has written at its start, if there is nothing else, and the folder with it."""
-    names = (*RECORD_FILES, LOCK_FILE)
+def forget_start(folder: Path, *more: str) -> None:
+    """Deletes what a run has written at its start, if there is nothing else, and the folder with it.
+
+    Args:
+        folder: The output folder.
+        *more: Files that are written then, too.
+    """
+    names = (*RECORD_FILES, *more, LOCK_FILE)
     if {path.name for path in folder.iterdir()} <= set(names):
         for name in names:
             (folder / name).unlink(missing_ok=True)
