@@ -10,6 +10,7 @@ from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.errors import UserError
 from kenya_birds.input_files import check_layout
 from kenya_birds.parsing import Parser, add_general, add_option
+from kenya_birds.process import print_anything, use_utf8
 from kenya_birds.publishing.model_folder import loading_line, model_contents, published_files
 from kenya_birds.values import Count
 
@@ -229,6 +230,8 @@ def _show(
 
 
 if __name__ == "__main__":
+    use_utf8()
+    print_anything()
     show_log()
     with one_line_errors("push_model.py", AFTER_STOP):
         main()

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from kenya_birds.console import one_line_errors, show_log
-from kenya_birds.training.flags import parse_train_flags
+from kenya_birds.process import print_anything, use_utf8
+from kenya_birds.training.flags import TrainFlags, after_stop, parse_train_flags
 from kenya_birds.training.run_folder import CARD_FILE, writing_results
 
 logger = logging.getLogger("kenya_birds.train")
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
-AFTER_STOP = "resume with the same command and --resume_from_checkpoint true"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,7 +26,21 @@ def main(arguments: list[str] | None = None) -> None:
         UserError: If an argument or the archive cannot be used.
     """
     flags = parse_train_flags(sys.argv[1:] if arguments is None else arguments)
+    try:
+        train(flags)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(after_stop(flags.training["output_dir"])) from None
 
+
+def train(flags: TrainFlags) -> None:
+    """From the archive to a model folder with its card.
+
+    Args:
+        flags: The command line.
+
+    Raises:
+        UserError: If an argument or the archive cannot be used.
+    """
     show_log(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     logger.info("Reading the archive %s ...", flags.data.data_dir)
     # torch and transformers take seconds to import: a mistyped flag has ended the program before.
@@ -65,7 +79,9 @@ def _write_card(output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("train_hf.py", AFTER_STOP):
+    use_utf8()
+    print_anything()
+    with one_line_errors("train_hf.py"):
         main()
         from accelerate import PartialState
 

@@ -1,11 +1,12 @@
 """What every command shares: errors in one line, and the package's log on stderr."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kenya_birds.errors import UserError
+from kenya_birds.errors import UsageError, UserError
 
 
 @contextmanager
@@ -14,16 +15,21 @@ def one_line_errors(program: str, after_stop: str = "") -> Iterator[None]:
 
     Args:
         program: Name of the command, put in front of the message.
-        after_stop: How to resume what Ctrl+C stopped.
+        after_stop: How to resume what Ctrl+C stopped, unless the `KeyboardInterrupt` says it.
     """
+    # All processes of a launcher have the same command line, and get Ctrl+C together.
+    is_first = os.environ.get("RANK", "0") == "0"
     try:
         yield
     except UserError as error:
         program = getattr(error, "program", program)  # of a command line, the command too
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if is_first or not isinstance(error, UsageError):
+            print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"{program}: stopped{f'; {after_stop}' if after_stop else ''}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        hint = str(stop) or after_stop
+        if is_first:
+            print(f"{program}: stopped{f'; {hint}' if hint else ''}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -30,6 +30,11 @@ class SavedModel:
     starting_point: str
 
     @property
+    def public_name(self) -> str:
+        """What it may be called in public: `owner/name@commit`, or the name of its folder without where it lies."""
+        return self.folder.resolve().name if self.starting_point == "model" else self.starting_point
+
+    @property
     def config(self) -> dict[str, Any]:
         """Its config.json."""
         return read_json(self.folder / "config.json")

@@ -3,6 +3,7 @@ import os
 import re
 from contextlib import suppress
 
+import av
 import numpy as np
 import pytest
 import scipy.io.wavfile
@@ -362,3 +363,54 @@ def test_clips_of_another_form_are_not_misread():
         scipy.io.wavfile.write(buffer, RATE, samples)
         with pytest.raises(ValueError, match=r"expected mono WAV of int16 or float32, found int"):
             decode_wav(buffer.getvalue())
+
+
+@pytest.fixture(params=["wav", "flac", "ogg", "mp3", "m4a"])
+def write_stereo(request, tmp_path):
+    """Writes two channels in a format that soundfile or PyAV reads."""
+
+    def write(left, right):
+        path = tmp_path / f"stereo.{request.param}"
+        sound = np.stack([left, right], axis=1).astype(np.float32)
+        if request.param != "m4a":
+            soundfile.write(path, sound, RATE)
+            return path
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("aac", rate=RATE)
+            stream.layout = "stereo"
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.T), format="fltp", layout="stereo")
+            frame.sample_rate = RATE
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return path
+
+    return write
+
+
+def whistle(low_hz):
+    time_s = np.arange(3 * RATE) / RATE
+    return 0.3 * np.sin(2 * np.pi * (low_hz + 200 * time_s) * time_s)
+
+
+def likeness(found, expected):
+    """Correlation with the second second, which an encoder of AAC may have delayed by a frame."""
+    return max(np.corrcoef(found, expected[RATE - lag : 2 * RATE - lag])[0, 1] for lag in (0, 1024, 2048))
+
+
+def test_of_channels_that_cancel_each_other_the_loudest_is_read(write_stereo):
+    left = whistle(1000)
+    with RecordingReader(write_stereo(left, -0.95 * left)) as reader:
+        assert reader.lone_channel == 0
+        found = reader.read(RATE, RATE)
+        assert likeness(found, left) > 0.9
+        assert 0.8 < found.std() / left[RATE : 2 * RATE].std() < 1.2
+        blocks = [block.sound for block in reader.blocks(RATE // 2)]
+        np.testing.assert_allclose(np.concatenate(blocks)[RATE : 2 * RATE], found, atol=1e-6)
+
+
+def test_other_channels_are_their_mean(write_stereo):
+    left, right = whistle(1000), whistle(2000)
+    for second in (right, left, np.zeros_like(left), -0.5 * left + 0.3 * right):
+        with RecordingReader(write_stereo(left, second)) as reader:
+            assert reader.lone_channel is None
+            assert likeness(reader.read(RATE, RATE), (left + second) / 2) > 0.9

@@ -277,6 +277,17 @@ def test_what_is_no_fault_of_a_file_ends_the_check(archive, monkeypatch, where, 
         check_archive(archive)
 
 
+def test_channels_that_cancel_each_other_are_noted_and_not_called_silent(archive):
+    sound = noise(10)
+    soundfile.write(sound_folder(archive) / "a.flac", np.stack([sound, -sound], axis=1), RATE)
+    check = check_archive(archive)
+    assert check.findings[["finding", "detail", "effect"]].to_numpy().tolist() == [
+        ["has channels that cancel each other", "one is inverted; channel 1 is read alone", ""]
+    ]
+    assert check.recordings[0].rms_dbfs > -20
+    assert check.recordings[0].lone_channel == 1
+
+
 def test_sound_that_is_clipped_silent_or_off_centre_is_noted(archive):
     sound = noise(10)
     sound[: RATE // 2] = 32767

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from running import ROOT
 
+from kenya_birds import cli
 from kenya_birds.cli import _parser
+from kenya_birds.console import one_line_errors
 from kenya_birds.errors import UserError
 from kenya_birds.training.arguments import TRACKERS, TrainerArguments, trainer_kinds
 from kenya_birds.training.flags import GROUPS, TITLES, train_parser
@@ -455,3 +457,58 @@ def test_info_shows_what_there_is_of_a_model_and_imports_nothing_heavy(places):
     assert about["clip_s"] == 3.0
     assert about["species"][0]["code"] == "a"
     assert about["figures"] is None
+
+
+@pytest.mark.parametrize("command", ["detect", "download", "tune", "check", "embed", "export"])
+def test_ctrl_c_ends_a_command_with_one_line_on_how_to_resume(command, monkeypatch, capsys):
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    real = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(
+        argparse.ArgumentParser,
+        "parse_args",
+        lambda *args: argparse.Namespace(**{**vars(real(*args)), "run": stopped}),
+    )
+    words = {
+        "detect": ["model", "sound", "--output", "x"],
+        "embed": ["model", "sound", "--output", "x"],
+        "export": ["model", "--output", "x"],
+        "tune": ["archive", "--trials", "1"],
+    }
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, *words.get(command, ["archive"])])
+    assert ended.value.code == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"kenya-birds {command}: stopped; .*run the same command again.*", line)
+
+
+def test_ctrl_c_in_training_says_whether_it_can_be_resumed(tmp_path, monkeypatch, capsys):
+    import train_hf
+
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_hf, "train", stopped)
+    monkeypatch.setattr(train_hf, "parse_train_flags", lambda _: argparse.Namespace(training={"output_dir": tmp_path}))
+    for made, said in (
+        (None, "no checkpoint was saved yet; run the same command again"),
+        ("checkpoint-3", "no checkpoint was saved yet; run the same command again"),
+        ("checkpoint-3/trainer_state.json", "resume with the same command and --resume_from_checkpoint true"),
+    ):
+        if made == "checkpoint-3":
+            (tmp_path / made).mkdir()
+        elif made:
+            (tmp_path / made).write_text("{}", encoding="utf-8")
+        with pytest.raises(SystemExit) as ended, one_line_errors("train_hf.py"):
+            train_hf.main([])
+        assert ended.value.code == 130
+        assert capsys.readouterr().err == f"train_hf.py: stopped; {said}\n"
+
+
+def test_one_process_of_several_reports_a_mistake_in_their_command_line(monkeypatch, capsys):
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["detect", "--outputs", "x"])
+        assert capsys.readouterr().err.count("\n") == lines

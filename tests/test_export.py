@@ -22,7 +22,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model.signal_kenya_birds import stft
 from kenya_birds.publishing.export import WaveformClassifier, compare_graph, export_onnx, run_graph
-from kenya_birds.publishing.export_readme import PROGRAM
+from kenya_birds.publishing.export_readme import PROGRAM, render_readme
 from kenya_birds.publishing.fourier_matrices import FourierMatrices
 
 LABELS = ["combul2", "gnbcam2", "hartur1"]
@@ -230,14 +230,24 @@ def test_labels_thresholds_and_metadata_tell_of_the_model(single, waveforms):
     assert (metadata["problem_type"], metadata["backbone"]) == ("single_label_classification", "test_convnext")
     weights = graph.parent / "model" / "model.safetensors"
     assert metadata["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    # A folder's name is nobody's business.
-    assert metadata["model_id"] == "model"
-    assert str(graph.parent) not in (graph / "README.md").read_text()
+    assert metadata["model_id"] == "model"  # of a folder nothing is told
+    readme = (graph / "README.md").read_text()
+    assert str(graph.parent) not in readme
+    assert readme.startswith(
+        "# model: a bird classifier as an ONNX graph\n\nExported by `kenya-birds export` from the model `model`"
+    )
     with open(graph / "labels.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["code"] for row in rows] == LABELS
     assert rows[0] == {"class_id": "0", "code": "combul2", **SPECIES["combul2"]}
     assert (graph / "thresholds.json").read_text() == (graph.parent / "model" / "thresholds.json").read_text()
+
+
+def test_the_readme_links_a_model_of_the_hub():
+    metadata = {"sampling_rate_hz": "32000", "clip_samples": "96000", "problem_type": "", "backbone": "test_convnext"}
+    text = render_readme(f"ann/birds@{'0123456789' * 4}", metadata, classes=3, has_thresholds=False)
+    assert text.startswith("# birds: a bird classifier as an ONNX graph\n")
+    assert f"[`ann/birds`](https://huggingface.co/ann/birds/tree/{'0123456789' * 4}) (commit `012345678901`)" in text
 
 
 def test_the_readmes_program_says_what_is_heard(single, waveforms):

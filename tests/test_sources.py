@@ -119,6 +119,8 @@ def test_a_list_names_recordings_that_need_not_be_there(folder):
     listed = folder / "list.txt"
     listed.write_text(f"\ufeff# mine\n\n{folder / 'b.flac'}\n{folder / 'gone.wav'}\n", encoding="utf-8")
     assert names(listed) == [str(folder / "b.flac"), str(folder / "gone.wav")]
+    listed.write_text(f"{folder / 'b.flac'}\r\n{folder / 'gone.wav'}\r\n", encoding="utf-16")  # PowerShell's >
+    assert names(listed) == [str(folder / "b.flac"), str(folder / "gone.wav")]
     with pytest.raises(UserError, match="No such file"):
         find_sources([listed])[1].state()
 

@@ -68,6 +68,17 @@ def test_windows_of_an_array_are_those_of_the_file(tmp_path):
     assert from_array == reading
 
 
+def test_channels_that_cancel_each_other_are_told_and_one_is_heard(tmp_path, caplog):
+    sound = chirps(3)
+    _, windows, reading = read(write(tmp_path / "a.wav", np.stack([sound, -sound], axis=1)))
+    _, expected, _ = read(write(tmp_path / "b.wav", sound))
+    np.testing.assert_array_equal(windows, expected)
+    assert not reading.losses
+    assert "channels that cancel each other" in caplog.text
+    assert caplog.text.count("a.wav") == 1
+    assert "b.wav" not in caplog.text
+
+
 def test_two_channels_are_their_mean(tmp_path):
     left, right = chirps(2, 1) // 2, chirps(2, 2) // 2
     _, windows, _ = read(write(tmp_path / "a.wav", np.stack([left, right], axis=1)))
@@ -188,6 +199,8 @@ def test_a_recording_shorter_than_a_window_is_scored_from_a_quarter_of_one_on(tm
 
 class FakeReader:
     """A recording of which some frames are lost, and some are digital silence; its samples tell their places."""
+
+    lone_channel = None
 
     def __init__(self, rate, sampling_rate, frames, lost, silent):
         self.header = AudioHeader(frames, rate, 1)

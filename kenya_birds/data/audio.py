@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -63,8 +64,8 @@ class Block:
     Attributes:
         start: Its first frame.
         frames: Number of frames; 0 at the end of a file that was cut off, where it is not known how much is missing.
-        sound: float32 array of shape `(frames,)`, the mean of the channels, full scale at -1 and 1 and floats beyond
-            it as they are; None where it cannot be decoded.
+        sound: float32 array of shape `(frames,)`, mono, full scale at -1 and 1 and floats beyond it as they are; None
+            where it cannot be decoded.
         decoder: Which decoder gave it, `soundfile` or `PyAV`; None where it cannot be decoded.
         reason: What each decoder said where it cannot be decoded, else empty.
     """
@@ -88,6 +89,8 @@ def read_header(path: Path) -> AudioHeader:
 
 class RecordingReader:
     """Reads windows of one recording, mono (the mean of the channels), at one sampling rate, padded past its ends.
+
+    Where the channels would cancel each other, one of them is read alone (see `lone_channel`).
 
     Samples are float32 with full scale at -1 and 1, which holds 16 and 24 bits exactly: a mono recording that is read
     at its own rate keeps every bit, and floats above full scale are not clipped. soundfile reads it. PyAV reads what
@@ -156,6 +159,23 @@ class RecordingReader:
         for decoder in (self._soundfile, self._pyav):
             if decoder is not None:
                 decoder.close()
+
+    @cached_property
+    def lone_channel(self) -> int | None:
+        """The channel that is read alone, the loudest, as the channels cancel each other in their mean; else None.
+
+        That is so where one channel is inverted. The first sound of the recording decides.
+        """
+        decoder = self._soundfile or (self._open_pyav() if self.header.channels > 1 else None)
+        if decoder is None or self.header.channels == 1:
+            return None
+        try:
+            return decoder.find_lone_channel()
+        except MemoryError:
+            raise
+        except Exception:  # the same bytes are read again later, and told
+            logger.debug("The channels of %s were not compared", self.path, exc_info=True)
+            return None
 
     @property
     def samples(self) -> int:
@@ -270,10 +290,15 @@ class RecordingReader:
 
     def _read_soundfile(self, first: int, last: int) -> np.ndarray | None:
         file = self._soundfile
-        return None if file is None else self._ask(SoundfileDecoder.name, lambda: file.read(first, last))
+        if file is None:
+            return None
+        file.channel = self.lone_channel
+        return self._ask(SoundfileDecoder.name, lambda: file.read(first, last))
 
     def _read_pyav(self, first: int, last: int) -> list[tuple[int, int, np.ndarray | None]]:
         pyav = self._open_pyav()
+        if pyav is not None:
+            pyav.channel = self.lone_channel
         found = None if pyav is None else self._ask(PyavDecoder.name, lambda: pyav.read(first, last))
         if pyav is not None and found is not None:
             self._said[PyavDecoder.name] = pyav.damage or "no intact sound there"

@@ -228,6 +228,11 @@ def _recording_findings(recording: RecordingCheck, annotated: set[str]) -> Itera
         (name not in annotated, "has no annotations", ""),
         (recording.clipped_share > CLIPPED_SHARE, "is clipped", f"{recording.clipped_share:.2%} of the samples"),
         (recording.longest_silence_s >= LONG_SILENCE_S, "is silent", f"for {recording.longest_silence_s:.1f} s"),
+        (
+            recording.lone_channel is not None,
+            "has channels that cancel each other",
+            f"one is inverted; channel {recording.lone_channel} is read alone",
+        ),
         (abs(recording.dc_offset) > DC_OFFSET, "has a DC offset", f"{recording.dc_offset:.1%} of full scale"),
     ]
     for is_so, what, detail in found:

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from kenya_birds.data.decoders import in_words, to_mono
+from kenya_birds.data.decoders import PROBED_S, in_words, to_mono
 from kenya_birds.data.mpeg_audio import follow_frames
 from kenya_birds.data.ogg_pages import find_ogg_damage
 
@@ -70,11 +70,18 @@ def survey_sound(container: av.container.InputContainer, path: Path) -> Survey:
     return surveyor.finish()
 
 
-def decode_sound(container: av.container.InputContainer, certain_frames: int) -> Iterator[tuple[int, np.ndarray]]:
+def decode_sound(
+    container: av.container.InputContainer, certain_frames: int, channel: int | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
     """Decodes the sound before the first damage.
 
+    Args:
+        container: The file, opened and not yet read.
+        certain_frames: See `Survey`.
+        channel: The one that is read alone; None: the mean of all.
+
     Yields:
-        (first frame, float32 array of shape `(frames,)`, the mean of the channels), in order and without gaps.
+        (first frame, float32 array of shape `(frames,)`), in order and without gaps.
     """
     if not certain_frames:
         return
@@ -88,7 +95,7 @@ def decode_sound(container: av.container.InputContainer, certain_frames: int) ->
                 pending.append(channels_last(frame))
                 end += frame.samples
         if pending and (end - at >= CHUNK_FRAMES or end >= certain_frames):
-            yield at, to_mono_float(np.concatenate(pending))[: certain_frames - at]
+            yield at, to_mono_float(np.concatenate(pending), channel)[: certain_frames - at]
             at, pending = end, []
             if end >= certain_frames:
                 return
@@ -100,12 +107,35 @@ def channels_last(frame: av.AudioFrame) -> np.ndarray:
     return samples.T if frame.format.is_planar else samples.reshape(frame.samples, -1)
 
 
-def to_mono_float(samples: np.ndarray) -> np.ndarray:
+def first_sound(container: av.container.InputContainer) -> Iterator[np.ndarray]:
+    """Decodes the beginning of a file: float32 blocks of shape `(frames, channels)`, a second or more each."""
+    pending: list[np.ndarray] = []
+    channels = frames_read = 0
+    for _, frames, _ in _decoded_packets(container):
+        for frame in frames:
+            channels = channels or frame.layout.nb_channels
+            if frame.layout.nb_channels == channels:
+                pending.append(channels_last(frame))
+                frames_read += frame.samples
+            if sum(map(len, pending)) >= frame.sample_rate:
+                yield _to_float(np.concatenate(pending))
+                pending = []
+            if frames_read >= PROBED_S * frame.sample_rate:
+                return
+    if pending:
+        yield _to_float(np.concatenate(pending))
+
+
+def to_mono_float(samples: np.ndarray, channel: int | None = None) -> np.ndarray:
     """FFmpeg's samples of shape `(frames, channels)`, scaled and mixed as `SoundfileDecoder` gives them."""
+    return to_mono(_to_float(samples), channel)
+
+
+def _to_float(samples: np.ndarray) -> np.ndarray:
     sound = samples.astype(np.float32, copy=False)
     if samples.dtype.kind != "f":
         sound = sound / np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))
-    return to_mono(sound - np.float32(1) if samples.dtype.kind == "u" else sound)
+    return sound - np.float32(1) if samples.dtype.kind == "u" else sound
 
 
 def _form(frame: av.AudioFrame) -> tuple[int, int]:

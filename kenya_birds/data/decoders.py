@@ -1,6 +1,7 @@
 """Two decoders of sound files: each gives the right samples, at their place, or says why it does not."""
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +21,10 @@ FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU", "NIST", "FLAC", "
 SHORT_FLAC_FRAME = 512
 EDGE_FRAMES = 32
 BLOCK_S = 10
+# Channels cancel each other if their mean has less than this share of their power, as with one that is inverted.
+CANCELLED_POWER = 0.01
+# How far a recording may begin with silence for that to be found.
+PROBED_S = 60
 
 
 class DecodingError(Exception):
@@ -43,6 +48,7 @@ class SoundfileDecoder:
         encoding: Container and sample format, such as `FLAC PCM_16`.
         is_positioned: Whether each sample's place is certain, as in FLAC and WAV. In MP3 and Ogg a seek may end at
             another place, and after damage other sound is given, without a word.
+        channel: The one that is read alone; None: the mean of all.
 
     Raises:
         DecodingError: If libsndfile does not open the file.
@@ -62,6 +68,21 @@ class SoundfileDecoder:
         self.channels: int = self._file.channels
         self.encoding = f"{self._file.format.replace('RAW', 'WAV')} {self._file.subtype}"
         self.is_positioned = self._file.subtype.startswith(POSITIONED_SUBTYPES)
+        self.channel: int | None = None
+
+    def find_lone_channel(self) -> int | None:
+        """See `find_lone_channel`; None too where the beginning cannot be read."""
+        if self._find_hole():
+            return None
+        self._at = None
+        frames = PROBED_S * self.sample_rate_hz
+        try:
+            self._file.seek(0)
+            blocks = self._file.blocks(BLOCK_S * self.sample_rate_hz, frames=frames, dtype="float32", always_2d=True)
+            return find_lone_channel(blocks)
+        except soundfile.SoundFileError:
+            self._open_again()
+            return None
 
     def close(self) -> None:
         """Closes the file."""
@@ -78,9 +99,7 @@ class SoundfileDecoder:
         Raises:
             DecodingError: If they cannot all be read; other windows still may.
         """
-        if self._has_hole is None:
-            self._has_hole = self._file.format == "FLAC" and _has_hole(self._path)
-        if self._has_hole:
+        if self._find_hole():
             raise DecodingError("the file has a hole of zeros")
         reason = ""
         try:
@@ -95,12 +114,20 @@ class SoundfileDecoder:
             elif self._file.format == "FLAC" and _has_silence(sound):
                 reason = "silence, which may stand for a missing frame"
         if reason:  # libsndfile refuses every later seek, too
-            self._at = None
-            self.close()
-            self._file = self._open()
+            self._open_again()
             raise DecodingError(reason)
         self._at = last
-        return to_mono(sound)
+        return to_mono(sound, self.channel)
+
+    def _find_hole(self) -> bool:
+        if self._has_hole is None:
+            self._has_hole = self._file.format == "FLAC" and _has_hole(self._path)
+        return self._has_hole
+
+    def _open_again(self) -> None:
+        self._at = None
+        self.close()
+        self._file = self._open()
 
     def _open_as_told(self, extent: SoundExtent | None) -> soundfile.SoundFile:
         """Opens the file; of one that libsndfile would not understand or would seek too far in, its sound alone."""
@@ -155,9 +182,25 @@ def _has_silence(sound: np.ndarray) -> bool:
     return bool(np.diff(np.flatnonzero(sound.any(axis=1))).max(initial=0) > SHORT_FLAC_FRAME)
 
 
-def to_mono(sound: np.ndarray) -> np.ndarray:
-    """The mean of the channels, shape `(frames,)`, of sound of shape `(frames, channels)`."""
-    return sound[:, 0] if sound.shape[1] == 1 else sound.mean(axis=1)
+def to_mono(sound: np.ndarray, channel: int | None = None) -> np.ndarray:
+    """The mean of the channels, or one of them, shape `(frames,)`, of sound of shape `(frames, channels)`."""
+    if sound.shape[1] == 1:
+        channel = 0
+    return sound.mean(axis=1) if channel is None else np.ascontiguousarray(sound[:, channel])
+
+
+def find_lone_channel(blocks: Iterable[np.ndarray]) -> int | None:
+    """The channel to read alone, the loudest, where the channels cancel each other in their mean; else None.
+
+    Args:
+        blocks: Sound of shape `(frames, channels)` from the beginning on; the first that is not silent decides.
+    """
+    for sound in blocks:
+        power = np.square(sound, dtype=np.float64).mean(axis=0)
+        if power.max(initial=0) > 0:
+            mixed = np.square(sound.mean(axis=1, dtype=np.float64)).mean()
+            return int(power.argmax()) if mixed < CANCELLED_POWER * power.mean() else None
+    return None
 
 
 def in_words(error: Exception) -> str:

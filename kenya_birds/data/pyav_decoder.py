@@ -9,8 +9,15 @@ from pathlib import Path
 import av
 import numpy as np
 
-from kenya_birds.data.compressed_sound import Survey, channels_last, decode_sound, survey_sound, to_mono_float
-from kenya_birds.data.decoders import BLOCK_S, MAX_FRAMES, DecodingError, in_words
+from kenya_birds.data.compressed_sound import (
+    Survey,
+    channels_last,
+    decode_sound,
+    first_sound,
+    survey_sound,
+    to_mono_float,
+)
+from kenya_birds.data.decoders import BLOCK_S, MAX_FRAMES, DecodingError, find_lone_channel, in_words
 from kenya_birds.data.flac_frames import find_flac_frame, flac_headers, possible_ends, read_at
 
 # Containers in which any place can be sought exactly, if they hold FLAC or PCM.
@@ -38,6 +45,7 @@ class PyavDecoder:
         is_positioned: Whether any place can be sought exactly. If not, FFmpeg's own count of samples is the length.
         damage: Why sound is missing from some place on, where that is known; else empty.
         is_end_known: Whether no sound is missing behind the last frame; if not, it is not known how much.
+        channel: The one that is read alone; None: the mean of all.
 
     Raises:
         DecodingError: If FFmpeg does not open the file, or finds no sound in it.
@@ -70,6 +78,7 @@ class PyavDecoder:
                     raise DecodingError("its stream information is missing")
         self.damage = self._survey.damage if self._survey else ""
         self.is_end_known = self._survey is None or self._survey.is_end_known
+        self.channel: int | None = None
         # What can be decoded of the frames `[_since, _until)` is in `_recent`; `_chunks` gives what follows.
         self._recent: deque[tuple[int, np.ndarray]] = deque()
         self._since, self._until = MAX_FRAMES, 0
@@ -79,6 +88,11 @@ class PyavDecoder:
     def ended(self) -> bool:
         """Whether decoding has come to the end of what can be decoded."""
         return self._until > MAX_FRAMES
+
+    def find_lone_channel(self) -> int | None:
+        """See `find_lone_channel`."""
+        with _open(self._path) as container:
+            return find_lone_channel(first_sound(container))
 
     def close(self) -> None:
         """Closes the file."""
@@ -140,13 +154,15 @@ class PyavDecoder:
         end = 0
         with _open(self._path) as container:
             if self._survey:
-                yield from decode_sound(container, self._survey.certain_frames)
+                yield from decode_sound(container, self._survey.certain_frames, self.channel)
                 return
             places = self._flac_places if self._is_flac else self._timed_places
             for place, frame in places(container, first):
                 if (frame.sample_rate, frame.layout.nb_channels) != (self.sample_rate_hz, self.channels):
                     return
-                sound = to_mono_float(channels_last(frame))[max(end - place, 0) :]  # a frame may be there twice
+                sound = to_mono_float(channels_last(frame), self.channel)[
+                    max(end - place, 0) :
+                ]  # a frame may be there twice
                 if len(sound):
                     yield max(end, place), sound
                     end = max(end, place) + len(sound)

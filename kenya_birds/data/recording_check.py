@@ -36,7 +36,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class RecordingCheck:
-    """What was found in a recording. Levels are those of the mean of the channels; 0 dBFS is full scale.
+    """What was found in a recording. Levels are of what is read, the mean of the channels; 0 dBFS is full scale.
 
     Attributes:
         recording: File name; bytes of it that are not UTF-8 are escaped.
@@ -54,6 +54,8 @@ class RecordingCheck:
         clipped_share: Share of the samples that are at full scale, or beyond it.
         silent_share: Share of the time, in blocks of 0.1 s, with an RMS below -90 dBFS.
         longest_silence_s: Longest such time without a break.
+        lone_channel: Number of the channel that is read alone, from 1 on, as the channels cancel each other in their
+            mean; None: all are read.
     """
 
     recording: str
@@ -71,6 +73,7 @@ class RecordingCheck:
     clipped_share: float = 0.0
     silent_share: float = 0.0
     longest_silence_s: float = 0.0
+    lone_channel: int | None = None
 
     @property
     def duration_s(self) -> float:
@@ -136,6 +139,7 @@ def _measure(path: Path) -> RecordingCheck:
             clipped_share=clipped / max(frames, 1),
             silent_share=int(silent_frames.sum()) / max(frames, 1),
             longest_silence_s=_longest_run(silent_frames) / rate,
+            lone_channel=None if reader.lone_channel is None else reader.lone_channel + 1,
         )
 
 

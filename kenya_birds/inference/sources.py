@@ -1,5 +1,6 @@
 """Which recordings are meant by files, folders, patterns, lists and URLs, and how each comes to this machine."""
 
+import codecs
 import errno
 import glob
 import logging
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 LIST_SUFFIX = ".txt"
 COPIED_BYTES = 2**20
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # What file systems call it when a file was last written, or what changes with it.
 VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 # Whatever a file system's own library raises when it is not reached.
@@ -314,9 +316,13 @@ def _match(parts: Sequence[str], pattern: Sequence[str], *, is_begin: bool = Fal
 
 def _read_list(path: Path) -> _Part:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        data = path.read_bytes()
+        # PowerShell writes UTF-16.
+        lines = data.decode("utf-16" if data.startswith(UTF16_MARKS) else "utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"the list {path} cannot be read: expected one path a line, in UTF-8 ({error})") from None
+        raise UserError(
+            f"the list {path} cannot be read: expected one path a line, in UTF-8 or UTF-16 ({error})"
+        ) from None
     whole = _Part()
     for number, line in enumerate(lines, start=1):
         name = line.strip()

@@ -138,6 +138,12 @@ def read_windows(
         lost: list[Loss] = []
         pieces = _resampled(_timed_blocks(reader, lost, stopwatch), rate, sampling_rate, stopwatch)
         yield from _windows(pieces, reader.samples, reader.header, lost, grid, sampling_rate)
+        if reader.lone_channel is not None:
+            logger.warning(
+                "%s has channels that cancel each other in their mean (one is inverted): channel %d was read alone",
+                path,
+                reader.lone_channel + 1,
+            )
 
 
 def _windows(

@@ -100,13 +100,19 @@ def export_onnx(model_name: str, output_dir: str | Path) -> Path:
             partial = Path(temporary) / output_dir.name
             partial.mkdir()
             metadata = graph_metadata(saved, classifier)
+            logger.info("Step 1 of 3: tracing the model (takes up to a few minutes) ...")
             write_graph(classifier, partial / GRAPH_FILE, metadata)
+            logger.info("Step 2 of 3: comparing the graph with the model on three clips ...")
             difference = compare_graph(classifier, partial / GRAPH_FILE)
-            logger.info("Probabilities of graph and model differ by at most %.1e on three clips", difference)
+            logger.info(
+                "Step 3 of 3: writing (the probabilities of graph and model differ by at most %.1e) ...", difference
+            )
             _species(model.config).to_csv(partial / LABELS_FILE, index=False, lineterminator="\n")
             if thresholds.is_file():
                 shutil.copyfile(thresholds, partial / THRESHOLDS_FILE)
-            text = render_readme(metadata, classes=model.config.num_labels, has_thresholds=thresholds.is_file())
+            text = render_readme(
+                saved.public_name, metadata, classes=model.config.num_labels, has_thresholds=thresholds.is_file()
+            )
             (partial / README_FILE).write_text(text, encoding="utf-8")
             put_folder_in_place(partial, output_dir)
     except OSError as error:

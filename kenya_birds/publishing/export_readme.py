@@ -39,10 +39,19 @@ for first in range(0, len(starts), 4):  # a few clips at a time: their spectra s
 '''
 
 
-def render_readme(metadata: dict[str, str], *, classes: int, has_thresholds: bool) -> str:
+def _link(name: str) -> str:
+    """The model's name; on the Hub, with a link to the commit."""
+    repo_id, _, commit = name.partition("@")
+    if not commit:
+        return f"`{name}`"
+    return f"[`{repo_id}`](https://huggingface.co/{repo_id}/tree/{commit}) (commit `{commit[:12]}`)"
+
+
+def render_readme(name: str, metadata: dict[str, str], *, classes: int, has_thresholds: bool) -> str:
     """The text.
 
     Args:
+        name: What the model is called in public: `owner/name@commit`, or its folder's name.
         metadata: The graph's.
         classes: Their number.
         has_thresholds: Whether the thresholds stand beside the graph.
@@ -53,14 +62,14 @@ def render_readme(metadata: dict[str, str], *, classes: int, has_thresholds: boo
     else:
         meaning = "The probabilities of a clip sum to 1: it is taken to hold one of the classes."
     thresholds = (
-        f"- `{THRESHOLDS_FILE}`: from what probability on to report each species, chosen on validation; null: never\n"
+        f"- `{THRESHOLDS_FILE}`: decision threshold of each species, chosen on validation; null: never report it\n"
         if has_thresholds
         else ""
     )
     return f"""\
-# A bird classifier as an ONNX graph
+# {name.partition("@")[0].rpartition("/")[2]}: a bird classifier as an ONNX graph
 
-Made by `kenya-birds export` from `{metadata["model_id"]}`: a `{metadata["backbone"]}` with {classes} classes.
+Exported by `kenya-birds export` from the model {_link(name)}: a `{metadata["backbone"]}` with {classes} classes.
 A clip is {samples / rate_hz:g} s of mono sound at {rate_hz} Hz.
 
 - `model.onnx`: from `waveform`, float32 `(n, {samples})` in [-1, 1], to `probabilities`, float32 `(n, {classes})`.

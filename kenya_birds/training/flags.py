@@ -22,7 +22,7 @@ from kenya_birds.training.arguments import (
     trainer_kinds,
 )
 from kenya_birds.training.inherited_arguments import check_inherited
-from kenya_birds.training.run_folder import find_start
+from kenya_birds.training.run_folder import find_start, last_whole_checkpoint
 from kenya_birds.training.transformers_fields import TransformersField, transformers_fields
 from kenya_birds.values import Kind, kinds_of
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # In the order of `Settings`; the last one's values go to `KenyaBirdsTrainingArguments`.
 GROUPS = (DataArguments, ModelArguments, FeatureArguments, AugmentationArguments, TrainerArguments)
 PARAMS_KEY = "flags"
+# What a cross-validation leaves first, and what it is resumed by.
+CROSS_VALIDATION_FILE = "cross_validation.json"
 # The titles of the help, most used first. What is in no group is shown by --help_all.
 TITLES = {
     "Most used": (
@@ -150,6 +152,18 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
     _check_inputs(flags)
     _check_output(flags, new_output)
     return flags
+
+
+def after_stop(output_dir: str | Path) -> str:
+    """What to do after training was stopped by Ctrl+C.
+
+    Args:
+        output_dir: The run's output folder.
+    """
+    output_dir = Path(output_dir)
+    if last_whole_checkpoint(output_dir) is not None or (output_dir / CROSS_VALIDATION_FILE).is_file():
+        return "resume with the same command and --resume_from_checkpoint true"
+    return "no checkpoint was saved yet; run the same command again"
 
 
 def tuning_flags(data_dir: str | Path, output: str | Path, flags: Sequence[str]) -> TrainFlags:
