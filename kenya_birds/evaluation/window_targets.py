@@ -1,0 +1,151 @@
+"""What is known to be in windows that lie anywhere in annotated recordings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from kenya_birds.evaluation.events import MIN_OVERLAP
+from kenya_birds.model.modeling_kenya_birds import MASKED
+
+DEFAULT_EDGE_MARGIN_S = 0.25
+
+
+@dataclass(frozen=True)
+class WindowTargets:
+    """Finds the multi-label targets of windows. All times are samples, so that every comparison is exact.
+
+    A call with one point in time is present in a window if its point is inside and at least `margin` away from both
+    edges. It is absent if the point is outside and at least `margin` away. In between it is unknown. A call with a
+    start and an end is present if at least half of the shorter of call and window overlaps, absent if nothing does,
+    and unknown in between. Where a bird that nobody could name is in a window or near its edge, every class that is
+    not present is unknown.
+
+    Attributes:
+        recordings: Names; windows are given by the index.
+        classes: eBird codes; the index is the class id.
+        window: Length of a window in samples.
+        margin: Edge margin in samples.
+        sampling_rate: In Hz.
+        offset: Place of each recording on one axis on which no two recordings are near each other.
+        start: First sample of each annotation on that axis, sorted.
+        end: The sample of its end, equal to `start` for a point in time.
+        label: Class id; `OTHER` for a species that is not a class, `UNKNOWN` for a bird that nobody could name.
+        longest: Length of the longest annotation in samples.
+    """
+
+    recordings: tuple[str, ...]
+    classes: tuple[str, ...]
+    window: int
+    margin: int
+    sampling_rate: int
+    offset: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    label: np.ndarray
+    longest: int
+
+    OTHER = -1
+    UNKNOWN = -2
+
+    @classmethod
+    def of(
+        cls,
+        calls: pd.DataFrame,
+        unknown: pd.DataFrame,
+        lengths: Mapping[str, int],
+        classes: Sequence[str],
+        *,
+        sampling_rate: int,
+        window: int,
+        margin_s: float = DEFAULT_EDGE_MARGIN_S,
+    ) -> "WindowTargets":
+        """Sorts the annotations of some recordings.
+
+        Args:
+            calls: `recording`, `species`, `start_s` and `end_s`; a call is a point in time where both are equal.
+            unknown: `recording`, `start_s` and `end_s` of birds that nobody could name.
+            lengths: Length of each recording in samples; annotations of other recordings are not used.
+            classes: eBird codes. Calls of other species are absent classes, but their windows are not empty.
+            sampling_rate: In Hz.
+            window: Length of a window in samples.
+            margin_s: Edge margin in seconds.
+
+        Raises:
+            ValueError: If the margin is negative, or twice the margin is not shorter than a window.
+        """
+        margin = round(margin_s * sampling_rate)
+        if not 0 <= 2 * margin < window:
+            raise ValueError(f"margin_s is {margin_s}: expected 0 or more, and less than half a window")
+        class_id = {code: index for index, code in enumerate(classes)}
+        label = [class_id.get(code, cls.OTHER) for code in calls["species"]] + [cls.UNKNOWN] * len(unknown)
+        columns = ["recording", "start_s", "end_s"]
+        every = pd.concat([calls[columns], unknown[columns]], ignore_index=True).assign(label=label)
+        every = every[every["recording"].isin(lengths)]
+        start, end = (
+            (every[name] * sampling_rate).round().astype("int64").to_numpy() for name in ("start_s", "end_s")
+        )
+        longest = int((end - start).max(initial=0))
+        spaced = np.array(list(lengths.values()), dtype=np.int64) + 2 * (window + margin + longest + 1)
+        offset = np.concatenate([[0], np.cumsum(spaced)[:-1]]) if len(spaced) else np.zeros(0, dtype=np.int64)
+        number = {name: index for index, name in enumerate(lengths)}
+        place = offset[[number[name] for name in every["recording"]]] if len(every) else start
+        order = np.argsort(place + start, kind="stable")
+        return cls(
+            tuple(lengths),
+            tuple(classes),
+            window,
+            margin,
+            sampling_rate,
+            offset.astype(np.int64),
+            (place + start)[order],
+            (place + end)[order],
+            every["label"].to_numpy(dtype=np.int64)[order],
+            longest,
+        )
+
+    def __call__(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Targets of windows.
+
+        Args:
+            recording: Index of each window's recording, shape `(windows,)`.
+            start: First sample of each window, shape `(windows,)`.
+
+        Returns:
+            int64 of shape `(windows, classes)`: 1 present, 0 absent, -100 unknown.
+        """
+        targets = np.zeros((len(start), len(self.classes)), dtype=np.int64)
+        window, event, is_present = self._touching(recording, start)
+        label = self.label[event]
+        targets[window[label == self.UNKNOWN]] = MASKED
+        for state, rows in ((MASKED, ~is_present & (label >= 0)), (1, is_present & (label >= 0))):
+            targets[window[rows], label[rows]] = state
+        return targets
+
+    def is_empty(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Whether no annotation of any kind is in a window or within the margin of its edges, shape `(windows,)`."""
+        empty = np.ones(len(start), dtype=bool)
+        empty[self._touching(recording, start)[0]] = False
+        return empty
+
+    def _touching(self, recording: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs of a window and an annotation that is not absent from it, and whether it is present."""
+        first = np.asarray(start, dtype=np.int64) + self.offset[recording]
+        last = first + self.window
+        low = self.start.searchsorted(first - self.margin - self.longest, side="left")
+        high = self.start.searchsorted(last + self.margin, side="left")
+        number = np.maximum(high - low, 0)
+        window = np.repeat(np.arange(len(first)), number)
+        event = np.arange(number.sum()) + np.repeat(low - np.concatenate([[0], np.cumsum(number)[:-1]]), number)
+        begin, end = self.start[event], self.end[event]
+        length, first, last = end - begin, first[window], last[window]
+        is_point = length == 0
+        overlap = np.minimum(end, last) - np.maximum(begin, first)
+        touches = np.where(is_point, (begin >= first - self.margin) & (begin < last + self.margin), overlap > 0)
+        inside = np.where(
+            is_point,
+            (begin >= first + self.margin) & (begin < last - self.margin),
+            overlap >= MIN_OVERLAP * np.minimum(length, self.window),
+        )
+        return window[touches], event[touches], (inside & touches)[touches]

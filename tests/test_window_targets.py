@@ -1,0 +1,146 @@
+"""What is known to be in a window: worked by hand, and compared with a plain loop."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kenya_birds.evaluation.window_targets import WindowTargets
+
+RATE = 10
+
+
+def targets_of(calls, unknown=(), lengths=None, margin_s=0.5, classes=("lark", "owl")):
+    """(recording, start, end, species) and (recording, start, end); windows of 3 s at 10 Hz."""
+    return WindowTargets.of(
+        pd.DataFrame(calls, columns=["recording", "start_s", "end_s", "species"]),
+        pd.DataFrame(unknown, columns=["recording", "start_s", "end_s"]),
+        lengths or {"a": 600, "b": 600},
+        classes,
+        sampling_rate=RATE,
+        window=30,
+        margin_s=margin_s,
+    )
+
+
+def found(targets, start_s, recording=0):
+    starts = np.rint(np.atleast_1d(start_s) * RATE).astype(int)
+    return targets(np.full(len(starts), recording), starts).tolist()
+
+
+@pytest.mark.parametrize(
+    ("start_s", "expected"),
+    [
+        (8.5, 1),
+        (9.5, 1),  # 0.5 s from the edge is far enough
+        (9.6, -100),
+        (10.4, -100),  # just outside
+        (10.6, 0),
+        (7.4, -100),
+        (7.6, 1),
+        (6.4, 0),
+    ],
+)
+def test_a_point_is_present_unknown_near_an_edge_or_absent(start_s, expected):
+    assert found(targets_of([("a", 10.0, 10.0, "owl")]), start_s) == [[0, expected]]
+
+
+def test_without_margin_nothing_is_unknown_and_a_window_ends_before_its_end():
+    targets = targets_of([("a", 10.0, 10.0, "owl")], margin_s=0.0)
+    assert found(targets, [7.0, 7.1, 10.0, 10.1]) == [[0, 0], [0, 1], [0, 1], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("start_s", "expected"),
+    [
+        (9.0, 1),  # 2 of 4 s: more than half of the window
+        (8.5, 1),  # 1.5 s: half of the window
+        (8.4, -100),
+        (7.1, -100),
+        (7.0, 0),  # they only touch
+        (13.9, -100),
+        (14.0, 0),
+    ],
+)
+def test_a_box_counts_by_its_overlap(start_s, expected):
+    assert found(targets_of([("a", 10.0, 14.0, "owl")]), start_s) == [[0, expected]]
+
+
+def test_a_short_box_is_present_where_half_of_it_is():
+    targets = targets_of([("a", 10.0, 11.0, "owl")])
+    assert found(targets, [7.5, 7.4, 10.5, 10.6]) == [[0, 1], [0, -100], [0, 1], [0, -100]]
+
+
+def test_a_present_call_of_a_species_outweighs_an_unknown_one():
+    targets = targets_of([("a", 10.0, 10.0, "owl"), ("a", 11.4, 11.4, "owl")])
+    assert found(targets, 10.0) == [[0, 1]]
+
+
+def test_an_unknown_bird_leaves_only_what_is_present():
+    targets = targets_of([("a", 10.0, 10.0, "owl")], [("a", 9.0, 9.0), ("b", 5.0, 8.0)])
+    assert found(targets, [8.5, 12.0]) == [[-100, 1], [0, 0]]
+    assert found(targets, [7.9, 8.0], recording=1) == [[-100, -100], [0, 0]]
+
+
+def test_species_that_are_no_class_are_absent_but_their_windows_are_not_empty():
+    targets = targets_of([("a", 10.0, 10.0, "rare")], [("a", 30.0, 30.0)])
+    starts = np.array([90, 200, 290, 320])
+    assert targets(np.zeros(4, dtype=int), starts)[0].tolist() == [0, 0]
+    assert targets.is_empty(np.zeros(4, dtype=int), starts).tolist() == [False, True, False, True]
+
+
+def test_recordings_do_not_reach_into_each_other():
+    targets = targets_of([("b", 0.1, 0.1, "owl"), ("a", 59.9, 59.9, "owl")], lengths={"a": 600, "b": 600})
+    assert found(targets, [57.0], recording=0) == [[0, -100]]
+    assert found(targets, [-1.0, 3.0], recording=1) == [[0, 1], [0, 0]]
+
+
+def test_a_margin_of_half_a_window_is_refused():
+    with pytest.raises(ValueError, match="less than half a window"):
+        targets_of([], margin_s=1.5)
+
+
+def slow(calls, unknown, recording, start, margin):
+    end = start + 30
+    state = {"lark": 0, "owl": 0}
+    is_unknown = False
+    for name, begin, until, species in [*calls, *((*row, "????") for row in unknown)]:
+        if name != recording:
+            continue
+        overlap = min(until, end) - max(begin, start)
+        if begin == until:
+            is_in = start + margin <= begin < end - margin
+            touches = start - margin <= begin < end + margin
+        else:
+            is_in, touches = overlap >= min(until - begin, 30) / 2, overlap > 0
+        if species == "????":
+            is_unknown |= touches
+        elif species in state and touches:
+            state[species] = 1 if is_in or state[species] == 1 else -100
+    return [-100 if is_unknown and value != 1 else value for value in state.values()]
+
+
+times = st.integers(0, 200)
+spans = st.tuples(times, st.sampled_from([0, 0, 1, 7, 30, 90])).map(lambda span: (span[0], span[0] + span[1]))
+names = st.sampled_from(["a", "b"])
+
+
+@given(
+    st.lists(st.tuples(names, spans, st.sampled_from(["lark", "owl", "rare"])), max_size=12),
+    st.lists(st.tuples(names, spans), max_size=3),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(-20, 230)), min_size=1, max_size=20),
+    st.integers(0, 14),
+)
+def test_many_windows_at_once_are_as_one_by_one(calls, unknown, windows, margin):
+    calls = [(name, *span, species) for name, span, species in calls]
+    unknown = [(name, *span) for name, span in unknown]
+    targets = targets_of(
+        [(name, a / RATE, b / RATE, species) for name, a, b, species in calls],
+        [(name, a / RATE, b / RATE) for name, a, b in unknown],
+        lengths={"a": 200, "b": 200},
+        margin_s=margin / RATE,
+    )
+    recording, start = np.array(windows).T
+    expected = [slow(calls, unknown, "ab"[index], first, margin) for index, first in windows]
+    assert targets(recording, start).tolist() == expected
