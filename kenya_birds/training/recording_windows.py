@@ -1,0 +1,81 @@
+"""Batches of windows drawn from whole recordings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kenya_birds.data.decoded_recordings import DecodedRecordings
+from kenya_birds.evaluation.window_targets import WindowTargets
+from kenya_birds.model.signal_kenya_birds import in_chunks
+from kenya_birds.training.augmentation import Augmentation
+from kenya_birds.training.transforms import mix
+from kenya_birds.training.window_sampler import WindowDraw
+
+
+class RecordingWindows(torch.utils.data.Dataset):
+    """Windows to train on, by the batch, with the random numbers of their augmentation.
+
+    Nothing of a window is computed beforehand: the waveform stage of the front end runs on the device, on the whole
+    batch, and sees the window as detection sees it. Windows are not shifted further: they lie anywhere already.
+
+    Args:
+        decoded: The training recordings.
+        targets: The annotations of the same recordings.
+        augmentation: Turns a window's random numbers into amounts.
+        length: Windows of an epoch.
+    """
+
+    def __init__(
+        self, decoded: DecodedRecordings, targets: WindowTargets, augmentation: Augmentation, length: int
+    ) -> None:
+        self.decoded = decoded
+        self.targets = targets
+        self.augmentation = augmentation
+        self.length = length
+        self._scale = np.array([recording.scale for recording in decoded.recordings], dtype=np.float32)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitems__(self, draws: Sequence[WindowDraw]) -> dict[str, Any]:
+        """A batch.
+
+        Returns:
+            `sound` for `waveform`, `amounts` (see `Augmentation.amounts`) and `labels` (1, 0 or -100, float32 of shape
+            `(batch, classes)`); with mixup also `partner`, the sound of what is mixed into the rows
+            `amounts["mixed"]`. A mixed window holds what either of the two holds.
+        """
+        recording, start = np.array([draw[:2] for draw in draws]).T
+        amounts = self.augmentation.amounts(np.stack([draw.chance for draw in draws]))
+        amounts.pop("shift", None)
+        labels = self.targets(recording, start)
+        batch: dict[str, Any] = {"sound": self._sound(recording, start), "amounts": amounts}
+        if "mixed" in amounts:
+            partner, partner_start = np.array([draw[2:4] for draw in draws]).T
+            mixed = amounts["mixed"].numpy()
+            batch["partner"] = self._sound(partner[mixed], partner_start[mixed])
+            others = self.targets(partner, partner_start)
+            either = np.where((labels == 1) | (others == 1), 1, np.minimum(labels, others))
+            labels[mixed] = either[mixed]
+        return {**batch, "labels": torch.from_numpy(labels).float()}
+
+    def waveform(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The clean waveforms of a batch, mixed, float32 of shape `(batch, samples)`, on the device it is on."""
+        waveform = self._waveform(batch["sound"])
+        if "partner" in batch and len(batch["amounts"]["mixed"]):
+            mixed = batch["amounts"]["mixed"]
+            share = batch["amounts"]["mixup"][mixed]
+            waveform[mixed] = mix(waveform[mixed], self._waveform(batch["partner"]), share)
+        return waveform
+
+    def _sound(self, recording: np.ndarray, start: np.ndarray) -> dict[str, torch.Tensor]:
+        samples = np.empty((len(recording), self.targets.window), dtype=np.int16)
+        for row, index, first in zip(samples, recording.tolist(), start.tolist(), strict=True):
+            row[:] = self.decoded.read(index, first, len(row))
+        return {"scale": torch.from_numpy(self._scale[recording]), "waveform": torch.from_numpy(samples)}
+
+    def _waveform(self, sound: dict[str, torch.Tensor]) -> torch.Tensor:
+        waveform = sound["waveform"] * sound["scale"][:, None]
+        return in_chunks(self.augmentation.extractor.clean, waveform)

@@ -1,0 +1,221 @@
+"""Which windows of whole recordings an epoch holds."""
+
+import logging
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from kenya_birds.data.decoded_recordings import DecodedRecordings
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.window_targets import WindowTargets
+
+logger = logging.getLogger(__name__)
+
+
+class WindowDraw(NamedTuple):
+    """What a place in an epoch holds.
+
+    Attributes:
+        recording: Index of the recording.
+        start: First sample of the window.
+        partner_recording: Index of the recording whose window may be mixed into it.
+        partner_start: First sample of that window.
+        chance: Uniform numbers in [0, 1) for all random changes.
+    """
+
+    recording: int
+    start: int
+    partner_recording: int
+    partner_start: int
+    chance: np.ndarray
+
+
+class WindowSampler(Sampler[WindowDraw]):
+    """Draws an epoch of windows: some round calls, some without a call, the others anywhere.
+
+    The draws depend on the seed and the epoch alone, so that every process draws the same and a resumed run draws what
+    an uninterrupted one would. Windows lie in unbroken sound: not in damage or long digital silence.
+
+    A window round a call: a species is drawn with a weight of `n ** (1 - species_power)`, `n` being its calls, then
+    one of the recordings that hold it, then one of its calls there. The call lies anywhere in the window where its
+    target is known. Only a call near the end of its stretch lies elsewhere.
+
+    Args:
+        decoded: The training recordings.
+        targets: The annotations of the same recordings.
+        length: Windows of an epoch.
+        windows_per_step: Windows of one optimiser step, over all processes and accumulated batches. An incomplete
+            last step is left out.
+        seed: Seed of the draws.
+        call_share: Share of the windows round a call.
+        empty_share: Share of the windows without a call.
+        species_power: 0: species as frequent as their calls; 1: all species alike.
+        numbers: How many random numbers come with each window.
+
+    Raises:
+        UserError: If no recording is as long as a window, or no call is in one that is, or the shares are above 1.
+    """
+
+    def __init__(
+        self,
+        decoded: DecodedRecordings,
+        targets: WindowTargets,
+        *,
+        length: int,
+        windows_per_step: int = 1,
+        seed: int = 0,
+        call_share: float = 0.5,
+        empty_share: float = 0.25,
+        species_power: float = 0.0,
+        numbers: int = 0,
+    ) -> None:
+        if call_share + empty_share > 1:
+            raise UserError(
+                f"the shares of windows round calls and of empty windows are {call_share:g} and {empty_share:g}: "
+                "expected a sum of 1 or less"
+            )
+        self.length = length - length % windows_per_step if length >= windows_per_step else length
+        self.seed, self.epoch, self.numbers = seed, 0, numbers
+        self._targets = targets
+        # On the axis of the targets, on which recordings follow on each other.
+        runs = [recording.runs + targets.offset[index] for index, recording in enumerate(decoded.recordings)]
+        self._first, self._last = np.concatenate([np.zeros((0, 2), dtype=np.int64), *runs]).T
+        self._last = self._last - targets.window
+        is_long = self._last >= self._first
+        self._first, self._last = self._first[is_long], self._last[is_long]
+        if not len(self._first):
+            raise UserError(
+                f"no training recording has {targets.window / targets.sampling_rate:g} s of sound without a break: "
+                "choose a lower clip_s, or train on clips"
+            )
+        self._calls = _Calls(targets, self._first, self._last, species_power)
+        empty = _subtracted(self._first, self._last, *_forbidden(targets))
+        self._anywhere, self._empty = _Places(self._first, self._last), _Places(*empty)
+        number = round(call_share * self.length)
+        empty_number = round(empty_share * self.length)
+        if empty_number and not self._empty.total:
+            logger.warning(
+                "No window of %g s in the training recordings is free of calls: the share of empty windows (%g) is "
+                "drawn anywhere",
+                targets.window / targets.sampling_rate,
+                empty_share,
+            )
+            empty_number = 0
+        self._numbers = number, empty_number, self.length - number - empty_number
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch's draws; called by the trainer."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[WindowDraw]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        calls, empty, anywhere = self._numbers
+        place = np.concatenate(
+            [
+                self._calls.draw(generator, calls),
+                self._empty.draw(generator, empty),
+                self._anywhere.draw(generator, anywhere),
+            ]
+        )
+        place = generator.permutation(place)
+        partner = generator.permutation(place)
+        chance = generator.random((self.length, self.numbers))
+        yield from map(WindowDraw, *self._split(place), *self._split(partner), chance)
+
+    def _split(self, place: np.ndarray) -> tuple[list[int], list[int]]:
+        recording = self._targets.offset.searchsorted(place, side="right") - 1
+        return recording.tolist(), (place - self._targets.offset[recording]).tolist()
+
+
+class _Places:
+    """Ranges of first samples, both ends included, from which windows are drawn evenly."""
+
+    def __init__(self, first: np.ndarray, last: np.ndarray) -> None:
+        self._first = first
+        self._until = np.cumsum(last - first + 1)
+        self.total = int(self._until[-1]) if len(first) else 0
+
+    def draw(self, generator: np.random.Generator, number: int) -> np.ndarray:
+        if not number:
+            return np.zeros(0, dtype=np.int64)
+        at = generator.integers(self.total, size=number)
+        index = self._until.searchsorted(at, side="right")
+        before = np.where(index > 0, self._until[index - 1], 0)
+        return self._first[index] + at - before
+
+
+class _Calls:
+    """The calls round which windows can be drawn."""
+
+    def __init__(self, targets: WindowTargets, first: np.ndarray, last: np.ndarray, power: float) -> None:
+        self._window, self._margin = targets.window, targets.margin
+        middle = (targets.start + targets.end) // 2
+        run = first.searchsorted(middle, side="right") - 1
+        is_usable = (targets.label >= 0) & (run >= 0)
+        is_usable &= middle < last[run] + targets.window
+        if not is_usable.any():
+            raise UserError("no call lies in a part of the training recordings that can be read: train on others")
+        chosen = np.flatnonzero(is_usable)
+        recording = targets.offset.searchsorted(targets.start[chosen], side="right") - 1
+        order = np.lexsort((recording, targets.label[chosen]))
+        chosen, recording = chosen[order], recording[order]
+        self._start, self._end = targets.start[chosen], targets.end[chosen]
+        self._low, self._high = first[run[chosen]], last[run[chosen]]
+        label = targets.label[chosen]
+        # Calls are sorted by species and recording: each pair of them is a group of neighbours.
+        self._group = np.flatnonzero(np.diff(label, prepend=-1) | np.diff(recording, prepend=-1))
+        self._group_size = np.diff(self._group, append=len(label))
+        self._species = np.flatnonzero(np.diff(label[self._group], prepend=-1))
+        self._species_groups = np.diff(self._species, append=len(self._group))
+        calls = np.diff(self._group[self._species], append=len(label)).astype(np.float64)
+        self._weights = calls ** (1 - power)
+        self._weights /= self._weights.sum()
+
+    def draw(self, generator: np.random.Generator, number: int) -> np.ndarray:
+        species = generator.choice(len(self._weights), number, p=self._weights)
+        groups = (generator.random(number) * self._species_groups[species]).astype(np.int64)
+        group = self._species[species] + groups
+        call = self._group[group] + (generator.random(number) * self._group_size[group]).astype(np.int64)
+        where = generator.random(number)
+        start, length = self._start[call], self._end[call] - self._start[call]
+        # The middle of a call of this length lies in the window; of a longer call, the middle of the window in it.
+        inside = self._margin + (where * (self._window - 2 * self._margin)).astype(np.int64)
+        place = np.where(
+            length <= self._window,
+            start + length // 2 - inside,
+            start + (where * length).astype(np.int64) - self._window // 2,
+        )
+        return place.clip(self._low[call], self._high[call])
+
+
+def _forbidden(targets: WindowTargets) -> tuple[np.ndarray, np.ndarray]:
+    """First and last of the places at which a window touches each annotation, sorted and joined where they meet."""
+    is_point = targets.start == targets.end
+    first = targets.start - targets.window + 1 - np.where(is_point, targets.margin, 0)
+    last = np.where(is_point, targets.start + targets.margin, targets.end - 1)
+    if not len(first):
+        return first, last
+    order = np.argsort(first, kind="stable")
+    first, reached = first[order], np.maximum.accumulate(last[order])
+    begins = np.flatnonzero(np.concatenate([[True], first[1:] > reached[:-1] + 1]))
+    ends = np.concatenate([begins[1:] - 1, [len(first) - 1]])
+    return first[begins], reached[ends]
+
+
+def _subtracted(
+    first: np.ndarray, last: np.ndarray, without_first: np.ndarray, without_last: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges, both ends included, without what lies in other ranges; both are sorted and apart."""
+    firsts, lasts = [], []
+    for begin, end in zip(first.tolist(), last.tolist(), strict=True):
+        low, high = without_last.searchsorted(begin), without_first.searchsorted(end, side="right")
+        firsts += [begin, *(without_last[low:high] + 1)]
+        lasts += [*(without_first[low:high] - 1), end]
+    pairs = np.array([firsts, lasts], dtype=np.int64)
+    pairs = pairs[:, pairs[0] <= pairs[1]]
+    return pairs[0], pairs[1]

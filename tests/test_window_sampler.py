@@ -1,0 +1,175 @@
+"""Which windows an epoch holds, and the batches that are made of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from archives import noise, write_archive
+
+from kenya_birds.data.archive import read_archive
+from kenya_birds.data.decoded_recordings import DecodedRecording, DecodedRecordings, decode_recordings
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.window_targets import WindowTargets
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.training.arguments import AugmentationArguments
+from kenya_birds.training.augmentation import DRAWS, Augmentation
+from kenya_birds.training.recording_windows import RecordingWindows
+from kenya_birds.training.window_sampler import WindowSampler
+
+RATE, WINDOW = 10, 30
+# Two recordings of 60 s; the second has damage from 30 to 31 s.
+CALLS = [
+    ("a", 10.0, 10.0, "owl"),
+    ("a", 40.0, 41.0, "owl"),
+    ("b", 20.0, 20.0, "owl"),
+    ("b", 50.0, 50.0, "lark"),
+    ("b", 5.0, 15.0, "lark"),
+]
+
+
+def recording(name, runs, samples=600):
+    return DecodedRecording(name, Path(name), samples, 1.0, np.array(runs), 0.0)
+
+
+DECODED = DecodedRecordings([recording("a", [[0, 600]]), recording("b", [[0, 300], [310, 600]])], RATE)
+
+
+def targets_of(decoded=DECODED, calls=CALLS, unknown=()):
+    return WindowTargets.of(
+        pd.DataFrame(calls, columns=["recording", "start_s", "end_s", "species"]),
+        pd.DataFrame(unknown, columns=["recording", "start_s", "end_s"]),
+        decoded.lengths,
+        ["lark", "owl"],
+        sampling_rate=RATE,
+        window=WINDOW,
+        margin_s=0.5,
+    )
+
+
+def draws_of(decoded=DECODED, epoch=0, targets=None, **settings):
+    sampler = WindowSampler(decoded, targets or targets_of(decoded), **{"length": 1000, "seed": 1, **settings})
+    sampler.set_epoch(epoch)
+    draws = list(sampler)
+    assert len(draws) == len(sampler)
+    return np.array([draw[0] for draw in draws]), np.array([draw[1] for draw in draws])
+
+
+def test_an_epoch_depends_on_seed_and_epoch_alone():
+    assert np.array_equal(draws_of(epoch=3), draws_of(epoch=3))
+    for other in ({"epoch": 4}, {"seed": 2}):
+        assert not np.array_equal(draws_of(epoch=3), draws_of(**{"epoch": 3, **other}))
+
+
+def test_windows_lie_in_unbroken_sound():
+    recordings, start = draws_of()
+    assert (start >= 0).all()
+    assert (start <= 570).all()
+    in_b = start[recordings == 1]
+    assert ((in_b <= 270) | (in_b >= 310)).all()
+
+
+def test_windows_round_calls_hold_a_call_and_lie_evenly():
+    targets = targets_of()
+    recordings, start = draws_of(call_share=1.0, empty_share=0.0)
+    assert (targets(recordings, start) == 1).any(axis=1).all()
+    to_call = 100 - start[(recordings == 0) & (start < 200)]
+    # The call at 10 s is anywhere from half a second inside to half a second before the end.
+    assert (to_call.min(), to_call.max()) == (5, 24)
+    assert np.bincount(to_call)[5:].min() > 3
+
+
+def test_species_are_drawn_by_power():
+    for power, share in ((0.0, 2 / 5), (1.0, 1 / 2)):
+        recordings, start = draws_of(call_share=1.0, empty_share=0.0, species_power=power, length=4000)
+        is_lark = (targets_of()(recordings, start)[:, 0] == 1).mean()
+        assert is_lark == pytest.approx(share, abs=0.04)
+
+
+def test_empty_windows_touch_no_annotation():
+    targets = targets_of(unknown=[("a", 30.0, 30.0)])
+    recordings, start = draws_of(targets=targets, call_share=0.0, empty_share=1.0)
+    assert targets.is_empty(recordings, start).all()
+    # Every such place can be drawn.
+    everywhere = np.arange(0, 571)
+    places = everywhere[targets.is_empty(np.zeros(571, dtype=int), everywhere)]
+    drawn = draws_of(targets=targets, call_share=0.0, empty_share=1.0, length=20_000)
+    assert set(drawn[1][drawn[0] == 0]) == set(places)
+
+
+def test_shares_are_kept_in_every_epoch():
+    targets = targets_of()
+    recordings, start = draws_of(call_share=0.5, empty_share=0.5)
+    assert targets.is_empty(recordings, start).sum() == 500
+
+
+def test_without_empty_windows_their_share_is_drawn_anywhere_and_logged(caplog):
+    targets = targets_of(unknown=[("a", 0.0, 60.0), ("b", 0.0, 60.0)])
+    recordings, _ = draws_of(targets=targets)
+    assert len(recordings) == 1000
+    assert "No window of 3 s in the training recordings is free of calls" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("decoded", "calls", "settings", "message"),
+    [
+        (DecodedRecordings([recording("a", [[0, 29]])], RATE), CALLS, {}, "no training recording has 3 s of sound"),
+        (DECODED, [("a", 10.0, 10.0, "rare")], {}, "no call lies in a part of the training recordings"),
+        (DECODED, CALLS, {"call_share": 0.8, "empty_share": 0.3}, "expected a sum of 1 or less"),
+    ],
+)
+def test_what_cannot_be_drawn_from_is_one_line(decoded, calls, settings, message):
+    with pytest.raises(UserError, match=message):
+        draws_of(decoded, targets=targets_of(decoded, calls), **settings)
+
+
+def test_incomplete_steps_are_left_out():
+    assert len(draws_of(length=100, windows_per_step=64)[0]) == 64
+    assert len(draws_of(length=10, windows_per_step=64)[0]) == 10
+
+
+@pytest.fixture
+def windows(tmp_path):
+    """Batches of windows of two recordings of 10 s at 8 kHz, with mixup."""
+    rows = [("a.wav", 3.0, "lark"), ("a.wav", 7.0, "owl"), ("b.wav", 5.0, "owl")]
+    archive = read_archive(write_archive(tmp_path / "archive", rows))
+    paths = {name: archive.recording_path(name) for name in archive.headers}
+    decoded = decode_recordings(paths, tmp_path / "cache", 8_000)
+    targets = WindowTargets.of(
+        archive.annotations, archive.unknown, decoded.lengths, ["lark", "owl"], sampling_rate=8_000, window=24_000
+    )
+    extractor = KenyaBirdsFeatureExtractor(sampling_rate=8_000, f_max_hz=4_000.0)
+
+    def make(**settings):
+        args = AugmentationArguments.none()
+        for name, value in settings.items():
+            setattr(args, name, value)
+        augmentation = Augmentation(args, extractor, torch.Generator())
+        dataset = RecordingWindows(decoded, targets, augmentation, 8)
+        draws = list(WindowSampler(decoded, targets, length=8, numbers=len(DRAWS)))
+        return dataset, draws
+
+    return make
+
+
+def test_a_batch_holds_what_detection_would_see_of_its_windows(windows):
+    dataset, draws = windows(shift_probability=1.0)
+    batch = dataset.__getitems__(draws)
+    assert "shift" not in batch["amounts"]
+    waveform = dataset.waveform(batch)
+    for draw, row in zip(draws, waveform, strict=True):
+        sound = noise(10.0, seed=draw.recording)[draw.start : draw.start + 24_000] / np.float32(32768)
+        torch.testing.assert_close(row, dataset.augmentation.extractor.clean(torch.from_numpy(sound)[None])[0])
+    assert batch["labels"].tolist() == dataset.targets(*np.array([draw[:2] for draw in draws]).T).tolist()
+
+
+def test_mixed_windows_hold_what_either_holds(windows):
+    dataset, draws = windows(mixup_probability=1.0)
+    plain, _ = windows()
+    batch = dataset.__getitems__(draws)
+    own = plain.__getitems__(draws)["labels"]
+    partners = [draw._replace(recording=draw.partner_recording, start=draw.partner_start) for draw in draws]
+    others = plain.__getitems__(partners)["labels"]
+    assert ((batch["labels"] == 1) == ((own == 1) | (others == 1))).all()
+    assert dataset.waveform(batch).shape == (8, 24_000)
