@@ -119,6 +119,16 @@ class EventScores:
             }
         )
 
+    def recall_curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """False detections an hour and recall at each score, from the highest on, both of shape `(scores,)`."""
+        score = self.detections["score"].to_numpy(dtype=float)
+        rows = np.flatnonzero(~self.matches.is_ignored)
+        rows = rows[np.argsort(-score[rows], kind="stable")]
+        last = np.flatnonzero(np.diff(score[rows], append=np.nan) != 0)
+        false, found = ((flags[rows]).cumsum()[last] for flags in (~self.matches.is_right, self.matches.is_first))
+        hours = sum(self._truth.durations_s.values()) / 3600
+        return false / hours, found / max(len(self.calls), 1)
+
     def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics when recording `g` counts `weights[:, g]` times.
 

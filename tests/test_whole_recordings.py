@@ -1,0 +1,91 @@
+"""A model is judged on whole recordings: with known scores, as one does it by hand."""
+
+import numpy as np
+import pytest
+from archives import write_archive
+
+from kenya_birds.data.archive import read_archive
+from kenya_birds.data.decoded_recordings import decode_recordings
+from kenya_birds.evaluation.event_metrics import event_intervals
+from kenya_birds.evaluation.window_targets import WindowTargets
+from kenya_birds.experiments.whole_recordings import RecordingWindowGrid, describe, evaluate_recordings, truth_of
+from kenya_birds.inference.finding import FindingSettings
+
+CLASSES = ["lark", "owl"]
+# 12 s are four windows of 3 s. The lark at 6.1 s is near an edge: unknown in the window before.
+ROWS = [("a.wav", 1.5, "owl"), ("a.wav", 6.1, "lark"), ("b.wav", 4.5, "owl"), ("b.wav", 10.5, "????")]
+
+
+@pytest.fixture
+def judged(tmp_path):
+    archive = read_archive(write_archive(tmp_path / "archive", ROWS, seconds=12.0))
+    paths = {name: archive.recording_path(name) for name in archive.headers}
+    decoded = decode_recordings(paths, tmp_path / "cache", 8_000)
+    grid = RecordingWindowGrid.of(decoded, 24_000)
+    targets = WindowTargets.of(
+        archive.annotations, archive.unknown, decoded.lengths, CLASSES, sampling_rate=8_000, window=24_000
+    )
+
+    def judge(scores, **settings):
+        return evaluate_recordings(
+            grid,
+            np.array(scores, dtype=float),
+            grid.targets(targets),
+            truth_of(archive, decoded, CLASSES),
+            thresholds=np.array([0.5, 0.5]),
+            **settings,
+        )
+
+    return grid, grid.targets(targets), judge
+
+
+# lark, owl
+SCORES = [
+    *([0.1, 0.9], [0.4, 0.2], [0.3, 0.1], [0.0, 0.7]),  # a: one owl is right, one is wrong
+    *([0.2, 0.1], [0.1, 0.6], [0.0, 0.0], [0.9, 0.1]),  # b: right; the lark is where nobody knows
+]
+
+
+def value(scores, name):
+    return event_intervals([scores], np.random.default_rng(0), resamples=20)[0][name]["value"]
+
+
+def test_windows_and_targets_are_those_of_the_recordings(judged):
+    grid, targets, _ = judged
+    assert grid.names.tolist() == ["a.wav"] * 4 + ["b.wav"] * 4
+    assert (grid.start / 8_000).tolist() == [0, 3, 6, 9] * 2
+    # A lark within a quarter of a second of an edge is unknown on both sides.
+    assert targets.tolist() == [
+        *([0, 1], [-100, 0], [-100, 0], [0, 0]),
+        *([0, 0], [0, 1], [0, 0], [-100, -100]),
+    ]
+
+
+def test_detections_at_the_thresholds_and_scores_of_all_windows_are_judged(judged):
+    scores = judged[2](SCORES)
+    assert value(scores, "precision") == pytest.approx(2 / 3)  # the lark with an unknown bird does not count
+    assert value(scores, "recall") == pytest.approx(2 / 3)
+    assert value(scores, "false_per_h") == pytest.approx(1 / (24 / 3600))
+    # Four windows are empty: a at 3 and 9 s, b at 0 and 6 s.
+    assert value(scores, "named_empty_windows") == pytest.approx(1 / 4)
+    # Owls at 0.9 and 0.6, another score of 0.7 between them; no window is known to hold a lark.
+    assert value(scores, "cmap") == pytest.approx((1 + 2 / 3) / 2)
+    # At 0.3 all three calls are found, by five detections.
+    assert value(scores, "best_f1") == pytest.approx(0.75)
+    table = scores.per_recording()
+    assert table[["calls", "found", "detections", "right"]].to_numpy().tolist() == [[2, 1, 2, 1], [1, 1, 1, 1]]
+    assert describe(scores, {})["calls"] == 3
+    false_per_h, recall = scores.recall_curve()
+    assert (false_per_h[0], recall[0], recall[-1]) == (0, pytest.approx(1 / 3), 1)
+
+
+def test_intervals_come_from_recordings(judged):
+    found = event_intervals([judged[2](SCORES)], np.random.default_rng(0), resamples=50)[0]
+    low, high = found["recall"]["interval"]
+    assert low <= 2 / 3 <= high
+
+
+def test_detections_are_merged_as_detection_merges_them(judged):
+    scores = [[0.0, 0.9], [0.0, 0.8], [0.0, 0.0], [0.0, 0.0]] + [[0.0, 0.0]] * 4
+    assert len(judged[2](scores).detections) == 2
+    assert len(judged[2](scores, settings=FindingSettings(merge=True)).detections) == 1
