@@ -10,14 +10,14 @@ CODE := kenya_birds tests examples benchmarks docs train_hf.py push_model.py
 .PHONY: help install test compatibility demo quality style docs images notebook clean
 
 help:
-	@echo "make demo          set up, then synthesise an archive, train on it, and detect who sings when"
-	@echo "make test          set up, then run the tests"
-	@echo "make compatibility ask a model with the oldest and the newest libraries that setup.cfg allows"
+	@echo "make demo          install, then make a synthetic archive, train on it, and detect birds in it"
+	@echo "make test          install, then run the tests"
+	@echo "make compatibility test a model with the oldest and the newest libraries that setup.cfg allows"
 	@echo "make quality       check format, lint, types and documentation"
-	@echo "make style         format, and mend what the linter can"
+	@echo "make style         format, and fix what the linter can fix"
 	@echo "make docs          build the documentation's site in site/"
 	@echo "make images        run the demo and draw docs/images from it"
-	@echo "make notebook      run examples/story.ipynb and store it with its outputs"
+	@echo "make notebook      run examples/story.ipynb and save it with its outputs"
 	@echo "make clean         remove the environment and what the demo wrote"
 
 install: $(VENV)/.installed
@@ -50,7 +50,7 @@ demo: install
 	$(BIN)/kenya-birds plot $(DEMO)/archive/soundscape_data/$$recording $(DEMO)/found/detections.csv \
 		--output $(DEMO)/found/spectrogram.png
 	@echo "The archive is in $(DEMO)/archive; the model with its card (README.md), metrics and pictures in $(DEMO)/model;"
-	@echo "who sang when in $(DEMO)/found: detections.csv, detections.selections.txt (for Raven), spectrogram.png."
+	@echo "detections in $(DEMO)/found: detections.csv, detections.selections.txt (for Raven), spectrogram.png."
 
 quality: install
 	$(BIN)/ruff format --check $(CODE)
