@@ -1,4 +1,4 @@
-"""Draws docs/images from what `make demo` left: `python docs/make_images.py` (or `make images`)."""
+"""Draws docs/images from the output of `make demo`: `python docs/make_images.py` (or `make images`)."""
 
 import sys
 from pathlib import Path
