@@ -21,7 +21,7 @@ with soundfile.SoundFile(options.recording) as file:
     file.seek(max(round((options.center_s - clip_s / 2) * sampling_rate), 0))
     waveform = file.read(round(clip_s * sampling_rate), dtype="float32", always_2d=True).mean(axis=1)
 
-print(f"{options.recording}, {clip_s} s around {options.center_s} s:")
+print(f"{options.recording}, {clip_s} s round {options.center_s} s:")
 for guess in classifier({"array": waveform, "sampling_rate": sampling_rate}, top_k=5):
     names = classifier.model.config.species[guess["label"]]
     print(f"  {guess['score']:.2f}  {guess['label']:8}  {names['common_name']} ({names['scientific_name']})")
