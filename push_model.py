@@ -8,7 +8,7 @@ from typing import Any
 
 from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.errors import UserError
-from kenya_birds.input_files import check_layout
+from kenya_birds.files import check_layout
 from kenya_birds.parsing import Parser, add_general, add_option
 from kenya_birds.process import print_anything, use_utf8
 from kenya_birds.publishing.model_folder import loading_line, model_contents, published_files
@@ -32,10 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
     _check(options)
 
     # These import torch, which takes seconds: a mistake in the command line has ended the program before.
-    from kenya_birds.publishing.clips_card import KENYAN_LICENSE, KENYAN_SOURCE
-    from kenya_birds.publishing.folder_check import check_model
+    from kenya_birds.publishing.clips_dataset import KENYAN_LICENSE, KENYAN_SOURCE
     from kenya_birds.publishing.hub import full_repo_id, upload_files
     from kenya_birds.publishing.model_card import render_model_card
+    from kenya_birds.publishing.model_folder import check_model
 
     kenyan = options.source == "kenya"
     source = KENYAN_SOURCE if kenyan else options.source
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     builder = None
     if options.with_dataset:
-        from kenya_birds.publishing.clips import model_clips_builder
+        from kenya_birds.publishing.clips_dataset import model_clips_builder
 
         builder = model_clips_builder(options.model_dir, options.with_dataset)
     repo_id = options.repo_id if options.dry_run else full_repo_id(options.repo_id)
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if builder is not None:
         from kenya_birds.data.dataset import build_clips
-        from kenya_birds.publishing.clips import cutting_facts, push_clips
+        from kenya_birds.publishing.clips_dataset import cutting_facts, push_clips
 
         facts = {**cutting_facts(builder), "license": data_license, "source": source}
         # First, as the model's card links to it.

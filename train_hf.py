@@ -44,10 +44,9 @@ def train(flags: TrainFlags) -> None:
     show_log(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     logger.info("Reading the archive %s ...", flags.data.data_dir)
     # torch and transformers take seconds to import: a mistyped flag has ended the program before.
-    from kenya_birds.experiments.cross_validation import CrossValidation
-    from kenya_birds.experiments.final_fit import fit_on_everything
-    from kenya_birds.experiments.single_run import train_and_evaluate
-    from kenya_birds.training.run import Run
+    from kenya_birds.experiments.cross_validation import CrossValidation, fit_on_everything
+    from kenya_birds.experiments.results import train_and_evaluate
+    from kenya_birds.training.training_run import Run
 
     settings = flags.settings()
     show_log(logging.INFO if settings.training.should_log else logging.ERROR)

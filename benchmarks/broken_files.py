@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from kenya_birds.data.audio import RecordingReader
-from kenya_birds.data.flac_frames import flac_headers
+from kenya_birds.data.compressed_frames import flac_headers
 from kenya_birds.errors import UserError
 
 RATE_HZ = 32_000

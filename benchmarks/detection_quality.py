@@ -18,7 +18,7 @@ from kenya_birds.console import one_line_errors
 from kenya_birds.data.archive import read_archive, select_classes
 from kenya_birds.data.same_recording import with_names_of
 from kenya_birds.data.splits import read_splits
-from kenya_birds.inference.reading import read_detections
+from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.training_recordings import overlap_of

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from kenya_birds.experiments.comparison import TrainedRun
 from kenya_birds.experiments.heads import METHODS
-from kenya_birds.experiments.probe import ProbeSettings, probe
+from kenya_birds.experiments.probe import ProbeSettings, TrainedRun, probe
 from kenya_birds.experiments.results import OUT_OF_FOLD
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor

@@ -25,8 +25,7 @@ from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model.signal_kenya_birds import in_chunks, power_to_db
-from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments
-from kenya_birds.training.transforms import cut_windows
+from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments, cut_windows
 
 CLASSES = 100
 STORED_CLIPS = 512
@@ -229,8 +228,7 @@ def measure_trainer(options: argparse.Namespace) -> None:
 
     from kenya_birds.data.dataset import load_clips
     from kenya_birds.data.synthetic import synthesize_archive
-    from kenya_birds.training.trainer import KenyaBirdsTrainer
-    from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
+    from kenya_birds.training.trainer import KenyaBirdsTrainer, KenyaBirdsTrainingArguments
 
     class Clock(TrainerCallback):
         """Notes when each step ends; between steps, runs a bare one and takes its time off."""

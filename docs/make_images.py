@@ -8,7 +8,7 @@ import pandas as pd
 from PIL import Image, ImageColor
 
 from kenya_birds.inference.activity import plot_activity
-from kenya_birds.inference.plot import plot_recording
+from kenya_birds.inference.plots import plot_recording
 from kenya_birds.plot_style import COLOURS
 
 IMAGES = Path(__file__).parent / "images"

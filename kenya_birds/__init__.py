@@ -12,16 +12,15 @@ from kenya_birds.errors import UserError
 
 if TYPE_CHECKING:
     from kenya_birds.data.dataset import load_clips
-    from kenya_birds.experiments.reevaluation import evaluate_model
-    from kenya_birds.inference.detection import SoundscapePipeline, detect
+    from kenya_birds.experiments.evaluate import evaluate_model
     from kenya_birds.inference.detections import Detection
-    from kenya_birds.inference.reading import read_detections
+    from kenya_birds.inference.pipeline import SoundscapePipeline, detect
+    from kenya_birds.inference.table_reader import read_detections
     from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
     from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
     from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
     from kenya_birds.model_loading import load_model
-    from kenya_birds.training.trainer import KenyaBirdsTrainer
-    from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
+    from kenya_birds.training.trainer import KenyaBirdsTrainer, KenyaBirdsTrainingArguments
 
 __version__ = "0.1.0"
 
@@ -31,13 +30,13 @@ _MODULES = {
     "KenyaBirdsFeatureExtractor": "model.feature_extraction_kenya_birds",
     "KenyaBirdsForAudioClassification": "model.modeling_kenya_birds",
     "KenyaBirdsTrainer": "training.trainer",
-    "KenyaBirdsTrainingArguments": "training.trainer_arguments",
-    "SoundscapePipeline": "inference.detection",
-    "detect": "inference.detection",
-    "evaluate_model": "experiments.reevaluation",
+    "KenyaBirdsTrainingArguments": "training.trainer",
+    "SoundscapePipeline": "inference.pipeline",
+    "detect": "inference.pipeline",
+    "evaluate_model": "experiments.evaluate",
     "load_clips": "data.dataset",
     "load_model": "model_loading",
-    "read_detections": "inference.reading",
+    "read_detections": "inference.table_reader",
 }
 
 __all__ = [

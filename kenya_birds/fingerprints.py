@@ -31,7 +31,7 @@ def code_fingerprint(module: str) -> str:
     """SHA-256 of the source of a module of this package, and of all modules of it that it imports.
 
     Args:
-        module: Its name, such as `kenya_birds.inference.detection`.
+        module: Its name, such as `kenya_birds.inference.pipeline`.
     """
     sources: dict[str, bytes] = {}
     waiting = [module]

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from kenya_birds.json_files import read_json
+from kenya_birds.files import read_json
 from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel
 
 # Files that training leaves.

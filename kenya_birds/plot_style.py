@@ -1,13 +1,17 @@
-"""One look for all pictures: style, fonts, and the colours of species."""
+"""The style of all pictures: fonts, colours of species, and how a figure is saved."""
 
 import logging
 import warnings
 from collections.abc import Callable, Iterable
 from functools import cache, wraps
+from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib
 from matplotlib import font_manager
+from matplotlib.figure import Figure
+
+from kenya_birds.files import PICTURE_METADATA, users_file
 
 logger = logging.getLogger(__name__)
 
@@ -110,3 +114,15 @@ def _warn_of_missing_glyphs(name: str) -> None:
             missing,
             name,
         )
+
+
+@styled(**{"svg.hashsalt": "kenya_birds"})
+def save_picture(figure: Figure, path: str | Path) -> None:
+    """Writes a figure, whole or not at all.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    path = Path(path)
+    with users_file(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], metadata=PICTURE_METADATA[path.suffix])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kenya_birds.errors import UserError
-from kenya_birds.json_files import read_json
+from kenya_birds.files import read_json
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"

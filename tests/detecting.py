@@ -7,9 +7,9 @@ import numpy as np
 import soundfile
 import torch
 
-from kenya_birds.inference.detection import SoundscapePipeline
-from kenya_birds.inference.finding import FindingSettings
-from kenya_birds.inference.run import run_detection
+from kenya_birds.inference.detect import run_detection
+from kenya_birds.inference.pipeline import SoundscapePipeline
+from kenya_birds.inference.postprocessing import FindingSettings
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification

@@ -17,7 +17,7 @@ import torch
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import EARLIER_SETTINGS, KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-from kenya_birds.publishing.folder_check import PROGRAM
+from kenya_birds.publishing.model_folder import PROGRAM
 
 LABELS = ["combul2", "gnbcam2", "hartur1", "rbsrob1"]
 MODELS = {

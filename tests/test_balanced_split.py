@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kenya_birds.data import integer_programme
+from kenya_birds.data import assignment as integer_programme
 from kenya_birds.data.assignment import SIZE_WEIGHT, AssignmentProblem
 from kenya_birds.data.balanced_split import balanced_folds, balanced_split, make_splits
 from kenya_birds.data.split_audit import audit_split

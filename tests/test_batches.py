@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import classification_loss
 from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments
-from kenya_birds.training.batches import TrainingClips, clip_targets
-from kenya_birds.training.weighting import ClipDraw
+from kenya_birds.training.batches import ClipDraw, TrainingClips, clip_targets
 
 RATE = 8000
 EXTRACTOR = KenyaBirdsFeatureExtractor(

@@ -19,7 +19,7 @@ from kenya_birds.console import one_line_errors
 from kenya_birds.errors import UserError
 from kenya_birds.training.arguments import TRACKERS, TrainerArguments, trainer_kinds
 from kenya_birds.training.flags import GROUPS, TITLES, train_parser
-from kenya_birds.training.transformers_fields import transformers_fields
+from kenya_birds.training.transformers_arguments import transformers_fields
 from kenya_birds.values import Count, Folds, Kind, Range, Share, checked, kinds_of
 
 HEAVY = (
@@ -288,13 +288,13 @@ OWNERS = {
     "synthesize": ("data.synthetic:synthesize_archive", {}),
     "download": ("data.download:download_record", {}),
     "check": ("data.check:check_archive", {}),
-    "report": ("exploration.report:write_report", {}),
+    "report": ("exploration.archive_report:write_report", {}),
     "split": ("data.balanced_split:make_splits", {}),
-    "plot": ("inference.plot:plot_recording", {}),
+    "plot": ("inference.plots:plot_recording", {}),
     "activity": ("inference.activity:plot_activity", {}),
-    "embed": ("inference.embedding:embed_recordings", {}),
-    "search": ("inference.search:search_embeddings", {}),
-    "detect": ("inference.detection:SoundscapePipeline.__init__", {}),
+    "embed": ("inference.embeddings:embed_recordings", {}),
+    "search": ("inference.embeddings:search_embeddings", {}),
+    "detect": ("inference.pipeline:SoundscapePipeline.__init__", {}),
     "estimate": ("training.estimate:run_cost", {}),
     "probe": ("experiments.probe:ProbeSettings", {}),
     "tune": ("training.tuning:tune", {}),
@@ -440,7 +440,7 @@ def test_ranges_are_told_in_words():
 
 
 def test_the_trainer_arguments_are_checked_in_python_too():
-    from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
+    from kenya_birds.training.trainer import KenyaBirdsTrainingArguments
 
     for name, value in (("learning_rate", 0), ("seed", -1), ("clips_on_device", "maybe"), ("report_to", "wandb")):
         with pytest.raises(UserError, match=f"{name} is "):

@@ -15,13 +15,11 @@ import soundfile
 
 from kenya_birds.data import pyav_decoder
 from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header
-from kenya_birds.data.mpeg_audio import frame_bytes, frame_count, tag_bytes
-from kenya_birds.data.ogg_pages import find_ogg_damage
+from kenya_birds.data.compressed_frames import find_ogg_damage, frame_bytes, frame_count, tag_bytes
 from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.data.recording_check import check_recording
 from kenya_birds.errors import UserError
-from kenya_birds.inference.stopwatch import Stopwatch
-from kenya_birds.inference.streaming import Reading, read_windows
+from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_windows
 from kenya_birds.inference.windows import WindowGrid
 
 

@@ -10,11 +10,10 @@ from soundfile import write as write_sound
 from kenya_birds.data.archive import read_archive
 from kenya_birds.data.corrections import write_archive
 from kenya_birds.errors import UserError
-from kenya_birds.inference.detections import Detection
-from kenya_birds.inference.reading import read_detections
-from kenya_birds.inference.recordings import RecordingInfo
+from kenya_birds.inference.detections import Detection, RecordingInfo
+from kenya_birds.inference.output_tables import write_tables
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.tables import write_tables
+from kenya_birds.inference.table_reader import read_detections
 
 NAMES = {"combul2": SpeciesNames("Common Bulbul", "Pycnonotus barbatus"), "x": SpeciesNames("=x", "")}
 RECORDINGS = ("site1/20211207_053000.wav", "site2/20211207_053000.wav", "site2/other.wav")

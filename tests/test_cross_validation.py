@@ -17,11 +17,11 @@ from archives import edit
 from running import ROOT, SMALL, flags, run, settings_of, train
 
 from kenya_birds.errors import UserError
+from kenya_birds.evaluation.evaluation_report import plain_metrics
 from kenya_birds.evaluation.predictions import read_predictions
-from kenya_birds.evaluation.report import plain_metrics
 from kenya_birds.experiments.cross_validation import CrossValidation
+from kenya_birds.files import LOCK_FILE
 from kenya_birds.model_loading import load_classifier
-from kenya_birds.output_files import LOCK_FILE
 from kenya_birds.saved_models import find_model
 
 SETTINGS = {"num_train_epochs": 3, "min_annotations": 8}
@@ -108,7 +108,7 @@ def test_the_card_says_whose_figures_these_are(validated):
 
 
 def test_a_model_of_all_recordings_is_not_evaluated_on_them(validated, small_archive, tmp_path):
-    from kenya_birds.experiments.reevaluation import evaluate_model
+    from kenya_birds.experiments.evaluate import evaluate_model
 
     with pytest.raises(UserError, match=r"was trained on every recording.* --splits_file"):
         evaluate_model(str(validated), small_archive, tmp_path / "again")
@@ -122,7 +122,7 @@ def test_the_final_model_can_be_published(validated):
 
 
 def test_its_clips_are_published_with_the_splits_of_the_first_fold(validated, small_archive):
-    from kenya_birds.publishing.clips import model_clips_builder
+    from kenya_birds.publishing.clips_dataset import model_clips_builder
 
     splits = model_clips_builder(validated, small_archive).splits.set_index("recording")["split"]
     first = pd.read_csv(validated / "fold-0" / "splits.csv").set_index("recording")["split"]
@@ -202,7 +202,7 @@ def test_another_cross_validation_is_not_resumed(small_archive, validated, tmp_p
     refused("exists and is not an empty folder", **here, folds=3)
     goes_on = {**here, "resume_from_checkpoint": "true"}
     with monkeypatch.context() as patch:
-        patch.setattr("kenya_birds.training.run.clips_builder", None)  # the archive is not read
+        patch.setattr("kenya_birds.training.training_run.clips_builder", None)  # the archive is not read
         refused("learning_rate was 0.003 and is 0.001 now", **{**goes_on, "learning_rate": 1e-3}, folds=3)
         refused("split_seed was 42 and is 3 now", **goes_on, folds=3, split_seed=3)
     refused("folds was 3 and is 4 now", **goes_on, folds=4)

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header
+from kenya_birds.data.compressed_frames import CRC8, CRC16, find_flac_frame, flac_headers
 from kenya_birds.data.decoders import DecodingError, SoundfileDecoder
-from kenya_birds.data.flac_frames import CRC8, CRC16, find_flac_frame, flac_headers
 from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.errors import UserError
 

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
-from kenya_birds.inference.detection import SoundscapePipeline
 from kenya_birds.inference.detections import Detection
-from kenya_birds.inference.finding import FindingSettings
+from kenya_birds.inference.pipeline import SoundscapePipeline
+from kenya_birds.inference.postprocessing import FindingSettings
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import species_styles
 from kenya_birds.serving import markup

@@ -23,16 +23,15 @@ from running import ROOT, run
 from kenya_birds.cli import main
 from kenya_birds.console import one_line_errors
 from kenya_birds.data.sound_files import Skip
+from kenya_birds.distributed import Team
 from kenya_birds.errors import UserError
 from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
-from kenya_birds.inference import detection as detection_module
+from kenya_birds.inference import detect as run_module
 from kenya_birds.inference import journal as journal_module
-from kenya_birds.inference import run as run_module
-from kenya_birds.inference.detection import SoundscapePipeline, detect
-from kenya_birds.inference.finding import FindingSettings
-from kenya_birds.inference.run import settings_of
-from kenya_birds.inference.sharing import shares
-from kenya_birds.processes import Team
+from kenya_birds.inference import pipeline as detection_module
+from kenya_birds.inference.detect import settings_of, shares
+from kenya_birds.inference.pipeline import SoundscapePipeline, detect
+from kenya_birds.inference.postprocessing import FindingSettings
 
 # Runs that are killed in the suite; for more: KENYA_BIRDS_KILLS=200 python -m pytest tests/test_detect.py -k killed
 KILLS = int(os.environ.get("KENYA_BIRDS_KILLS", "8"))
@@ -195,7 +194,7 @@ def test_processes_leave_their_group_before_they_end(tmp_path):
     # Otherwise a thread of the group's aborts about one run in three while Python ends.
     (tmp_path / "script.py").write_text(
         "import atexit, torch\n"
-        "from kenya_birds.processes import Team\n"
+        "from kenya_birds.distributed import Team\n"
         "atexit.register(lambda: print('in ' if torch.distributed.is_initialized() else 'left ', end=''))\n"
         "Team().collect('here')\n"
     )
@@ -228,7 +227,7 @@ def _run_in_child(model, recordings, output, environment):
 def start(model, recordings):
     """Starts runs in children that have imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["detecting", "kenya_birds.inference.run"])
+    context.set_forkserver_preload(["detecting", "kenya_birds.inference.detect"])
 
     def start(output, source=recordings, **environment):
         child = context.Process(target=_run_in_child, args=(model, source, output, environment))

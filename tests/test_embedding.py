@@ -19,11 +19,10 @@ from transformers import AutoModel
 
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
-from kenya_birds.inference import embedding as embedding_module
-from kenya_birds.inference import search as search_module
-from kenya_birds.inference.embedders import Embedder, load_embedder
-from kenya_birds.inference.embedding import embed_recordings, read_about
-from kenya_birds.inference.search import search_embeddings
+from kenya_birds.inference import embeddings as embedding_module
+from kenya_birds.inference import embeddings as search_module
+from kenya_birds.inference.embedding_models import Embedder, load_embedder
+from kenya_birds.inference.embeddings import embed_recordings, read_about, search_embeddings
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 
@@ -237,7 +236,7 @@ def test_a_bad_recording_is_left_out_and_told_and_the_others_go_on(model, record
 def test_of_a_recording_that_changes_while_it_is_read_nothing_is_kept(
     model, recordings, tmp_path, monkeypatch, embedder
 ):
-    from kenya_birds.inference.streaming import Reading
+    from kenya_birds.inference.audio_stream import Reading
 
     def cut_short(source, *rest, read=embedding_module.read_source):
         for item in read(source, *rest):

@@ -16,8 +16,15 @@ from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-from kenya_birds.training.estimate import default_feature_size, estimate, format_estimate, run_cost
-from kenya_birds.training.graph_costs import LiveBytes, count_flops, saved_bytes
+from kenya_birds.training.estimate import (
+    LiveBytes,
+    count_flops,
+    default_feature_size,
+    estimate,
+    format_estimate,
+    run_cost,
+    saved_bytes,
+)
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = ["test_convnext", "convnext_tiny", "tf_efficientnetv2_b0", "mobilenetv4_conv_small"]

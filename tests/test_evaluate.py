@@ -11,12 +11,12 @@ from running import train
 
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.scoring import clip_references, score_clips
-from kenya_birds.experiments.reevaluation import evaluate_model
+from kenya_birds.evaluation.predictions import clip_references, score_clips
+from kenya_birds.experiments.evaluate import evaluate_model
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-from kenya_birds.publishing.clips import model_clips_builder
+from kenya_birds.publishing.clips_dataset import model_clips_builder
 
 
 def save_model(folder, classes, multi_label=False, **fields):

@@ -8,10 +8,10 @@ import pytest
 from predicting import multi_label_logits, single_label_logits
 
 from kenya_birds.evaluation.calibration import Calibration, fit_calibration
+from kenya_birds.evaluation.evaluation_report import format_metrics, write_evaluation, write_report
 from kenya_birds.evaluation.intervals import METRICS
 from kenya_birds.evaluation.metrics import evaluation_metrics, probabilities
 from kenya_birds.evaluation.predictions import read_predictions
-from kenya_birds.evaluation.report import format_metrics, write_evaluation, write_report
 from kenya_birds.evaluation.thresholds import choose_thresholds
 
 CLASSES = [f"bird{index}" for index in range(8)]

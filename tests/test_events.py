@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kenya_birds.evaluation.event_metrics import METRICS, EventScores, Truth, event_intervals
-from kenya_birds.evaluation.events import match_events
+from kenya_birds.evaluation.event_metrics import METRICS, EventScores, Truth, event_intervals, match_events
 
 
 def detections(*rows):

@@ -21,8 +21,14 @@ from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model.signal_kenya_birds import stft
-from kenya_birds.publishing.export import WaveformClassifier, compare_graph, export_onnx, run_graph
-from kenya_birds.publishing.export_readme import PROGRAM, render_readme
+from kenya_birds.publishing.export import (
+    PROGRAM,
+    WaveformClassifier,
+    compare_graph,
+    export_onnx,
+    render_readme,
+    run_graph,
+)
 from kenya_birds.publishing.fourier_matrices import FourierMatrices
 
 LABELS = ["combul2", "gnbcam2", "hartur1"]

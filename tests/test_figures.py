@@ -143,7 +143,7 @@ def test_a_few_species_have_no_trend_and_all_have_names(drawn, classes, has_tren
 
 
 def test_pictures_of_an_evaluation_have_names_where_there_are_some(drawn, tmp_path):
-    from kenya_birds.evaluation.report import write_report
+    from kenya_birds.evaluation.evaluation_report import write_report
 
     predictions = predictions_of(classes=3, clips=60)
     names = {predictions.classes[0]: "Common $Bulbul", predictions.classes[1]: ""}

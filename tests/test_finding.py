@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kenya_birds.errors import UserError
-from kenya_birds.inference.finding import DetectionFinder, FindingSettings
+from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
 from kenya_birds.inference.species import SpeciesNames, read_species, species_names
 
 RATE = 100

@@ -10,9 +10,8 @@ from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-from kenya_birds.publishing import folder_check
-from kenya_birds.publishing.folder_check import check_model
-from kenya_birds.publishing.model_folder import model_contents
+from kenya_birds.publishing import model_folder as folder_check
+from kenya_birds.publishing.model_folder import check_model, model_contents
 
 LABELS = {"single": ["combul2", "gnbcam2", "hartur1"], "multi": ["combul2", "gnbcam2", "hartur1"]}
 

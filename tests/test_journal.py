@@ -4,10 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kenya_birds.inference.audio_stream import Loss, Reading
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.journal import ROWS_AT_ONCE, Journal, hash_files, journal_key
 from kenya_birds.inference.sources import FileState
-from kenya_birds.inference.streaming import Loss, Reading
 
 STATE = FileState("/somewhere/a b 鳥.flac", 1234, "1637000000123456789")
 READING = Reading(64_000, 32_000, 3, (Loss(0.1, 0.2, "damaged; „there“"), Loss(1.5, None, "gone")), True, STATE)

@@ -14,7 +14,7 @@ from kenya_birds.evaluation.metrics import probabilities
 from kenya_birds.evaluation.thresholds import choose_checked_thresholds
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
-from kenya_birds.training.run import Run
+from kenya_birds.training.training_run import Run
 
 SETTINGS = {"folds": 3, "num_train_epochs": 2, "no_call_windows": 2}
 

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from kenya_birds.output_files import is_portable_name, put_folder_in_place
+from kenya_birds.files import is_portable_name, put_folder_in_place
 
 
 @pytest.fixture

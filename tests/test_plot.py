@@ -11,16 +11,15 @@ from matplotlib.text import Text
 
 from kenya_birds import cli
 from kenya_birds.data.audio import RecordingReader
-from kenya_birds.data.name_pattern import NamePattern
+from kenya_birds.data.recording_name import NamePattern
 from kenya_birds.errors import UserError
-from kenya_birds.inference import activity, plot
+from kenya_birds.inference import activity
+from kenya_birds.inference import plots as plot
 from kenya_birds.inference.activity import BREAK, at_hours, hour_labels, measure_activity, plot_activity, shown_hours
-from kenya_birds.inference.boxes import MAX_LANES, Box, cut, join, stack
-from kenya_birds.inference.detections import Detection
-from kenya_birds.inference.plot import detections_of, draw_stretch, plot_recording
-from kenya_birds.inference.recordings import RecordingInfo
+from kenya_birds.inference.detections import Detection, RecordingInfo
+from kenya_birds.inference.output_tables import write_tables
+from kenya_birds.inference.plots import MAX_LANES, Box, cut, detections_of, draw_stretch, join, plot_recording, stack
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.tables import write_tables
 from kenya_birds.plot_style import COLOURS, SpeciesStyle, short_name, species_styles
 
 RATE = 32_000

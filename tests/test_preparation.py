@@ -12,9 +12,8 @@ from kenya_birds.fingerprints import FRONT_END
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.training import preparation
 from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments
-from kenya_birds.training.batches import FeatureClips, TrainingClips
+from kenya_birds.training.batches import ClipSampler, FeatureClips, TrainingClips
 from kenya_birds.training.preparation import clean_clips, extract_features
-from kenya_birds.training.weighting import ClipSampler
 
 CPU = torch.device("cpu")
 

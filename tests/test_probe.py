@@ -16,14 +16,15 @@ from kenya_birds.cli import main
 from kenya_birds.data.audio import decode_wav
 from kenya_birds.data.splits import splits_of_fold
 from kenya_birds.errors import UserError
+from kenya_birds.evaluation.evaluation_report import plain_metrics
 from kenya_birds.evaluation.metrics import classification_metrics
 from kenya_birds.evaluation.predictions import read_predictions
-from kenya_birds.evaluation.report import plain_metrics
-from kenya_birds.experiments import clip_embeddings, heads
+from kenya_birds.experiments import heads
+from kenya_birds.experiments import heads as clip_embeddings
 from kenya_birds.experiments import probe as probe_module
 from kenya_birds.experiments.heads import METHODS, NEIGHBOURS, STRENGTHS, fit_head
 from kenya_birds.experiments.probe import ProbeSettings, probe
-from kenya_birds.inference.embedders import load_embedder
+from kenya_birds.inference.embedding_models import load_embedder
 
 SETTINGS = {"min_annotations": 8}
 CANDIDATES = {"linear": heads._linear, "knn": heads._nearest}
@@ -247,7 +248,7 @@ def test_a_clip_is_embedded_once(model, small_archive, cache, tmp_path, monkeypa
     def refuse(*_):
         raise AssertionError("embedded again")
 
-    monkeypatch.setattr("kenya_birds.inference.embedders.OwnEmbedder._embed", refuse)
+    monkeypatch.setattr("kenya_birds.inference.embedding_models.OwnEmbedder._embed", refuse)
     _, knn = run(model, small_archive, tmp_path / "second", cache, method="knn")
     _, again = run(model, small_archive, tmp_path / "third", cache)
     assert (knn / "metrics.json").is_file()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kenya_birds.inference.outputs import Outputs
+from kenya_birds.inference.table_formats import Outputs
 from kenya_birds.process import cleaned_up_at_signals, print_anything
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="Windows has its file names in Unicode")

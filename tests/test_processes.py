@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 
 from kenya_birds.errors import UserError
-from kenya_birds.processes import Team
+from kenya_birds.distributed import Team
 
 torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=2))
 team = Team()

@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from kenya_birds.console import show_log
-from kenya_birds.inference.progress import RecordingsBar
+from kenya_birds.inference.progress_bar import RecordingsBar
 from kenya_birds.inference.sources import Source
-from kenya_birds.training.progress import EpochLog, RunTensorBoard, StepLosses, format_time, log_folder, write_results
+from kenya_birds.training.callbacks import EpochLog, RunTensorBoard, StepLosses, format_time, log_folder, write_results
 
 ARGS = {"per_device_train_batch_size": 8, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
 
@@ -107,7 +107,7 @@ def test_what_is_said_of_an_archive_is_said_once(capsys):
     show_log()
     for _ in range(2):
         logging.getLogger("kenya_birds.data.archive").warning("Dropped %d species", 3)
-        logging.getLogger("kenya_birds.training.run").info("Fold")
+        logging.getLogger("kenya_birds.training.training_run").info("Fold")
     assert capsys.readouterr().err.splitlines() == ["WARNING: Dropped 3 species", "INFO: Fold", "INFO: Fold"]
 
 

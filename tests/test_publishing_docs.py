@@ -16,8 +16,8 @@ from running import ROOT
 
 import push_model
 from kenya_birds import cli
-from kenya_birds.publishing.clips import push_clips
-from kenya_birds.publishing.folder_check import VERSIONS
+from kenya_birds.publishing.clips_dataset import push_clips
+from kenya_birds.publishing.model_folder import VERSIONS
 
 PAGE = (ROOT / "docs" / "publishing.md").read_text(encoding="utf-8")
 

@@ -13,8 +13,8 @@ import yaml
 from fake_hub import FakeHub
 
 from kenya_birds.errors import UserError
-from kenya_birds.publishing import clips as publishing
-from kenya_birds.publishing.clips_card import COLUMNS, KENYAN_SOURCE
+from kenya_birds.publishing import clips_dataset as publishing
+from kenya_birds.publishing.clips_dataset import COLUMNS, KENYAN_SOURCE
 
 FILES = ["README.md", *(f"data/{split}-00000-of-00001.parquet" for split in ("test", "train", "validation"))]
 

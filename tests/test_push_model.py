@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import push_model
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
-from kenya_birds.publishing.folder_check import PROGRAM
+from kenya_birds.publishing.model_folder import PROGRAM
 from kenya_birds.saved_models import find_model
 
 PUBLISHED = {
@@ -202,7 +202,7 @@ def new_hub(monkeypatch, tmp_path):
 
 @pytest.fixture
 def unchecked(monkeypatch, new_hub):
-    monkeypatch.setattr("kenya_birds.publishing.folder_check.check_model", lambda *_, **__: None)
+    monkeypatch.setattr("kenya_birds.publishing.model_folder.check_model", lambda *_, **__: None)
     return new_hub
 
 

@@ -2,8 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from kenya_birds.data.name_pattern import NamePattern
-from kenya_birds.data.recording_name import parse_recording_name, recorded_by_hour
+from kenya_birds.data.recording_name import NamePattern, parse_recording_name, recorded_by_hour
 from kenya_birds.data.synthetic import synthetic_annotations
 from kenya_birds.errors import UserError
 

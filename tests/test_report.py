@@ -14,9 +14,10 @@ from archives import RATE, edit, write_archive
 from kenya_birds.data.archive import read_archive
 from kenya_birds.data.audio import RecordingReader
 from kenya_birds.errors import UserError
-from kenya_birds.exploration import changes, pictures
-from kenya_birds.exploration.changes import change_clip, find_background
-from kenya_birds.exploration.listening import encode_clip, find_clear_call, listen
+from kenya_birds.exploration import call_examples as changes
+from kenya_birds.exploration import charts as pictures
+from kenya_birds.exploration.archive_report import write_report
+from kenya_birds.exploration.call_examples import change_clip, encode_clip, find_background, find_clear_call, listen
 from kenya_birds.exploration.measures import (
     activity_along,
     activity_by_hour,
@@ -26,7 +27,6 @@ from kenya_birds.exploration.measures import (
     spectral_range,
     summarize_spectral_ranges,
 )
-from kenya_birds.exploration.report import write_report
 
 VOID = {"meta", "img", "br"}
 

@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 
 import train_hf
 from kenya_birds.errors import UserError
-from kenya_birds.output_files import LOCK_FILE
-from kenya_birds.training.run import Run
+from kenya_birds.files import LOCK_FILE
 from kenya_birds.training.run_folder import (
     DIGESTS_FILE,
     RECORD_FILES,
@@ -29,6 +28,7 @@ from kenya_birds.training.run_folder import (
     forget_start,
     writing_results,
 )
+from kenya_birds.training.training_run import Run
 
 # The best epoch is the second. After two that are worse, the run stops at the fourth of eight.
 SETTINGS = {
@@ -170,7 +170,7 @@ def test_a_checkpoint_is_taken_to_a_new_folder_with_the_best_one(finished, small
     ],
 )
 def test_a_run_with_other_settings_is_refused(finished, small_archive, cache, monkeypatch, changes, told):
-    monkeypatch.setattr("kenya_birds.training.run.clips_builder", None)  # the archive is not read
+    monkeypatch.setattr("kenya_birds.training.training_run.clips_builder", None)  # the archive is not read
     message = refused("was started with other settings", small_archive, finished, cache, **changes)
     assert all(part in message for part in told)
     assert "\n" not in message

@@ -8,8 +8,7 @@ from running import flags, settings_of
 from kenya_birds.errors import UserError
 from kenya_birds.experiments.probe import ProbeSettings
 from kenya_birds.training.run_folder import SETTINGS_FILE
-from kenya_birds.training.settings import CLIPS_PER_STEP, differences
-from kenya_birds.training.settings_record import clip_settings, read_settings
+from kenya_birds.training.settings import CLIPS_PER_STEP, clip_settings, differences, read_settings
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from predicting import predictions_of
 
+from kenya_birds.evaluation.evaluation_report import species_table
 from kenya_birds.evaluation.metrics import evaluation_metrics
 from kenya_birds.evaluation.predictions import Predictions
-from kenya_birds.evaluation.species_table import species_table
 from kenya_birds.evaluation.thresholds import Thresholds
 
 

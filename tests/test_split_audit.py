@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from kenya_birds.data.name_pattern import NamePattern
+from kenya_birds.data.recording_name import NamePattern
 from kenya_birds.data.split_audit import audit_split, format_audit
 from kenya_birds.errors import UserError
 

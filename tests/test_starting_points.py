@@ -20,7 +20,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.saved_models import find_model
 from kenya_birds.training import starting_points
-from kenya_birds.training.donors import front_end_of, front_end_warnings
+from kenya_birds.training.starting_points import front_end_of, front_end_warnings
 
 ATTO = {"depths": [2, 2, 6, 2], "hidden_sizes": [40, 80, 160, 320]}
 CONVNEXT = (ConvNextConfig, ConvNextForImageClassification)

@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 
 from kenya_birds.data.audio import AudioHeader, Block, RecordingReader
 from kenya_birds.errors import UserError
-from kenya_birds.inference import streaming
-from kenya_birds.inference.coverage import Loss
+from kenya_birds.inference import audio_stream as streaming
+from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_array, read_source, read_windows
 from kenya_birds.inference.sources import Source
-from kenya_birds.inference.stopwatch import Stopwatch
-from kenya_birds.inference.streaming import Reading, read_array, read_source, read_windows
-from kenya_birds.inference.windows import WindowGrid
+from kenya_birds.inference.windows import Loss, WindowGrid
 
 GRID = WindowGrid(16_000, 9_000)
 

@@ -18,13 +18,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kenya_birds.data.name_pattern import NamePattern
+from kenya_birds.data.recording_name import NamePattern
 from kenya_birds.errors import UserError
-from kenya_birds.inference.detections import Detection
-from kenya_birds.inference.reading import read_detections
-from kenya_birds.inference.recordings import RecordingInfo
+from kenya_birds.inference.detections import Detection, RecordingInfo
+from kenya_birds.inference.output_tables import FORMATS, write_tables
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.tables import FORMATS, write_tables
+from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.inference.timeline_formats import MAX_NAME_BYTES, file_names
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -312,7 +311,7 @@ def test_times_are_exact_after_twelve_hours_of_windows_that_overlap_by_2_9_s(tmp
 
 @given(samples=st.integers(0, 10**11), rate=st.sampled_from([8_000, 11_025, 22_050, 32_000, 44_100, 48_000, 256_000]))
 def test_a_written_time_names_its_sample(samples, rate):
-    from kenya_birds.inference.recordings import decimal_s, microseconds
+    from kenya_birds.inference.detections import decimal_s, microseconds
 
     written = decimal_s(microseconds(Fraction(samples, rate)))
     assert len(written.split(".")[1]) == 6

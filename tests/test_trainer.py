@@ -18,9 +18,8 @@ from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training.augmentation import AugmentationArguments
-from kenya_birds.training.inherited_arguments import METRICS
-from kenya_birds.training.trainer import KenyaBirdsTrainer
-from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
+from kenya_birds.training.trainer import KenyaBirdsTrainer, KenyaBirdsTrainingArguments
+from kenya_birds.training.transformers_arguments import METRICS
 
 
 @pytest.fixture
@@ -278,8 +277,8 @@ SLOW = """
 import os, sys, time
 import train_hf
 from accelerate import PartialState
-from kenya_birds.experiments import single_run
-from kenya_birds.training import run
+from kenya_birds.experiments import results as single_run
+from kenya_birds.training import training_run as run
 
 def slow(work):
     def later(*arguments, **settings):

@@ -14,13 +14,13 @@ from test_evaluate import save_model
 from kenya_birds.data.archive import read_archive
 from kenya_birds.data.dataset import clips_builder
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.report import format_metrics
-from kenya_birds.experiments.comparison import TrainedRun
+from kenya_birds.evaluation.evaluation_report import format_metrics
 from kenya_birds.experiments.cross_validation import CrossValidation
-from kenya_birds.experiments.reevaluation import evaluate_model
+from kenya_birds.experiments.evaluate import evaluate_model
+from kenya_birds.experiments.probe import TrainedRun
 from kenya_birds.saved_models import SavedModel
-from kenya_birds.training.run import Run
 from kenya_birds.training.training_recordings import TrainingRecordings, overlap_of
+from kenya_birds.training.training_run import Run
 
 SPLITS = pd.DataFrame(
     {"recording": ["caf\u00e9.WAV", "b.wav", "c.wav"], "split": ["train", "validation", "test"]}, dtype=object

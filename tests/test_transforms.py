@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.training.transforms import add_at_snr, colored_noise, mask, mix, warp_bands, warp_frames
+from kenya_birds.training.augmentation import add_at_snr, colored_noise, mask, mix, warp_bands, warp_frames
 
 RATE = 32_000
 

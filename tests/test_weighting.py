@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kenya_birds.model.modeling_kenya_birds import classification_loss
-from kenya_birds.training.weighting import ClipSampler, power_weights
+from kenya_birds.training.batches import ClipSampler, power_weights
 
 counts = st.lists(st.integers(0, 1000), min_size=2, max_size=30).filter(any)
 

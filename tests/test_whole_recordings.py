@@ -9,7 +9,7 @@ from kenya_birds.data.decoded_recordings import decode_recordings
 from kenya_birds.evaluation.event_metrics import event_intervals
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.experiments.whole_recordings import RecordingWindowGrid, describe, evaluate_recordings, truth_of
-from kenya_birds.inference.finding import FindingSettings
+from kenya_birds.inference.postprocessing import FindingSettings
 
 CLASSES = ["lark", "owl"]
 # 12 s are four windows of 3 s. The lark at 6.1 s is near an edge: unknown in the window before.

@@ -38,7 +38,7 @@ def read_name_pattern(options: Any) -> Any:
     Raises:
         UserError: If it is no pattern.
     """
-    from kenya_birds.data.name_pattern import NamePattern
+    from kenya_birds.data.recording_name import NamePattern
 
     return NamePattern.of(options.name_pattern)
 
@@ -62,8 +62,8 @@ def add_speed(group: Any, unit: str) -> None:
 
 def check_overlap(saved: Any, overlap_s: float) -> None:
     """Raises `UserError` if windows of a model cannot overlap by so much, as far as its files tell."""
+    from kenya_birds.files import read_json
     from kenya_birds.inference.windows import WindowGrid
-    from kenya_birds.json_files import read_json
 
     path = saved.folder / "preprocessor_config.json"
     about = read_json(path) if path.is_file() else {}

@@ -41,7 +41,7 @@ def _add_synthesize(commands: Any) -> None:
 
 
 def _synthesize(options: argparse.Namespace) -> None:
-    from kenya_birds.output_files import check_new_folder
+    from kenya_birds.files import check_new_folder
 
     check_new_folder(options.data_dir, "folder")
     from kenya_birds.data.synthetic import synthesize_archive
@@ -76,7 +76,7 @@ def _add_download(commands: Any) -> None:
 
 
 def _download(options: argparse.Namespace) -> None:
-    from kenya_birds.output_files import check_can_make
+    from kenya_birds.files import check_can_make
 
     check_can_make(options.data_dir)
     from kenya_birds.data.download import download_record
@@ -139,7 +139,7 @@ def _add_report(commands: Any) -> None:
 def _report(options: argparse.Namespace) -> None:
     name_pattern = read_name_pattern(options)
     _check_paths(options)
-    from kenya_birds.exploration.report import write_report
+    from kenya_birds.exploration.archive_report import write_report
 
     output = write_report(
         options.data_dir,
@@ -219,8 +219,7 @@ def _split(options: argparse.Namespace) -> None:
 
 def _check_paths(options: argparse.Namespace) -> None:
     """Checks the archive and the output of a command."""
-    from kenya_birds.input_files import check_layout
-    from kenya_birds.output_files import check_output
+    from kenya_birds.files import check_layout, check_output
 
     check_layout(options.data_dir)
     check_output(options.output, options.overwrite)

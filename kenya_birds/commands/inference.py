@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _add_detect(commands: Any) -> None:
-    from kenya_birds.inference.finding import FindingSettings
+    from kenya_birds.inference.postprocessing import FindingSettings
 
     command = new_command(
         commands,
@@ -91,7 +91,7 @@ def _add_detect(commands: Any) -> None:
 
 
 def _detect(options: argparse.Namespace) -> None:
-    from kenya_birds.inference.finding import FindingSettings
+    from kenya_birds.inference.postprocessing import FindingSettings
     from kenya_birds.inference.sources import find_sources
     from kenya_birds.inference.species import names_in, read_species
     from kenya_birds.saved_models import check_ours, check_thresholds, find_model
@@ -112,17 +112,17 @@ def _detect(options: argparse.Namespace) -> None:
     check_thresholds(saved, options.threshold)
     check_overlap(saved, options.overlap_s)
     sources = find_sources(options.paths)
-    from kenya_birds.inference.run_files import RunFiles
+    from kenya_birds.inference.run_report import RunFiles
 
     RunFiles(options.output).check()
 
-    from kenya_birds.processes import Team
+    from kenya_birds.distributed import Team
 
     team = Team()
     if team.is_first:
         log_loading(options.model)
-    from kenya_birds.inference.detection import SoundscapePipeline
-    from kenya_birds.inference.run import run_detection
+    from kenya_birds.inference.detect import run_detection
+    from kenya_birds.inference.pipeline import SoundscapePipeline
 
     pipeline = SoundscapePipeline(
         saved,
@@ -175,11 +175,11 @@ def _add_plot(commands: Any) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from kenya_birds.input_files import check_file
+    from kenya_birds.files import check_file
 
     check_file(options.recording, "a recording")
     _check_picture(options)
-    from kenya_birds.inference.plot import plot_recording
+    from kenya_birds.inference.plots import plot_recording
 
     start_s, end_s = plot_recording(
         options.recording,
@@ -229,8 +229,7 @@ def _add_picture(command: Any, name: str) -> Any:
 
 def _check_picture(options: argparse.Namespace) -> None:
     """Checks the two files of a command that draws detections."""
-    from kenya_birds.input_files import check_file, check_suffix
-    from kenya_birds.output_files import check_picture
+    from kenya_birds.files import check_file, check_picture, check_suffix
 
     check_suffix(options.detections, DETECTION_SUFFIXES, "a table of detections")
     check_file(options.detections, "a table of detections")
@@ -266,9 +265,8 @@ def _add_embed(commands: Any) -> None:
 
 
 def _embed(options: argparse.Namespace) -> None:
+    from kenya_birds.files import check_output, check_suffix
     from kenya_birds.inference.sources import find_sources
-    from kenya_birds.input_files import check_suffix
-    from kenya_birds.output_files import check_output
     from kenya_birds.saved_models import check_model
 
     saved = check_model(options.model)
@@ -278,8 +276,8 @@ def _embed(options: argparse.Namespace) -> None:
     check_output(options.output, options.overwrite)
     sources = find_sources(options.paths)
     log_loading(options.model)
-    from kenya_birds.inference.embedders import load_embedder
-    from kenya_birds.inference.embedding import embed_recordings, format_embedding
+    from kenya_birds.inference.embedding_models import load_embedder
+    from kenya_birds.inference.embeddings import embed_recordings, format_embedding
 
     report = embed_recordings(
         load_embedder(options.model, clip_s=options.clip_s, device=options.device),
@@ -322,15 +320,15 @@ def _search(options: argparse.Namespace) -> None:
     import csv
     import sys
 
+    from kenya_birds.files import check_file
     from kenya_birds.inference.sources import find_sources
-    from kenya_birds.input_files import check_file
     from kenya_birds.saved_models import check_model
 
     check_file(options.embeddings, "a file that kenya-birds embed wrote")
     examples = find_sources(options.examples)
     if options.model is not None:
         check_model(options.model)
-    from kenya_birds.inference.search import search_embeddings
+    from kenya_birds.inference.embeddings import search_embeddings
 
     hits = search_embeddings(
         options.embeddings, examples, top_k=options.top_k, model=options.model, device=options.device

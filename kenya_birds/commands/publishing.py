@@ -57,8 +57,7 @@ def _add_push_clips(commands: Any) -> None:
 
 
 def _push_clips(options: argparse.Namespace) -> None:
-    from kenya_birds.input_files import check_layout
-    from kenya_birds.output_files import check_new_folder
+    from kenya_birds.files import check_layout, check_new_folder
     from kenya_birds.publishing.hub import check_repo_id
 
     check_repo_id(options.repo_id, "dataset")
@@ -66,8 +65,13 @@ def _push_clips(options: argparse.Namespace) -> None:
     if options.output is not None:
         check_new_folder(options.output)
     from kenya_birds.data.dataset import build_clips, clips_builder
-    from kenya_birds.publishing.clips import cutting_facts, push_clips, save_clips
-    from kenya_birds.publishing.clips_card import KENYAN_LICENSE, KENYAN_SOURCE
+    from kenya_birds.publishing.clips_dataset import (
+        KENYAN_LICENSE,
+        KENYAN_SOURCE,
+        cutting_facts,
+        push_clips,
+        save_clips,
+    )
 
     builder = clips_builder(options.data_dir, min_annotations=options.min_annotations, context_s=options.context_s)
     clips = build_clips(builder, options.num_proc)
@@ -104,7 +108,7 @@ def _add_export(commands: Any) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from kenya_birds.extras import check_extra
-    from kenya_birds.output_files import check_new_folder
+    from kenya_birds.files import check_new_folder
     from kenya_birds.saved_models import check_model
 
     check_extra("onnx", "export")

@@ -45,7 +45,7 @@ def _add_demo(commands: Any) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     from kenya_birds.extras import check_extra
-    from kenya_birds.input_files import check_file
+    from kenya_birds.files import check_file
     from kenya_birds.saved_models import check_model
 
     check_file(options.example, "a recording (--example)")

@@ -175,8 +175,7 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from kenya_birds.input_files import check_file, check_layout
-    from kenya_birds.output_files import check_new_folder
+    from kenya_birds.files import check_file, check_layout, check_new_folder
     from kenya_birds.saved_models import check_model
 
     output = options.output or Path(f"evaluation_{options.split}")
@@ -185,8 +184,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     check_file(options.splits_file, "a table of splits or folds")
     check_new_folder(output)
     log_loading(options.model)
-    from kenya_birds.evaluation.report import format_metrics
-    from kenya_birds.experiments.reevaluation import evaluate_model
+    from kenya_birds.evaluation.evaluation_report import format_metrics
+    from kenya_birds.experiments.evaluate import evaluate_model
 
     metrics = evaluate_model(
         options.model,
@@ -245,8 +244,7 @@ def _add_score(commands: Any) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     from kenya_birds.errors import UserError
-    from kenya_birds.input_files import check_file, check_layout
-    from kenya_birds.output_files import check_new_folder
+    from kenya_birds.files import check_file, check_layout, check_new_folder
 
     for table in (options.table, options.beside):
         if table is not None and not table.is_dir():
@@ -346,8 +344,7 @@ def _add_probe(commands: Any) -> None:
 def _probe(options: argparse.Namespace) -> None:
     import dataclasses
 
-    from kenya_birds.input_files import check_file, check_layout
-    from kenya_birds.output_files import check_new_folder
+    from kenya_birds.files import check_file, check_layout, check_new_folder
     from kenya_birds.saved_models import check_model
 
     check_model(options.model)

@@ -14,7 +14,7 @@ from kenya_birds.data.audio import AudioHeader, read_header
 from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.same_recording import files_of_recordings, same_sound, sound_fingerprints
 from kenya_birds.errors import UserError
-from kenya_birds.input_files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, SPECIES_FILE, check_layout
+from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, SPECIES_FILE, check_layout
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.data import splits as seed_strategy
-from kenya_birds.data.assignment import AssignmentProblem
-from kenya_birds.data.integer_programme import TOLERANCE, nearest, widest
+from kenya_birds.data.assignment import TOLERANCE, AssignmentProblem, nearest, widest
 from kenya_birds.data.same_recording import joined, separated
 from kenya_birds.data.splits import (
     SPLITS,

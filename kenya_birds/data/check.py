@@ -22,8 +22,15 @@ from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.recording_check import RecordingCheck, check_recording
 from kenya_birds.data.same_recording import files_of_recordings, same_sound, sound_fingerprints
 from kenya_birds.data.sound_files import Skip, find_sound, is_hidden, is_named_as_sound
-from kenya_birds.input_files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, SPECIES_FILE, check_layout
-from kenya_birds.output_files import as_utf8, check_output, write_table
+from kenya_birds.files import (
+    ANNOTATIONS_FILE,
+    RECORDINGS_FOLDER,
+    SPECIES_FILE,
+    as_utf8,
+    check_layout,
+    check_output,
+    write_table,
+)
 from kenya_birds.values import Count, checked
 
 # What a finding does to training.

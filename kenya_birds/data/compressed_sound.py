@@ -12,9 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from kenya_birds.data.compressed_frames import find_ogg_damage, follow_frames
 from kenya_birds.data.decoders import PROBED_S, in_words, to_mono
-from kenya_birds.data.mpeg_audio import follow_frames
-from kenya_birds.data.ogg_pages import find_ogg_damage
 
 # Formats whose packets have times of their own: a larger jump in seconds means that packets are missing. Phones and
 # browsers write times that waver, and the packets of a whole MP4 are all in its table.

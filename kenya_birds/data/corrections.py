@@ -15,7 +15,7 @@ from kenya_birds.data.archive import (
     UNKNOWN_SPECIES,
 )
 from kenya_birds.errors import UserError
-from kenya_birds.output_files import is_new_or_empty, link_or_copy, write_table
+from kenya_birds.files import is_new_or_empty, link_or_copy, write_table
 
 NAMES = ("common_name", "scientific_name")
 
@@ -28,7 +28,7 @@ def write_archive(table: pd.DataFrame, folder: str | Path) -> Path:
 
     Args:
         table: `recording` (path of a file), `start_s`, `end_s`, `code`, `common_name` and `scientific_name`, as
-            `kenya_birds.inference.reading.read_detections` returns them; other columns are not used.
+            `kenya_birds.inference.table_reader.read_detections` returns them; other columns are not used.
         folder: The archive's folder, new or empty.
 
     Returns:

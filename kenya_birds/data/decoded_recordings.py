@@ -18,9 +18,8 @@ from kenya_birds.data.audio import Block, RecordingReader, read_header
 from kenya_birds.data.same_recording import sound_fingerprint
 from kenya_birds.data.sound_pieces import SILENCE_S, audible, resampled
 from kenya_birds.errors import UserError
+from kenya_birds.files import read_json, whole_file, write_json
 from kenya_birds.fingerprints import DECODERS, code_fingerprint, library_versions
-from kenya_birds.json_files import read_json, write_json
-from kenya_birds.output_files import whole_file
 
 logger = logging.getLogger(__name__)
 

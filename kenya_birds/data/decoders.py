@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from kenya_birds.data.flac_frames import read_at
+from kenya_birds.data.compressed_frames import read_at
 from kenya_birds.data.sound_extent import JOINED_FLAC, SoundBytes, SoundExtent
 
 # libsndfile says 2^63 - 1 of a FLAC file whose header has no length; no recording has this many frames.

@@ -25,7 +25,7 @@ from kenya_birds.data.unpacking import (
     unpack_recordings,
 )
 from kenya_birds.errors import UserError
-from kenya_birds.output_files import is_portable_name
+from kenya_birds.files import is_portable_name
 from kenya_birds.values import Count, checked
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from kenya_birds.data.compressed_frames import find_flac_frame, flac_headers, possible_ends, read_at
 from kenya_birds.data.compressed_sound import (
     Survey,
     channels_last,
@@ -18,7 +19,6 @@ from kenya_birds.data.compressed_sound import (
     to_mono_float,
 )
 from kenya_birds.data.decoders import BLOCK_S, MAX_FRAMES, DecodingError, find_lone_channel, in_words
-from kenya_birds.data.flac_frames import find_flac_frame, flac_headers, possible_ends, read_at
 
 # Containers in which any place can be sought exactly, if they hold FLAC or PCM.
 POSITIONED_FORMATS = ("flac", "wav", "w64", "aiff", "au", "caf")

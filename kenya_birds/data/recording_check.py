@@ -8,7 +8,7 @@ import numpy as np
 
 from kenya_birds.data.audio import RecordingReader
 from kenya_birds.errors import UserError
-from kenya_birds.output_files import as_utf8
+from kenya_birds.files import as_utf8
 
 logger = logging.getLogger(__name__)
 

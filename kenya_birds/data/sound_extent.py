@@ -13,7 +13,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from kenya_birds.data.flac_frames import flac_headers, followed_headers, read_at
+from kenya_birds.data.compressed_frames import flac_headers, followed_headers, read_at
 
 # Sizes have 32 bits in RIFF, AIFF and AU.
 WRAP_BYTES = 2**32

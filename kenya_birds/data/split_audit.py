@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from kenya_birds.data.name_pattern import NamePattern
-from kenya_birds.data.recording_name import RecordingName, parse_recording_name
+from kenya_birds.data.recording_name import NamePattern, RecordingName, parse_recording_name
 from kenya_birds.data.splits import SPLITS
 from kenya_birds.errors import UserError
 

@@ -14,7 +14,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from kenya_birds.data.csv_table import read_csv, read_table
 from kenya_birds.data.same_recording import joined, separated
 from kenya_birds.errors import UserError
-from kenya_birds.output_files import check_output, write_table
+from kenya_birds.files import check_output, write_table
 from kenya_birds.values import Seed, SplitSize, checked
 
 logger = logging.getLogger(__name__)

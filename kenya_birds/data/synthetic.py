@@ -12,7 +12,7 @@ from scipy import signal
 from tqdm import tqdm
 
 from kenya_birds.errors import UserError
-from kenya_birds.output_files import check_new_folder
+from kenya_birds.files import check_new_folder
 from kenya_birds.values import Count, Range, Seed, checked
 
 SAMPLE_RATE_HZ = 32_000

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from kenya_birds.errors import UserError
-from kenya_birds.output_files import is_portable_name
+from kenya_birds.files import is_portable_name
 
 logger = logging.getLogger(__name__)
 

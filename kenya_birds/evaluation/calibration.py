@@ -1,4 +1,4 @@
-"""Makes scores mean probabilities: a temperature, or a scale and an offset of each class."""
+"""Calibration of scores on validation clips."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,8 +9,29 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax
 
 from kenya_birds.evaluation.metrics import class_targets, probabilities
-from kenya_birds.evaluation.validation_folds import recording_folds
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+
+FOLDS = 5
+
+
+def recording_folds(recordings: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Divides clips into at most five folds, each recording with all its clips in one.
+
+    Args:
+        recordings: Name of each clip's recording, shape `(clips,)`.
+
+    Returns:
+        For each fold the indices of the clips outside it, to fit on, and of its own, to check on. No folds where there
+        is one recording only.
+    """
+    names, number_of = np.unique(recordings, return_inverse=True)
+    folds = min(FOLDS, len(names))
+    if folds < 2:
+        return []
+    return [
+        (np.flatnonzero(number_of % folds != fold), np.flatnonzero(number_of % folds == fold)) for fold in range(folds)
+    ]
+
 
 # Standard deviations of a Gaussian prior, of the logarithm of the scale and of the offset: round the identity for what
 # all classes share, round that for each class. A class with few clips stays near what all share.

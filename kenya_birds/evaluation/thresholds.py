@@ -12,8 +12,8 @@ from scipy.special import expit, logit
 from sklearn.metrics import precision_recall_curve
 
 from kenya_birds.errors import UserError
+from kenya_birds.evaluation.calibration import recording_folds
 from kenya_birds.evaluation.metrics import class_targets
-from kenya_birds.evaluation.validation_folds import recording_folds
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kenya_birds.evaluation.events import MIN_OVERLAP
+from kenya_birds.evaluation.event_metrics import MIN_OVERLAP
 from kenya_birds.model.modeling_kenya_birds import MASKED
 
 DEFAULT_EDGE_MARGIN_S = 0.25

@@ -1,4 +1,4 @@
-"""Grouped cross-validation: every recording is tested once, by a model that has not heard it."""
+"""Cross-validation over recordings, and the final fit on all of them."""
 
 import contextlib
 import dataclasses
@@ -13,18 +13,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kenya_birds.console import user_errors
+from kenya_birds.console import transformers_bars_hidden, user_errors
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.splits import read_folds, seed_folds, splits_of_fold
 from kenya_birds.errors import UserError
-from kenya_birds.experiments.results import Fold, Scored, write_out_of_fold
-from kenya_birds.experiments.single_run import train_and_evaluate
-from kenya_birds.json_files import read_json, write_json
-from kenya_birds.output_files import check_not_locked, is_new_or_empty, locked, whole_file, write_table
+from kenya_birds.evaluation.calibration import Calibration
+from kenya_birds.experiments.results import Fold, Scored, train_and_evaluate, write_out_of_fold
+from kenya_birds.files import check_not_locked, is_new_or_empty, locked, read_json, whole_file, write_json, write_table
 from kenya_birds.training.arguments import DEFAULT_FOLDS
-from kenya_birds.training.run import Run
 from kenya_birds.training.run_folder import (
+    RECORDINGS_FILE,
+    SPLITS_FILE,
     SUMMARY_FILE,
     RunRecord,
     check_results,
@@ -36,6 +36,7 @@ from kenya_birds.training.run_folder import (
 )
 from kenya_birds.training.settings import Settings, differences
 from kenya_birds.training.trainer import training_team
+from kenya_birds.training.training_run import Run
 from kenya_birds.values import Folds, Kind
 
 logger = logging.getLogger(__name__)
@@ -291,3 +292,49 @@ def _write_logits(scored: Scored, path: Path) -> None:
 def _read_logits(path: Path) -> Scored:
     with np.load(path, allow_pickle=False) as arrays:
         return Scored(**arrays)
+
+
+FOLDER = "final-fit"
+
+
+def fit_on_everything(validated: CrossValidation, results: dict[str, Any]) -> None:
+    """Trains on all recordings and leaves the model in the cross-validation's folder, beside the figures of its folds.
+
+    It is trained on the learning rate's schedule of the folds, and stopped where the best epoch of the median fold
+    was: nothing is left to choose an epoch on. Calibration and `thresholds.json` come from the validation scores of
+    all folds, which models trained on fewer recordings gave. Checkpoints are in `output_dir/final-fit`; a run that was
+    stopped goes on there.
+
+    Args:
+        validated: A cross-validation that has run.
+        results: What its `run` returned.
+
+    Raises:
+        UserError: If the clips cannot be cut or trained on.
+    """
+    output_dir, epochs = validated.output_dir, results["median_best_epoch"]
+    if (output_dir / SUMMARY_FILE).is_file():
+        logger.info("The final fit is done already")
+        return
+    logger.info("Final fit on all recordings: %g epochs", epochs)
+    folder = output_dir / FOLDER
+    changes = {"eval_strategy": "no", "load_best_model_at_end": False, "metric_for_best_model": None}
+    with validated.one_run(0, folder, everything_for=epochs, save_total_limit=2, **changes) as run:
+        trainer, _, summary = run.train()
+        summary["cross_validation"] = {
+            "folds": validated.folds,
+            "best_epochs": [fold["best_epoch"] for fold in results["each"]],
+            "train_runtime_s": round(sum(fold["train_runtime_s"] for fold in results["each"]), 1),
+        }
+
+        def write() -> None:
+            with writing_results(output_dir):
+                Calibration(**results["calibration"]).store(trainer.model.config)
+                with transformers_bars_hidden():
+                    trainer.model.save_pretrained(output_dir)
+                run.extractor.save_pretrained(output_dir)
+                for name in (SPLITS_FILE, RECORDINGS_FILE):
+                    shutil.copyfile(folder / name, output_dir / name)
+                write_json(summary, output_dir / SUMMARY_FILE)
+
+        run.team.first_does(write)

@@ -14,7 +14,7 @@ from kenya_birds.data.decoded_recordings import DecodedRecordings
 from kenya_birds.evaluation.event_metrics import Truth
 from kenya_birds.evaluation.recording_metrics import RecordingScores, WindowScores
 from kenya_birds.evaluation.window_targets import WindowTargets
-from kenya_birds.inference.finding import DetectionFinder, FindingSettings
+from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
 from kenya_birds.inference.windows import WindowGrid
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import MASKED, KenyaBirdsForAudioClassification

@@ -12,14 +12,13 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kenya_birds.data.name_pattern import NamePattern
-from kenya_birds.data.recording_name import DAY_H, parse_recording_name, recorded_by_hour
+from kenya_birds.data.recording_name import DAY_H, NamePattern, parse_recording_name, recorded_by_hour
 from kenya_birds.errors import UserError
-from kenya_birds.inference.pictures import check_picture, save_picture
-from kenya_birds.inference.reading import read_detections
-from kenya_birds.inference.recordings import name_in
+from kenya_birds.files import check_picture
+from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.table_formats import RECORDINGS_TABLE
-from kenya_birds.plot_style import short_name, styled
+from kenya_birds.inference.table_reader import read_detections
+from kenya_birds.plot_style import save_picture, short_name, styled
 
 MAX_SPECIES = 40
 ROW_INCH, CELL_INCH, NAMES_INCH, MIN_WIDTH_INCH, BAR_INCH = 0.24, 0.34, 2.8, 7.0, 0.12

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kenya_birds.errors import UserError
-from kenya_birds.inference.coverage import Loss
+from kenya_birds.files import read_json, write_json
+from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.sources import FileState
-from kenya_birds.inference.streaming import Reading
-from kenya_birds.json_files import read_json, write_json
+from kenya_birds.inference.windows import Loss
 
 logger = logging.getLogger(__name__)
 

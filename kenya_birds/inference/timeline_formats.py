@@ -11,9 +11,9 @@ from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import IO
 
-from kenya_birds.inference.outputs import Outputs
-from kenya_birds.inference.recordings import RecordingInfo, Row, decimal_s, microseconds
-from kenya_birds.output_files import is_portable_name
+from kenya_birds.files import is_portable_name
+from kenya_birds.inference.detections import RecordingInfo, Row, decimal_s, microseconds
+from kenya_birds.inference.table_formats import Outputs
 
 # BirdNET-Analyzer's columns in its order, with the scientific name; behind them what other programs look for.
 RAVEN_COLUMNS = (

@@ -9,7 +9,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.report import (
+from kenya_birds.evaluation.evaluation_report import (
     CONFUSION_FILE,
     F1_FILE,
     METRICS_FILE,
@@ -18,8 +18,8 @@ from kenya_birds.evaluation.report import (
     SPECIES_FILE,
 )
 from kenya_birds.experiments.results import OUT_OF_FOLD
-from kenya_birds.json_files import read_json
-from kenya_birds.publishing.markdown import markdown_cell
+from kenya_birds.files import read_json
+from kenya_birds.publishing.clips_dataset import markdown_cell
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.training.run_folder import SUMMARY_FILE
 

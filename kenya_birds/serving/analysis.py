@@ -12,15 +12,13 @@ import numpy as np
 from kenya_birds.data.audio import read_header
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
-from kenya_birds.inference.coverage import Loss
-from kenya_birds.inference.detection import Job, SoundscapePipeline, find_device
-from kenya_birds.inference.detections import Detection
-from kenya_birds.inference.finding import DetectionFinder, FindingSettings
-from kenya_birds.inference.recordings import RecordingInfo
+from kenya_birds.inference.audio_stream import read_source
+from kenya_birds.inference.detections import Detection, RecordingInfo
+from kenya_birds.inference.pipeline import Job, SoundscapePipeline, find_device
+from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
 from kenya_birds.inference.sources import Source
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.streaming import read_source
-from kenya_birds.inference.windows import WindowGrid
+from kenya_birds.inference.windows import Loss, WindowGrid
 from kenya_birds.saved_models import THRESHOLDS_FILE, find_model
 from kenya_birds.values import Count, Device, Positive, checked
 

@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kenya_birds.inference.detections import Detection
-from kenya_birds.inference.pictures import save_picture
-from kenya_birds.inference.plot import draw_stretch
+from kenya_birds.inference.plots import draw_stretch
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.plot_style import SpeciesStyle, short_name, styled
+from kenya_birds.plot_style import SpeciesStyle, save_picture, short_name, styled
 from kenya_birds.serving.analysis import clock
 
 STRETCH_S = 30.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kenya_birds.errors import UserError
-from kenya_birds.output_files import link_or_copy
+from kenya_birds.files import link_or_copy
 from kenya_birds.serving.analysis import Findings
 
 logger = logging.getLogger(__name__)

@@ -1,11 +1,18 @@
-"""What watches over training: where it ends, how long it took, and which checkpoint is the best."""
+"""Callbacks of the trainer: when to stop, the best checkpoint, the log of each epoch, TensorBoard."""
 
 import logging
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
 from kenya_birds.training.run_folder import best_checkpoint
@@ -107,3 +114,214 @@ def has_ended(callbacks: list[TrainerCallback], state: TrainerState) -> bool:
         or any(callback.is_reached(state) for callback in callbacks if isinstance(callback, StopAt))
         or any(waited >= callback.early_stopping_patience for callback in patient)
     )
+
+
+RUNS_FOLDER = "runs"
+# Of what transformers logs, the numbers that change: others would be flat lines, or points.
+CURVES = (
+    *("loss", "grad_norm", "learning_rate"),
+    *("eval_loss", "eval_macro_f1", "eval_weighted_f1", "eval_accuracy"),
+)
+
+
+class EpochLog(TrainerCallback):
+    """Logs one line for each epoch, and shows a bar of the steps on a terminal.
+
+    Args:
+        losses: The training losses.
+
+    Attributes:
+        epochs: Where training will stop, if before the end of its schedule.
+    """
+
+    def __init__(self, losses: "StepLosses") -> None:
+        self.epochs: float | None = None
+        self._losses = losses
+        self._bar: tqdm | None = None
+        self._began_s = self._epoch_began_s = time.perf_counter()
+        self._first_step = self._epoch_first_step = 0
+        self._loss, self._clips_per_s = float("nan"), 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock and the bar."""
+        self._began_s = time.perf_counter()
+        self._first_step = state.global_step
+        if state.is_world_process_zero:
+            is_shown = not args.disable_tqdm and sys.stderr.isatty()
+            self._bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="Training",
+                unit="step",
+                leave=False,
+                disable=not is_shown,
+                dynamic_ncols=True,
+            )
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the epoch's clock."""
+        self._epoch_began_s, self._epoch_first_step = time.perf_counter(), state.global_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes the epoch's loss and speed; the line waits for the evaluation, if there is one."""
+        self._loss = self._losses.mean()
+        steps = state.global_step - self._epoch_first_step
+        clips = steps * args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        self._clips_per_s = clips / max(time.perf_counter() - self._epoch_began_s, 1e-9)
+        if getattr(args.eval_strategy, "value", args.eval_strategy) == "no":
+            self._tell(state, {})
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Logs the line."""
+        if metrics and "eval_macro_f1" in metrics:
+            self._tell(state, metrics)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _tell(self, state: TrainerState, metrics: Mapping[str, float]) -> None:
+        if not state.is_world_process_zero:
+            return
+        parts = [f"loss {self._loss:.3g}"]
+        if metrics:
+            parts += [
+                f"validation loss {metrics['eval_loss']:.3g}",
+                f"macro F1 {metrics['eval_macro_f1']:.4f}{_best(state)}",
+            ]
+        parts.append(f"{self._clips_per_s:,.0f} clips/s")
+        epochs = self.epochs or state.num_train_epochs
+        steps = state.max_steps * epochs / state.num_train_epochs
+        done, left = state.global_step - self._first_step, steps - state.global_step
+        if done and left > 0:
+            parts.append(f"{format_time((time.perf_counter() - self._began_s) / done * left)} left")
+        if self._bar is not None:
+            self._bar.clear()
+        logger.info("Epoch %s of %s: %s", f"{state.epoch or 0:.4g}", f"{epochs:g}", ", ".join(parts))
+        if self._bar is not None:
+            self._bar.refresh()
+
+
+class StepLosses:
+    """Training losses of steps, kept on the device until their mean is asked for.
+
+    Args:
+        accelerator: Knows the other processes of the run.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._total: Any = None
+        self._steps = 0
+
+    def add(self, loss: Any, *, is_step: bool) -> None:
+        """Takes the loss of a batch.
+
+        Args:
+            loss: Its part of the step's loss, a tensor.
+            is_step: Whether it is the last batch of its step.
+        """
+        self._total = loss if self._total is None else self._total + loss
+        self._steps += is_step
+
+    def mean(self) -> float:
+        """The mean of the steps since it was last asked, over all processes; each of them has to ask."""
+        total, steps = self._total, self._steps
+        self._total, self._steps = None, 0
+        if total is None or not steps:
+            return float("nan")
+        return float(self._accelerator.reduce(total, reduction="mean")) / steps
+
+
+class RunTensorBoard(TensorBoardCallback):
+    """Writes curves to `OUTPUT_DIR/runs/NAME`, where the name is that of the output folder; others are left out."""
+
+    logging_dir: str | None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens the log; one of a run that is resumed is continued at its step."""
+        if state.is_world_process_zero and self.logging_dir is None:
+            self.logging_dir = str(log_folder(args.output_dir))
+            self.tb_writer = self._SummaryWriter(self.logging_dir, purge_step=state.global_step + 1)
+        super().on_train_begin(args, state, control, **kwargs)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes what is a curve."""
+        curves = {name: value for name, value in (logs or {}).items() if name in CURVES}
+        if curves:
+            super().on_log(args, state, control, logs=curves, **kwargs)
+
+
+def write_results(output_dir: str | Path, step: int, figures: Mapping[str, float | None]) -> None:
+    """Adds the test figures and the pictures of a run to its TensorBoard log.
+
+    Args:
+        output_dir: The run's output folder.
+        step: The step that they belong to.
+        figures: Metrics on the test split by name.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(log_folder(output_dir))) as writer:
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                writer.add_scalar(f"test/{name}", value, step)
+        for path in sorted(Path(output_dir).glob("*.png")):
+            with Image.open(path) as picture:
+                writer.add_image(path.stem, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+
+def log_folder(output_dir: str | Path) -> Path:
+    """Where a run's TensorBoard log is: in a folder that TensorBoard shows by the name of the run."""
+    output_dir = Path(output_dir).absolute()
+    return output_dir / RUNS_FOLDER / output_dir.name
+
+
+def format_time(seconds: float) -> str:
+    """A length of time in words, such as `2 h 05 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _best(state: TrainerState) -> str:
+    """Says which epoch was the best so far, unless it is this one."""
+    scores = {entry["epoch"]: entry["eval_macro_f1"] for entry in state.log_history if "eval_macro_f1" in entry}
+    if not scores:
+        return ""
+    best = max(scores, key=lambda epoch: scores[epoch])
+    return " (the best so far)" if best == max(scores) else f" (best: {scores[best]:.4f} in epoch {best:.4g})"

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kenya_birds.errors import UserError
-from kenya_birds.input_files import check_file, check_layout
-from kenya_birds.json_files import read_json
-from kenya_birds.output_files import check_can_make, is_new_or_empty
+from kenya_birds.files import check_can_make, check_file, check_layout, is_new_or_empty, read_json
 from kenya_birds.parsing import Parser, add_general, add_option
 from kenya_birds.saved_models import check_model
 from kenya_birds.training.arguments import (
@@ -21,9 +19,8 @@ from kenya_birds.training.arguments import (
     TrainerArguments,
     trainer_kinds,
 )
-from kenya_birds.training.inherited_arguments import check_inherited
 from kenya_birds.training.run_folder import find_start, last_whole_checkpoint
-from kenya_birds.training.transformers_fields import TransformersField, transformers_fields
+from kenya_birds.training.transformers_arguments import TransformersField, check_inherited, transformers_fields
 from kenya_birds.values import Kind, kinds_of
 
 if TYPE_CHECKING:
@@ -114,7 +111,7 @@ class TrainFlags:
             UserError: If transformers refuses an argument.
         """
         from kenya_birds.training.settings import Settings
-        from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
+        from kenya_birds.training.trainer import KenyaBirdsTrainingArguments
 
         training = KenyaBirdsTrainingArguments(**self.training)
         return Settings(self.data, self.model, self.features, self.augmentation, training)

@@ -9,8 +9,7 @@ import torch
 from kenya_birds.data.decoded_recordings import DecodedRecordings
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.model.signal_kenya_birds import in_chunks
-from kenya_birds.training.augmentation import Augmentation
-from kenya_birds.training.transforms import mix
+from kenya_birds.training.augmentation import Augmentation, mix
 from kenya_birds.training.window_sampler import WindowDraw
 
 

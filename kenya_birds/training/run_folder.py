@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kenya_birds.errors import UserError
-from kenya_birds.json_files import read_json, write_json
-from kenya_birds.output_files import LOCK_FILE, is_new_or_empty
+from kenya_birds.files import LOCK_FILE, is_new_or_empty, read_json, write_json
 
 SETTINGS_FILE = "run_settings.json"
 SPLITS_FILE = "splits.csv"

@@ -1,15 +1,29 @@
-"""What a run is told: the groups of settings, and what of them is recorded."""
+"""The settings of a run: together, saved with the model, and in its summary."""
 
 import dataclasses
 import json
+import logging
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pandas as pd
+import torch
+from transformers import TrainingArguments
+
+from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS, KenyaBirds
+from kenya_birds.errors import UserError
+from kenya_birds.files import read_json
 from kenya_birds.training.arguments import AugmentationArguments, DataArguments, FeatureArguments, ModelArguments
-from kenya_birds.training.inherited_arguments import defaults
-from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
+from kenya_birds.training.run_folder import SETTINGS_FILE, SUMMARY_FILE
+from kenya_birds.training.trainer import KenyaBirdsTrainingArguments
+from kenya_birds.training.transformers_arguments import defaults
+
+logger = logging.getLogger(__name__)
 
 # What of the training arguments decides which model comes out.
 DECIDING_ARGUMENTS = (
@@ -128,3 +142,142 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _is_private(name: str) -> bool:
     return name in PRIVATE_ARGUMENTS or name.startswith(PRIVATE_PREFIXES)
+
+
+FRONT_END_FILE = "preprocessor_config.json"
+# What training uses where no flag says otherwise. Models without a record are taken to be trained so.
+USUAL_CLIPS = {"context_s": 0.0, "edge_tolerance_s": 0.0, "min_annotations": DEFAULT_MIN_ANNOTATIONS}
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings that the model in a folder was trained with, by the names of the flags of `train_hf.py`.
+
+    Args:
+        folder: What training wrote: a model, a checkpoint, a cross-validation or one of its folds.
+
+    Returns:
+        The settings (see `Settings.record`). Empty where there is no record: other packages write none, and neither
+        did older versions of this one.
+
+    Raises:
+        UserError: If the record cannot be read.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        return {}
+    settings = read_json(path).get("settings")
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} has no object 'settings': expected the file that training wrote")
+    return settings
+
+
+def clip_settings(folder: Path, **given: float | None) -> dict[str, Any]:
+    """How the clips were cut that a model was trained on: all settings that decide which sound and labels a clip has.
+
+    Args:
+        folder: The folder of a model of this package.
+        **given: Settings that the user gave, which replace those of the model; None where the user gave none.
+
+    Returns:
+        Arguments of `clips_builder`: `sampling_rate` and `clip_s` of the front end, and `context_s`,
+        `edge_tolerance_s` and `min_annotations` of the record. For a model without a record, `min_annotations` is that
+        of the training summary, and what is still unknown has the default of training, which is logged.
+
+    Raises:
+        UserError: If a file of the folder cannot be read, or a setting in it is not a number.
+    """
+    front_end, known = read_json(folder / FRONT_END_FILE), read_settings(folder)
+    if not known:
+        if (folder / SUMMARY_FILE).is_file():
+            known = {**read_json(folder / SUMMARY_FILE).get("archive", {})}
+        assumed = [name for name in USUAL_CLIPS if name not in known and given.get(name) is None]
+        if assumed:
+            logger.warning(
+                "%s has no %s, since an older version trained it: %s",
+                folder,
+                SETTINGS_FILE,
+                ", ".join(f"{name} is taken to be {USUAL_CLIPS[name]:g}" for name in assumed),
+            )
+    found = {
+        **{name: front_end.get(name) for name in ("sampling_rate", "clip_s")},
+        **{name: known.get(name, usual) for name, usual in USUAL_CLIPS.items()},
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{folder} says that {name} is {value!r}: expected a number")
+    return found
+
+
+# Arguments that the model card tells in any case, and others that decide only where they are set.
+TOLD_ARGUMENTS = (
+    "seed",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "loss_weight_power",
+    "sampler_weight_power",
+    "label_smoothing_factor",
+    "bf16",
+    "fp16",
+)
+TOLD_VERSIONS = ("kenya_birds", "torch", "timm", "transformers", "datasets", "noisereduce")
+
+
+def training_summary(
+    builder: KenyaBirds,
+    splits: pd.DataFrame,
+    clips: datasets.DatasetDict,
+    args: TrainingArguments,
+    augmentation: AugmentationArguments,
+    starting_point: str,
+) -> dict[str, Any]:
+    """Describes data and settings of a run; no path of this machine is in it.
+
+    Args:
+        builder: The builder of the clips.
+        splits: `recording` and `split`.
+        clips: The clips by split.
+        args: The training arguments.
+        augmentation: What chance changed in training clips.
+        starting_point: Where the weights came from, as `starting_points.initialize` returns it.
+    """
+    archive, classes = builder.archive, builder.classes
+    counts = archive.annotations["species"].value_counts()
+    per_split = {split: Counter(clips[split]["label"]) for split in clips}
+    return {
+        "archive": {
+            "name": archive.data_dir.name,
+            "recordings": len(archive.headers),
+            # By their names: a copy of Zenodo record 10943500 may lie in a folder of any name.
+            "is_kenyan": all(name.startswith("KEN_") for name in archive.headers),
+            "hours": sum(header.duration_s for header in archive.headers.values()) / 3600,
+            "annotations": len(archive.annotations) + len(archive.set_aside),
+            "annotations_set_aside": Counter(archive.set_aside["reason"]),
+            "species": len(counts),
+            "min_annotations": builder.config.min_annotations,
+            "dropped_species": {code: int(n) for code, n in sorted(counts.items()) if code not in classes},
+        },
+        "recordings_per_split": splits["split"].value_counts().to_dict(),
+        "clips_per_split": {split: len(clips[split]) for split in clips},
+        "clips_per_species": {
+            code: {split: per_split[split][label] for split in clips} for label, code in enumerate(classes)
+        },
+        "starting_point": starting_point,
+        "arguments": _arguments(args),
+        "augmentation": asdict(augmentation),
+        "processes": args.world_size,
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
+        "versions": {name: version(name) for name in TOLD_VERSIONS},
+    }
+
+
+def _arguments(args: TrainingArguments) -> dict[str, Any]:
+    values, usual = args.to_dict(), defaults(type(args))
+    set_too = [name for name in DECIDING_ARGUMENTS if values[name] not in (None, usual[name])]
+    # transformers derives it from the metric.
+    return {name: values[name] for name in (*TOLD_ARGUMENTS, *set_too) if name != "greater_is_better"}

@@ -1,6 +1,8 @@
-"""The trainer: augmentation and features on the device, weighted loss, weighted sampling."""
+"""The trainer and its arguments: augmentation and features on the device, weighted loss, weighted sampling."""
 
 import logging
+import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,31 +18,64 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerState,
+    TrainingArguments,
 )
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
 from kenya_birds.console import transformers_bars_hidden
+from kenya_birds.distributed import Team
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import classification_metrics
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.model.modeling_kenya_birds import (
-    MASKED,
-    KenyaBirdsForAudioClassification,
-    classification_loss,
-)
-from kenya_birds.processes import Team
-from kenya_birds.training.arguments import AugmentationArguments
+from kenya_birds.model.modeling_kenya_birds import MASKED, KenyaBirdsForAudioClassification, classification_loss
+from kenya_birds.training.arguments import AugmentationArguments, TrainerArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
-from kenya_birds.training.batches import FeatureClips, TrainingClips, rows_of
-from kenya_birds.training.callbacks import BestCheckpoint, TrainingClock, find_best, has_ended
+from kenya_birds.training.batches import ClipSampler, FeatureClips, TrainingClips, power_weights, rows_of
+from kenya_birds.training.callbacks import (
+    BestCheckpoint,
+    EpochLog,
+    RunTensorBoard,
+    StepLosses,
+    TrainingClock,
+    find_best,
+    has_ended,
+)
 from kenya_birds.training.preparation import clean_clips, extract_features
-from kenya_birds.training.progress import EpochLog, RunTensorBoard, StepLosses
 from kenya_birds.training.run_folder import STATE_FILE, copy_record, last_whole_checkpoint
-from kenya_birds.training.trainer_arguments import KenyaBirdsTrainingArguments
-from kenya_birds.training.weighting import ClipSampler, power_weights
+from kenya_birds.training.transformers_arguments import check_inherited, defaults
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class KenyaBirdsTrainingArguments(TrainerArguments, TrainingArguments):
+    """`TrainingArguments` with this project's defaults, and the weights of its loss and sampler."""
+
+    def __post_init__(self) -> None:
+        """Chooses mixed precision and checks the values.
+
+        Raises:
+            UserError: If a value is out of range.
+        """
+        self.check()
+        check_inherited(vars(self), defaults(type(self)))
+        # `accelerate launch` says "no" where its user said nothing.
+        chosen = self.bf16 or self.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
+        if self.auto_mixed_precision and not chosen and not self.use_cpu and torch.cuda.is_available():
+            self.bf16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
+            self.fp16 = not self.bf16
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        check_inherited(vars(self), defaults(type(self)))  # what accelerate's launcher asks for came only now
+        if getattr(self.accelerator_config, "dispatch_batches", None):
+            # accelerate would join and cut batches along their first dimension, which is not the same for all that is
+            # in them.
+            raise UserError("dispatch_batches must stay off: every process loads batches of its own")
+        if getattr(self.accelerator_config, "split_batches", None):
+            raise UserError("split_batches must stay off: it would change the number of clips of a step")
 
 
 class KenyaBirdsTrainer(Trainer):

@@ -11,8 +11,7 @@ from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.same_recording import recording_key
 from kenya_birds.data.splits import read_splits
 from kenya_birds.errors import UserError
-from kenya_birds.json_files import read_json
-from kenya_birds.output_files import write_table
+from kenya_birds.files import read_json, write_table
 from kenya_birds.saved_models import SavedModel, find_model
 from kenya_birds.training.run_folder import RECORDINGS_FILE, SPLITS_FILE
 from kenya_birds.training.starting_points import kind_of_starting_point

@@ -28,14 +28,12 @@ from kenya_birds.console import user_errors
 from kenya_birds.data.archive import archive_fingerprint
 from kenya_birds.data.splits import seed_folds
 from kenya_birds.errors import UserError
-from kenya_birds.json_files import read_json, write_json
-from kenya_birds.output_files import is_new_or_empty
+from kenya_birds.files import is_new_or_empty, read_json, write_json
 from kenya_birds.training.flags import tuning_flags
-from kenya_birds.training.run import Run
-from kenya_birds.training.search_space import SearchSpace
+from kenya_birds.training.search_space import SearchSpace, SeededTPESampler
 from kenya_birds.training.settings import Settings
+from kenya_birds.training.training_run import Run
 from kenya_birds.training.tuning_report import FOLD_EPOCHS, FOLD_SCORES, write_tuning
-from kenya_birds.training.tuning_sampler import SeededTPESampler
 from kenya_birds.values import Count, Duration, Range, checked
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from kenya_birds.json_files import write_json
-from kenya_birds.output_files import write_table
+from kenya_birds.files import write_json, write_table
 from kenya_birds.plot_style import styled
 from kenya_birds.training.flags import PARAMS_KEY
 from kenya_birds.training.search_space import SearchSpace

@@ -1,0 +1,322 @@
+"""Frames of FLAC and MPEG audio and pages of Ogg, found in the bytes of a file."""
+
+import io
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+CHUNK_BYTES = 2**16
+HEADER_BYTES = 16  # at most
+
+
+def _crc_table(bits: int, polynomial: int) -> list[int]:
+    """What each byte turns an all-zero checksum into."""
+    table = [value << (bits - 8) for value in range(256)]
+    for _ in range(8):
+        table = [(value << 1 ^ polynomial * (value >> (bits - 1))) & ((1 << bits) - 1) for value in table]
+    return table
+
+
+CRC8 = _crc_table(8, 0x07)
+CRC16 = _crc_table(16, 0x8005)
+
+
+def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """At most `size` bytes of an open file from a byte offset on; unlike `os.pread`, Windows has it."""
+    file.seek(offset)
+    return file.read(size)
+
+
+def flac_headers(
+    file: BinaryIO, block_frames: int, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Finds every frame header whose checksum is true; one in some 10^7 bytes only looks like one.
+
+    Args:
+        file: A FLAC file.
+        block_frames: Most samples of a frame; where the headers count frames, each but the last has as many.
+        start: Byte from which on to look.
+        stop: Byte before which to look; by default the end.
+
+    Yields:
+        (byte offset, first sample) of each frame.
+    """
+    stop = os.fstat(file.fileno()).st_size if stop is None else stop
+    for begin in range(start, stop, CHUNK_BYTES):
+        data = read_at(file, begin, CHUNK_BYTES + HEADER_BYTES)
+        for match in re.finditer(rb"\xff[\xf8\xf9]", data):
+            if match.start() < min(CHUNK_BYTES, stop - begin):
+                place = _first_sample(data[match.start() : match.start() + HEADER_BYTES], block_frames)
+                if place is not None:
+                    yield begin + match.start(), place
+
+
+def followed_headers(file: BinaryIO, block_frames: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Those of `flac_headers` whose next one is where it should be: what only looks like a header is not."""
+    pairs = pairwise(flac_headers(file, block_frames, start, stop))
+    return (header for header, (_, place) in pairs if 0 < place - header[1] <= block_frames)
+
+
+def find_flac_frame(file: BinaryIO, block_frames: int, sample: int) -> int:
+    """Byte offset of a frame header that is not after `sample`, and at most a few frames before it."""
+    low, high = 0, os.fstat(file.fileno()).st_size
+    while high - low > CHUNK_BYTES:
+        middle = (low + high) // 2
+        offset, place = next(followed_headers(file, block_frames, middle, high), (high, sample + 1))
+        if place > sample:
+            high = middle
+        else:
+            low = offset
+    return low
+
+
+def possible_ends(data: bytes) -> Iterator[int]:
+    """Lengths that a frame at the start of `data` may have by its checksum, which comes last; one of them is right."""
+    checksum = 0
+    for length, byte in enumerate(data, 1):
+        checksum = (checksum << 8 & 0xFFFF) ^ CRC16[checksum >> 8 ^ byte]
+        if not checksum:
+            yield length
+
+
+def _first_sample(header: bytes, block_frames: int) -> int | None:
+    """The number of a frame's first sample; None if this is not a frame header."""
+    if len(header) < 6:
+        return None
+    # What RFC 9639 keeps for later or forbids: block size 0, rate 15, channels from 11 on, depth 3, and a bit.
+    if header[2] < 16 or header[2] & 15 == 15 or header[3] >= 0xB0 or header[3] >> 1 & 7 == 3 or header[3] & 1:
+        return None
+    # The frame's number is written like a character in UTF-8, in up to 7 bytes; the header's checksum comes last.
+    ones = 8 - (header[4] ^ 255).bit_length()
+    size = 4 + max(ones, 1) + {6: 1, 7: 2}.get(header[2] >> 4, 0) + {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
+    if ones in (1, 8) or size >= len(header):
+        return None
+    checksum = 0
+    for byte in header[:size]:
+        checksum = CRC8[checksum ^ byte]
+    if checksum != header[size]:
+        return None
+    number = header[4] & (127 >> ones)
+    for byte in header[5 : 4 + max(ones, 1)]:
+        number = number << 6 | byte & 63
+    return number if header[1] & 1 else number * block_frames
+
+
+MARK = b"OggS"
+PAGE_HEADER_BYTES = 27
+LARGEST_PAGE_BYTES = PAGE_HEADER_BYTES + 255 + 255 * 255
+FIRST, LAST = 2, 4  # flags of a page
+_REVERSED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+
+
+def find_ogg_damage(path: Path) -> tuple[int, str] | None:
+    """Finds the first damage; FFmpeg leaves out a damaged page without a word.
+
+    Streams that follow each other in one file (chained) are whole if each of them ends.
+
+    Returns:
+        (byte from which on packets are not certain, what is wrong there); None if every page is intact and in its
+        place. Where only the end is missing, the byte is the one after the last intact page.
+    """
+    numbers: dict[bytes, int] = {}  # the next page's, of each stream that has not ended
+    has_sound = False  # whether there were pages after the first pages of the streams
+    at = 0
+    with path.open("rb") as file:
+        while True:
+            page = _read_page(file, at)
+            if page is None:
+                following = _find_page(file, at + 1)
+                if following is None:
+                    break
+                if numbers:
+                    return at, "an Ogg page is damaged"
+                at = following
+                continue
+            flags, stream, number = page[5], page[14:18], int.from_bytes(page[18:22], "little")
+            if flags & FIRST:
+                if numbers and has_sound:
+                    return at, "the end of a stream is missing"
+                has_sound = False
+            elif numbers.get(stream) != number:
+                return at, "an Ogg page is missing"
+            else:
+                has_sound = True
+            numbers[stream] = number + 1
+            if flags & LAST:
+                del numbers[stream]
+            at += len(page)
+    return (at, "its last Ogg page is missing: the file was cut off") if numbers else None
+
+
+def _read_page(file: BinaryIO, at: int) -> bytes | None:
+    """The page that begins at a byte; None if there is none, or its checksum is false."""
+    file.seek(at)
+    header = file.read(PAGE_HEADER_BYTES)
+    if len(header) < PAGE_HEADER_BYTES or not header.startswith(MARK):
+        return None
+    sizes = file.read(header[26])
+    page = header + sizes + file.read(sum(sizes))
+    if len(page) != PAGE_HEADER_BYTES + header[26] + sum(sizes):
+        return None
+    # Ogg's checksum is that of zlib with the bits in reverse order, and without its inversions.
+    reversed_page = (page[:22] + bytes(4) + page[26:]).translate(_REVERSED_BITS)
+    checksum = zlib.crc32(reversed_page, 2**32 - 1) ^ (2**32 - 1)
+    return page if int(f"{checksum:032b}"[::-1], 2) == int.from_bytes(page[22:26], "little") else None
+
+
+def _find_page(file: BinaryIO, at: int) -> int | None:
+    """Byte at which the next intact page begins."""
+    file.seek(at)
+    kept = b""
+    while data := file.read(2**20):
+        begin, data = at - len(kept), kept + data
+        mark = data.find(MARK)
+        while mark >= 0:
+            if _read_page(file, begin + mark) is not None:
+                return begin + mark
+            mark = data.find(MARK, mark + 1)
+        at = begin + len(data)
+        kept = data[-len(MARK) + 1 :]
+        file.seek(at)
+    return None
+
+
+LARGEST_FRAME_BYTES = 8191
+# Where the header that counts frames begins in its frame; the larger its side information, the later.
+_COUNT_OFFSETS = (13, 21, 36)
+_V1_LAYER_3 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s
+_V1_LAYER_2 = (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
+_V2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_RATES_HZ = (44_100, 48_000, 32_000)
+_ID3V1_BYTES = 128
+# Players ignore what stands behind the sound; writers fill up disk clusters with zeros. Much of it is lost sound.
+MOST_JUNK_BYTES = 2**16
+MOST_JUNK_SHARE = 1 / 8
+# So many frames in a row are sound: what only looks like the header of one is common in other data.
+_FRAMES_IN_A_ROW = 3
+
+
+@dataclass(frozen=True)
+class MpegFrames:
+    """What is in a file.
+
+    Attributes:
+        promised_frames: How many frames of sound a header of `Xing`, `Info` or `VBRI` promises; None without one.
+        no_sound: (first byte, byte behind the last) of everything that is no sound and no damage.
+        damage: (byte, what is wrong from there on); None if nothing is.
+    """
+
+    promised_frames: int | None
+    no_sound: tuple[tuple[int, int], ...]
+    damage: tuple[int, str] | None
+
+
+def follow_frames(path: Path) -> MpegFrames:
+    """Follows a file from frame to frame."""
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        at = _find_frames(file, 0)
+        if at is None:  # layer I, or no bitrate in the headers: FFmpeg alone can judge
+            return MpegFrames(None, (), None)
+        promised = frame_count(_read(file, at, LARGEST_FRAME_BYTES)[: frame_bytes(_read(file, at, 7))])
+        no_sound, damage = [(0, at)], None
+        last = at
+        while at < size:
+            length = frame_bytes(_read(file, at, 7))
+            if length:
+                last, at = at, at + length
+                continue
+            tag = tag_bytes(_read(file, at, MOST_JUNK_BYTES))
+            if tag:
+                no_sound.append((at, at + tag))
+                at += tag
+                continue
+            following = _find_frames(file, at)
+            if following is not None:
+                damage = at, "what stands between two frames is no sound"
+            elif size - at <= min(MOST_JUNK_BYTES, MOST_JUNK_SHARE * at):
+                no_sound.append((at, size))
+            else:
+                damage = at, f"its last {size - at} bytes are no sound"
+            break
+        if damage is None and last + frame_bytes(_read(file, last, 7)) > size:
+            damage = last, "its last frame is not complete: the file was cut off"
+    return MpegFrames(promised, tuple(no_sound), damage)
+
+
+def frame_count(frame: bytes) -> int | None:
+    """Number of frames that a header of `Xing`, `Info` or `VBRI` in a frame promises; None if there is none."""
+    for offset in _COUNT_OFFSETS:
+        name, content = frame[offset : offset + 4], frame[offset:]
+        if name == b"VBRI":
+            return int.from_bytes(content[14:18]) or None
+        if name in (b"Xing", b"Info") and len(content) >= 12 and content[7] & 1:
+            return int.from_bytes(content[8:12]) or None
+    return None
+
+
+def frame_bytes(header: bytes) -> int:
+    """Size of a frame of MPEG layer II or III or of AAC, by its first 7 bytes; 0 if they do not begin one."""
+    if len(header) < 7 or header[0] != 0xFF or header[1] < 0xE0:
+        return 0
+    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)  # version 3: MPEG-1, 2: MPEG-2, 0: MPEG-2.5
+    if layer == 4 and version >= 2:  # AAC in ADTS
+        length = int.from_bytes(header[3:6]) >> 5 & 0x1FFF
+        return length if length > 7 and header[2] >> 2 & 15 < 13 else 0
+    rate, bitrate, padding = header[2] >> 2 & 3, header[2] >> 4, header[2] >> 1 & 1
+    if version == 1 or layer not in (2, 3) or rate == 3 or bitrate == 15:
+        return 0
+    rate_hz = _RATES_HZ[rate] >> {3: 0, 2: 1, 0: 2}[version]
+    kbps = (_V2 if version != 3 else _V1_LAYER_3 if layer == 3 else _V1_LAYER_2)[bitrate]
+    slots = 72 if layer == 3 and version != 3 else 144
+    return slots * kbps * 1000 // rate_hz + padding if kbps else 0
+
+
+def tag_bytes(data: bytes) -> int:
+    """Size of the tag (ID3, APE or Lyrics3) at the start of `data`, all of which need not be there; 0 without one."""
+    if data.startswith(b"ID3") and len(data) >= 10:
+        size = sum((byte & 127) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+        return 10 + size + (10 if data[5] & 16 else 0)
+    if data.startswith(b"APETAGEX") and len(data) >= 24:
+        size = int.from_bytes(data[12:16], "little")
+        return 32 + (size if data[23] & 32 else 0)  # else it is a footer
+    if data.startswith(b"TAG"):
+        return _ID3V1_BYTES
+    lyrics = re.match(rb"LYRICSBEGIN.*?(LYRICS200|LYRICSEND)", data, re.DOTALL)
+    return lyrics.end() if lyrics else 0
+
+
+def _read(file: BinaryIO, at: int, size: int) -> bytes:
+    file.seek(at)
+    return file.read(size)
+
+
+def _find_frames(file: BinaryIO, at: int) -> int | None:
+    """Byte at which the next frames begin, tags at `at` left out."""
+    while tag := tag_bytes(_read(file, at, MOST_JUNK_BYTES)):
+        at += tag
+    while data := _read(file, at, 2**16):
+        for match in re.finditer(rb"\xff[\xe0-\xff]", data):
+            if _is_row(file, at + match.start()):
+                return at + match.start()
+        if len(data) < 2**16:
+            break
+        at += len(data) - 1
+    return None
+
+
+def _is_row(file: BinaryIO, at: int) -> bool:
+    """Whether frames of one kind follow on each other from a byte on, up to the end if it is near."""
+    first = _read(file, at, 7)
+    for _ in range(_FRAMES_IN_A_ROW):
+        header = _read(file, at, 7)
+        # The same version, layer and sampling rate.
+        if not frame_bytes(header) or header[1] & 0xFE != first[1] & 0xFE or header[2] & 0x0C != first[2] & 0x0C:
+            return not header and at > 0
+        at += frame_bytes(header)
+    return True

@@ -1,0 +1,292 @@
+"""The report of an evaluation: metrics, tables, predictions and figures."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import precision_recall_fscore_support
+
+from kenya_birds.evaluation.calibration import Calibration
+from kenya_birds.evaluation.figures import (
+    save_confusions,
+    save_f1_by_training,
+    save_precision_recall,
+    save_reliability,
+)
+from kenya_birds.evaluation.intervals import LEVEL, RESAMPLES, metric_intervals
+from kenya_birds.evaluation.metrics import (
+    aurocs,
+    average_precisions,
+    calibration_points,
+    evaluation_metrics,
+    expected_calibration_error,
+    predicted_classes,
+    probabilities,
+)
+from kenya_birds.evaluation.predictions import Predictions, write_predictions
+from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.files import write_json, write_table
+from kenya_birds.saved_models import THRESHOLDS_FILE
+
+logger = logging.getLogger(__name__)
+
+
+def species_table(
+    predictions: Predictions,
+    *,
+    common_names: Mapping[str, str] | None = None,
+    train_counts: Sequence[int] | None = None,
+    thresholds: Thresholds | None = None,
+    reported: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Results by species, in the order of the classes.
+
+    Args:
+        predictions: Of one split.
+        common_names: By eBird code; empty where there is none.
+        train_counts: Training clips by class id.
+        thresholds: Chosen on validation.
+        reported: Which species is reported in which clip, shape `(clips, classes)`, where not all clips were scored by
+            one model with these thresholds; by default where its score reaches its threshold.
+
+    Returns:
+        `code`, `common_name`, `n` (clips that hold the species), `n_train`, `precision`, `recall`, `f1` (of the
+        likeliest class, or of each above 0.5 where multi-label), `ap`, `auroc`, `threshold`, `precision_at_threshold`,
+        `recall_at_threshold`, `most_confused_with` (eBird code) and `confused_share` (share of `n`, see
+        `Predictions.confusions`). What is not defined is missing: scores of a species that no clip holds, the
+        precision of one that is never predicted, the threshold of one that abstains.
+    """
+    targets, codes = predictions.targets, predictions.classes
+    n = (targets == 1).sum(axis=0)
+    precision, recall, f1 = _scores(
+        targets, predicted_classes(predictions.scores, multi_label=predictions.multi_label)
+    )
+    cut = np.full(len(codes), np.inf) if thresholds is None else thresholds.values(codes)
+    if reported is None:
+        reported = predictions.scores >= cut
+    precision_at, recall_at, _ = _scores(targets, reported.astype(np.int64))
+    confusions = predictions.confusions()
+    np.fill_diagonal(confusions, 0)
+    most, times = confusions.argmax(axis=1), confusions.max(axis=1)
+    return pd.DataFrame(
+        {
+            "code": codes,
+            "common_name": [(common_names or {}).get(code, "") for code in codes],
+            "n": n,
+            "n_train": pd.array([pd.NA] * len(codes) if train_counts is None else list(train_counts), dtype="Int64"),
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+            "ap": average_precisions(predictions.scores, targets),
+            "auroc": aurocs(predictions.scores, targets),
+            "threshold": np.where(np.isinf(cut), np.nan, cut),
+            "precision_at_threshold": precision_at,
+            "recall_at_threshold": np.where(np.isinf(cut) & ~reported.any(axis=0), np.nan, recall_at),
+            "most_confused_with": [codes[label] if count else "" for label, count in zip(most, times, strict=True)],
+            "confused_share": np.divide(times, n, out=np.full(len(codes), np.nan), where=times > 0),
+        }
+    )
+
+
+def _scores(targets: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall and F1 of each class over the known elements, by scikit-learn."""
+    precision, recall, f1, support = precision_recall_fscore_support(
+        targets.clip(min=0), predicted * (targets >= 0), average=None, zero_division=np.nan
+    )
+    return precision, recall, np.where(support > 0, f1, np.nan)
+
+
+METRICS_FILE = "metrics.json"
+SPECIES_FILE = "per_species.csv"
+PREDICTIONS_FILE = "predictions.parquet"
+CONFUSION_FILE = "confusion_matrix.png"
+PRECISION_RECALL_FILE = "precision_recall.png"
+RELIABILITY_FILE = "reliability.png"
+F1_FILE = "f1_by_training_clips.png"
+
+
+def write_evaluation(
+    folder: str | Path,
+    logits: np.ndarray,
+    references: np.ndarray,
+    *,
+    classes: Sequence[str],
+    recordings: Sequence[str],
+    start_s: Sequence[float],
+    center_s: Sequence[float],
+    common_names: Mapping[str, str] | None = None,
+    train_counts: Sequence[int] | None = None,
+    calibration: Calibration | None = None,
+    thresholds: Thresholds | None = None,
+    split: str = "test",
+    overlap: Mapping[str, Any] | None = None,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Evaluates a model's logits (see `write_report` for what is written).
+
+    Args:
+        folder: Where to write; made if it is not there.
+        logits: Not calibrated, shape `(clips, classes)`.
+        references: Class ids `(clips,)`, or ones, zeros and -100 (not known) of shape `(clips, classes)`.
+        classes: eBird codes by class id.
+        recordings: File name of each clip's recording.
+        start_s: Start of each clip in its recording.
+        center_s: Centre of each clip's annotation.
+        common_names: By eBird code.
+        train_counts: Training clips by class id.
+        calibration: Fitted on validation; every figure is of calibrated scores, and its effect is shown.
+        thresholds: Chosen on validation.
+        split: Name of the split, for `metrics.json`.
+        overlap: How many of its recordings the model was trained on, for `metrics.json`.
+        more: What else `metrics.json` shall say, by split.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+
+    Returns:
+        See `write_report`.
+    """
+    references = np.asarray(references).astype(np.int64)
+    multi_label = references.ndim == 2
+    raw = probabilities(logits, multi_label=multi_label)
+    scores = raw if calibration is None else probabilities(calibration.apply(logits), multi_label=multi_label)
+    predictions = Predictions(
+        list(classes), scores, references, np.asarray(recordings), np.asarray(start_s), np.asarray(center_s)
+    )
+    return write_report(
+        folder,
+        predictions,
+        common_names=common_names,
+        train_counts=train_counts,
+        uncalibrated=None if calibration is None else raw,
+        thresholds=thresholds,
+        split=split,
+        overlap=overlap,
+        more=more,
+        seed=seed,
+        resamples=resamples,
+    )
+
+
+def write_report(
+    folder: str | Path,
+    predictions: Predictions,
+    *,
+    common_names: Mapping[str, str] | None = None,
+    train_counts: Sequence[int] | None = None,
+    uncalibrated: np.ndarray | None = None,
+    thresholds: Thresholds | None = None,
+    split: str = "test",
+    reported: np.ndarray | None = None,
+    overlap: Mapping[str, Any] | None = None,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Writes all that predictions tell, such as those of `read_predictions`; no model is needed.
+
+    The files: `per_species.csv`, `predictions.parquet`, `thresholds.json` (where there are thresholds),
+    `confusion_matrix.png`, `precision_recall.png`, `reliability.png`, where training clips are counted
+    `f1_by_training_clips.png`, and last `metrics.json` (what is returned, under the split's name). Those that are
+    there are replaced.
+
+    Args:
+        folder: Where to write; made if it is not there.
+        predictions: Of one split.
+        common_names: By eBird code.
+        train_counts: Training clips by class id.
+        uncalibrated: Probabilities before calibration, for comparison.
+        thresholds: Chosen on validation.
+        split: Name of the split.
+        reported: See `species_table`.
+        overlap: How many of its recordings the model was trained on, with a `note` for readers.
+        more: What else `metrics.json` shall say, by split.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+
+    Returns:
+        The metrics of `evaluation_metrics` (None where nothing can be scored); `intervals`, their 95% intervals by
+        name (`[low, high]` or None); `ece_before_calibration` (None where no calibration is told); `clips`;
+        `recordings`; `training_overlap`, where it is given; and `not_scored`: classes left out of `f1` and average
+        precision (`no_clip`), and of AUROC (`no_auroc`). It can be written as JSON.
+
+    Raises:
+        ValueError: If no clip is known to hold any class.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    scores, references, codes = predictions.scores, predictions.references, predictions.classes
+    recordings = len(np.unique(predictions.recordings))
+    if recordings < 2:
+        logger.warning("%s has one recording only: how far its figures can be trusted cannot be told", split)
+    points = {"after calibration" if uncalibrated is not None else "scores": calibration_points(scores, references)}
+    if uncalibrated is not None:
+        points = {"before calibration": calibration_points(uncalibrated, references), **points}
+    table = species_table(
+        predictions,
+        common_names=common_names,
+        train_counts=train_counts,
+        thresholds=thresholds,
+        reported=reported,
+    )
+    intervals = metric_intervals(
+        scores, references, predictions.recordings, np.random.default_rng(seed), resamples=resamples
+    )
+    before = points.get("before calibration")
+    metrics: dict[str, Any] = {
+        **plain_metrics(scores, references),
+        "ece_before_calibration": None if before is None else _number(expected_calibration_error(*before)),
+        "clips": len(scores),
+        "recordings": recordings,
+        "intervals": {name: None if interval is None else list(interval) for name, interval in intervals.items()},
+        "interval_level": LEVEL,
+        "not_scored": {
+            "no_clip": [codes[label] for label in np.flatnonzero(table["n"] == 0)],
+            "no_auroc": [codes[label] for label in np.flatnonzero(np.isnan(aurocs(scores, predictions.targets)))],
+        },
+        **({} if overlap is None else {"training_overlap": dict(overlap)}),
+    }
+    if thresholds is not None:
+        write_json(thresholds.to_json(), folder / THRESHOLDS_FILE, allow_nan=False)
+    write_table(table, folder / SPECIES_FILE, float_format="%.4f")
+    write_predictions(predictions, folder / PREDICTIONS_FILE)
+    names = [name or code for name, code in zip(table["common_name"], codes, strict=True)]
+    about = f"{split}: {len(scores):,} clips of {recordings:,} recording{'' if recordings == 1 else 's'}"
+    save_confusions(predictions.confusions(), names, folder / CONFUSION_FILE, about)
+    save_precision_recall(scores, predictions.targets, names, folder / PRECISION_RECALL_FILE, about)
+    save_reliability(points, folder / RELIABILITY_FILE, about)
+    if train_counts is not None:
+        counts = np.asarray(train_counts), table["n"].to_numpy()
+        save_f1_by_training(table["f1"].to_numpy(), *counts, names, folder / F1_FILE, about)
+    # Last: where it is, all is there.
+    told = {**(more or {}), split: {**(more or {}).get(split, {}), **metrics}}
+    write_json(told, folder / METRICS_FILE, allow_nan=False)
+    return metrics
+
+
+def plain_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
+    """`evaluation_metrics` for JSON: None where nothing can be scored."""
+    return {name: _number(value) for name, value in evaluation_metrics(scores, references).items()}
+
+
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """The metrics of `write_report` as text, one a line, with their intervals."""
+    lines = [f"{metrics['clips']} clips of {metrics['recordings']} recordings, {metrics['classes']} classes in them"]
+    if note := metrics.get("training_overlap", {}).get("note"):
+        lines.append(note)
+    for name, interval in metrics["intervals"].items():
+        value = metrics[name]
+        told = "not defined" if value is None else f"{value:.4f}"
+        between = "" if interval is None else f"  ({interval[0]:.4f} to {interval[1]:.4f})"
+        lines.append(f"{name:<14} {told}{between}")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value

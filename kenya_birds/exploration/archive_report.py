@@ -1,0 +1,298 @@
+"""Describes an archive on one self-contained HTML page: tables, pictures, and what was set aside."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import torch
+from markupsafe import Markup
+
+from kenya_birds.data.archive import Archive, read_archive, select_classes
+from kenya_birds.data.balanced_split import balanced_split
+from kenya_birds.data.planning import plan_clips
+from kenya_birds.data.recording_name import NamePattern, parse_recording_name
+from kenya_birds.data.split_audit import SplitAudit, audit_lists, audit_split
+from kenya_birds.data.splits import seed_split
+from kenya_birds.errors import UserError
+from kenya_birds.exploration import charts
+from kenya_birds.exploration.call_examples import change_clip, encode_clip, find_background, find_clear_call, listen
+from kenya_birds.exploration.measures import (
+    activity_along,
+    activity_by_hour,
+    frequency_thresholds,
+    overlaps,
+    recording_rows,
+    rows_that_last,
+    set_aside_rows,
+    species_rows,
+    summarize_spectral_ranges,
+)
+from kenya_birds.files import check_output, users_file
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.values import Count, Seed, checked
+
+CLIP_S = 3.0
+MOST_SPECIES = 40
+ROWS_PER_PICTURE = 60
+MOST_DURATIONS = 30
+MOST_OVERLAPS = 8
+MOST_CALLS, CALL_CANDIDATES = 12, 6
+FEATURE_NAMES = {"stft": "STFT", "mel": "Mel", "reassigned": "Reassigned"}
+
+
+@checked
+def write_report(
+    data_dir: str | Path,
+    output: str | Path,
+    *,
+    min_annotations: Count = 10,
+    seed: Seed = 0,
+    balanced: bool = False,
+    overwrite: bool = False,
+    name_pattern: NamePattern | None = None,
+) -> Path:
+    """Describes an archive on an HTML page that needs no other file, no network and no scripts.
+
+    The same archive and seed give the same page, byte for byte.
+
+    Args:
+        data_dir: The archive (see `read_archive`).
+        output: HTML file to write, whole or not at all.
+        min_annotations: Species with fewer annotations are left out of the split that is described.
+        seed: Chooses the call whose spectrograms are shown.
+        balanced: Whether the balanced split is described next to the seed strategy's. It is looked for for a minute at
+            most, and the page is the same each time only if it is found in less.
+        overwrite: Whether a file that is there already is replaced.
+        name_pattern: Reads sites and times out of the recordings' names (see `parse_recording_name`).
+
+    Returns:
+        `output`.
+
+    Raises:
+        UserError: If the archive cannot be read, or the page cannot be written or is there already.
+    """
+    output = Path(output)
+    check_output(output, overwrite)
+    page = _render(_describe(read_archive(data_dir), min_annotations, seed, balanced, name_pattern))
+    with users_file(output) as partial:
+        partial.write_text(page, encoding="utf-8", newline="\n")
+    return output
+
+
+def _render(content: Mapping[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(content)
+
+
+def _describe(
+    archive: Archive, min_annotations: int, seed: int, balanced: bool, name_pattern: NamePattern | None
+) -> dict[str, Any]:
+    """All that the template shows."""
+    annotations = archive.annotations
+    names = {str(code): str(name or code) for code, name in archive.species["common_name"].items()}
+    counts = annotations["species"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    top, bottom = frequency_thresholds(counts)
+    duration_s = {name: header.duration_s for name, header in sorted(archive.headers.items())}
+    if name_pattern is not None:
+        name_pattern.check(duration_s)
+    sound = listen(archive)
+    return {
+        "name": archive.data_dir.resolve().name,
+        "archive": archive,
+        "hours": sum(duration_s.values()) / 3600,
+        "rates_hz": sorted({header.sample_rate_hz for header in archive.headers.values()}),
+        "counts": counts,
+        "top": top,
+        "bottom": bottom,
+        "min_annotations": min_annotations,
+        "kept": counts[counts >= min_annotations],
+        "counts_svgs": [
+            Markup(charts.draw_species_counts(counts.rename(index=names), *part, top, bottom, min_annotations))
+            for part in _parts(len(counts))
+        ],
+        "problems": sound.problems,
+        "recordings": recording_rows(archive, sound.levels, name_pattern),
+        "species": species_rows(archive, counts),
+        "set_aside": set_aside_rows(archive),
+        **_durations(archive),
+        **_spectral(sound.ranges, names),
+        **_levels(sound.levels),
+        **_overlaps(annotations),
+        **_activity(archive, duration_s, name_pattern),
+        "example": _example(archive, names, seed),
+        "calls": _calls(archive, counts, names, seed),
+        **_split(archive, min_annotations, balanced, name_pattern),
+    }
+
+
+def _parts(rows: int) -> list[tuple[int, int]]:
+    """First and last row, plus one, of each picture of a long list: what fits a printed page."""
+    return [(first, first + ROWS_PER_PICTURE) for first in range(0, rows, ROWS_PER_PICTURE)]
+
+
+def _durations(archive: Archive) -> dict[str, Any]:
+    points, lasting = rows_that_last(archive)
+    drawn = len(lasting) > MOST_DURATIONS
+    return {
+        "points": points,
+        "lasting": lasting,
+        "lasting_shown": lasting.head(MOST_DURATIONS).to_dict("records"),
+        "durations_svg": Markup(charts.draw_durations(lasting["duration_s"].to_numpy())) if drawn else None,
+    }
+
+
+def _spectral(ranges: pd.DataFrame, names: dict[str, str]) -> dict[str, Any]:
+    heard = ranges.dropna()
+    if heard.empty:
+        return {"spectral": None}
+    # Of centroids: where rumble is louder than a call, the lower end of its range is 0.
+    central_hz = (float(heard["centroid_hz"].quantile(0.01)), float(heard["centroid_hz"].quantile(0.99)))
+    table = summarize_spectral_ranges(heard, MOST_SPECIES).rename(index=names)
+    return {
+        "spectral": {
+            "calls": len(heard),
+            "silent": len(ranges) - len(heard),
+            "central_hz": central_hz,
+            "table": table,
+            "species": heard["species"].nunique(),
+            "svg": Markup(charts.draw_spectral_ranges(table, central_hz)),
+        }
+    }
+
+
+def _levels(levels: pd.DataFrame) -> dict[str, Any]:
+    if levels.empty:
+        return {"levels": None}
+    shown = levels.rename(index=lambda name: name.rpartition(".")[0] or name)
+    return {
+        "levels": levels,
+        "levels_svgs": [Markup(charts.draw_levels(shown, *part)) for part in _parts(len(shown))],
+    }
+
+
+def _overlaps(annotations: pd.DataFrame) -> dict[str, Any]:
+    table = overlaps(annotations, CLIP_S)
+    number = min(MOST_OVERLAPS, int(table["annotations"].max()))
+    counts = table.clip(upper=number).apply(lambda column: column.value_counts()).reindex(range(1, number + 1))
+    counts = counts.fillna(0).astype(int)
+    more = " or more" if table["annotations"].max() > number else ""
+    counts.index = [*map(str, range(1, number)), f"{number}{more}"]
+    return {
+        "overlaps": counts,
+        "overlaps_most": table.max(),
+        "overlaps_alone": (table == 1).mean(),
+        "overlaps_svg": Markup(charts.draw_overlaps(counts / len(table))),
+    }
+
+
+def _activity(archive: Archive, duration_s: dict[str, float], name_pattern: NamePattern | None) -> dict[str, Any]:
+    along = activity_along(archive.annotations, duration_s)
+    parsed = [(name, parse_recording_name(name, name_pattern)) for name in duration_s]
+    begins = {name: known.local or known.start for name, known in parsed if known is not None and known.start}
+    content: dict[str, Any] = {
+        "along": along,
+        "along_svg": Markup(charts.draw_activity_along(along)),
+        "hours_of": None,
+    }
+    if begins:
+        clocks = {"UTC" if begin.tzinfo else "local time" for begin in begins.values()}
+        clock = clocks.pop() if len(clocks) == 1 else "as in the file names"
+        by_hour = activity_by_hour(archive.annotations, duration_s, begins)
+        content["hours_of"] = {"recordings": len(begins), "table": by_hour, "clock": clock}
+        content["hours_of"]["svg"] = Markup(charts.draw_activity_by_hour(by_hour, clock))
+    return content
+
+
+def _example(archive: Archive, names: dict[str, str], seed: int) -> dict[str, Any] | None:
+    """Spectrograms of one call before and after noise reduction; None if no call can be read."""
+    found = find_clear_call(archive, KenyaBirdsFeatureExtractor().sampling_rate, CLIP_S, seed)
+    if found is None:
+        return None
+    f_max_hz = min(15_000.0, archive.headers[found.recording].sample_rate_hz / 2)
+    waveform = torch.from_numpy(found.clip)[None]
+    images = {}
+    for feature_type, feature_name in FEATURE_NAMES.items():
+        spectrograms = []
+        for noise_reduction, title in (("none", "as recorded"), ("stationary", "noise reduced")):
+            extractor = KenyaBirdsFeatureExtractor(
+                noise_reduction=noise_reduction, feature_type=feature_type, f_max_hz=f_max_hz, do_standardize=False
+            )
+            with torch.no_grad():
+                level_db = extractor.extract(waveform)[0].numpy()
+            spectrograms.append((f"{feature_name}, {title}", level_db))
+        images[feature_name] = charts.draw_spectrograms(
+            spectrograms, CLIP_S, (extractor.f_min_hz, f_max_hz), mel=feature_type != "stft"
+        )
+    other = find_clear_call(archive, extractor.sampling_rate, CLIP_S, seed + 1) or found
+    extractor = KenyaBirdsFeatureExtractor(f_max_hz=f_max_hz, do_standardize=False)
+    background = find_background(archive, extractor.sampling_rate, CLIP_S)
+    views = change_clip(found.clip, other.clip, background, extractor)
+    edges_hz = (extractor.f_min_hz, f_max_hz)
+    changes = [(view[0], charts.draw_spectrograms([view], CLIP_S, edges_hz, mel=True)) for view in views]
+    return {
+        "call": found,
+        "name": names[found.species],
+        "sound": encode_clip(found.clip, extractor.sampling_rate),
+        "images": images,
+        "changes": changes,
+    }
+
+
+def _calls(archive: Archive, counts: pd.Series, names: dict[str, str], seed: int) -> list[dict[str, Any]]:
+    """A clear call of each of the most frequent species, to be played."""
+    rate = KenyaBirdsFeatureExtractor().sampling_rate
+    calls = []
+    for code in counts.index[:MOST_CALLS]:
+        found = find_clear_call(archive, rate, CLIP_S, seed, species=code, candidates=CALL_CANDIDATES)
+        if found is not None:
+            sound = encode_clip(found.clip, rate)
+            calls.append({"name": names[code], "where": found.recording, "center_s": found.center_s, "sound": sound})
+    return calls
+
+
+def _split(archive: Archive, min_annotations: int, balanced: bool, name_pattern: NamePattern | None) -> dict[str, Any]:
+    content: dict[str, Any] = {"balanced": balanced, "split": None, "split_problem": None}
+    try:
+        classes = select_classes(archive.annotations, min_annotations)
+        clips = plan_clips(archive, classes, KenyaBirdsFeatureExtractor().sampling_rate, CLIP_S)
+        same_sound = archive.same_sound()
+        audits = {"seed": audit_split(clips, seed_split(clips, same_sound=same_sound), name_pattern=name_pattern)}
+        if balanced:
+            table = balanced_split(clips, same_sound=same_sound)
+            audits["balanced"] = audit_split(clips, table, name_pattern=name_pattern)
+        content["split"] = {name: _audit_tables(audit) for name, audit in audits.items()}
+    except UserError as error:
+        content["split_problem"] = str(error)
+    return content
+
+
+def _audit_tables(audit: SplitAudit) -> dict[str, Any]:
+    """An audit as the page shows it: a table of the parts, single facts, and lists."""
+    summary = audit.summary
+    parts = [
+        {
+            "name": part,
+            "recordings": summary["recordings_per_part"][part],
+            "annotations": int(audit.per_class[part].sum()),
+            "share": summary["annotation_shares"][part],
+            "target": summary["targets"][part],
+            "classes": summary["classes_per_part"][part],
+        }
+        for part in summary["targets"]
+    ]
+    facts = [
+        ("species in every part", f"{summary['covered_classes']} of {summary['classes']}"),
+        ("distance of a species' shares from the targets, mean", f"{summary['mean_distance']:.3f}"),
+        ("the same, greatest", f"{summary['max_distance']:.3f}"),
+        ("pairs of recordings of one site and hour in different parts", str(len(summary["near_recordings"]))),
+        ("recordings whose names do not say site and time", str(len(summary["unparsed_recordings"]))),
+    ]
+    return {"parts": parts, "facts": facts, "lists": audit_lists(summary)}

@@ -1,0 +1,253 @@
+"""Reads recordings as streams of windows, in bounded memory, and measures how long the parts of that take."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from kenya_birds.data.audio import MAX_AMPLITUDE, AudioHeader, Block, RecordingReader
+from kenya_birds.errors import UserError
+from kenya_birds.inference.sources import FileState, Source
+from kenya_birds.inference.windows import Coverage, Loss, WindowGrid, Windows
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("fetch", "decode", "resample", "features", "model", "write")
+
+
+class Stopwatch:
+    """Adds up the time that threads spend in each part of the work.
+
+    Attributes:
+        spent_s: Seconds by part; of several threads at once, the sum.
+    """
+
+    def __init__(self) -> None:
+        self.spent_s = dict.fromkeys(PARTS, 0.0)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        """Counts the time in the `with` block for a part."""
+        begin_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(part, time.perf_counter() - begin_s)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Counts so many seconds for a part."""
+        with self._lock:
+            self.spent_s[part] += seconds
+
+
+BLOCK_S = 30
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the reading of a recording ended.
+
+    Attributes:
+        frames: Samples per channel that its header promises; 0 where it cannot be opened.
+        sample_rate_hz: The recording's own; 0 where it cannot be opened.
+        windows: Number of windows that were scored.
+        losses: What is in no window and should be. A recording that could not be opened, went away or is silent has
+            one, from 0 on.
+        is_final: Whether reading it again would give the same: not where it could not be opened or went away.
+        state: Of the file that was read; None where it could not be opened, and of sound that is no file.
+        silences: What is in no window because it is digital silence, in a recording that has sound elsewhere.
+    """
+
+    frames: int
+    sample_rate_hz: int
+    windows: int
+    losses: tuple[Loss, ...]
+    is_final: bool = True
+    state: FileState | None = None
+    silences: tuple[Loss, ...] = ()
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds; 0 where it cannot be opened."""
+        return self.frames / self.sample_rate_hz if self.sample_rate_hz else 0.0
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds of digital silence that were not scored."""
+        return sum((self.duration_s if part.end_s is None else part.end_s) - part.start_s for part in self.silences)
+
+    @classmethod
+    def failed(cls, reason: str) -> "Reading":
+        """That of a recording of which nothing can be used."""
+        return cls(0, 0, 0, (Loss(0.0, None, reason),), is_final=False)
+
+
+def read_source(
+    source: Source, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch
+) -> Iterator[Windows | Reading]:
+    """Windows of a recording, fetched first where it is far away; nothing that is wrong with it is raised.
+
+    Args:
+        source: The recording.
+        grid: Where windows are.
+        sampling_rate: Rate of the windows in Hz.
+        stopwatch: Counts fetching, decoding and resampling.
+
+    Yields:
+        Its windows, in order, and in the end how its reading ended.
+    """
+    try:
+        source.recording.encode("utf-8")
+    except UnicodeError:
+        yield Reading.failed("its name is not valid Unicode, so that no table can hold it: rename it")
+        return
+    try:
+        before = source.state()
+        with ExitStack() as stack:
+            with stopwatch.time("fetch"):
+                path = stack.enter_context(source.local_path())
+            for found in read_windows(path, grid, sampling_rate, stopwatch):
+                if isinstance(found, Reading):
+                    if source.state() != before:
+                        raise UserError("the file changed while it was read")
+                    found = replace(found, state=before)
+                yield found
+    except UserError as error:
+        yield Reading.failed(str(error))
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a file's bytes do to a library, the other recordings go on
+        logger.debug("Reading %s failed", source.recording, exc_info=True)
+        yield Reading.failed(f"{type(error).__name__}: {error}")
+
+
+def read_array(
+    waveform: np.ndarray, rate_hz: int, grid: WindowGrid, sampling_rate: int
+) -> Iterator[Windows | Reading]:
+    """The same of a mono waveform in memory: floats, with full scale at -1 and 1, or int16, shape `(samples,)`.
+
+    Raises:
+        UserError: If the waveform is of another shape or type, or holds what is no sound.
+    """
+    if waveform.ndim != 1 or not len(waveform) or (waveform.dtype.kind != "f" and waveform.dtype != np.int16):
+        raise UserError(
+            f"the waveform is {waveform.dtype} of shape {waveform.shape}: expected floats in [-1, 1] or int16, mono"
+        )
+    if waveform.dtype != np.int16 and not max(waveform.max(), -waveform.min()) < MAX_AMPLITUDE:  # false for NaN too
+        raise UserError("the waveform has samples that are NaN, infinite or far beyond full scale: mend it first")
+    sound = waveform.astype(np.float32)
+    if waveform.dtype == np.int16:
+        sound /= 32768
+    if rate_hz != sampling_rate:
+        sound = soxr.resample(sound, rate_hz, sampling_rate)
+    yield from _windows(
+        iter([(0, sound)]), len(sound), AudioHeader(len(waveform), rate_hz, 1), [], grid, sampling_rate
+    )
+
+
+def read_windows(
+    path: Path, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch
+) -> Iterator[Windows | Reading]:
+    """Windows of a file, in order, and in the end how its reading ended.
+
+    Raises:
+        UserError: If the file cannot be opened as audio or holds no samples.
+    """
+    with stopwatch.time("decode"):
+        reader = RecordingReader(path, sampling_rate)
+    with reader:
+        rate = reader.header.sample_rate_hz
+        lost: list[Loss] = []
+        pieces = _resampled(_timed_blocks(reader, lost, stopwatch), rate, sampling_rate, stopwatch)
+        yield from _windows(pieces, reader.samples, reader.header, lost, grid, sampling_rate)
+        if reader.lone_channel is not None:
+            logger.warning(
+                "%s has channels that cancel each other in their mean (one is inverted): channel %d was read alone",
+                path,
+                reader.lone_channel + 1,
+            )
+
+
+def _windows(
+    pieces: Iterator[tuple[int, np.ndarray]],
+    samples: int,
+    header: AudioHeader,
+    lost: list[Loss],
+    grid: WindowGrid,
+    sampling_rate: int,
+) -> Iterator[Windows | Reading]:
+    coverage = Coverage(grid, sampling_rate)
+    count = 0
+    for windows in coverage.cut(pieces):
+        count += len(windows.starts)
+        yield windows
+    losses, silences = coverage.account(samples, header.duration_s, lost)
+    yield Reading(header.frames, header.sample_rate_hz, count, tuple(losses), silences=tuple(silences))
+
+
+def _timed_blocks(reader: RecordingReader, losses: list[Loss], stopwatch: Stopwatch) -> Iterator[Block]:
+    """Blocks of sound; lost ones become losses, joined where they touch."""
+    rate = reader.header.sample_rate_hz
+    blocks = reader.blocks(BLOCK_S * rate)
+    while True:
+        with stopwatch.time("decode"):
+            block = next(blocks, None)
+        if block is None:
+            return
+        if block.sound is not None:
+            yield block
+            continue
+        start_s = block.start / rate
+        end_s = (block.start + block.frames) / rate if block.frames else None
+        if losses and losses[-1].end_s == start_s:
+            start_s = losses.pop().start_s
+        losses.append(Loss(start_s, end_s, block.reason))
+
+
+def _resampled(
+    blocks: Iterator[Block], rate_hz: int, sampling_rate: int, stopwatch: Stopwatch
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(place, float32 samples) at another rate: the same samples as if each unbroken stretch had been resampled whole.
+
+    After a loss the stream begins anew where both rates have a sample at the same time.
+    """
+    if rate_hz == sampling_rate:
+        for block in blocks:
+            assert block.sound is not None
+            yield block.start, block.sound
+        return
+    common = np.gcd(rate_hz, sampling_rate)
+    in_step, out_step = int(rate_hz // common), int(sampling_rate // common)
+    stream: soxr.ResampleStream | None = None
+    expected, place = -1, 0
+
+    def resample(sound: np.ndarray, is_last: bool) -> tuple[int, np.ndarray]:
+        nonlocal place
+        with stopwatch.time("resample"):
+            assert stream is not None
+            out = stream.resample_chunk(sound, last=is_last)
+        place += len(out)
+        return place - len(out), out
+
+    for block in blocks:
+        sound, start = block.sound, block.start
+        assert sound is not None
+        if start != expected:
+            if stream is not None:
+                yield resample(sound[:0], is_last=True)
+            skipped = -start % in_step
+            stream, sound, place = None, sound[skipped:], (start + skipped) // in_step * out_step
+            if len(sound):
+                stream = soxr.ResampleStream(rate_hz, sampling_rate, 1, "float32")
+        expected = block.start + block.frames if stream is not None else -1
+        if len(sound):
+            yield resample(sound, is_last=False)
+    if stream is not None:
+        yield resample(np.zeros(0, dtype=np.float32), is_last=True)

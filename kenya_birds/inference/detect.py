@@ -1,0 +1,281 @@
+"""`kenya-birds detect`: recordings to tables; it resumes, and several processes share the work."""
+
+import contextlib
+import heapq
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kenya_birds import __version__
+from kenya_birds.data.recording_name import NamePattern
+from kenya_birds.distributed import Team
+from kenya_birds.errors import UserError
+from kenya_birds.files import locked
+from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
+from kenya_birds.inference.audio_stream import Reading
+from kenya_birds.inference.detections import Detection, RecordingInfo, name_in
+from kenya_birds.inference.journal import Journal, JournalWriter, hash_files
+from kenya_birds.inference.output_tables import check_formats
+from kenya_birds.inference.pipeline import SoundscapePipeline, log_losses, log_missing_band
+from kenya_birds.inference.progress_bar import RecordingsBar
+from kenya_birds.inference.run_report import RunFiles, RunReport
+from kenya_birds.inference.sources import FileState, FoundSources, Source, find_sources
+from kenya_birds.saved_models import THRESHOLDS_FILE, WEIGHTS_FILE, SavedModel
+
+logger = logging.getLogger(__name__)
+
+
+def shares(sizes: Sequence[int | None], members: int) -> list[int]:
+    """Divides files among processes so that each has about as many bytes.
+
+    Args:
+        sizes: Bytes of each file; None where it is not known, which counts as the mean.
+        members: Number of processes.
+
+    Returns:
+        For each file the process that takes it: the largest first, each to the one that has least.
+    """
+    known = [size for size in sizes if size is not None]
+    usual = sum(known) / len(known) if known else 1.0
+    weights = [usual if size is None else float(size) for size in sizes]
+    loads = [(0.0, member) for member in range(members)]
+    chosen = [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda i: -weights[i]):
+        load, member = heapq.heappop(loads)
+        chosen[index] = member
+        heapq.heappush(loads, (load + weights[index], member))
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the first process tells the others: who analyses what, and which records are there already."""
+
+    recordings: list[str]
+    reused: list[str]
+    owners: dict[str, int]
+    sizes: dict[str, int | None]
+
+
+def run_detection(
+    pipeline: SoundscapePipeline,
+    paths: Iterable[str | Path] | FoundSources,
+    output: str | Path,
+    *,
+    formats: Sequence[str],
+    resume: bool = True,
+    name_pattern: NamePattern | None = None,
+    team: Team | None = None,
+) -> RunReport | None:
+    """Analyses recordings and writes tables; a run that was stopped goes on where it was.
+
+    Each recording that is finished has a record in `OUTPUT/.kenya_birds/journal`, from which the tables are made in
+    the end; a record is not used again when the model, a setting, this package's code, the version of a library, or
+    the size or time of the file is another. Then the recording is analysed again; the tables that are there stay until
+    the new ones are whole.
+
+    Args:
+        pipeline: The model and its settings.
+        paths: See `find_sources`.
+        output: A folder that is new, empty, or an earlier run's; several machines must share it.
+        formats: See `write_tables`.
+        resume: Whether to use records that are there.
+        name_pattern: Reads sites and times out of the recordings' names (see `parse_recording_name`).
+        team: The processes that share the run.
+
+    Returns:
+        What is in `run.json`; None in other processes than the first.
+
+    Raises:
+        UserError: If paths lead to nothing, the output cannot be used or is being used, or another process ended.
+    """
+    team = team or Team()
+    files = RunFiles(Path(output))
+    with contextlib.ExitStack() as stack:
+        if team.is_first:
+            with _told_to_all(team):
+                check_formats(formats)
+                sources = find_sources(paths)
+                sources.log()
+                if name_pattern is not None:
+                    name_pattern.check(name_in(source.recording) for source in sources)
+                files.prepare()
+                stack.enter_context(locked(files.folder, files.state_folder / "lock"))
+                files.check_unchanged()
+                model_hash = hash_model(pipeline.saved)
+        else:
+            sources = find_sources(paths)
+            model_hash = ""
+        _stop_with_first(team)
+        made_with = {"model_sha256": team.tell(model_hash), **_same_for_all(team, _made_with(pipeline))}
+        with files.writing():
+            journal = Journal(files.state_folder, made_with)
+            if team.is_first:
+                journal.clean()
+        plan = team.tell(_plan(sources, journal, team.size, resume=resume) if team.is_first else None)
+        if team.is_first:
+            _log_plan(plan, journal.changes() if resume else [])
+            with files.writing():
+                journal.sign()
+        begin_s = time.perf_counter()
+        found = {source.recording: source for source in sources}
+        mine = [found.get(name, Source(name)) for name, owner in plan.owners.items() if owner == team.rank]
+        _analyse(pipeline, mine, journal, files, plan, show_progress=team.is_first)
+        spent = team.collect(pipeline.stopwatch.spent_s)
+        wall_s = time.perf_counter() - begin_s
+        if not team.is_first:
+            return None
+        readings = {name: _reading(journal, name) for name in plan.recordings}
+        log_missing_band(readings, pipeline.frequencies_hz[1])
+        counts: Counter[str] = Counter()
+        report = RunReport.of(
+            readings,
+            new=set(plan.owners),
+            wall_s=wall_s,
+            spent_s={part: sum(one[part] for one in spent) for part in spent[0]},
+            about=_about(pipeline, model_hash),
+            processes=team.size,
+            threads=pipeline.scorer.threads,
+            skipped=sources.skipped,
+        )
+        analysed = [
+            RecordingInfo(name, reading.frames, reading.sample_rate_hz, name_pattern=name_pattern)
+            for name, reading in readings.items()
+            if reading.windows
+        ]
+        detections = _counted(journal, [info.recording for info in analysed], counts)
+        files.write(report, analysed, detections, counts, formats, pipeline.names, pipeline.frequencies_hz)
+        return report
+
+
+def hash_model(saved: SavedModel) -> str:
+    """Of all files of a model on which its detections depend."""
+    weights = sorted({saved.folder / WEIGHTS_FILE, *saved.folder.glob("model-*-of-*.safetensors")})
+    names = ("config.json", "preprocessor_config.json", THRESHOLDS_FILE)
+    return hash_files([*(saved.folder / name for name in names), *weights])
+
+
+def settings_of(pipeline: SoundscapePipeline) -> dict[str, Any]:
+    """The settings on which detections depend: not how many windows, threads or processes work at a time."""
+    return {
+        "overlap_s": pipeline.overlap_s,
+        **asdict(pipeline.settings),
+        "thresholds": [value if value < float("inf") else None for value in pipeline.thresholds.tolist()],
+        "precision": pipeline.scorer.precision,
+    }
+
+
+def _made_with(pipeline: SoundscapePipeline) -> dict[str, Any]:
+    """All that detections depend on besides the model's files."""
+    code = code_fingerprint(SoundscapePipeline.__module__)
+    versions = library_versions((*MODEL, *DECODERS))
+    return {**settings_of(pipeline), "kenya_birds": __version__, "code": code[:12], **versions}
+
+
+def _same_for_all(team: Team, made_with: dict[str, Any]) -> dict[str, Any]:
+    """What all processes compute with; they may be on different machines."""
+    for rank, other in enumerate(team.collect(made_with)):
+        differ = [name for name in {**made_with, **other} if made_with.get(name) != other.get(name)]
+        if differ:
+            raise UserError(
+                f"the processes of this run differ in {', '.join(differ)}: {differ[0]} is {other.get(differ[0])} in "
+                f"process {rank} and {made_with.get(differ[0])} in process {team.rank}; give all the same"
+            )
+    return made_with
+
+
+def _log_plan(plan: _Plan, changes: Sequence[str]) -> None:
+    if plan.reused:
+        logger.info("%d of %d recordings are done already", len(plan.reused), len(plan.recordings))
+    if changes:
+        logger.warning(
+            "Recordings that an earlier run analysed are analysed again, since this changed: %s", ", ".join(changes)
+        )
+
+
+def _about(pipeline: SoundscapePipeline, model_hash: str) -> dict[str, Any]:
+    settings = {name: value for name, value in settings_of(pipeline).items() if name != "thresholds"}
+    saved = pipeline.saved
+    name = saved.name if saved.starting_point == "model" else saved.starting_point
+    return {"model": name, "model_sha256": model_hash, "settings": settings}
+
+
+@contextlib.contextmanager
+def _told_to_all(team: Team) -> Iterator[None]:
+    """If the first process has to stop, the others learn it and stop too."""
+    try:
+        yield
+    except UserError:
+        team.tell(False)
+        raise
+
+
+def _stop_with_first(team: Team) -> None:
+    if not team.tell(True):
+        raise UserError("the first process of this run stopped: see what it says")
+
+
+def _plan(sources: Sequence[Source], journal: Journal, members: int, *, resume: bool) -> _Plan:
+    reused, sizes = [], {}
+    for source in sources:
+        state: FileState | None = None
+        with contextlib.suppress(UserError):  # it fails when it is read, and is listed
+            state = source.state()
+        if resume and state is not None and journal.find(source.recording, state) is not None:
+            reused.append(source.recording)
+        else:
+            sizes[source.recording] = state.size_bytes if state is not None else 0
+    owners = dict(zip(sizes, shares(list(sizes.values()), members), strict=True))
+    return _Plan([source.recording for source in sources], reused, owners, sizes)
+
+
+def _analyse(
+    pipeline: SoundscapePipeline,
+    sources: Sequence[Source],
+    journal: Journal,
+    files: RunFiles,
+    plan: _Plan,
+    *,
+    show_progress: bool,
+) -> None:
+    """Analyses recordings and keeps a record of each."""
+    writers: dict[str, JournalWriter] = {}
+    stopwatch = pipeline.stopwatch
+    with files.writing(), RecordingsBar(sources, plan.sizes, is_shown=show_progress) as bar:
+        try:
+            for progress in pipeline.analyse(pipeline.jobs(sources)):
+                name, reading = progress.recording, progress.reading
+                with stopwatch.time("write"):
+                    if name not in writers:
+                        writers[name] = journal.begin(name, pipeline.sampling_rate)
+                    writers[name].add(progress.detections)
+                    if reading is not None:
+                        writers[name].finish(reading)
+                bar.advance(progress.advance_s)
+                if reading is not None:
+                    del writers[name]
+                    bar.finish(name, reading.duration_s)
+                    log_losses(name, reading)
+        finally:
+            for writer in writers.values():
+                writer.close()
+
+
+def _reading(journal: Journal, recording: str) -> Reading:
+    reading = journal.read(recording)
+    if reading is None:
+        raise UserError(
+            f"the record of {recording} is not in the journal: the output folder must be one that all processes share"
+        )
+    return reading
+
+
+def _counted(journal: Journal, recordings: Iterable[str], counts: Counter[str]) -> Iterator[Detection]:
+    for recording in recordings:
+        for detection in journal.detections(recording):
+            counts[detection.species] += 1
+            yield detection

@@ -1,0 +1,230 @@
+"""Models that turn windows of sound into embeddings: ours, and any audio model that transformers itself knows."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel, SequenceFeatureExtractor
+
+from kenya_birds.console import user_errors
+from kenya_birds.data.builders import DEFAULT_CLIP_S
+from kenya_birds.errors import UserError
+from kenya_birds.inference.pipeline import find_device
+from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.model_loading import load, load_classifier
+from kenya_birds.saved_models import SavedModel, find_model
+
+# What a model and its front end raise where windows do not suit them.
+_UNSUITABLE = (ValueError, RuntimeError, TypeError, LookupError, AttributeError)
+
+
+class Embedder(ABC):
+    """A frozen model that gives one vector for each window of sound, in float32 on every device.
+
+    Args:
+        saved: The model's files.
+        sampling_rate: Rate of the windows in Hz.
+        clip_samples: Length of a window.
+        device: Where to compute.
+
+    Attributes:
+        saved: The model's files.
+        sampling_rate: Rate of the windows in Hz.
+        clip_samples: Length of a window.
+        size: Numbers of an embedding.
+        how: What of the model its embedding is.
+        device: Where it computes.
+    """
+
+    size: int
+    how: str
+
+    def __init__(self, saved: SavedModel, sampling_rate: int, clip_samples: int, device: torch.device) -> None:
+        self.saved = saved
+        self.sampling_rate = sampling_rate
+        self.clip_samples = clip_samples
+        self.device = device
+
+    @property
+    def highest_hz(self) -> float:
+        """Highest frequency that the model hears."""
+        return self.sampling_rate / 2
+
+    @property
+    def clip_s(self) -> float:
+        """Length of a window in seconds."""
+        return self.clip_samples / self.sampling_rate
+
+    @torch.inference_mode()
+    def __call__(self, sound: np.ndarray) -> np.ndarray:
+        """Embeds windows.
+
+        Args:
+            sound: float32, shape `(windows, clip_samples)`.
+
+        Returns:
+            float32, shape `(windows, size)`.
+
+        Raises:
+            UserError: If the model gives what is no number.
+        """
+        embeddings = self._embed(sound).float().cpu().numpy()
+        if not np.isfinite(embeddings).all():
+            raise UserError(f"'{self.saved.name}' gives embeddings that are no numbers: its weights are damaged")
+        return embeddings
+
+    @abstractmethod
+    def _embed(self, sound: np.ndarray) -> torch.Tensor:
+        """The same as a tensor, not checked."""
+
+
+class OwnEmbedder(Embedder):
+    """A model of this package: what its classifier sees.
+
+    Args:
+        saved: The model's files.
+        model: The classifier.
+        extractor: Its front end.
+        device: Where to compute.
+    """
+
+    how = "what the classifier sees"
+
+    def __init__(
+        self,
+        saved: SavedModel,
+        model: KenyaBirdsForAudioClassification,
+        extractor: KenyaBirdsFeatureExtractor,
+        device: torch.device,
+    ) -> None:
+        super().__init__(saved, extractor.sampling_rate, extractor.clip_samples, device)
+        to_device: Any = model.eval().to
+        self._model = to_device(device, memory_format=torch.channels_last)
+        self._extractor = extractor
+        self.size = model.embedding_size
+
+    @property
+    def highest_hz(self) -> float:
+        """Highest frequency that the model hears."""
+        return float(self._extractor.f_max_hz)
+
+    def _embed(self, sound: np.ndarray) -> torch.Tensor:
+        waveform = torch.from_numpy(sound).to(self.device)
+        return self._model.embed(self._extractor.extract(waveform))
+
+
+class TransformersEmbedder(Embedder):
+    """An audio model of transformers: its pooled output, or the mean over time of its last hidden state.
+
+    Of an encoder with a decoder (Whisper) it is the encoder's, of one for sound and text (CLAP) that for sound. Where
+    the front end fills a window up with silence and says so (Whisper), the mean is over what is sound.
+
+    Args:
+        saved: The model's files.
+        model: The model without a head, as `AutoModel` loads it.
+        extractor: Its front end, which takes waveforms.
+        clip_s: Length of a window in seconds.
+        device: Where to compute.
+
+    Raises:
+        UserError: If the model cannot embed windows of this length, or does not hear all of one.
+    """
+
+    def __init__(
+        self,
+        saved: SavedModel,
+        model: PreTrainedModel,
+        extractor: SequenceFeatureExtractor,
+        clip_s: float,
+        device: torch.device,
+    ) -> None:
+        rate = extractor.sampling_rate
+        super().__init__(saved, rate, round(clip_s * rate), device)
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        self._model: Any = getattr(model, "audio_model", model).eval().to(device)
+        self._extractor: Any = extractor
+        noise = np.random.default_rng(0).uniform(-0.1, 0.1, (1, self.clip_samples)).astype(np.float32)
+        try:
+            self._check_hears_all(noise)
+            with torch.inference_mode():
+                self.size = self._embed(noise).shape[1]
+        except _UNSUITABLE as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"'{saved.name}' ({type(model).__name__}) gives no embedding of {clip_s:g} s ({type(error).__name__}: "
+                f"{reason}): give another --clip_s, or another model"
+            ) from None
+
+    def _embed(self, sound: np.ndarray) -> torch.Tensor:
+        inputs = self._features(sound)
+        mask = inputs.pop("attention_mask", None)
+        if "is_longer" in inputs:
+            # CLAP's front end takes one window of a batch at random for longer than it hears; none is.
+            inputs["is_longer"] = torch.zeros_like(inputs["is_longer"])
+        output = self._model(**{name: value.to(self.device) for name, value in inputs.items()})
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is not None:
+            self.how = "pooled output"
+            return pooled
+        hidden = getattr(output, "last_hidden_state", None)
+        if hidden is None or hidden.ndim != 3:
+            raise ValueError("it has neither a pooled output nor a last hidden state over time")
+        self.how = "mean over time of the last hidden state"
+        steps = hidden.shape[1]
+        if mask is not None:
+            steps = max(1, int(-(-steps * int(mask[0].sum()) // mask.shape[1])))
+        return hidden[:, :steps].mean(dim=1)
+
+    def _features(self, sound: np.ndarray) -> dict[str, torch.Tensor]:
+        waveforms = list(sound)
+        asked: dict[str, Any] = {"sampling_rate": self.sampling_rate, "return_tensors": "pt"}
+        return dict(self._extractor(waveforms, return_attention_mask=True, **asked))
+
+    def _check_hears_all(self, noise: np.ndarray) -> None:
+        """A front end that cuts windows, at a fixed place or at random, would leave out part of each, or change it."""
+        name = self._extractor.model_input_names[0]
+        heard, again = (self._features(noise)[name] for _ in range(2))
+        shorter = noise.copy()
+        shorter[:, -max(1, self.clip_samples // 20) :] = 0
+        if not torch.equal(heard, again) or torch.equal(heard, self._features(shorter)[name]):
+            raise UserError(
+                f"'{self.saved.name}' does not hear all of a window of {self.clip_s:g} s: give a smaller --clip_s"
+            )
+
+
+def load_embedder(model: str | SavedModel, *, clip_s: float | None = None, device: str | None = None) -> Embedder:
+    """Loads a model to embed windows with.
+
+    Args:
+        model: A folder, or `owner/name` or `owner/name@revision` on the Hub, of a model of this package or of any that
+            `AutoFeatureExtractor` and `AutoModel` know without code of the model's own; or one that was found.
+        clip_s: Length of a window in seconds, for a model of transformers; by default 3. Ours have their own.
+        device: Such as `cpu` or `cuda:1`; by default a GPU where there is one.
+
+    Raises:
+        UserError: If there is no such model or device, or the model gives no embedding of such windows.
+    """
+    chosen = find_device(device)
+    if clip_s is not None and not 0 < clip_s < float("inf"):
+        raise UserError(f"clip_s is {clip_s}: expected more than 0 s")
+    saved = model if isinstance(model, SavedModel) else find_model(model)
+    if saved.config.get("model_type") == KenyaBirdsConfig.model_type:
+        classifier, own = load_classifier(saved)
+        if clip_s is not None and round(clip_s * own.sampling_rate) != own.clip_samples:
+            raise UserError(
+                f"clip_s is {clip_s} and '{saved.name}' hears windows of {own.clip_s:g} s: leave --clip_s out"
+            )
+        return OwnEmbedder(saved, classifier, own, chosen)
+    foreign = load(saved, AutoModel, heads_may_differ=True, trust_remote_code=False)
+    with user_errors(OSError, ValueError, ImportError):
+        extractor = AutoFeatureExtractor.from_pretrained(saved.folder, local_files_only=True, trust_remote_code=False)
+    if not isinstance(extractor, SequenceFeatureExtractor):
+        raise UserError(
+            f"'{saved.name}' is no audio model: expected a front end that takes waveforms, found a "
+            f"{type(extractor).__name__}"
+        )
+    return TransformersEmbedder(saved, foreign, extractor, DEFAULT_CLIP_S if clip_s is None else clip_s, chosen)

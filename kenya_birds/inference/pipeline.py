@@ -1,0 +1,352 @@
+"""The pipeline from recordings to detections."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kenya_birds.console import user_errors
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.metrics import probabilities
+from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_array, read_source
+from kenya_birds.inference.batching import BatchPool, Job, computed
+from kenya_birds.inference.detections import Detection
+from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
+from kenya_birds.inference.sources import Source, find_sources
+from kenya_birds.inference.species import species_names
+from kenya_birds.inference.windows import WindowGrid, Windows
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.model_loading import load_classifier
+from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, check_thresholds, find_model
+from kenya_birds.values import Count, Device, Seconds, checked
+
+logger = logging.getLogger(__name__)
+
+SCORE_DIGITS = 6
+
+
+class WindowScorer(BatchPool):
+    """Scores batches of windows with a model. A window's scores do not depend on what else is in its batch.
+
+    For that, all batches have one size, and scores are rounded to 6 digits. On a GPU the backbone computes in
+    bfloat16, the features in float32. What `submit` gives is float64 probabilities of shape `(batch_size, classes)`.
+
+    Args:
+        model: The classifier; it is set to evaluation mode and moved to the device.
+        extractor: Its front end.
+        device: Where to compute.
+        batch_size: Windows of a batch; by default 16 on a CPU and 128 on a GPU.
+        stopwatch: Counts the time of features and model.
+
+    Attributes:
+        precision: `float32` or `bfloat16`: the backbone's.
+    """
+
+    def __init__(
+        self,
+        model: KenyaBirdsForAudioClassification,
+        extractor: KenyaBirdsFeatureExtractor,
+        device: torch.device,
+        batch_size: int | None,
+        stopwatch: Stopwatch,
+    ) -> None:
+        to_device: Any = model.eval().to
+        self._model = to_device(device, memory_format=torch.channels_last)
+        self._extractor = extractor
+        self._device = device
+        self._stopwatch = stopwatch
+        self._multi_label = model.config.problem_type == "multi_label_classification"
+        self.precision = "float32" if device.type == "cpu" else "bfloat16"
+        super().__init__(self._score, device, batch_size)
+
+    @torch.inference_mode()
+    def _score(self, sound: np.ndarray) -> np.ndarray:
+        waveform = torch.from_numpy(sound)
+        if self._device.type == "cuda":
+            waveform = waveform.pin_memory()
+        begin_s = time.perf_counter()
+        waveform = waveform.to(self._device, non_blocking=True)
+        features = self._extractor.extract(waveform)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        middle_s = time.perf_counter()
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits = self._model(features).logits
+        scores = probabilities(logits.float().cpu().numpy(), multi_label=self._multi_label)
+        self._stopwatch.add("features", middle_s - begin_s)
+        self._stopwatch.add("model", time.perf_counter() - middle_s)
+        return scores.round(SCORE_DIGITS)
+
+
+MAX_READERS = 8
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What was found since the last word about this recording.
+
+    Attributes:
+        recording: Its name.
+        detections: In the order of their starts.
+        advance_s: Sound that was analysed since, in seconds.
+        reading: How its reading ended; None: there is more to come.
+    """
+
+    recording: str
+    detections: list[Detection]
+    advance_s: float
+    reading: Reading | None
+
+
+class SoundscapePipeline:
+    """Finds birds in recordings of any length, in memory that does not grow with it.
+
+    ```python
+    pipeline = SoundscapePipeline("birds", overlap_s=1.5, settings=FindingSettings(merge=True))
+    for detection in pipeline("KEN_001_20211207_153852.flac"):
+        print(detection.start_s, detection.species, detection.score)
+    ```
+
+    Args:
+        model: A model's folder, or `owner/name` or `owner/name@revision` on the Hub, or one that was found already;
+            its code is not run.
+        overlap_s: Overlap of neighbouring windows in seconds.
+        settings: What counts as a detection; by default what is at the model's own thresholds or above.
+        device: Such as `cpu` or `cuda:1`; by default a GPU where there is one.
+        batch_size: Windows that are scored together; by default 16 on a CPU and 128 on a GPU.
+        num_workers: Threads that read recordings; by default 1 on a CPU and up to 8 on a GPU.
+
+    Attributes:
+        saved: The model's files.
+        classes: eBird codes by class id.
+        names: Names of the species by code.
+        frequencies_hz: Lowest and highest frequency that the model hears.
+        sampling_rate: The model's, in Hz.
+        grid: Where windows are.
+        thresholds: From what score on each class is reported, shape `(classes,)`; infinite: never.
+        scorer: Scores batches.
+        stopwatch: How long each part of the work has taken so far.
+
+    Raises:
+        UserError: If the model or a setting cannot be used, or the model has no thresholds and none is set.
+    """
+
+    @checked
+    def __init__(
+        self,
+        model: str | Path | SavedModel,
+        *,
+        overlap_s: Seconds = 0.0,
+        settings: FindingSettings | None = None,
+        device: Device | None = None,
+        batch_size: Count | None = None,
+        num_workers: Count | None = None,
+    ) -> None:
+        self.settings = settings or FindingSettings()
+        self.overlap_s = overlap_s
+        self.saved = model if isinstance(model, SavedModel) else find_model(str(model))
+        classifier, extractor = load_classifier(self.saved)
+        self.classes = [classifier.config.id2label[label] for label in range(classifier.config.num_labels)]
+        self.names = species_names(self.classes, classifier.config.species)
+        self.sampling_rate: int = extractor.sampling_rate
+        self.frequencies_hz = (float(extractor.f_min_hz), float(extractor.f_max_hz))
+        self.grid = WindowGrid.with_overlap(extractor.clip_samples, overlap_s, self.sampling_rate)
+        self.thresholds = self._find_thresholds(self.saved)
+        self._finder("")  # species that the model does not know are an error now
+        self.stopwatch = Stopwatch()
+        chosen = find_device(device)
+        self.scorer = WindowScorer(classifier, extractor, chosen, batch_size, self.stopwatch)
+        self.num_workers = num_workers or (1 if chosen.type == "cpu" else min(torch.get_num_threads(), MAX_READERS))
+
+    def __call__(
+        self, recording: str | Path | np.ndarray, sampling_rate: int | None = None, *, name: str = ""
+    ) -> list[Detection]:
+        """Finds the detections of one recording; a stretch that cannot be read is logged.
+
+        Args:
+            recording: A file or URL, or a mono waveform of shape `(samples,)`: floats with full scale at -1 and 1, or
+                int16.
+            sampling_rate: The waveform's, in Hz.
+            name: What its detections call a waveform.
+
+        Returns:
+            In the order of their starts, then from high to low score.
+
+        Raises:
+            UserError: If the recording cannot be opened or is changed while it is read, it is more than one, or a
+                waveform has no sampling rate or is not one.
+        """
+        if isinstance(recording, np.ndarray):
+            if sampling_rate is None or sampling_rate <= 0:
+                raise UserError(f"the waveform's sampling_rate is {sampling_rate}: expected its rate in Hz")
+            waveform, rate = recording, sampling_rate
+            jobs = [Job(name, lambda: read_array(waveform, rate, self.grid, self.sampling_rate))]
+        else:
+            sources = find_sources([recording])
+            if len(sources) != 1:
+                raise UserError(f"{recording} holds {len(sources)} recordings: give one, or use detect()")
+            sources.log()
+            jobs = self.jobs(sources)
+        found: list[Detection] = []
+        for progress in self.analyse(jobs):
+            found += progress.detections
+            if progress.reading is not None:
+                log_missing_band({progress.recording: progress.reading}, self.frequencies_hz[1])
+            if progress.reading is not None and not progress.reading.is_final:
+                raise UserError(f"{progress.recording}: {progress.reading.losses[0].reason}")
+            log_losses(progress.recording, progress.reading)
+        return found
+
+    def detect(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
+        """Finds the detections of many recordings; those that cannot be read are logged, and the others go on.
+
+        Args:
+            paths: See `find_sources`.
+
+        Yields:
+            Detections as they are found: in order within a recording, and recordings may take turns.
+
+        Raises:
+            UserError: If a path leads to nothing.
+        """
+        sources = find_sources(paths)
+        sources.log()
+        readings: dict[str, Reading] = {}
+        for progress in self.analyse(self.jobs(sources)):
+            yield from progress.detections
+            log_losses(progress.recording, progress.reading)
+            if progress.reading is not None:
+                readings[progress.recording] = progress.reading
+        log_missing_band(readings, self.frequencies_hz[1])
+
+    def jobs(self, sources: Iterable[Source]) -> list[Job]:
+        """What `analyse` takes."""
+
+        def job(source: Source) -> Job:
+            return Job(source.recording, lambda: read_source(source, self.grid, self.sampling_rate, self.stopwatch))
+
+        return [job(source) for source in sources]
+
+    def analyse(self, jobs: Sequence[Job]) -> Iterator[Progress]:
+        """Analyses recordings; reading, scoring and what the caller does with the result go on at the same time.
+
+        Yields:
+            In order within a recording, the last with how its reading ended.
+        """
+        finders: dict[int, DetectionFinder] = {}
+        reached: dict[int, int] = {}
+        for index, item, scores in computed(jobs, self.num_workers, self.scorer, self.grid.window_samples):
+            recording = jobs[index].recording
+            finder = finders.get(index) or finders.setdefault(index, self._finder(recording))
+            before = reached.get(index, 0)
+            if isinstance(item, Windows):
+                reached[index] = int(item.ends[-1])
+                advance_s = (reached[index] - before) / self.sampling_rate
+                yield Progress(recording, finder.add(item.starts, item.ends, scores), advance_s, None)
+            else:
+                del finders[index]
+                reached.pop(index, None)
+                advance_s = item.duration_s - before / self.sampling_rate
+                yield Progress(recording, finder.finish(), advance_s, item)
+
+    def _finder(self, recording: str) -> DetectionFinder:
+        return DetectionFinder(recording, self.classes, self.thresholds, self.settings, self.sampling_rate)
+
+    def _find_thresholds(self, saved: SavedModel) -> np.ndarray:
+        if self.settings.threshold is not None:
+            return np.full(len(self.classes), self.settings.threshold)
+        check_thresholds(saved, self.settings.threshold)
+        path = saved.folder / THRESHOLDS_FILE
+        thresholds = Thresholds.read(path)
+        missing = sorted(set(self.classes) - set(thresholds.species))
+        if missing:
+            raise UserError(
+                f"{path} has no threshold of {', '.join(missing)}: it belongs to another model, give one for all with "
+                "--threshold (threshold=)"
+            )
+        values = thresholds.values(self.classes)
+        if silent := [code for code, value in zip(self.classes, values, strict=True) if value == np.inf]:
+            logger.warning(
+                "The model abstains from %d of its %d species, for which it has no threshold: %s%s",
+                len(silent),
+                len(values),
+                ", ".join(silent[:10]),
+                " ..." if len(silent) > 10 else "",
+            )
+        return values
+
+
+def detect(model: str | Path, paths: Iterable[str | Path], **options: Any) -> Iterator[Detection]:
+    """Finds birds in recordings.
+
+    Args:
+        model: A model's folder, or a name on the Hub.
+        paths: Files, folders, patterns, lists and URLs (see `find_sources`).
+        **options: See `SoundscapePipeline`.
+
+    Yields:
+        Detections as they are found.
+
+    Raises:
+        UserError: If the model, a path or an option cannot be used.
+    """
+    return SoundscapePipeline(model, **options).detect(paths)
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of this name; by default a GPU where there is one, and the CPU elsewhere.
+
+    Raises:
+        UserError: If there is no such device.
+    """
+    with user_errors(RuntimeError):
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"the device is '{name}': expected cpu, cuda or cuda:NUMBER")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device '{name}': this machine has {torch.cuda.device_count()} GPUs that work")
+    return device
+
+
+def log_missing_band(readings: Mapping[str, Reading], highest_hz: float) -> None:
+    """Logs how many recordings hold less of the spectrum than the model hears.
+
+    Args:
+        readings: How the reading of each recording ended.
+        highest_hz: Highest frequency that the model hears.
+    """
+    low = {
+        name: reading.sample_rate_hz
+        for name, reading in readings.items()
+        if 0 < reading.sample_rate_hz < 2 * highest_hz
+    }
+    if low:
+        lowest = min(low, key=lambda name: low[name])
+        logger.warning(
+            "%d of %d recordings have a sampling rate below %.0f Hz, so that they miss a part of the spectrum that "
+            "the model hears (up to %.0f Hz): expect lower scores and missed calls; the lowest is %d Hz (%s)",
+            len(low),
+            len(readings),
+            2 * highest_hz,
+            highest_hz,
+            low[lowest],
+            lowest,
+        )
+
+
+def log_losses(recording: str, reading: Reading | None) -> None:
+    """Logs what of a recording was not scored."""
+    if reading is None:
+        return
+    for loss in reading.losses:
+        end = "its end" if loss.end_s is None else f"{loss.end_s:.3f} s"
+        logger.warning("%s was not scored from %.3f s to %s: %s", recording, loss.start_s, end, loss.reason)
+    if reading.silences:
+        logger.warning("%s has %.1f s of digital silence, which were not scored", recording, reading.silence_s)

@@ -1,0 +1,409 @@
+"""Spectrograms of recordings with boxes for detections."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from kenya_birds.data.audio import RecordingReader
+from kenya_birds.data.recording_name import parse_recording_name
+from kenya_birds.errors import UserError
+from kenya_birds.files import check_picture
+from kenya_birds.inference.detections import name_in
+from kenya_birds.inference.table_reader import read_detections
+from kenya_birds.model.signal_kenya_birds import power_spectrogram
+from kenya_birds.plot_style import SpeciesStyle, save_picture, short_name, species_styles, styled
+from kenya_birds.values import Range, Seconds, checked
+
+MAX_LANES = 12
+
+
+@dataclass(frozen=True)
+class Box:
+    """A detection, or several detections of one species that overlap, or a part of it in one row.
+
+    Attributes:
+        start_s: Begin.
+        end_s: End.
+        species: eBird code.
+        name: Common name; may be empty.
+        score: The highest.
+        lane: Its lane above the spectrogram, from 0.
+        label_s: Where the label begins.
+        is_begin: Whether the box begins where the detection does, not where the row does.
+        is_end: Whether the box ends where the detection does, not where the row does.
+    """
+
+    start_s: float
+    end_s: float
+    species: str
+    name: str
+    score: float
+    lane: int = 0
+    label_s: float = 0.0
+    is_begin: bool = True
+    is_end: bool = True
+
+    @property
+    def label(self) -> str:
+        """Name and confidence."""
+        return f"{short_name(self.name.strip() or self.species)} {self.score:.2f}"
+
+
+def join(detections: pd.DataFrame) -> list[Box]:
+    """Boxes of detections, by begin.
+
+    Args:
+        detections: See `read_detections`; of one recording.
+    """
+    rows = detections.sort_values(["start_s", "score"], ascending=[True, False], kind="stable")
+    columns = (rows[name].tolist() for name in ("start_s", "end_s", "code", "common_name", "score"))
+    last: dict[str, Box] = {}
+    boxes = []
+    for box in map(Box, *columns):
+        before = last.get(box.species)
+        if before is not None and box.start_s < before.end_s:
+            box = replace(before, end_s=max(before.end_s, box.end_s), score=max(before.score, box.score))
+        elif before is not None:
+            boxes.append(before)
+        last[box.species] = box
+    return sorted([*boxes, *last.values()], key=lambda box: (box.start_s, -box.score, box.species))
+
+
+def cut(boxes: Sequence[Box], first_s: float, last_s: float) -> list[Box]:
+    """The boxes, or parts of boxes, between two times; by begin, as the boxes were."""
+    parts = [
+        replace(
+            box,
+            start_s=max(box.start_s, first_s),
+            end_s=min(box.end_s, last_s),
+            is_begin=box.start_s >= first_s,
+            is_end=box.end_s <= last_s,
+        )
+        for box in boxes
+    ]
+    return [part for part in parts if part.start_s < part.end_s]
+
+
+def stack(boxes: Sequence[Box], widths_s: Sequence[float], first_s: float, last_s: float) -> list[Box]:
+    """Gives boxes lanes and labels places, so that neither boxes nor labels meet.
+
+    A label stands in its box if it fits there, else behind it, or in front of it at the end of the row. Where more
+    than 12 lanes would be needed, the boxes with the lowest scores are left out.
+
+    Args:
+        boxes: By begin.
+        widths_s: How long each label is.
+        first_s: Where the row begins.
+        last_s: Where the row ends.
+
+    Returns:
+        The boxes that have room, by begin.
+    """
+    kept = list(range(len(boxes)))
+    while True:
+        ends_s: list[float] = []
+        stacked = []
+        for place in kept:
+            box, width_s = boxes[place], widths_s[place]
+            label_s = _label_place(box, width_s, first_s, last_s)
+            begin_s = min(box.start_s, label_s)
+            lane = next((lane for lane, end_s in enumerate(ends_s) if end_s <= begin_s), len(ends_s))
+            ends_s[lane : lane + 1] = [max(box.end_s, label_s + width_s)]
+            stacked.append(replace(box, lane=lane, label_s=label_s))
+        if len(ends_s) <= MAX_LANES:
+            return stacked
+        kept.remove(min(kept, key=lambda place: boxes[place].score))
+
+
+def _label_place(box: Box, width_s: float, first_s: float, last_s: float) -> float:
+    if width_s <= box.end_s - box.start_s:
+        return box.start_s
+    if box.end_s + width_s <= last_s:
+        return box.end_s
+    if box.start_s - width_s >= first_s:
+        return box.start_s - width_s
+    return max(first_s, min(box.start_s, last_s - width_s))  # a label as long as the row
+
+
+DURATION_S = 60.0
+Stretch = Annotated[float, Range(0, 600, above=True, unit="SECONDS")]
+LEAD_S = 1.0  # shown before the first detection
+# A page has up to 8 rows; 15 s of them leave a detection of 3 s room for its label.
+MAX_ROWS = 8
+ROW_S = 15.0
+WIDTH_INCH, LEFT_INCH, RIGHT_INCH, TOP_INCH = 11.0, 0.6, 0.25, 0.45
+SPECTROGRAM_INCH, LANE_INCH, GAP_INCH, PAD_INCH = 1.15, 0.165, 0.36, 0.03
+WINDOW_S = 0.03  # of the Fourier transform, at most
+COLUMNS = 1600  # of a row
+MAX_HZ = 15_000
+LABEL_SIZE = 7.5
+LABEL_GROUND = {"facecolor": "white", "alpha": 0.9, "edgecolor": "none", "pad": 0.6}  # over hatches and lines
+DAMAGED = "#f7dc6f"
+MIN_SHARE_OF_POWER = 1e-12  # of a row's loudest cell
+QUIET_SHARE, LOUD_SHARE, MIN_RANGE_DB = 0.3, 0.999, 25.0
+
+
+@checked
+def plot_recording(
+    recording: str | Path,
+    detections: str | Path,
+    output: str | Path,
+    *,
+    start_s: Seconds | None = None,
+    duration_s: Stretch = DURATION_S,
+    overwrite: bool = False,
+) -> tuple[float, float]:
+    """Draws the spectrogram of a stretch of a recording, in rows, with a labelled bar above it for each detection.
+
+    A bar shows when a species was detected, and dashed lines mark its begin and end in the spectrogram. Detections of
+    one species that overlap share a bar with the highest of their scores. A species has the same colour in every
+    stretch of a recording. Only the stretch is read; sound in it that cannot be decoded is marked.
+
+    Args:
+        recording: The recording.
+        detections: A table of detections in it, and in others (see `read_detections`).
+        output: PNG, SVG or PDF to write.
+        start_s: Begin of the stretch in seconds; by default a second before the first detection.
+        duration_s: Its length in seconds, up to 600; it ends where the recording does.
+        overwrite: Whether a file that is there already is replaced.
+
+    Returns:
+        Begin and end of the stretch in seconds.
+
+    Raises:
+        UserError: If a file cannot be used, the table has no detections of the recording, or the stretch is not in it.
+    """
+    check_picture(output, overwrite)
+    found = detections_of(recording, read_detections(detections), detections)
+    begin_s = max(0.0, found["start_s"].min() - LEAD_S) if start_s is None else start_s
+    styles = species_styles(
+        found["code"].value_counts().sort_index().sort_values(ascending=False, kind="stable").index
+    )
+    figure, end_s = draw_stretch(recording, found, begin_s, duration_s, styles)
+    save_picture(figure, output)
+    return begin_s, end_s
+
+
+def draw_stretch(
+    recording: str | Path,
+    detections: pd.DataFrame,
+    start_s: float,
+    duration_s: float,
+    styles: Mapping[str, SpeciesStyle],
+) -> tuple[Figure, float]:
+    """The picture that `plot_recording` saves. Sound that cannot be decoded is marked in it.
+
+    Args:
+        recording: The recording.
+        detections: See `read_detections`; of this recording, also none.
+        start_s: Begin of the stretch in seconds.
+        duration_s: Its length; it ends where the recording does.
+        styles: By eBird code; all species of the detections.
+
+    Returns:
+        The picture, and where the stretch ends.
+
+    Raises:
+        UserError: If the recording cannot be opened, or the stretch is not in it.
+    """
+    with RecordingReader(Path(recording)) as reader:
+        end_s = min(start_s + duration_s, reader.header.duration_s)
+        if not 0 <= start_s < end_s:
+            raise UserError(
+                f"start_s is {start_s:g}: expected 0 to less than {reader.header.duration_s:g}, where {recording} ends"
+            )
+        number = min(MAX_ROWS, math.ceil((end_s - start_s) / ROW_S))
+        row_s = (end_s - start_s) / number
+        rows = [(start_s + n * row_s, _levels(reader, start_s + n * row_s, row_s)) for n in range(number)]
+    return _draw(rows, row_s, join(detections), styles, name_in(str(recording)), reader.sampling_rate), end_s
+
+
+def detections_of(recording: str | Path, table: pd.DataFrame, name: str | Path) -> pd.DataFrame:
+    """The detections of one recording: of the same path, else of the same file name, if that is the only one.
+
+    Args:
+        recording: The recording.
+        table: What `read_detections` gave.
+        name: The table's, for messages.
+
+    Raises:
+        UserError: If there are none, or those of several recordings may be meant.
+    """
+    paths = table["recording"].unique()
+    same = [path for path in paths if Path(path).resolve() == Path(recording).resolve()]
+    same = same or [path for path in paths if name_in(path) == name_in(str(recording))]
+    if len(same) > 1:
+        raise UserError(f"{name} has detections of {' and '.join(same[:3])}: give the recording by its path in there")
+    if not same:
+        others = ", ".join(sorted(paths)[:3]) or "no recording"
+        raise UserError(f"{name} has no detections of {recording}: it has some of {others}")
+    return table[table["recording"] == same[0]]
+
+
+def _levels(reader: RecordingReader, start_s: float, duration_s: float) -> np.ndarray:
+    """Levels in dB of a stretch, float32 of shape `(bins, columns)`, the bins from 0 Hz to half the sampling rate.
+
+    Columns in which sound cannot be decoded are NaN.
+    """
+    rate = reader.sampling_rate
+    n_fft = 1 << int(math.log2(WINDOW_S * rate))
+    hop = max(1, min(n_fft // 2, round(duration_s * rate / COLUMNS)))
+    # The transform pads with what mirrors the ends: let that be sound that is not shown.
+    margin = n_fft // hop + 1
+    frames = math.ceil(duration_s * rate / hop)
+    sound, is_lost = _read(reader, round(start_s * rate) - margin * hop, (frames + 2 * margin) * hop)
+    waveform = torch.from_numpy(sound)[None]
+    with torch.inference_mode():
+        power = power_spectrogram(waveform, n_fft, hop)[0, :, margin : margin + frames].numpy()
+    # Loud moments stay to be seen where several frames are one column.
+    joined = max(1, math.ceil(frames / COLUMNS))
+    first_frames = np.arange(0, frames, joined)
+    columns = np.maximum.reduceat(power, first_frames, axis=1)
+    # However quiet the recording is.
+    columns = np.maximum(columns, max(columns.max() * MIN_SHARE_OF_POWER, np.finfo(np.float32).tiny))
+    lost_frames = is_lost[margin * hop : (margin + frames) * hop].reshape(frames, hop).max(axis=1)
+    columns[:, np.maximum.reduceat(lost_frames, first_frames)] = np.nan
+    return 10 * np.log10(columns)
+
+
+def _read(reader: RecordingReader, first: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sound, zeros where there is none, and where it cannot be decoded; both of shape `(samples,)`."""
+    sound, is_lost = np.zeros(samples, dtype=np.float32), np.zeros(samples, dtype=bool)
+    for block in reader.blocks(samples, max(first, 0), first + samples):
+        place = slice(block.start - first, block.start - first + block.frames)
+        if block.sound is None:
+            is_lost[place] = True
+        else:
+            sound[place] = block.sound
+    return sound, is_lost
+
+
+@styled(**{"axes.grid": False, "font.size": 9})
+def _draw(
+    rows: Sequence[tuple[float, np.ndarray]],
+    row_s: float,
+    found: Sequence[Box],
+    styles: Mapping[str, SpeciesStyle],
+    name: str,
+    sampling_rate: int,
+) -> Figure:
+    figure = Figure(figsize=(WIDTH_INCH, 1), dpi=150)
+    canvas = FigureCanvasAgg(figure)
+    seconds_per_inch = row_s / (WIDTH_INCH - LEFT_INCH - RIGHT_INCH)
+    boxes, left_out = [], 0
+    for first, _ in rows:
+        in_row = cut(found, first, first + row_s)
+        widths_s = [(_label_inch(canvas, box.label) + 2 * PAD_INCH) * seconds_per_inch for box in in_row]
+        boxes.append(stack(in_row, widths_s, first, first + row_s))
+        left_out += len(in_row) - len(boxes[-1])
+
+    lanes = [max((box.lane + 1 for box in row), default=1) for row in boxes]
+    height_inch = TOP_INCH + sum(lanes) * LANE_INCH + len(rows) * (SPECTROGRAM_INCH + GAP_INCH)
+    figure.set_size_inches(WIDTH_INCH, height_inch)
+    known = parse_recording_name(name)
+    start = known and (known.local or known.utc)
+    clock = "" if not start else f", begun {start:%Y-%m-%d %H:%M:%S} {'UTC' if start.tzinfo else 'local time'}"
+    title = f"{short_name(name, 70)}   {_minutes(rows[0][0])} to {_minutes(rows[-1][0] + row_s)}{clock}"
+    levels_db = np.concatenate([levels.ravel()[::7] for _, levels in rows])
+    notes = [f"not shown: {left_out:,} with the lowest scores"] if left_out else []
+    if np.isnan(levels_db).any():
+        notes.append("yellow: damaged, cannot be read")
+    left, title_inch = LEFT_INCH / WIDTH_INCH, 0.15 if notes else 0.22
+    figure.text(left, 1 - title_inch / height_inch, title, fontsize=10, weight="bold", va="center")
+    if notes:
+        figure.text(left, 1 - 0.34 / height_inch, "; ".join(notes), fontsize=8, va="center")
+
+    top_hz = min(MAX_HZ, sampling_rate / 2)
+    quiet, loud = _range(levels_db)
+    colours = colormaps["Greys"].with_extremes(bad=DAMAGED)
+    y_inch = height_inch - TOP_INCH
+    width = (WIDTH_INCH - LEFT_INCH - RIGHT_INCH) / WIDTH_INCH
+    for (first, levels), row, number in zip(rows, boxes, lanes, strict=True):
+        y_inch -= number * LANE_INCH + SPECTROGRAM_INCH
+        bottoms_and_heights = ((y_inch, SPECTROGRAM_INCH), (y_inch + SPECTROGRAM_INCH, number * LANE_INCH))
+        axes, above = (
+            figure.add_axes((LEFT_INCH / WIDTH_INCH, bottom / height_inch, width, height / height_inch))
+            for bottom, height in bottoms_and_heights
+        )
+        axes.imshow(
+            levels,
+            origin="lower",
+            aspect="auto",
+            extent=(first, first + row_s, 0, sampling_rate / 2),
+            cmap=colours,
+            vmin=quiet,
+            vmax=loud,
+        )
+        axes.set(xlim=(first, first + row_s), ylim=(0, top_hz))
+        axes.xaxis.set_major_locator(MaxNLocator(15, steps=[1, 2, 5, 10], integer=row_s >= 5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _minutes(value)))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}"))
+        axes.tick_params(labelsize=7.5, length=2.5)
+        axes.set_ylabel("kHz", fontsize=8)
+        above.set(xlim=axes.get_xlim(), ylim=(0, number))
+        above.axis("off")
+        _draw_boxes(axes, above, row, styles)
+        y_inch -= GAP_INCH
+    return figure
+
+
+def _draw_boxes(axes: Axes, above: Axes, boxes: Sequence[Box], styles: Mapping[str, SpeciesStyle]) -> None:
+    """Bars with labels above the spectrogram, the first nearest to it; lines down into it where they begin and end."""
+    pad_s = PAD_INCH * np.ptp(axes.get_xlim()) / (WIDTH_INCH - LEFT_INCH - RIGHT_INCH)
+    for box in boxes:
+        colour, hatch = styles[box.species]
+        for time_s, is_edge in ((box.start_s, box.is_begin), (box.end_s, box.is_end)):
+            if is_edge:
+                axes.axvline(time_s, color=colour, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.7)
+                above.plot([time_s, time_s], [0, box.lane + 0.06], color=colour, linewidth=0.9, alpha=0.7,
+                           linestyle=(0, (4, 3)), zorder=0.5)  # fmt: skip
+        width_s = box.end_s - box.start_s
+        ground = Rectangle((box.start_s, box.lane + 0.06), width_s, 0.88, facecolor="white", linewidth=0)
+        bar = Rectangle((box.start_s, box.lane + 0.06), width_s, 0.88, facecolor=(colour, 0.28), edgecolor=colour,
+                        linewidth=0.9, hatch=hatch)  # fmt: skip
+        above.add_patch(ground)
+        above.add_patch(bar)
+        above.text(
+            box.label_s + pad_s,
+            box.lane + 0.47,
+            box.label,
+            fontsize=LABEL_SIZE,
+            va="center_baseline",
+            bbox=LABEL_GROUND if hatch or box.label_s != box.start_s else None,
+        )
+
+
+def _label_inch(canvas: FigureCanvasAgg, text: str) -> float:
+    """Width of a label."""
+    properties = FontProperties(size=LABEL_SIZE)
+    width_px, _, _ = canvas.get_renderer().get_text_width_height_descent(text, properties, ismath=False)
+    return width_px / canvas.figure.dpi
+
+
+def _range(levels_db: np.ndarray) -> tuple[float, float]:
+    """Levels that are drawn white and black."""
+    known_db = levels_db[~np.isnan(levels_db)]
+    if not len(known_db):
+        return 0.0, MIN_RANGE_DB
+    quiet, loud = np.quantile(known_db, (QUIET_SHARE, LOUD_SHARE))
+    return float(quiet), float(max(loud, quiet + MIN_RANGE_DB))
+
+
+def _minutes(time_s: float) -> str:
+    """A time in a recording, as `12:34` or `12:34.5`."""
+    minutes, seconds = divmod(round(time_s, 3), 60)
+    return f"{int(minutes)}:{seconds:06.3f}".rstrip("0").rstrip(".")

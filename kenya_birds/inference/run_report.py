@@ -1,0 +1,283 @@
+"""What a run of detection leaves in its folder, besides the journal: tables, failed.csv, run.json."""
+
+import contextlib
+import csv
+import datetime
+import hashlib
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from kenya_birds import __version__
+from kenya_birds.data.sound_files import Skip, Skipped, count_skipped
+from kenya_birds.errors import UserError
+from kenya_birds.files import as_utf8, check_can_make, read_json, write_json
+from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
+from kenya_birds.inference.audio_stream import Reading
+from kenya_birds.inference.detections import Detection, RecordingInfo
+from kenya_birds.inference.output_tables import write_tables
+from kenya_birds.inference.species import SpeciesNames
+from kenya_birds.inference.table_formats import Outputs, safe_path
+
+STATE_FOLDER = ".kenya_birds"
+TABLES_FILE = "tables.json"
+RUN_FILE = "run.json"
+FAILED_FILE = "failed.csv"
+FAILED_COLUMNS = ("recording", "status", "start_s", "end_s", "reason")
+# Status of what was left out because there is no sound in it: no failure.
+SILENT = "silent"
+
+
+@dataclass
+class RunReport:
+    """An account of a run.
+
+    Attributes:
+        content: What `run.json` holds.
+        failures: Rows of `failed.csv`.
+    """
+
+    content: dict[str, Any]
+    failures: Sequence[tuple[str, ...]]
+
+    @classmethod
+    def of(
+        cls,
+        readings: Mapping[str, Reading],
+        *,
+        new: set[str],
+        wall_s: float,
+        spent_s: Mapping[str, float],
+        about: Mapping[str, Any],
+        processes: int,
+        threads: int,
+        skipped: Sequence[Skipped] = (),
+    ) -> "RunReport":
+        """The account of a run whose detections are not counted yet.
+
+        Args:
+            readings: How the reading of each recording ended.
+            new: Recordings that this run analysed itself.
+            wall_s: Seconds that it took to analyse them.
+            spent_s: Seconds that threads spent on each part of it.
+            about: Model and settings.
+            processes: Number of processes.
+            threads: Of each, those that score.
+            skipped: What the search for recordings left out; what the user may miss is among the failures.
+        """
+        failures = [row for name, reading in readings.items() for row in _unscored(name, reading)]
+        failures += [(left.path, "skipped", "", "", left.reason) for left in skipped if left.skip.is_loss]
+        new_s = sum(reading.duration_s for name, reading in readings.items() if name in new and reading.windows)
+        all_s = sum(reading.duration_s for reading in readings.values() if reading.windows)
+        busy_s = sum(spent_s.values())
+        at_fault = [reading for reading in readings.values() if reading.losses]
+        silent = [reading for reading in readings.values() if reading.silences]
+        content = {
+            **about,
+            "recordings": len(readings),
+            "failed": sum(not reading.windows for reading in at_fault),
+            "partly_read": sum(reading.windows > 0 for reading in at_fault),
+            "digital_silence": {
+                "recordings": len(silent),
+                "hours": sum(reading.silence_s for reading in silent) / 3600,
+            },
+            "skipped": {
+                skip.value: {"count": count, "first": as_utf8(first)}
+                for skip, (count, first) in count_skipped(skipped).items()
+            },
+            "hours": all_s / 3600,
+            "this_run": {
+                "recordings": len(new),
+                "hours": new_s / 3600,
+                "wall_s": wall_s,
+                "times_real_time": new_s / wall_s if wall_s else 0.0,
+                "processes": processes,
+                "scoring_threads": threads,
+                "share_of_busy_time": {part: spent / busy_s if busy_s else 0.0 for part, spent in spent_s.items()},
+                "busy_s": dict(spent_s),
+                "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            },
+            "versions": {
+                "kenya_birds": __version__,
+                "python": platform.python_version(),
+                **library_versions((*MODEL, *DECODERS)),
+            },
+        }
+        return cls(content, failures)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every recording was analysed from beginning to end, digital silence left out, else 3."""
+        return 3 if any(status != SILENT for _, status, *_ in self.failures) else 0
+
+    @property
+    def faults(self) -> str:
+        """How many recordings were not analysed from beginning to end, and how much digital silence was left out."""
+        said, silence = self.content, self.content["digital_silence"]
+        lost = [f"{left['count']} {skip}" for skip, left in said["skipped"].items() if Skip(skip).is_loss]
+        faults = []
+        if said["failed"] or said["partly_read"]:
+            faults.append(f"{said['failed']} recordings failed and {said['partly_read']} were read in part")
+        if lost:
+            faults.append(f"skipped: {', '.join(lost)}")
+        if silence["recordings"]:
+            faults.append(
+                f"{silence['hours']:.2f} h of digital silence in {silence['recordings']} recordings were not scored"
+            )
+        return "; ".join(faults)
+
+    def __str__(self) -> str:
+        """Some lines for people."""
+        said, now = self.content, self.content["this_run"]
+        lines = [
+            f"{said['recordings']} recordings, {said['hours']:.2f} h: {sum(said['detections'].values())} detections",
+            *(f"  {count:7d}  {code}" for code, count in said["detections"].items()),
+        ]
+        if now["recordings"]:
+            parts = ", ".join(f"{part} {share:.0%}" for part, share in now["share_of_busy_time"].items() if share)
+            speed = f"{now['times_real_time']:.0f} times real time"
+            lines.append(f"{now['hours']:.2f} h in {now['wall_s']:.1f} s, {speed} ({parts})")
+        if self.failures:
+            lines.append(f"{self.faults}: {FAILED_FILE}")
+        return "\n".join(lines)
+
+
+class RunFiles:
+    """The folder of a run.
+
+    Args:
+        folder: New, empty, or an earlier run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state_folder = folder / STATE_FOLDER
+
+    def check(self) -> None:
+        """Raises `UserError` if the folder is a file, cannot be made, or holds what no run of detection has left."""
+        with self.writing():
+            if self.folder.exists() and not self.folder.is_dir():
+                raise UserError(f"{self.folder} is not a folder: give another --output")
+            if self.folder.is_dir() and not self.state_folder.is_dir() and any(self.folder.iterdir()):
+                raise UserError(f"{self.folder} is not empty and not an earlier run's: give another --output")
+        check_can_make(self.folder)
+
+    def prepare(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            UserError: See `check`.
+        """
+        self.check()
+        with self.writing():
+            self.state_folder.mkdir(parents=True, exist_ok=True)
+            probe = self.state_folder / "probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turns a full or unplugged disk into a `UserError`."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be written to ({error.strerror or error}): mend that and run the same command "
+                "again, it goes on with the recordings that are not finished"
+            ) from None
+
+    def check_unchanged(self) -> None:
+        """Raises `UserError` if tables of an earlier run were changed since: somebody's work would be lost."""
+        for name, digest in self._tables().items():
+            path = self.folder / name
+            if path.is_file() and _digest(path) != digest:
+                raise UserError(
+                    f"{path} was changed since a run wrote it, and this one would replace it: move it away, or give "
+                    "another --output"
+                )
+
+    def write(
+        self,
+        report: RunReport,
+        recordings: Sequence[RecordingInfo],
+        detections: Iterable[Detection],
+        counts: Counter[str],
+        formats: Sequence[str],
+        names: Mapping[str, SpeciesNames],
+        frequencies_hz: tuple[float, float],
+    ) -> None:
+        """Writes the tables, and then all else.
+
+        Args:
+            report: The account; the detections by species are added to it.
+            recordings: Those that tables hold.
+            detections: In their order.
+            counts: Detections by species, which is complete when `detections` comes to its end.
+            formats: See `write_tables`.
+            names: Names by code.
+            frequencies_hz: Lowest and highest frequency that the model hears.
+        """
+        about = {name: report.content[name] for name in ("model", "model_sha256", "settings", "versions")}
+        with self.writing():
+            before = self._tables()
+            # From here to the end nobody can tell which tables are whose.
+            (self.state_folder / TABLES_FILE).unlink(missing_ok=True)
+            written = write_tables(
+                self.folder,
+                formats,
+                recordings,
+                detections,
+                species_names=names,
+                frequencies_hz=frequencies_hz,
+                metadata=about,
+            )
+            with Outputs(self.folder) as outputs:
+                write_failures(outputs.open(FAILED_FILE), report.failures)
+                written += outputs.commit()
+            report.content["detections"] = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+            tables = {path.relative_to(self.folder).as_posix(): _digest(path) for path in written}
+            for name in set(before) - set(tables):
+                (self.folder / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the folder of a format that is not wanted any more
+                    (self.folder / name).parent.rmdir()
+            write_json(tables, self.state_folder / TABLES_FILE)
+            write_json(report.content, self.folder / RUN_FILE)
+
+    def _tables(self) -> dict[str, str]:
+        """Digests of the tables that a run left, by their names; none that leaves the folder."""
+        path = self.state_folder / TABLES_FILE
+        if not path.is_file():
+            return {}
+        said = read_json(path)
+        root = Path(os.path.realpath(self.folder))
+        return {
+            name: str(digest)
+            for name, digest in said.items()
+            if Path(os.path.realpath(self.folder / name)).is_relative_to(root)
+        }
+
+
+def _unscored(recording: str, reading: Reading) -> list[tuple[str, ...]]:
+    """Rows of `failed.csv`, in order of time."""
+    parts = [("partly read" if reading.windows else "failed", loss) for loss in reading.losses]
+    parts += [(SILENT, silence) for silence in reading.silences]
+    return [
+        (recording, status, f"{part.start_s:.6f}", "" if part.end_s is None else f"{part.end_s:.6f}", part.reason)
+        for status, part in sorted(parts, key=lambda row: row[1].start_s)
+    ]
+
+
+def write_failures(file: TextIO, failures: Sequence[tuple[str, ...]]) -> None:
+    """Writes the table of what was not analysed."""
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(FAILED_COLUMNS)
+    table.writerows((safe_path(recording), *others) for recording, *others in failures)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,111 @@
+"""Reads tables of detections: our CSV and Parquet, and Raven selection tables."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kenya_birds.errors import UserError
+from kenya_birds.inference.table_formats import FORMULA
+
+COLUMNS = ("recording", "start_s", "end_s", "code", "common_name", "scientific_name", "score")
+# What stands for them in a selection table; `end_s` is computed.
+RAVEN = {
+    "recording": "Begin Path",
+    "start_s": "File Offset (s)",
+    "code": "Species Code",
+    "common_name": "Common Name",
+    "scientific_name": "Scientific Name",
+    "score": "Confidence",
+}
+RAVEN_TIMES = ("Begin Time (s)", "End Time (s)")
+TEXTS = ("recording", "code", "common_name", "scientific_name")
+NUMBERS = ("start_s", "end_s", "score")
+
+
+def read_detections(path: str | Path) -> pd.DataFrame:
+    """Reads a table of detections.
+
+    Args:
+        path: One that `write_tables` wrote: `.csv`, `.parquet`, or Raven's `.txt`, of one recording or of many. Raven
+            may have changed it since: other columns are not looked at. A selection that was drawn there by hand has
+            the score 1 if it has none, and in the table of one recording needs no path. A spreadsheet may have changed
+            the CSV.
+
+    Returns:
+        `recording`, `start_s`, `end_s` (in the recording), `code`, `common_name`, `scientific_name`, `score`.
+
+    Raises:
+        UserError: If the file cannot be read, or is another.
+    """
+    path = Path(path)
+    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_raven}
+    if path.suffix not in readers:
+        raise UserError(f"{path} is no table of detections by its name: expected one of {', '.join(readers)}")
+    try:
+        table = readers[path.suffix](path)
+        table = table[list(COLUMNS)].astype(dict.fromkeys(NUMBERS, "float64"))
+    except (OSError, ValueError, KeyError, csv.Error, pa.ArrowException) as error:
+        raise UserError(
+            f"{path} cannot be read as a table of detections ({type(error).__name__}: {error}): give a CSV, Parquet "
+            "or Raven table that kenya-birds detect wrote"
+        ) from None
+    return table.reset_index(drop=True)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    # A spreadsheet may have saved it since: with a mark in front, and with semicolons where commas are for decimals.
+    with path.open(encoding="utf-8-sig") as file:
+        header = file.readline()
+    separator = ";" if ";" in header and "," not in header else ","
+    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    missing = [name for name in COLUMNS if name not in table]
+    if missing:
+        raise ValueError(f"it has no column {', '.join(missing)}")
+    if separator == ";":
+        for name in NUMBERS:
+            table[name] = table[name].str.replace(",", ".")
+    for name in TEXTS[1:]:
+        guarded = table[name].str.startswith("'") & table[name].str[1:].str.match(FORMULA)
+        table[name] = table[name].str[1:].where(guarded, table[name])
+    return table
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    table = pq.read_table(path, columns=list(COLUMNS)).to_pandas()
+    return table.astype(dict.fromkeys(TEXTS, str))
+
+
+def _read_raven(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8-sig")
+    missing = [name for name in (*RAVEN.values(), *RAVEN_TIMES) if name not in table]
+    if missing:
+        raise ValueError(f"it has no column {', '.join(missing)}")
+    if {"View", "Selection"} <= set(table):  # Raven saves a row for each view in which a selection is seen
+        is_waveform = table["View"].str.startswith("Waveform")
+        table = table[~(is_waveform & table["Selection"].isin(table.loc[~is_waveform, "Selection"]))]
+    table = table.rename(columns={raven: name for name, raven in RAVEN.items()})
+    table["score"] = table["score"].replace("", "1")
+    begin_s, end_s = (table[name].astype(float) for name in RAVEN_TIMES)
+    _fill_in(table, begin_s)
+    return table.assign(end_s=(table["start_s"].astype(float) + end_s - begin_s).round(6))
+
+
+def _fill_in(table: pd.DataFrame, begin_s: pd.Series) -> None:
+    """Says of selections that were drawn by hand in which recording they are and where, if there is only one."""
+    drawn = (table["recording"] == "") | (table["start_s"] == "")
+    if not drawn.any():
+        return
+    recordings = table.loc[table["recording"] != "", "recording"].unique()
+    written = table[~drawn]
+    is_one = len(recordings) == 1 and np.allclose(written["start_s"].astype(float), begin_s[~drawn], atol=1e-3)
+    if not is_one:
+        row = table.index[drawn][0] + 2
+        raise ValueError(
+            f"line {row} has no Begin Path or File Offset (s): fill them in, or use a recording's own table"
+        )
+    table.loc[drawn, "recording"] = recordings[0]
+    table.loc[drawn, "start_s"] = begin_s[drawn].astype(str)

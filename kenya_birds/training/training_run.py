@@ -1,0 +1,382 @@
+"""One training run: from settings to a trained model."""
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+from transformers import set_seed
+
+from kenya_birds.console import user_errors
+from kenya_birds.data.archive import ANNOTATIONS_FILE
+from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
+from kenya_birds.data.planning import plan_no_call
+from kenya_birds.data.splits import SPLITS, read_splits
+from kenya_birds.errors import UserError
+from kenya_birds.files import check_not_locked, locked, read_json, write_table
+from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.training.callbacks import StopAt
+from kenya_birds.training.run_folder import (
+    SPLITS_FILE,
+    RunRecord,
+    adopt,
+    copy_record,
+    find_start,
+    forget_start,
+    lies_in,
+)
+from kenya_birds.training.settings import Settings, differences, training_summary
+from kenya_birds.training.starting_points import initialize
+from kenya_birds.training.trainer import KenyaBirdsTrainer, training_team
+from kenya_birds.training.training_recordings import (
+    Overlap,
+    TrainingRecordings,
+    overlap_with_tuning,
+    recordings_before,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Run:
+    """A run that is checked and planned.
+
+    Nothing is written before it is entered: `with Run(settings) as run: ...`. Inside, its output folder has its record
+    and splits, and no other run can use it. What works in the folder enters the run itself if nobody has.
+
+    Args:
+        settings: The settings. A run that is resumed has the splits that it was started with.
+        splits: `recording` and `split`, instead of what the settings say.
+        everything_for: Train on the clips of all splits for so many epochs of the settings' schedule, without
+            evaluation; by default on the train split, to the best epoch on validation.
+
+    Attributes:
+        settings: The settings.
+        team: The processes that share the run.
+        extractor: The front end.
+        builder: Plans and cuts the clips.
+        splits: `recording` and `split` of the run.
+        model: The classifier with its starting weights.
+
+    Raises:
+        UserError: If an argument or the archive cannot be used, or the run that is to be resumed was another.
+    """
+
+    def __init__(
+        self, settings: Settings, splits: pd.DataFrame | None = None, *, everything_for: float | None = None
+    ) -> None:
+        self.settings = settings
+        data, model = settings.data, settings.model
+        self.team = training_team(settings.training)
+        self._output_dir, self._stack, self._entered = Path(settings.training.output_dir), contextlib.ExitStack(), 0
+        self._everything_for = everything_for
+        self.team.first_does(partial(check_not_locked, self._output_dir))
+        self._checkpoint = self.team.first_does(self._find_start)
+        set_seed(settings.training.seed)
+        with user_errors(ValueError):
+            self.extractor = KenyaBirdsFeatureExtractor(**dataclasses.asdict(settings.features))
+        if splits is None and data.splits_file:
+            splits = read_splits(data.splits_file, data.fold)
+        record = None
+        if self._checkpoint is not None:
+            record = RunRecord.read(self._checkpoint)
+            check_settings(record, settings, everything_for, self._checkpoint)
+            splits = _splits_of_run(self._checkpoint, splits, everything_for)
+        with _told_of_run(self._checkpoint):
+            self.builder = clips_builder(
+                data.data_dir,
+                splits=splits,
+                cache_dir=data.cache_dir,
+                sampling_rate=self.extractor.sampling_rate,
+                clip_s=self.extractor.clip_s,
+                context_s=data.context_s,
+                edge_tolerance_s=data.edge_tolerance_s,
+                min_annotations=data.min_annotations,
+                test_size=data.test_size,
+                validation_size=data.validation_size,
+                fold=data.fold,
+                split_seed=data.split_seed,
+            )
+        self.splits = self.builder.splits if everything_for is None else self.builder.splits.assign(split="train")
+        classes = self.builder.classes
+        with user_errors(ValueError):
+            self.model = KenyaBirdsForAudioClassification(
+                KenyaBirdsConfig(
+                    backbone=model.backbone,
+                    drop_rate=model.drop_rate,
+                    drop_path_rate=model.drop_path_rate,
+                    problem_type=model.problem_type,
+                    id2label=dict(enumerate(classes)),
+                    label2id={code: index for index, code in enumerate(classes)},
+                    species=self.builder.archive.species_names(classes),
+                )
+            )
+        annotations = hash_annotations(data.data_dir)
+        if record is None:
+            starting_point = initialize(self.model, model.init_from, self.extractor)
+            record = RunRecord(settings.record(), starting_point, annotations, everything_for)
+        else:
+            _check_classes(self._checkpoint, classes)
+            if annotations != record.annotations:
+                logger.warning(
+                    "%s has changed since this run was started: it keeps its splits, and trains on the annotations as "
+                    "they are now",
+                    Path(data.data_dir) / ANNOTATIONS_FILE,
+                )
+        self.record = record
+        self._before = recordings_before(model.init_from, self._checkpoint)
+        splits = self.builder.splits
+        self.check_starting_model(splits.loc[splits["split"] == "test", "recording"])
+        heard = self._overlap(splits.loc[splits["split"] == "validation", "recording"]).names("train")
+        if heard:
+            logger.warning(
+                "The starting model was trained on %d of the validation recordings, on which epoch, calibration and "
+                "thresholds are chosen: they will suit recordings that were trained on",
+                len(heard),
+            )
+
+    def __enter__(self) -> "Run":
+        """Locks the output folder, and writes the record and the splits of a new run.
+
+        Raises:
+            UserError: If another process uses the folder, or has used it since the run was planned.
+        """
+        if not self._entered:
+            self._checkpoint = self.team.first_does(self._take_folder)
+        self._entered += 1
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """Frees the output folder; of a new run that failed before it had trained, nothing is left in it."""
+        self._entered -= 1
+        if self._entered:
+            return
+        if kind is not None and self.team.is_first and self._checkpoint is None:
+            with contextlib.suppress(OSError):
+                forget_start(self._output_dir)
+        self._stack.close()
+
+    def check_starting_model(self, recordings: Iterable[str]) -> None:
+        """Raises `UserError` if the starting model was trained on recordings, or chosen with them.
+
+        Args:
+            recordings: Those that will test this run.
+        """
+        advice = (
+            f"The test would not say how well the new model works on other recordings: pass the starting model's own "
+            f"{SPLITS_FILE} as --splits_file, or test on recordings that it was not trained on"
+        )
+        self._overlap(recordings).refuse(self.settings.model.init_from, ["train", "validation"], advice)
+
+    def warn_of_tuning(self, params: Path | None, recordings: Iterable[str]) -> None:
+        """Warns if settings were tuned on recordings.
+
+        Args:
+            params: The best.json of `kenya-birds tune` that the settings are from; None if they are from none.
+            recordings: Those that will test this run.
+        """
+        if params is None:
+            return
+        overlap = overlap_with_tuning(params, self.builder.archive.fingerprints(recordings))
+        if overlap.used_for:
+            logger.warning(
+                "The settings of %s were tuned on %d of the %d test recordings: the figures will be too good. Train "
+                "with the splits of the tuning",
+                params,
+                len(overlap.used_for),
+                len(overlap.recordings),
+            )
+
+    def _overlap(self, recordings: Iterable[str]) -> Overlap:
+        if self._before is None:
+            return Overlap((), {}, [])
+        return self._before.overlap(self.builder.archive.fingerprints(recordings))
+
+    @property
+    def common_names(self) -> dict[str, str]:
+        """English names by eBird code."""
+        return {code: names["common_name"] for code, names in self.model.config.species.items()}
+
+    def validation_no_call(self) -> tuple[datasets.Dataset | None, np.ndarray]:
+        """Cuts windows of the validation recordings in which nothing is annotated, as many as the settings say.
+
+        Returns:
+            The windows, None where there are none, and the weight of each: how many of its recording it stands for.
+
+        Raises:
+            UserError: If none of them can be read.
+        """
+        data, clip_s = self.settings.data, self.extractor.clip_s
+        # From a centre so far away, a call as long as a clip does not reach into the window.
+        margin_s = clip_s / 2
+        recordings = self.builder.splits.loc[self.builder.splits["split"] == "validation", "recording"].to_list()
+        planned = plan_no_call(self.builder.archive, recordings, self.extractor.sampling_rate, clip_s, margin_s)
+        if planned.empty or not data.no_call_windows:
+            return None, np.zeros(0)
+        with self.team.one_first():
+            windows = load_no_call(
+                self.builder,
+                data.num_proc,
+                context_s=0.0,
+                no_call_split="validation",
+                no_call_per_recording=data.no_call_windows,
+                no_call_margin_s=margin_s,
+                no_call_order="uniform",
+            )
+        cut = pd.Series(windows["recording"][:])
+        weights = cut.map(planned["recording"].value_counts() / cut.value_counts())
+        return windows, weights.to_numpy(dtype=np.float64)
+
+    def train(self) -> tuple[KenyaBirdsTrainer, datasets.DatasetDict, dict[str, Any]]:
+        """Cuts the clips and trains.
+
+        Returns:
+            The trainer, the clips by split, and the run's summary. The best (or last) model is in the trainer, and not
+            saved yet except in checkpoints.
+
+        Raises:
+            UserError: If the clips cannot be cut or trained on, or the best checkpoint is not there.
+        """
+        with self:
+            return self._train()
+
+    def _train(self) -> tuple[KenyaBirdsTrainer, datasets.DatasetDict, dict[str, Any]]:
+        args, data, augmentation = self.settings.training, self.settings.data, self.settings.augmentation
+        with self.team.one_first():
+            clips = build_clips(self.builder, data.num_proc)
+            background = None
+            if augmentation.background_probability:
+                background = load_no_call(self.builder, data.num_proc, context_s=0.0)
+        validation = clips["validation"]
+        if self._everything_for is not None:
+            clips = datasets.DatasetDict(train=datasets.concatenate_datasets([clips[split] for split in SPLITS]))
+            validation = None
+        for split in clips:
+            recordings = (self.splits["split"] == split).sum()
+            logger.info("%s: %d clips of %d recordings", split, len(clips[split]), recordings)
+        trainer = KenyaBirdsTrainer(
+            self.model, args, self.extractor, clips["train"], validation, augmentation, background
+        )
+        if self._everything_for is not None:
+            trainer.add_callback(StopAt(self._everything_for))
+            trainer.epoch_log.epochs = self._everything_for
+        summary = training_summary(self.builder, self.splits, clips, args, augmentation, self.record.starting_point)
+        self.team.wait()  # here, and not where waiting is timed
+        trainer.train(None if self._checkpoint is None else str(self._checkpoint))
+        state = trainer.state
+        summary["result"] = {"epochs": round(state.epoch or 0, 2)}
+        if args.load_best_model_at_end:
+            best = [entry["epoch"] for entry in state.log_history if entry["step"] == state.best_global_step]
+            summary["result"] |= {"best_epoch": best[-1], "chosen_by": args.metric_for_best_model}
+        summary["result"]["train_runtime_s"] = round(trainer.trained_s, 1)
+        return trainer, clips, summary
+
+    def _find_start(self) -> Path | None:
+        return find_start(self._output_dir, self.settings.training.resume_from_checkpoint)
+
+    def _take_folder(self) -> Path | None:
+        """Locks and prepares the output folder; returns the checkpoint in it to resume from."""
+        folder, checkpoint = self._output_dir, self._checkpoint
+        with contextlib.ExitStack() as stack, user_errors(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
+            # Another run may have come and gone since this one was planned.
+            if self._find_start() != checkpoint:
+                raise UserError(f"another run has used {folder} meanwhile: run the same command again")
+            if checkpoint is None:
+                self.record.write(folder)
+                write_table(self.splits, folder / SPLITS_FILE)
+                fingerprints = self.builder.archive.fingerprints(self.splits["recording"])
+                TrainingRecordings.of_splits(self.splits, fingerprints).and_those_of(self._before).write(folder)
+            elif lies_in(checkpoint, folder):
+                copy_record(checkpoint, folder)
+            else:
+                checkpoint = adopt(checkpoint, folder)
+            self._stack = stack.pop_all()
+        return checkpoint
+
+
+def check_settings(record: RunRecord, settings: Settings, everything_for: float | None, where: Path) -> None:
+    """Raises `UserError` unless a run has the settings now that decide what it learns, and says which have changed.
+
+    Everything else may change when a run is resumed: paths, what is shown and logged, numbers of processes and
+    workers, precision, and how the clips of a step are spread over processes and batches. `init_from` is not read.
+
+    Args:
+        record: Of the run that is resumed.
+        settings: Those of now.
+        everything_for: See `Run`.
+        where: What is resumed.
+    """
+    deciding = {name: value for name, value in settings.deciding().items() if name != "init_from"}
+    changes = differences(record.settings, deciding)
+    if record.everything_for != everything_for:
+        changes.append(f"the epochs on all splits were {record.everything_for} and are {everything_for} now")
+    if changes:
+        raise UserError(
+            f"the run of {where} was started with other settings: {'; '.join(changes)}. Give the settings that it was "
+            "started with, or start a new run in another --output_dir"
+        )
+
+
+def hash_annotations(data_dir: str | Path) -> str:
+    """SHA-256 of an archive's annotations.csv."""
+    return hashlib.sha256((Path(data_dir) / ANNOTATIONS_FILE).read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def _told_of_run(checkpoint: Path | None) -> Iterator[None]:
+    """Says of an archive that does not fit the splits of a run that they are the run's."""
+    try:
+        yield
+    except UserError as error:
+        if checkpoint is None:
+            raise
+        raise UserError(
+            f"{error} (the splits are those that the run of {checkpoint} was started with: resume it on the archive "
+            "as it was then, or start a new run in another --output_dir)"
+        ) from None
+
+
+def _splits_of_run(checkpoint: Path, given: pd.DataFrame | None, everything_for: float | None) -> pd.DataFrame:
+    """The splits that a run was started with. A fit on everything has one split: there, the given ones are planned."""
+    own = read_splits(checkpoint / SPLITS_FILE)
+    if given is None:
+        return own
+    now = given if everything_for is None else given.assign(split="train")
+    before, after = (dict(zip(table["recording"], table["split"], strict=True)) for table in (own, now))
+    others = sorted(name for name in {**before, **after} if before.get(name) != after.get(name))
+    if others:
+        raise UserError(
+            f"the run of {checkpoint} was started with other splits: {len(others)} recordings were in another one or "
+            f"in none, the first is {others[0]}. Leave out --splits_file, or start a new run in another --output_dir"
+        )
+    return given
+
+
+def _check_classes(checkpoint: Path | None, classes: list[str]) -> None:
+    """Raises `UserError` unless a checkpoint was trained on these classes."""
+    assert checkpoint is not None
+    try:
+        labels = read_json(checkpoint / "config.json")["id2label"]
+        trained = [labels[str(index)] for index in range(len(labels))]
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{checkpoint} is not a checkpoint of this package: it has no config.json with classes"
+        ) from None
+    if trained != classes:
+        apart = sorted(set(trained) ^ set(classes))
+        raise UserError(
+            f"{checkpoint} was trained on other species: {len(trained)} then and {len(classes)} now"
+            f"{', which differ in ' + ', '.join(apart[:5]) if apart else ', in another order'}: resume it on the "
+            "archive as it was then, or start a new run in another --output_dir"
+        )

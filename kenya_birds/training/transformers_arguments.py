@@ -1,0 +1,177 @@
+"""Arguments of transformers' trainer, read from its source so that command lines are checked before torch."""
+
+import ast
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from kenya_birds.errors import UserError
+from kenya_birds.values import Kind
+
+BASES = {"int": int, "float": float, "bool": bool, "str": str}
+
+
+@dataclass(frozen=True)
+class TransformersField:
+    """A field of `TrainingArguments`.
+
+    Attributes:
+        name: Its name.
+        kind: Its type and choices.
+        default: Its default; None also where that is computed.
+        help: What transformers says of it.
+    """
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+
+
+@functools.cache
+def transformers_fields() -> dict[str, TransformersField]:
+    """The fields that can be given on a command line, by name, in transformers' order."""
+    spec = find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("transformers is not installed", name="transformers")
+    folder = Path(spec.origin).parent
+    trees = [
+        ast.parse((folder / f"{module}.py").read_text(encoding="utf-8"))
+        for module in ("training_args", "trainer_utils", "debug_utils")
+    ]
+    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    found = {}
+    for node in classes["TrainingArguments"].body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            field = _field(node.target.id, node, classes)
+            if field is not None:
+                found[field.name] = field
+    return found
+
+
+def _field(name: str, node: ast.AnnAssign, classes: dict[str, ast.ClassDef]) -> TransformersField | None:
+    if not isinstance(node.value, ast.Call):
+        return None
+    options = {keyword.arg: keyword.value for keyword in node.value.keywords}
+    kind = _kind(node.annotation, classes)
+    if kind is None or "init" in options:
+        return None
+    metadata = options.get("metadata")
+    # Value by value: some of the others are computed.
+    pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
+    told = {_constant(key): _constant(value) for key, value in pairs}
+    if told.get("choices"):
+        kind = replace(kind, choices=tuple(told["choices"]))
+    text = " ".join((told.get("help") or "").split()).replace("%%", "%")  # as argparse would show it
+    return TransformersField(name, kind, _constant(options.get("default")), text)
+
+
+def _kind(annotation: ast.expr, classes: dict[str, ast.ClassDef]) -> Kind | None:
+    """What a command line can give for an annotation such as `SchedulerType | str`; None: nothing."""
+    parts = [part for part in _parts(annotation) if ast.unparse(part) != "None"]
+    optional = len(parts) < len(_parts(annotation))
+    names = [ast.unparse(part.value if isinstance(part, ast.Subscript) else part) for part in parts]
+    for name in names:
+        if choices := _choices(classes.get(name)):
+            return Kind(str, choices=choices, optional=optional)
+    if names == ["list"] and isinstance(parts[0], ast.Subscript):
+        return Kind(BASES[ast.unparse(parts[0].slice)], optional=optional, repeated=True)
+    if "str" in names or "dict" in names:  # a dictionary is given as JSON
+        return Kind(str, optional=optional)
+    return Kind(BASES[names[0]], optional=optional) if names[0] in BASES else None
+
+
+def _parts(annotation: ast.expr) -> list[ast.expr]:
+    """The types in a union."""
+    if isinstance(annotation, ast.BinOp):
+        return _parts(annotation.left) + _parts(annotation.right)
+    return [annotation]
+
+
+def _choices(node: ast.ClassDef | None) -> tuple[str, ...]:
+    """Values of an enumeration."""
+    if node is None or not any("Enum" in ast.unparse(base) for base in node.bases):
+        return ()
+    values = [_constant(line.value) for line in node.body if isinstance(line, ast.Assign)]
+    return tuple(value for value in values if isinstance(value, str))
+
+
+def _constant(node: ast.expr | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+_RESUME = "a resumed run would not be what it is without a stop"
+_EVALUATION = "the metrics need the scores and labels of all clips, and here nothing else is to be had"
+_LANGUAGE = "it is for language models"
+_ONE_DEVICE = "these models fit on one device: start several processes with accelerate launch or torchrun instead"
+# Why an argument has to keep its default.
+KEPT = {
+    "auto_find_batch_size": "it changes the clips of a step, and with them what comes out: give a smaller "
+    "--per_device_train_batch_size and more --gradient_accumulation_steps",
+    "train_sampling_strategy": "clips are drawn evenly, or as --sampler_weight_power says",
+    "ignore_data_skip": _RESUME,
+    "restore_callback_states_from_checkpoint": _RESUME,
+    "fp16_full_eval": "the saved model would have half precision: --fp16 and --bf16 speed evaluation up without that",
+    "bf16_full_eval": "the saved model would have half precision: --fp16 and --bf16 speed evaluation up without that",
+    **dict.fromkeys(("prediction_loss_only", "label_names", "include_for_metrics", "batch_eval_metrics"), _EVALUATION),
+    **dict.fromkeys(("eval_do_concat_batches", "eval_use_gather_object"), _EVALUATION),
+    **dict.fromkeys(("neftune_noise_alpha", "use_liger_kernel"), _LANGUAGE),
+    **dict.fromkeys(("fsdp", "deepspeed", "parallelism_config"), _ONE_DEVICE),
+}
+HUB_PREFIXES = ("push_to_hub", "hub_")
+
+
+# What an evaluation during training gives, and so what the best epoch can be chosen by.
+METRICS = ("macro_f1", "weighted_f1", "accuracy", "loss")
+
+
+def check_inherited(values: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """Refuses what transformers would accept and do silently, or leave undone silently.
+
+    Args:
+        values: Training arguments by name; those that are missing have their defaults.
+        usual: The defaults.
+
+    Raises:
+        UserError: If an argument is set that has to keep its default, or the best checkpoint would not be the one with
+            the best metric.
+    """
+    for name in usual.keys() & values.keys():
+        value = values[name]
+        if not (value or usual[name]) or getattr(value, "value", value) == usual[name]:
+            continue
+        if name.startswith(HUB_PREFIXES):
+            raise UserError(
+                f"{name} cannot be used, since training uploads nothing: publish the model with push_model.py when it "
+                "is trained, which searches it for secrets first and leaves out pickled files"
+            )
+        if name in KEPT:
+            raise UserError(f"{name} has to keep its default, {usual[name]}: {KEPT[name]}")
+    given = values.get("metric_for_best_model", usual["metric_for_best_model"])
+    metric = (given or METRICS[0]).removeprefix("eval_")
+    if metric not in METRICS:
+        raise UserError(f"metric_for_best_model is {given!r}: expected one of {', '.join(METRICS)}")
+    greater = values.get("greater_is_better")
+    if given and greater is (metric == "loss"):
+        raise UserError(
+            f"greater_is_better is {greater} and metric_for_best_model {metric}, so that the worst epoch would be "
+            "kept as the best: leave --greater_is_better out"
+        )
+
+
+def defaults(group: Any) -> dict[str, Any]:
+    """The defaults of a group's fields, as JSON holds them; those without a default are left out."""
+    found = {}
+    for field in dataclasses.fields(group):
+        factory = field.default_factory
+        value = field.default if factory is dataclasses.MISSING else factory()
+        if value is not dataclasses.MISSING:
+            found[field.name] = getattr(value, "value", value)
+    return found
