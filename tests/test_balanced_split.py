@@ -12,7 +12,7 @@ from kenya_birds.data import assignment as integer_programme
 from kenya_birds.data.assignment import SIZE_WEIGHT, AssignmentProblem
 from kenya_birds.data.balanced_split import balanced_folds, balanced_split, make_splits
 from kenya_birds.data.split_audit import audit_split
-from kenya_birds.data.splits import SPLITS, read_splits, seed_folds, seed_split, write_splits
+from kenya_birds.data.splits import SPLITS, read_splits, stratified_folds, stratified_split, write_splits
 from kenya_birds.data.synthetic import synthesize_archive, synthetic_annotations
 from kenya_birds.errors import UserError
 
@@ -54,7 +54,7 @@ RARE_IN_THREE = table_of({f"r{i}": {"common": 10, **({"rare": 5} if i in (0, 3, 
 
 
 def test_a_class_that_the_seed_strategy_loses_is_kept():
-    assert set(seed_split(RARE_IN_THREE).set_index("recording").loc[["r0", "r3", "r6"], "split"]) == {"train"}
+    assert set(stratified_split(RARE_IN_THREE).set_index("recording").loc[["r0", "r3", "r6"], "split"]) == {"train"}
     table = balanced_split(RARE_IN_THREE, time_limit_s=5)
     assert set(table.set_index("recording").loc[["r0", "r3", "r6"], "split"]) == set(SPLITS)
     assert table["split"].value_counts().to_dict() == {"train": 6, "validation": 2, "test": 2}
@@ -137,7 +137,7 @@ def test_each_recording_is_in_one_split_none_is_empty_and_no_class_is_lost(annot
     table = balanced_split(annotations, **sizes, time_limit_s=2)
     assert table["recording"].tolist() == sorted(set(annotations["recording"]))
     assert set(table["split"]) == set(SPLITS)
-    assert covered(annotations, table) >= covered(annotations, seed_split(annotations, **sizes))
+    assert covered(annotations, table) >= covered(annotations, stratified_split(annotations, **sizes))
 
 
 @settings(max_examples=5, deadline=None)
@@ -155,7 +155,7 @@ def test_each_recording_is_in_one_fold_none_is_empty_and_no_class_is_lost(annota
     table = balanced_folds(annotations, folds, time_limit_s=2)
     assert table["recording"].tolist() == sorted(set(annotations["recording"]))
     assert set(table["fold"]) == set(range(folds))
-    assert covered(annotations, table) >= covered(annotations, seed_folds(annotations, folds))
+    assert covered(annotations, table) >= covered(annotations, stratified_folds(annotations, folds))
 
 
 TARGETS = st.sampled_from([(0.6, 0.2, 0.2), (0.5, 0.3, 0.2), (0.5, 0.5), (1 / 3, 1 / 3, 1 / 3)])
@@ -229,7 +229,7 @@ def test_a_time_limit_that_ends_the_search_is_kept_and_told(full_size, caplog):
     assert "The time limit of 0.3 s ended the search" in caplog.text
     assert "gap of" in caplog.text
     assert set(table["split"]) == set(SPLITS)
-    assert covered(full_size, table) >= covered(full_size, seed_split(full_size))
+    assert covered(full_size, table) >= covered(full_size, stratified_split(full_size))
 
 
 @pytest.mark.parametrize("status", [1, 4])
@@ -238,8 +238,8 @@ def test_without_any_result_of_the_programme_the_local_search_stands_in_and_says
     monkeypatch.setattr(integer_programme, "milp", lambda *_, **__: nothing)
     table = balanced_split(RARE_IN_THREE, time_limit_s=5)
     assert covered(RARE_IN_THREE, table) == 2
-    assert "No assignment was found in 1.5 s by the integer programme (time is over)" in caplog.text
-    assert ("The integer programme failed" in caplog.text) == (status == 4)
+    assert "The integer program found no assignment in 1.5 s (time is over)" in caplog.text
+    assert ("The integer program failed" in caplog.text) == (status == 4)
 
 
 # The real numbers
@@ -248,12 +248,12 @@ def test_without_any_result_of_the_programme_the_local_search_stands_in_and_says
 def test_at_full_size_more_classes_are_everywhere_and_nearer_to_their_proportions(full_size):
     counts = full_size["species"].value_counts()
     annotations = full_size[full_size["species"].isin(counts.index[counts >= 10])]
-    seed, balanced = (
+    stratified, balanced = (
         audit_split(annotations, make_splits(annotations, strategy, time_limit_s=5)).summary
-        for strategy in ("seed", "balanced")
+        for strategy in ("stratified", "balanced")
     )
-    assert balanced["covered_classes"] >= seed["covered_classes"] + 4
-    assert balanced["mean_distance"] < 0.85 * seed["mean_distance"]
+    assert balanced["covered_classes"] >= stratified["covered_classes"] + 4
+    assert balanced["mean_distance"] < 0.85 * stratified["mean_distance"]
     assert balanced["annotation_shares"]["train"] == pytest.approx(0.6, abs=0.05)
 
 
@@ -264,32 +264,35 @@ def test_annotations_of_a_synthetic_archive_are_had_without_its_audio(tmp_path):
     pd.testing.assert_frame_equal(synthetic_annotations(**size), expected)
 
 
-# The seed's folds, and one door to both strategies
+# Stratified folds, and the choice of a strategy
 
 
 @settings(max_examples=20, deadline=None)
 @given(tables(least=2, most=12), st.integers(2, 12), st.integers(0, 2**31))
-def test_the_seed_strategy_divides_into_folds_too(annotations, folds, seed):
+def test_the_stratified_strategy_makes_folds_too(annotations, folds, seed):
     folds = min(folds, annotations["recording"].nunique())
-    table = seed_folds(annotations, folds, seed=seed)
+    table = stratified_folds(annotations, folds, seed=seed)
     assert table["recording"].tolist() == sorted(set(annotations["recording"]))
     assert set(table["fold"]) == set(range(folds))
 
 
-def test_folds_of_the_seed_strategy_are_the_test_splits_of_its_splits():
+def test_stratified_folds_are_the_test_splits_of_stratified_split():
     annotations = table_of({f"r{i:02d}": {f"s{i % 2}": 5 + i} for i in range(20)})
-    table = seed_folds(annotations, 5, seed=1)
+    table = stratified_folds(annotations, 5, seed=1)
     for fold in range(5):
-        tested = members(seed_split(annotations, fold=fold, seed=1), "test")
+        tested = members(stratified_split(annotations, fold=fold, seed=1), "test")
         assert table.loc[table["fold"] == fold, "recording"].tolist() == tested
 
 
-def test_both_strategies_are_had_by_name():
+def test_both_strategies_are_chosen_by_name():
     quick = {"time_limit_s": 5.0}
     for made, expected in (
-        (make_splits(RARE_IN_THREE, "seed", test_size=0.3, seed=1), seed_split(RARE_IN_THREE, test_size=0.3, seed=1)),
+        (
+            make_splits(RARE_IN_THREE, "stratified", test_size=0.3, seed=1),
+            stratified_split(RARE_IN_THREE, test_size=0.3, seed=1),
+        ),
         (make_splits(RARE_IN_THREE, "balanced", **quick), balanced_split(RARE_IN_THREE, **quick)),
-        (make_splits(RARE_IN_THREE, "seed", folds=4, seed=1), seed_folds(RARE_IN_THREE, 4, seed=1)),
+        (make_splits(RARE_IN_THREE, "stratified", folds=4, seed=1), stratified_folds(RARE_IN_THREE, 4, seed=1)),
         (make_splits(RARE_IN_THREE, "balanced", folds=2, **quick), balanced_folds(RARE_IN_THREE, 2, **quick)),
     ):
         pd.testing.assert_frame_equal(made, expected)
@@ -300,7 +303,7 @@ def test_both_strategies_are_had_by_name():
 
 @pytest.mark.parametrize("recordings", [0, 1, 2])
 def test_fewer_than_three_recordings_cannot_be_split(recordings):
-    with pytest.raises(UserError, match=f"^{recordings} recordings cannot be split .* at least 3"):
+    with pytest.raises(UserError, match=f"^{recordings} recordings cannot be split .* expected 3 or more"):
         balanced_split(table_of({f"r{i}": {"a": 5, "b": 5} for i in range(recordings)}))
 
 
@@ -316,14 +319,14 @@ def test_something_must_be_left_to_train_on():
         balanced_split(RARE_IN_THREE, test_size=0.5, validation_size=0.5)
 
 
-@pytest.mark.parametrize("make", [balanced_folds, seed_folds])
+@pytest.mark.parametrize("make", [balanced_folds, stratified_folds])
 @pytest.mark.parametrize("folds", [-1, 0, 1, 11])
 def test_impossible_numbers_of_folds_are_refused(make, folds):
     with pytest.raises(UserError, match=f"folds is {folds}: expected 2 to 10"):
         make(RARE_IN_THREE, folds)
 
 
-@pytest.mark.parametrize("make", [balanced_folds, seed_folds])
+@pytest.mark.parametrize("make", [balanced_folds, stratified_folds])
 def test_one_recording_cannot_be_divided(make):
     with pytest.raises(UserError, match=r"^1 recordings cannot be divided"):
         make(table_of({"r0": {"a": 5}}), 2)
@@ -336,7 +339,7 @@ def test_impossible_time_limits_are_refused(time_limit_s):
 
 
 def test_unknown_strategies_are_refused():
-    with pytest.raises(UserError, match="strategy is 'random': expected one of seed, balanced"):
+    with pytest.raises(UserError, match="strategy is 'random': expected one of stratified, balanced"):
         make_splits(RARE_IN_THREE, "random")
 
 
@@ -344,7 +347,7 @@ def test_unknown_strategies_are_refused():
 
 
 def test_a_split_is_written_and_read_back(tmp_path):
-    table = seed_split(RARE_IN_THREE)
+    table = stratified_split(RARE_IN_THREE)
     write_splits(table, tmp_path / "splits.csv")
     pd.testing.assert_frame_equal(read_splits(tmp_path / "splits.csv"), table)
     assert [path.name for path in tmp_path.iterdir()] == ["splits.csv"]
@@ -354,9 +357,9 @@ def test_a_file_that_is_there_is_overwritten_only_when_asked_for(tmp_path):
     path = tmp_path / "splits.csv"
     path.write_text("mine")
     with pytest.raises(UserError, match=r"splits\.csv is there already"):
-        write_splits(seed_split(RARE_IN_THREE), path)
+        write_splits(stratified_split(RARE_IN_THREE), path)
     assert path.read_text() == "mine"
-    write_splits(seed_split(RARE_IN_THREE), path, overwrite=True)
+    write_splits(stratified_split(RARE_IN_THREE), path, overwrite=True)
     assert path.read_text().startswith("recording,split\nr0,")
 
 
@@ -367,7 +370,7 @@ def test_a_split_that_cannot_be_written_whole_is_not_written(tmp_path, monkeypat
 
     monkeypatch.setattr(pd.DataFrame, "to_csv", half)
     with pytest.raises(UserError, match="cannot be written: no space left"):
-        write_splits(seed_split(RARE_IN_THREE), tmp_path / "splits.csv")
+        write_splits(stratified_split(RARE_IN_THREE), tmp_path / "splits.csv")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -375,4 +378,4 @@ def test_a_split_that_cannot_be_written_whole_is_not_written(tmp_path, monkeypat
 def test_a_path_that_cannot_be_a_file_is_told(tmp_path, path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=f"{path} (is a folder|cannot be written: .* is not a folder)"):
-        write_splits(seed_split(RARE_IN_THREE), tmp_path / path, overwrite=True)
+        write_splits(stratified_split(RARE_IN_THREE), tmp_path / path, overwrite=True)

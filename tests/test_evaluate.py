@@ -148,7 +148,7 @@ def test_what_is_no_model_of_this_package_is_refused(tmp_path, small_archive, ca
 def test_splits_with_unknown_recordings_are_refused(tmp_path, small_archive, cache, classes):
     save_model(tmp_path / "model", classes)
     (tmp_path / "splits.csv").write_text("recording,split\na.flac,train\nb.flac,validation\nc.flac,test\n")
-    with pytest.raises(UserError, match="recordings that the archive has no clips of"):
+    with pytest.raises(UserError, match="recordings without clips in the archive"):
         evaluate_model(
             str(tmp_path / "model"),
             small_archive,

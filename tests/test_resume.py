@@ -246,7 +246,7 @@ def changed_archive(small_archive, target, change):
     ("change", "told"),
     [
         ("new", r"lacks recordings of the archive: new.*\(the splits are those that the run of .* was started with"),
-        ("fewer", "has recordings that the archive has no clips of"),
+        ("fewer", "has recordings without clips in the archive"),
         ("species", "was trained on other species: 5 then and 6 now, which differ in "),
     ],
 )

@@ -19,7 +19,7 @@ from kenya_birds.data.same_recording import (
     sound_fingerprint,
     sound_fingerprints,
 )
-from kenya_birds.data.splits import seed_folds, seed_split
+from kenya_birds.data.splits import stratified_folds, stratified_split
 from kenya_birds.errors import UserError
 from kenya_birds.experiments.cross_validation import find_folds
 
@@ -128,9 +128,9 @@ def test_files_without_a_fingerprint_are_not_the_same():
 
 
 SPLITTERS = {
-    "seed": seed_split,
+    "stratified": stratified_split,
     "balanced": partial(balanced_split, time_limit_s=0.5),
-    "seed folds": partial(seed_folds, folds=4),
+    "stratified folds": partial(stratified_folds, folds=4),
     "balanced folds": partial(balanced_folds, folds=4, time_limit_s=0.5),
 }
 

@@ -220,7 +220,7 @@ def test_one_audit_needs_no_name(audit):
     text = format_audit(audit)
     assert text.splitlines()[0].split() == ["classes", "4"]
     assert "cannot be learned (1): tit" in text
-    assert "cannot be scored (2): kite, owl" in text
+    assert "cannot be evaluated (2): kite, owl" in text
 
 
 def test_names_say_which_audit_they_belong_to(audit):
@@ -243,7 +243,7 @@ def test_splits_and_folds_stand_side_by_side(audit):
 def test_long_lists_are_cut_and_fit_a_terminal():
     annotations = table_of({"r1": {f"species{i:02d}": 1 for i in range(50)}, "r2": {"wren": 1}, "r3": {"wren": 1}})
     text = format_audit(audit_split(annotations, splits_of([("r1", "train"), ("r2", "validation"), ("r3", "test")])))
-    assert "cannot be scored (50): species00, species01" in text
+    assert "cannot be evaluated (50): species00, species01" in text
     assert text.endswith("and 30 more")
     assert max(map(len, text.splitlines())) <= 100
 
@@ -257,7 +257,7 @@ def test_long_lists_are_cut_and_fit_a_terminal():
         (splits_of([("r1", "dev")]), "found splits dev: expected train, validation, test"),
         (splits_of([("r1", "train")], "part"), "expected recording and split, or recording and fold"),
         (splits_of([("r1", "first")], "fold"), "found fold 'first': expected numbers"),
-        (splits_of([("r9", "train")]), "none of the recordings that are split has annotations"),
+        (splits_of([("r9", "train")]), "no recording of the splits has annotations"),
     ],
 )
 def test_a_table_that_is_no_split_is_refused(splits, message):
@@ -271,5 +271,5 @@ def test_nothing_cannot_be_examined():
 
 
 def test_every_split_needs_a_target():
-    with pytest.raises(UserError, match="found targets of train, test: expected one of each"):
+    with pytest.raises(UserError, match="found targets for train, test: expected one target for each"):
         audit_split(ANNOTATIONS, SPLITS, targets={"train": 0.5, "test": 0.5})

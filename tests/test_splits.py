@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kenya_birds.data.splits import SPLITS, check_splits, problematic_classes, read_splits, seed_split, write_splits
+from kenya_birds.data.splits import (
+    SPLITS,
+    check_splits,
+    problematic_classes,
+    read_splits,
+    stratified_split,
+    write_splits,
+)
 from kenya_birds.errors import UserError
 
 
@@ -28,7 +35,7 @@ def all_folds(annotations, **choices):
     folds = []
     try:
         while True:
-            folds.append(seed_split(annotations, fold=len(folds), **choices))
+            folds.append(stratified_split(annotations, fold=len(folds), **choices))
     except UserError as error:
         message = str(error)
     assert message.startswith(f"fold is {len(folds)}: expected 0 to {len(folds) - 1}")
@@ -37,7 +44,7 @@ def all_folds(annotations, **choices):
 
 def split_and_problems(annotations, **choices):
     """The split, and how many recordings are in each split by whether they are problematic (5 and 4 folds)."""
-    table = seed_split(annotations, **choices)
+    table = stratified_split(annotations, **choices)
     problematic = annotations["species"].isin(problematic_classes(annotations, 5, 4))
     names = set(annotations.loc[problematic, "recording"])
     part = table["recording"].isin(names).map({True: "problematic", False: "stratifiable"})
@@ -72,11 +79,11 @@ def tables(draw):
 def test_each_recording_is_in_one_split_and_no_split_is_empty(annotations, test_size, validation_size, fold, seed):
     fold = min(fold, 1)  # there are always two
     choices = {"test_size": test_size, "validation_size": validation_size, "fold": fold, "seed": seed}
-    table = seed_split(annotations, **choices)
+    table = stratified_split(annotations, **choices)
     assert table["recording"].tolist() == sorted(set(annotations["recording"]))
     assert set(table["split"]) == set(SPLITS)
     # The order of the annotations does not matter, and the seed is all that does.
-    pd.testing.assert_frame_equal(seed_split(annotations.sample(frac=1, random_state=1), **choices), table)
+    pd.testing.assert_frame_equal(stratified_split(annotations.sample(frac=1, random_state=1), **choices), table)
 
 
 @settings(max_examples=20, deadline=None)
@@ -91,7 +98,7 @@ def test_the_folds_test_every_recording_once(annotations, test_size, seed):
 
 
 def test_five_folds_test_every_recording_once_and_validate_on_another_fifth(everywhere):
-    folds = [seed_split(everywhere, fold=fold) for fold in range(5)]
+    folds = [stratified_split(everywhere, fold=fold) for fold in range(5)]
     tested = [name for table in folds for name in members(table, "test")]
     assert sorted(tested) == sorted(set(everywhere["recording"]))
     clips = everywhere["recording"].value_counts()
@@ -115,7 +122,7 @@ def test_five_folds_test_every_recording_once_and_validate_on_another_fifth(ever
 )
 def test_the_shares_are_those_asked_for_or_the_next_smaller_fold(test_size, validation_size, test, validation):
     annotations = table_of({f"r{i:03d}": {f"s{i % 2}": 5} for i in range(120)})
-    table = seed_split(annotations, test_size=test_size, validation_size=validation_size)
+    table = stratified_split(annotations, test_size=test_size, validation_size=validation_size)
     assert len(members(table, "test")) == test
     assert len(members(table, "validation")) == validation
 
@@ -123,7 +130,7 @@ def test_the_shares_are_those_asked_for_or_the_next_smaller_fold(test_size, vali
 def test_every_species_has_its_share_in_every_split():
     regions = table_of({f"r{i:02d}": {f"s{i % 4}": 30, "s9": 5} for i in range(40)})
     for fold in range(5):
-        table = seed_split(regions, fold=fold)
+        table = stratified_split(regions, fold=fold)
         split = regions["recording"].map(table.set_index("recording")["split"])
         shares = pd.crosstab(regions["species"], split, normalize="index")
         assert shares["test"].between(0.15, 0.25).all()
@@ -134,13 +141,13 @@ def test_seeds_give_other_splits_of_recordings_that_are_alike():
     alike = table_of({f"r{i:02d}": {"a": 5, "b": 5} for i in range(35)})
     alone = table_of({f"r{i:02d}": {f"s{i}": 5} for i in range(35)})
     for annotations in (alike, alone):
-        assert len({tuple(seed_split(annotations, seed=seed)["split"]) for seed in range(5)}) == 5
+        assert len({tuple(stratified_split(annotations, seed=seed)["split"]) for seed in range(5)}) == 5
 
 
 def test_nothing_is_told_where_everything_is_well(everywhere, caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        seed_split(everywhere)
+        stratified_split(everywhere)
     assert not caplog.messages
 
 
@@ -184,14 +191,14 @@ def test_a_part_too_small_for_the_folds_joins_the_other(problematic, stratifiabl
             **{f"s{i:02d}": {"common": 5} for i in range(stratifiable)},
         }
     )
-    table = seed_split(annotations)
+    table = stratified_split(annotations)
     assert table["split"].value_counts().to_dict() == {"train": 13, "validation": 5, "test": 5}
     assert f"so all are divided as {strategy}" in caplog.text
 
 
 def test_a_class_in_one_recording_only_is_in_one_split_and_told(everywhere, caplog):
     annotations = pd.concat([everywhere, table_of({"r07": {"local": 12}})])
-    table = seed_split(annotations)
+    table = stratified_split(annotations)
     home = table.set_index("recording").at["r07", "split"]
     missed = [message for message in caplog.messages if message.endswith(": local")]
     assert len(missed) == 2
@@ -204,7 +211,7 @@ def test_a_class_in_one_recording_only_is_in_one_split_and_told(everywhere, capl
 @pytest.mark.parametrize(("recordings", "sizes"), [(3, (1, 1, 1)), (4, (2, 1, 1)), (5, (3, 1, 1))])
 def test_with_few_recordings_there_are_fewer_folds(recordings, sizes, caplog):
     annotations = table_of({f"r{i}": {"a": 5, "b": 5} for i in range(recordings)})
-    table = seed_split(annotations)
+    table = stratified_split(annotations)
     assert tuple(len(members(table, split)) for split in SPLITS) == sizes
     assert (f"Only {recordings} recordings for 5 test and 4 validation folds" in caplog.text) == (recordings < 5)
 
@@ -246,21 +253,21 @@ def test_classes_that_are_rare_among_the_stratifiable_recordings_do_not_matter(c
 
 @pytest.mark.parametrize("recordings", [0, 1, 2])
 def test_fewer_than_three_recordings_cannot_be_split(recordings):
-    with pytest.raises(UserError, match=f"^{recordings} recordings cannot be split .* at least 3"):
-        seed_split(table_of({f"r{i}": {"a": 5, "b": 5} for i in range(recordings)}))
+    with pytest.raises(UserError, match=f"^{recordings} recordings cannot be split .* expected 3 or more"):
+        stratified_split(table_of({f"r{i}": {"a": 5, "b": 5} for i in range(recordings)}))
 
 
 @pytest.mark.parametrize("size", [0, -0.2, 0.6, 1, math.nan])
 @pytest.mark.parametrize("name", ["test_size", "validation_size"])
 def test_impossible_shares_are_refused(everywhere, name, size):
     with pytest.raises(UserError, match=f"{name} is {size}: expected more than 0 and at most 0.5"):
-        seed_split(everywhere, **{name: size})
+        stratified_split(everywhere, **{name: size})
 
 
 @pytest.mark.parametrize("fold", [-1, 5])
 def test_impossible_folds_are_refused(everywhere, fold):
     with pytest.raises(UserError, match=f"fold is {fold}: expected 0 to 4"):
-        seed_split(everywhere, fold=fold)
+        stratified_split(everywhere, fold=fold)
 
 
 # Split tables
@@ -304,7 +311,7 @@ def test_each_fold_of_a_table_is_the_test_split_once_and_the_next_one_validation
 
 def test_a_table_of_splits_has_no_folds_to_choose_from(tmp_path):
     GIVEN.to_csv(tmp_path / "splits.csv", index=False)
-    with pytest.raises(UserError, match="table of splits, without folds: leave out fold, which is 1"):
+    with pytest.raises(UserError, match="table of splits, without folds: expected no fold, but fold is 1"):
         read_splits(tmp_path / "splits.csv", 1)
 
 
@@ -340,7 +347,7 @@ def test_a_table_of_every_recording_is_accepted():
         (GIVEN.replace("validation", "dev"), "splits other than train, validation, test: dev"),
         (GIVEN[:3], "lacks recordings of the archive: d"),
         (pd.concat([GIVEN, GIVEN[:1]]), "has recordings twice: a"),
-        (GIVEN.replace("d", "e"), "no clips of: e"),
+        (GIVEN.replace("d", "e"), "without clips in the archive: e"),
         (GIVEN.replace("test", "train"), "has no recording in: test"),
     ],
 )

@@ -366,7 +366,7 @@ def test_features_out_of_range_are_refused(small_archive, tmp_path):
 def test_a_split_table_of_other_recordings_is_refused(small_archive, tmp_path):
     table = tmp_path / "splits.csv"
     table.write_text("recording,split\nKEN_001.flac,train\nKEN_002.flac,validation\nKEN_003.flac,test\n")
-    refused(small_archive, tmp_path, "recordings that the archive has no clips of: KEN_001.flac", splits_file=table)
+    refused(small_archive, tmp_path, "recordings without clips in the archive: KEN_001.flac", splits_file=table)
 
 
 def test_feature_flags_are_the_extractors_arguments():

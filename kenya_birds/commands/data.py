@@ -172,9 +172,9 @@ def _add_split(commands: Any) -> None:
     add_option(
         division,
         "--strategy",
-        Literal["seed", "balanced"],
+        Literal["stratified", "balanced"],
         "balanced",
-        help="balanced: as many species as possible in every part; seed: nested folds, stratified where possible",
+        help="balanced: as many species as possible in every part; stratified: nested folds, stratified if possible",
     )
     add_option(
         division, "--folds", Annotated[int, Range(2)] | None, help="number of folds; by default there are three splits"
@@ -182,7 +182,7 @@ def _add_split(commands: Any) -> None:
     add_option(division, "--test_size", SplitSize, 0.2, help="share of the recordings for the test split")
     add_option(division, "--validation_size", SplitSize, 0.2, help="share of the recordings for the validation split")
     add_option(division, "--min_annotations", Count, 10, help="ignore species with fewer annotations")
-    add_option(division, "--seed", Seed, 42, help="random seed, of --strategy seed only")
+    add_option(division, "--seed", Seed, 42, help="random seed, for --strategy stratified only")
     add_option(division, "--time_limit_s", Duration, 60.0, help="stop the search for a balanced division then")
     add_name_pattern(division)
     add_general(command)

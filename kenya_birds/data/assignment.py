@@ -1,4 +1,4 @@
-"""Assignment of groups of recordings to splits, as an integer programme."""
+"""Assignment of groups of recordings to splits, as an integer program."""
 
 import logging
 import time
@@ -13,20 +13,21 @@ logger = logging.getLogger(__name__)
 
 RANDOM_STARTS, SHAKES = 40, 60
 SHAKEN_RECORDINGS = 5
-# What the parts' sizes weigh against the classes' proportions: they decide between assignments alike in those.
+# Weight of the parts' sizes relative to the classes' proportions: sizes decide between otherwise equal assignments.
 SIZE_WEIGHT = 0.01
 
 
 class AssignmentProblem:
-    """Which recordings go to which part, so that many classes are in every part, in proportions near the targets.
+    """Assignment of recordings to parts, with many classes in every part and proportions near the targets.
 
-    An assignment is an array of the part of each recording. Of two, that is better which has more covered classes,
-    those with annotations in every part; or else the one with the smaller deviation. This is the classes' mean total
-    variation distance from the targets and, with a weight of `SIZE_WEIGHT`, the same distance of all annotations.
+    An assignment is an array with the part of each recording. A class is covered if it has annotations in every part.
+    The better of two assignments has more covered classes, or with equally many the smaller deviation. The deviation
+    is the mean total variation distance of the classes from the targets, plus `SIZE_WEIGHT` times the same distance
+    of all annotations.
 
     Args:
-        counts: Annotations of each class (row) in each recording (column); none is a row or column of zeros.
-        targets: Share of each part, above 0; they add up to 1.
+        counts: Annotations of each class (row) in each recording (column), without rows or columns of zeros.
+        targets: Share of each part, above 0. The sum is 1.
     """
 
     def __init__(self, counts: np.ndarray, targets: np.ndarray) -> None:
@@ -35,35 +36,40 @@ class AssignmentProblem:
         self.coverable = self.present.sum(axis=1) >= len(targets)
         self.shares = counts / counts.sum(axis=1, keepdims=True)
         self.sizes = counts.sum(axis=0, keepdims=True) / counts.sum()
-        # What is added up over a part's recordings.
+        # Values that are summed over the recordings of a part.
         self.features = np.vstack([self.shares, self.present, self.sizes, np.ones_like(self.sizes)])
 
     def totals(self, assignment: np.ndarray) -> np.ndarray:
-        """The features' sums by part, (2 * classes + 2, parts)."""
+        """Returns the sums of the features by part, (2 * classes + 2, parts)."""
         return self.features @ np.eye(len(self.targets))[assignment]
 
     def covered(self, totals: np.ndarray) -> np.ndarray:
-        """Number of covered classes, from totals with any leading dimensions."""
+        """Returns the number of covered classes, for totals with any leading dimensions."""
         classes = len(self.shares)
         return (totals[..., classes : 2 * classes, :] > 0.5).all(axis=-1).sum(axis=-1)
 
     def deviation(self, totals: np.ndarray) -> np.ndarray:
-        """Distance from the targets, from totals with any leading dimensions."""
+        """Returns the distance from the targets, for totals with any leading dimensions."""
         classes = len(self.shares)
         distance = np.maximum(totals - self.targets, 0.0).sum(axis=-1)
         return distance[..., :classes].mean(axis=-1) + SIZE_WEIGHT * distance[..., 2 * classes]
 
     def value(self, totals: np.ndarray) -> np.ndarray:
-        """What is higher for a better assignment (a deviation is below 2); minus infinity where a part is empty."""
+        """Returns the value to maximise (deviations are below 2); minus infinity if a part is empty."""
         filled = (totals[..., -1, :] > 0.5).all(axis=-1)
         return np.where(filled, 2.0 * self.covered(totals) - self.deviation(totals), -np.inf)
 
     def best(self, *assignments: np.ndarray) -> np.ndarray:
-        """The first of those that none is better than."""
+        """Returns the best assignment, the first one if several are equally good."""
         return max(assignments, key=lambda assignment: float(self.value(self.totals(assignment))))
 
     def improve(self, assignment: np.ndarray, deadline_s: float) -> np.ndarray:
-        """Moves or exchanges recordings, each in its turn in the best way, until nothing helps or time is over."""
+        """Moves or swaps recordings, one at a time in the best way, until no change helps.
+
+        Args:
+            assignment: The assignment to improve.
+            deadline_s: When to stop, on the monotonic clock.
+        """
         assignment, one = assignment.copy(), np.eye(len(self.targets))
         totals = self.totals(assignment)
         value = float(self.value(totals))
@@ -75,7 +81,7 @@ class AssignmentProblem:
             home = assignment[recording]
             others = np.flatnonzero(assignment != home)
             elsewhere = np.delete(np.arange(len(one)), home)
-            # To each other part, and to the part of each recording there with that one in exchange.
+            # Candidates: moves to each other part, and swaps with each recording of another part.
             goals = np.concatenate([elsewhere, assignment[others]])
             back = np.hstack([np.zeros((len(self.features), len(elsewhere))), self.features[:, others]])
             moved = self.features[:, [recording]] - back  # (features, candidates)
@@ -89,14 +95,14 @@ class AssignmentProblem:
         return assignment
 
     def search(self, starts: list[np.ndarray], deadline_s: float) -> tuple[np.ndarray, bool]:
-        """Improves these assignments, then random ones, then the best one shaken a little.
+        """Improves the given assignments, then random ones, then small random changes of the best one.
 
         Args:
             starts: Assignments without an empty part.
             deadline_s: When to stop, on the monotonic clock.
 
         Returns:
-            The best assignment that was met, and whether there was time for all.
+            The best assignment, and whether the search finished in time.
         """
         best, rng = self.best(*starts), np.random.default_rng(0)
         for number in range(len(starts) + RANDOM_STARTS + SHAKES):
@@ -121,12 +127,12 @@ class AssignmentProblem:
         return assignment
 
 
-# Relative improvement of the deviation below which one assignment is as good as another.
+# Assignments are equally good below this relative difference of their deviations.
 TOLERANCE = 1e-3
-# A class that can be divided in no more ways than this is tried in all of them.
+# All divisions of a class are tried if there are at most this many.
 MAX_WAYS = 20_000
 
-# Blocks of a constraint's matrix for each kind of variable, lower and upper bound.
+# A constraint: blocks of its matrix for each kind of variable, lower bound, upper bound.
 _Row = tuple[list[Any], float | np.ndarray, float | np.ndarray]
 
 
@@ -134,18 +140,18 @@ def widest(problem: AssignmentProblem, time_limit_s: float) -> tuple[np.ndarray 
     """Finds an assignment that covers as many classes as possible.
 
     Args:
-        problem: What is to be assigned.
-        time_limit_s: When to stop, in seconds.
+        problem: The assignment problem.
+        time_limit_s: Time limit in seconds.
 
     Returns:
-        The assignment, or None if there was none in time or no class can be covered, and how many classes can be
-        covered at most.
+        The assignment, or None if none was found in time or no class can be covered; and the largest possible number
+        of covered classes.
     """
     most = int(problem.coverable.sum())
     if not most:
         return None, 0
     classes, cells = len(problem.shares), problem.present.shape[1] * len(problem.targets)
-    # Coverage does not tell the parts apart, whatever their targets.
+    # All parts are exchangeable for the coverage, whatever their targets.
     rows = _rows(problem, alike=range(1, len(problem.targets)))
     costs = np.concatenate([np.zeros(cells), -np.ones(classes)])
     result = _run(problem, costs, rows, time_limit_s)
@@ -153,7 +159,7 @@ def widest(problem: AssignmentProblem, time_limit_s: float) -> tuple[np.ndarray 
         most = min(most, int(np.floor(-result.mip_dual_bound + 1e-6)))
     if result.x is None:
         logger.warning(
-            "No assignment was found in %.1f s by the integer programme (%s): going on with local search only",
+            "The integer program found no assignment in %.1f s (%s): using local search only",
             time_limit_s,
             result.message,
         )
@@ -167,16 +173,15 @@ def widest(problem: AssignmentProblem, time_limit_s: float) -> tuple[np.ndarray 
 
 
 def nearest(problem: AssignmentProblem, best: np.ndarray, time_limit_s: float) -> tuple[np.ndarray | None, float]:
-    """Finds an assignment that covers as many classes as this one, with a smaller deviation.
+    """Finds an assignment that covers as many classes as `best`, with a smaller deviation.
 
     Args:
-        problem: What is to be assigned.
-        best: The assignment to be improved on.
-        time_limit_s: When to stop, in seconds.
+        problem: The assignment problem.
+        best: The assignment to improve.
+        time_limit_s: Time limit in seconds.
 
     Returns:
-        The assignment, or None if there is none or none was found in time, and a deviation that none of this coverage
-        is below.
+        The assignment, or None if none exists or none was found in time; and a lower bound of the deviation.
     """
     totals = problem.totals(best)
     deviation = float(problem.deviation(totals))
@@ -184,7 +189,7 @@ def nearest(problem: AssignmentProblem, best: np.ndarray, time_limit_s: float) -
     if deviation < 1e-9:
         return None, 0.0
     (classes, recordings), parts = problem.present.shape, len(problem.targets)
-    # The programme's own bound is near 0 at first, as half a recording may go here and half there.
+    # The program's own bound is near 0 at first, because its relaxation divides recordings.
     least_apart = _least_distances(problem, all_covered=int(problem.covered(totals)) == problem.coverable.sum())
     deviations = np.concatenate([np.full(classes * parts, 1 / classes), np.full(parts, SIZE_WEIGHT)])[None]
     by_part = sparse.eye_array(parts)
@@ -200,10 +205,10 @@ def nearest(problem: AssignmentProblem, best: np.ndarray, time_limit_s: float) -
     ]
     costs = np.concatenate([np.zeros(recordings * parts + classes), deviations[0]])
     result = _run(problem, costs, rows, time_limit_s)
-    if result.status == 2:  # nothing is below the cut-off
+    if result.status == 2:  # no assignment is below the cut-off
         return None, cutoff
     if result.status not in (0, 1):
-        logger.warning("The integer programme failed (%s): the local search's result stands", result.message)
+        logger.warning("The integer program failed (%s): using the result of the local search", result.message)
     bound = result.mip_dual_bound
     least = max(0.0, float(bound)) if bound is not None and np.isfinite(bound) else 0.0
     least = max(least, float(least_apart.mean()))
@@ -211,7 +216,7 @@ def nearest(problem: AssignmentProblem, best: np.ndarray, time_limit_s: float) -
 
 
 def _least_distances(problem: AssignmentProblem, all_covered: bool) -> np.ndarray:
-    """The least distance from the targets of each class if it alone counted; 0 for a class in many recordings."""
+    """Returns the smallest distance of each class from the targets, on its own; 0 for a class in many recordings."""
     parts, least = len(problem.targets), np.zeros(len(problem.shares))
     for index, present in enumerate(problem.present):
         recordings = int(present.sum())
@@ -226,9 +231,10 @@ def _least_distances(problem: AssignmentProblem, all_covered: bool) -> np.ndarra
 
 
 def _rows(problem: AssignmentProblem, alike: Iterable[int]) -> list[_Row]:
-    """Constraints of both programmes: a cell for each recording and part, then whether each class is covered.
+    """Returns the constraints that both programs share.
 
-    A part that is `alike` could be exchanged with the one before it.
+    The variables are one cell for each recording and part, then one for each class (covered or not). A part in
+    `alike` is exchangeable with the part before it.
     """
     (classes, recordings), parts = problem.present.shape, len(problem.targets)
     by_part, by_recording = sparse.eye_array(parts), sparse.eye_array(recordings)

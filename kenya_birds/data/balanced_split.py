@@ -1,4 +1,4 @@
-"""Assigns whole recordings to splits or folds so that as many classes as can be are in each, in like proportions."""
+"""Balanced splits and folds: as many classes as possible occur in every part, in the requested proportions."""
 
 import logging
 import time
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 import pandas as pd
 
-from kenya_birds.data import splits as seed_strategy
+from kenya_birds.data import splits as stratified_strategy
 from kenya_birds.data.assignment import TOLERANCE, AssignmentProblem, nearest, widest
 from kenya_birds.data.same_recording import joined, separated
 from kenya_birds.data.splits import (
@@ -17,15 +17,15 @@ from kenya_birds.data.splits import (
     check_can_fold,
     check_can_split,
     log_uncovered_classes,
-    seed_folds,
-    seed_split,
+    stratified_folds,
+    stratified_split,
 )
 from kenya_birds.errors import UserError
 from kenya_birds.values import Duration, Range, Seed, SplitSize, checked
 
 logger = logging.getLogger(__name__)
 
-# Shares of the time limit after which the programme for the coverage, and then the local search, have to end.
+# Shares of the time limit after which the integer program for the coverage, and then the local search, must end.
 COVERAGE_END, SEARCH_END = 0.3, 0.6
 
 
@@ -40,16 +40,16 @@ def balanced_split(
 ) -> pd.DataFrame:
     """Splits recordings so that as many classes as possible are in train, validation and test.
 
-    Among the splits with the most such classes it looks for the one whose classes are nearest to being divided in the
-    proportions asked for: by their mean total variation distance, every class counting alike, and with a hundredth of
-    that weight by the distance of the sizes. Never are fewer classes in all three than with `seed_split`. How good the
-    split is proven to be is logged; it is the same each time unless the log says that the time ran out.
+    Among the splits with the most such classes, the function minimises the distance from the requested proportions:
+    the mean total variation distance over the classes, plus a hundredth of the distance of the sizes. At least as many
+    classes are in all three as with `stratified_split`. The log reports how good the split is proven to be. The split
+    is the same each time, unless the log reports that the time ran out.
 
     Args:
-        annotations: `recording` and `species` of every annotation, rare classes already dropped.
+        annotations: `recording` and `species` of every annotation, without rare classes.
         test_size: Share of the test split, between 0 and 0.5.
-        validation_size: Share of the validation split, between 0 and 0.5; less than the whole with `test_size`.
-        time_limit_s: When to stop looking, in seconds.
+        validation_size: Share of the validation split, between 0 and 0.5. `test_size + validation_size` is below 1.
+        time_limit_s: Time limit of the search in seconds.
         same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
 
     Returns:
@@ -65,15 +65,15 @@ def balanced_split(
             f"test_size {test_size} and validation_size {validation_size} leave nothing to train on: expected a sum "
             "below 1"
         )
-    with _seed_strategy_silenced():
-        start = seed_split(annotations, test_size=test_size, validation_size=validation_size)["split"]
+    with _stratified_log_disabled():
+        start = stratified_split(annotations, test_size=test_size, validation_size=validation_size)["split"]
     counts = _counts(annotations)
     problem = AssignmentProblem(
         counts.to_numpy(), np.array([1 - test_size - validation_size, validation_size, test_size])
     )
     assignment = _solve(problem, start.map(SPLITS.index).to_numpy(), time_limit_s)
     if test_size == validation_size:
-        # The problem does not tell them apart, but a class in one of them only is of more use in the test split.
+        # Both parts are equal in the problem. A class that is in one of them only is more useful in the test split.
         exchanged = np.array([0, 2, 1])[assignment]
         assignment = max(assignment, exchanged, key=lambda parts: counts.loc[:, parts == 2].any(axis=1).sum())
     table = pd.DataFrame({"recording": counts.columns, "split": np.array(SPLITS, dtype=object)[assignment]})
@@ -89,14 +89,14 @@ def balanced_folds(
     time_limit_s: Duration = 60.0,
     same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
-    """Divides recordings into folds of one size, with as many classes as possible in every one of them.
+    """Divides recordings into folds of equal size, so that as many classes as possible are in every fold.
 
-    The folds are looked for as the splits are (see `balanced_split`), with the same share for each.
+    The method is that of `balanced_split`, with the same share for each fold.
 
     Args:
-        annotations: `recording` and `species` of every annotation, rare classes already dropped.
+        annotations: `recording` and `species` of every annotation, without rare classes.
         folds: Number of folds.
-        time_limit_s: When to stop looking, in seconds.
+        time_limit_s: Time limit of the search in seconds.
         same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
 
     Returns:
@@ -108,8 +108,8 @@ def balanced_folds(
     """
     every, annotations = annotations, joined(annotations, same_sound)
     check_can_fold(annotations, folds)
-    with _seed_strategy_silenced():
-        start = seed_folds(annotations, folds)["fold"]
+    with _stratified_log_disabled():
+        start = stratified_folds(annotations, folds)["fold"]
     counts = _counts(annotations)
     assignment = _solve(
         AssignmentProblem(counts.to_numpy(), np.full(folds, 1 / folds)), start.to_numpy(), time_limit_s
@@ -121,7 +121,7 @@ def balanced_folds(
 @checked
 def make_splits(
     annotations: pd.DataFrame,
-    strategy: Literal["seed", "balanced"] = "balanced",
+    strategy: Literal["stratified", "balanced"] = "balanced",
     *,
     folds: Annotated[int, Range(2)] | None = None,
     test_size: SplitSize = 0.2,
@@ -130,16 +130,16 @@ def make_splits(
     time_limit_s: Duration = 60.0,
     same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
-    """Splits recordings into train, validation and test, or into folds, by either strategy.
+    """Splits recordings into train, validation and test, or into folds, with the chosen strategy.
 
     Args:
-        annotations: `recording` and `species` of every annotation, rare classes already dropped.
-        strategy: "seed" or "balanced".
-        folds: Number of folds; by default there are splits, not folds.
-        test_size: Share of the test split, where there are no folds.
-        validation_size: Share of the validation split, where there are no folds.
-        seed: Seed of the seed strategy; the balanced one does not take any.
-        time_limit_s: When the balanced strategy stops looking, in seconds.
+        annotations: `recording` and `species` of every annotation, without rare classes.
+        strategy: "stratified" or "balanced".
+        folds: Number of folds. None: make three splits instead.
+        test_size: Share of the test split, if there are no folds.
+        validation_size: Share of the validation split, if there are no folds.
+        seed: Random seed of the stratified strategy. The balanced strategy has none.
+        time_limit_s: Time limit of the balanced strategy in seconds.
         same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
 
     Returns:
@@ -149,11 +149,11 @@ def make_splits(
         UserError: If there are too few recordings, or an argument is out of range.
     """
     if folds is not None:
-        if strategy == "seed":
-            return seed_folds(annotations, folds, seed=seed, same_sound=same_sound)
+        if strategy == "stratified":
+            return stratified_folds(annotations, folds, seed=seed, same_sound=same_sound)
         return balanced_folds(annotations, folds, time_limit_s=time_limit_s, same_sound=same_sound)
-    if strategy == "seed":
-        return seed_split(
+    if strategy == "stratified":
+        return stratified_split(
             annotations, test_size=test_size, validation_size=validation_size, seed=seed, same_sound=same_sound
         )
     return balanced_split(
@@ -168,9 +168,9 @@ def make_splits(
 def _solve(problem: AssignmentProblem, start: np.ndarray, time_limit_s: float) -> np.ndarray:
     """Finds an assignment at least as good as `start`, and logs how good it is proven to be.
 
-    The programme proves the largest coverage, mostly at once, but its bound on the deviation is loose. So many local
-    searches look for a small one first, and the programme then has only to find what they did not, or to prove that
-    there is nothing. It cannot be given a start: what it has to improve on is one of its constraints.
+    The integer program proves the largest coverage, mostly at once, but its bound on the deviation is loose. Local
+    searches therefore look for a small deviation first. The integer program then only has to find a better assignment
+    or to prove that none exists. SciPy's `milp` takes no start: the value to improve on is a constraint instead.
     """
     begin_s = time.monotonic()
     wide, most_covered = widest(problem, COVERAGE_END * time_limit_s)
@@ -198,7 +198,7 @@ def _solve(problem: AssignmentProblem, start: np.ndarray, time_limit_s: float) -
     )
     if not (is_widest and is_nearest):
         logger.info(
-            "The time limit of %g s ended the %s: this is not proven to be the best, and another run may differ",
+            "The time limit of %g s ended the %s: the split is not proven to be the best, and another run may differ",
             time_limit_s,
             "proof" if searched_all else "search",
         )
@@ -206,14 +206,14 @@ def _solve(problem: AssignmentProblem, start: np.ndarray, time_limit_s: float) -
 
 
 def _counts(annotations: pd.DataFrame) -> pd.DataFrame:
-    """Annotations of each species (row) in each recording (column), both sorted."""
+    """Counts annotations by species (rows) and recording (columns), both sorted."""
     return pd.crosstab(annotations["species"], annotations["recording"])
 
 
 @contextmanager
-def _seed_strategy_silenced() -> Iterator[None]:
-    """Keeps to itself what is wrong with a split that is only compared with."""
-    log = seed_strategy.logger
+def _stratified_log_disabled() -> Iterator[None]:
+    """Disables warnings about a split that is only a starting point."""
+    log = stratified_strategy.logger
     disabled, log.disabled = log.disabled, True
     try:
         yield

@@ -22,7 +22,7 @@ from kenya_birds.data.archive import Archive, archive_fingerprint, read_archive,
 from kenya_birds.data.audio import RecordingReader, encode_wav
 from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.data.same_recording import check_undivided, with_names_of
-from kenya_birds.data.splits import SPLITS, check_splits, seed_split
+from kenya_birds.data.splits import SPLITS, check_splits, stratified_split
 from kenya_birds.errors import UserError
 from kenya_birds.fingerprints import DECODERS, code_fingerprint, library_versions
 
@@ -88,12 +88,12 @@ class ClipsConfig(datasets.BuilderConfig):
         context_s: Sound stored on each side of the clip as well, for training to shift the clip in.
         edge_tolerance_s: See `plan_clips`.
         min_annotations: Species with fewer annotations are dropped.
-        splits: `train`, `validation` or `test` by recording; by default `seed_split` with the four fields below.
-        one_split: Puts every recording into this split, instead of `splits` or `seed_split`.
-        test_size: See `seed_split`.
-        validation_size: See `seed_split`.
-        fold: See `seed_split`.
-        split_seed: Seed of `seed_split`.
+        splits: `train`, `validation` or `test` by recording; by default `stratified_split` with the four fields below.
+        one_split: Puts every recording into this split, instead of `splits` or `stratified_split`.
+        test_size: See `stratified_split`.
+        validation_size: See `stratified_split`.
+        fold: See `stratified_split`.
+        split_seed: Seed of `stratified_split`.
     """
 
     sampling_rate: int = DEFAULT_SAMPLING_RATE
@@ -183,7 +183,7 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
             recordings = sorted(self.clips["recording"].unique())
             self.splits = pd.DataFrame({"recording": recordings, "split": config.one_split})
         elif config.splits is None:
-            self.splits = seed_split(
+            self.splits = stratified_split(
                 self.clips,
                 test_size=config.test_size,
                 validation_size=config.validation_size,

@@ -27,7 +27,7 @@ def clips_builder(
 
     Args:
         data_dir: The archive (see `read_archive`).
-        splits: `recording` and `split`, as `seed_split` and `read_splits` return; by default `seed_split`.
+        splits: `recording` and `split`, as `stratified_split` and `read_splits` return; by default `stratified_split`.
         cache_dir: Where the clips are kept; by default the cache of `datasets`.
         **settings: The fields of `ClipsConfig`.
 

@@ -1,4 +1,4 @@
-"""Says how good splits or folds are: which classes they cover, in what proportions, and what leaks between them."""
+"""Audit of splits or folds: covered classes, proportions, and possible leakage between the parts."""
 
 import textwrap
 from collections.abc import Mapping
@@ -20,19 +20,19 @@ TEXT_WIDTH = 100
 
 @dataclass(frozen=True)
 class SplitAudit:
-    """What `audit_split` found. A part is a split or a fold ("fold 0").
+    """Result of `audit_split`. A part is a split or a fold ("fold 0").
 
     Attributes:
-        summary: `classes`, `annotations` and `recordings`: how many there are in all. `covered_classes`: how many
-            have annotations in every part. `classes_per_part`, `annotation_shares`, `recordings_per_part`,
-            `recording_shares` and `targets`: by part. `unlearned`: classes with none in train, or in one fold only,
-            which leaves none to train on when that is tested. `unscored`: classes with none in test, or in no fold.
-            `mean_distance` and `max_distance` of the classes, and the `farthest_class`. `repeated_recordings`: those
-            in more than one part. `near_recordings`: pairs from one site that begin at most an hour apart, in
-            different parts. `sites`, and `unparsed_recordings`, whose names do not tell theirs.
-            `unassigned_recordings`: those with annotations that are in no part.
-        per_class: Indexed by species: `annotations`, `recordings`, the annotations in each part under its name, and
-            `distance`: the total variation distance between their shares and the targets, NaN if there are none.
+        summary: `classes`, `annotations` and `recordings`: total counts. `covered_classes`: number of classes with
+            annotations in every part. `classes_per_part`, `annotation_shares`, `recordings_per_part`,
+            `recording_shares` and `targets`: by part. `unlearned`: classes without annotations in train, or in one
+            fold only (no training data when that fold is tested). `unscored`: classes without annotations in test, or
+            in any fold. `mean_distance` and `max_distance` over the classes, and the `farthest_class`.
+            `repeated_recordings`: recordings in more than one part. `near_recordings`: pairs from one site that begin
+            at most an hour apart and are in different parts. `sites`: number of sites. `unparsed_recordings`:
+            recordings whose names contain no site and time. `unassigned_recordings`: annotated recordings in no part.
+        per_class: Indexed by species: `annotations`, `recordings`, the number of annotations in each part, and
+            `distance`: the total variation distance between the shares and the targets, NaN without annotations.
     """
 
     summary: dict[str, Any]
@@ -46,26 +46,25 @@ def audit_split(
     targets: Mapping[str, float] | None = None,
     name_pattern: NamePattern | None = None,
 ) -> SplitAudit:
-    """Examines splits or folds of any origin; they may have faults.
+    """Audits splits or folds from any source, faulty ones included.
 
     Args:
         annotations: `recording` and `species` of every annotation.
         splits: `recording` and `split` ("train", "validation" or "test"), or `recording` and `fold` (a number).
-        targets: Share of the annotations that each split should have; by default 0.6, 0.2 and 0.2. Folds should have
-            equal ones.
-        name_pattern: Reads sites and times out of the recordings' names (see `parse_recording_name`).
+        targets: Target share of the annotations by split; by default 0.6, 0.2 and 0.2. Folds have equal targets.
+        name_pattern: Pattern that reads site and time from the names of recordings (see `parse_recording_name`).
 
     Raises:
-        UserError: If there are no annotations of the recordings, a column is missing, or a split or fold cannot be
-            understood or has no target.
+        UserError: If the recordings have no annotations, a column is missing, or a split or fold is unknown or has no
+            target.
     """
     if annotations.empty:
-        raise UserError("there are no annotations: expected some, to see how they are split")
+        raise UserError("there are no annotations: expected at least one row")
     splits, wanted = _parts_and_targets(splits, targets)
     parts = list(wanted)
     with_part = annotations[["recording", "species"]].merge(splits, on="recording")
     if with_part.empty:
-        raise UserError("none of the recordings that are split has annotations: expected the splits of this archive")
+        raise UserError("no recording of the splits has annotations: expected splits of this archive")
     counts = pd.crosstab(with_part["species"], with_part["part"])
     counts = counts.reindex(index=sorted(annotations["species"].unique()), columns=parts, fill_value=0)
     shares = counts.div(counts.sum(axis=1), axis=0)
@@ -108,7 +107,7 @@ def audit_split(
 
 
 def format_audit(audits: SplitAudit | Mapping[str, SplitAudit]) -> str:
-    """Renders one audit, or several side by side under their names, for a terminal."""
+    """Renders one audit, or several named audits side by side, as text for a terminal."""
     audits = {"": audits} if isinstance(audits, SplitAudit) else audits
     columns = [dict(_figures(audit.summary)) for audit in audits.values()]
     figures = list(dict.fromkeys(figure for column in columns for figure in column))
@@ -131,7 +130,7 @@ def format_audit(audits: SplitAudit | Mapping[str, SplitAudit]) -> str:
 def _parts_and_targets(
     splits: pd.DataFrame, targets: Mapping[str, float] | None
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    """(`recording` and `part`, each pair once; the target by part, in order)."""
+    """Returns the distinct pairs of `recording` and `part`, and the target of each part in order."""
     column = next((name for name in ("split", "fold") if name in splits.columns), None)
     if column is None or "recording" not in splits.columns:
         raise UserError(f"found columns {list(splits.columns)}: expected recording and split, or recording and fold")
@@ -148,7 +147,7 @@ def _parts_and_targets(
         raise UserError(f"found splits {', '.join(map(str, unknown))}: expected {', '.join(SPLITS)}")
     targets = DEFAULT_TARGETS if targets is None else targets
     if set(targets) != set(SPLITS):
-        raise UserError(f"found targets of {', '.join(targets)}: expected one of each of {', '.join(SPLITS)}")
+        raise UserError(f"found targets for {', '.join(targets)}: expected one target for each of {', '.join(SPLITS)}")
     return splits, {split: float(targets[split]) for split in SPLITS}
 
 
@@ -157,7 +156,7 @@ def _shares(numbers: pd.Series) -> dict[str, float]:
 
 
 def _near_apart(names: dict[str, RecordingName], splits: pd.DataFrame) -> list[tuple[str, str]]:
-    """Pairs of recordings of one site that begin at most `NEAR` apart and are not in the same single part."""
+    """Returns pairs of recordings from one site that begin at most `NEAR` apart and are in different parts."""
     pairs = []
     parts = {str(name): set(rows) for name, rows in splits.groupby("recording")["part"]}
     # Times with and without a time zone cannot be compared.
@@ -189,18 +188,18 @@ def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("recordings in more than one part", str(len(summary["repeated_recordings"]))),
         ("recordings in no part", str(len(summary["unassigned_recordings"]))),
         ("sites", str(summary["sites"])),
-        ("pairs within an hour at a site, apart", str(len(summary["near_recordings"]))),
+        ("pairs from one site and hour in different parts", str(len(summary["near_recordings"]))),
         ("recordings without site and time", str(len(summary["unparsed_recordings"]))),
     ]
 
 
 def audit_lists(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """What an audit's summary names one by one: a title, and the classes, recordings or pairs, where there are any."""
+    """Returns the non-empty lists of an audit's summary: a title, and the classes, recordings or pairs."""
     lists = [
         ("cannot be learned", summary["unlearned"]),
-        ("cannot be scored", summary["unscored"]),
+        ("cannot be evaluated", summary["unscored"]),
         ("in more than one part", summary["repeated_recordings"]),
         ("in no part", summary["unassigned_recordings"]),
-        ("within an hour at a site, apart", [" and ".join(pair) for pair in summary["near_recordings"]]),
+        ("from one site and hour in different parts", [" and ".join(pair) for pair in summary["near_recordings"]]),
     ]
     return [(title, items) for title, items in lists if items]

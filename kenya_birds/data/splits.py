@@ -1,4 +1,4 @@
-"""Assigns whole recordings to train, validation and test: the nested, grouped and stratified strategy of the seed."""
+"""Splits and folds of whole recordings: the stratified strategy, and tables of splits and folds."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ SPLITS = ("train", "validation", "test")
 
 
 @checked
-def seed_split(
+def stratified_split(
     annotations: pd.DataFrame,
     *,
     test_size: SplitSize = 0.2,
@@ -32,20 +32,21 @@ def seed_split(
     seed: Seed = 42,
     same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
-    """Splits recordings as the project's first classifier did.
+    """Splits recordings with nested folds, stratified by species if possible.
 
-    The test fold is one of `ceil(1 / test_size)`; the validation fold is one of as many as give `validation_size` of
-    the whole from what is left. Classes that occur in too few recordings to reach every fold of both are
-    "problematic", and so is a recording that holds one. Problematic recordings are divided by nested GroupKFold, the
-    others by nested StratifiedGroupKFold, and the two parts are joined. A part with too few recordings for the folds
-    joins the other, and where all recordings are too few the folds become fewer; both are logged.
+    The test split is one of `ceil(1 / test_size)` outer folds. The validation split is one of the inner folds of the
+    rest, whose number gives `validation_size` of the whole. A class that occurs in too few recordings for every fold
+    is "problematic", and so is each recording with such a class. Nested GroupKFold divides the problematic
+    recordings, nested StratifiedGroupKFold divides the others, and the two results are joined. A group with too few
+    recordings for the folds is merged into the other one. If there are too few recordings in total, the number of
+    folds is reduced. Both are logged. The project's first classifier was split in this way.
 
     Args:
-        annotations: `recording` and `species` of every annotation, rare classes already dropped.
+        annotations: `recording` and `species` of every annotation, without rare classes.
         test_size: Share of the test split, between 0 and 0.5.
         validation_size: Share of the validation split, between 0 and 0.5.
-        fold: Which of the outer folds is the test split, from 0; all of them together test every recording once.
-        seed: Seed of the folds' shuffling; StratifiedGroupKFold shuffles only recordings that have like species.
+        fold: Index of the outer fold that is the test split, from 0. Each recording is in one outer fold.
+        seed: Random seed of the shuffling. StratifiedGroupKFold shuffles only recordings with the same species counts.
         same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
 
     Returns:
@@ -61,12 +62,12 @@ def seed_split(
     recordings = annotations["recording"].nunique()
     if not _fits(recordings, outer, inner):
         asked = outer, inner
-        # One of two folds of three recordings would leave a single one for training and validation.
+        # With two folds of three recordings, one recording could remain for training and validation.
         outer = 3 if recordings == 3 else min(outer, recordings)
         inner = min(inner, recordings - math.ceil(recordings / outer))
         logger.warning(
             "Only %d recordings for %d test and %d validation folds: using %d and %d folds, so the splits differ from "
-            "the shares asked for and will not be stratified well",
+            "the requested shares and are not well stratified",
             recordings,
             *asked,
             outer,
@@ -84,15 +85,15 @@ def seed_split(
     return separated(table, every, same_sound)
 
 
-def seed_folds(
+def stratified_folds(
     annotations: pd.DataFrame, folds: int, *, seed: int = 42, same_sound: Sequence[Sequence[str]] = ()
 ) -> pd.DataFrame:
-    """Divides recordings into folds for cross-validation, by the rules that `seed_split` finds its test folds by.
+    """Divides recordings into folds for cross-validation; the folds are the test splits of `stratified_split`.
 
     Args:
-        annotations: `recording` and `species` of every annotation, rare classes already dropped.
+        annotations: `recording` and `species` of every annotation, without rare classes.
         folds: Number of folds.
-        seed: Seed of the folds' shuffling.
+        seed: Random seed of the shuffling.
         same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
 
     Returns:
@@ -113,44 +114,62 @@ def seed_folds(
 
 
 def check_can_split(annotations: pd.DataFrame, test_size: float, validation_size: float) -> None:
-    """Raises `UserError` unless the shares are above 0 and at most 0.5, and there are three recordings or more."""
+    """Raises `UserError` if there are fewer than three recordings."""
     recordings = annotations["recording"].nunique()
     if recordings < 3:
         raise UserError(
-            f"{recordings} recordings cannot be split into train, validation and test: a recording stays whole, so at "
-            "least 3 are needed"
+            f"{recordings} recordings cannot be split into train, validation and test: expected 3 or more, because "
+            "recordings are not cut"
         )
 
 
 def check_can_fold(annotations: pd.DataFrame, folds: int) -> None:
-    """Raises `UserError` unless there are two folds or more, and a recording for each."""
+    """Checks that there are at least two folds, and a recording for each.
+
+    Args:
+        annotations: Table with the column `recording`.
+        folds: Number of folds.
+
+    Raises:
+        UserError: If there are too few recordings or folds.
+    """
     recordings = annotations["recording"].nunique()
     if recordings < 2:
         raise UserError(f"{recordings} recordings cannot be divided into folds: expected 2 or more")
     if not 2 <= folds <= recordings:
         raise UserError(
-            f"folds is {folds}: expected 2 to {recordings}, as there are {recordings} recordings and each stays whole"
+            f"folds is {folds}: expected 2 to {recordings}, because there are {recordings} recordings and none is cut"
         )
 
 
 def problematic_classes(annotations: pd.DataFrame, outer: int, inner: int) -> list[str]:
-    """Classes in too few recordings to reach each of `outer` folds, or each of `inner` folds of what is left.
+    """Returns the classes that occur in too few recordings for all outer and inner folds.
 
-    A test fold takes at least one of a class's recordings, so `inner + 1` recordings are needed for the second.
+    A test fold takes at least one recording of a class, so the inner folds need `inner + 1` recordings.
+
+    Args:
+        annotations: Table with the columns `recording` and `species`.
+        outer: Number of outer (test) folds.
+        inner: Number of inner (validation) folds.
     """
     recordings_per_class = annotations.groupby("species")["recording"].nunique()
     return sorted(recordings_per_class[recordings_per_class < max(outer, inner + 1)].index)
 
 
 def log_uncovered_classes(annotations: pd.DataFrame, table: pd.DataFrame) -> None:
-    """Warns of the classes that a split has no annotation of, and says what comes of it."""
+    """Logs a warning for each split that lacks classes, with the consequence.
+
+    Args:
+        annotations: Table with the columns `recording` and `species`.
+        table: Table with the columns `recording` and `split`.
+    """
     split_of = table.set_index("recording")["split"]
     present = annotations.assign(split=annotations["recording"].map(split_of)).groupby("split")["species"].unique()
     every = set(annotations["species"])
     for split, consequence in (
         ("train", "cannot be learned"),
-        ("validation", "do not count in choosing the best checkpoint"),
-        ("test", "cannot be scored"),
+        ("validation", "do not count in the choice of the best checkpoint"),
+        ("test", "cannot be evaluated"),
     ):
         absent = sorted(every - set(present.get(split, [])))
         if absent:
@@ -169,20 +188,20 @@ def read_splits(path: str | Path, fold: int = 0) -> pd.DataFrame:
 
     Args:
         path: The CSV.
-        fold: Which fold of a table of folds is the test split, from 0; the one after it is the validation split (after
-            the last comes the first), the others are the train split.
+        fold: For a table of folds, the index of the test fold, from 0. The next fold is the validation split (the
+            first fold follows the last); the others are the train split.
 
     Returns:
         `recording` and `split`.
 
     Raises:
-        UserError: If the file cannot be read, a column is missing, there is a `split` and a `fold`, the folds are not
-            0, 1, 2 and so on, three or more, or there is no such fold.
+        UserError: If the file cannot be read, a column is missing, both `split` and `fold` exist, the folds are not
+            numbered from 0, there are fewer than three folds, or `fold` does not exist.
     """
     table, kind = _read_table(path)
     if kind == "split":
         if fold:
-            raise UserError(f"{path} is a table of splits, without folds: leave out fold, which is {fold}")
+            raise UserError(f"{path} is a table of splits, without folds: expected no fold, but fold is {fold}")
         return table
     return splits_of_fold(table, fold)
 
@@ -197,16 +216,17 @@ def read_folds(path: str | Path) -> pd.DataFrame:
         `recording` and `fold` (from 0).
 
     Raises:
-        UserError: If the file cannot be read, is no such table, or its folds are not 0, 1, 2 and so on, three or more.
+        UserError: If the file cannot be read, is not a table of folds, its folds are not numbered from 0, or there are
+            fewer than three.
     """
     table, kind = _read_table(path)
     if kind != "fold":
-        raise UserError(f"{path} is a table of splits: expected one of folds, as kenya-birds split --folds writes it")
+        raise UserError(f"{path} is a table of splits: expected a table of folds, as kenya-birds split --folds writes")
     return table
 
 
 def has_folds(path: str | Path) -> bool:
-    """Whether a table is one of folds and not of splits.
+    """Returns True for a table of folds, False for a table of splits.
 
     Raises:
         UserError: If the file cannot be read, or is neither.
@@ -215,11 +235,11 @@ def has_folds(path: str | Path) -> bool:
 
 
 def splits_of_fold(table: pd.DataFrame, fold: int) -> pd.DataFrame:
-    """The splits in which one fold is the test split, the one after it validates and the others are trained on.
+    """Makes splits from folds: one fold is the test split, the next one the validation split, the others train.
 
     Args:
         table: `recording` and `fold`, from 0.
-        fold: Which is the test split; after the last comes the first.
+        fold: Index of the test fold. The first fold follows the last.
 
     Returns:
         `recording` and `split`.
@@ -229,7 +249,7 @@ def splits_of_fold(table: pd.DataFrame, fold: int) -> pd.DataFrame:
     """
     folds = table["fold"].nunique()
     if not 0 <= fold < folds:
-        raise UserError(f"fold is {fold}: expected 0 to {folds - 1}, as there are {folds} folds")
+        raise UserError(f"fold is {fold}: expected 0 to {folds - 1}, because there are {folds} folds")
     split_of = {fold: "test", (fold + 1) % folds: "validation"}
     return pd.DataFrame(
         {"recording": table["recording"], "split": [split_of.get(number, "train") for number in table["fold"]]}
@@ -237,7 +257,7 @@ def splits_of_fold(table: pd.DataFrame, fold: int) -> pd.DataFrame:
 
 
 def _read_table(path: str | Path) -> tuple[pd.DataFrame, str]:
-    """The table, and whether it says of recordings the `split` or the `fold`, which is then a number."""
+    """Returns the table and the name of its second column, `split` or `fold`; folds are integers."""
     table = read_csv(path)
     kinds = [column for column in ("split", "fold") if column in table.columns]
     if "recording" not in table.columns or len(kinds) != 1:
@@ -253,15 +273,20 @@ def _read_table(path: str | Path) -> tuple[pd.DataFrame, str]:
     if wrong:
         raise UserError(f"{path} has the fold {wrong[0]!r} among {folds} folds: expected 0 to {folds - 1}")
     if folds < 3:
-        raise UserError(f"{path} has {folds} folds: expected 3 or more, as one is for validation and one is the test")
+        raise UserError(f"{path} has {folds} folds: expected 3 or more, one each for validation and test")
     return table.astype({"fold": int}), "fold"
 
 
 def write_splits(table: pd.DataFrame, path: str | Path, *, overwrite: bool = False) -> None:
-    """Writes a table of splits or folds as CSV, whole or not at all.
+    """Writes a table of splits or folds as CSV; an interrupted write leaves no file.
+
+    Args:
+        table: `recording` and `split`, or `recording` and `fold`.
+        path: CSV to write.
+        overwrite: Replaces an existing file.
 
     Raises:
-        UserError: If there is a file already and `overwrite` is not set, or it cannot be written.
+        UserError: If the file exists and `overwrite` is not set, or it cannot be written.
     """
     check_output(path, overwrite)
     write_table(table, path)
@@ -270,13 +295,17 @@ def write_splits(table: pd.DataFrame, path: str | Path, *, overwrite: bool = Fal
 def check_splits(table: pd.DataFrame, recordings: set[str]) -> None:
     """Checks a split table against the recordings that have clips.
 
+    Args:
+        table: `recording` and `split`.
+        recordings: Recordings with clips.
+
     Raises:
-        UserError: If a split or recording is unknown, a recording stands in the table twice or not at all, or a split
-            is empty.
+        UserError: If a split or recording is unknown, a recording is in the table twice or not at all, or a split is
+            empty.
     """
     problems = {
         f"has splits other than {', '.join(SPLITS)}": sorted(set(table["split"]) - set(SPLITS)),
-        "has recordings that the archive has no clips of": sorted(set(table["recording"]) - recordings),
+        "has recordings without clips in the archive": sorted(set(table["recording"]) - recordings),
         "lacks recordings of the archive": sorted(recordings - set(table["recording"])),
         "has recordings twice": sorted(set(table.loc[table["recording"].duplicated(), "recording"])),
         "has no recording in": [split for split in SPLITS if split not in set(table["split"])],
@@ -287,7 +316,7 @@ def check_splits(table: pd.DataFrame, recordings: set[str]) -> None:
 
 
 def _parts(annotations: pd.DataFrame, outer: int, inner: int) -> dict[str, pd.DataFrame]:
-    """What is divided apart: the annotations of "problematic" and of "stratifiable" recordings, or all as one."""
+    """Returns the annotations of "problematic" and "stratifiable" recordings, or all annotations as one of the two."""
     problematic = problematic_classes(annotations, outer, inner)
     is_problematic = annotations["recording"].isin(
         annotations.loc[annotations["species"].isin(problematic), "recording"]
@@ -315,7 +344,7 @@ def _parts(annotations: pd.DataFrame, outer: int, inner: int) -> dict[str, pd.Da
 
 
 def _fits(recordings: int, outer: int, inner: int) -> bool:
-    """Whether each of `outer` folds gets a recording and leaves enough of them for `inner` folds."""
+    """Returns True if there are enough recordings for `outer` folds and for `inner` folds of the rest."""
     return recordings >= outer and recordings - math.ceil(recordings / outer) >= inner
 
 
@@ -333,7 +362,7 @@ def _nested_folds(
 def _fold(
     annotations: pd.DataFrame, stratify: bool, folds: int, fold: int, seed: int, least_rest: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(the other folds, fold number `fold`) of the annotations, recordings kept whole, `least_rest` in the first."""
+    """Returns the annotations of the other folds (at least `least_rest` recordings), and those of fold `fold`."""
     groups = annotations["recording"].to_numpy()
     target = annotations["species"].to_numpy()
     folders = [GroupKFold(folds, shuffle=True, random_state=seed)]
@@ -341,13 +370,13 @@ def _fold(
         folders.insert(0, StratifiedGroupKFold(folds, shuffle=True, random_state=seed))
     for folder in folders:
         with warnings.catch_warnings():
-            # What comes of a class with fewer annotations than folds is told by `log_uncovered_classes`.
+            # `log_uncovered_classes` reports classes with fewer annotations than folds.
             warnings.filterwarnings("ignore", message="The least populated class")
             pairs = list(folder.split(target, target, groups))
-        # StratifiedGroupKFold may leave a fold empty, or nearly everything in one, where recordings are few. All folds
-        # are looked at, so that those of one cross-validation are made alike.
+        # With few recordings, StratifiedGroupKFold may make an empty fold or a very large one. All folds are checked,
+        # so that every fold of one cross-validation is made in the same way.
         if all(len(chosen) and len(np.unique(groups[rest])) >= least_rest for rest, chosen in pairs):
             break
-        logger.warning("%d stratified folds would be too unequal: using folds that are grouped only", folds)
+        logger.warning("%d stratified folds would be too unequal: using folds without stratification", folds)
     rest, chosen = pairs[fold]
     return annotations.iloc[rest], annotations.iloc[chosen]

@@ -16,7 +16,7 @@ import torch
 from kenya_birds.console import transformers_bars_hidden, user_errors
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.same_recording import check_undivided, with_names_of
-from kenya_birds.data.splits import read_folds, seed_folds, splits_of_fold
+from kenya_birds.data.splits import read_folds, splits_of_fold, stratified_folds
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.experiments.results import Fold, Scored, train_and_evaluate, write_out_of_fold
@@ -261,9 +261,9 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
 
     Args:
         builder: Plans the clips whose recordings are divided.
-        splits_file: A table of folds; by default they are those of `seed_folds`.
+        splits_file: A table of folds; by default they are those of `stratified_folds`.
         folds: Number of folds; of a table, as many as it has.
-        seed: Of `seed_folds`.
+        seed: Of `stratified_folds`.
 
     Returns:
         `recording` and `fold`.
@@ -281,7 +281,7 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
         return table.sort_values("recording").reset_index(drop=True)
     folds = DEFAULT_FOLDS if folds is None else folds
     Kind.of(Folds).check("folds", folds)
-    return seed_folds(builder.clips, folds, seed=seed, same_sound=builder.same_sound)
+    return stratified_folds(builder.clips, folds, seed=seed, same_sound=builder.same_sound)
 
 
 def _write_logits(scored: Scored, path: Path) -> None:

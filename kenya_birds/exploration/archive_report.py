@@ -14,7 +14,7 @@ from kenya_birds.data.balanced_split import balanced_split
 from kenya_birds.data.planning import plan_clips
 from kenya_birds.data.recording_name import NamePattern, parse_recording_name
 from kenya_birds.data.split_audit import SplitAudit, audit_lists, audit_split
-from kenya_birds.data.splits import seed_split
+from kenya_birds.data.splits import stratified_split
 from kenya_birds.errors import UserError
 from kenya_birds.exploration import charts
 from kenya_birds.exploration.call_examples import change_clip, encode_clip, find_background, find_clear_call, listen
@@ -62,7 +62,7 @@ def write_report(
         output: HTML file to write, whole or not at all.
         min_annotations: Species with fewer annotations are left out of the split that is described.
         seed: Chooses the call whose spectrograms are shown.
-        balanced: Whether the balanced split is described next to the seed strategy's. It is looked for for a minute at
+        balanced: Whether the balanced split is described next to the stratified one. It is looked for for a minute at
             most, and the page is the same each time only if it is found in less.
         overwrite: Whether a file that is there already is replaced.
         name_pattern: Reads sites and times out of the recordings' names (see `parse_recording_name`).
@@ -264,7 +264,9 @@ def _split(archive: Archive, min_annotations: int, balanced: bool, name_pattern:
         classes = select_classes(archive.annotations, min_annotations)
         clips = plan_clips(archive, classes, KenyaBirdsFeatureExtractor().sampling_rate, CLIP_S)
         same_sound = archive.same_sound()
-        audits = {"seed": audit_split(clips, seed_split(clips, same_sound=same_sound), name_pattern=name_pattern)}
+        audits = {
+            "stratified": audit_split(clips, stratified_split(clips, same_sound=same_sound), name_pattern=name_pattern)
+        }
         if balanced:
             table = balanced_split(clips, same_sound=same_sound)
             audits["balanced"] = audit_split(clips, table, name_pattern=name_pattern)

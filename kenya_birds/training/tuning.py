@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kenya_birds.console import user_errors
 from kenya_birds.data.archive import archive_fingerprint
-from kenya_birds.data.splits import seed_folds
+from kenya_birds.data.splits import stratified_folds
 from kenya_birds.errors import UserError
 from kenya_birds.files import is_new_or_empty, read_json, write_json
 from kenya_birds.training.flags import tuning_flags
@@ -145,7 +145,7 @@ def tuning_folds(run: Run, folds: int) -> pd.DataFrame:
     """
     splits, clips = run.builder.splits, run.builder.clips
     test = splits.loc[splits["split"] == "test", "recording"]
-    table = seed_folds(
+    table = stratified_folds(
         clips[~clips["recording"].isin(test)],
         folds,
         seed=run.settings.data.split_seed,
