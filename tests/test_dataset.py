@@ -448,7 +448,7 @@ def test_the_builder_s_splits_give_the_same_clips_again(load, archive, tmp_path)
     ("recordings", "message"),
     [
         (["r0.flac", "r1.flac", "r2.flac"], r"lacks recordings of the archive: r3\.flac"),
-        (["r0.flac", "r1.flac", "r2.flac", "r3.flac", "r4.flac"], r"no clips of: r4\.flac"),
+        (["r0.flac", "r1.flac", "r2.flac", "r3.flac", "r4.flac"], r"without clips in the archive: r4\.flac"),
         (["r0.flac", "r1.flac", "r2.flac", "r3.flac", "r0.flac"], r"twice: r0\.flac"),
     ],
 )
