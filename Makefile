@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 # Two processes: most tests wait for subprocesses or use one thread. A file's tests share what they train.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
-CODE := kenya_birds tests examples benchmarks docs train_hf.py push_model.py
+CODE := kenya_birds tests examples benchmarks docs train_hf.py push_model.py setup.py
 
-.PHONY: help install test compatibility demo quality style docs images notebook clean
+.PHONY: help install test wheel compatibility demo quality style docs images notebook clean
 
 help:
 	@echo "make demo          install, then make a synthetic archive, train on it, and detect birds in it"
 	@echo "make test          install, then run the tests"
+	@echo "make wheel         build the wheel, and use it in an empty environment"
 	@echo "make compatibility test a model with the oldest and the newest libraries that setup.cfg allows"
 	@echo "make quality       check format, lint, types and documentation"
 	@echo "make style         format, and fix what the linter can fix"
@@ -22,7 +23,7 @@ help:
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.cfg pyproject.toml
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -36,6 +37,9 @@ test: install
 
 compatibility: install
 	$(BIN)/python tests/compatibility.py
+
+wheel: install
+	$(BIN)/python tests/wheel.py
 
 demo: install
 	rm -rf $(DEMO)

@@ -1,4 +1,7 @@
-"""Trains a bird classifier: `accelerate launch train_hf.py --data_dir ARCHIVE --output_dir OUT`."""
+"""Trains a bird classifier: `accelerate launch train_hf.py --data_dir ARCHIVE --output_dir OUT`.
+
+`kenya-birds train` is the same command, and `accelerate launch -m kenya_birds train` starts it in several processes.
+"""
 
 import logging
 import os
@@ -7,25 +10,27 @@ from functools import partial
 from pathlib import Path
 
 from kenya_birds.console import one_line_errors, show_log
+from kenya_birds.files import shipped_file
 from kenya_birds.process import print_anything, use_utf8
 from kenya_birds.training.flags import TrainFlags, after_stop, parse_train_flags
 from kenya_birds.training.run_folder import CARD_FILE, writing_results
 
 logger = logging.getLogger("kenya_birds.train")
 
-TEMPLATE = Path(__file__).parent / "model_card.md"
+TEMPLATE_FILE = "model_card.md"
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, program: str = "train_hf.py") -> None:
     """Runs the command.
 
     Args:
         arguments: Command line; by default the process's own.
+        program: Name of the command in the help and in errors.
 
     Raises:
         UserError: If an argument or the archive cannot be used.
     """
-    flags = parse_train_flags(sys.argv[1:] if arguments is None else arguments)
+    flags = parse_train_flags(sys.argv[1:] if arguments is None else arguments, program)
     try:
         train(flags)
     except KeyboardInterrupt:
@@ -73,16 +78,27 @@ def _write_card(output_dir: Path) -> None:
     from kenya_birds.publishing.model_card import render_model_card
 
     with writing_results(output_dir):
-        (output_dir / CARD_FILE).write_text(render_model_card(output_dir, str(output_dir), TEMPLATE), encoding="utf-8")
+        card = render_model_card(output_dir, str(output_dir), shipped_file(TEMPLATE_FILE))
+        (output_dir / CARD_FILE).write_text(card, encoding="utf-8")
     logger.info("Model, card (README.md), metrics, tables and pictures are in %s", output_dir)
 
 
-if __name__ == "__main__":
+def command(arguments: list[str] | None = None, program: str = "train_hf.py") -> None:
+    """Runs the command as a process of its own: errors in one line, exit codes, UTF-8.
+
+    Args:
+        arguments: Command line; by default the process's own.
+        program: Name of the command in the help and in errors.
+    """
     use_utf8()
     print_anything()
-    with one_line_errors("train_hf.py"):
-        main()
+    with one_line_errors(program):
+        main(arguments, program)
         from accelerate import PartialState
 
         # A thread of gloo's that drops a tensor while Python comes to its end would abort the process.
         PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    command()

@@ -7,6 +7,8 @@ from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.parsing import Parser, add_general
 from kenya_birds.process import cleaned_up_at_signals, print_anything, use_utf8
 
+TRAIN = "kenya-birds train"
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command.
@@ -17,6 +19,11 @@ def main(arguments: list[str] | None = None) -> None:
     use_utf8()
     print_anything()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["train"]:
+        import train_hf
+
+        train_hf.command(words[1:], TRAIN)
+        return
     # What stands behind `tune ... --` are flags of train_hf.py.
     end = words.index("--") if words[:1] == ["tune"] and "--" in words else len(words)
     with one_line_errors("kenya-birds"):
@@ -36,6 +43,8 @@ def _parser() -> Parser:
         example="kenya-birds detect birds recordings --output found\nkenya-birds detect --help",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="Commands")
+    # The script has a parser of its own, which reads transformers' arguments: it is only listed here.
+    commands.add_parser("train", help="train a classifier on an annotated archive, and evaluate it", add_help=False)
     for room in (inference, data, training, publishing, serving):
         room.add_commands(commands)
     add_general(parser)

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def shipped_file(name: str) -> Path:
+    """A file of the repository's top level, such as model_card.md: there in a clone, in the package in a wheel.
+
+    Raises:
+        FileNotFoundError: If it is in neither: the installation is not whole.
+    """
+    package = Path(__file__).parent
+    for folder in (package, package.parent):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{name} is missing in {package}: install kenya_birds again")
+
+
 def write_json(content: dict[str, Any], path: Path, *, allow_nan: bool = True) -> None:
     """Writes JSON whole or not at all.
 

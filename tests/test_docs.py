@@ -265,6 +265,7 @@ def parsers():
         "accelerate launch": launch_command_parser(),
         "torchrun": get_args_parser(),
         **{f"kenya-birds {name}": parser for name, parser in ours.items()},
+        "kenya-birds train": train_parser("kenya-birds train"),
     }
 
 

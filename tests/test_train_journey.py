@@ -15,6 +15,7 @@ import train_hf
 from kenya_birds import cli
 from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
+from kenya_birds.files import shipped_file
 
 # Unchanged clips: with so few steps, the loss would fall too slowly to see.
 UNCHANGED = {f"{change}_probability": 0 for change in ("shift", "pitch", "speed", "gain", "noise", "mask")}
@@ -381,5 +382,7 @@ def test_feature_flags_are_the_extractors_arguments():
     assert dataclasses.asdict(FeatureArguments()) == expected
 
 
-def test_the_template_is_beside_the_script():
-    assert train_hf.TEMPLATE == ROOT / "model_card.md"
+def test_the_card_s_template_is_beside_the_script():
+    assert shipped_file(train_hf.TEMPLATE_FILE) == ROOT / "model_card.md"
+    with pytest.raises(FileNotFoundError, match="install kenya_birds again"):
+        shipped_file("nothing.md")

@@ -1,4 +1,4 @@
-"""Commands that publish: push-clips, export."""
+"""Commands that publish: push, push-clips, export."""
 
 import argparse
 from pathlib import Path
@@ -6,13 +6,26 @@ from typing import Any, Literal
 
 from kenya_birds.commands.common import MODEL, add_archive, log_loading
 from kenya_birds.parsing import add_general, add_option, new_command
+from kenya_birds.publishing.push import AFTER_STOP, DESCRIPTION, add_push_options, push_model
 from kenya_birds.values import Count, Seconds
 
 
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
-    for add in (_add_push_clips, _add_export):
+    for add in (_add_push, _add_push_clips, _add_export):
         add(commands)
+
+
+def _add_push(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "push",
+        "check a trained model and publish it on the Hugging Face Hub",
+        DESCRIPTION,
+        "kenya-birds push --model_dir birds --repo_id birds-of-baringo --dry_run",
+    )
+    add_push_options(command)
+    command.set_defaults(run=push_model, after_stop=AFTER_STOP)
 
 
 def _add_push_clips(commands: Any) -> None:

@@ -78,10 +78,12 @@ METAVARS = {
     "resume_from_checkpoint": "true|FOLDER",
     "accelerator_config": "JSON",
 }
-EXAMPLE = (
-    "accelerate launch train_hf.py --data_dir archive --output_dir birds\n"
-    "accelerate launch train_hf.py --data_dir archive --output_dir birds --resume_from_checkpoint true"
-)
+EXAMPLES = {
+    "train_hf.py": "accelerate launch train_hf.py --data_dir archive --output_dir birds\n"
+    "accelerate launch train_hf.py --data_dir archive --output_dir birds --resume_from_checkpoint true",
+    "kenya-birds train": "kenya-birds train --data_dir archive --output_dir birds\n"
+    "accelerate launch -m kenya_birds train --data_dir archive --output_dir birds --resume_from_checkpoint true",
+}
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def train_parser(program: str = "train_hf.py", *, show_all: bool = False) -> Par
         description="Trains a bird classifier on an annotated archive: cuts clips, splits whole recordings "
         "into train, validation and test, fine-tunes a timm backbone, calibrates and evaluates it, and writes a "
         "model folder.",
-        example=EXAMPLE,
+        example=EXAMPLES.get(program, ""),
         argument_default=argparse.SUPPRESS,
     )
     fields = transformers_fields()

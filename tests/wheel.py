@@ -1,0 +1,74 @@
+"""Builds the source distribution and from it the wheel, and uses it in an empty folder: `make wheel`.
+
+The wheel is installed in a new environment, which takes its dependencies from the environment that runs this script.
+The repository is in neither the environment's path nor the working folder.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TRAINING = (
+    *(
+        "--use_cpu",
+        "--backbone",
+        "test_convnext",
+        "--init_from",
+        "scratch",
+        "--n_mels",
+        "32",
+        "--min_annotations",
+        "5",
+    ),
+    *("--num_train_epochs", "1", "--per_device_train_batch_size", "16", "--no_call_windows", "5"),
+)
+
+
+def run(*words, cwd):
+    """Runs a command without this repository in its paths."""
+    print("$", *words, flush=True)
+    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment["HF_HUB_OFFLINE"] = "1"
+    subprocess.run([str(word) for word in words], cwd=cwd, env=environment, check=True)
+
+
+def main():
+    """Builds, installs, and goes through the journey; raises if a step fails."""
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        run(sys.executable, "-m", "build", "--outdir", place / "dist", ROOT, cwd=place)
+        (wheel,) = (place / "dist").glob("*.whl")
+        venv.create(place / "environment", with_pip=False)
+        layout = {"base": str(place / "environment"), "platbase": str(place / "environment")}
+        scripts = Path(sysconfig.get_path("scripts", "venv", layout))
+        packages = Path(sysconfig.get_path("purelib", "venv", layout))
+        python = scripts / Path(sys.executable).name
+        run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel, cwd=place)
+        # Plain paths: editable installations of that environment are not seen through them.
+        (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+        work = place / "work"
+        work.mkdir()
+        code = "import kenya_birds, train_hf; print(kenya_birds.__file__); print(train_hf.__file__)"
+        files = subprocess.run(
+            [python, "-I", "-c", code], cwd=work, check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        assert all(packages.resolve() in Path(file).resolve().parents for file in files), files
+        command = scripts / "kenya-birds"
+        run(command, "synthesize", "archive", *["--recordings", "6", "--duration_s", "40", "--species", "3"], cwd=work)
+        run(command, "train", "--data_dir", "archive", "--output_dir", "birds", *TRAINING, cwd=work)
+        run(command, "detect", "birds", "archive", "--output", "found", "--threshold", "0.3", cwd=work)
+        assert (work / "found" / "detections.csv").is_file()
+        run(command, "export", "birds", "--output", "graph", cwd=work)
+        assert (work / "graph" / "model.onnx").is_file()
+        run(command, "push", "--model_dir", "birds", "--repo_id", "ann/birds", "--dry_run", cwd=work)
+    print("The wheel works: it synthesises, trains, detects, exports and checks a model for the Hub.")
+
+
+if __name__ == "__main__":
+    main()
