@@ -490,7 +490,9 @@ def test_ctrl_c_in_training_says_whether_it_can_be_resumed(tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_hf, "train", stopped)
-    monkeypatch.setattr(train_hf, "parse_train_flags", lambda *_: argparse.Namespace(training={"output_dir": tmp_path}))
+    monkeypatch.setattr(
+        train_hf, "parse_train_flags", lambda *_: argparse.Namespace(training={"output_dir": tmp_path})
+    )
     for made, said in (
         (None, "no checkpoint was saved yet; run the same command again"),
         ("checkpoint-3", "no checkpoint was saved yet; run the same command again"),
