@@ -339,7 +339,8 @@ def slow_build(archive, tmp_path):
 
     def begin(cache, num_proc, method):
         words = [sys.executable, script, archive, cache, str(num_proc), method]
-        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        log = (tmp_path / "log.txt").open("w", encoding="utf-8")
+        return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
 
     return begin
 
@@ -404,6 +405,21 @@ def test_workers_end_with_a_build_that_is_killed_where_they_inherit_nothing(tmp_
     wait_for(lambda: not any(map(is_running, writing)), timeout_s=10)
     for child in filter(is_running, children):  # one that only serves their queue
         os.kill(child, signal.SIGTERM)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_ctrl_c_ends_a_build_with_all_its_processes_and_one_traceback(tmp_path, slow_build, num_proc):
+    cache = tmp_path / "cache"
+    process = slow_build(cache, num_proc, "fork")
+    wait_for(lambda: len(list(cache.rglob("*train*.arrow"))) == num_proc)
+    children = children_of(process.pid)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(timeout=20) == -signal.SIGINT
+    wait_for(lambda: not any(map(is_running, children)), timeout_s=10)
+    log = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert log.count("Traceback") == 1, log
+    assert log.splitlines()[-1] == "KeyboardInterrupt"
 
 
 def test_clips_can_be_streamed_without_being_kept(load, archive, tmp_path):

@@ -34,7 +34,9 @@ _is_on = False
 
 @contextmanager
 def children_end_with_us() -> Iterator[None]:
-    """On Linux, whatever process is forked inside the block is killed when this one dies, even of SIGKILL.
+    """On Linux, every process that is forked inside the block is killed when this one dies, even of SIGKILL.
+
+    Ctrl+C reaches all processes of a terminal: these wait for this one to end them, without a traceback.
 
     Otherwise the workers of a `datasets` build go on writing into the folder that the next build uses, and the process
     that serves their queue never ends. Elsewhere that process stays, idle; workers call `end_with_parent`.
@@ -51,7 +53,28 @@ def end_with_parent() -> None:
     """Ends this process as soon as the one that started it has ended; does nothing in one that is no worker."""
     parent = multiprocess.parent_process()
     if parent is not None and not any(thread.name == WATCH for thread in threading.enumerate()):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, _wait_for_the_end)
         threading.Thread(target=_wait_and_end, args=(parent,), name=WATCH, daemon=True).start()
+
+
+def _wait_for_the_end(*_: Any) -> None:
+    """On Ctrl+C in a worker: the process that started it ends it, after their queue; that error is not shown."""
+    sys.unraisablehook = lambda _: None
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Raises `KeyboardInterrupt` where Ctrl+C made `datasets` raise another exception, while it waits for workers."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            cause = cause.__context__
+        raise
 
 
 def _wait_and_end(parent: "multiprocess.process.BaseProcess") -> None:
@@ -61,6 +84,7 @@ def _wait_and_end(parent: "multiprocess.process.BaseProcess") -> None:
 
 def _kill_with_parent() -> None:
     if _is_on:
+        signal.signal(signal.SIGINT, _wait_for_the_end)
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # noqa: TID251
 
 
@@ -218,7 +242,7 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
         folder = Path(self._output_dir)
         for left in folder.iterdir() if folder.suffix == ".incomplete" else ():
             left.unlink()
-        with children_end_with_us():
+        with children_end_with_us(), _interrupts_kept():
             super()._download_and_prepare(*args, **settings)
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
