@@ -184,7 +184,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     check_file(options.splits_file, "a table of splits or folds")
     check_new_folder(output)
     log_loading(options.model)
-    from kenya_birds.evaluation.evaluation_report import format_metrics
+    from kenya_birds.evaluation.evaluation_report import WHOLE_RECORDINGS, format_metrics, format_recordings
     from kenya_birds.experiments.evaluate import evaluate_model
 
     metrics = evaluate_model(
@@ -204,6 +204,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         num_proc=options.num_proc,
         seed=options.seed,
     )
+    if WHOLE_RECORDINGS in metrics:
+        print(format_recordings(metrics[WHOLE_RECORDINGS]))
     print(format_metrics(metrics))
     print(f"Metrics, tables, predictions and pictures are in {output}")
 

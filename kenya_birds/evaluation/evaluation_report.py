@@ -101,6 +101,8 @@ def _scores(targets: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.
 
 
 METRICS_FILE = "metrics.json"
+# What metrics.json says of the whole recordings of a split.
+WHOLE_RECORDINGS = "whole_recordings"
 SPECIES_FILE = "per_species.csv"
 PREDICTIONS_FILE = "predictions.parquet"
 CONFUSION_FILE = "confusion_matrix.png"
@@ -284,6 +286,24 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
         told = "not defined" if value is None else f"{value:.4f}"
         between = "" if interval is None else f"  ({interval[0]:.4f} to {interval[1]:.4f})"
         lines.append(f"{name:<14} {told}{between}")
+    return "\n".join(lines)
+
+
+def format_recordings(whole: Mapping[str, Any]) -> str:
+    """The metrics on whole recordings as text, one a line, with their intervals.
+
+    Args:
+        whole: `hours`, `calls`, `overlap_s` and `metrics` (see `event_intervals`).
+    """
+    lines = [
+        f"whole recordings: {whole['hours']:.2f} h, {whole['calls']} annotated calls, windows that overlap by "
+        f"{whole['overlap_s']:g} s"
+    ]
+    for name, metric in whole["metrics"].items():
+        value, interval = metric["value"], metric["interval"]
+        told = "not defined" if value is None else f"{value:.4f}"
+        between = "" if interval is None else f"  ({interval[0]:.4f} to {interval[1]:.4f})"
+        lines.append(f"{name:<28} {told}{between}")
     return "\n".join(lines)
 
 

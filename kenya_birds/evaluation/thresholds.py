@@ -39,6 +39,7 @@ class Thresholds:
         cross_validation: How good the thresholds are on validation recordings that they were not chosen on: macro F1
             (`macro_f1`), that of 0.5 for all species (`default_macro_f1`), and the number of `recordings`. None where
             this was not checked.
+        overlap_s: Overlap of neighbouring windows for which they were chosen; None where they were chosen on clips.
     """
 
     wanted_precision: float | None
@@ -46,6 +47,7 @@ class Thresholds:
     species: dict[str, float | None]
     defaults: dict[str, str] = field(default_factory=dict)
     cross_validation: dict[str, float] | None = None
+    overlap_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for JSON with the attributes' names."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,24 @@ import torch
 
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
+from kenya_birds.data.decoded_recordings import decode_recordings
 from kenya_birds.data.splits import SPLITS, read_splits
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
-from kenya_birds.evaluation.evaluation_report import write_evaluation
+from kenya_birds.evaluation.evaluation_report import WHOLE_RECORDINGS, write_evaluation
+from kenya_birds.evaluation.metrics import probabilities
 from kenya_birds.evaluation.predictions import clip_references, score_clips
 from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
+from kenya_birds.evaluation.window_targets import DEFAULT_EDGE_MARGIN_S, WindowTargets
+from kenya_birds.experiments.whole_recordings import evaluate_recordings, truth_of, write_recordings
 from kenya_birds.files import is_new_or_empty, read_json
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, find_model
 from kenya_birds.training.run_folder import SPLITS_FILE, SUMMARY_FILE
-from kenya_birds.training.settings import clip_settings
+from kenya_birds.training.settings import clip_settings, read_settings
 from kenya_birds.training.training_recordings import overlap_of
 
 logger = logging.getLogger(__name__)
@@ -125,6 +133,16 @@ def evaluate_model(
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     logits = score_clips(model, extractor, clips, batch_size=batch_size, time_shifts=time_shifts)
     thresholds = saved.folder / THRESHOLDS_FILE
+    whole = _evaluate_recordings(
+        output_dir,
+        builder,
+        one_split or split,
+        saved,
+        _Judged(model, extractor, classes, columns, calibration.of_classes(columns)),
+        batch_size=batch_size,
+        num_proc=num_proc,
+        seed=seed,
+    )
     return write_evaluation(
         output_dir,
         logits[:, columns],
@@ -139,8 +157,68 @@ def evaluate_model(
         thresholds=Thresholds.read(thresholds) if thresholds.is_file() else None,
         split=split,
         overlap=overlap,
+        more={} if whole is None else {split: {WHOLE_RECORDINGS: whole}},
         seed=seed,
+    ) | ({} if whole is None else {WHOLE_RECORDINGS: whole})
+
+
+def _evaluate_recordings(
+    output_dir: Path,
+    builder: KenyaBirds,
+    split: str,
+    saved: SavedModel,
+    judged: "_Judged",
+    *,
+    batch_size: int,
+    num_proc: int | None,
+    seed: int,
+) -> dict[str, Any] | None:
+    """Evaluates on the whole recordings of a split; None where the model has no thresholds."""
+    path = saved.folder / THRESHOLDS_FILE
+    if not path.is_file():
+        logger.warning("'%s' has no %s: it is not evaluated on whole recordings", saved.name, THRESHOLDS_FILE)
+        return None
+    settings, extractor, archive = read_settings(saved.folder), judged.extractor, builder.archive
+    names = builder.splits.loc[builder.splits["split"] == split, "recording"].to_list()
+    decoded = decode_recordings(
+        {name: archive.recording_path(name) for name in names},
+        builder._cache_dir_root,
+        extractor.sampling_rate,
+        threads=num_proc or 1,
     )
+    overlap_s = float(settings.get("overlap_s", 0.0))
+    grid = RecordingWindowGrid.of(decoded, extractor.clip_samples, overlap_s)
+    annotated = WindowTargets.of(
+        archive.annotations,
+        archive.unknown,
+        decoded.lengths,
+        judged.classes,
+        sampling_rate=extractor.sampling_rate,
+        window=extractor.clip_samples,
+        margin_s=float(settings.get("edge_margin_s", DEFAULT_EDGE_MARGIN_S)),
+    )
+    logits = grid.logits(judged.model, extractor, batch_size=batch_size)[:, judged.columns]
+    multi_label = judged.model.config.problem_type == "multi_label_classification"
+    scores = evaluate_recordings(
+        grid,
+        probabilities(judged.calibration.apply(logits), multi_label=multi_label),
+        grid.targets(annotated),
+        truth_of(archive, decoded, judged.classes),
+        thresholds=Thresholds.read(path).values(judged.classes),
+    )
+    names_of = {code: row["common_name"] for code, row in archive.species_names(judged.classes).items()}
+    return write_recordings(output_dir, scores, overlap_s=overlap_s, names=names_of, seed=seed, split=split)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The model that is evaluated, which gives logits that are not calibrated."""
+
+    model: KenyaBirdsForAudioClassification
+    extractor: KenyaBirdsFeatureExtractor
+    classes: list[str]
+    columns: list[int]
+    calibration: Calibration
 
 
 def _find_splits(

@@ -1,8 +1,8 @@
 """Trains, evaluates, and writes the results of a run or of a cross-validation."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from kenya_birds.evaluation.evaluation_report import (
     METRICS_FILE,
     PREDICTIONS_FILE,
     THRESHOLDS_FILE,
+    WHOLE_RECORDINGS,
     format_metrics,
+    format_recordings,
     plain_metrics,
     write_evaluation,
     write_report,
@@ -23,9 +25,11 @@ from kenya_birds.evaluation.evaluation_report import (
 from kenya_birds.evaluation.metrics import class_targets, probabilities
 from kenya_birds.evaluation.predictions import Predictions, read_predictions, score_clips
 from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds
+from kenya_birds.experiments.whole_recordings import evaluate_recordings, truth_of, write_recordings
 from kenya_birds.files import read_json, write_json
 from kenya_birds.training.callbacks import write_results
 from kenya_birds.training.run_folder import SUMMARY_FILE, writing_results
+from kenya_birds.training.trainer import KenyaBirdsTrainer
 from kenya_birds.training.training_run import Run
 
 logger = logging.getLogger(__name__)
@@ -46,6 +50,10 @@ class Scored:
         no_call_logits: Of windows of validation recordings in which nothing is annotated, `(windows, classes)`.
         no_call_weights: How many windows each of them stands for, shape `(windows,)`.
         no_call_recordings: Name of each window's recording, shape `(windows,)`.
+        window_logits: Of all windows of the validation recordings, shape `(windows, classes)`; empty unless the model
+            was trained on recordings. They replace clips in the choice of calibration and thresholds.
+        window_targets: 1, 0 or -100, same shape.
+        window_recordings: Name of each window's recording, shape `(windows,)`.
     """
 
     validation_logits: np.ndarray
@@ -55,18 +63,36 @@ class Scored:
     no_call_logits: np.ndarray
     no_call_weights: np.ndarray
     no_call_recordings: np.ndarray
+    window_logits: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    window_targets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    window_recordings: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=str))
 
     def calibration(self) -> CalibrationChoice:
         """The calibration that is best on validation recordings that it was not fitted on, or none."""
-        choice = choose_calibration(self.validation_logits, self.validation_references, self.validation_recordings)
+        if len(self.window_logits):
+            choice = choose_calibration(self.window_logits, self.window_targets, self.window_recordings)
+        else:
+            choice = choose_calibration(self.validation_logits, self.validation_references, self.validation_recordings)
         logger.info("%s", choice.reason())
         return choice
 
-    def thresholds(self, calibration: Calibration, classes: Sequence[str]) -> Thresholds:
-        """Those with the best F1 on validation clips and windows without a call: detection meets both.
+    def thresholds(
+        self, calibration: Calibration, classes: Sequence[str], overlap_s: float | None = None
+    ) -> Thresholds:
+        """Those with the best F1 on all windows of validation recordings, or on clips and windows without a call.
 
         They are checked on validation recordings that they were not chosen on (see `choose_checked_thresholds`).
         """
+        if len(self.window_logits):
+            thresholds = choose_checked_thresholds(
+                probabilities(calibration.apply(self.window_logits), multi_label=True),
+                self.window_targets,
+                classes,
+                self.window_recordings,
+            )
+            thresholds = replace(thresholds, overlap_s=overlap_s)
+            logger.info("%s", thresholds.reason())
+            return thresholds
         logits = np.concatenate([self.validation_logits, self.no_call_logits])
         targets = class_targets(self.validation_references, len(classes))
         absent = np.zeros((len(self.no_call_logits), len(classes)), dtype=targets.dtype)
@@ -93,6 +119,8 @@ def write_test(
     train_counts: Sequence[int],
     more: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int,
+    judge: Callable[[Calibration, Thresholds], dict[str, Any]] | None = None,
+    overlap_s: float | None = None,
 ) -> dict[str, Any]:
     """Evaluates on test, with thresholds chosen on validation, and writes what `write_evaluation` writes.
 
@@ -107,6 +135,8 @@ def write_test(
         train_counts: Training clips by class id.
         more: What else `metrics.json` shall say of `validation` and `test`.
         seed: Of the bootstrap.
+        judge: Evaluates on the whole test recordings, and returns what `metrics.json` says of them.
+        overlap_s: Overlap of the windows in `scored`.
 
     Returns:
         The metrics on test (see `write_report`).
@@ -114,11 +144,14 @@ def write_test(
     scores = probabilities(
         calibration.calibration.apply(scored.validation_logits), multi_label=scored.validation_references.ndim == 2
     )
-    thresholds = scored.thresholds(calibration.calibration, classes)
+    thresholds = scored.thresholds(calibration.calibration, classes, overlap_s)
     validation: dict[str, Any] = plain_metrics(scores, scored.validation_references)
     validation["no_call_windows"] = len(scored.no_call_logits)
     validation |= {"calibration": calibration.to_json(), "thresholds": thresholds.reason()}
-    more = more or {}
+    more = dict(more or {})
+    if judge is not None:
+        whole = judge(calibration.calibration, thresholds)
+        more["test"] = {WHOLE_RECORDINGS: whole, **more.get("test", {})}
     told = write_evaluation(
         folder,
         scored.test_logits,
@@ -134,6 +167,8 @@ def write_test(
         more={**more, "validation": {**more.get("validation", {}), **validation}},
         seed=seed,
     )
+    if judge is not None:
+        logger.info("test, %s", format_recordings(whole))
     logger.info("validation: macro F1 %.4f, accuracy %.4f", validation["macro_f1"], validation["accuracy"])
     logger.info("test: %s", format_metrics(told))
     return told
@@ -250,7 +285,11 @@ def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
 
 
 def _train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
-    no_call, weights = run.validation_no_call()  # before training: what is wrong with it shall come to light first
+    on_recordings = run.settings.data.train_on == "recordings"
+    # Thresholds of a model trained on recordings are chosen on all windows of the validation recordings.
+    no_call, weights = (
+        (None, np.zeros(0)) if on_recordings else run.validation_no_call()
+    )  # before training: what is wrong with it shall come to light first
     trainer, clips, summary = run.train()
     logger.info("Evaluating on the validation and test splits ...")
     predicted = {split: trainer.predict(clips[split], metric_key_prefix=split) for split in ("validation", "test")}
@@ -266,7 +305,24 @@ def _train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
         no_call_logits,
         weights,
         np.asarray([] if no_call is None else no_call["recording"][:], dtype=str),
+        *(_validation_windows(run, trainer) if on_recordings and run.team.is_first else ()),
     )
+    grid, annotated = run.windows("test")
+    # Before the model gets its calibration, which would be in its logits.
+    window_logits = grid.logits(trainer.model, run.extractor) if run.team.is_first else np.zeros((0, 0))
+
+    def judge(calibration: Calibration, thresholds: Thresholds) -> dict[str, Any]:
+        judged = evaluate_recordings(
+            grid,
+            probabilities(calibration.apply(window_logits), multi_label=trainer.multi_label),
+            grid.targets(annotated),
+            truth_of(run.builder.archive, grid.decoded, run.builder.classes),
+            thresholds=thresholds.values(run.builder.classes),
+        )
+        data, training = run.settings.data, run.settings.training
+        return write_recordings(
+            Path(training.output_dir), judged, overlap_s=data.overlap_s, names=run.common_names, seed=training.seed
+        )
 
     def write() -> None:
         output_dir = Path(run.settings.training.output_dir)
@@ -288,9 +344,17 @@ def _train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
                 train_counts=trainer.class_counts.tolist(),
                 more={split: {"loss": each.metrics[f"{split}_loss"]} for split, each in predicted.items()},
                 seed=run.settings.training.seed,
+                judge=judge,
+                overlap_s=run.settings.data.overlap_s,
             )
         if "tensorboard" in run.settings.training.report_to:
             write_results(output_dir, trainer.state.global_step, {name: told.get(name) for name in FIGURES})
 
     run.team.first_does(write)
     return summary, scored
+
+
+def _validation_windows(run: Run, trainer: KenyaBirdsTrainer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits, targets and recordings of all windows of the validation recordings."""
+    grid, annotated = run.windows("validation")
+    return grid.logits(trainer.model, run.extractor), grid.targets(annotated), grid.names

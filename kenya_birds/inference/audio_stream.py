@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soxr
 
 from kenya_birds.data.audio import MAX_AMPLITUDE, AudioHeader, Block, RecordingReader
+from kenya_birds.data.sound_pieces import resampled
 from kenya_birds.errors import UserError
 from kenya_birds.inference.sources import FileState, Source
 from kenya_birds.inference.windows import Coverage, Loss, WindowGrid, Windows
@@ -165,7 +167,8 @@ def read_windows(
     with reader:
         rate = reader.header.sample_rate_hz
         lost: list[Loss] = []
-        pieces = _resampled(_timed_blocks(reader, lost, stopwatch), rate, sampling_rate, stopwatch)
+        blocks = _timed_blocks(reader, lost, stopwatch)
+        pieces = resampled(blocks, rate, sampling_rate, partial(stopwatch.time, "resample"))
         yield from _windows(pieces, reader.samples, reader.header, lost, grid, sampling_rate)
         if reader.lone_channel is not None:
             logger.warning(
@@ -209,45 +212,3 @@ def _timed_blocks(reader: RecordingReader, losses: list[Loss], stopwatch: Stopwa
         if losses and losses[-1].end_s == start_s:
             start_s = losses.pop().start_s
         losses.append(Loss(start_s, end_s, block.reason))
-
-
-def _resampled(
-    blocks: Iterator[Block], rate_hz: int, sampling_rate: int, stopwatch: Stopwatch
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(place, float32 samples) at another rate: the same samples as if each unbroken stretch had been resampled whole.
-
-    After a loss the stream begins anew where both rates have a sample at the same time.
-    """
-    if rate_hz == sampling_rate:
-        for block in blocks:
-            assert block.sound is not None
-            yield block.start, block.sound
-        return
-    common = np.gcd(rate_hz, sampling_rate)
-    in_step, out_step = int(rate_hz // common), int(sampling_rate // common)
-    stream: soxr.ResampleStream | None = None
-    expected, place = -1, 0
-
-    def resample(sound: np.ndarray, is_last: bool) -> tuple[int, np.ndarray]:
-        nonlocal place
-        with stopwatch.time("resample"):
-            assert stream is not None
-            out = stream.resample_chunk(sound, last=is_last)
-        place += len(out)
-        return place - len(out), out
-
-    for block in blocks:
-        sound, start = block.sound, block.start
-        assert sound is not None
-        if start != expected:
-            if stream is not None:
-                yield resample(sound[:0], is_last=True)
-            skipped = -start % in_step
-            stream, sound, place = None, sound[skipped:], (start + skipped) // in_step * out_step
-            if len(sound):
-                stream = soxr.ResampleStream(rate_hz, sampling_rate, 1, "float32")
-        expected = block.start + block.frames if stream is not None else -1
-        if len(sound):
-            yield resample(sound, is_last=False)
-    if stream is not None:
-        yield resample(np.zeros(0, dtype=np.float32), is_last=True)

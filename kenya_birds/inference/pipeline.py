@@ -271,6 +271,13 @@ class SoundscapePipeline:
                 f"{path} has no threshold of {', '.join(missing)}: it belongs to another model, give one for all with "
                 "--threshold (threshold=)"
             )
+        if thresholds.overlap_s is not None and thresholds.overlap_s != self.overlap_s:
+            logger.warning(
+                "The thresholds were chosen for windows that overlap by %g s, and windows overlap by %g s now: "
+                "expect other numbers of false and missed detections than in its evaluation",
+                thresholds.overlap_s,
+                self.overlap_s,
+            )
         values = thresholds.values(self.classes)
         if silent := [code for code, value in zip(self.classes, values, strict=True) if value == np.inf]:
             logger.warning(

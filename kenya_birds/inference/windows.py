@@ -1,6 +1,5 @@
 """Windows of a recording: where they lie, how they are cut, and which sound is in none of them."""
 
-import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,66 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from kenya_birds.errors import UserError
-
-# Of a window: less sound is not scored. See "How short a recording may be" in docs/detection.md.
-LEAST_SOUND_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class WindowGrid:
-    """Windows of one length that together hold every sample of an unbroken stretch of sound, and nothing else.
-
-    Windows start at each multiple of the hop in the recording, as integer samples, so that nothing adds up over hours.
-    Where a stretch begins between two of them, one more starts with it; where the last one ends before the stretch
-    does, one more ends with it. A stretch shorter than a window is one window, with the stretch in its middle and
-    mirrored sound on both sides; a stretch shorter than a quarter of a window is none.
-
-    Attributes:
-        window_samples: Length of a window.
-        hop_samples: From one start to the next.
-    """
-
-    window_samples: int
-    hop_samples: int
-
-    @classmethod
-    def with_overlap(cls, window_samples: int, overlap_s: float, sample_rate_hz: int) -> "WindowGrid":
-        """Windows that overlap by so many seconds, to the next sample.
-
-        Raises:
-            UserError: If the overlap is negative, or as long as a window.
-        """
-        overlap = round(overlap_s * sample_rate_hz) if 0 <= overlap_s < np.inf else -1
-        if not 0 <= overlap < window_samples:
-            raise UserError(
-                f"the overlap is {overlap_s} s: expected 0 s or more, and less than the "
-                f"{window_samples / sample_rate_hz:g} s of a window"
-            )
-        return cls(window_samples, window_samples - overlap)
-
-    @property
-    def least_samples(self) -> int:
-        """The shortest stretch of which a window is made."""
-        return math.ceil(LEAST_SOUND_SHARE * self.window_samples)
-
-    def starts(self, begin: int, end: int) -> np.ndarray:
-        """First samples of the windows of the unbroken stretch `[begin, end)`, int64, ascending."""
-        if end - begin < self.least_samples:
-            return np.zeros(0, dtype=np.int64)
-        starts = self.full_starts(begin, end)
-        if not len(starts):
-            return np.array([begin], dtype=np.int64)
-        is_covered = starts[-1] + self.window_samples == end
-        return starts if is_covered else np.append(starts, end - self.window_samples)
-
-    def full_starts(self, next_start: int, end: int) -> np.ndarray:
-        """`next_start` and the multiples of the hop behind it, of all windows that end by `end`: int64, ascending."""
-        last = end - self.window_samples
-        if next_start > last:
-            return np.zeros(0, dtype=np.int64)
-        multiples = np.arange(next_start // self.hop_samples + 1, last // self.hop_samples + 1, dtype=np.int64)
-        return np.concatenate([np.array([next_start], dtype=np.int64), multiples * self.hop_samples])
+from kenya_birds.data.sound_pieces import SILENCE_S, audible
+from kenya_birds.data.window_grid import WindowGrid
 
 
 @dataclass(frozen=True)
@@ -143,11 +84,6 @@ class WindowCutter:
             yield Windows(np.array([self._begin]), np.array([end]), window[None])
 
 
-# Quieter samples (-200 dBFS) are digital silence: no format of recorders has them, but some decoders leave such dust.
-SILENCE_AMPLITUDE = 1e-10
-# Longer digital silence breaks the sound: it is what recorders leave where they wrote nothing. In a window it changes
-# scores more than a shift of the window does, and from 1 s on it is named as a bird (see docs/detection.md).
-SILENCE_S = 0.25
 SILENT = "digital silence"
 WHOLLY_SILENT = "digital silence from the beginning to the end"
 NEARLY_SILENT = "digital silence, but for too little sound to be scored"
@@ -252,34 +188,14 @@ class Coverage:
         return f"{sound_s:.3g} s of sound are too short to be scored: expected {least_s:g} s or more without a break"
 
     def _audible(self, pieces: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
-        """The pieces without longer silence, however it is divided among them."""
-        place = held = 0  # silence that ends at this place and is not passed on yet
-        for start, sound in pieces:
-            if start != place:
-                yield from self._end_silence(place, held)
-                held = 0
-            self._given.add(start, start + len(sound))
-            done = 0
-            for first, last in _silences(sound, self._least_silence):
-                if first > done:
-                    yield from self._end_silence(start + done, held)
-                    yield start + done, sound[done:first]
-                    held = 0
-                held += last - first
-                done = last
-            if done < len(sound):
-                yield from self._end_silence(start + done, held)
-                yield start + done, sound[done:]
-                held = 0
-            place = start + len(sound)
-        yield from self._end_silence(place, held)
+        """The pieces without longer silence."""
 
-    def _end_silence(self, end: int, samples: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Passes short silence on, and notes longer."""
-        if samples >= self._least_silence:
-            self._silent.add(end - samples, end)
-        elif samples:
-            yield end - samples, np.zeros(samples, dtype=np.float32)
+        def given() -> Iterator[tuple[int, np.ndarray]]:
+            for start, sound in pieces:
+                self._given.add(start, start + len(sound))
+                yield start, sound
+
+        return audible(given(), self._least_silence, self._silent.add)
 
 
 class _Runs:
@@ -319,22 +235,3 @@ class _Runs:
                 found.append((begin, self.begins[index]))
             begin = self.ends[index]
         return [*found, (begin, end)] if begin < end else found
-
-
-def _silences(sound: np.ndarray, least: int) -> list[tuple[int, int]]:
-    """Silent stretches of a piece: those of so many samples, and also shorter ones at its two ends."""
-    step = max(1, least // 8)
-    some = np.flatnonzero(np.abs(sound[::step]) > SILENCE_AMPLITUDE) * step
-    if len(some) and max(some[0], len(sound) - some[-1], np.diff(some).max(initial=0)) <= least:
-        # These few samples show that no silence is long, as in most sound: only the ends are looked at.
-        first = int(np.argmax(np.abs(sound[: some[0] + 1]) > SILENCE_AMPLITUDE))
-        last = len(sound) - int(np.argmax(np.abs(sound[some[-1] :][::-1]) > SILENCE_AMPLITUDE))
-        long = []
-    else:
-        heard = np.flatnonzero(np.abs(sound) > SILENCE_AMPLITUDE)
-        if not len(heard):
-            return [(0, len(sound))]
-        first, last = int(heard[0]), int(heard[-1]) + 1
-        before = np.flatnonzero(np.diff(heard) > least)
-        long = list(zip((heard[before] + 1).tolist(), heard[before + 1].tolist(), strict=True))
-    return [(begin, end) for begin, end in [(0, first), *long, (last, len(sound))] if begin < end]

@@ -16,8 +16,11 @@ from kenya_birds.evaluation.evaluation_report import (
     PRECISION_RECALL_FILE,
     RELIABILITY_FILE,
     SPECIES_FILE,
+    WHOLE_RECORDINGS,
 )
 from kenya_birds.experiments.results import OUT_OF_FOLD
+from kenya_birds.experiments.score import DESCRIPTIONS
+from kenya_birds.experiments.whole_recordings import RECALL_FILE, TIMELINE_FILE
 from kenya_birds.files import read_json
 from kenya_birds.publishing.clips_dataset import markdown_cell
 from kenya_birds.saved_models import THRESHOLDS_FILE
@@ -33,6 +36,8 @@ METRIC_NAMES = {
     "ece": ("expected_calibration_error", "Expected calibration error"),
 }
 PICTURES = {
+    TIMELINE_FILE: "One test recording: annotated and detected calls",
+    RECALL_FILE: "Recall against false detections an hour",
     CONFUSION_FILE: "What was taken for what",
     PRECISION_RECALL_FILE: "Precision and recall by species",
     RELIABILITY_FILE: "Scores against the share that was right, before and after calibration",
@@ -122,6 +127,8 @@ def render_model_card(
         device_hours=summary["processes"] * (summary["result"]["train_runtime_s"] + fold_s) / 3600,
         fold_hours=summary["processes"] * fold_s / 3600,
         chosen_by=_chosen_by(summary["result"]),
+        whole=results.get(WHOLE_RECORDINGS),
+        whole_names=DESCRIPTIONS,
         metric_names={key: name for key, (_, name) in METRIC_NAMES.items()},
         labels=labels,
         figure=_figure,
@@ -148,7 +155,8 @@ def _chosen_by(result: Mapping[str, Any]) -> str | None:
     if "best_epoch" not in result:
         return None
     metric = str(result.get("chosen_by", "macro_f1")).removeprefix("eval_")  # older runs had no other
-    return {"macro_f1": "macro F1", "weighted_f1": "weighted F1"}.get(metric, metric)
+    names = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "cmap": "mean average precision over windows"}
+    return names.get(metric, metric)
 
 
 def _species_rows(path: Path) -> list[dict[str, str]]:

@@ -73,6 +73,47 @@ class DataArguments:
     data_dir: str = field(
         metadata={"help": "the archive: a folder with annotations.csv, species.csv, soundscape_data/"}
     )
+    train_on: Literal["clips", "recordings"] = field(
+        default="clips",
+        metadata={
+            "help": "clips: learn from one clip round each annotation; recordings: learn from windows that lie "
+            "anywhere in the training recordings, with several calls or none (multi-label)"
+        },
+    )
+    call_windows: Share = field(
+        default=0.5, metadata={"help": "--train_on recordings: share of the windows that are drawn round a call"}
+    )
+    empty_windows: Share = field(
+        default=0.25,
+        metadata={
+            "help": "--train_on recordings: share of the windows without a call; those that are left are drawn "
+            "anywhere"
+        },
+    )
+    edge_margin_s: Seconds = field(
+        default=0.25,
+        metadata={
+            "help": "--train_on recordings: a call whose centre is so near to a window's edge, inside or outside, is "
+            "neither present nor absent"
+        },
+    )
+    windows_per_epoch: Count | None = field(
+        default=None,
+        metadata={"help": "--train_on recordings: windows of an epoch; by default as many as there are calls"},
+    )
+    validation_windows: Count = field(
+        default=5000,
+        metadata={
+            "help": "--train_on recordings: choose the epoch by so many windows of the validation recordings at most"
+        },
+    )
+    overlap_s: Seconds = field(
+        default=0.0,
+        metadata={
+            "help": "overlap of neighbouring windows for which decision thresholds are chosen and whole recordings "
+            "are evaluated"
+        },
+    )
     min_annotations: Count = field(default=10, metadata={"help": "drop species with fewer annotations"})
     context_s: Seconds = field(
         default=0.0,
@@ -136,6 +177,11 @@ class DataArguments:
             UserError: If a value is out of range, or two contradict each other.
         """
         check_fields(self)
+        if self.call_windows + self.empty_windows > 1:
+            raise UserError(
+                f"call_windows is {self.call_windows:g} and empty_windows {self.empty_windows:g}: expected a sum of 1 "
+                "or less"
+            )
         if self.fold and (self.folds is not None or self.final_fit):
             raise UserError(f"fold is {self.fold} and a cross-validation runs every fold: leave one of the two out")
 
@@ -296,6 +342,13 @@ class TrainerArguments:
     sampler_weight_power: NotNegative = field(
         default=0.0,
         metadata={"help": "draw clips in proportion to n^-power of their class; 0: each clip once an epoch"},
+    )
+    focal_gamma: NotNegative = field(
+        default=0.0,
+        metadata={
+            "help": "multi-label training: weight the loss by (1 - p)^gamma, p being the probability of what is true; "
+            "0: binary cross-entropy"
+        },
     )
     clips_on_device: Literal["auto", "yes", "no"] = field(
         default="auto",

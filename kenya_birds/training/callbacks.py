@@ -19,6 +19,9 @@ from kenya_birds.training.run_folder import best_checkpoint
 
 logger = logging.getLogger(__name__)
 
+# Names of the metrics that the line of an epoch shows.
+SHOWN = {"macro_f1": "macro F1", "cmap": "mean average precision"}
+
 
 class StopAt(TrainerCallback):
     """Ends training after so many epochs, whatever number the learning rate's schedule is made for.
@@ -194,7 +197,8 @@ class EpochLog(TrainerCallback):
     ) -> None:
         """Logs the line."""
         if metrics and "eval_macro_f1" in metrics:
-            self._tell(state, metrics)
+            chosen_by = (args.metric_for_best_model or "macro_f1").removeprefix("eval_")
+            self._tell(state, metrics, chosen_by if chosen_by == "cmap" else "macro_f1")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -203,14 +207,14 @@ class EpochLog(TrainerCallback):
         if self._bar is not None:
             self._bar.close()
 
-    def _tell(self, state: TrainerState, metrics: Mapping[str, float]) -> None:
+    def _tell(self, state: TrainerState, metrics: Mapping[str, float], shown: str = "macro_f1") -> None:
         if not state.is_world_process_zero:
             return
         parts = [f"loss {self._loss:.3g}"]
         if metrics:
             parts += [
                 f"validation loss {metrics['eval_loss']:.3g}",
-                f"macro F1 {metrics['eval_macro_f1']:.4f}{_best(state)}",
+                f"{SHOWN[shown]} {metrics[f'eval_{shown}']:.4f}{_best(state)}",
             ]
         parts.append(f"{self._clips_per_s:,.0f} clips/s")
         epochs = self.epochs or state.num_train_epochs

@@ -41,6 +41,10 @@ TITLES = {
         *("min_annotations", "context_s", "edge_tolerance_s", "splits_file", "test_size", "validation_size", "fold"),
         *("split_seed", "no_call_windows"),
     ),
+    "Training on whole recordings": (
+        *("train_on", "call_windows", "empty_windows", "edge_margin_s", "windows_per_epoch", "validation_windows"),
+        *("overlap_s", "focal_gamma"),
+    ),
     "Cross-validation": ("folds", "final_fit"),
     "Loss, sampling and regularisation": (
         *("loss_weight_power", "sampler_weight_power", "label_smoothing_factor", "drop_rate", "drop_path_rate"),
@@ -146,11 +150,38 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
         if field.default is not dataclasses.MISSING:
             usual[field.name] = field.default
     check_inherited({**own, **given}, usual)
+    if light[0].get("train_on") == "recordings":
+        light[1] = {"problem_type": "multi_label_classification", **light[1]}
+        own = {"metric_for_best_model": "cmap", **own}
     data, model, features, augmentation = (group(**values) for group, values in zip(GROUPS, light, strict=False))
+    check_train_on(data, model, features)
     flags = TrainFlags(data, model, features, augmentation, training={**own, **given}, params=params)
     _check_inputs(flags)
     _check_output(flags, new_output)
     return flags
+
+
+def check_train_on(data: DataArguments, model: ModelArguments, features: FeatureArguments) -> None:
+    """Raises `UserError` if training on recordings cannot be done with the other settings.
+
+    Args:
+        data: The archive, and how it is cut and split.
+        model: The backbone and its weights.
+        features: The feature extractor.
+    """
+    if not data.overlap_s < features.clip_s:
+        raise UserError(f"overlap_s is {data.overlap_s:g}: expected less than clip_s, which is {features.clip_s:g}")
+    if data.train_on == "clips":
+        return
+    if model.problem_type != "multi_label_classification":
+        raise UserError(
+            "training on recordings is multi-label, as several birds may sing in a window: leave --problem_type out, "
+            "or use --train_on clips"
+        )
+    if not 2 * data.edge_margin_s < features.clip_s:
+        raise UserError(
+            f"edge_margin_s is {data.edge_margin_s:g}: expected less than half of clip_s, which is {features.clip_s:g}"
+        )
 
 
 def after_stop(output_dir: str | Path) -> str:

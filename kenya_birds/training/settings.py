@@ -30,7 +30,7 @@ DECIDING_ARGUMENTS = (
     *("seed", "data_seed", "full_determinism", "num_train_epochs", "max_steps", "early_stopping_patience"),
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    *("loss_weight_power", "sampler_weight_power", "label_smoothing_factor"),
+    *("loss_weight_power", "sampler_weight_power", "label_smoothing_factor", "focal_gamma"),
     *("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
 )
@@ -235,6 +235,7 @@ def training_summary(
     args: TrainingArguments,
     augmentation: AugmentationArguments,
     starting_point: str,
+    train_on: str = "clips",
 ) -> dict[str, Any]:
     """Describes data and settings of a run; no path of this machine is in it.
 
@@ -245,6 +246,7 @@ def training_summary(
         args: The training arguments.
         augmentation: What chance changed in training clips.
         starting_point: Where the weights came from, as `starting_points.initialize` returns it.
+        train_on: `clips` or `recordings`.
     """
     archive, classes = builder.archive, builder.classes
     counts = archive.annotations["species"].value_counts()
@@ -267,6 +269,7 @@ def training_summary(
         "clips_per_species": {
             code: {split: per_split[split][label] for split in clips} for label, code in enumerate(classes)
         },
+        "train_on": train_on,
         "starting_point": starting_point,
         "arguments": _arguments(args),
         "augmentation": asdict(augmentation),

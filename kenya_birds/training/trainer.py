@@ -26,7 +26,7 @@ from transformers.trainer_utils import TrainOutput
 from kenya_birds.console import transformers_bars_hidden
 from kenya_birds.distributed import Team
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.metrics import classification_metrics
+from kenya_birds.evaluation.metrics import average_precisions, class_targets, classification_metrics, probabilities
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import MASKED, KenyaBirdsForAudioClassification, classification_loss
 from kenya_birds.training.arguments import AugmentationArguments, TrainerArguments
@@ -42,8 +42,11 @@ from kenya_birds.training.callbacks import (
     has_ended,
 )
 from kenya_birds.training.preparation import clean_clips, extract_features
+from kenya_birds.training.recording_windows import RecordingWindows
 from kenya_birds.training.run_folder import STATE_FILE, copy_record, last_whole_checkpoint
 from kenya_birds.training.transformers_arguments import check_inherited, defaults
+from kenya_birds.training.window_sampler import WindowSampler
+from kenya_birds.training.window_training import EvaluationWindows, WindowPlan, focal_weights
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +95,8 @@ class KenyaBirdsTrainer(Trainer):
         model: The classifier.
         args: The arguments.
         feature_extractor: The front end, saved with every checkpoint.
-        train_dataset: Training clips.
-        eval_dataset: Validation clips; None where `args` ask for no evaluation.
+        train_dataset: Training clips, or the plan of training on windows of whole recordings.
+        eval_dataset: Validation clips or windows; None where `args` ask for no evaluation.
         augmentation: What chance changes in training clips; by default nothing.
         background: Windows without a call, as long as a clip; needed where `augmentation.background_probability` is
             above 0.
@@ -108,8 +111,8 @@ class KenyaBirdsTrainer(Trainer):
         model: KenyaBirdsForAudioClassification,
         args: KenyaBirdsTrainingArguments,
         feature_extractor: KenyaBirdsFeatureExtractor,
-        train_dataset: Dataset,
-        eval_dataset: Dataset | None,
+        train_dataset: Dataset | WindowPlan,
+        eval_dataset: Dataset | EvaluationWindows | None,
         augmentation: AugmentationArguments | None = None,
         background: Dataset | None = None,
     ) -> None:
@@ -122,7 +125,14 @@ class KenyaBirdsTrainer(Trainer):
         if self.multi_label and args.label_smoothing_factor:
             raise UserError("label_smoothing_factor is for single-label training: leave it out where multi-label")
         num_labels = model.config.num_labels
-        self.labels_per_clip = [labels if self.multi_label else [label] for labels, label in _targets(train_dataset)]
+        self.plan = train_dataset if isinstance(train_dataset, WindowPlan) else None
+        if self.plan is not None and not self.multi_label:
+            raise UserError("training on recordings is multi-label: set problem_type multi_label_classification")
+        self.labels_per_clip = (
+            train_dataset.labels
+            if isinstance(train_dataset, WindowPlan)
+            else [labels if self.multi_label else [label] for labels, label in _targets(train_dataset)]
+        )
         self.class_counts = np.bincount(np.concatenate(self.labels_per_clip), minlength=num_labels)
         self.class_weights = torch.tensor(
             power_weights(self.class_counts, args.loss_weight_power), dtype=torch.float32, device=args.device
@@ -144,21 +154,24 @@ class KenyaBirdsTrainer(Trainer):
         augmentation = augmentation or AugmentationArguments.none()
         self._team = training_team(args)
         with self._team.one_first():
-            clean = clean_clips(train_dataset, feature_extractor, args.device)
+            clean = None if self.plan else clean_clips(train_dataset, feature_extractor, args.device)
             windows = _background(augmentation, background, feature_extractor, args.device)
         self.augmentation = Augmentation(
             augmentation, feature_extractor, torch.Generator().manual_seed(args.seed), windows, args.device
         )
-        training_clips = TrainingClips(clean, self.augmentation, self.multi_label)
-        if args.clips_on_device == "yes" or (args.clips_on_device == "auto" and _fit(training_clips, args.device)):
-            training_clips.move_to(args.device)
-            logger.info("%.1f GB of training clips are kept on the device", training_clips.nbytes / 1e9)
+        training_data: TrainingClips | RecordingWindows
+        if self.plan is None:
+            assert clean is not None
+            training_data = self._training_clips(clean, args)
+        else:
+            training_data = RecordingWindows(self.plan.decoded, self.plan.targets, self.augmentation, self.plan.length)
+            self._window_sampler(args)  # what cannot be drawn from is known now
         super().__init__(
             # Convolutions of one channel each, with batch normalisation, take half the time so on a CPU.
             model=model.to(memory_format=torch.channels_last),
             args=args,
             data_collator=_as_it_is,
-            train_dataset=training_clips,
+            train_dataset=training_data,
             eval_dataset=None if eval_dataset is None else self._feature_clips(eval_dataset),
             processing_class=feature_extractor,
             compute_metrics=self._metrics,
@@ -167,6 +180,27 @@ class KenyaBirdsTrainer(Trainer):
         self._log_epochs()
         # The loss below divides by the number of items in the whole step: let Trainer count them, and not scale again.
         self.model_accepts_loss_kwargs = True
+
+    def _training_clips(self, clean: Dataset, args: KenyaBirdsTrainingArguments) -> TrainingClips:
+        clips = TrainingClips(clean, self.augmentation, self.multi_label)
+        if args.clips_on_device == "yes" or (args.clips_on_device == "auto" and _fit(clips, args.device)):
+            clips.move_to(args.device)
+            logger.info("%.1f GB of training clips are kept on the device", clips.nbytes / 1e9)
+        return clips
+
+    def _window_sampler(self, args: KenyaBirdsTrainingArguments) -> WindowSampler:
+        assert self.plan is not None
+        return WindowSampler(
+            self.plan.decoded,
+            self.plan.targets,
+            length=self.plan.length,
+            windows_per_step=args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            call_share=self.plan.call_share,
+            empty_share=self.plan.empty_share,
+            species_power=args.sampler_weight_power,
+            numbers=len(DRAWS),
+        )
 
     def _log_epochs(self) -> None:
         """Replaces what transformers prints and logs by one line for each epoch, and by curves that are some."""
@@ -245,11 +279,13 @@ class KenyaBirdsTrainer(Trainer):
         if output_dir is not None and self.args.should_save and Path(output_dir) != Path(self.args.output_dir):
             copy_record(Path(self.args.output_dir), Path(output_dir))
 
-    def get_eval_dataloader(self, eval_dataset: Dataset | FeatureClips | None = None) -> DataLoader:
+    def get_eval_dataloader(
+        self, eval_dataset: Dataset | FeatureClips | EvaluationWindows | None = None
+    ) -> DataLoader:
         """Loads clips of `load_clips`, by default the validation clips."""
         return super().get_eval_dataloader(None if eval_dataset is None else self._feature_clips(eval_dataset))
 
-    def get_test_dataloader(self, test_dataset: Dataset | FeatureClips) -> DataLoader:
+    def get_test_dataloader(self, test_dataset: Dataset | FeatureClips | EvaluationWindows) -> DataLoader:
         """Loads clips of `load_clips`."""
         return super().get_test_dataloader(self._feature_clips(test_dataset))
 
@@ -303,16 +339,24 @@ class KenyaBirdsTrainer(Trainer):
         logits, labels = prediction
         losses = self._weighted_losses(torch.as_tensor(logits), torch.as_tensor(labels))
         loss = (losses.sum() / (labels != MASKED).sum()).item()
-        return {"loss": loss, **classification_metrics(logits, labels, multi_label=self.multi_label)}
+        metrics = classification_metrics(logits, labels, multi_label=self.multi_label)
+        # Ranks are the same for logits and probabilities.
+        scores = logits if self.multi_label else probabilities(logits, multi_label=False)
+        precisions = average_precisions(scores, class_targets(labels, scores.shape[1]))
+        return {"loss": loss, **metrics, "cmap": float(np.nanmean(precisions))}
 
     def _weighted_losses(
         self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
     ) -> torch.Tensor:
         losses = classification_loss(logits, labels, self.model.config.problem_type, label_smoothing)
+        if self.multi_label and self.args.focal_gamma:
+            losses = losses * focal_weights(logits, labels, self.args.focal_gamma)
         weights = self.class_weights.to(losses.device)
         return losses * (weights if self.multi_label else weights[labels])
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> ClipSampler:
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> ClipSampler | WindowSampler:
+        if self.plan is not None:
+            return self._window_sampler(self.args)
         weights = None
         if self.args.sampler_weight_power:
             class_weights = power_weights(self.class_counts, self.args.sampler_weight_power)
@@ -343,12 +387,12 @@ def _targets(dataset: Dataset) -> list[tuple[list[int], int]]:
 
 
 def _feature_clips(
-    clips: Dataset | FeatureClips,
+    clips: Dataset | FeatureClips | EvaluationWindows,
     extractor: KenyaBirdsFeatureExtractor,
     args: KenyaBirdsTrainingArguments,
     multi_label: bool,
-) -> FeatureClips:
-    if isinstance(clips, FeatureClips):
+) -> FeatureClips | EvaluationWindows:
+    if isinstance(clips, FeatureClips | EvaluationWindows):
         return clips
     with training_team(args).one_first():
         features = extract_features(clips, extractor, args.device)

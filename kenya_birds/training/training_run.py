@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,18 @@ from transformers import set_seed
 from kenya_birds.console import user_errors
 from kenya_birds.data.archive import ANNOTATIONS_FILE
 from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
+from kenya_birds.data.decoded_recordings import DecodedRecordings, decode_recordings
 from kenya_birds.data.planning import plan_no_call
 from kenya_birds.data.splits import SPLITS, read_splits
 from kenya_birds.errors import UserError
+from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
+from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.files import check_not_locked, locked, read_json, write_table
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training.callbacks import StopAt
+from kenya_birds.training.flags import check_train_on
 from kenya_birds.training.run_folder import (
     SPLITS_FILE,
     RunRecord,
@@ -43,6 +47,7 @@ from kenya_birds.training.training_recordings import (
     overlap_with_tuning,
     recordings_before,
 )
+from kenya_birds.training.window_training import EvaluationWindows, WindowPlan, choose_windows, start_at_prior
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +80,7 @@ class Run:
         self, settings: Settings, splits: pd.DataFrame | None = None, *, everything_for: float | None = None
     ) -> None:
         self.settings = settings
+        check_train_on(settings.data, settings.model, settings.features)
         data, model = settings.data, settings.model
         self.team = training_team(settings.training)
         self._output_dir, self._stack, self._entered = Path(settings.training.output_dir), contextlib.ExitStack(), 0
@@ -123,6 +129,8 @@ class Run:
         annotations = hash_annotations(data.data_dir)
         if record is None:
             starting_point = initialize(self.model, model.init_from, self.extractor)
+            if data.train_on == "recordings":
+                start_at_prior(self.model)
             record = RunRecord(settings.record(), starting_point, annotations, everything_for)
         else:
             _check_classes(self._checkpoint, classes)
@@ -201,6 +209,53 @@ class Run:
             return Overlap((), {}, [])
         return self._before.overlap(self.builder.archive.fingerprints(recordings))
 
+    @cached_property
+    def decoded(self) -> DecodedRecordings:
+        """All recordings of the run, decoded. Asked for first, they are decoded into the cache or found there.
+
+        Raises:
+            UserError: If the disk has not enough space.
+        """
+        paths = {name: self.builder.archive.recording_path(name) for name in self.builder.splits["recording"]}
+        return decode_recordings(
+            paths,
+            self.builder._cache_dir_root,
+            self.extractor.sampling_rate,
+            threads=self.settings.data.num_proc or 1,
+        )
+
+    def windows(self, split: str) -> tuple[RecordingWindowGrid, WindowTargets]:
+        """The windows of the recordings of a split, side by side or overlapping as set, and the annotations.
+
+        Args:
+            split: Of `splits`.
+        """
+        data, extractor, archive = self.settings.data, self.extractor, self.builder.archive
+        names = self.splits.loc[self.splits["split"] == split, "recording"].to_list()
+        decoded = self.decoded.select(names)
+        targets = WindowTargets.of(
+            archive.annotations,
+            archive.unknown,
+            decoded.lengths,
+            self.builder.classes,
+            sampling_rate=extractor.sampling_rate,
+            window=extractor.clip_samples,
+            margin_s=data.edge_margin_s,
+        )
+        return RecordingWindowGrid.of(decoded, extractor.clip_samples, data.overlap_s), targets
+
+    def _window_plan(self) -> WindowPlan:
+        data = self.settings.data
+        grid, targets = self.windows("train")
+        return WindowPlan(grid.decoded, targets, data.call_windows, data.empty_windows, data.windows_per_epoch)
+
+    def _validation_windows(self) -> EvaluationWindows:
+        data, args = self.settings.data, self.settings.training
+        grid, annotated = self.windows("validation")
+        targets = grid.targets(annotated)
+        rows = choose_windows(targets, data.validation_windows, args.seed)
+        return EvaluationWindows(grid, rows, targets, self.extractor, args.device)
+
     @property
     def common_names(self) -> dict[str, str]:
         """English names by eBird code."""
@@ -263,13 +318,19 @@ class Run:
         for split in clips:
             recordings = (self.splits["split"] == split).sum()
             logger.info("%s: %d clips of %d recordings", split, len(clips[split]), recordings)
-        trainer = KenyaBirdsTrainer(
-            self.model, args, self.extractor, clips["train"], validation, augmentation, background
-        )
+        learned: datasets.Dataset | WindowPlan = clips["train"]
+        evaluated: datasets.Dataset | EvaluationWindows | None = validation
+        if data.train_on == "recordings":
+            learned = self._window_plan()
+            evaluated = None if validation is None else self._validation_windows()
+            logger.info("Each epoch has %d windows drawn from the training recordings", learned.length)
+        trainer = KenyaBirdsTrainer(self.model, args, self.extractor, learned, evaluated, augmentation, background)
         if self._everything_for is not None:
             trainer.add_callback(StopAt(self._everything_for))
             trainer.epoch_log.epochs = self._everything_for
-        summary = training_summary(self.builder, self.splits, clips, args, augmentation, self.record.starting_point)
+        summary = training_summary(
+            self.builder, self.splits, clips, args, augmentation, self.record.starting_point, data.train_on
+        )
         self.team.wait()  # here, and not where waiting is timed
         trainer.train(None if self._checkpoint is None else str(self._checkpoint))
         state = trainer.state

@@ -129,7 +129,7 @@ HUB_PREFIXES = ("push_to_hub", "hub_")
 
 
 # What an evaluation during training gives, and so what the best epoch can be chosen by.
-METRICS = ("macro_f1", "weighted_f1", "accuracy", "loss")
+METRICS = ("macro_f1", "weighted_f1", "accuracy", "cmap", "loss")
 
 
 def check_inherited(values: Mapping[str, Any], usual: Mapping[str, Any]) -> None:

@@ -1,0 +1,95 @@
+"""All windows of whole recordings: where they are, what is known to be in them, and a model's scores of them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from kenya_birds.data.decoded_recordings import DecodedRecordings
+from kenya_birds.data.window_grid import WindowGrid
+from kenya_birds.evaluation.window_targets import WindowTargets
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.modeling_kenya_birds import MASKED, KenyaBirdsForAudioClassification
+
+
+@dataclass(frozen=True)
+class RecordingWindowGrid:
+    """All windows of some recordings, as detection cuts them.
+
+    Attributes:
+        decoded: The recordings.
+        window: Length of a window in samples.
+        recording: Index of each window's recording, shape `(windows,)`.
+        start: First sample of each window.
+        end: The sample after its last one. A stretch shorter than a window is one window, filled up with mirrored
+            sound.
+    """
+
+    decoded: DecodedRecordings
+    window: int
+    recording: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+    @classmethod
+    def of(cls, decoded: DecodedRecordings, window: int, overlap_s: float = 0.0) -> "RecordingWindowGrid":
+        """Plans the windows.
+
+        Args:
+            decoded: The recordings.
+            window: Length of a window in samples.
+            overlap_s: Overlap of neighbouring windows in seconds.
+
+        Raises:
+            UserError: If the overlap is negative, or as long as a window.
+        """
+        grid = WindowGrid.with_overlap(window, overlap_s, decoded.sampling_rate)
+        parts: list[np.ndarray] = [np.zeros((3, 0), dtype=np.int64)]
+        for index, recording in enumerate(decoded.recordings):
+            for begin, end in recording.runs.tolist():
+                starts = grid.starts(begin, end)
+                parts.append(np.stack([np.full(len(starts), index), starts, np.minimum(starts + window, end)]))
+        recording, start, end = np.concatenate(parts, axis=1)
+        return cls(decoded, window, recording, start, end)
+
+    @cached_property
+    def names(self) -> np.ndarray:
+        """Name of each window's recording."""
+        return np.array(self.decoded.names, dtype=str)[self.recording]
+
+    def targets(self, targets: WindowTargets) -> np.ndarray:
+        """Targets of the windows (see `WindowTargets`); unknown in a window that is filled up with mirrored sound."""
+        found = targets(self.recording, self.start)
+        found[self.end - self.start < self.window] = MASKED
+        return found
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        model: KenyaBirdsForAudioClassification,
+        extractor: KenyaBirdsFeatureExtractor,
+        *,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Logits of all windows, as the model's `forward` gives them: float32, shape `(windows, classes)`.
+
+        Args:
+            model: The classifier; it is set to evaluation mode, and works on the device that it is on.
+            extractor: Its front end.
+            batch_size: Windows at a time.
+        """
+        model.eval()
+        scores = [np.zeros((0, model.config.num_labels), dtype=np.float32)]
+        for first in range(0, len(self.start), batch_size):
+            rows = range(first, min(first + batch_size, len(self.start)))
+            waveform = torch.from_numpy(np.stack([self.sound(row) for row in rows])).to(model.device)
+            logits = model(extractor.extract(waveform).to(model.dtype)).logits
+            scores.append(logits.float().cpu().numpy())
+        return np.concatenate(scores)
+
+    def sound(self, row: int) -> np.ndarray:
+        """One window: float32 of shape `(samples,)`."""
+        index = int(self.recording[row])
+        sound = self.decoded.read(index, int(self.start[row]), self.window)
+        return sound * np.float32(self.decoded.recordings[index].scale)

@@ -1,0 +1,127 @@
+"""Training on windows of whole recordings, from the command line to a model that is evaluated on whole recordings."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from archives import write_archive
+from running import flags, losses, settings_of, train
+
+import train_hf
+from kenya_birds.cli import main
+from kenya_birds.errors import UserError
+from kenya_birds.training.training_run import Run
+from kenya_birds.training.window_training import choose_windows
+
+UNCHANGED = {f"{change}_probability": 0 for change in ("pitch", "speed", "gain", "noise", "mask")}
+ON_RECORDINGS = {"train_on": "recordings", "windows_per_epoch": 48, **UNCHANGED}
+
+
+@pytest.fixture(scope="module")
+def trained(small_archive, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings")
+    return train(small_archive, folder / "birds", folder / "cache", num_train_epochs=3, **ON_RECORDINGS)
+
+
+def test_a_model_of_recordings_is_multi_label_and_chosen_by_windows(trained):
+    config = json.loads((trained / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    summary = json.loads((trained / "training_summary.json").read_text())
+    assert summary["train_on"] == "recordings"
+    assert summary["result"]["chosen_by"] == "cmap"
+    settings = json.loads((trained / "run_settings.json").read_text())["settings"]
+    assert (settings["train_on"], settings["call_windows"], settings["overlap_s"]) == ("recordings", 0.5, 0.0)
+    assert json.loads((trained / "thresholds.json").read_text())["overlap_s"] == 0.0
+    assert len(losses(trained)) == 3 * 48 / 8
+
+
+def test_whole_recordings_come_first(trained):
+    test = json.loads((trained / "metrics.json").read_text())["test"]
+    assert next(iter(test)) == "whole_recordings"
+    whole = test["whole_recordings"]
+    recordings = pd.read_csv(trained / "recording_counts.csv")
+    splits = pd.read_csv(trained / "splits.csv")
+    assert set(recordings["recording"]) == set(splits.loc[splits["split"] == "test", "recording"])
+    assert whole["hours"] == pytest.approx(20 * len(recordings) / 3600)
+    assert recordings["calls"].sum() == whole["calls"]
+    recall = recordings["found"].sum() / recordings["calls"].sum()
+    assert whole["metrics"]["recall"]["value"] == pytest.approx(recall)
+    card = (trained / "README.md").read_text(encoding="utf-8")
+    assert "| On whole recordings | Test | 95% interval |" in card
+    assert card.index("recording_timeline.png") < card.index("confusion_matrix.png")
+
+
+def test_evaluation_and_detection_give_the_same_figures_again(trained, small_archive, tmp_path, capsys):
+    evaluate = ["evaluate", str(trained), str(small_archive), "--output", str(tmp_path / "out")]
+    assert main([*evaluate, "--cache_dir", str(tmp_path / "cache")]) in (None, 0)
+    assert "whole recordings: " in capsys.readouterr().out
+    stored, again = (
+        json.loads((folder / "metrics.json").read_text())["test"]["whole_recordings"]
+        for folder in (trained, tmp_path / "out")
+    )
+    assert again["metrics"]["cmap"]["value"] == pytest.approx(stored["metrics"]["cmap"]["value"], abs=1e-4)
+    assert again["metrics"]["f1"]["value"] == pytest.approx(stored["metrics"]["f1"]["value"])
+
+    counts = pd.read_csv(trained / "recording_counts.csv")
+    files = [str(small_archive / "soundscape_data" / name) for name in counts["recording"]]
+    with pytest.raises(SystemExit, match="0"):
+        main(["detect", str(trained), *files, "--output", str(tmp_path / "detections"), "--overlap_s", "0"])
+    detected = pd.read_csv(tmp_path / "detections" / "recordings.csv")
+    assert detected["detections"].sum() == pd.read_csv(trained / "recording_detections.csv").shape[0]
+
+
+def test_detection_warns_of_another_overlap(trained, small_archive, tmp_path, caplog):
+    from kenya_birds.inference.pipeline import SoundscapePipeline
+
+    SoundscapePipeline(str(trained))
+    assert "windows that overlap" not in caplog.text
+    SoundscapePipeline(str(trained), overlap_s=1.5)
+    assert "chosen for windows that overlap by 0 s, and windows overlap by 1.5 s now" in caplog.text
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_archive, tmp_path):
+    def run(name, **settings):
+        words = flags(small_archive, tmp_path / name, tmp_path / "cache", num_train_epochs=2, **ON_RECORDINGS)
+        with Run(settings_of([*words, *(word for item in settings.items() for word in map(str, item))])) as run:
+            trainer, _, _ = run.train()
+        return trainer.model.classifier.weight.detach().numpy()
+
+    whole = run("whole")
+    first = next((tmp_path / "whole").glob("checkpoint-6"))
+    resumed = run("resumed", **{"--resume_from_checkpoint": first})
+    assert np.array_equal(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"problem_type": "single_label_classification"}, "training on recordings is multi-label"),
+        ({"call_windows": 0.8, "empty_windows": 0.4}, "expected a sum of 1 or less"),
+        ({"edge_margin_s": 1.5}, "edge_margin_s is 1.5: expected less than half of clip_s"),
+        ({"overlap_s": 3.0}, "overlap_s is 3: expected less than clip_s"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(small_archive, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        train_hf.main(flags(small_archive, tmp_path / "run", tmp_path / "cache", train_on="recordings", **settings))
+
+
+def test_recordings_shorter_than_a_window_are_refused(tmp_path):
+    rows = [(f"{name}.wav", time, code) for name in "abcd" for time, code in ((0.5, "lark"), (1.0, "owl"))]
+    archive = write_archive(tmp_path / "archive", rows, seconds=2.0)
+    with pytest.raises(UserError, match="no window of the validation recordings is known to hold a call"):
+        train(archive, tmp_path / "run", tmp_path / "cache", min_annotations=2, **ON_RECORDINGS)
+
+
+def test_the_epoch_is_chosen_by_windows_with_calls_and_a_sample_of_others():
+    targets = np.zeros((1000, 2), dtype=int)
+    targets[::100, 1] = 1
+    rows = choose_windows(targets, 50, seed=0)
+    assert len(rows) == len(set(rows)) == 50
+    assert set(range(0, 1000, 100)) <= set(rows)
+    assert np.array_equal(rows, choose_windows(targets, 50, seed=0))
+    assert len(choose_windows(targets, 2000, seed=0)) == 1000
+    targets[:] = -100
+    with pytest.raises(UserError, match="no window of the validation recordings is known to hold a call"):
+        choose_windows(targets, 50, seed=0)
