@@ -152,7 +152,7 @@ def test_the_card_tells_results_and_data_and_no_local_path(trained):
         assert re.search(rf"\| {row['code']} \| [\d, ]+ \| ({row['precision']:.3f})? \| {row['recall']:.3f} \|", body)
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", body):
         assert (trained / picture).is_file()
-    assert body.count("![") == 4
+    assert body.count("![") == 6
     assert body.count(str(trained)) == 1, "the folder stands in the example alone"
 
 
@@ -191,7 +191,7 @@ def test_push_model_shows_what_would_go(trained):
     assert result.returncode == 0, result.stderr
     assert "checkpoint" not in result.stdout
     assert re.search(r"model\.safetensors +[\d,]+ bytes", result.stdout)
-    assert "21 files" in result.stdout
+    assert "27 files" in result.stdout
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_archive):

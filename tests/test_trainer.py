@@ -192,7 +192,7 @@ def test_what_would_lose_clips_or_mix_up_batches_is_refused(tmp_path, name, sett
         ({"label_names": ["label"]}, "label_names has to keep its default"),
         ({"neftune_noise_alpha": 5.0}, "for language models"),
         ({"deepspeed": "nowhere.json"}, "these models fit on one device"),
-        ({"metric_for_best_model": "f1"}, "expected one of macro_f1, weighted_f1, accuracy, loss"),
+        ({"metric_for_best_model": "f1"}, "expected one of macro_f1, weighted_f1, accuracy, cmap, loss"),
         ({"greater_is_better": False}, "the worst epoch would be kept as the best"),
         ({"metric_for_best_model": "loss", "greater_is_better": True}, "the worst epoch would be kept as the best"),
         ({"accelerator_config": {"split_batches": True}}, "split_batches must stay off"),
@@ -212,7 +212,7 @@ def test_arguments_can_be_changed_after_they_were_checked(tmp_path):
 
 def test_the_best_epoch_can_be_chosen_by_what_an_evaluation_gives():
     found = classification_metrics(np.eye(3), np.arange(3), multi_label=False)
-    assert {*found, "loss"} - {"classes"} == set(METRICS)
+    assert {*found, "loss", "cmap"} - {"classes"} == set(METRICS)
 
 
 REFERENCE = {"sampler_weight_power": 0.3, "mixup_probability": 0.5}
