@@ -22,11 +22,12 @@ from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model.signal_kenya_birds import (
+    GATE_HOP_LENGTH,
+    GATE_N_FFT,
     hann_window,
     high_pass,
     in_chunks,
     istft,
-    noise_gate,
     peak_normalize,
     reduce_noise,
     stft,
@@ -123,17 +124,16 @@ def measure_stages(options: argparse.Namespace) -> None:
     extractor = KenyaBirdsFeatureExtractor()
     rate_hz = extractor.sampling_rate
     waveform = waveforms(extractor, options.batch_size)
-    gate = noise_gate(rate_hz, waveform.device)
-    window = hann_window(gate.n_fft, waveform.device)
+    window = hann_window(GATE_N_FFT, waveform.device)
     chunks = waveform.split(4)
-    spectra = [stft(chunk, window, gate.hop_length) for chunk in chunks]
+    spectra = [stft(chunk, window, GATE_HOP_LENGTH) for chunk in chunks]
     powers = [extractor.band_power(chunk) for chunk in chunks]
 
     ways: dict[str, Callable[[], object]] = {
         "noise reduction": lambda: in_chunks(lambda chunk: reduce_noise(chunk, rate_hz), waveform),
-        "of it: Fourier transform": lambda: [stft(chunk, window, gate.hop_length) for chunk in chunks],
+        "of it: Fourier transform": lambda: [stft(chunk, window, GATE_HOP_LENGTH) for chunk in chunks],
         "of it: inverse transform": lambda: [
-            istft(spectrum.transpose(1, 2), window, gate.hop_length, waveform.shape[1]) for spectrum in spectra
+            istft(spectrum.transpose(1, 2), window, GATE_HOP_LENGTH, waveform.shape[1]) for spectrum in spectra
         ],
         "high-pass": lambda: in_chunks(lambda chunk: high_pass(chunk, rate_hz, extractor.high_pass_hz), waveform),
         "peak normalisation": lambda: in_chunks(lambda clips: peak_normalize(clips, 1e-10), waveform),

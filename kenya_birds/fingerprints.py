@@ -11,7 +11,7 @@ from pathlib import Path
 PACKAGE = __name__.partition(".")[0]
 ROOT = Path(__file__).parent
 DECODERS = ("av", "soundfile", "soxr")
-FRONT_END = ("noisereduce", "numpy", "scipy", "torch")
+FRONT_END = ("numpy", "scipy", "torch")
 MODEL = (*FRONT_END, "timm", "transformers")
 
 

@@ -322,7 +322,7 @@ def test_another_version_of_a_library_or_of_the_code_analyses_anew(model, tmp_pa
 
     assert analysed() == 1
     versions = library_versions((*MODEL, *DECODERS))
-    assert {"torch", "transformers", "timm", "noisereduce", "soxr", "soundfile", "av"} <= set(versions)
+    assert {"torch", "transformers", "timm", "soxr", "soundfile", "av"} <= set(versions)
     for name in ("torch", "av"):
         was = versions[name]
         monkeypatch.setattr(run_module, "library_versions", lambda names, n=name: {**versions, n: "9.9"})

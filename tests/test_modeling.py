@@ -361,7 +361,6 @@ FOLDER = Path(kenya_birds.model.__file__).parent
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*_kenya_birds.py")), ids=lambda path: path.name)
 def test_a_file_that_travels_imports_nothing_but_what_is_allowed(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    in_try = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -376,7 +375,7 @@ def test_a_file_that_travels_imports_nothing_but_what_is_allowed(path):
             continue
         for module in modules:
             package = module.split(".")[0]
-            assert package in ALLOWED or (package == "noisereduce" and id(node) in in_try), f"line {node.lineno}"
+            assert package in ALLOWED, f"line {node.lineno}"
 
 
 def test_the_folder_of_files_that_travel_is_flat():

@@ -3,13 +3,21 @@
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 
 MIN_POWER = 1e-10
 # The noise gate looks at levels down to so far below each frequency's loudest frame.
 GATE_RANGE_DB = 40.0
+# The settings of TorchGate in noisereduce 3.
+GATE_N_FFT = 1024
+GATE_HOP_LENGTH = 256
+GATE_DEVIATIONS = 1.5
+GATE_MEAN_FRAMES = 20
+GATE_THRESHOLD = 1.3
+GATE_TEMPERATURE = 0.1
+GATE_SMOOTH_HZ = 500.0
+GATE_SMOOTH_MS = 50.0
 # Filters of neighbouring mel bands that are applied together, to the bins that they reach.
 BANDS_PER_GROUP = 32
 CLIPS_PER_CHUNK = 4
@@ -18,60 +26,49 @@ CLIPS_PER_CHUNK = 4
 def reduce_noise(
     waveform: torch.Tensor, sampling_rate: int, stationary: bool = True, prop_decrease: float = 0.9
 ) -> torch.Tensor:
-    """Spectral gating by `noisereduce` (T. Sainburg, https://github.com/timsainb/noisereduce).
+    """Spectral gating, as `TorchGate` of `noisereduce` (T. Sainburg, https://github.com/timsainb/noisereduce) does it.
 
-    The settings are those of its `TorchGate` (see `noise_gate`) and so is the result. Its steps are taken here in
-    another order of memory and with a separable filter, which is several times as fast on a CPU, and digital silence
-    stays zero.
+    Settings and result are those of `TorchGate`; a test compares them. This function stores frames before bins and
+    smooths the mask with a separable filter. That is several times as fast on a CPU, and digital silence stays zero.
 
     Args:
         waveform: Shape `(batch, samples)`.
         sampling_rate: In Hz, 5120 to 256000.
         stationary: One noise threshold per frequency for the whole clip (mean plus 1.5 standard deviations of the
             level in dB), or one that follows the level over time.
-        prop_decrease: How much of what lies below the threshold is taken away, 0 to 1.
+        prop_decrease: Share of the sound below the threshold that is removed, 0 to 1.
 
     Returns:
         Shape `(batch, samples)`.
-
-    Raises:
-        ImportError: If `noisereduce` is not installed.
     """
-    gate = noise_gate(sampling_rate, waveform.device)
-    window = hann_window(gate.n_fft, waveform.device)
+    window = hann_window(GATE_N_FFT, waveform.device)
     # Frames before bins, (B, T, F): as the transform leaves them in memory.
-    spectrum = stft(waveform, window, gate.hop_length).transpose(1, 2)
-    if stationary:
-        level_db = 10 * torch.log10(_power(spectrum).clamp(min=torch.finfo(torch.float64).eps ** 2))
-        level_db = torch.maximum(level_db, level_db.amax(dim=1, keepdim=True) - GATE_RANGE_DB)
-        mean_db = level_db.mean(dim=1, keepdim=True)
-        deviation_db = (level_db - mean_db).square_().sum(dim=1, keepdim=True).div_(level_db.shape[1] - 1).sqrt_()
-        mask = (level_db > mean_db + gate.n_std_thresh_stationary * deviation_db).to(waveform)
-    else:
-        # Level over mean level is 0 / 0 within digital silence.
-        mask = gate._nonstationary_mask(spectrum.abs().transpose(1, 2)).transpose(1, 2).nan_to_num(0.0)
+    spectrum = stft(waveform, window, GATE_HOP_LENGTH).transpose(1, 2)
+    mask = (_stationary_mask(spectrum) if stationary else _nonstationary_mask(spectrum)).to(waveform)
     kept = 1 - prop_decrease * (1 - mask)
-    widths = [(taps + 1) // 2 for taps in gate.smoothing_filter.shape[2:]]
-    for axis, width in zip((2, 1), widths, strict=True):
-        kept = _smooth(kept, width, axis)
-    return istft(spectrum * kept, window, gate.hop_length, waveform.shape[-1])
+    bin_hz, frame_ms = sampling_rate / (GATE_N_FFT / 2), GATE_HOP_LENGTH / sampling_rate * 1000
+    kept = _smooth(kept, int(GATE_SMOOTH_HZ / bin_hz) + 1, axis=2)
+    kept = _smooth(kept, int(GATE_SMOOTH_MS / frame_ms) + 1, axis=1)
+    return istft(spectrum * kept, window, GATE_HOP_LENGTH, waveform.shape[-1])
 
 
-@lru_cache(maxsize=8)
-def noise_gate(sampling_rate: int, device: torch.device) -> Any:
-    """`noisereduce.torchgate.TorchGate` for this rate: the reference that `reduce_noise` equals, and its settings.
+def _stationary_mask(spectrum: torch.Tensor) -> torch.Tensor:
+    """Where the level of each frequency is 1.5 standard deviations above its mean, of `(batch, frames, bins)`."""
+    level_db = 10 * torch.log10(_power(spectrum).clamp(min=torch.finfo(torch.float64).eps ** 2))
+    level_db = torch.maximum(level_db, level_db.amax(dim=1, keepdim=True) - GATE_RANGE_DB)
+    mean_db = level_db.mean(dim=1, keepdim=True)
+    deviation_db = (level_db - mean_db).square_().sum(dim=1, keepdim=True).div_(level_db.shape[1] - 1).sqrt_()
+    return level_db > mean_db + GATE_DEVIATIONS * deviation_db
 
-    Raises:
-        ImportError: If `noisereduce` is not installed.
-    """
-    try:
-        from noisereduce.torchgate import TorchGate
-    except ImportError as error:
-        raise ImportError(
-            "This model's feature extractor reduces noise with noisereduce, which is not installed: "
-            "pip install noisereduce"
-        ) from error
-    return TorchGate(sr=sampling_rate).to(device)
+
+def _nonstationary_mask(spectrum: torch.Tensor) -> torch.Tensor:
+    """How far the magnitude is above its moving mean over time, 0 to 1, of `(batch, frames, bins)`."""
+    magnitude = spectrum.abs().transpose(1, 2)
+    before = (GATE_MEAN_FRAMES - 1) // 2
+    padded = torch.nn.functional.pad(magnitude, (before, GATE_MEAN_FRAMES - 1 - before))
+    mean = torch.nn.functional.avg_pool1d(padded, GATE_MEAN_FRAMES, stride=1)
+    above = torch.sigmoid(((magnitude - mean) / mean - GATE_THRESHOLD) / GATE_TEMPERATURE)
+    return above.transpose(1, 2).nan_to_num(0.0)  # 0 / 0 within digital silence
 
 
 def high_pass(waveform: torch.Tensor, sampling_rate: int, cutoff_hz: float, order: int = 4) -> torch.Tensor:

@@ -225,7 +225,7 @@ TOLD_ARGUMENTS = (
     "bf16",
     "fp16",
 )
-TOLD_VERSIONS = ("kenya_birds", "torch", "timm", "transformers", "datasets", "noisereduce")
+TOLD_VERSIONS = ("kenya_birds", "torch", "timm", "transformers", "datasets")
 
 
 def training_summary(
