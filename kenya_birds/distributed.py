@@ -59,7 +59,7 @@ class Team:
         """Whether this process does what is done once."""
         return self.rank == 0
 
-    def tell(self, message: Any) -> Any:
+    def broadcast(self, message: Any) -> Any:
         """What the first process says; the others' own messages do not matter."""
         if self.size == 1:
             return message
@@ -67,7 +67,7 @@ class Team:
         self._do(torch.distributed.broadcast_object_list, messages, src=0)
         return messages[0]
 
-    def collect(self, message: T) -> list[T]:
+    def gather(self, message: T) -> list[T]:
         """What every process says, by rank, once all have said it."""
         if self.size == 1:
             return [message]
@@ -77,7 +77,7 @@ class Team:
 
     def wait(self) -> None:
         """Returns once every process is here, however long that takes."""
-        self.collect(None)
+        self.gather(None)
 
     def first_does(self, work: Callable[[], T]) -> T:
         """Has the first process do something, while the others wait.
@@ -100,7 +100,7 @@ class Team:
                 if self.size == 1:
                     raise
                 error = str(raised)
-        result, error = self.tell((result, error))
+        result, error = self.broadcast((result, error))
         if error is not None:
             raise UserError(error)
         return result

@@ -170,8 +170,8 @@ def test_a_row_without_a_code_is_an_unknown_bird_and_no_species(archive, caplog)
     assert read.annotations["species"].tolist() == ["owl1"]
     assert read.unknown[["recording", "center_s"]].to_numpy().tolist() == [["a.flac", 2.0], ["b.flac", 3.0]]
     assert read.set_aside["reason"].tolist() == ["no species code"] * 2
-    assert "species.csv has 2 rows without a species code, which are not used: lines 3, 4" in caplog.messages
-    assert any("Set aside 2 of 3 annotations: no species code (first: line 3" in line for line in caplog.messages)
+    assert "species.csv has 2 rows without a species code, which are skipped: lines 3, 4" in caplog.messages
+    assert any("Skipped 2 of 3 annotations: no species code (first: line 3" in line for line in caplog.messages)
 
 
 # How tables are written
@@ -246,7 +246,7 @@ def test_names_that_are_one_name_to_people_are_refused(archive):
     if len(list((archive / "soundscape_data").glob("caf*"))) < 2:
         pytest.skip("this file system takes both for one name")
     annotate(archive, f"{NFC},1.0,1.0,owl1", f"{NFD},1.0,1.0,owl1")
-    refused(archive, "differ in the form of their accents only", "caf\\xe9.flac", "cafe\\u0301.flac")
+    refused(archive, "differ only in the encoding of their accents", "caf\\xe9.flac", "cafe\\u0301.flac")
 
 
 @pytest.mark.parametrize("name", ["../x.flac", "sub/x.flac", "/tmp/x.flac", "..", ".", "", "..\\x.flac"])
@@ -290,7 +290,7 @@ def test_a_recording_that_does_not_say_how_long_it_is_is_counted(archive):
     assert read_archive(archive).headers["a.flac"].duration_s == 10.0
 
 
-# What is set aside
+# Skipped annotations
 
 
 def test_what_cannot_be_used_is_set_aside_counted_and_told(archive, caplog):
@@ -317,9 +317,8 @@ def test_what_cannot_be_used_is_set_aside_counted_and_told(archive, caplog):
             "unknown bird",
         ],
     }
-    assert (
-        "Set aside 2 of 6 annotations: past the end of the recording (first: line 3 of annotations.csv, a.flac)"
-        in (caplog.messages)
+    assert "Skipped 2 of 6 annotations: past the end of the recording (first: line 3 of annotations.csv, a.flac)" in (
+        caplog.messages
     )
     assert len(caplog.messages) == 4
 

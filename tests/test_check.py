@@ -150,13 +150,13 @@ def test_every_recording_is_read_annotated_or_not(archive):
     (sound_folder(archive) / "folder").mkdir()
     found = findings(archive)
     assert [row for row in found if row[0] == "sound"] == [
-        ("sound", "a.flac", None, "", "cannot be decoded", "set aside"),
-        ("sound", "c.flac", None, "", "cannot be decoded", "set aside"),
+        ("sound", "a.flac", None, "", "cannot be decoded", "skipped"),
+        ("sound", "c.flac", None, "", "cannot be decoded", "skipped"),
         ("sound", "c.flac", None, "", "has no annotations", ""),
-        ("sound", "d.wav", None, "", "cannot be opened", "set aside"),
+        ("sound", "d.wav", None, "", "cannot be opened", "skipped"),
         ("sound", "d.wav", None, "", "has no annotations", ""),
-        ("sound", "a.flac", None, "", "has the same sound as another", ""),
-        ("sound", "c.flac", None, "", "has the same sound as another", ""),
+        ("sound", "a.flac", None, "", "has the same sound as another recording", ""),
+        ("sound", "c.flac", None, "", "has the same sound as another recording", ""),
     ]
     # The damage is 2.6 to 3.1 s from the start: both annotations of a.flac are within 1.5 s of it.
     assert [row[1:4] for row in found if row[4] == "has damaged sound within 1.5 s"] == [
@@ -177,22 +177,22 @@ def test_sound_that_the_header_does_not_tell_is_lost(archive):
     assert check.recordings[0].frames_read == 3 * RATE
     assert (
         check.recordings[0].losses[0].reason
-        == "112000 bytes follow where the sound ends by the header: they may be sound, too"
+        == "112000 bytes follow after the end of the sound by the header: they may be sound, too"
     )
     assert not check.is_usable
     assert [row[2:] for row in findings(archive)] == [
-        (None, "", "cannot be decoded", "set aside"),
-        (2, "owl1", "has damaged sound within 1.5 s", "set aside"),
-        (3, "lark2", "has damaged sound within 1.5 s", "set aside"),
+        (None, "", "cannot be decoded", "skipped"),
+        (2, "owl1", "has damaged sound within 1.5 s", "skipped"),
+        (3, "lark2", "has damaged sound within 1.5 s", "skipped"),
     ]
 
 
 def test_a_recording_that_cannot_be_opened_does_not_end_the_check(archive):
     (sound_folder(archive) / "a.flac").write_text("not audio")
     assert findings(archive) == [
-        ("sound", "a.flac", None, "", "cannot be opened", "set aside"),
-        ("annotation", "a.flac", 2, "owl1", "its recording cannot be opened", "set aside"),
-        ("annotation", "a.flac", 3, "lark2", "its recording cannot be opened", "set aside"),
+        ("sound", "a.flac", None, "", "cannot be opened", "skipped"),
+        ("annotation", "a.flac", 2, "owl1", "its recording cannot be opened", "skipped"),
+        ("annotation", "a.flac", 3, "lark2", "its recording cannot be opened", "skipped"),
     ]
     check = check_archive(archive)
     assert "cannot be read as audio" in check.findings["detail"].iloc[0]
@@ -282,7 +282,7 @@ def test_channels_that_cancel_each_other_are_noted_and_not_called_silent(archive
     soundfile.write(sound_folder(archive) / "a.flac", np.stack([sound, -sound], axis=1), RATE)
     check = check_archive(archive)
     assert check.findings[["finding", "detail", "effect"]].to_numpy().tolist() == [
-        ["has channels that cancel each other", "one is inverted; channel 1 is read alone", ""]
+        ["has channels that cancel each other", "one is inverted; only channel 1 is read", ""]
     ]
     assert check.recordings[0].rms_dbfs > -20
     assert check.recordings[0].lone_channel == 1
@@ -307,14 +307,14 @@ def test_sound_that_is_clipped_silent_or_off_centre_is_noted(archive):
 
 BAD_LINES = {
     "a.flac,1.0,1.0,crow3": ("its species is not in species.csv", "stops training"),
-    "a.flac,1.0,1.0,": ("has no species code, and counts as an unknown bird", "set aside"),
+    "a.flac,1.0,1.0,": ("has no species code and counts as an unknown bird", "skipped"),
     "a.flac,one,1.0,owl1": ("its start or end is not a number", "stops training"),
     "a.flac,1.0,inf,owl1": ("its start or end is not a number", "stops training"),
     "../a.flac,1.0,1.0,owl1": ("its recording is not a plain file name", "stops training"),
     "z.flac,1.0,1.0,owl1": ("its recording is missing", "stops training"),
-    "a.flac,3.0,2.0,owl1": ("ends before it starts", "set aside"),
-    "a.flac,-3.0,1.0,owl1": ("lies before the start of the recording", "set aside"),
-    "a.flac,10.0,10.0,owl1": ("lies past the end of the recording", "set aside"),
+    "a.flac,3.0,2.0,owl1": ("ends before it starts", "skipped"),
+    "a.flac,-3.0,1.0,owl1": ("is before the start of the recording", "skipped"),
+    "a.flac,10.0,10.0,owl1": ("is past the end of the recording", "skipped"),
     "a.flac,-1.0,3.0,owl1": ("begins before the recording", ""),
     "a.flac,8.0,11.0,owl1": ("ends after the recording", ""),
     "a.flac,2.00,2,owl1": ("repeats an earlier line", ""),
@@ -338,7 +338,7 @@ def test_what_is_said_to_stop_training_or_be_set_aside_does_and_is(archive, line
             read_archive(archive)
     else:
         reasons = read_archive(archive).set_aside.set_index("row")["reason"]
-        assert (6 in reasons.index) == (effect == "set aside")
+        assert (6 in reasons.index) == (effect == "skipped")
 
 
 def test_all_that_is_wrong_is_told_at_once(archive):
@@ -358,9 +358,9 @@ def test_all_that_is_wrong_is_told_at_once(archive):
         "its recording is missing",
     ]
     assert [row for row in found if row[0] == "species"] == [
-        ("species", "", 5, "owl1", "its code stands there twice", "stops training"),
+        ("species", "", 5, "owl1", "its code is listed twice", "stops training"),
         ("species", "", 7, "OWL1", "its code differs from another in upper and lower case only", "stops training"),
-        ("species", "", 6, "", "has no code, and is not used", ""),
+        ("species", "", 6, "", "has no code and is skipped", ""),
         ("species", "", 4, "rara1", "is never annotated", ""),
         ("species", "", 7, "OWL1", "is never annotated", ""),
     ]
@@ -369,7 +369,7 @@ def test_all_that_is_wrong_is_told_at_once(archive):
 def test_a_table_without_rows_is_a_finding(archive):
     (archive / "annotations.csv").write_text((archive / "annotations.csv").read_text().splitlines()[0] + "\n")
     check = check_archive(archive)
-    assert ("annotation", "there is none", "stops training") in [
+    assert ("annotation", "the table has no annotations", "stops training") in [
         tuple(row) for row in check.findings[["kind", "finding", "effect"]].to_numpy()
     ]
     assert format_check(check)
@@ -388,7 +388,7 @@ def test_what_training_does_not_look_at_is_a_note(archive):
     notes = check.findings[~check.findings["recording"].isin(before.findings["recording"])]
     assert [tuple(row) for row in notes[["recording", "finding", "effect"]].to_numpy()] == [
         ("gone.wav", Skip.BROKEN_LINK, ""),
-        ("site2/a.wav", "lies in a sub-folder, where training does not look", ""),
+        ("site2/a.wav", "is in a subfolder, which training does not read", ""),
         (".Trash-1", Skip.HIDDEN, ""),
         ("bat.wac", Skip.FOREIGN, ""),
     ]
@@ -456,8 +456,8 @@ def test_the_csv_has_a_row_for_each_recording_and_each_finding(archive, tmp_path
     found = table[table["kind"] != "recording"]
     assert len(found) == len(check.findings)
     assert found["finding"].tolist() == check.findings["finding"].tolist()
-    past = found[found["finding"] == "lies past the end of the recording"].iloc[0]
-    assert (past["recording"], past["line"], past["start_s"], past["effect"]) == ("a.flac", 14, 10.0, "set aside")
+    past = found[found["finding"] == "is past the end of the recording"].iloc[0]
+    assert (past["recording"], past["line"], past["start_s"], past["effect"]) == ("a.flac", 14, 10.0, "skipped")
     lost = found[found["finding"] == "cannot be decoded"].iloc[0]
     assert 4 < lost["start_s"] < lost["end_s"] < 6
 
@@ -472,7 +472,7 @@ def test_a_file_is_not_overwritten_unasked(archive, tmp_path):
 
 def test_the_summary_says_how_much_was_read_and_what_training_cannot_use(archive):
     told = format_check(check_archive(archive))
-    assert "2 recordings, 4 annotations (1 of unknown birds, 1 with a length)" in told
+    assert "2 recordings, 4 annotations (1 of unknown birds, 1 with a duration)" in told
     assert "0:00:20.000 of 0:00:20.000 read" in told
     assert "2  FLAC PCM_16, 8000 Hz, channels: 1, by soundfile" in told
     assert told.endswith("Training can use everything.")
@@ -481,7 +481,7 @@ def test_the_summary_says_how_much_was_read_and_what_training_cannot_use(archive
     told = format_check(check_archive(archive)).splitlines()
     assert told[1].endswith("0:00:00.512 cannot be decoded")
     grave = [line.split(":")[0].strip() for line in told[6:-1]]
-    assert grave == ["stops training", "set aside", "set aside", "note"]
+    assert grave == ["stops training", "skipped", "skipped", "note"]
     assert "its species is not in species.csv (first: line 6, a.flac, crow3, 1.000 s)" in told[6]
     assert told[-1] == "Training cannot use everything: 3 findings."
 

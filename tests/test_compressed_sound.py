@@ -263,7 +263,7 @@ def test_much_behind_an_mp3_is_lost_sound_unless_its_frames_are_counted(tmp_path
     counted = encode("mp3", "libmp3lame", 32_000, 1) + bytes(200_000)
     assert_whole(write(tmp_path, counted), ffmpeg_sound(counted))
     _, loss = read_up_to_loss(write(tmp_path, encode("mp3", "libmp3lame", 32_000, 1, 6, NO_COUNT) + bytes(200_000)))
-    assert "its last 200000 bytes are no sound" in loss.reason
+    assert "its last 200000 bytes are not sound" in loss.reason
 
 
 @pytest.mark.parametrize("between", [b"", ID3V1, id3v2(5000), ape(5000) + ID3V1 + id3v2(100)])
@@ -300,7 +300,7 @@ def test_a_chain_is_read_up_to_another_rate_or_number_of_channels(tmp_path, rate
     sound, loss = read_up_to_loss(path)
     assert 2.8 * 32_000 < len(sound) <= 3 * 32_000
     np.testing.assert_array_equal(sound, ffmpeg_sound(first)[: len(sound)])
-    assert "what follows cannot be read" in loss.reason
+    assert "the rest cannot be read" in loss.reason
     assert check_recording(path).losses
     *_, reading = read_windows(path, WindowGrid(16_000, 16_000), 32_000, Stopwatch())
     assert [(part.start_s, part.end_s) for part in reading.losses] == [(len(sound) / 32_000, None)]
@@ -386,7 +386,7 @@ def test_damage_of_ogg_is_seen_by_its_pages(tmp_path):
         "an Ogg page is missing": whole[:6] + whole[7:],
         "an Ogg page is damaged": [*whole[:6], whole[6][:-1] + bytes([whole[6][-1] ^ 1]), *whole[7:]],
         "the end of a stream is missing": whole[:6] + whole,
-        "its last Ogg page is missing: the file was cut off": whole[:6],
+        "its last Ogg page is missing: the file is truncated": whole[:6],
     }
     for reason, changed in damages.items():
         assert find_ogg_damage(write(tmp_path, b"".join(changed))) == (at, reason)
@@ -403,7 +403,7 @@ def test_what_is_missing_of_ogg_is_in_the_check_and_in_the_reading(tmp_path, dam
     assert 3 < loss.start_s < 17
     assert loss.start_s == found.frames_read / 16_000
     assert loss.end_s == found.duration_s == (20 if damage == "page" else loss.start_s)
-    assert ("is missing" if damage == "page" else "cut off") in loss.reason
+    assert ("is missing" if damage == "page" else "truncated") in loss.reason
     *windows, reading = read_windows(path, WindowGrid(16_000, 16_000), 16_000, Stopwatch())
     assert isinstance(reading, Reading)
     assert len(windows) >= 1
@@ -416,7 +416,7 @@ def test_an_mp3_that_was_cut_off_in_a_frame_is_told_from_a_whole_one(tmp_path):
     content = encode("mp3", "libmp3lame", 32_000, 1, 6, NO_COUNT)
     sound, loss = read_up_to_loss(write(tmp_path, content[:-100]))
     np.testing.assert_array_equal(sound, ffmpeg_sound(content)[: len(sound)])
-    assert "cut off" in loss.reason
+    assert "truncated" in loss.reason
     counted = encode("mp3", "libmp3lame", 32_000, 1)
     sound, loss = read_up_to_loss(write(tmp_path, counted[: len(counted) - 20_000]))
     np.testing.assert_array_equal(sound, ffmpeg_sound(counted)[: len(sound)])

@@ -140,6 +140,6 @@ def test_what_cannot_become_an_archive_is_refused(found, tmp_path):
     with pytest.raises(UserError, match="is not empty"):
         write_archive(table, found)
     (tmp_path / RECORDINGS[0]).unlink()
-    with pytest.raises(UserError, match=r"1 of the table's recordings are not there: 'site1/20211207_053000\.wav'"):
+    with pytest.raises(UserError, match=r"1 of the table's recordings do not exist: 'site1/20211207_053000\.wav'"):
         write_archive(table, tmp_path / "corrected")
     assert not (tmp_path / "corrected").exists()

@@ -496,7 +496,7 @@ def test_clips_that_cannot_be_read_are_set_aside_and_their_neighbours_kept(load,
     assert {row["recording"] for row in lost} == {"r1.flac"}
     assert 9.9 in [row["center_s"] for row in lost]
     assert 0.2 not in [row["center_s"] for row in lost]
-    assert f"Set aside {len(lost)} of 12 clips, whose sound cannot be read: {len(lost)} of r1.flac" in caplog.text
+    assert f"Skipped {len(lost)} of 12 clips, whose sound cannot be read: {len(lost)} of r1.flac" in caplog.text
     path.write_bytes(content)
     assert rows_of(load(num_proc=num_proc, splits=splits)) == whole
 
@@ -511,7 +511,7 @@ def test_clips_of_sound_that_the_header_does_not_tell_are_set_aside(load, archiv
     with caplog.at_level(logging.WARNING, "kenya_birds"):
         found = rows_of(load())
     assert [row["center_s"] for row in found if row["recording"] == "r1.flac"] == [0.2]
-    assert "Set aside 2 of 12 clips, whose sound cannot be read: 2 of r1.flac" in caplog.text
+    assert "Skipped 2 of 12 clips, whose sound cannot be read: 2 of r1.flac" in caplog.text
 
 
 def test_clips_of_a_recording_that_is_not_audio_are_set_aside(load, archive):
@@ -653,9 +653,7 @@ def test_windows_without_a_call_are_cut_beside_the_clips_and_nothing_twice(archi
 
 
 def test_an_archive_without_a_gap_has_no_windows_without_a_call(load):
-    with pytest.raises(
-        UserError, match=r"window of 1 s that can be read and is 4 s away from every annotation: lower"
-    ):
+    with pytest.raises(UserError, match=r"readable window of 1 s that is 4 s away from every annotation: lower"):
         load(split="no_call", no_call_margin_s=4.0)
 
 

@@ -193,7 +193,7 @@ def test_a_recording_that_is_lost_is_fetched_again_and_the_others_stay(harm, zen
     download_record(data_dir, api_url=zenodo.api_url)
     assert contents(data_dir) == UNPACKED
     assert {path: path.stat().st_mtime_ns for path in others} == before
-    assert (f"{lost} is not as in the zip" in caplog.text) == (harm != "gone")
+    assert (f"{lost} differs from the zip" in caplog.text) == (harm != "gone")
 
 
 def test_what_somebody_brought_is_taken_when_it_is_right(zenodo, data_dir):
@@ -222,7 +222,7 @@ def test_a_table_that_was_edited_is_not_overwritten(zenodo, data_dir):
 
 def test_a_folder_holds_one_record(zenodo, data_dir):
     download_record(data_dir, api_url=zenodo.api_url)
-    refused(zenodo, data_dir, "holds record 10943500, not 7079380", "another folder", record=7079380)
+    refused(zenodo, data_dir, "contains record 10943500, not 7079380", "another folder", record=7079380)
 
 
 @pytest.mark.parametrize("manifest", ["", "[]", '{"record": 10943500}', '{"record": 10943500, "files": 3}', "\0"])
@@ -278,7 +278,7 @@ def test_as_long_as_bytes_come_it_does_not_give_up(zenodo, data_dir, waits):
 
 def test_without_new_bytes_it_gives_up_and_a_later_run_goes_on(zenodo, data_dir, waits):
     zenodo.drops = [500_000] + [0] * transfer.MAX_FAILURES
-    refused(zenodo, data_dir, "gave up after 8 attempts", "the connection broke", "run it again")
+    refused(zenodo, data_dir, "gave up after 8 attempts", "the connection broke", "run the command again")
     assert waits == [1, 2, 4, 8, 16, 32, 64]
     zenodo.drops = []
     download_record(data_dir, api_url=zenodo.api_url)
@@ -297,7 +297,7 @@ def test_a_server_without_ranges_starts_over(zenodo, data_dir, caplog):
     zenodo.ignore_ranges = True
     download_record(data_dir, api_url=zenodo.api_url)
     assert contents(data_dir) == UNPACKED
-    assert "starts over" in caplog.text
+    assert "the download restarts" in caplog.text
 
 
 def test_a_server_that_does_not_match_if_range_is_asked_without(zenodo, data_dir, caplog):
@@ -306,7 +306,7 @@ def test_a_server_that_does_not_match_if_range_is_asked_without(zenodo, data_dir
     download_record(data_dir, api_url=zenodo.api_url)
     assert contents(data_dir) == UNPACKED
     assert zenodo.requests[-1][1:] == (f"bytes={received_bytes}-", None)
-    assert "starts over" not in caplog.text
+    assert "the download restarts" not in caplog.text
 
 
 def test_another_version_on_the_server_is_not_put_behind_the_first_half_of_the_old(zenodo, data_dir):
@@ -384,7 +384,7 @@ def test_wrong_bytes_are_fetched_once_more(zenodo, data_dir, caplog):
     zenodo.replaced = [b"wrong"]
     download_record(data_dir, api_url=zenodo.api_url)
     assert contents(data_dir) == UNPACKED
-    assert "once more" in caplog.text
+    assert "downloading it again from the start" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_wrong_bytes_are_fetched_once_more(zenodo, data_dir, caplog):
     [
         ("replaced", b"wrong", "does not have md5:"),
         ("endless", True, "sends more than"),
-        ("content_lengths", 100, f"offers 100 bytes, the record says {ZIP_BYTES}"),
+        ("content_lengths", 100, f"offers 100 bytes, the record has {ZIP_BYTES}"),
         ("content_lengths", ZIP_BYTES + 1, f"offers {ZIP_BYTES + 1} bytes"),
     ],
 )
@@ -441,13 +441,13 @@ def test_a_date_to_wait_for_is_understood(zenodo, data_dir, waits):
 
 def test_nobody_waits_for_hours(zenodo, data_dir, waits):
     zenodo.failures = [(429, {"Retry-After": "7200"})]
-    refused(zenodo, data_dir, "429", "7200 s", "run it again")
+    refused(zenodo, data_dir, "429", "7200 s", "run the command again")
     assert waits == []
 
 
 def test_a_server_that_stays_busy_is_given_up(zenodo, data_dir, caplog):
     zenodo.failures = [(503, {})] * transfer.MAX_FAILURES
-    refused(zenodo, data_dir, "gave up", "503", "run it again")
+    refused(zenodo, data_dir, "gave up", "503", "run the command again")
     assert caplog.text.count("trying again") == transfer.MAX_FAILURES - 1
 
 
@@ -553,7 +553,7 @@ def test_names_that_are_not_plain_file_names_are_refused(name, zenodo, data_dir)
         return listing
 
     zenodo.change_listing = change
-    refused(zenodo, data_dir, "record 10943500", "refused")
+    refused(zenodo, data_dir, "record 10943500", "expected a plain file name that is valid on every system")
     assert contents(data_dir.parent) == {}
 
 
@@ -585,7 +585,7 @@ def test_a_record_without_files_is_refused(listing, zenodo, data_dir):
 
 def test_a_record_of_something_else_is_refused_before_it_is_fetched(zenodo, data_dir):
     del zenodo.files["species.csv"]
-    refused(zenodo, data_dir, "lacks species.csv", "annotations.csv", "10943500")
+    refused(zenodo, data_dir, "species.csv missing", "annotations.csv", "10943500")
     assert zenodo.body_bytes == {}
 
 
@@ -596,7 +596,7 @@ def test_a_disk_without_room_is_found_before_anything_is_fetched(zenodo, data_di
     usage = shutil.disk_usage("/")
     # The zip has room, but not what is in it.
     monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: usage._replace(free=ZIP_BYTES + 100_000))
-    refused(zenodo, data_dir, "needs 2.4", "are free", "make room", str(data_dir))
+    refused(zenodo, data_dir, "needs 2.4", "are free", "free disk space", str(data_dir))
     assert zenodo.body_bytes == {}
 
 
@@ -615,7 +615,7 @@ def test_a_disk_that_fills_up_is_an_error_in_one_line_and_the_next_run_goes_on(z
         os.rename(source, target)
 
     monkeypatch.setattr(unpacking.os, "replace", replace)
-    refused(zenodo, data_dir, "No space left on device", "KEN_002.flac", "run it again")
+    refused(zenodo, data_dir, "No space left on device", "KEN_002.flac", "run the command again")
     assert sorted(contents(data_dir / "soundscape_data")) == ["KEN_000.flac", "KEN_001.flac"]
     monkeypatch.undo()
     download_record(data_dir, api_url=zenodo.api_url)
@@ -659,7 +659,7 @@ def unpacking_fails(tmp_path, content, *words):
     ],
 )
 def test_a_zip_with_a_path_that_leads_elsewhere_is_refused_whole(name, tmp_path):
-    unpacking_fails(tmp_path, zip_of({"good.flac": b"song", name: b"evil"}), repr(name), "nothing of this zip")
+    unpacking_fails(tmp_path, zip_of({"good.flac": b"song", name: b"evil"}), repr(name), "nothing is unpacked")
 
 
 def test_a_zip_with_a_name_that_ends_in_the_middle_is_refused(tmp_path):
@@ -695,12 +695,12 @@ def test_a_zip_bomb_is_refused_by_what_it_promises(tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.flac", bytes(10_000_000))
-    unpacking_fails(tmp_path, buffer.getvalue(), "promises 10 MB", "zip bomb")
+    unpacking_fails(tmp_path, buffer.getvalue(), "unpacked 10 MB", "zip bomb")
 
 
 def test_a_zip_of_too_many_bytes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(unpacking, "MAX_UNPACKED_BYTES", 1_000_000)
-    unpacking_fails(tmp_path, FILES[ZIP_FILE], "promises 1.2 MB", "zip bomb")
+    unpacking_fails(tmp_path, FILES[ZIP_FILE], "unpacked 1.2 MB", "zip bomb")
 
 
 def test_a_zip_of_too_many_files_is_refused(tmp_path, monkeypatch):
@@ -759,7 +759,7 @@ def test_two_recordings_of_one_name_are_refused(one, other, tmp_path):
 @pytest.mark.parametrize("name", ["con.flac", "sub/NUL.flac", "lpt1.x.flac", "a?.flac", "x" * 250 + ".flac"])
 def test_a_zip_with_a_recording_that_windows_could_not_write_is_refused(name, tmp_path):
     content = zip_of({"good.flac": b"song", name: b"evil"})
-    unpacking_fails(tmp_path, content, repr(name), "that Windows does not take", "nothing of this zip")
+    unpacking_fails(tmp_path, content, repr(name), "is not a valid name on Windows", "nothing is unpacked")
 
 
 @pytest.mark.parametrize(
@@ -772,7 +772,7 @@ def test_what_is_no_zip_of_recordings_is_refused(content, tmp_path):
 def test_a_hostile_zip_of_a_record_is_refused_and_stays_for_a_look(data_dir):
     files = {**FILES, ZIP_FILE: zip_of({"../evil.flac": b"evil"})}
     with FakeZenodo(files) as zenodo:
-        refused(zenodo, data_dir, "../evil.flac", "nothing of this zip")
+        refused(zenodo, data_dir, "../evil.flac", "nothing is unpacked")
     assert contents(data_dir.parent) == {f"data/{name}": content for name, content in files.items()}
 
 
@@ -886,6 +886,6 @@ def test_wherever_a_process_is_killed_nothing_half_has_a_final_name_and_the_next
 def test_the_log_tells_what_is_done(zenodo, data_dir, caplog):
     caplog.set_level(logging.INFO, "kenya_birds")
     download_record(data_dir, api_url=zenodo.api_url)
-    assert "Record 10943500: 4 of 4 files to fetch, 1.2 MB" in caplog.text
+    assert "Record 10943500: 4 of 4 files to download, 1.2 MB" in caplog.text
     assert "Unpacking 4 of 4 recordings (1.2 MB)" in caplog.text
     assert "deleted it" in caplog.text

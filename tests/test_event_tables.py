@@ -111,7 +111,7 @@ def test_a_folder_gives_all_its_tables_and_recordings_without_an_event(tmp_path)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a,b\n1,2\n", r"t\.csv has no columns of start and end: .* found a, b"),
+        ("a,b\n1,2\n", r"t\.csv has no start and end columns: .* found a, b"),
         ("", "is empty: expected a header"),
         ("file,start,end\na,one,2\n", r"line 2: 'start' is 'one', expected a number"),
         ('file,start,end\n"a\nb",1,2\na,inf,2\n', r"line 4: 'start' is 'inf'"),
@@ -136,5 +136,5 @@ def test_a_table_that_is_not_there_or_not_text_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"expected one of \.csv"):
         read_events(tmp_path / "t.docx")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no table of events"):
+    with pytest.raises(UserError, match="contains no table of events"):
         read_events(tmp_path / "empty")

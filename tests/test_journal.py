@@ -4,13 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kenya_birds.inference.audio_stream import Loss, Reading
+from kenya_birds.inference.audio_stream import Reading, UnscoredSound
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.journal import ROWS_AT_ONCE, Journal, hash_files, journal_key
 from kenya_birds.inference.sources import FileState
 
 STATE = FileState("/somewhere/a b 鳥.flac", 1234, "1637000000123456789")
-READING = Reading(64_000, 32_000, 3, (Loss(0.1, 0.2, "damaged; „there“"), Loss(1.5, None, "gone")), True, STATE)
+READING = Reading(
+    64_000, 32_000, 3, (UnscoredSound(0.1, 0.2, "damaged; „there“"), UnscoredSound(1.5, None, "gone")), True, STATE
+)
 MADE_WITH = {"model_sha256": "1" * 64, "overlap_s": 0.0, "thresholds": [0.5] * 20, "torch": "2.12.1"}
 NAME = "a b 鳥.flac"
 

@@ -27,7 +27,7 @@ with team.one_first():
     if team.is_first:
         time.sleep(4)
     order.append(time.time())
-assert [time for time, *_ in team.collect(order)] == sorted(time for time, *_ in team.collect(order))
+assert [time for time, *_ in team.gather(order)] == sorted(time for time, *_ in team.gather(order))
 try:
     team.first_does(work)
 except UserError as error:

@@ -161,15 +161,15 @@ def test_a_pattern_reads_other_names(pattern, name, site, start):
 @pytest.mark.parametrize(
     ("pattern", "reason"),
     [
-        ("%Q_%Y", r"no '%Q', but %site %Y"),
-        ("%Y%m%d_%", "no '%', but"),
+        ("%Q_%Y", r"'%Q' is unknown, expected %site %Y"),
+        ("%Y%m%d_%", "'%' is unknown, expected"),
         ("(?P<site>", "cannot be used"),
         ("(?P<place>.*)", "a group 'place'"),
         ("%Y_%Y%m%d%H", "cannot be used"),
-        ("%site_%Y%m%d", "does not tell the hour"),
-        ("%H%M%S", "does not tell the year"),
-        ("*.wav", "does not tell the year"),
-        ("", "does not tell the year"),
+        ("%site_%Y%m%d", "has no hour"),
+        ("%H%M%S", "has no year"),
+        ("*.wav", "has no year"),
+        ("", "has no year"),
     ],
 )
 def test_what_is_no_pattern_is_refused(pattern, reason):

@@ -165,7 +165,7 @@ def test_the_same_sound_stays_together_in_every_kind_of_split(annotations, name,
 def test_a_table_that_divides_the_same_sound_is_refused_with_the_names(column):
     table = pd.DataFrame({"recording": ["a", "b", "c"], column: ["train", "test", "train"]})
     check_undivided(table, [["a", "c"], ["b", "z"]])
-    with pytest.raises(UserError, match=rf"the table of {column}s divides .*: a \(train\) and b \(test\)"):
+    with pytest.raises(UserError, match=rf"the table of {column}s separates .*: a \(train\) and b \(test\)"):
         check_undivided(table, [["a", "b"]])
 
 
@@ -210,7 +210,7 @@ def test_a_table_may_spell_names_otherwise(archive, tmp_path):
 
 def test_the_check_lists_recordings_with_the_same_sound(archive):
     found = check_archive(archive).findings
-    found = found[found["finding"] == "has the same sound as another"]
+    found = found[found["finding"] == "has the same sound as another recording"]
     assert found[["recording", "detail", "effect"]].to_numpy().tolist() == [
         ["copy.flac", "r1.wav", ""],
         ["r1.wav", "copy.flac", ""],

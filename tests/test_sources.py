@@ -104,7 +104,7 @@ def test_what_is_skipped_in_one_place_can_be_named_in_another(folder, caplog):
 
 def test_a_folder_without_recordings_says_what_is_in_it(tmp_path, monkeypatch):
     (tmp_path / "bat.wac").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"holds no recording; recordings in a format that cannot be read: 1"):
+    with pytest.raises(UserError, match=r"contains no recording; recordings in a format that cannot be read: 1"):
         find_sources([tmp_path])
 
     def locked(path):
@@ -175,16 +175,16 @@ def test_recordings_on_the_web_are_found_and_fetched(server):
     assert contents(source) == b"deep/er/c d.mp3"
     assert source.state().size_bytes == len(b"deep/er/c d.mp3")
     assert names(f"{server}/deep/er/") == [source.recording]
-    with pytest.raises(UserError, match=r"nothing\.wav is not there \(404: not found\)"):
+    with pytest.raises(UserError, match=r"nothing\.wav does not exist \(404: not found\)"):
         find_sources([f"{server}/nothing.wav"])
 
 
 @pytest.mark.parametrize(
     ("status", "reason"),
     [
-        (404, "is not there"),
-        (403, "may not be read"),
-        (500, "cannot be fetched now .*500"),
+        (404, "does not exist"),
+        (403, "cannot be read .the server denies access"),
+        (500, "cannot be downloaded now .*500"),
         (503, ".* try again later"),
     ],
 )

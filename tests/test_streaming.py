@@ -15,7 +15,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference import audio_stream as streaming
 from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_array, read_source, read_windows
 from kenya_birds.inference.sources import Source
-from kenya_birds.inference.windows import Loss, WindowGrid
+from kenya_birds.inference.windows import UnscoredSound, WindowGrid
 
 GRID = WindowGrid(16_000, 9_000)
 
@@ -135,7 +135,7 @@ def test_samples_that_are_no_numbers_are_a_loss(tmp_path):
     starts, _, reading = read(write(tmp_path / "a.wav", sound, subtype="FLOAT"))
     loss = reading.losses[0]
     assert (loss.start_s, loss.end_s) == (3.0, (3 * RATE + 21) / RATE)
-    assert "no numbers" in loss.reason
+    assert "samples that are not numbers" in loss.reason
     assert not any(start < loss.end_s * RATE and start + GRID.window_samples > 3 * RATE for start in starts)
 
 
@@ -146,7 +146,7 @@ def test_digital_silence_is_not_scored_and_a_silent_recording_has_failed(tmp_pat
     half = np.concatenate([np.zeros(2 * RATE, dtype=np.int16), chirps(2)])
     starts, _, reading = read(write(tmp_path / "half.flac", half))
     assert reading.losses == ()
-    assert reading.silences == (Loss(0.0, 2.0, "digital silence"),)
+    assert reading.silences == (UnscoredSound(0.0, 2.0, "digital silence"),)
     assert reading.silence_s == 2.0
     assert starts.tolist() == [32_000, 36_000, 45_000, 48_000]
 
@@ -177,7 +177,7 @@ def test_a_few_milliseconds_of_sound_at_the_end_or_amid_silence_are_in_no_window
     gap[2 * RATE : 2 * RATE + 50] = 20_000
     starts, windows, reading = read(write(tmp_path / "gap.wav", gap))
     assert starts.tolist() == [0, 3 * RATE]
-    assert reading.silences == (Loss(1.0, 3.0, "digital silence, but for too little sound to be scored"),)
+    assert reading.silences == (UnscoredSound(1.0, 3.0, "digital silence, with too little sound to be scored"),)
 
 
 @pytest.mark.parametrize(("length_s", "is_scored"), [(0.2, False), (0.25, True), (0.7, True)])
@@ -192,7 +192,7 @@ def test_a_recording_shorter_than_a_window_is_scored_from_a_quarter_of_one_on(tm
     else:
         (loss,) = reading.losses
         assert (reading.windows, loss.start_s, loss.end_s) == (0, 0.0, 0.2)
-        assert loss.reason == "0.2 s of sound are too short to be scored: expected 0.25 s or more without a break"
+        assert loss.reason == "0.2 s of sound are too short to be scored: expected 0.25 s or more without a gap"
 
 
 class FakeReader:

@@ -466,10 +466,10 @@ def test_what_goes_wrong_midway_leaves_the_old_tables_and_no_rest(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ([ROWS[3], ROWS[0]], "no recording that follows"),
+        ([ROWS[3], ROWS[0]], "a recording that is not listed, or is out of order"),
         ([ROWS[2], ROWS[0]], "begins before"),
         ([Detection(MORNING, 0, 1, RATE, "nobody", 1)], "without names"),
-        ([Detection("nowhere.wav", 0, 1, RATE, "x", 1)], "no recording that follows"),
+        ([Detection("nowhere.wav", 0, 1, RATE, "x", 1)], "a recording that is not listed, or is out of order"),
     ],
 )
 def test_rows_out_of_order_are_refused(tmp_path, rows, reason):

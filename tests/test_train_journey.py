@@ -326,8 +326,8 @@ def test_damaged_recordings_cost_their_own_clips_only(archive, tmp_path, capfd):
     not_audio.write_text("this is not sound")
     output_dir = train(archive, tmp_path / "run", tmp_path / "cache", num_train_epochs=1, min_annotations=5)
     told = capfd.readouterr().err
-    assert re.search(rf"Set aside \d+ of \d+ annotations: the recording cannot be read .*{not_audio.name}", told)
-    assert re.search(rf"Set aside \d+ of \d+ clips, whose sound cannot be read: \d+ of {cut.name}", told)
+    assert re.search(rf"Skipped \d+ of \d+ annotations: the recording cannot be read .*{not_audio.name}", told)
+    assert re.search(rf"Skipped \d+ of \d+ clips, whose sound cannot be read: \d+ of {cut.name}", told)
     splits = pd.read_csv(output_dir / "splits.csv")["recording"].tolist()
     assert whole.name in splits
     assert cut.name in splits

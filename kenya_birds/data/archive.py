@@ -1,4 +1,4 @@
-"""Reads an annotated archive of soundscape recordings, in the format of Zenodo record 10943500, and checks it."""
+"""Annotated archives of soundscape recordings, in the format of Zenodo record 10943500: reading and validation."""
 
 import hashlib
 import logging
@@ -19,7 +19,7 @@ from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, SPECIES_FILE,
 logger = logging.getLogger(__name__)
 
 UNKNOWN_SPECIES = "????"
-# Of annotations without a species code, which count as unknown birds.
+# Annotations without a species code count as unknown birds.
 NO_CODE = ""
 SHOWN_LINES = 10
 
@@ -43,16 +43,15 @@ class Archive:
     Attributes:
         data_dir: The archive's folder.
         annotations: One row per usable annotation: `recording` (file name), `start_s` and `end_s` (seconds from the
-            start of the recording; equal where only the middle of the call is annotated), `center_s` (the middle)
+            start of the recording; equal if only the middle of the call is annotated), `center_s` (the middle)
             and `species` (eBird code), in the order of the table.
-        unknown: `recording`, `start_s`, `end_s` and `center_s` of the birds that the annotators could not name
+        unknown: `recording`, `start_s`, `end_s` and `center_s` of birds that the annotators could not identify
             (`????`, or no code).
         species: Indexed by eBird code: `scientific_name`, `common_name`.
-        headers: Header of each annotated recording that can be read, by file name.
-        set_aside: Annotations that cannot be used: `row` (line in the CSV, the header being line 1), `recording`,
-            `reason`.
-        files: The file's name by recording. It differs from the recording's name, which is in NFC, where a file
-            system has it in NFD (see `recording_key`).
+        headers: Header of each readable annotated recording, by file name.
+        set_aside: Skipped annotations: `row` (line in the CSV; the header is line 1), `recording`, `reason`.
+        files: File name by recording. Names of recordings are in NFC; a file system may store them in NFD (see
+            `recording_key`).
     """
 
     data_dir: Path
@@ -64,20 +63,20 @@ class Archive:
     files: dict[str, str] = field(default_factory=dict)
 
     def recording_path(self, recording: str) -> Path:
-        """Path of a recording by its name."""
+        """Returns the path of a recording."""
         return self.data_dir / RECORDINGS_FOLDER / self.files.get(recording, recording)
 
     def fingerprints(self, recordings: Iterable[str]) -> dict[str, str | None]:
-        """`sound_fingerprint` by recording."""
+        """Returns `sound_fingerprint` by recording."""
         recordings = list(recordings)
         return dict(zip(recordings, sound_fingerprints(map(self.recording_path, recordings)), strict=True))
 
     def same_sound(self) -> list[list[str]]:
-        """Groups of annotated recordings with the same sound under several names (see `same_recording`)."""
+        """Returns groups of annotated recordings with the same sound under several names (see `same_recording`)."""
         return same_sound(self.fingerprints(self.headers))
 
     def species_names(self, classes: Iterable[str]) -> dict[str, dict[str, str]]:
-        """Scientific and common name by eBird code, for the codes in `classes`."""
+        """Returns scientific and common name by eBird code, for the codes in `classes`."""
         columns = ["scientific_name", "common_name"]
         return {code: {column: str(self.species.at[code, column]) for column in columns} for code in classes}
 
@@ -85,16 +84,16 @@ class Archive:
 def read_archive(data_dir: str | Path) -> Archive:
     """Reads `annotations.csv`, `species.csv` and the header of every annotated recording.
 
-    Annotations whose centre lies outside the recording, that end before they start, whose species is marked unknown
-    (`????`) or has no code, or whose recording is not audio are set aside, counted and logged. A recording is found in
-    its folder under another spelling of its name too (see `recording_key`).
+    An annotation is skipped if its centre is outside the recording, it ends before it starts, its species is unknown
+    (`????`) or has no code, or its recording cannot be read. Skipped annotations are counted and logged. Recordings
+    are also found under another spelling of their name (see `recording_key`).
 
     Args:
         data_dir: Folder with `annotations.csv`, `species.csv` and `soundscape_data/`.
 
     Raises:
         UserError: If a file, column or recording is missing, a cell is not a number, a species is not in
-            `species.csv` or is there twice, or nothing usable is left.
+            `species.csv` or is listed twice, or no annotation is usable.
     """
     data_dir = Path(data_dir)
     check_layout(data_dir)
@@ -125,9 +124,13 @@ def read_archive(data_dir: str | Path) -> Archive:
 
 
 def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]:
-    """The archive's label space: codes with at least `min_annotations` annotations, sorted; the index is the id.
+    """Returns the archive's classes: sorted codes with at least `min_annotations` annotations; the index is the id.
 
-    Taken from the whole table, never from a split of it, so that an id means the same species everywhere.
+    Classes are selected from the whole table, not from one split, so that an id means the same species everywhere.
+
+    Args:
+        annotations: Table with the column `species`.
+        min_annotations: Smallest number of annotations of a class.
 
     Raises:
         UserError: If fewer than two classes remain.
@@ -136,8 +139,8 @@ def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]
     classes = sorted(counts[counts >= min_annotations].index)
     if len(classes) < 2:
         raise UserError(
-            f"only {len(classes)} of {len(counts)} species have at least {min_annotations} annotations: a classifier "
-            "needs two; lower min_annotations or use a larger archive"
+            f"only {len(classes)} of {len(counts)} species have at least {min_annotations} annotations: expected two "
+            "or more; lower min_annotations or use a larger archive"
         )
     dropped = counts[counts < min_annotations]
     if len(dropped):
@@ -153,9 +156,9 @@ def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]
 
 
 def archive_fingerprint(data_dir: str | Path) -> str:
-    """Hash of the tables' bytes and of every recording's name, size and modification time.
+    """Returns a hash of the tables' bytes and of every recording's name, size and modification time.
 
-    Changes when the archive does, so that clips cut from it are cut again.
+    The hash changes with the archive, so that clips are cut again.
 
     Raises:
         UserError: If a table or the folder of recordings is missing.
@@ -169,7 +172,7 @@ def archive_fingerprint(data_dir: str | Path) -> str:
         if not path.is_file():  # a folder, or a link to nothing
             continue
         status = path.stat()
-        # A name need not be valid Unicode.
+        # Names may be invalid Unicode.
         digest.update(b"%b\0%d\0%d\0" % (os.fsencode(path.name), status.st_size, status.st_mtime_ns))
     return digest.hexdigest()[:16]
 
@@ -190,14 +193,14 @@ def _index_species(species: pd.DataFrame, path: Path) -> pd.DataFrame:
     without = species[species["species"] == NO_CODE]
     if not without.empty:
         logger.warning(
-            "%s has %d rows without a species code, which are not used: %s",
+            "%s has %d rows without a species code, which are skipped: %s",
             SPECIES_FILE,
             len(without),
             _lines(without["row"]),
         )
     for wanted in (UNKNOWN_SPECIES, NO_CODE):
         species = species[species["species"] != wanted]
-    for codes, wrong in ((species["species"], "stands there twice"), (species["species"].str.lower(), "")):
+    for codes, wrong in ((species["species"], "is listed twice"), (species["species"].str.lower(), "")):
         repeated = species[codes.duplicated()]
         if not repeated.empty:
             first = repeated.iloc[0]
@@ -209,29 +212,29 @@ def _index_species(species: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _find_files(data_dir: Path, annotations: pd.DataFrame) -> tuple[dict[str, str], dict[str, str]]:
-    """Names of the annotated recordings by their names in the table, and of their files by these names."""
+    """Returns the recordings' names (NFC) by their names in the table, and their file names by these names."""
     folder, recordings = data_dir / RECORDINGS_FOLDER, sorted(annotations["recording"].unique())
     outside = [name for name in recordings if Path(name).name != name or "\\" in name or name in ("", ".", "..")]
     if outside:
         row = annotations.loc[annotations["recording"] == outside[0], "row"].iloc[0]
         raise UserError(
-            f"{data_dir / ANNOTATIONS_FILE} line {row}: '{outside[0]}' is not a plain file name: recordings lie "
+            f"{data_dir / ANNOTATIONS_FILE} line {row}: '{outside[0]}' is not a plain file name: expected recordings "
             f"directly in {RECORDINGS_FOLDER}/"
         )
     found = files_of_recordings(folder, recordings)
-    # `Path.exists` raises where a name is too long.
+    # `Path.exists` raises if a name is too long.
     missing = [name for name in recordings if name not in found or not os.path.exists(folder / found[name])]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(recordings)} annotated recordings are not in {folder}: {', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}: fetch them, or remove their rows from {ANNOTATIONS_FILE}"
+            f"{', ...' if len(missing) > 3 else ''}: download them, or remove their rows from {ANNOTATIONS_FILE}"
         )
     names = {name: unicodedata.normalize("NFC", file) for name, file in found.items()}
     files: dict[str, str] = {}
     for name, file in found.items():
         if files.setdefault(names[name], file) != file:
             raise UserError(
-                f"{folder} has two recordings whose names differ in the form of their accents only, "
+                f"{folder} has two recordings whose names differ only in the encoding of their accents, "
                 f"{files[names[name]]!a} and {file!a}: rename one of them, in {ANNOTATIONS_FILE} too"
             )
     return names, files
@@ -250,7 +253,7 @@ def _read_headers(folder: Path, files: dict[str, str]) -> dict[str, AudioHeader]
 def _set_aside(
     annotations: pd.DataFrame, headers: dict[str, AudioHeader]
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Splits the annotations into usable ones, unknown birds, and all that are not usable with the reason."""
+    """Returns usable annotations, annotations of unknown birds, and all skipped annotations with the reason."""
     center_s = (annotations["start_s"] + annotations["end_s"]) / 2
     duration_s = annotations["recording"].map({name: header.duration_s for name, header in headers.items()})
     reason = pd.Series("", index=annotations.index)
@@ -268,7 +271,7 @@ def _set_aside(
     set_aside = annotations.loc[reason != "", ["row", "recording", "reason"]]
     for why, rows in set_aside.groupby("reason"):
         logger.warning(
-            "Set aside %d of %d annotations: %s (first: line %d of %s, %s)",
+            "Skipped %d of %d annotations: %s (first: line %d of %s, %s)",
             len(rows),
             len(annotations),
             why,

@@ -1,4 +1,4 @@
-"""Builders of the `datasets` library that cut clips around annotations, and windows without a call."""
+"""Builders of the `datasets` library: clips around annotations, and windows without annotations."""
 
 import ctypes
 import os
@@ -34,12 +34,13 @@ _is_on = False
 
 @contextmanager
 def children_end_with_us() -> Iterator[None]:
-    """On Linux, every process that is forked inside the block is killed when this one dies, even of SIGKILL.
+    """On Linux, kills every process forked inside the block when this process dies, even by SIGKILL.
 
-    Ctrl+C reaches all processes of a terminal: these wait for this one to end them, without a traceback.
+    Ctrl+C reaches all processes of a terminal. These processes ignore it and wait until this process ends them.
 
-    Otherwise the workers of a `datasets` build go on writing into the folder that the next build uses, and the process
-    that serves their queue never ends. Elsewhere that process stays, idle; workers call `end_with_parent`.
+    Otherwise the workers of a `datasets` build would continue to write into the folder of the next build, and the
+    process that serves their queue would never end. On other systems that process remains, idle, and workers call
+    `end_with_parent`.
     """
     global _is_on
     before, _is_on = _is_on, True
@@ -50,7 +51,7 @@ def children_end_with_us() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Ends this process as soon as the one that started it has ended; does nothing in one that is no worker."""
+    """Ends this worker process when its parent process ends; does nothing in other processes."""
     parent = multiprocess.parent_process()
     if parent is not None and not any(thread.name == WATCH for thread in threading.enumerate()):
         if threading.current_thread() is threading.main_thread():
@@ -89,7 +90,7 @@ def _kill_with_parent() -> None:
 
 
 if sys.platform == "linux":
-    _prctl = ctypes.CDLL(None).prctl  # looked up here: the lock that this takes may be held when a process forks
+    _prctl = ctypes.CDLL(None).prctl  # at import, because the lock that this takes may be held when a process forks
     os.register_at_fork(after_in_child=_kill_with_parent)  # noqa: TID251
 
 
@@ -98,26 +99,26 @@ NO_CALL_ORDERS = ("quietest", "uniform")
 DEFAULT_SAMPLING_RATE = 32_000
 DEFAULT_CLIP_S = 3.0
 DEFAULT_MIN_ANNOTATIONS = 10
-# A clip is 200 to 400 kB: this many are held in memory at a time.
+# Number of clips in memory at a time; a clip has 200 to 400 kB.
 CLIPS_PER_TABLE = 64
 
 
 @dataclass
 class ClipsConfig(datasets.BuilderConfig):
-    """What is cut out of an archive; another value of any field is another data set in the cache.
+    """Settings of the clips; each combination of values is a separate data set in the cache.
 
     Attributes:
         sampling_rate: Rate of the clips in Hz; recordings with another rate are resampled.
         clip_s: Length of a clip in seconds.
-        context_s: Sound stored on each side of the clip as well, for training to shift the clip in.
+        context_s: Seconds of sound stored on each side of the clip, so that training can shift the clip.
         edge_tolerance_s: See `plan_clips`.
         min_annotations: Species with fewer annotations are dropped.
         splits: `train`, `validation` or `test` by recording; by default `stratified_split` with the four fields below.
-        one_split: Puts every recording into this split, instead of `splits` or `stratified_split`.
+        one_split: Assigns every recording to this split, instead of `splits` or `stratified_split`.
         test_size: See `stratified_split`.
         validation_size: See `stratified_split`.
         fold: See `stratified_split`.
-        split_seed: Seed of `stratified_split`.
+        split_seed: Random seed of `stratified_split`.
     """
 
     sampling_rate: int = DEFAULT_SAMPLING_RATE
@@ -133,24 +134,24 @@ class ClipsConfig(datasets.BuilderConfig):
     split_seed: int = 42
 
     def __post_init__(self) -> None:
-        """Checks what is not checked where it is used."""
+        """Checks settings that are not checked elsewhere."""
         super().__post_init__()
         if not (self.sampling_rate > 0 and 1 <= self.clip_s * self.sampling_rate < float("inf")):
             raise UserError(
-                f"sampling_rate is {self.sampling_rate} Hz and clip_s is {self.clip_s} s: expected a clip of one "
-                "sample or more"
+                f"sampling_rate is {self.sampling_rate} Hz and clip_s is {self.clip_s} s: expected a clip of at least "
+                "one sample"
             )
         if not 0 <= self.context_s < float("inf"):
             raise UserError(f"context_s is {self.context_s}: expected 0 or more")
         if self.one_split not in (None, *SPLITS) or (self.one_split and self.splits):
             raise UserError(
-                f"one_split is {self.one_split!r}: expected one of {', '.join(SPLITS)}, and no table of splits with it"
+                f"one_split is {self.one_split!r}: expected one of {', '.join(SPLITS)}, without a table of splits"
             )
         if not 2 * abs(self.edge_tolerance_s) < self.clip_s:
             raise UserError(f"edge_tolerance_s is {self.edge_tolerance_s}: expected less than half of clip_s")
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
-        """Adds what clips and splits depend on besides, so that they are cut again when it changes."""
+        """Adds the archive, the code and the library versions, so that clips are cut again if one of them changes."""
         made_from = {
             "archive": archive_fingerprint(self.data_dir),
             "code": code_fingerprint(__name__),
@@ -160,27 +161,28 @@ class ClipsConfig(datasets.BuilderConfig):
 
 
 class KenyaBirds(datasets.ArrowBasedBuilder):
-    """Builder of the clips: one window centred on each annotation of a species that is frequent enough.
+    """Builder of the clips: one window centred on each annotation of the selected species.
 
-    It writes Arrow tables, not examples: `datasets` encodes audio examples only where torchcodec, and so FFmpeg, is.
+    The builder writes Arrow tables, not examples, because `datasets` encodes audio examples only with torchcodec and
+    FFmpeg.
 
     Columns:
-        audio: The clip with its context, mirrored past the recording's ends: mono WAV of 16-bit integers where they
-            hold it exactly, else of 32-bit floats (see `encode_wav`).
-        label: Class id of the annotation; names are eBird codes. None where nothing is annotated.
-        labels: Class ids of every annotation whose centre lies in the clip, each once, sorted.
-        unknown: Whether a bird that the annotators could not name is centred in the clip, so that a species which is
-            not in `labels` may be there all the same.
+        audio: The clip with its context, mirrored past the recording's ends: mono WAV, 16-bit integers if they are
+            exact, otherwise 32-bit floats (see `encode_wav`).
+        label: Class id of the annotation; names are eBird codes. None for windows without annotations.
+        labels: Class ids of all annotations with their centre in the clip, each once, sorted.
+        unknown: True if the centre of an annotation of an unknown bird is in the clip. A species that is not in
+            `labels` may then be present.
         recording: File name of the recording.
-        start_s: Start of the clip, without context, in the recording; negative where it begins before it.
-        center_s: The annotation's centre.
+        start_s: Start of the clip, without context, in the recording; negative if it is before the recording's start.
+        center_s: Centre of the annotation.
 
     Attributes:
-        archive: The archive as read.
+        archive: The archive.
         classes: eBird codes; the index is the class id.
-        clips: What will be cut (see `plan_clips`).
+        clips: Planned clips (see `plan_clips`).
         splits: `recording` and `split`, sorted by recording.
-        same_sound: Groups of annotated recordings with the same sound, which are in one split.
+        same_sound: Groups of annotated recordings with the same sound; each group is in one split.
 
     Raises:
         UserError: If the archive or the splits cannot be used (see `read_archive`, `check_splits`).
@@ -237,8 +239,7 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
         )
 
     def _download_and_prepare(self, *args: Any, **settings: Any) -> None:
-        # `datasets` holds the lock of this folder. A build that was killed may have left files in it, which would be
-        # kept beside the new ones.
+        # `datasets` holds the lock of this folder. Files of a killed build would otherwise remain there.
         folder = Path(self._output_dir)
         for left in folder.iterdir() if folder.suffix == ".incomplete" else ():
             left.unlink()
@@ -261,13 +262,13 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
             try:
                 reader = RecordingReader(self.archive.recording_path(recording), rate)
             except UserError:
-                continue  # told by `build_clips`, which misses the clips
+                continue  # `build_clips` reports the missing clips
             with reader:
                 windows = self._windows(recording, reader)
                 for first in range(0, len(windows), CLIPS_PER_TABLE):
                     rows, audio = [], []
                     for window in windows.iloc[first : first + CLIPS_PER_TABLE].itertuples():
-                        with suppress(UserError):  # this clip is missed, its neighbours are not
+                        with suppress(UserError):  # skips only this clip
                             sound = reader.read(window.start - context, samples + 2 * context, pad_mode="symmetric")
                             audio.append({"bytes": encode_wav(sound, rate), "path": None})
                             rows.append(window)
@@ -285,19 +286,19 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
                         yield Key(shard, first), pa.table(columns)
 
     def _windows(self, recording: str, reader: RecordingReader) -> pd.DataFrame:
-        """What is cut from a recording, with the columns of `plan_clips`, in order of time."""
+        """Returns the windows to cut from a recording, with the columns of `plan_clips`, in order of time."""
         return self.clips[self.clips["recording"] == recording]
 
 
 @dataclass
 class NoCallConfig(ClipsConfig):
-    """Which windows without a call are cut, beside how.
+    """Settings of windows without annotations, in addition to those of clips.
 
     Attributes:
-        no_call_split: The split whose recordings they are cut from.
-        no_call_per_recording: At most so many are cut from each recording.
-        no_call_margin_s: Least time between such a window, context included, and any annotation.
-        no_call_order: Which of them are cut: the `quietest`, or a choice spread evenly over the recording (`uniform`).
+        no_call_split: The split whose recordings are used.
+        no_call_per_recording: Largest number of windows from each recording.
+        no_call_margin_s: Smallest time between a window, context included, and any annotation.
+        no_call_order: Which windows are cut: the `quietest`, or windows spread evenly over the recording (`uniform`).
     """
 
     no_call_split: str = "train"
@@ -306,7 +307,7 @@ class NoCallConfig(ClipsConfig):
     no_call_order: str = "quietest"
 
     def __post_init__(self) -> None:
-        """Checks what is not checked where it is used."""
+        """Checks settings that are not checked elsewhere."""
         super().__post_init__()
         if self.no_call_split not in SPLITS:
             raise UserError(f"no_call_split is {self.no_call_split!r}: expected one of {SPLITS}")
@@ -319,11 +320,11 @@ class NoCallConfig(ClipsConfig):
 
 
 class NoCallWindows(KenyaBirds):
-    """Builder of the split `no_call`: windows of the recordings of one split in which nothing is annotated.
+    """Builder of the split `no_call`: windows without annotations from the recordings of one split.
 
     Args:
-        planned: The builder of the clips beside which they are cut: archive, classes, splits and settings are its own.
-        **settings: The fields that `NoCallConfig` adds, and what shall be other than in `planned`.
+        planned: Builder of the clips. Its archive, classes, splits and settings are used.
+        **settings: The additional fields of `NoCallConfig`, and settings that differ from `planned`.
     """
 
     BUILDER_CONFIG_CLASS = NoCallConfig

@@ -1,4 +1,4 @@
-"""Checks a whole archive: every recording to its last frame, every row of every table."""
+"""Check of a whole archive: every recording to its last frame, every row of every table."""
 
 import os
 from collections.abc import Iterator
@@ -33,9 +33,9 @@ from kenya_birds.files import (
 )
 from kenya_birds.values import Count, checked
 
-# What a finding does to training.
-NOTHING, SET_ASIDE, STOPS = "", "set aside", "stops training"
-# An annotation is lost if damage is this near to it: half of a clip of the usual length.
+# Effect of a finding on training.
+NOTHING, SET_ASIDE, STOPS = "", "skipped", "stops training"
+# An annotation is skipped if damage is this near to it: half of a clip of the usual length.
 REACH_S = 1.5
 CLIPPED_SHARE = 0.001
 LONG_SILENCE_S = 1.0
@@ -46,17 +46,17 @@ FINDING_COLUMNS = ["kind", "recording", "line", "species", "start_s", "end_s", "
 
 @dataclass(frozen=True)
 class ArchiveCheck:
-    """What was found in an archive.
+    """Result of `check_archive`.
 
     Attributes:
         data_dir: The archive's folder.
         recordings: Every recording in `soundscape_data/`, by name.
         findings: One row per finding: `kind` (`sound`, `annotation`, `species`), `recording`, `line` of its table,
-            `species`, `start_s` and `end_s` in the recording, `finding`, `effect` (`set aside`, `stops training`, or
-            empty if training uses it all the same), `detail`.
+            `species`, `start_s` and `end_s` in the recording, `finding`, `effect` (`skipped`, `stops training`, or
+            empty if training uses it), `detail`.
         annotations: Number of annotations.
-        unknown_birds: Annotations of birds that the annotators could not name.
-        not_points: Annotations that are not points in time, but have a length.
+        unknown_birds: Number of annotations of birds that the annotators could not identify.
+        not_points: Number of annotations that have a duration.
     """
 
     data_dir: Path
@@ -68,17 +68,17 @@ class ArchiveCheck:
 
     @property
     def is_usable(self) -> bool:
-        """Whether training can use everything: nothing is set aside, and nothing stops it."""
+        """True if training can use everything: nothing is skipped, and nothing stops training."""
         return not self.findings["effect"].any()
 
 
 @checked
 def check_archive(data_dir: str | Path, *, num_proc: Count = 1) -> ArchiveCheck:
-    """Reads every recording to its last frame and every row of the tables, and lists all that is wrong.
+    """Reads every recording to its last frame and every row of the tables, and lists all problems.
 
     Args:
         data_dir: Folder with `annotations.csv`, `species.csv` and `soundscape_data/`.
-        num_proc: Number of processes; each reads recordings of its own, in blocks.
+        num_proc: Number of processes. Each reads its own recordings, in blocks.
 
     Raises:
         UserError: If a table, a column or the folder of recordings is missing, or `num_proc` is below 1.
@@ -89,7 +89,7 @@ def check_archive(data_dir: str | Path, *, num_proc: Count = 1) -> ArchiveCheck:
     species = read_table(data_dir / SPECIES_FILE, SPECIES_COLUMNS)
     for column in ("start_s", "end_s"):
         seconds = pd.to_numeric(annotations[column], errors="coerce")
-        annotations[column.removesuffix("_s")] = annotations[column]  # as it stands there
+        annotations[column.removesuffix("_s")] = annotations[column]  # the original text
         annotations[column] = seconds.where(np.isfinite(seconds)).astype(float)
     files = files_of_recordings(data_dir / RECORDINGS_FOLDER, annotations["recording"].unique())
     annotations["recording"] = [files.get(name, name) for name in annotations["recording"]]
@@ -105,7 +105,7 @@ def check_archive(data_dir: str | Path, *, num_proc: Count = 1) -> ArchiveCheck:
         *_species_findings(species, set(annotations["species"])),
     ]
     if annotations.empty:
-        rows.append(_finding("annotation", "there is none", STOPS))
+        rows.append(_finding("annotation", "the table has no annotations", STOPS))
     return ArchiveCheck(
         data_dir,
         recordings,
@@ -117,15 +117,15 @@ def check_archive(data_dir: str | Path, *, num_proc: Count = 1) -> ArchiveCheck:
 
 
 def write_check(check: ArchiveCheck, path: str | Path, *, overwrite: bool = False) -> None:
-    """Writes one CSV: a row for every recording with its measures (`kind` is `recording`), then one for every finding.
+    """Writes one CSV: a row of measures for each recording (`kind` is `recording`), then a row for each finding.
 
     Args:
         check: What `check_archive` returns.
         path: The file to write.
-        overwrite: Whether a file that is there may be replaced.
+        overwrite: Replaces an existing file.
 
     Raises:
-        UserError: If the file is there already and `overwrite` is not set, or cannot be written there.
+        UserError: If the file exists and `overwrite` is not set, or it cannot be written.
     """
     check_output(path, overwrite)
     measures = pd.DataFrame(
@@ -146,13 +146,13 @@ def write_check(check: ArchiveCheck, path: str | Path, *, overwrite: bool = Fals
 
 
 def format_check(check: ArchiveCheck) -> str:
-    """A summary for the terminal: how much was read, in what form, and how many findings, the gravest first."""
+    """Returns a summary for the terminal: how much was read, in which formats, and the findings by severity."""
     opened = [recording for recording in check.recordings if not recording.error]
     promised_s = sum(recording.duration_s for recording in opened)
     read_s = sum(recording.frames_read / recording.sample_rate_hz for recording in opened)
     lines = [
         f"{check.data_dir}: {len(check.recordings)} recordings, {check.annotations} annotations "
-        f"({check.unknown_birds} of unknown birds, {check.not_points} with a length)",
+        f"({check.unknown_birds} of unknown birds, {check.not_points} with a duration)",
         f"{_clock(read_s)} of {_clock(promised_s)} read; {_clock(promised_s - read_s)} cannot be decoded",
     ]
     if opened:
@@ -183,12 +183,12 @@ def format_check(check: ArchiveCheck) -> str:
 
 
 def _printable(line: str) -> str:
-    """A line with what is not printable, such as a line break in a file's name, escaped."""
+    """Escapes unprintable characters of a line, such as a line break in a file name."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def _find_recordings(folder: Path, annotated: set[str]) -> tuple[list[Path], list[dict[str, Any]]]:
-    """The recordings that training looks for, and findings on what else is in their folder."""
+    """Returns the recordings that training uses, and findings about other files in their folder."""
     names = {
         name
         for name in os.listdir(folder)
@@ -200,12 +200,12 @@ def _find_recordings(folder: Path, annotated: set[str]) -> tuple[list[Path], lis
         if not os.path.exists(file.path):
             what = Skip.BROKEN_LINK.value
         elif Path(file.path).parent != folder:
-            what = "lies in a sub-folder, where training does not look"
+            what = "is in a subfolder, which training does not read"
         else:
             continue
         rows.append(_finding("sound", what, NOTHING, recording=_below(file.path, folder)))
     for left in search.skipped:
-        # Each name is checked, also where several lead to one file.
+        # Each name is checked, also if several names refer to one file.
         if left.skip is not Skip.REPEATED and Path(left.path).name not in names:
             detail = left.reason if left.count == 1 else f"{left.reason} ({left.count} recordings)"
             rows.append(
@@ -238,7 +238,7 @@ def _recording_findings(recording: RecordingCheck, annotated: set[str]) -> Itera
         (
             recording.lone_channel is not None,
             "has channels that cancel each other",
-            f"one is inverted; channel {recording.lone_channel} is read alone",
+            f"one is inverted; only channel {recording.lone_channel} is read",
         ),
         (abs(recording.dc_offset) > DC_OFFSET, "has a DC offset", f"{recording.dc_offset:.1%} of full scale"),
     ]
@@ -252,7 +252,7 @@ def _same_sound_findings(paths: list[Path]) -> Iterator[dict[str, Any]]:
     for group in same_sound(dict(zip(names, sound_fingerprints(paths), strict=True))):
         for name in group:
             others = ", ".join(other for other in group if other != name)
-            yield _finding("sound", "has the same sound as another", NOTHING, recording=name, detail=others)
+            yield _finding("sound", "has the same sound as another recording", NOTHING, recording=name, detail=others)
 
 
 def _annotation_findings(
@@ -274,14 +274,14 @@ def _annotation_findings(
     is_past = center_s >= duration_s
     found = [
         (~table["species"].isin([*codes, UNKNOWN_SPECIES, NO_CODE]), f"its species is not in {SPECIES_FILE}", STOPS),
-        (table["species"] == NO_CODE, "has no species code, and counts as an unknown bird", SET_ASIDE),
+        (table["species"] == NO_CODE, "has no species code and counts as an unknown bird", SET_ASIDE),
         (start_s.isna() | end_s.isna(), "its start or end is not a number", STOPS),
         (~is_plain, "its recording is not a plain file name", STOPS),
         (is_plain & ~names.isin([*opened, *unread]), "its recording is missing", STOPS),
         (names.isin(unread), "its recording cannot be opened", SET_ASIDE),
         (end_s < start_s, "ends before it starts", SET_ASIDE),
-        (center_s < 0, "lies before the start of the recording", SET_ASIDE),
-        (is_past, "lies past the end of the recording", SET_ASIDE),
+        (center_s < 0, "is before the start of the recording", SET_ASIDE),
+        (is_past, "is past the end of the recording", SET_ASIDE),
         (np.array(is_damaged, bool) & ~is_past, f"has damaged sound within {REACH_S} s", SET_ASIDE),
         ((start_s < 0) & (center_s >= 0), "begins before the recording", NOTHING),
         ((end_s > duration_s) & ~is_past, "ends after the recording", NOTHING),
@@ -298,9 +298,9 @@ def _species_findings(table: pd.DataFrame, annotated: set[str]) -> Iterator[dict
     codes, has_code = table["species"], table["species"] != NO_CODE
     repeats, differs_in_case = codes.duplicated(), codes.str.lower().duplicated() & ~codes.duplicated()
     found = [
-        (repeats & has_code, "its code stands there twice", STOPS),
+        (repeats & has_code, "its code is listed twice", STOPS),
         (differs_in_case, "its code differs from another in upper and lower case only", STOPS),
-        (~has_code, "has no code, and is not used", NOTHING),
+        (~has_code, "has no code and is skipped", NOTHING),
         (~codes.isin(annotated) & has_code, "is never annotated", NOTHING),
     ]
     for is_so, what, effect in found:
@@ -313,5 +313,5 @@ def _finding(kind: str, finding: str, effect: str, **others: Any) -> dict[str, A
 
 
 def _clock(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds."""
+    """Formats seconds as hours, minutes and seconds."""
     return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{seconds % 60:06.3f}"

@@ -1,4 +1,4 @@
-"""Frames of FLAC and MPEG audio and pages of Ogg, found in the bytes of a file."""
+"""Search for frames of FLAC and MPEG audio and for pages of Ogg in the bytes of a file."""
 
 import io
 import os
@@ -15,7 +15,7 @@ HEADER_BYTES = 16  # at most
 
 
 def _crc_table(bits: int, polynomial: int) -> list[int]:
-    """What each byte turns an all-zero checksum into."""
+    """Returns the checksum of each byte value, starting from zero."""
     table = [value << (bits - 8) for value in range(256)]
     for _ in range(8):
         table = [(value << 1 ^ polynomial * (value >> (bits - 1))) & ((1 << bits) - 1) for value in table]
@@ -27,7 +27,13 @@ CRC16 = _crc_table(16, 0x8005)
 
 
 def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    """At most `size` bytes of an open file from a byte offset on; unlike `os.pread`, Windows has it."""
+    """Reads at most `size` bytes of an open file at a byte offset; unlike `os.pread`, this works on Windows.
+
+    Args:
+        file: The open file.
+        offset: Byte offset.
+        size: Largest number of bytes.
+    """
     file.seek(offset)
     return file.read(size)
 
@@ -35,13 +41,13 @@ def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
 def flac_headers(
     file: BinaryIO, block_frames: int, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[int, int]]:
-    """Finds every frame header whose checksum is true; one in some 10^7 bytes only looks like one.
+    """Finds every frame header with a correct checksum; there is about one false match in 10^7 bytes.
 
     Args:
         file: A FLAC file.
-        block_frames: Most samples of a frame; where the headers count frames, each but the last has as many.
-        start: Byte from which on to look.
-        stop: Byte before which to look; by default the end.
+        block_frames: Largest number of samples in a frame. If headers count frames, each frame but the last has it.
+        start: First byte of the search.
+        stop: The byte after the last one; by default the end of the file.
 
     Yields:
         (byte offset, first sample) of each frame.
@@ -57,13 +63,26 @@ def flac_headers(
 
 
 def followed_headers(file: BinaryIO, block_frames: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Those of `flac_headers` whose next one is where it should be: what only looks like a header is not."""
+    """Yields the headers of `flac_headers` whose next header has the expected position, which excludes false matches.
+
+    Args:
+        file: A FLAC file.
+        block_frames: Largest number of samples in a frame.
+        start: First byte of the search.
+        stop: The byte after the last one.
+    """
     pairs = pairwise(flac_headers(file, block_frames, start, stop))
     return (header for header, (_, place) in pairs if 0 < place - header[1] <= block_frames)
 
 
 def find_flac_frame(file: BinaryIO, block_frames: int, sample: int) -> int:
-    """Byte offset of a frame header that is not after `sample`, and at most a few frames before it."""
+    """Returns the byte offset of a frame header at most a few frames before `sample`.
+
+    Args:
+        file: A FLAC file.
+        block_frames: Largest number of samples in a frame.
+        sample: Index of the sample.
+    """
     low, high = 0, os.fstat(file.fileno()).st_size
     while high - low > CHUNK_BYTES:
         middle = (low + high) // 2
@@ -76,7 +95,7 @@ def find_flac_frame(file: BinaryIO, block_frames: int, sample: int) -> int:
 
 
 def possible_ends(data: bytes) -> Iterator[int]:
-    """Lengths that a frame at the start of `data` may have by its checksum, which comes last; one of them is right."""
+    """Yields the possible lengths of the frame at the start of `data`, by the checksum at the frame's end."""
     checksum = 0
     for length, byte in enumerate(data, 1):
         checksum = (checksum << 8 & 0xFFFF) ^ CRC16[checksum >> 8 ^ byte]
@@ -85,13 +104,13 @@ def possible_ends(data: bytes) -> Iterator[int]:
 
 
 def _first_sample(header: bytes, block_frames: int) -> int | None:
-    """The number of a frame's first sample; None if this is not a frame header."""
+    """Returns the index of a frame's first sample; None if this is not a frame header."""
     if len(header) < 6:
         return None
-    # What RFC 9639 keeps for later or forbids: block size 0, rate 15, channels from 11 on, depth 3, and a bit.
+    # Values that RFC 9639 reserves or forbids: block size 0, rate 15, channels from 11 on, depth 3, and a bit.
     if header[2] < 16 or header[2] & 15 == 15 or header[3] >= 0xB0 or header[3] >> 1 & 7 == 3 or header[3] & 1:
         return None
-    # The frame's number is written like a character in UTF-8, in up to 7 bytes; the header's checksum comes last.
+    # The frame's number is coded like a UTF-8 character, in up to 7 bytes; the header's checksum comes last.
     ones = 8 - (header[4] ^ 255).bit_length()
     size = 4 + max(ones, 1) + {6: 1, 7: 2}.get(header[2] >> 4, 0) + {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
     if ones in (1, 8) or size >= len(header):
@@ -115,16 +134,16 @@ _REVERSED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
 def find_ogg_damage(path: Path) -> tuple[int, str] | None:
-    """Finds the first damage; FFmpeg leaves out a damaged page without a word.
+    """Finds the first damage of an Ogg file; FFmpeg skips damaged pages without an error.
 
-    Streams that follow each other in one file (chained) are whole if each of them ends.
+    Consecutive streams in one file (chained) are complete if each of them has its last page.
 
     Returns:
-        (byte from which on packets are not certain, what is wrong there); None if every page is intact and in its
-        place. Where only the end is missing, the byte is the one after the last intact page.
+        (byte from which on packets are uncertain, description of the damage); None if every page is intact. If only
+        the end is missing, the byte is the one after the last intact page.
     """
-    numbers: dict[bytes, int] = {}  # the next page's, of each stream that has not ended
-    has_sound = False  # whether there were pages after the first pages of the streams
+    numbers: dict[bytes, int] = {}  # number of the next page, of each stream without its last page
+    has_sound = False  # whether pages followed the first pages of the streams
     at = 0
     with path.open("rb") as file:
         while True:
@@ -150,11 +169,11 @@ def find_ogg_damage(path: Path) -> tuple[int, str] | None:
             if flags & LAST:
                 del numbers[stream]
             at += len(page)
-    return (at, "its last Ogg page is missing: the file was cut off") if numbers else None
+    return (at, "its last Ogg page is missing: the file is truncated") if numbers else None
 
 
 def _read_page(file: BinaryIO, at: int) -> bytes | None:
-    """The page that begins at a byte; None if there is none, or its checksum is false."""
+    """Returns the page that begins at a byte; None if there is no page with a correct checksum."""
     file.seek(at)
     header = file.read(PAGE_HEADER_BYTES)
     if len(header) < PAGE_HEADER_BYTES or not header.startswith(MARK):
@@ -163,14 +182,14 @@ def _read_page(file: BinaryIO, at: int) -> bytes | None:
     page = header + sizes + file.read(sum(sizes))
     if len(page) != PAGE_HEADER_BYTES + header[26] + sum(sizes):
         return None
-    # Ogg's checksum is that of zlib with the bits in reverse order, and without its inversions.
+    # Ogg's checksum is zlib's with reversed bits and without inversions.
     reversed_page = (page[:22] + bytes(4) + page[26:]).translate(_REVERSED_BITS)
     checksum = zlib.crc32(reversed_page, 2**32 - 1) ^ (2**32 - 1)
     return page if int(f"{checksum:032b}"[::-1], 2) == int.from_bytes(page[22:26], "little") else None
 
 
 def _find_page(file: BinaryIO, at: int) -> int | None:
-    """Byte at which the next intact page begins."""
+    """Returns the byte at which the next intact page begins."""
     file.seek(at)
     kept = b""
     while data := file.read(2**20):
@@ -187,28 +206,29 @@ def _find_page(file: BinaryIO, at: int) -> int | None:
 
 
 LARGEST_FRAME_BYTES = 8191
-# Where the header that counts frames begins in its frame; the larger its side information, the later.
+# Offsets of the header with the frame count in its frame; they depend on the size of the side information.
 _COUNT_OFFSETS = (13, 21, 36)
 _V1_LAYER_3 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s
 _V1_LAYER_2 = (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
 _V2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _RATES_HZ = (44_100, 48_000, 32_000)
 _ID3V1_BYTES = 128
-# Players ignore what stands behind the sound; writers fill up disk clusters with zeros. Much of it is lost sound.
+# A little other data after the sound is ignored, as players do (writers fill disk clusters with zeros). More than this
+# is treated as lost sound.
 MOST_JUNK_BYTES = 2**16
 MOST_JUNK_SHARE = 1 / 8
-# So many frames in a row are sound: what only looks like the header of one is common in other data.
+# Number of consecutive frames that are accepted as sound; single false matches are common in other data.
 _FRAMES_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
 class MpegFrames:
-    """What is in a file.
+    """Structure of an MPEG audio file.
 
     Attributes:
-        promised_frames: How many frames of sound a header of `Xing`, `Info` or `VBRI` promises; None without one.
-        no_sound: (first byte, byte behind the last) of everything that is no sound and no damage.
-        damage: (byte, what is wrong from there on); None if nothing is.
+        promised_frames: Number of frames in a `Xing`, `Info` or `VBRI` header; None without such a header.
+        no_sound: (first byte, byte after the last) of each section without sound, such as tags.
+        damage: (first byte, description of the damage); None without damage.
     """
 
     promised_frames: int | None
@@ -217,11 +237,11 @@ class MpegFrames:
 
 
 def follow_frames(path: Path) -> MpegFrames:
-    """Follows a file from frame to frame."""
+    """Reads the headers of a file from frame to frame."""
     with path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         at = _find_frames(file, 0)
-        if at is None:  # layer I, or no bitrate in the headers: FFmpeg alone can judge
+        if at is None:  # layer I, or no bitrate in the headers: left to FFmpeg
             return MpegFrames(None, (), None)
         promised = frame_count(_read(file, at, LARGEST_FRAME_BYTES)[: frame_bytes(_read(file, at, 7))])
         no_sound, damage = [(0, at)], None
@@ -238,19 +258,19 @@ def follow_frames(path: Path) -> MpegFrames:
                 continue
             following = _find_frames(file, at)
             if following is not None:
-                damage = at, "what stands between two frames is no sound"
+                damage = at, "the data between two frames is not sound"
             elif size - at <= min(MOST_JUNK_BYTES, MOST_JUNK_SHARE * at):
                 no_sound.append((at, size))
             else:
-                damage = at, f"its last {size - at} bytes are no sound"
+                damage = at, f"its last {size - at} bytes are not sound"
             break
         if damage is None and last + frame_bytes(_read(file, last, 7)) > size:
-            damage = last, "its last frame is not complete: the file was cut off"
+            damage = last, "its last frame is incomplete: the file is truncated"
     return MpegFrames(promised, tuple(no_sound), damage)
 
 
 def frame_count(frame: bytes) -> int | None:
-    """Number of frames that a header of `Xing`, `Info` or `VBRI` in a frame promises; None if there is none."""
+    """Returns the number of frames in a `Xing`, `Info` or `VBRI` header; None without such a header."""
     for offset in _COUNT_OFFSETS:
         name, content = frame[offset : offset + 4], frame[offset:]
         if name == b"VBRI":
@@ -261,7 +281,7 @@ def frame_count(frame: bytes) -> int | None:
 
 
 def frame_bytes(header: bytes) -> int:
-    """Size of a frame of MPEG layer II or III or of AAC, by its first 7 bytes; 0 if they do not begin one."""
+    """Returns the size of a frame of MPEG layer II or III or AAC, from its first 7 bytes; 0 if there is no frame."""
     if len(header) < 7 or header[0] != 0xFF or header[1] < 0xE0:
         return 0
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)  # version 3: MPEG-1, 2: MPEG-2, 0: MPEG-2.5
@@ -278,13 +298,13 @@ def frame_bytes(header: bytes) -> int:
 
 
 def tag_bytes(data: bytes) -> int:
-    """Size of the tag (ID3, APE or Lyrics3) at the start of `data`, all of which need not be there; 0 without one."""
+    """Returns the size of the tag (ID3, APE or Lyrics3) that begins at the start of `data`; 0 without a tag."""
     if data.startswith(b"ID3") and len(data) >= 10:
         size = sum((byte & 127) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
         return 10 + size + (10 if data[5] & 16 else 0)
     if data.startswith(b"APETAGEX") and len(data) >= 24:
         size = int.from_bytes(data[12:16], "little")
-        return 32 + (size if data[23] & 32 else 0)  # else it is a footer
+        return 32 + (size if data[23] & 32 else 0)  # otherwise it is a footer
     if data.startswith(b"TAG"):
         return _ID3V1_BYTES
     lyrics = re.match(rb"LYRICSBEGIN.*?(LYRICS200|LYRICSEND)", data, re.DOTALL)
@@ -297,7 +317,7 @@ def _read(file: BinaryIO, at: int, size: int) -> bytes:
 
 
 def _find_frames(file: BinaryIO, at: int) -> int | None:
-    """Byte at which the next frames begin, tags at `at` left out."""
+    """Returns the byte at which the next frames begin, after tags at `at`."""
     while tag := tag_bytes(_read(file, at, MOST_JUNK_BYTES)):
         at += tag
     while data := _read(file, at, 2**16):
@@ -311,7 +331,7 @@ def _find_frames(file: BinaryIO, at: int) -> int | None:
 
 
 def _is_row(file: BinaryIO, at: int) -> bool:
-    """Whether frames of one kind follow on each other from a byte on, up to the end if it is near."""
+    """Returns True if consecutive frames of one kind begin at a byte, possibly up to the end of the file."""
     first = _read(file, at, 7)
     for _ in range(_FRAMES_IN_A_ROW):
         header = _read(file, at, 7)

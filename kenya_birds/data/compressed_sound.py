@@ -1,7 +1,7 @@
-"""Decodes sound whose samples have no certain places: from the start, packet by packet, up to the first damage.
+"""Decoding of compressed sound from the start, packet by packet, up to the first damage.
 
-A sample's place is the number of samples that were decoded before it. Time stamps are not exact in these formats:
-those of Vorbis are true at the ends of pages only, those of Matroska are in milliseconds.
+The position of a sample is the number of samples decoded before it, because time stamps are not exact in these
+formats: in Vorbis they are exact only at the ends of pages, and in Matroska they are in milliseconds.
 """
 
 import struct
@@ -13,39 +13,39 @@ import av
 import numpy as np
 
 from kenya_birds.data.compressed_frames import find_ogg_damage, follow_frames
-from kenya_birds.data.decoders import PROBED_S, in_words, to_mono
+from kenya_birds.data.decoders import PROBED_S, error_text, to_mono
 
-# Formats whose packets have times of their own: a larger jump in seconds means that packets are missing. Phones and
-# browsers write times that waver, and the packets of a whole MP4 are all in its table.
+# Formats whose packets have time stamps: a larger jump in seconds means that packets are missing. The limits are large
+# because phones and browsers write inexact times, and a complete MP4 has all packets in its table.
 LARGEST_JUMP_S = {"mov": 1.0, "matroska": 0.25, "asf": 0.02}
-# Zeros are valid packets of Opus, shorter than others.
+# Zeros are valid Opus packets, but shorter than others.
 LARGEST_JUMP_OF_OPUS_S = 0.004
-# Formats whose headers say how long the sound is.
+# Formats with the length in their headers.
 MEASURED_FORMATS = ("mov", "matroska", "asf", "wav", "w64", "aiff", "au", "caf", "wv", "tta", "ape", "avi")
 # Formats without a container.
 BARE_FORMATS = ("mp3", "aac")
-# Packets of these have checksums. Others that are damaged in part may be decoded without an error.
+# Codecs with checksums. Packets of other codecs may be decoded without an error although they are damaged.
 CHECKED_CODECS = ("flac", "wavpack", "tta")
-# Lengths of intact files differ from the count of samples by up to 0.03 s, or some packets.
+# In intact files the length in the header differs from the decoded length by up to 0.03 s, or a few packets.
 TOLERANCE_S = 0.1
 CHUNK_FRAMES = 2**16
-# A header that promises more is damaged.
+# Headers with a greater length are damaged.
 MAX_LENGTH_S = 31 * 24 * 3600
-# The object of an ASF header that holds the length. FFmpeg's own may be an estimate.
+# The object of an ASF header that contains the length. FFmpeg's value may be an estimate.
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is in a file, after all of it was decoded once.
+    """Length and damage of a file, after it was decoded once.
 
     Attributes:
         frames: Samples per channel of the whole file, damaged parts included.
-        certain_frames: Samples per channel before the first damage; behind it no place is certain.
+        certain_frames: Samples per channel before the first damage; later positions are uncertain.
         sample_rate_hz: Samples per second.
         channels: Number of channels.
-        damage: What is wrong; empty if nothing is, and `certain_frames` is then `frames`.
-        is_end_known: Whether no more sound is missing than `frames` tells.
+        damage: Description of the damage. Without damage it is empty, and `certain_frames` equals `frames`.
+        is_end_known: False if an unknown amount of sound is missing after `frames`.
     """
 
     frames: int
@@ -57,7 +57,7 @@ class Survey:
 
 
 def survey_sound(container: av.container.InputContainer, path: Path) -> Survey:
-    """Decodes a whole file, counts its samples and looks for damage.
+    """Decodes a whole file, counts its samples and detects damage.
 
     Args:
         container: The file, opened and not yet read.
@@ -77,7 +77,7 @@ def decode_sound(
     Args:
         container: The file, opened and not yet read.
         certain_frames: See `Survey`.
-        channel: The one that is read alone; None: the mean of all.
+        channel: The only channel to read; None: the mean of all channels.
 
     Yields:
         (first frame, float32 array of shape `(frames,)`), in order and without gaps.
@@ -101,7 +101,7 @@ def decode_sound(
 
 
 def channels_last(frame: av.AudioFrame) -> np.ndarray:
-    """FFmpeg's samples, in shape `(frames, channels)`."""
+    """Returns FFmpeg's samples, shape `(frames, channels)`."""
     samples = frame.to_ndarray()
     return samples.T if frame.format.is_planar else samples.reshape(frame.samples, -1)
 
@@ -126,7 +126,7 @@ def first_sound(container: av.container.InputContainer) -> Iterator[np.ndarray]:
 
 
 def to_mono_float(samples: np.ndarray, channel: int | None = None) -> np.ndarray:
-    """FFmpeg's samples of shape `(frames, channels)`, scaled and mixed as `SoundfileDecoder` gives them."""
+    """Scales and mixes FFmpeg's samples of shape `(frames, channels)` as `SoundfileDecoder` does."""
     return to_mono(_to_float(samples), channel)
 
 
@@ -138,29 +138,29 @@ def _to_float(samples: np.ndarray) -> np.ndarray:
 
 
 def _form(frame: av.AudioFrame) -> tuple[int, int]:
-    """Sampling rate in Hz, and number of channels."""
+    """Returns sampling rate in Hz and number of channels."""
     return frame.sample_rate, frame.layout.nb_channels
 
 
 def _decoded_packets(
     container: av.container.InputContainer,
 ) -> Iterator[tuple[av.Packet | None, list[av.AudioFrame], str]]:
-    """(packet, its sound, what is wrong with it); the packet is None where the file cannot be read on."""
+    """Yields (packet, its sound, error message); the packet is None if the rest of the file cannot be read."""
     stream = container.streams.audio[0]
     try:
         for packet in container.demux(stream):
             try:
                 frames = stream.codec_context.decode(packet)
             except av.FFmpegError as error:
-                yield packet, [], f"a packet cannot be decoded: {in_words(error)}"
+                yield packet, [], f"a packet cannot be decoded: {error_text(error)}"
             else:
-                yield packet, frames, "a packet is not complete" if packet.is_corrupt else ""
+                yield packet, frames, "a packet is incomplete" if packet.is_corrupt else ""
     except av.FFmpegError as error:
-        yield None, [], f"what follows cannot be read: {in_words(error)}"
+        yield None, [], f"the rest cannot be read: {error_text(error)}"
 
 
 class _Surveyor:
-    """Counts samples, and decides what is damage."""
+    """Counter of samples that detects damage."""
 
     def __init__(self, container: av.container.InputContainer, path: Path) -> None:
         stream = container.streams.audio[0]
@@ -169,7 +169,7 @@ class _Surveyor:
         mpeg = follow_frames(path) if self._format in BARE_FORMATS else None
         self._no_sound = mpeg.no_sound if mpeg else ()
         self._promised_packets = mpeg.promised_frames if mpeg else None
-        # Byte from which on the file's structure shows damage, and what it is.
+        # First byte of damage by the file's structure, and its description.
         self._broken = mpeg.damage if mpeg else find_ogg_damage(path) if self._format == "ogg" else None
         self._header_s = self._length_in_header(container)
         self._largest_jump_s = LARGEST_JUMP_S.get(self._format)
@@ -181,13 +181,19 @@ class _Surveyor:
         self._total = self._packets = 0
         self._at_last = 0  # samples before those of the last packet
         self._last_position = -1
-        self._lag: float | None = None  # time stamp less counted samples
-        self._has_ended = True  # not where FFmpeg cannot read on
+        self._lag: float | None = None  # time stamp minus counted samples
+        self._has_ended = True  # False if FFmpeg cannot read the rest
         self._damage = ""
         self._certain = self._total_at_damage = 0
 
     def add(self, packet: av.Packet | None, frames: list[av.AudioFrame], error: str) -> None:
-        """Takes the next packet."""
+        """Adds the next packet.
+
+        Args:
+            packet: The packet; None if the rest of the file cannot be read.
+            frames: Its decoded sound.
+            error: Error message; empty without an error.
+        """
         self._has_ended = packet is not None
         position = packet.pos if packet is not None and packet.size and packet.pos is not None else -1
         is_no_sound = any(begin <= position < end for begin, end in self._no_sound)
@@ -195,17 +201,17 @@ class _Surveyor:
         if self._broken and position >= self._broken[0]:
             error = self._broken[1]
         elif is_no_sound or (self._format == "ogg" and self._broken and packet is None):
-            error = ""  # the file's structure tells more than FFmpeg
+            error = ""  # the file's structure is more reliable than FFmpeg's error
         is_decoded = position >= 0 and not error and not is_no_sound
         if frames and not self._form[0]:
             self._form = _form(frames[0])
         error = error or ("" if is_no_sound else self._find_change(frames))
         if error and not self._damage:
-            # A packet that is damaged in part may be decoded without an error: the one before is not certain either.
+            # A damaged packet may be decoded without an error, so the packet before is uncertain too.
             self._certain = self._total if self._is_checked else self._at_last
             self._damage, self._total_at_damage = error, self._total
         if is_decoded:
-            # A packet of ASF holds some of the codec's.
+            # One ASF packet contains several packets of the codec.
             if self._format != "asf" or position != self._last_position:
                 self._at_last = self._total
             self._last_position = position
@@ -214,16 +220,16 @@ class _Surveyor:
         self._total += samples
 
     def finish(self) -> Survey:
-        """Says what was found, after the last packet."""
+        """Returns the result, after the last packet."""
         promised = self._promised_frames()
         if promised is not None and promised > MAX_LENGTH_S * self._form[0]:
             promised = None
         is_short = promised is not None and self._total + self._slack() < promised
         if self._damage and self._total == self._total_at_damage and promised is not None and not is_short:
-            self._damage = ""  # it is behind the last sound
+            self._damage = ""  # the damage is after the last sound
         if not self._damage and is_short:
-            self._damage = "there is less sound than the header promises"
-            # AVI goes on behind damage without an error, and its packets have no times.
+            self._damage = "the file has less sound than its header promises"
+            # AVI continues after damage without an error, and its packets have no time stamps.
             self._certain = 0 if self._format == "avi" else self._total if self._is_checked else self._at_last
         is_counted_whole = self._promised_packets is not None and not is_short
         if not self._damage and self._broken and not is_counted_whole:
@@ -235,11 +241,11 @@ class _Surveyor:
         return Survey(frames, self._certain, *self._form, self._damage, is_end_known)
 
     def _counted(self, frames: list[av.AudioFrame]) -> list[av.AudioFrame]:
-        """Frames that count: before damage not those of another form, which FFmpeg may find in a tag."""
+        """Returns the frames to count; before damage, frames of another format are excluded (false matches)."""
         return [frame for frame in frames if self._damage or _form(frame) == self._form]
 
     def _find_change(self, frames: list[av.AudioFrame]) -> str:
-        """What changes from the frames before to these."""
+        """Describes a change from the previous frames to these; empty without a change."""
         counted = self._total
         for frame in frames:
             rate, channels = _form(frame)
@@ -255,7 +261,7 @@ class _Surveyor:
         return ""
 
     def _slack(self) -> float:
-        """How many samples fewer than promised may be in a whole file."""
+        """Returns how many samples a complete file may have less than its header promises."""
         if self._format in ("mp3", "caf"):  # these count packets, some writers of MP3 one more
             return 1.5 * self._largest
         if self._format in LARGEST_JUMP_S:  # the encoder's delay may be counted
@@ -263,11 +269,11 @@ class _Surveyor:
         return TOLERANCE_S * self._form[0]
 
     def _promised_frames(self) -> int | None:
-        """Samples that the header, or an Ogg file's last page, promises; None if none does."""
+        """Returns the number of samples by the header, or by the last page of an Ogg file; None if unknown."""
         by_ffmpeg = None if self._header_s is None else round(self._header_s * self._form[0])
         if self._promised_packets is not None:
             missing = max(self._promised_packets - self._packets, 0) * self._largest
-            # FFmpeg's length leaves out what an encoder added at the end, but may be an estimate.
+            # FFmpeg's length excludes the encoder's padding at the end, but may be an estimate.
             is_close = missing and by_ffmpeg and abs(by_ffmpeg - self._total - missing) < 3 * self._largest
             return by_ffmpeg if is_close else self._total + missing
         if self._format in BARE_FORMATS or (self._format == "ogg" and not self._damage):
@@ -275,7 +281,7 @@ class _Surveyor:
         return by_ffmpeg
 
     def _length_in_header(self, container: av.container.InputContainer) -> float | None:
-        """Length of the sound in seconds; FFmpeg also makes estimates where the header has none."""
+        """Returns the length in seconds by the header; None if FFmpeg would only estimate it."""
         if self._format not in (*MEASURED_FORMATS, "mp3") and not self._broken:
             return None
         if self._format == "asf":
@@ -283,14 +289,14 @@ class _Surveyor:
         stream = container.streams.audio[0]
         if stream.duration is not None and stream.time_base is not None:
             return float(stream.duration * stream.time_base)
-        # That of the container is the longest stream's.
+        # The container has the length of its longest stream.
         if container.duration is not None and len(container.streams) == 1:
             return container.duration / av.time_base
         return None
 
 
 def _asf_length_s(path: Path) -> float | None:
-    """Length in seconds by an ASF header; None if it was not filled in."""
+    """Returns the length in seconds of an ASF header; None if it is not set."""
     with path.open("rb") as file:
         header = file.read(2**16)
     found = header[header.find(ASF_FILE_PROPERTIES) :]

@@ -1,4 +1,4 @@
-"""Makes an archive to train on from detections that somebody has checked and corrected."""
+"""Training archives from detections that a person has corrected."""
 
 import os
 import unicodedata
@@ -21,36 +21,37 @@ NAMES = ("common_name", "scientific_name")
 
 
 def write_archive(table: pd.DataFrame, folder: str | Path) -> Path:
-    """Writes an archive whose annotations are the rows of a table: its recordings, `annotations.csv`, `species.csv`.
+    """Writes an archive from a table of annotations: its recordings, `annotations.csv` and `species.csv`.
 
-    Recordings are linked where the file system allows it, and copied elsewhere. Two that have one name in different
-    folders get the folder's name in front. A row without a code is an unknown bird. `annotations.csv` is written last.
+    Recordings are linked if the file system supports it, and copied otherwise. If two recordings have the same name,
+    the names of their folders are added in front. A row without a code is an unknown bird. `annotations.csv` is
+    written last.
 
     Args:
         table: `recording` (path of a file), `start_s`, `end_s`, `code`, `common_name` and `scientific_name`, as
-            `kenya_birds.inference.table_reader.read_detections` returns them; other columns are not used.
+            `kenya_birds.inference.table_reader.read_detections` returns them; other columns are ignored.
         folder: The archive's folder, new or empty.
 
     Returns:
         `folder`.
 
     Raises:
-        UserError: If the table is empty, a recording is not there, or the folder is not empty or cannot be written.
+        UserError: If the table is empty, a recording does not exist, or the folder is not empty or cannot be written.
     """
     folder = Path(folder)
     if table.empty:
-        raise UserError("the table has no rows: an archive needs at least one annotation")
+        raise UserError("the table has no rows: expected at least one annotation")
     if not is_new_or_empty(folder):
         raise UserError(f"{folder} is not empty: give a new folder for the archive")
     table = table.assign(code=table["code"].str.strip().replace("", UNKNOWN_SPECIES))
     missing = [recording for recording in table["recording"].unique() if not Path(recording).is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of the table's recordings are not there: {', '.join(map(repr, missing[:3]))}"
-            f"{', ...' if len(missing) > 3 else ''}; call this in the folder from which they were analysed, or put "
-            "them where the table says"
+            f"{len(missing)} of the table's recordings do not exist: {', '.join(map(repr, missing[:3]))}"
+            f"{', ...' if len(missing) > 3 else ''}; run this in the folder from which they were analysed, or move "
+            "them to the paths in the table"
         )
-    # A table may name one file in two ways.
+    # A table may have two paths for one file.
     table = table.assign(recording=[os.path.abspath(recording) for recording in table["recording"]])
     names = _file_names(list(table["recording"].unique()))
     try:
@@ -60,7 +61,7 @@ def write_archive(table: pd.DataFrame, folder: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"the archive {folder} cannot be written: {error}") from None
     species = table[table["code"] != UNKNOWN_SPECIES].rename(columns={"code": "species"})
-    # Of rows that were added by hand only the code may be filled in.
+    # Rows added by hand may have only a code.
     known = {name: species[species[name] != ""].groupby("species")[name].first() for name in NAMES}
     codes = sorted(species["species"].unique())
     species = pd.DataFrame(
@@ -80,7 +81,7 @@ def write_archive(table: pd.DataFrame, folder: str | Path) -> Path:
 
 
 def _file_names(recordings: list[str]) -> dict[str, str]:
-    """A file name for each path: its own, with as many folders in front as make it the only one."""
+    """Returns a unique file name for each path: its own, with as many folders in front as necessary."""
     parts = {recording: PurePath(recording.replace("\\", "/")).parts for recording in recordings}
     depth = dict.fromkeys(recordings, 1)
     while True:
@@ -93,6 +94,6 @@ def _file_names(recordings: list[str]) -> dict[str, str]:
         if not meeting:
             return {recording: name.replace("/", "").replace(":", "") for recording, name in names.items()}
         if not deeper:
-            raise UserError(f"{' and '.join(meeting[:2])} cannot both lie in one folder: rename one of them")
+            raise UserError(f"{' and '.join(meeting[:2])} cannot both be in one folder: rename one of them")
         for one in deeper:
             depth[one] += 1

@@ -1,4 +1,4 @@
-"""Reads CSV tables that people write: each cell as text, each row with the line of the file that it begins on."""
+"""CSV tables written by people: each cell is read as text, each row with its line number in the file."""
 
 import csv
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,16 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def read_csv(path: str | Path, delimiter: str = ",") -> pd.DataFrame:
-    """Reads all columns of a CSV as text without space around it; blank rows are left out.
+    """Reads all columns of a CSV as text without surrounding spaces; blank rows are skipped.
 
-    Cells that a row lacks at its end are empty. `NA`, `null` and the like stay what they are.
+    Missing cells at the end of a row are empty. `NA`, `null` and the like are read as plain text.
 
     Args:
         path: The table, in UTF-8, with or without a byte order mark.
-        delimiter: What stands between cells. In tables with tabs, quotation marks are plain text, as Raven writes
-            them.
+        delimiter: Separator between cells. With tabs, quotation marks are plain text, as Raven writes them.
 
     Returns:
-        The columns; the index is `row`, the line on which a row begins. The header begins on line 1.
+        The columns. The index is `row`, the line on which a row begins; the header begins on line 1.
 
     Raises:
         UserError: If the file cannot be read, has no header, or a row has more cells than the header.
@@ -56,17 +55,17 @@ def read_csv(path: str | Path, delimiter: str = ",") -> pd.DataFrame:
 
 
 def read_table(path: str | Path, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Reads the named columns of a CSV under our names (see `read_csv`).
+    """Reads some columns of a CSV and renames them (see `read_csv`).
 
     Args:
         path: The table.
-        columns: Our name by the file's.
+        columns: New name by the name in the file.
 
     Returns:
         The columns in this order, after `row`.
 
     Raises:
-        UserError: If the file cannot be read as a table, or a column is missing or there twice.
+        UserError: If the file cannot be read as a table, or a column is missing or occurs twice.
     """
     table = read_csv(path)
     names = list(table.columns)

@@ -1,4 +1,4 @@
-"""The annotated clips of an archive as data sets, cut once and then found in the cache of `datasets`."""
+"""Annotated clips of an archive as data sets, cut once and then read from the cache of `datasets`."""
 
 import logging
 from pathlib import Path
@@ -23,12 +23,12 @@ UNUSED_COLUMNS: dict[str | None, list[str]] = {
 def clips_builder(
     data_dir: str | Path, *, splits: pd.DataFrame | None = None, cache_dir: str | Path | None = None, **settings: Any
 ) -> KenyaBirds:
-    """Reads an archive and plans its clips; nothing is cut yet (see `build_clips`).
+    """Reads an archive and plans its clips, without cutting them (see `build_clips`).
 
     Args:
         data_dir: The archive (see `read_archive`).
         splits: `recording` and `split`, as `stratified_split` and `read_splits` return; by default `stratified_split`.
-        cache_dir: Where the clips are kept; by default the cache of `datasets`.
+        cache_dir: Folder for the clips; by default the cache of `datasets`.
         **settings: The fields of `ClipsConfig`.
 
     Raises:
@@ -46,17 +46,17 @@ def clips_builder(
 
 
 def build_clips(builder: KenyaBirds, num_proc: int | None = None) -> datasets.DatasetDict:
-    """Cuts the clips, or finds them in the cache, as train, validation and test.
+    """Cuts the clips of train, validation and test, or reads them from the cache.
+
+    Clips whose sound cannot be read are skipped, counted and logged. Neighbouring clips are kept.
 
     Args:
-        builder: What `clips_builder` returns.
-        num_proc: Number of processes; each works on recordings of its own.
+        builder: Result of `clips_builder`.
+        num_proc: Number of processes. Each works on its own recordings.
 
     Returns:
-        The clips by split, with the columns of `KenyaBirds`. The audio is not decoded: `audio["bytes"]` is a WAV file,
-        whose samples `decode_wav` gives without FFmpeg.
-
-    Clips whose sound cannot be read are set aside, counted and logged; their neighbours are kept.
+        The clips by split, with the columns of `KenyaBirds`. The audio is not decoded: `audio["bytes"]` is a WAV file
+        that `decode_wav` reads without FFmpeg.
 
     Raises:
         UserError: If `num_proc` is below 1, or a split has no clip whose sound can be read.
@@ -65,12 +65,14 @@ def build_clips(builder: KenyaBirds, num_proc: int | None = None) -> datasets.Da
     builder.download_and_prepare(num_proc=num_proc)
     for split, info in builder.info.splits.items():
         if not info.num_examples:
-            raise UserError(f"no clip of the {split} split can be read: fetch its recordings again, or split anew")
+            raise UserError(
+                f"no clip of the {split} split can be read: download its recordings again, or make other splits"
+            )
     clips = builder.as_dataset()
     missed = missed_clips(builder, clips)
     if len(missed):
         logger.warning(
-            "Set aside %d of %d clips, whose sound cannot be read: %s",
+            "Skipped %d of %d clips, whose sound cannot be read: %s",
             len(missed),
             len(builder.clips),
             ", ".join(f"{n} of {name}" for name, n in missed["recording"].value_counts(sort=False).items()),
@@ -79,7 +81,12 @@ def build_clips(builder: KenyaBirds, num_proc: int | None = None) -> datasets.Da
 
 
 def missed_clips(builder: KenyaBirds, clips: datasets.DatasetDict) -> pd.DataFrame:
-    """The rows of `builder.clips` that could not be cut, because their sound cannot be read."""
+    """Returns the rows of `builder.clips` that were skipped, because their sound cannot be read.
+
+    Args:
+        builder: Result of `clips_builder`.
+        clips: Result of `build_clips`.
+    """
     cut = [
         key
         for split in clips
@@ -90,19 +97,19 @@ def missed_clips(builder: KenyaBirds, clips: datasets.DatasetDict) -> pd.DataFra
 
 
 def load_no_call(builder: KenyaBirds, num_proc: int | None = None, **settings: Any) -> datasets.Dataset:
-    """Cuts windows of the training recordings in which nothing is annotated, or finds them in the cache.
+    """Cuts windows without annotations from the training recordings, or reads them from the cache.
 
-    The clips that `builder` makes are not cut for it, and no window is from a recording of another split.
+    The clips of `builder` are not cut. Windows come from recordings of one split only.
 
     Args:
-        builder: What `clips_builder` returns: rate, length, context, splits and cache are its own.
-        num_proc: Number of processes; each works on recordings of its own.
+        builder: Result of `clips_builder`. Its sampling rate, clip length, context, splits and cache are used.
+        num_proc: Number of processes. Each works on its own recordings.
         **settings: `no_call_split` ("train"), `no_call_per_recording` (20), `no_call_margin_s` (1.5),
             `no_call_order` ("quietest"), see `NoCallConfig`; and another `context_s`.
 
     Returns:
-        The windows, with the columns of `KenyaBirds`: `label` is None, `labels` is empty and `center_s` is the
-        window's own. A window whose sound cannot be read is left out.
+        The windows, with the columns of `KenyaBirds`: `label` is None, `labels` is empty and `center_s` is the centre
+        of the window. Windows whose sound cannot be read are skipped.
 
     Raises:
         UserError: If a setting is out of range, or there is no such window.
@@ -113,9 +120,9 @@ def load_no_call(builder: KenyaBirds, num_proc: int | None = None, **settings: A
     if not no_call.info.splits[NO_CALL].num_examples:
         config = no_call.config
         raise UserError(
-            f"no recording of the {config.no_call_split} split has a window of "
-            f"{config.clip_s + 2 * config.context_s:g} s that can be read and is {config.no_call_margin_s:g} s away "
-            "from every annotation: lower no_call_margin_s, or go without"
+            f"no recording of the {config.no_call_split} split has a readable window of "
+            f"{config.clip_s + 2 * config.context_s:g} s that is {config.no_call_margin_s:g} s away from every "
+            "annotation: lower no_call_margin_s, or train without such windows"
         )
     return no_call.as_dataset(NO_CALL)
 
@@ -136,22 +143,22 @@ def load_clips(
     num_proc: int | None = None,
     **settings: Any,
 ) -> datasets.DatasetDict | datasets.Dataset:
-    """`clips_builder` with `build_clips` or `load_no_call`: an archive's clips.
+    """Loads the clips of an archive: `clips_builder`, then `build_clips` or `load_no_call`.
 
     Args:
         data_dir: The archive (see `read_archive`).
         split: `train`, `validation`, `test`, or `no_call` (see `load_no_call`). By default the first three.
-        problem_type: `single_label_classification` leaves out `labels` and `unknown`, `multi_label_classification`
-            leaves out `label`; by default every column is there. What is cut and kept in the cache is the same.
+        problem_type: `single_label_classification` drops the columns `labels` and `unknown`;
+            `multi_label_classification` drops `label`. By default all columns are kept. The cache is the same.
         num_proc: Number of processes.
-        **settings: What else `clips_builder` takes: `splits`, `cache_dir`, `min_annotations`, `sampling_rate`, ...;
-            with `no_call` also what `load_no_call` takes.
+        **settings: Other arguments of `clips_builder`: `splits`, `cache_dir`, `min_annotations`, `sampling_rate`, ...;
+            with `no_call` also the arguments of `load_no_call`.
 
     Returns:
-        The clips by split, or those of the split that was asked for.
+        The clips by split, or the clips of the requested split.
 
     Raises:
-        UserError: If the archive or the splits cannot be used, or there is no such split or problem type.
+        UserError: If the archive or the splits cannot be used, or the split or problem type does not exist.
     """
     if split not in (None, NO_CALL, *SPLITS):
         raise UserError(f"no split {split!r}: expected one of {', '.join((*SPLITS, NO_CALL))}")

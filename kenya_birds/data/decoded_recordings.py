@@ -1,4 +1,4 @@
-"""Whole recordings, decoded once and kept on disk as 16-bit samples at one rate."""
+"""Cache of whole recordings on disk, decoded to 16-bit samples at one sampling rate."""
 
 import hashlib
 import logging
@@ -26,21 +26,21 @@ logger = logging.getLogger(__name__)
 FOLDER = "kenya_birds_recordings"
 BLOCK_S = 30
 FULL_SCALE = 32767
-# Files that are mapped at a time: systems allow about 1,000 open files.
+# Number of files mapped at a time; systems allow about 1,000 open files.
 OPEN_FILES = 128
 
 
 @dataclass(frozen=True)
 class DecodedRecording:
-    """One recording in the store.
+    """One recording in the cache.
 
     Attributes:
         name: File name of the recording.
         path: The samples: int16, a NumPy file.
         samples: Number of samples.
-        scale: Sound is `samples * scale`, with full scale at -1 and 1.
-        runs: Unbroken stretches with sound, `[begin, end)`, int64 of shape `(runs, 2)`. What lies between is damaged,
-            or digital silence of 0.25 s or more.
+        scale: The sound is `samples * scale`, with full scale at -1 and 1.
+        runs: Continuous sections with sound, `[begin, end)`, int64 of shape `(runs, 2)`. Between them the recording is
+            damaged, or has digital silence of 0.25 s or more.
         damaged_s: Seconds that could not be decoded.
     """
 
@@ -53,10 +53,10 @@ class DecodedRecording:
 
 
 class DecodedRecordings:
-    """Decoded recordings, read by the window. Only the pages that are read are in memory.
+    """Decoded recordings from which windows are read. The files are memory-mapped.
 
     Args:
-        recordings: The recordings; windows name them by the index.
+        recordings: The recordings; windows refer to them by index.
         sampling_rate: In Hz.
     """
 
@@ -66,7 +66,7 @@ class DecodedRecordings:
         self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open files: other processes open them again."""
+        """Returns the state without open files; other processes open them again."""
         return {**self.__dict__, "_maps": OrderedDict()}
 
     @property
@@ -80,23 +80,22 @@ class DecodedRecordings:
         return {recording.name: recording.samples for recording in self.recordings}
 
     def select(self, names: Sequence[str]) -> "DecodedRecordings":
-        """Some of the recordings, in this order."""
+        """Returns the named recordings, in this order."""
         by_name = {recording.name: recording for recording in self.recordings}
         return DecodedRecordings([by_name[name] for name in names if name in by_name], self.sampling_rate)
 
     def read(self, recording: int, start: int, samples: int) -> np.ndarray:
-        """Samples of a window, int16 of shape `(samples,)`; multiply them by the recording's `scale`.
+        """Reads the samples of a window, int16 of shape `(samples,)`; multiply them by the recording's `scale`.
 
-        A window that begins in a run and is longer than what is left of it gets mirrored sound on both sides, as
-        detection fills up short stretches.
+        A window that reaches past the end of its run is padded with mirrored sound on both sides, as in detection.
 
         Args:
             recording: Index of the recording.
-            start: First sample; it lies in a run.
+            start: First sample, inside a run.
             samples: Length of the window.
 
         Raises:
-            ValueError: If the start is in no run.
+            ValueError: If the start is not in a run.
         """
         runs = self.recordings[recording].runs
         number = int(runs[:, 0].searchsorted(start, side="right")) - 1
@@ -120,22 +119,22 @@ class DecodedRecordings:
 def decode_recordings(
     paths: Mapping[str, Path], cache_dir: str | Path, sampling_rate: int, *, threads: int = 1
 ) -> DecodedRecordings:
-    """Decodes recordings, or finds them in the cache.
+    """Decodes recordings, or reads them from the cache.
 
-    Each recording is written whole or not at all, so an interrupted run continues with the next recording. Another
-    process that decodes into the same cache is waited for. Memory does not grow with the length of a recording.
+    The cache contains only complete recordings, so interrupted runs resume with the next recording. If another
+    process decodes into the same cache, this one waits for it. Memory does not grow with the length of a recording.
 
     Args:
         paths: File of each recording by its name.
         cache_dir: Folder of the cache.
         sampling_rate: In Hz; recordings with another rate are resampled.
-        threads: Recordings that are decoded at the same time.
+        threads: Number of recordings that are decoded at the same time.
 
     Returns:
-        The recordings in the order of `paths`. One that cannot be opened is left out, and this is logged.
+        The recordings in the order of `paths`. Recordings that cannot be opened are skipped and logged.
 
     Raises:
-        UserError: If the disk has not enough space, or the cache cannot be written.
+        UserError: If the disk has too little space, or the cache cannot be written.
     """
     folder = Path(cache_dir) / FOLDER
     wanted = {name: folder / _key(path, sampling_rate) for name, path in paths.items()}
@@ -162,7 +161,7 @@ def decode_recordings(
     damaged = [recording for recording in decoded.recordings if recording.damaged_s]
     if damaged:
         logger.warning(
-            "%d of %d recordings are damaged: %.1f s of sound are left out (first: %s)",
+            "%d of %d recordings are damaged: %.1f s of sound are skipped (first: %s)",
             len(damaged),
             len(decoded.recordings),
             sum(recording.damaged_s for recording in damaged),
@@ -172,7 +171,7 @@ def decode_recordings(
 
 
 def _key(path: Path, sampling_rate: int) -> str:
-    """Name in the cache: changes with the file, the rate, this code and the decoders."""
+    """Returns the name in the cache; it changes with the file, the rate, this code and the decoders."""
     status = os.stat(path)
     made_from = (
         *(os.fsencode(path.name), status.st_size, status.st_mtime_ns, sound_fingerprint(path)),
@@ -182,7 +181,7 @@ def _key(path: Path, sampling_rate: int) -> str:
 
 
 def _read(name: str, stem: Path) -> DecodedRecording | None:
-    """A recording of the cache; None if it is not there."""
+    """Returns a recording from the cache; None if it is not in the cache."""
     path, about = stem.with_suffix(".npy"), stem.with_suffix(".json")
     if not (path.is_file() and about.is_file()):
         return None
@@ -192,14 +191,14 @@ def _read(name: str, stem: Path) -> DecodedRecording | None:
 
 
 def _check_space(paths: Mapping[str, Path], folder: Path, sampling_rate: int) -> None:
-    """Logs how much disk the recordings need, and raises `UserError` if there is less."""
+    """Logs how much disk space the recordings need; raises `UserError` if less is free."""
     sizes = []
     for path in paths.values():
         try:
             sizes.append(read_header(path).duration_s * sampling_rate)
         except UserError:
             sizes.append(0.0)
-    # Besides the result, one recording at a time is kept as 32-bit samples.
+    # In addition to the result, one recording at a time is stored as 32-bit samples.
     needed = 2 * sum(sizes) + 4 * max(sizes, default=0)
     free = shutil.disk_usage(folder).free
     logger.info(
@@ -228,7 +227,7 @@ def _write(path: Path, stem: Path, sampling_rate: int) -> None:
         logger.warning("%s", error)
         return
     else:
-        # 16-bit sound at its own rate keeps every bit; other sound uses the whole range of 16 bits.
+        # 16-bit sound at its own rate is stored exactly; other sound is scaled to the full 16-bit range.
         scale = 1 / 32768 if found.is_16_bit else max(found.peak, float(np.finfo(np.float32).tiny)) / FULL_SCALE
         with (
             whole_file(stem.with_suffix(".npy")) as partial,
@@ -247,7 +246,7 @@ def _write(path: Path, stem: Path, sampling_rate: int) -> None:
 
 @dataclass
 class _Found:
-    """What was found in a recording while it was decoded."""
+    """Properties of a recording, found while decoding."""
 
     runs: list[list[int]]
     peak: float = 0.0
@@ -256,7 +255,7 @@ class _Found:
 
 
 def _write_floats(reader: RecordingReader, path: Path, sampling_rate: int) -> _Found:
-    """Writes a recording as 32-bit floats at the wanted rate, zeros where it has no sound."""
+    """Writes a recording as 32-bit floats at the requested rate, with zeros for missing sound."""
     rate, found = reader.header.sample_rate_hz, _Found([])
 
     def intact(block: Block) -> bool:

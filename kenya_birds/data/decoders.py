@@ -1,4 +1,4 @@
-"""Two decoders of sound files: each gives the right samples, at their place, or says why it does not."""
+"""Decoder of sound files with libsndfile: it returns the right samples at the right position, or raises an error."""
 
 import os
 from collections.abc import Iterable
@@ -11,44 +11,44 @@ import soundfile
 from kenya_birds.data.compressed_frames import read_at
 from kenya_birds.data.sound_extent import JOINED_FLAC, SoundBytes, SoundExtent
 
-# libsndfile says 2^63 - 1 of a FLAC file whose header has no length; no recording has this many frames.
+# libsndfile returns 2^63 - 1 for a FLAC file without a length in its header; no recording has this many frames.
 MAX_FRAMES = 2**40
 POSITIONED_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM")
-# Formats whose headers are looked through here or whose own structure shows damage. Of the others, which no recorder
-# writes, libsndfile gives what is left of a file as if it were all.
+# Formats whose headers this package checks, or whose structure reveals damage. For other formats, which no recorder
+# writes, libsndfile reads a truncated file without an error.
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU", "NIST", "FLAC", "OGG", "MP3", "RAW")
-# Zeros as long as this may be a frame that is not there; encoders' frames have 576 samples or more.
+# Zeros of this length may be a missing frame; encoders write frames of 576 samples or more.
 SHORT_FLAC_FRAME = 512
 EDGE_FRAMES = 32
 BLOCK_S = 10
-# Channels cancel each other if their mean has less than this share of their power, as with one that is inverted.
+# Channels cancel each other if their mean has less than this share of their power, as with an inverted channel.
 CANCELLED_POWER = 0.01
-# How far a recording may begin with silence for that to be found.
+# Seconds at the start of a recording that are searched for sound.
 PROBED_S = 60
 
 
 class DecodingError(Exception):
-    """A decoder does not give what it was asked for; the message says why, in the decoder's words."""
+    """Raised if a decoder cannot decode the requested sound; the message is the decoder's."""
 
 
 class SoundfileDecoder:
-    """Reads sound with libsndfile: one open file, a seek and a read for each window.
+    """Decoder that uses libsndfile: one open file, a seek and a read for each window.
 
-    In FLAC a damaged frame is an error, but a missing one is silence: silent windows are refused, so that another
-    decoder has to confirm them.
+    In FLAC, libsndfile reports a damaged frame as an error but reads a missing frame as silence. This decoder
+    therefore refuses silent windows, so that another decoder must confirm them.
 
     Args:
         path: The recording.
-        extent: Where its sound is, if that is known. Where libsndfile finds it elsewhere, this is read.
+        extent: Position of the sound in the file, if known. It is used if libsndfile finds another length.
 
     Attributes:
-        frames: Samples per channel that libsndfile finds; 0 or more than `MAX_FRAMES` if it does not know.
+        frames: Samples per channel that libsndfile finds; 0 or more than `MAX_FRAMES` if unknown.
         sample_rate_hz: Samples per second.
         channels: Number of channels.
         encoding: Container and sample format, such as `FLAC PCM_16`.
-        is_positioned: Whether each sample's place is certain, as in FLAC and WAV. In MP3 and Ogg a seek may end at
-            another place, and after damage other sound is given, without a word.
-        channel: The one that is read alone; None: the mean of all.
+        is_positioned: Whether each sample's position is certain, as in FLAC and WAV. In MP3 and Ogg a seek may end at
+            another position, and after damage other sound is returned without an error.
+        channel: The only channel to read; None: the mean of all channels.
 
     Raises:
         DecodingError: If libsndfile does not open the file.
@@ -60,8 +60,10 @@ class SoundfileDecoder:
         self._path = path
         self._sound: SoundExtent | None = None
         self._bytes: SoundBytes | None = None
-        self._file = self._open_as_told(extent)
-        self._at: int | None = None  # seek before the first read: without it libFLAC takes any first frame for it
+        self._file = self._open_with_extent(extent)
+        self._at: int | None = (
+            None  # forces a seek before the first read: otherwise libFLAC accepts any frame as the first
+        )
         self._has_hole: bool | None = None
         self.frames: int = self._file.frames
         self.sample_rate_hz: int = self._file.samplerate
@@ -71,7 +73,7 @@ class SoundfileDecoder:
         self.channel: int | None = None
 
     def find_lone_channel(self) -> int | None:
-        """See `find_lone_channel`; None too where the beginning cannot be read."""
+        """See `find_lone_channel`; also None if the beginning cannot be read."""
         if self._find_hole():
             return None
         self._at = None
@@ -97,23 +99,23 @@ class SoundfileDecoder:
             float32 array of shape `(last - first,)`, the mean of the channels.
 
         Raises:
-            DecodingError: If they cannot all be read; other windows still may.
+            DecodingError: If a frame cannot be read; other windows may still be readable.
         """
         if self._find_hole():
-            raise DecodingError("the file has a hole of zeros")
+            raise DecodingError("the file has a gap of zeros")
         reason = ""
         try:
             if first != self._at:
                 self._file.seek(first)
             sound = self._file.read(last - first, dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
-            reason = in_words(error)
+            reason = error_text(error)
         else:
             if len(sound) != last - first:
                 reason = f"stops after {len(sound)} of {last - first} frames"
             elif self._file.format == "FLAC" and _has_silence(sound):
-                reason = "silence, which may stand for a missing frame"
-        if reason:  # libsndfile refuses every later seek, too
+                reason = "silence, which may be a missing frame"
+        if reason:  # libsndfile then refuses all later seeks
             self._open_again()
             raise DecodingError(reason)
         self._at = last
@@ -129,8 +131,8 @@ class SoundfileDecoder:
         self.close()
         self._file = self._open()
 
-    def _open_as_told(self, extent: SoundExtent | None) -> soundfile.SoundFile:
-        """Opens the file; of one that libsndfile would not understand or would seek too far in, its sound alone."""
+    def _open_with_extent(self, extent: SoundExtent | None) -> soundfile.SoundFile:
+        """Opens the file, or only its sound if libsndfile would find another length or read a second file."""
         if extent is not None and extent.reason == JOINED_FLAC:
             self._sound = extent
         elif extent is not None and extent.raw:
@@ -152,17 +154,19 @@ class SoundfileDecoder:
         except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: the name ends in .raw
             if self._bytes is not None:
                 self._bytes.close()
-            raise DecodingError(in_words(error)) from None
+            raise DecodingError(error_text(error)) from None
         if file.format not in FORMATS:
             file.close()
-            raise DecodingError(f"a missing end does not show in the format {file.format}, convert it to WAV or FLAC")
+            raise DecodingError(
+                f"a missing end cannot be recognised in the format {file.format}, convert it to WAV or FLAC"
+            )
         return file
 
 
 def _has_hole(path: Path) -> bool:
-    """Whether a FLAC file has a mebibyte or more of zeros, as a download that was broken off leaves.
+    """Returns True if a FLAC file has a mebibyte or more of zeros, as after an interrupted download.
 
-    libFLAC takes minutes to seek to such a place: its time grows with the square of the hole's size.
+    libFLAC takes minutes to seek there: its time grows with the square of the size.
     """
     step = 2**20
     with suppress(OSError), path.open("rb", buffering=0) as file:
@@ -173,7 +177,7 @@ def _has_hole(path: Path) -> bool:
 
 
 def _has_silence(sound: np.ndarray) -> bool:
-    """Whether zeros in sound of shape `(frames, channels)` are as long as a FLAC frame, or may go on outside it."""
+    """Returns True if sound of shape `(frames, channels)` has zeros as long as a FLAC frame, or at its edges."""
     if not sound[:EDGE_FRAMES].any() or not sound[-EDGE_FRAMES:].any():
         return True
     step = SHORT_FLAC_FRAME // 4
@@ -183,17 +187,22 @@ def _has_silence(sound: np.ndarray) -> bool:
 
 
 def to_mono(sound: np.ndarray, channel: int | None = None) -> np.ndarray:
-    """The mean of the channels, or one of them, shape `(frames,)`, of sound of shape `(frames, channels)`."""
+    """Returns the mean of the channels, or one channel, of sound of shape `(frames, channels)`.
+
+    Args:
+        sound: Shape `(frames, channels)`.
+        channel: The only channel to read; None: the mean of all channels.
+    """
     if sound.shape[1] == 1:
         channel = 0
     return sound.mean(axis=1) if channel is None else np.ascontiguousarray(sound[:, channel])
 
 
 def find_lone_channel(blocks: Iterable[np.ndarray]) -> int | None:
-    """The channel to read alone, the loudest, where the channels cancel each other in their mean; else None.
+    """Returns the index of the loudest channel if the channels cancel each other in their mean; else None.
 
     Args:
-        blocks: Sound of shape `(frames, channels)` from the beginning on; the first that is not silent decides.
+        blocks: Sound of shape `(frames, channels)` from the beginning; the first block that is not silent decides.
     """
     for sound in blocks:
         power = np.square(sound, dtype=np.float64).mean(axis=0)
@@ -203,8 +212,8 @@ def find_lone_channel(blocks: Iterable[np.ndarray]) -> int | None:
     return None
 
 
-def in_words(error: Exception) -> str:
-    """What a decoder says, without the file's name and libsndfile's prefixes."""
+def error_text(error: Exception) -> str:
+    """Returns a decoder's error message, without the file's name and libsndfile's prefix."""
     if isinstance(error, soundfile.LibsndfileError):
         words = error.error_string
     else:

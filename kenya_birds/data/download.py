@@ -1,4 +1,4 @@
-"""Fetches an archive of soundscape recordings from Zenodo and unpacks it; goes on where an earlier run stopped."""
+"""Download of an archive of soundscape recordings from Zenodo; interrupted downloads resume."""
 
 import json
 import logging
@@ -41,28 +41,28 @@ LOCK_FILE = ".download.lock"
 def download_record(
     data_dir: str | Path, record: Count = KENYA_RECORD, *, api_url: str = API_URL, keep_zip: bool = False
 ) -> Path:
-    """Fetches a record, checks every byte of it, and unpacks its recordings.
+    """Downloads a record, verifies its checksums and unpacks its recordings.
 
-    The folder is then as `kenya_birds.data.archive.read_archive` expects it. When everything is there already, nothing
-    is asked of the server. Where a run was stopped, whatever stopped it, the next one goes on.
+    The result is a folder for `kenya_birds.data.archive.read_archive`. If the folder is complete, no request is sent.
+    Interrupted downloads resume.
 
     Args:
-        data_dir: Folder of the archive; made if it does not exist.
-        record: Number of the Zenodo record: the Kenyan soundscapes, or another with the same files.
-        api_url: Address of the records in the API. Unless it is http itself, only https is spoken.
-        keep_zip: Whether `soundscape_data.zip` stays when all its recordings are unpacked; otherwise it is deleted.
+        data_dir: Folder of the archive; created if it does not exist.
+        record: Number of the Zenodo record: the Kenyan soundscapes, or another record with the same files.
+        api_url: Address of the records in the API. Only https is used, unless this address is http.
+        keep_zip: Keeps `soundscape_data.zip` after unpacking; otherwise it is deleted.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: There is no such record, it is not an archive of soundscapes, its server cannot be reached or sends
-            something else than it promised, the zip is broken or unsafe, the disk is full, another file is in the way,
-            or another process is downloading to this folder.
+        UserError: The record does not exist or is not an archive of soundscapes, the server cannot be reached or sends
+            unexpected data, the zip is broken or unsafe, the disk is full, another file has the name of a file of the
+            record, or another process is downloading to this folder.
     """
     data_dir = Path(data_dir)
     with _disk_errors(data_dir):
-        # Needs no permission to write where there is nothing to do.
+        # A complete folder may be read-only.
         if not _is_done(_Manifest(data_dir, record), keep_zip):
             data_dir.mkdir(parents=True, exist_ok=True)
             with _alone(data_dir):
@@ -77,7 +77,7 @@ def download_record(
 
 @dataclass(frozen=True)
 class _Listed:
-    """A file of the record, as its API lists it."""
+    """A file of the record in the API."""
 
     name: str
     expected: Expected
@@ -86,16 +86,15 @@ class _Listed:
 
 @dataclass
 class _Manifest:
-    """What is known of the folder, remembered in `.download.json`.
+    """State of the folder, saved in `.download.json`.
 
     Attributes:
         data_dir: The folder.
-        record: Number of the record in it.
+        record: Number of the record.
         files: The record's files by name.
-        recordings: The zip's recordings by name, once all of them are unpacked.
-        mtimes_ns: When the files that were found whole had last been modified, by path in the folder. One that has not
-            changed since is not read again.
-        validators: ETag or Last-Modified of what the `.part` files were received from, by name.
+        recordings: The zip's recordings by name, after all of them are unpacked.
+        mtimes_ns: Modification times of verified files by path in the folder. Unchanged files are not read again.
+        validators: ETag or Last-Modified of the source of each `.part` file, by name.
     """
 
     data_dir: Path
@@ -118,12 +117,10 @@ class _Manifest:
         except (FileNotFoundError, NotADirectoryError):
             return
         except (ValueError, KeyError, TypeError, AttributeError):
-            logger.warning("%s cannot be read: what is in the folder is checked anew", self.path)
+            logger.warning("%s cannot be read: verifying all files in the folder again", self.path)
             return
         if record != self.record:
-            raise UserError(
-                f"{self.data_dir} holds record {record}, not {self.record}: choose another folder for the other record"
-            )
+            raise UserError(f"{self.data_dir} contains record {record}, not {self.record}: choose another folder")
         self.files, self.recordings, self.mtimes_ns, self.validators = files, recordings, mtimes_ns, validators
 
     def save(self) -> None:
@@ -135,26 +132,26 @@ class _Manifest:
         part_of(self.path).write_text(json.dumps(content, indent=1), "utf-8")
         put_in_place(self.path)
 
-    def remember(self, name: str, validator: str | None) -> None:
-        """Keeps what a `.part` file was received from, for the next process."""
+    def set_validator(self, name: str, validator: str | None) -> None:
+        """Saves the validator of a `.part` file, for the next process."""
         self.validators.pop(name, None)
         if validator:
             self.validators[name] = validator
         self.save()
 
     def is_complete(self) -> bool:
-        """Whether the record is there and unpacked; the zip need not be there any more."""
+        """Returns True if the record is complete and unpacked; the zip may be deleted."""
         known = dict(self.mtimes_ns)
         wanted = {name: expected for name, expected in self.files.items() if name != ZIP_FILE}
         wanted |= {_in_folder(name): expected for name, expected in self.recordings.items()}
         complete = bool(self.recordings) and all(self.has(path, expected) for path, expected in wanted.items())
-        if complete and self.mtimes_ns != known:  # a copy of a folder: it need not be read each time
+        if complete and self.mtimes_ns != known:  # in a copy of a folder the times differ
             with suppress(OSError):
                 self.save()
         return complete
 
     def has(self, path: str, expected: Expected) -> bool:
-        """Whether a file of the folder is whole; reads it unless it was whole before and has not changed."""
+        """Returns True if a file is complete; it is read unless it was verified before and has not changed."""
         try:
             status = (self.data_dir / path).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -167,30 +164,30 @@ class _Manifest:
             self.mtimes_ns[path] = status.st_mtime_ns
         return True
 
-    def note(self, path: str) -> None:
-        """Takes down that a file of the folder is whole."""
+    def set_verified(self, path: str) -> None:
+        """Records that a file is complete."""
         self.mtimes_ns[path] = (self.data_dir / path).stat().st_mtime_ns
 
 
 def _complete(manifest: _Manifest, client: Client, api_url: str) -> None:
-    """Fetches and unpacks what is not there."""
+    """Downloads and unpacks missing files."""
     listed = _list_files(client, f"{api_url.rstrip('/')}/{manifest.record}", manifest.record)
     _forget_other_versions(manifest, listed)
     manifest.files = {file.name: file.expected for file in listed}
     missing = [file for file in listed if not _is_there(manifest, file)]
     manifest.save()
     _check_disk(manifest, missing)
-    # The tables first: should they be the wrong ones, that is seen before gigabytes have come.
+    # Small files first: wrong tables are then found before gigabytes are downloaded.
     for file in sorted(missing, key=lambda file: file.expected.size_bytes):
         _fetch(manifest, client, file)
     manifest.recordings = unpack_recordings(manifest.data_dir / ZIP_FILE, manifest.data_dir / RECORDINGS_FOLDER)
     for name in manifest.recordings:
-        manifest.note(_in_folder(name))
+        manifest.set_verified(_in_folder(name))
     manifest.save()
 
 
 def _is_done(manifest: _Manifest, keep_zip: bool) -> bool:
-    """Whether all is there, and a zip that is not to be kept is gone; another file of its name is not ours."""
+    """Returns True if the folder is complete and the zip is deleted, unless it is kept or is another file."""
     if not manifest.is_complete():
         return False
     return keep_zip or ZIP_FILE not in manifest.files or not manifest.has(ZIP_FILE, manifest.files[ZIP_FILE])
@@ -204,27 +201,27 @@ def _fetch(manifest: _Manifest, client: Client, file: _Listed) -> None:
         file.expected,
         what=f"{file.name} of record {manifest.record}",
         validator=manifest.validators.get(file.name),
-        remember=lambda validator: manifest.remember(file.name, validator),
+        on_start=lambda validator: manifest.set_validator(file.name, validator),
     ).run()
-    manifest.note(file.name)
-    manifest.remember(file.name, None)
+    manifest.set_verified(file.name)
+    manifest.set_validator(file.name, None)
 
 
 def _list_files(client: Client, url: str, record: int) -> list[_Listed]:
-    """Asks the API what a record holds, and believes nothing of it that could do harm."""
+    """Lists the files of a record by its API, and refuses unsafe entries."""
     answer = client.get_json(url, f"record {record}")
     where = f"record {record} ({shown(url)})"
     if not isinstance(answer, dict) or not isinstance(answer.get("files"), list):
-        raise UserError(f"{where} lists no files: is it public? Look at it in a browser")
+        raise UserError(f"{where} lists no files: open it in a browser to check that it is public")
     listed = [_listed(entry, where) for entry in answer["files"]]
     names = sorted(file.name for file in listed)
     if len({same_file(name) for name in names}) < len(names):
-        raise UserError(f"{where} lists two files of one name, refused: {names}")
+        raise UserError(f"{where} lists two files with the same name, refused: {names}")
     lacking = [name for name in (ANNOTATIONS_FILE, SPECIES_FILE, ZIP_FILE) if name not in names]
     if lacking:
         raise UserError(
-            f"{where} is no archive of soundscapes: it lacks {', '.join(lacking)}, it holds {', '.join(names)}; "
-            f"choose one that is, such as {KENYA_RECORD}"
+            f"{where} is no archive of soundscapes: {', '.join(lacking)} missing, found {', '.join(names)}; choose "
+            f"another record, such as {KENYA_RECORD}"
         )
     return listed
 
@@ -234,11 +231,11 @@ def _listed(entry: Any, where: str) -> _Listed:
         name, size_bytes, checksum, url = entry["key"], entry["size"], entry["checksum"], entry["links"]["self"]
     except (KeyError, TypeError):
         raise UserError(f"{where} lists a file without key, size, checksum and link: {str(entry)[:200]}") from None
-    # Names with a dot in front are ours. A disk takes 255 bytes, with `.part`.
+    # Names with a leading dot are used by this module. File systems allow 255 bytes, including `.part`.
     plain = isinstance(name, str) and is_portable_name(name) and not name.startswith(".")
     ours = plain and (name.lower() == RECORDINGS_FOLDER or name.lower().endswith(PART_SUFFIX))
     if not plain or ours or len(name.encode()) > 250:
-        raise UserError(f"{where} lists a file {name!r}: expected a plain file name that every system takes; refused")
+        raise UserError(f"{where} lists a file {name!r}: expected a plain file name that is valid on every system")
     if not isinstance(size_bytes, int) or size_bytes < 0:
         raise UserError(f"{where} lists {name} with size {size_bytes!r}: expected bytes")
     if not isinstance(checksum, str) or not re.fullmatch("md5:[0-9a-f]{32}", checksum):
@@ -258,10 +255,10 @@ def _is_there(manifest: _Manifest, file: _Listed) -> bool:
     if manifest.has(file.name, file.expected):
         return True
     if path.exists() or path.is_symlink():
-        # A file only gets its final name when it is whole: somebody changed this one, or brought it.
+        # Downloads get their final name when they are complete, so a person has changed or added this file.
         raise UserError(
             f"{path} is not the file of record {manifest.record} (expected {file.expected.size_bytes} bytes with "
-            f"{file.expected.checksum}): move it away to fetch the record's, or choose another folder"
+            f"{file.expected.checksum}): move it away to download the record's file, or choose another folder"
         )
     return False
 
@@ -270,14 +267,16 @@ def _check_disk(manifest: _Manifest, missing: list[_Listed]) -> None:
     needed_bytes = 0
     for file in missing:
         needed_bytes += file.expected.size_bytes - _size_bytes(part_of(manifest.data_dir / file.name))
-        if file.name == ZIP_FILE:  # FLAC has about the same size in a zip and out of it
+        if file.name == ZIP_FILE:  # FLAC has about the same size inside and outside a zip
             folder = manifest.data_dir / RECORDINGS_FOLDER
             unpacked_bytes = sum(map(_size_bytes, folder.iterdir())) if folder.is_dir() else 0
             needed_bytes += max(0, file.expected.size_bytes - unpacked_bytes)
     check_free_disk(manifest.data_dir, needed_bytes, f"record {manifest.record}")
     if missing:
         size = size_text(sum(file.expected.size_bytes for file in missing))
-        logger.info("Record %d: %d of %d files to fetch, %s", manifest.record, len(missing), len(manifest.files), size)
+        logger.info(
+            "Record %d: %d of %d files to download, %s", manifest.record, len(missing), len(manifest.files), size
+        )
 
 
 def _in_folder(name: str) -> str:
@@ -290,7 +289,7 @@ def _size_bytes(path: Path) -> int:
 
 @contextmanager
 def _alone(data_dir: Path) -> Iterator[None]:
-    """Keeps other processes out of the folder; the lock ends with the process, however that ends."""
+    """Locks the folder against other processes; the lock ends with the process."""
     lock = FileLock(data_dir / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
@@ -309,5 +308,6 @@ def _disk_errors(data_dir: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or os.strerror(error.errno or 0)
         raise UserError(
-            f"{error.filename or data_dir}: {reason}; make room or mend that, then run it again: it goes on there"
+            f"{error.filename or data_dir}: {reason}; free disk space or correct that, then run the command again to "
+            "resume"
         ) from None

@@ -1,7 +1,7 @@
-"""Reads tables of events (detections or annotations) that other programs write, in one form.
+"""Tables of events (detections or annotations) of several programs, read into one format.
 
-Raven selection tables, Audacity labels, Kaleidoscope, BirdNET-Analyzer (CSV, Raven, Kaleidoscope, Audacity, Parquet),
-this package's own tables, and plain CSV files with columns for file, start and end.
+Supported: Raven selection tables, Audacity labels, Kaleidoscope, BirdNET-Analyzer (CSV, Raven, Kaleidoscope, Audacity,
+Parquet), this package's own tables, and plain CSV files with columns for file, start and end.
 """
 
 import re
@@ -31,8 +31,8 @@ COLUMNS = (
     "row",
 )
 TEXTS = ("recording", "code", "scientific_name", "common_name", "label")
-# Names of columns in lower case, the most exact first: a Raven table over several recordings has times in the joined
-# sound in "Begin Time (s)" and times in the recording in "File Offset (s)".
+# Names of columns in lower case, the most exact first. In a Raven table of several recordings, "Begin Time (s)" is the
+# time in the joined sound, and "File Offset (s)" the time in the recording.
 ALIASES = {
     "recording": (
         "recording",
@@ -58,26 +58,26 @@ ALIASES = {
     "low_hz": ("low_hz", "low freq (hz)", "low_freq_hz"),
     "high_hz": ("high_hz", "high freq (hz)", "high_freq_hz"),
 }
-# What programs add to a recording's name for the table that lies beside it.
+# Endings that programs add to a recording's name to name its table.
 _TABLE_ENDINGS = re.compile(
     r"((\.BirdNET)?(\.selection\.table|\.results)|\.Table\.\d+\.selections|\.selections|_labels?|\.labels)$",
     re.IGNORECASE,
 )
 SUFFIXES = (".csv", ".txt", ".tsv", ".parquet")
-# A spreadsheet would take a text that begins so for a formula; our CSV files put an apostrophe before it.
+# Spreadsheets read text that begins with these characters as a formula; our CSV files prefix it with an apostrophe.
 _GUARDED = re.compile(r"'[=+\-@\t\r]")
 
 
 @dataclass(frozen=True)
 class EventTable:
-    """Events, and the recordings that their tables are about.
+    """Events and their recordings.
 
     Attributes:
-        events: One row per event: `recording` (as the table names it, with `/`; without suffix where only the table's
-            own name tells it), `start_s` and `end_s` in that recording, `code`, `scientific_name`, `common_name`,
-            `label` (empty texts where the table does not have them), `score` (1 where the table has none), `low_hz`
-            and `high_hz` (NaN where it has none) and `row` (`file, line N`).
-        recordings: Names of recordings with or without events: of those without, the table itself is known.
+        events: One row per event: `recording` (as in the table, with `/`; without suffix if it is taken from the
+            table's file name), `start_s` and `end_s` in that recording, `code`, `scientific_name`, `common_name`,
+            `label` (empty if missing in the table), `score` (1 if missing), `low_hz` and `high_hz` (NaN if missing)
+            and `row` (`file, line N`).
+        recordings: Names of all recordings, including recordings whose table has no events.
     """
 
     events: pd.DataFrame
@@ -88,31 +88,31 @@ def read_events(path: str | Path) -> EventTable:
     """Reads a table of events, or all the tables of a folder and its subfolders.
 
     Args:
-        path: A file (`.csv`, `.tsv`, `.txt`, `.parquet`) or a folder of such files. A table without a column for the
-            recording belongs to the recording whose name it carries: `a.wav` for `a.BirdNET.results.csv` or `a.txt`.
+        path: A file (`.csv`, `.tsv`, `.txt`, `.parquet`) or a folder of such files. If a table has no column for the
+            recording, its file name is used: `a.BirdNET.results.csv` and `a.txt` belong to `a.wav`.
 
     Raises:
-        UserError: If there is no such table, it has another form, or a cell is not what its column needs.
+        UserError: If there is no such table, its format is unknown, or a cell is not a number where one is expected.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        tables = [table for file in files if (table := _read_file(file, is_asked_for=False)) is not None]
+        tables = [table for file in files if (table := _read_file(file, is_required=False)) is not None]
         if not tables:
-            raise UserError(f"{path} holds no table of events: expected files that end in {', '.join(SUFFIXES)}")
+            raise UserError(f"{path} contains no table of events: expected files that end in {', '.join(SUFFIXES)}")
         events = pd.concat([table.events for table in tables], ignore_index=True)
         return EventTable(events, frozenset().union(*(table.recordings for table in tables)))
     if not path.is_file():
         raise UserError(f"there is no table {path}: expected a file that ends in {', '.join(SUFFIXES)}, or a folder")
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path} is no table of events by its name: expected one of {', '.join(SUFFIXES)}")
-    table = _read_file(path, is_asked_for=True)
+        raise UserError(f"{path} does not have the suffix of a table: expected one of {', '.join(SUFFIXES)}")
+    table = _read_file(path, is_required=True)
     assert table is not None
     return table
 
 
-def _read_file(path: Path, *, is_asked_for: bool) -> EventTable | None:
-    """The events of one file; None if it is no table of events and only lies in a folder that was asked for."""
+def _read_file(path: Path, *, is_required: bool) -> EventTable | None:
+    """Returns the events of one file; None if it is not a table of events and not required."""
     try:
         if path.suffix.lower() == ".parquet":
             table = pq.read_table(path).to_pandas()
@@ -123,11 +123,11 @@ def _read_file(path: Path, *, is_asked_for: bool) -> EventTable | None:
         raise UserError(f"{path} cannot be read as a table ({type(error).__name__}: {error})") from None
     names = _columns(table.columns)
     if "start_s" not in names or not {"end_s", "duration_s"} & names.keys():
-        if not is_asked_for:
+        if not is_required:
             return None
         found = ", ".join(str(name) for name in table.columns if name != "row") or "none"
         raise UserError(
-            f"{path} has no columns of start and end: expected for example 'Start (s)' and 'End (s)', "
+            f"{path} has no start and end columns: expected for example 'Start (s)' and 'End (s)', "
             f"'Begin Time (s)' and 'End Time (s)', or 'start' and 'end'; found {found}"
         )
     events = _as_events(_one_view(table), names, path)
@@ -136,7 +136,7 @@ def _read_file(path: Path, *, is_asked_for: bool) -> EventTable | None:
 
 
 def _read_text(path: Path) -> pd.DataFrame:
-    """A text table as strings, with `row`, the line in the file; Audacity's labels, which have no header, get one."""
+    """Reads a text table as strings, with `row`, the line in the file. Audacity's labels have no header."""
     with path.open(encoding="utf-8-sig") as file:
         first = next((line for line in file if line.strip()), "")
     if _is_audacity(first):
@@ -150,7 +150,7 @@ def _is_audacity(line: str) -> bool:
 
 
 def _read_audacity(text: str) -> pd.DataFrame:
-    """Audacity's labels: start, end, label, and in BirdNET's form a confidence; a second line holds frequencies."""
+    """Reads Audacity's labels: start, end, label, a confidence (BirdNET), and frequencies in a second line."""
     events: list[dict[str, Any]] = []
     for line, content in enumerate(text.splitlines(), 1):
         cells = [cell.strip() for cell in content.split("\t")]
@@ -165,7 +165,7 @@ def _read_audacity(text: str) -> pd.DataFrame:
 
 
 def _columns(header: Iterable[Any]) -> dict[str, str]:
-    """The table's column for each of our names that it has."""
+    """Returns the table's column by our name, for the names that the table has."""
     found = {str(name).strip().lower(): name for name in header}
     return {
         ours: found[next(alias for alias in aliases if alias in found)]
@@ -175,7 +175,7 @@ def _columns(header: Iterable[Any]) -> dict[str, str]:
 
 
 def _one_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Raven lists a selection once for each view (waveform, spectrogram): one row of each is kept."""
+    """Keeps one row of each selection: Raven lists it once for each view (waveform, spectrogram)."""
     if not {"Selection", "View"} <= set(table.columns):
         return table
     order = table["View"].str.contains("Waveform", case=False).astype(int).sort_values(kind="stable").index

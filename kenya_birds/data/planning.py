@@ -1,4 +1,4 @@
-"""Plans which windows are cut from an archive, by sample index and with which labels; no audio is read."""
+"""Plans of clips and no-call windows: sample positions and labels, without reading audio."""
 
 import numpy as np
 import pandas as pd
@@ -11,20 +11,20 @@ PLAN_COLUMNS = ["recording", "center_s", "start", "species", "label", "labels", 
 def plan_clips(
     archive: Archive, classes: list[str], sampling_rate: int, clip_s: float, edge_tolerance_s: float = 0.0
 ) -> pd.DataFrame:
-    """Plans one window round each annotation.
+    """Plans one window around each annotation.
 
     Args:
         archive: The archive.
-        classes: eBird codes; the index is the class id. Annotations of other species are left out.
-        sampling_rate: Rate in Hz of the grid on which windows lie.
+        classes: eBird codes; the index is the class id. Annotations of other species are skipped.
+        sampling_rate: Sampling rate in Hz of the positions.
         clip_s: Length of a window in seconds.
-        edge_tolerance_s: How far outside the window a centre may lie and still count as in it; negative values leave
-            out those near its edges. The annotation that the window is cut for always counts.
+        edge_tolerance_s: Annotations with their centre up to this many seconds outside the window count as inside;
+            negative values exclude centres near the edges. The annotation of the window itself always counts.
 
     Returns:
         Sorted by `recording` and `center_s`: `recording`, `center_s`, `start` (first sample, may be negative),
-        `species` (eBird code), `label` (class id), `labels` (sorted class ids of what is centred in the window),
-        `unknown` (whether an unknown bird is centred in it).
+        `species` (eBird code), `label` (class id), `labels` (sorted class ids of all annotations with their centre in
+        the window), `unknown` (whether the centre of an unknown bird is in it).
     """
     class_id = {code: index for index, code in enumerate(classes)}
     clips = archive.annotations[archive.annotations["species"].isin(class_id)]
@@ -53,17 +53,17 @@ def plan_clips(
 def plan_no_call(
     archive: Archive, recordings: list[str], sampling_rate: int, clip_s: float, margin_s: float
 ) -> pd.DataFrame:
-    """Plans windows in which nothing is annotated: as many as fit side by side, in the middle of each gap.
+    """Plans windows without annotations: as many as fit side by side, in the middle of each gap.
 
-    A gap lies between neighbouring annotations, of species of any number and of unknown birds, `margin_s` away from
-    both; or between one of them and an end of the recording.
+    A gap is the time between two neighbouring annotations, or between an annotation and an end of the recording,
+    without a margin of `margin_s` at each annotation. Annotations of rare species and unknown birds count too.
 
     Args:
         archive: The archive.
-        recordings: File names of the recordings to look in.
-        sampling_rate: Rate in Hz of the grid on which windows lie.
+        recordings: File names of the recordings.
+        sampling_rate: Sampling rate in Hz of the positions.
         clip_s: Length of a window in seconds.
-        margin_s: Least time between a window and any annotation.
+        margin_s: Smallest time between a window and any annotation, in seconds.
 
     Returns:
         The columns of `plan_clips`, in order of time; `species` is empty, `label` is -1 and `labels` is empty.

@@ -1,4 +1,4 @@
-"""Decodes with FFmpeg what libsndfile does not, each sample at its certain place."""
+"""Decoder of sound files with FFmpeg (PyAV), for files that libsndfile cannot read."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -18,22 +18,22 @@ from kenya_birds.data.compressed_sound import (
     survey_sound,
     to_mono_float,
 )
-from kenya_birds.data.decoders import BLOCK_S, MAX_FRAMES, DecodingError, find_lone_channel, in_words
+from kenya_birds.data.decoders import BLOCK_S, MAX_FRAMES, DecodingError, error_text, find_lone_channel
 
-# Containers in which any place can be sought exactly, if they hold FLAC or PCM.
+# Containers with exact seeks, if they contain FLAC or PCM.
 POSITIONED_FORMATS = ("flac", "wav", "w64", "aiff", "au", "caf")
-# Containers that hold all of their sound: FFmpeg also knows play lists, which open other files.
+# Allowed containers. FFmpeg also reads play lists, which open other files.
 FORMATS = ",".join(
     (*POSITIONED_FORMATS, "mp3", "ogg", "mov", "aac", "ac3", "amr", "ape", "asf", "avi", "matroska", "tta", "wv")
 )
 
 
 class PyavDecoder:
-    """Reads sound with FFmpeg, whose libraries PyAV's wheels carry.
+    """Decoder that uses FFmpeg, whose libraries are in PyAV's wheels.
 
-    In FLAC each frame's checksum is verified, and its place is the one that its own header says. MP3 and other files
-    without such places are decoded from their start up to the first damage: behind it no sample's place is certain.
-    They are decoded once when they are opened, so that their length and their damage are known.
+    In FLAC each frame's checksum is verified, and its position is taken from its header. Files without exact
+    positions, such as MP3, are decoded from the start to the first damage; later positions are uncertain. These files
+    are decoded once when they are opened, to find their length and damage.
 
     Args:
         path: The recording.
@@ -42,13 +42,13 @@ class PyavDecoder:
         sample_rate_hz: Samples per second.
         channels: Number of channels.
         encoding: Container, codec and sample format, such as `flac flac s16`.
-        is_positioned: Whether any place can be sought exactly. If not, FFmpeg's own count of samples is the length.
-        damage: Why sound is missing from some place on, where that is known; else empty.
-        is_end_known: Whether no sound is missing behind the last frame; if not, it is not known how much.
-        channel: The one that is read alone; None: the mean of all.
+        is_positioned: Whether seeks are exact. If not, the length is the number of samples that FFmpeg decodes.
+        damage: Description of the damage from some position on, if known; else empty.
+        is_end_known: False if an unknown amount of sound is missing after the last frame.
+        channel: The only channel to read; None: the mean of all channels.
 
     Raises:
-        DecodingError: If FFmpeg does not open the file, or finds no sound in it.
+        DecodingError: If FFmpeg cannot open the file, or finds no sound in it.
     """
 
     name = "PyAV"
@@ -79,14 +79,14 @@ class PyavDecoder:
         self.damage = self._survey.damage if self._survey else ""
         self.is_end_known = self._survey is None or self._survey.is_end_known
         self.channel: int | None = None
-        # What can be decoded of the frames `[_since, _until)` is in `_recent`; `_chunks` gives what follows.
+        # `_recent` has the decoded sound of the frames `[_since, _until)`; `_chunks` yields the following sound.
         self._recent: deque[tuple[int, np.ndarray]] = deque()
         self._since, self._until = MAX_FRAMES, 0
         self._chunks: Iterator[tuple[int, np.ndarray]] = iter(())
 
     @property
     def ended(self) -> bool:
-        """Whether decoding has come to the end of what can be decoded."""
+        """True if all sound that can be decoded has been decoded."""
         return self._until > MAX_FRAMES
 
     def find_lone_channel(self) -> int | None:
@@ -99,22 +99,26 @@ class PyavDecoder:
         self._chunks = iter(())
 
     def count(self) -> int:
-        """Decodes the whole file, if that was not done when it was opened.
+        """Counts frames by decoding the whole file, unless that was done when the file was opened.
 
         Returns:
-            Number of frames up to the last one that can be decoded; in files without certain places of all frames,
-            those behind damage included.
+            Number of frames up to the last one that can be decoded. In files without exact positions, frames after
+            damage are included.
         """
         if self._survey:
             return self._survey.frames
         return max((at + len(sound) for at, sound in self._decode(0)), default=0)
 
     def read(self, first: int, last: int) -> list[tuple[int, np.ndarray]]:
-        """Reads what can be decoded of the frames `[first, last)`; fastest in order.
+        """Reads the frames `[first, last)` as far as they can be decoded; sequential reads are fastest.
+
+        Args:
+            first: First frame.
+            last: The frame after the last one.
 
         Returns:
-            (first frame, float32 array of shape `(frames,)`, the mean of the channels) of each unbroken stretch, in
-            order; between them sound is lost.
+            (first frame, float32 array of shape `(frames,)`, the mean of the channels) of each continuous section, in
+            order; sound between sections is lost.
         """
         keep = BLOCK_S * self.sample_rate_hz
         if not self._since <= first <= self._until + (keep if self.is_positioned else MAX_FRAMES):
@@ -134,7 +138,7 @@ class PyavDecoder:
         return [(at, np.concatenate(sounds)) for at, sounds in stretches]
 
     def _start(self, first: int) -> None:
-        """Begins to decode at the frame in which `first` is."""
+        """Starts decoding at the frame that contains `first`."""
         self._recent.clear()
         self._chunks = self._decode(first if self.is_positioned else 0)
         self._since = self._until = 0
@@ -150,7 +154,7 @@ class PyavDecoder:
         self._since = max(self._since, keep_from)
 
     def _decode(self, first: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Decodes from a frame at or before `first`: (place, mono sound), in order and without overlap."""
+        """Decodes from a frame at or before `first`: (position, mono sound), in order and without overlap."""
         end = 0
         with _open(self._path) as container:
             if self._survey:
@@ -162,16 +166,15 @@ class PyavDecoder:
                     return
                 sound = to_mono_float(channels_last(frame), self.channel)[
                     max(end - place, 0) :
-                ]  # a frame may be there twice
+                ]  # a frame may occur twice
                 if len(sound):
                     yield max(end, place), sound
                     end = max(end, place) + len(sound)
 
     def _flac_places(self, container: av.container.InputContainer, first: int) -> Iterator[tuple[int, av.AudioFrame]]:
-        """Frames whose checksum is true, where their headers say.
+        """Yields frames with a correct checksum, at the positions in their headers.
 
-        They are found here, as FFmpeg, which guesses where frames are before it decodes them, loses and misplaces
-        whole ones round damage.
+        This method searches for frames itself, because FFmpeg loses and misplaces whole frames near damage.
         """
         context = container.streams.audio[0].codec_context
         largest = self._block_frames * self.channels * 5 + 1024  # bytes, at up to 33 bits a sample
@@ -181,18 +184,18 @@ class PyavDecoder:
             for (offset, place), (end, _) in pairwise(chain(headers, [(MAX_FRAMES, 0)])):
                 data = read_at(file, offset, min(end - offset, largest))
                 frames = _decode_packet(context, av.Packet(data))
-                if not frames:  # it may end before the next header, or what looks like one may stand in its middle
+                if not frames:  # it may end before the next header, or contain a false header
                     data = read_at(file, offset, largest)
                     tries = (_decode_packet(context, av.Packet(data[:length])) for length in possible_ends(data))
                     frames = next(filter(None, tries), None)
                 if frames:
-                    if has_ended:  # a short frame should be the last where frames, not samples, are counted
+                    if has_ended:  # if headers count frames, only the last frame may be short
                         return
                     has_ended = not data[1] & 1 and frames[0].samples < self._block_frames
                     yield place, frames[0]
 
     def _timed_places(self, container: av.container.InputContainer, first: int) -> Iterator[tuple[int, av.AudioFrame]]:
-        """Frames where their times say."""
+        """Yields frames at the positions of their time stamps."""
         for packet in _packets(container, first / self.sample_rate_hz):
             for frame in _decode_packet(container.streams.audio[0].codec_context, packet) or ():
                 if frame.pts is None or frame.time_base is None:
@@ -202,32 +205,32 @@ class PyavDecoder:
 
 @lru_cache(maxsize=100_000)
 def _survey(path: Path, size: int, mtime_ns: int) -> Survey:
-    """Decodes a file once, however often it is opened; another size or time means that it has changed."""
+    """Surveys a file once, however often it is opened; `size` and `mtime_ns` detect a changed file."""
     with _open(path) as container:
         return survey_sound(container, path)
 
 
 def _open(path: Path) -> av.container.InputContainer:
     try:
-        # `file:`, because FFmpeg takes what stands before a colon in a name for a protocol.
+        # `file:`, because FFmpeg reads text before a colon in a name as a protocol.
         container = av.open(
             f"file:{path}",
             options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
             metadata_errors="replace",
         )
     except (av.FFmpegError, OSError) as error:
-        raise DecodingError(in_words(error)) from None
+        raise DecodingError(error_text(error)) from None
     context = container.streams.audio[0].codec_context if container.streams.audio else None
     if context is None or context.format is None or not context.sample_rate:
         container.close()
         raise DecodingError("no sound in it")
-    context.options = {"err_detect": "crccheck+explode"}  # a frame with a false checksum is not given
+    context.options = {"err_detect": "crccheck+explode"}  # skips frames with a wrong checksum
     context.thread_count = 1
     return container
 
 
 def _packets(container: av.container.InputContainer, start_s: float) -> Iterator[av.Packet]:
-    """Packets from one at or before a time; none where FFmpeg cannot seek."""
+    """Yields packets from one at or before a time; none if FFmpeg cannot seek."""
     stream = container.streams.audio[0]
     assert stream.time_base is not None
     try:

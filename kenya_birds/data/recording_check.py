@@ -1,4 +1,4 @@
-"""Reads one recording to its last frame and measures it."""
+"""Check of one recording: it is read to its last frame, and its levels are measured."""
 
 import logging
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ logger = logging.getLogger(__name__)
 SILENCE_BLOCK_S = 0.1
 SILENCE_DBFS = -90.0
 READ_BLOCK_S = 10.0
-# The largest sample of 16 bits; full scale of finer formats lies between it and 1.
+# The largest 16-bit sample; full scale of other formats is between this value and 1.
 FULL_SCALE = 32767 / 32768
 
 
 @dataclass(frozen=True)
-class Loss:
-    """A stretch of a recording that no decoder gives.
+class MissingSound:
+    """A section of a recording that no decoder can decode.
 
     Attributes:
-        start_s: Where it begins, in seconds from the start of the recording.
-        end_s: Where it ends.
-        reason: What the decoders said.
+        start_s: Begin in seconds from the start of the recording.
+        end_s: End in seconds.
+        reason: Error messages of the decoders.
     """
 
     start_s: float
@@ -36,26 +36,26 @@ class Loss:
 
 @dataclass(frozen=True)
 class RecordingCheck:
-    """What was found in a recording. Levels are of what is read, the mean of the channels; 0 dBFS is full scale.
+    """Result of `check_recording`. Levels are of the mean of the channels; 0 dBFS is full scale.
 
     Attributes:
-        recording: File name; bytes of it that are not UTF-8 are escaped.
-        error: Why it cannot be opened, else empty; what follows is then 0 and empty.
+        recording: File name; bytes that are not UTF-8 are escaped.
+        error: Reason why it cannot be opened, else empty. With an error all other fields have their default values.
         encoding: Container and sample format, such as `FLAC PCM_16`.
         sample_rate_hz: Samples per second.
         channels: Number of channels.
-        frames_promised: Samples per channel in the header.
-        frames_read: Samples per channel that could be decoded.
-        decoders: The decoders that gave them, separated by `+`.
-        losses: The stretches that could not be decoded.
+        frames_promised: Samples per channel by the header.
+        frames_read: Samples per channel that were decoded.
+        decoders: The decoders used, separated by `+`.
+        losses: The sections that could not be decoded.
         peak_dbfs: Largest sample; -inf in digital silence.
         rms_dbfs: Root mean square; -inf in digital silence. A full-scale sine has -3.
         dc_offset: Mean sample, as a share of full scale.
-        clipped_share: Share of the samples that are at full scale, or beyond it.
+        clipped_share: Share of the samples at or beyond full scale.
         silent_share: Share of the time, in blocks of 0.1 s, with an RMS below -90 dBFS.
-        longest_silence_s: Longest such time without a break.
-        lone_channel: Number of the channel that is read alone, from 1 on, as the channels cancel each other in their
-            mean; None: all are read.
+        longest_silence_s: Length of the longest continuous silence.
+        lone_channel: Number (from 1) of the only channel that is read, if the channels cancel each other in their
+            mean; None: all channels are read.
     """
 
     recording: str
@@ -66,7 +66,7 @@ class RecordingCheck:
     frames_promised: int = 0
     frames_read: int = 0
     decoders: str = ""
-    losses: tuple[Loss, ...] = ()
+    losses: tuple[MissingSound, ...] = ()
     peak_dbfs: float = -np.inf
     rms_dbfs: float = -np.inf
     dc_offset: float = 0.0
@@ -77,19 +77,19 @@ class RecordingCheck:
 
     @property
     def duration_s(self) -> float:
-        """Length in seconds that the header promises; 0 of a recording that cannot be opened."""
+        """Length in seconds by the header; 0 if the recording cannot be opened."""
         return self.frames_promised / self.sample_rate_hz if self.sample_rate_hz else 0.0
 
 
 def check_recording(path: Path) -> RecordingCheck:
-    """Reads a recording to its last frame; what is wrong with it is part of the result, not raised."""
+    """Reads a recording to its last frame; problems are part of the result, not raised."""
     try:
         return _measure(path)
     except UserError as error:
         reason = str(error)
     except MemoryError:
         raise
-    except Exception as error:  # whatever the bytes of this file do to a library, the other files are read
+    except Exception as error:  # a damaged file must not stop the check of the others
         logger.debug("The check of %s failed", path, exc_info=True)
         reason = f"{type(error).__name__}: {error}"
     return RecordingCheck(as_utf8(path.name), error=as_utf8(reason))
@@ -99,17 +99,19 @@ def _measure(path: Path) -> RecordingCheck:
     with RecordingReader(path) as reader:
         rate = reader.header.sample_rate_hz
         step = max(round(SILENCE_BLOCK_S * rate), 1)
-        losses: list[Loss] = []
+        losses: list[MissingSound] = []
         decoders: set[str] = set()
         frames = clipped = 0
         peak = total = squares = 0.0
-        silent: list[np.ndarray] = [np.zeros(0, int)]  # silent frames of each block of 0.1 s: all of them, or 0
+        silent: list[np.ndarray] = [
+            np.zeros(0, int)
+        ]  # number of frames of each block of 0.1 s if it is silent, else 0
         for block in reader.blocks(step * round(READ_BLOCK_S / SILENCE_BLOCK_S)):
             if block.sound is None:
                 start_s, end_s = block.start / rate, (block.start + block.frames) / rate
                 if losses and losses[-1].end_s == start_s:
                     start_s = losses.pop().start_s
-                losses.append(Loss(start_s, end_s, as_utf8(block.reason)))
+                losses.append(MissingSound(start_s, end_s, as_utf8(block.reason)))
                 silent.append(np.zeros(1, int))
                 continue
             decoders.add(str(block.decoder))
@@ -148,7 +150,7 @@ def _dbfs(amplitude: float) -> float:
 
 
 def _longest_run(frames: np.ndarray) -> int:
-    """Largest sum of neighbours without a zero among them."""
+    """Returns the largest sum of consecutive values above zero."""
     sums = np.concatenate([[0], frames.cumsum()])
     edges = np.flatnonzero(np.diff(frames > 0, prepend=False, append=False))
     return int((sums[edges[1::2]] - sums[edges[::2]]).max(initial=0))

@@ -13,7 +13,7 @@ from kenya_birds.errors import UserError
 logger = logging.getLogger(__name__)
 
 GROUPS = ("site", "year", "month", "day", "hour", "minute", "second", "zone")
-# Those of strptime that stand for digits, and %site.
+# The directives of strptime for digits, and %site.
 _DIRECTIVES = {
     "site": r"(?P<site>.+?)",
     "Y": r"(?P<year>[0-9]{4})",
@@ -32,16 +32,16 @@ _NEEDED = ("year", "month", "day", "hour")
 
 
 class NamePattern:
-    """Reads site, date and time out of file names.
+    """Pattern that reads site, date and time from file names.
 
     Args:
-        text: As for `strptime`, with `%site`, `%Y`, `%y` (of this century), `%m`, `%d`, `%H`, `%M`, `%S`, `%f`, `%z`,
-            and `*` for anything, such as `%site_%Y%m%d_%H%M%S*`; or a regular expression with groups that are named
-            as in `(?P<site>...)`: site, year, month, day, hour, minute, second and zone (`+0300` or Z). Either stands
-            for the whole name without its suffix.
+        text: A pattern as for `strptime`, with `%site`, `%Y`, `%y` (of this century), `%m`, `%d`, `%H`, `%M`, `%S`,
+            `%f`, `%z`, and `*` for any text, such as `%site_%Y%m%d_%H%M%S*`; or a regular expression with named
+            groups such as `(?P<site>...)`: site, year, month, day, hour, minute, second and zone (`+0300` or Z). It
+            must match the whole name without its suffix.
 
     Raises:
-        UserError: If it is no pattern, or tells neither a site nor date and hour.
+        UserError: If the pattern is invalid, or has neither a site nor date and hour.
     """
 
     def __init__(self, text: str) -> None:
@@ -60,17 +60,17 @@ class NamePattern:
         missing = [name for name in _NEEDED if name not in names]
         if missing and (len(missing) < len(_NEEDED) or "site" not in names):
             raise UserError(
-                f"the name pattern '{text}' does not tell the {missing[0]}: expected a date with year, month, day and "
-                "hour, or a site"
+                f"the name pattern '{text}' has no {missing[0]}: expected a date with year, month, day and hour, or a "
+                "site"
             )
 
     @classmethod
     def of(cls, text: str | None) -> "NamePattern | None":
-        """The pattern of what a user wrote; None where nothing was written."""
+        """Makes a pattern from a text; None for None."""
         return None if text is None else cls(text)
 
     def match(self, name: str) -> dict[str, str | None] | None:
-        """What the name tells, by group; None where the pattern does not match it.
+        """Returns the text of each group; None if the pattern does not match.
 
         Args:
             name: File name of a recording.
@@ -87,18 +87,19 @@ class NamePattern:
         """Logs how many file names the pattern matches.
 
         Raises:
-            UserError: If it matches none of them.
+            UserError: If the pattern matches no file name.
         """
         names = list(dict.fromkeys(names))
         others = [name for name in names if self.match(name) is None]
         if others and len(others) == len(names):
             raise UserError(
-                f"the name pattern '{self.text}' matches none of {len(names)} recordings, such as {others[0]}: mend "
-                "the pattern"
+                f"the name pattern '{self.text}' matches none of {len(names)} recordings, such as {others[0]}: "
+                "correct the pattern"
             )
         if others:
             logger.warning(
-                "The name pattern '%s' matches %d of %d recordings; the others, such as %s, are read without it",
+                "The name pattern '%s' matches %d of %d recordings; the others, such as %s, are read by the standard "
+                "patterns",
                 self.text,
                 len(names) - len(others),
                 len(names),
@@ -107,7 +108,7 @@ class NamePattern:
 
 
 def _translated(text: str) -> str:
-    """The regular expression of a pattern as for strptime."""
+    """Returns the regular expression of a strptime pattern."""
     parts = []
     for token in _TOKEN.finditer(text):
         if token[0] == "*":
@@ -118,16 +119,16 @@ def _translated(text: str) -> str:
             parts.append(_DIRECTIVES[token[1]])
         else:
             known = " ".join(f"%{name}" for name in _DIRECTIVES)
-            raise re.error(f"there is no '{token[0]}', but {known}")
+            raise re.error(f"'{token[0]}' is unknown, expected {known}")
     return "".join(parts)
 
 
 DAY_H = 24
-# The archive's form: collection, number, site (optional). Without a site the number stands for it.
+# Format of the archive's names: collection, number, optional site. Without a site the number is used.
 _ARCHIVE_SITE = re.compile(r"(?P<collection>[A-Za-z]+)_(?P<number>[0-9]+)(?:_(?P<site>S[0-9]+))?")
 _DATE_TIME = re.compile(
     r"(?<![0-9])(?P<year>(?:19|20)[0-9]{2})(?P<in_date>[-_.]?)(?P<month>[0-9]{2})(?P=in_date)(?P<day>[0-9]{2})"
-    # Song Meters put a $ between date and time where a GPS set the clock, BirdNET-Pi its name and camera.
+    # Song Meters write a $ between date and time if a GPS set the clock, BirdNET-Pi its name and camera.
     r"(?P<between>-birdnet-(?:RTSP_[0-9]+-)?|[ T_$-]?)"
     r"(?P<hour>[0-9]{2})(?P<in_time>[-:_.]?)(?P<minute>[0-9]{2})"
     r"(?:(?P=in_time)(?P<second>[0-9]{2})(?:[.,][0-9]{1,9})?)?(?P<zone>Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?(?![0-9])"
@@ -136,7 +137,7 @@ _SUFFIX = re.compile(r"\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]+")
 _COPY = re.compile(r"copy( \([0-9]+\))? of ", re.IGNORECASE)
 # Wildlife Acoustics' mark of the channels.
 _CHANNELS = re.compile(r"_(?:0\+1|[01])$")
-# What cuts clips out of recordings adds their begin and end to the name.
+# Programs that cut clips add begin and end to the name.
 _CLIP = re.compile(r"[0-9]+(?:\.[0-9]+)?s?[_-][0-9]+(?:\.[0-9]+)?s?$")
 # The first AudioMoths named recordings by seconds since 1970, in hexadecimal: September 2017 to the end of 2024.
 _HEXADECIMAL = re.compile(r"(?=[0-9]*[A-F])(?P<seconds>5[9A-F][0-9A-F]{6}|6[0-6][0-9A-F]{6})\.(?:WAV|wav)")
@@ -144,15 +145,15 @@ _UTC_OFFSETS_MIN = range(-12 * 60, 14 * 60 + 1)
 
 
 class RecordingName(NamedTuple):
-    """What a recording's file name tells.
+    """Site and start time in a recording's file name.
 
     Attributes:
-        site: What stands in front of date and time: a site, a recorder's prefix or its serial number; of the archive's
-            names the collection and its site, such as "KEN_001" or "UHH_S01". Where such a name has no site of its
-            own, the number after the collection stands for it; some collections (SSW, HSN) only count their recordings
-            there, so that each is a site to itself. None where the name does not tell.
-        start: When the recording begins: in UTC where the name says so with a Z, with a time zone where it tells the
-            offset, otherwise without one, in the recorder's local time. None where only the site is known.
+        site: The text before date and time: a site, a recorder's prefix or its serial number. For the archive's names,
+            the collection and the site, such as "KEN_001" or "UHH_S01". If such a name has no site, the number after
+            the collection is used; in some collections (SSW, HSN) this is a running number of the recording, so each
+            recording is its own site. None if unknown.
+        start: Start of the recording: in UTC if the name has a Z, with a time zone if the name has an offset,
+            otherwise without time zone, in the recorder's local time. None if unknown.
     """
 
     site: str | None
@@ -160,32 +161,32 @@ class RecordingName(NamedTuple):
 
     @property
     def local(self) -> datetime | None:
-        """The local time at its start, without a time zone; None where the name does not tell."""
+        """Local start time, without a time zone; None if unknown."""
         return None if self.start is None or self.start.tzinfo is UTC else self.start.replace(tzinfo=None)
 
     @property
     def utc(self) -> datetime | None:
-        """The time at its start in UTC; None where the name does not tell."""
+        """Start time in UTC; None if unknown."""
         return None if self.start is None or self.start.tzinfo is None else self.start.astimezone(UTC)
 
 
 def parse_recording_name(name: str, pattern: NamePattern | None = None) -> RecordingName | None:
-    """Reads site, date and time out of a file name, where they are plain.
+    """Reads site, date and time from a file name, if they are unambiguous.
 
-    Dates are `20211207`, `2021-12-07` and the like, times `153852` and `15-38-52`; a Z, `UTC` or an offset such as
-    `+0300` may follow. Days before months, years of two digits, times without seconds, and names with two dates are
-    not read, since they can be read in several ways.
+    Dates have formats such as `20211207` and `2021-12-07`, times such as `153852` and `15-38-52`; a Z, `UTC` or an
+    offset such as `+0300` may follow. Names with days before months, years of two digits, times without seconds, or
+    two dates are ambiguous and not read.
 
     Args:
         name: File name of a recording, such as `KEN_001_20211207_153852.flac` or `20211207_153852.WAV`.
-        pattern: Reads names that it matches instead.
+        pattern: Pattern that is tried first.
 
     Returns:
-        Its site and start, or None where the name tells neither, or the date or time does not exist.
+        Site and start, or None if the name contains neither, or the date or time does not exist.
     """
     if pattern is not None and (groups := pattern.match(name)) is not None:
-        told = RecordingName(groups.get("site") or None, _start(groups))
-        return None if told == (None, None) else told
+        parsed = RecordingName(groups.get("site") or None, _start(groups))
+        return None if parsed == (None, None) else parsed
     if match := _HEXADECIMAL.fullmatch(name):
         return RecordingName(None, datetime.fromtimestamp(int(match["seconds"], 16), UTC))
     suffix = list(_SUFFIX.finditer(name))[-1:]
@@ -202,12 +203,12 @@ def parse_recording_name(name: str, pattern: NamePattern | None = None) -> Recor
 
 
 def _plain_start(match: re.Match[str]) -> datetime | None:
-    """The time that a match tells; None where it can be read in another way, or does not exist."""
+    """Returns the time of a match; None if it is ambiguous or does not exist."""
     is_compact = not match["in_date"] and not match["in_time"]
     if (not match["between"] and not is_compact) or (match["second"] is None and match["between"] != "T"):
         return None
     groups = match.groupdict()
-    # Without a T in front, -0100 may be a number, and +0001 is one.
+    # Without a T before the time, -0100 may be a number, and +0001 is a number.
     if match["between"] != "T" and (groups["zone"] or "").startswith("-"):
         groups["zone"] = None
     start = _start(groups)
@@ -215,7 +216,7 @@ def _plain_start(match: re.Match[str]) -> datetime | None:
 
 
 def _start(groups: dict[str, str | None]) -> datetime | None:
-    """The time that digits tell; None where there is none or it does not exist."""
+    """Returns the time from groups of digits; None if it is missing or does not exist."""
     if groups.get("year") is None:
         return None
     numbers = [int(groups.get(name) or 0) for name in ("year", "month", "day", "hour", "minute", "second")]
@@ -226,7 +227,7 @@ def _start(groups: dict[str, str | None]) -> datetime | None:
 
 
 def _zone(text: str | None) -> timezone | None:
-    """A time zone; `+0000` is the local time of a place, as Z and UTC are not."""
+    """Returns a time zone; `+0000` is a local time, while Z and UTC are not."""
     if not text:
         return None
     if text in ("Z", "UTC"):
@@ -239,7 +240,7 @@ def _zone(text: str | None) -> timezone | None:
 
 
 def _site(prefix: str) -> str | None:
-    """The site that stands in front of a date."""
+    """Returns the site in the text before a date."""
     prefix = _COPY.sub("", prefix).rstrip("_- .")
     if match := _ARCHIVE_SITE.fullmatch(prefix):
         return f"{match['collection']}_{match['site'] or match['number']}"
@@ -247,10 +248,10 @@ def _site(prefix: str) -> str | None:
 
 
 def recorded_by_hour(recordings: Iterable[tuple[datetime, float]]) -> np.ndarray:
-    """How much was recorded at each hour of the day.
+    """Returns the recorded time in each hour of the day.
 
     Args:
-        recordings: Begin of each recording, and its length in seconds.
+        recordings: Start of each recording, and its length in seconds.
 
     Returns:
         Seconds, shape `(24,)`.

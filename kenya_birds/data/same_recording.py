@@ -1,4 +1,4 @@
-"""Tells whether two recordings are the same one: by their names, and by their sound."""
+"""Recognition of identical recordings, by their names and by their sound."""
 
 import hashlib
 import logging
@@ -22,17 +22,17 @@ from kenya_birds.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Sound is compared at so many places, spread evenly, for so many samples.
+# Number of places, spread evenly, and number of samples at each place that are compared.
 PLACES, PLACE_FRAMES = 4, 4096
-# Of files with lossy compression, so many packets are compared: some seconds from the beginning.
+# Number of packets that are compared in lossy files: a few seconds from the beginning.
 PACKETS = 256
-# Encoded silence repeats the same few packets; of sound, hardly two are alike.
+# Encoded silence repeats a few packets; packets of sound are almost all different.
 FEWEST_PACKETS = 8
 SHOWN_GROUPS = 5
 
 
 def recording_key(name: str) -> str:
-    """A form of a recording's file name that is the same for all spellings of it.
+    """Returns a normalised form of a recording's file name, equal for all its spellings.
 
     An accented letter is one character in some tables and file systems (NFC), and two in others (NFD). Suffixes differ
     in case: recorders write `.WAV`, programs `.wav`.
@@ -45,15 +45,15 @@ def recording_key(name: str) -> str:
 
 
 def files_of_recordings(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Finds the files of recordings, by their names or else by other spellings of them (see `recording_key`).
+    """Finds the files of recordings, by their exact names or by another spelling (see `recording_key`).
 
     Args:
-        folder: Where the files are.
-        names: Plain file names, as a table has them.
+        folder: Folder of the files.
+        names: Plain file names, as in a table.
 
     Returns:
-        The file's name by the name in the table; without the recordings of which there is no file, or several with
-        other spellings.
+        The file's name by the name in the table, without recordings that have no file, or several files in other
+        spellings.
     """
     files = os.listdir(folder)
     there, by_key = set(files), defaultdict(list)
@@ -62,7 +62,7 @@ def files_of_recordings(folder: Path, names: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in names:
         spellings = by_key[recording_key(name)]
-        # A file system that does not tell cases apart finds more.
+        # Case-insensitive file systems find more names.
         if name in there or (len(spellings) != 1 and os.path.exists(folder / name)):
             found[name] = name
         elif len(spellings) == 1:
@@ -71,45 +71,45 @@ def files_of_recordings(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def with_names_of(table: pd.DataFrame, recordings: Iterable[str]) -> pd.DataFrame:
-    """A table of recordings in which each has the spelling of its name that an archive has (see `recording_key`).
+    """Returns a table with the archive's spelling of each recording's name (see `recording_key`).
 
     Args:
-        table: With a column `recording`.
-        recordings: The archive's recordings; others keep their names.
+        table: Table with a column `recording`.
+        recordings: The archive's recordings; other recordings keep their names.
     """
     spelling = {recording_key(name): name for name in recordings}
     return table.assign(recording=[spelling.get(recording_key(name), name) for name in table["recording"]])
 
 
 def sound_fingerprint(path: str | Path) -> str | None:
-    """A text that is equal for two files with the same sound, whatever their names and tags are.
+    """Returns a text that is equal for files with the same sound, whatever their names and tags.
 
-    Of formats without loss (FLAC, WAV, AIFF, ...) it is a hash of the length, the sampling rate and samples at four
-    places: the same in any of these formats. Of other formats it is a hash of the first packets, and says which files
-    were copied from one encoded file. Only a small part of the file is read.
+    For lossless formats (FLAC, WAV, AIFF, ...) it is a hash of the length, the sampling rate and samples at four
+    places, independent of the format. For other formats it is a hash of the first packets, so it identifies copies of
+    one encoded file. Only a small part of the file is read.
 
     Args:
         path: The recording.
 
     Returns:
-        The fingerprint; None if the file cannot be read, or is silent where it was read, as other files may be too.
+        The fingerprint; None if the file cannot be read, or the compared places are silent.
     """
     try:
         status = os.stat(path)
     except (OSError, ValueError):
         return None
-    # A pipe would be waited for.
+    # Reading a pipe would block.
     return _fingerprint(os.fspath(path), status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def sound_fingerprints(paths: Iterable[Path]) -> list[str | None]:
-    """`sound_fingerprint` of each file, several at a time."""
+    """Returns `sound_fingerprint` of each file, several in parallel."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(sound_fingerprint, paths))
 
 
 def same_sound(fingerprints: Mapping[str, str | None]) -> list[list[str]]:
-    """Groups of two recordings or more that have the same sound, in order of their names.
+    """Returns groups of two or more recordings with the same sound, sorted by name.
 
     Args:
         fingerprints: By the recordings' names.
@@ -122,11 +122,11 @@ def same_sound(fingerprints: Mapping[str, str | None]) -> list[list[str]]:
 
 
 def joined(annotations: pd.DataFrame, groups: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """Annotations as if recordings with the same sound were one: each has the name of the first of its group.
+    """Merges recordings with the same sound: their annotations get the name of the first recording of the group.
 
     Args:
-        annotations: With a column `recording`.
-        groups: See `same_sound`; recordings without annotations do not matter.
+        annotations: Table with a column `recording`.
+        groups: See `same_sound`; recordings without annotations are ignored.
     """
     first_of = _first_of(groups, set(annotations["recording"]))
     if not first_of:
@@ -138,11 +138,11 @@ def joined(annotations: pd.DataFrame, groups: Sequence[Sequence[str]]) -> pd.Dat
 
 
 def separated(table: pd.DataFrame, annotations: pd.DataFrame, groups: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """The table of splits or folds of all recordings, from that of `joined` annotations.
+    """Returns the splits or folds of all recordings, from a table for `joined` annotations.
 
     Args:
         table: `recording`, and `split` or `fold`.
-        annotations: Those that were joined.
+        annotations: The annotations before `joined`.
         groups: See `same_sound`.
 
     Returns:
@@ -172,26 +172,26 @@ def check_undivided(table: pd.DataFrame, groups: Sequence[Sequence[str]]) -> Non
     ]
     if divided:
         raise UserError(
-            f"the table of {column}s divides recordings with the same sound, so that a model would be tested on what "
-            f"it was trained on: {format_groups(divided)}: put them into one {column}"
+            f"the table of {column}s separates recordings with the same sound, so that a model would be tested on its "
+            f"training data: {format_groups(divided)}: put them into one {column}"
         )
 
 
 def format_groups(groups: Sequence[Sequence[str]]) -> str:
-    """The names, for a message."""
+    """Formats the names for a message."""
     more = f"; and {len(groups) - SHOWN_GROUPS} more" if len(groups) > SHOWN_GROUPS else ""
     return "; ".join(" and ".join(names) for names in groups[:SHOWN_GROUPS]) + more
 
 
 def _first_of(groups: Sequence[Sequence[str]], recordings: set[str]) -> dict[str, str]:
-    """The first recording of its group by each of the others, of those that are in `recordings`."""
+    """Maps each recording to the first one of its group, for groups within `recordings`; first ones are not mapped."""
     kept = [[name for name in names if name in recordings] for names in groups]
     return {name: names[0] for names in kept for name in names[1:]}
 
 
 @lru_cache(maxsize=100_000)
 def _fingerprint(path: str, size: int, mtime_ns: int) -> str | None:
-    # A damaged file may make a decoder raise anything. It has no fingerprint then, and does not stop the others.
+    # Decoders may raise any exception for a damaged file, which then has no fingerprint.
     with suppress(Exception), soundfile.SoundFile(path) as file:
         if _is_lossless(file):
             return _of_samples(file)
@@ -222,7 +222,7 @@ def _of_samples(file: soundfile.SoundFile) -> str | None:
 
 def _of_packets(path: str) -> str | None:
     packets = []
-    # FFmpeg also knows play lists, which open other files and addresses.
+    # FFmpeg also reads play lists, which open other files and addresses.
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
         if not container.streams.audio:

@@ -1,7 +1,7 @@
-"""Looks where a file's sound begins and ends: a header may promise more sound than there is, or less.
+"""Position of the sound in a file, checked against the header, which may state too much or too little sound.
 
-Decoders believe the header. They read 10 s of a WAV file of hours whose size, of 32 bits, began again at 0 beyond
-4 GiB, and they take the first half of a broken download for the whole.
+Decoders trust the header. They read 10 s of a WAV file of hours whose 32-bit size overflowed at 4 GiB, and read the
+first half of a broken download as a complete file.
 """
 
 import io
@@ -17,33 +17,33 @@ from kenya_birds.data.compressed_frames import flac_headers, followed_headers, r
 
 # Sizes have 32 bits in RIFF, AIFF and AU.
 WRAP_BYTES = 2**32
-# A size that the writer of a stream could not fill in is as large as can be, less a header.
+# Writers of streams set an unknown size to the largest number, minus a header.
 UNKNOWN_SIZES = tuple(range(size - 4096, size + 4096) for size in (0x7F000000, 2**31, 2**32))
-# A size of 64 bits from here on is damaged: it is that of weeks of sound.
+# Larger 64-bit sizes, weeks of sound, are damaged.
 MAX_SOUND_BYTES = 2**38
-# Silence in the largest frames of FLAC has fewer samples for a byte.
+# Upper limit, above that of silence in the largest FLAC frames.
 MAX_FLAC_SAMPLES_PER_BYTE = 2**13
-# Fewer bytes than these behind the last chunk are no missing sound, but a tag, or the rest of a disk's block.
+# Fewer bytes after the last chunk are not missing sound, but a tag or the rest of a disk block.
 LEAST_REST_BYTES = 2**16
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 JOINED_FLAC = "a second FLAC file joined to the first, which is not read"
-# Chunks without sound, which may be cut off at the end of a file.
+# Chunks without sound, which may be truncated at the end of a file.
 NOTES = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"guan", b"wamd", b"cue ", b"fact", b"PEAK", b"smpl")
 MAX_CHUNKS = 10_000
-# How many places of a FLAC file are looked at, and how many bytes at its end: two frames or more.
+# Number of places checked in a FLAC file, and of bytes at its end (two frames or more).
 FLAC_PLACES, FLAC_TAIL_BYTES = 8, 2**18
 
 
 class Layout(NamedTuple):
-    """How a container is made of chunks.
+    """Chunk structure of a container.
 
     Attributes:
         first: Byte offset of the first chunk.
         name_bytes: Length of a chunk's name.
         number: Byte order of numbers, as in `struct`.
         size: Type of a chunk's size, as in `struct`.
-        is_whole: Whether this size counts name and size, too.
-        align: Chunks begin at multiples of so many bytes.
+        is_whole: Whether the size includes the chunk's name and size.
+        align: Chunks begin at multiples of this number of bytes.
     """
 
     first: int
@@ -68,12 +68,12 @@ KINDS = {b"FORM": (b"AIFF", b"AIFC"), b"caff": (b"",), b"riff": (b"",)}  # by de
 
 @dataclass(frozen=True)
 class SampleForm:
-    """How samples are written.
+    """Sample format.
 
     Attributes:
-        block_bytes: Bytes of a block: without compression, of one sample of each channel.
+        block_bytes: Bytes of a block; without compression, one sample of each channel.
         block_frames: Samples per channel in a block.
-        raw: What libsndfile has to be told to read them without a header; empty where that is not known here.
+        raw: Arguments with which libsndfile reads the samples without a header; empty if unknown.
     """
 
     block_bytes: int
@@ -83,15 +83,15 @@ class SampleForm:
 
 @dataclass(frozen=True)
 class SoundExtent:
-    """Where a file's sound is.
+    """Position of the sound in a file.
 
     Attributes:
-        begin: Its first byte.
-        end: The byte behind its last one that is there.
-        lost_bytes: What is promised and not there, or there and not read.
-        reason: Why that is lost, else empty.
-        form: How samples are written; None where their number does not follow from that of the bytes.
-        is_length_wrong: Whether the header's number of samples cannot be true, so that they have to be counted.
+        begin: First byte.
+        end: The byte after the last existing one.
+        lost_bytes: Bytes that are missing, or exist but are not read.
+        reason: Reason for the lost bytes, else empty.
+        form: Sample format; None if the number of samples does not follow from the number of bytes.
+        is_length_wrong: Whether the header's number of samples is impossible, so that samples must be counted.
     """
 
     begin: int
@@ -103,21 +103,21 @@ class SoundExtent:
 
     @property
     def frames(self) -> int | None:
-        """Samples per channel that are there; None where the bytes do not tell."""
+        """Number of existing samples per channel; None if it does not follow from the bytes."""
         if self.form is None:
             return None
         return (self.end - self.begin) // self.form.block_bytes * self.form.block_frames
 
     @property
     def raw(self) -> dict[str, Any]:
-        """What libsndfile has to be told to read the samples without a header; empty where that is not known here."""
+        """Arguments with which libsndfile reads the samples without a header; empty if unknown."""
         return {} if self.form is None else self.form.raw
 
     def promised_frames(self, found: int) -> int:
-        """Samples per channel, with those that are lost.
+        """Returns the number of samples per channel, lost ones included.
 
         Args:
-            found: How many a decoder finds.
+            found: Number of samples that a decoder finds.
         """
         here_bytes = self.end - self.begin
         if not self.lost_bytes or not here_bytes:
@@ -128,10 +128,10 @@ class SoundExtent:
 
 
 def find_sound(path: Path) -> SoundExtent | None:
-    """Looks where the sound of a WAV, RF64, BW64, W64, AIFF, CAF, AU, NIST or FLAC file is.
+    """Finds the position of the sound in a WAV, RF64, BW64, W64, AIFF, CAF, AU, NIST or FLAC file.
 
     Returns:
-        Where it is; None if the file is another, or too broken to be followed, or FLAC whose header seems true.
+        The position; None for other formats, files that are too damaged, and FLAC files with a plausible header.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -151,12 +151,12 @@ def find_sound(path: Path) -> SoundExtent | None:
 
 
 class SoundBytes(io.RawIOBase):
-    """The sound of a file as a file of its own, without headers.
+    """File object that contains only the sound of a file, without headers.
 
     Args:
         path: The file.
         begin: First byte of the sound.
-        end: The byte behind its last one.
+        end: The byte after the last one.
     """
 
     def __init__(self, path: Path, begin: int, end: int) -> None:
@@ -165,21 +165,21 @@ class SoundBytes(io.RawIOBase):
         self._file.seek(begin)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Goes to a byte of the sound."""
+        """Moves to a byte of the sound; see `io.IOBase.seek`."""
         start = {io.SEEK_SET: self._begin, io.SEEK_CUR: self._file.tell(), io.SEEK_END: self._end}[whence]
         return self._file.seek(start + offset) - self._begin
 
     def tell(self) -> int:
-        """The byte of the sound at which it is."""
+        """Returns the position in the sound, in bytes."""
         return self._file.tell() - self._begin
 
     def readinto(self, buffer: Any) -> int:
-        """Reads as many bytes as the buffer takes and the sound has."""
+        """Fills the buffer, up to the end of the sound."""
         view = memoryview(buffer).cast("B")
         return self._file.readinto(view[: max(min(len(view), self._end - self._file.tell()), 0)])
 
     def seekable(self) -> bool:
-        """Whether it has `seek`."""
+        """Returns True."""
         return True
 
     def close(self) -> None:
@@ -195,27 +195,27 @@ class _OpenFile(NamedTuple):
     size: int
 
     def chunk(self, layout: Layout, at: int) -> tuple[bytes, int, int] | None:
-        """Name, first byte and size of the chunk at a byte; None if there is none."""
+        """Returns name, first byte and size of the chunk at a byte; None without a chunk."""
         head_bytes = layout.name_bytes + struct.calcsize("<" + layout.size)
         head = read_at(self.file, at, head_bytes)
-        # A GUID may be anything.
+        # A GUID may have any bytes.
         if len(head) < head_bytes or (layout.name_bytes == 4 and not all(32 <= byte < 127 for byte in head[:4])):
             return None
         (size,) = struct.unpack(layout.number + layout.size, head[layout.name_bytes :])
         return head[:4], at + head_bytes, size - (head_bytes if layout.is_whole else 0)
 
     def behind(self, layout: Layout, end: int) -> int:
-        """Where the next chunk begins; some writers forget to align it."""
+        """Returns where the next chunk begins; some writers do not align it."""
         aligned = end + -end % layout.align
         return end if aligned > end and self.chunk(layout, end) and not self.chunk(layout, aligned) else aligned
 
     def is_zero(self, begin: int) -> bool:
-        """Whether there seem to be only zeros from a byte on; looks at some places."""
+        """Returns True if all samples of bytes after a position are zero."""
         step = max((self.size - begin) // 64, 4096)
         return not any(read_at(self.file, at, 4096).strip(b"\0") for at in range(begin, self.size, step))
 
     def missed(self, begin: int) -> int:
-        """Bytes from one on, if they may be sound that no chunk names; else 0."""
+        """Returns the number of bytes after a position if they may be sound outside all chunks; else 0."""
         rest = self.size - begin
         is_other = rest < LEAST_REST_BYTES or read_at(self.file, begin, 16).startswith(TAGS) or self.is_zero(begin)
         return 0 if is_other else rest
@@ -266,22 +266,22 @@ def _chunked_sound(file: _OpenFile, container: bytes, layout: Layout) -> SoundEx
 def _extent(
     file: _OpenFile, begin: int, end: int, at: int, form: SampleForm | None, others: int, reasons: list[str]
 ) -> SoundExtent:
-    """The extent of sound that a header says to be `[begin, end)`, in a file whose chunks end at `at`."""
+    """Returns the extent of sound at `[begin, end)` by the header, in a file whose chunks end at `at`."""
     lost = others
     if end > file.size:
         lost += end - file.size
-        reasons = [*reasons, f"the header promises {end - file.size} more bytes of sound than the file has"]
+        reasons = [*reasons, f"the header states {end - file.size} more bytes of sound than the file has"]
     elif rest := file.missed(at):
         lost += rest
-        reasons = [*reasons, f"{rest} bytes follow where the sound ends by the header: they may be sound, too"]
+        reasons = [*reasons, f"{rest} bytes follow after the end of the sound by the header: they may be sound, too"]
     return SoundExtent(begin, max(min(end, file.size), begin), lost, "; ".join(dict.fromkeys(reasons)), form)
 
 
 def _end(file: _OpenFile, layout: Layout, begin: int, size: int) -> int:
-    """Where sound ends that begins at a byte and has so many bytes, as its header says."""
+    """Returns the end of sound that begins at `begin` and has `size` bytes by its header."""
     rest = file.size - begin - size
     if not 0 < size < MAX_SOUND_BYTES or any(size in sizes for sizes in UNKNOWN_SIZES):
-        # It is true all the same where a chunk follows.
+        # The size is nevertheless correct if a chunk follows.
         follows = file.chunk(layout, begin + size) if size >= 0 and rest > 0 else None
         is_known = follows is not None and follows[1] + follows[2] <= file.size
         return begin + size if is_known else file.size
@@ -289,7 +289,7 @@ def _end(file: _OpenFile, layout: Layout, begin: int, size: int) -> int:
         wrapped = begin + size + rest // WRAP_BYTES * WRAP_BYTES
         if wrapped in (file.size, file.size - 1) or file.chunk(layout, wrapped) or not file.is_zero(begin + size):
             return wrapped
-    # Some writers take the size of the file for that of the sound.
+    # Some writers store the size of the file as the size of the sound.
     return file.size if size in (file.size, file.size - 8) else begin + size
 
 
@@ -347,7 +347,7 @@ def _nist_sound(file: _OpenFile, start: bytes) -> SoundExtent | None:
 
 
 def _flac_sound(file: _OpenFile, start: bytes) -> SoundExtent | None:
-    """Looks at the places of some frames: in a whole file they rise, and stay below the header's number of samples."""
+    """Checks the positions of some frames: they must increase and stay below the header's number of samples."""
     block_frames, promised = int.from_bytes(start[10:12]), int.from_bytes(start[18:26]) & (2**36 - 1)
     if start[4] & 127 or not block_frames or not promised:
         return None

@@ -1,4 +1,4 @@
-"""Which files of a folder are recordings: one search for all commands, which says what it leaves out, and why."""
+"""Search for recordings in a folder, shared by all commands; skipped files are reported with the reason."""
 
 import mimetypes
 import os
@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-# What soundfile and PyAV open. Of films, such as those of camera traps, the sound is read.
+# Formats that soundfile and PyAV open. The sound of videos, such as those of camera traps, is read.
 SOUND_SUFFIXES = (
     *(".3g2", ".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".asf", ".au", ".avi", ".bwf"),
     *(".caf", ".flac", ".m4a", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpga", ".nist"),
@@ -23,22 +23,22 @@ HIDDEN_FOLDERS = {
     *("$recycle.bin", "recycler", "recycled", "#recycle", "@recycle", "system volume information", "lost+found"),
     *("@eadir", "@recently-snapshot", "#snapshot", "__macosx"),
 }
-# How files begin that hold sound whatever their names are: (offset, bytes).
+# Signatures of sound files, whatever their names: (offset, bytes).
 _SIGNATURES = (
     *((8, b"WAVE"), (0, b"RF64"), (0, b"riff\x2e\x91\xcf\x11"), (0, b"fLaC"), (0, b"OggS"), (8, b"AIFF")),
     *((8, b"AIFC"), (0, b".snd"), (0, b"caff"), (0, b"wvpk"), (0, b"ID3"), (4, b"ftypM4A"), (0, b"#!AMR")),
 )
 # The real path, or the numbers of the device and the file: the same for all names of one file.
 FileIdentity = str | tuple[int, int]
-# The types that Python knows, and not what this machine's own tables say.
+# Python's own table of types, which does not depend on the machine.
 _TYPES = mimetypes.MimeTypes()
 
 
 class Skip(StrEnum):
-    """Why a search left something out; the text follows on a number."""
+    """Reason for which a search skips something; the text follows a number."""
 
     UNREADABLE = "folders that cannot be read"
-    BROKEN_LINK = "links to something that is not there"
+    BROKEN_LINK = "links to a target that does not exist"
     FOREIGN = "recordings in a format that cannot be read"
     UNKNOWN_SUFFIX = "recordings with an unknown suffix"
     HIDDEN = "recordings that are hidden or in a recycle bin"
@@ -46,19 +46,19 @@ class Skip(StrEnum):
 
     @property
     def is_loss(self) -> bool:
-        """Whether recordings may be missing that the user wants."""
+        """Whether recordings that the user wants may be missing."""
         return self not in (Skip.HIDDEN, Skip.REPEATED)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something that a search left out.
+    """A recording, folder or link that a search skipped.
 
     Attributes:
         path: A recording, a folder or a link.
-        skip: Why.
-        reason: Why, in a sentence about this path.
-        count: How many recordings it stands for, or how many folders or links.
+        skip: Kind of reason.
+        reason: Reason in words, for this path.
+        count: Number of recordings, folders or links.
     """
 
     path: str
@@ -71,7 +71,7 @@ class SoundFile(NamedTuple):
     """A recording that was found.
 
     Attributes:
-        path: Its path, below the folder that was searched.
+        path: Path below the searched folder.
         identity: See `identify`.
     """
 
@@ -81,11 +81,11 @@ class SoundFile(NamedTuple):
 
 @dataclass
 class SoundFiles:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
         found: The recordings, each once, sorted by path.
-        skipped: What was left out, sorted by path.
+        skipped: Skipped files, folders and links, sorted by path.
     """
 
     found: list[SoundFile] = field(default_factory=list)
@@ -93,17 +93,17 @@ class SoundFiles:
 
 
 def is_named_as_sound(name: str) -> bool:
-    """Whether a file's name ends in one of `SOUND_SUFFIXES`."""
+    """Returns True if a file's name ends in one of `SOUND_SUFFIXES`."""
     return name.lower().endswith(SOUND_SUFFIXES)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, in a recycle bin, or belongs to the file system."""
+    """Returns True if a file or folder of this name is hidden, a recycle bin, or belongs to the file system."""
     return name.startswith(".") or name.lower() in HIDDEN_FOLDERS
 
 
 def identify(path: str | Path) -> FileIdentity:
-    """What is the same for all names of one file: links, hard links, relative and absolute paths."""
+    """Returns a value that is equal for all names of one file: links, hard links, relative and absolute paths."""
     try:
         status = os.stat(path)
     except OSError:
@@ -112,24 +112,24 @@ def identify(path: str | Path) -> FileIdentity:
 
 
 def find_sound(folder: str | Path, enter: Callable[[str], bool] | None = None) -> SoundFiles:
-    """Searches a folder to any depth for files that are named as sound.
+    """Searches a folder and all its subfolders for files with a suffix of sound files.
 
-    Links to files and folders are followed; each folder is searched once, so that loops of links end. A file that has
-    several names in there (links, hard links) is found once, by its own name if that is one of them. What is hidden
-    or in a recycle bin is left out: of the folder itself that does not matter.
+    Links to files and folders are followed; each folder is searched once, so loops of links end. A file with several
+    names (links, hard links) is found once, by its own name if possible. Hidden files and folders and recycle bins are
+    skipped; the folder itself may be hidden.
 
     Args:
         folder: The folder.
-        enter: Takes a folder's path; says whether to search it. By default all are searched.
+        enter: Called with a subfolder's path; returns whether to search it. By default all are searched.
 
     Returns:
-        The recordings, and what was left out.
+        The recordings, and skipped files, folders and links.
     """
     return _Search(enter or (lambda _: True)).run(str(folder))
 
 
 def count_skipped(skipped: Iterable[Skipped]) -> dict[Skip, tuple[int, str]]:
-    """How much was left out for each reason, and the first path."""
+    """Counts skipped recordings by reason, and gives the first path of each."""
     counts: dict[Skip, tuple[int, str]] = {}
     for left in skipped:
         before, first = counts.get(left.skip, (0, left.path))
@@ -138,7 +138,7 @@ def count_skipped(skipped: Iterable[Skipped]) -> dict[Skip, tuple[int, str]]:
 
 
 class _Search:
-    """One search; links are followed after everything else, so that files keep their own names."""
+    """A single search; links are followed last, so that files keep their own names."""
 
     def __init__(self, enter: Callable[[str], bool]) -> None:
         self._enter = enter
@@ -194,19 +194,19 @@ class _Search:
             return False
 
     def _is_lost_link(self, entry: "os.DirEntry[str]") -> bool:
-        """Whether the entry is a link that leads nowhere; one that is named as sound fails when it is read."""
+        """Returns True if the entry is a broken link; links with a suffix of sound fail later, when they are read."""
         if not entry.is_symlink() or is_hidden(entry.name) or is_named_as_sound(entry.name):
             return False
         if os.path.exists(entry.path):
             return False
         if _TYPES.guess_type(entry.name)[0] is None:
-            self._skip(entry.path, Skip.BROKEN_LINK, f"a link to {os.readlink(entry.path)}, which is not there")
+            self._skip(entry.path, Skip.BROKEN_LINK, f"a link to {os.readlink(entry.path)}, which does not exist")
         return True
 
     def _take_file(self, entry: "os.DirEntry[str]", folder: str, is_link: bool) -> None:
         path, is_sound = entry.path, is_named_as_sound(entry.name)
         if _has_hidden_flag(entry):
-            # macOS keeps what other file systems have no room for in files named ._NAME: they hold no sound.
+            # macOS stores metadata, not sound, in files named ._NAME on other file systems.
             if is_sound and not entry.name.startswith("._"):
                 self._skip(path, Skip.HIDDEN, "the file is hidden")
         elif is_sound:
@@ -215,7 +215,7 @@ class _Search:
             reason = "a format of Wildlife Acoustics that cannot be read here: convert it to WAV with Kaleidoscope"
             self._skip(path, Skip.FOREIGN, reason)
         elif _begins_as_sound(path, entry.name):
-            reason = "it holds sound, but its name does not end in a known suffix: rename it, or name the file itself"
+            reason = "it contains sound, but its suffix is unknown: rename it, or give the file instead of its folder"
             self._skip(path, Skip.UNKNOWN_SUFFIX, reason)
 
     def _count_hidden(self, folder: str) -> None:
@@ -233,18 +233,18 @@ def _names_below(folder: str) -> Iterator[str]:
 
 
 def _order(path: str) -> str:
-    """Sorts paths alike on all systems."""
+    """Returns a key that sorts paths in the same order on all systems."""
     return path.replace(os.sep, "/")
 
 
 def _is_link(entry: "os.DirEntry[str]") -> bool:
-    """Whether a folder is a link, or what Windows calls a junction."""
+    """Returns True if a folder is a link, or a junction on Windows."""
     is_junction = getattr(entry, "is_junction", None)  # Python 3.12
     return entry.is_symlink() or bool(is_junction and is_junction())
 
 
 def _has_hidden_flag(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is hidden by its name, or by the flag that Windows or macOS has for it."""
+    """Returns True if an entry is hidden by its name, or by the flag of Windows or macOS."""
     if is_hidden(entry.name):
         return True
     try:
@@ -265,18 +265,18 @@ def _identity_of(entry: "os.DirEntry[str]", folder: str) -> FileIdentity:
 
 
 def _identity(status: os.stat_result | None, real_path: str) -> FileIdentity:
-    # Only hard links need the file's number, and some network file systems make such numbers up.
+    # Only hard links need the file's number; some network file systems have invalid numbers.
     if status is not None and status.st_nlink > 1 and status.st_ino:
         return status.st_dev, status.st_ino
     return real_path
 
 
 def _begins_as_sound(path: str, name: str) -> bool:
-    """Whether a file of an unknown type begins as sound does."""
+    """Returns True if a file of an unknown type has the signature of a sound file."""
     if _TYPES.guess_type(name)[0] is not None:
         return False
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             return False
         with open(path, "rb", buffering=0) as file:
             begin = file.read(16)

@@ -1,4 +1,4 @@
-"""Streams of sound: at another sampling rate, and without long digital silence."""
+"""Streams of sound: resampling, and removal of long digital silence."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -8,10 +8,10 @@ import soxr
 
 from kenya_birds.data.audio import Block
 
-# Quieter samples (-200 dBFS) are digital silence: no format of recorders has them, but some decoders leave such dust.
+# Quieter samples (-200 dBFS) are digital silence: some decoders return them for zeros.
 SILENCE_AMPLITUDE = 1e-10
-# Longer digital silence breaks the sound: it is what recorders leave where they wrote nothing. In a window it changes
-# scores more than a shift of the window does, and from 1 s on it is named as a bird (see docs/detection.md).
+# Longer digital silence, which recorders leave for missing sound, splits the sound. In a window it changes scores more
+# than a shift of the window does, and from 1 s on it is detected as a bird (see docs/detection.md).
 SILENCE_S = 0.25
 
 
@@ -21,18 +21,18 @@ def resampled(
     sampling_rate: int,
     timed: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Resamples blocks: the same samples as if each unbroken stretch had been resampled whole.
+    """Resamples blocks: the result is as if each continuous section were resampled at once.
 
-    After a loss the stream begins anew where both rates have a sample at the same time.
+    After missing sound the resampler restarts where both rates have a sample at the same time.
 
     Args:
         blocks: Blocks with sound, in order.
-        rate_hz: Their rate.
-        sampling_rate: The rate wanted in Hz.
-        timed: Gives a context in which the resampler works, to measure its time.
+        rate_hz: Sampling rate of the blocks in Hz.
+        sampling_rate: Requested rate in Hz.
+        timed: Returns a context manager that measures the resampler's time.
 
     Yields:
-        Place of the first sample at `sampling_rate`, and float32 samples.
+        Position of the first sample at `sampling_rate`, and float32 samples.
     """
     if rate_hz == sampling_rate:
         for block in blocks:
@@ -72,17 +72,17 @@ def resampled(
 def audible(
     pieces: Iterable[tuple[int, np.ndarray]], least: int, silent: Callable[[int, int], object] = lambda *_: None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Leaves out long digital silence, however it is divided among the pieces.
+    """Removes long digital silence, even if it spans several pieces.
 
     Args:
-        pieces: Places and sound, float32 of shape `(samples,)`, in order.
-        least: Samples of silence that are left out; shorter silence is kept.
-        silent: Called with the begin and end of each silence that is left out.
+        pieces: Positions and sound, float32 of shape `(samples,)`, in order.
+        least: Smallest number of samples of removed silence; shorter silence is kept.
+        silent: Called with begin and end of each removed silence.
 
     Yields:
-        Places and sound.
+        Positions and sound.
     """
-    place = held = 0  # silence that ends at this place and is not passed on yet
+    place = held = 0  # `held` samples of silence end at `place` and are not yielded yet
 
     def end_silence(end: int, samples: int) -> Iterator[tuple[int, np.ndarray]]:
         if samples >= least:
@@ -111,24 +111,24 @@ def audible(
 
 
 def silences(sound: np.ndarray, least: int) -> list[tuple[int, int]]:
-    """Silent stretches of a piece: those of so many samples, and also shorter ones at its two ends.
+    """Returns the silent sections of a piece: long ones, and also shorter ones at its two ends.
 
     Args:
         sound: Shape `(samples,)`.
-        least: Samples of a long silence.
+        least: Smallest number of samples of a long silence.
     """
     step = max(1, least // 8)
     some = np.flatnonzero(np.abs(sound[::step]) > SILENCE_AMPLITUDE) * step
     if len(some) and max(some[0], len(sound) - some[-1], np.diff(some).max(initial=0)) <= least:
-        # These few samples show that no silence is long, as in most sound: only the ends are looked at.
+        # These few samples exclude long silence, as in most sound: only the ends must be checked.
         first = int(np.argmax(np.abs(sound[: some[0] + 1]) > SILENCE_AMPLITUDE))
         last = len(sound) - int(np.argmax(np.abs(sound[some[-1] :][::-1]) > SILENCE_AMPLITUDE))
         long = []
     else:
-        heard = np.flatnonzero(np.abs(sound) > SILENCE_AMPLITUDE)
-        if not len(heard):
+        loud = np.flatnonzero(np.abs(sound) > SILENCE_AMPLITUDE)
+        if not len(loud):
             return [(0, len(sound))]
-        first, last = int(heard[0]), int(heard[-1]) + 1
-        before = np.flatnonzero(np.diff(heard) > least)
-        long = list(zip((heard[before] + 1).tolist(), heard[before + 1].tolist(), strict=True))
+        first, last = int(loud[0]), int(loud[-1]) + 1
+        before = np.flatnonzero(np.diff(loud) > least)
+        long = list(zip((loud[before] + 1).tolist(), loud[before + 1].tolist(), strict=True))
     return [(begin, end) for begin, end in [(0, first), *long, (last, len(sound))] if begin < end]

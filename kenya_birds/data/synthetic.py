@@ -1,4 +1,4 @@
-"""Makes archives of invented bird calls in the format of the Kenyan data set, of any size."""
+"""Synthetic archives of any size, with invented bird calls, in the format of the Kenyan data set."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -55,7 +55,7 @@ class SyntheticSpecies(NamedTuple):
 
 
 class _PlannedRecording(NamedTuple):
-    """A recording that is not rendered yet."""
+    """A recording before it is rendered."""
 
     name: str
     calls: list[tuple[float, SyntheticSpecies]]  # centre in seconds, in order of time
@@ -63,10 +63,10 @@ class _PlannedRecording(NamedTuple):
 
 
 def synthetic_species(species: int) -> list[SyntheticSpecies]:
-    """Invents species so that neighbours in the list, and members of a family, call differently.
+    """Invents species whose calls differ from those of neighbours in the list and of the same family.
 
     Args:
-        species: How many. A longer list begins with the species of a shorter one.
+        species: Number of species. A longer list begins with the species of a shorter one.
 
     Returns:
         The species; calls are 0.2 to 1.2 s long.
@@ -75,7 +75,7 @@ def synthetic_species(species: int) -> list[SyntheticSpecies]:
     for index in range(species):
         member, family_index = divmod(index, len(FAMILIES))
         family, latin, english, (low_hz, high_hz), rate_range_hz, width_range = FAMILIES[family_index]
-        # Multiples of irrational numbers fill [0, 1) evenly however many species are asked for.
+        # Multiples of irrational numbers fill [0, 1) evenly for any number of species.
         position = member * np.array([(5**0.5 - 1) / 2, 2**0.5, 3**0.5, 7**0.5, 11**0.5])
         position += 0.5 + family_index * np.array([0.2, 0.37, 0.61, 0.23, 0.43])
         frequency, rate, width, syllables, duration = (float(value) for value in position % 1.0)
@@ -97,7 +97,7 @@ def synthetic_species(species: int) -> list[SyntheticSpecies]:
 
 
 def species_counts(species: int, annotations: int) -> list[int]:
-    """Shares annotations out among species as unevenly as in the real data set.
+    """Distributes annotations over species as unevenly as in the real data set.
 
     Args:
         species: Number of species, at least 1.
@@ -111,7 +111,7 @@ def species_counts(species: int, annotations: int) -> list[int]:
     """
     if species < 1 or annotations < species:
         raise UserError(
-            f"expected one or more species and an annotation for each, found {species} species and {annotations} "
+            f"expected at least one species and one annotation for each, found {species} species and {annotations} "
             "annotations; change one of the numbers"
         )
     depth = np.log(REAL_COUNTS[0]) - np.interp(np.linspace(0, 1, species), REAL_RANKS, np.log(REAL_COUNTS))
@@ -129,7 +129,7 @@ def species_counts(species: int, annotations: int) -> list[int]:
 
 
 def _largest(holds: Callable[[float], bool], high: float) -> float:
-    """Largest number up to `high` for which a condition that holds for 0 still holds."""
+    """Returns the largest number up to `high` that fulfils a condition, which 0 fulfils."""
     low = 0.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -138,11 +138,11 @@ def _largest(holds: Callable[[float], bool], high: float) -> float:
 
 
 def render_call(bird: SyntheticSpecies, rng: np.random.Generator) -> np.ndarray:
-    """Renders one call, a little different each time: frequency +-2 %, duration +-10 %.
+    """Renders one call with random variation: frequency +-2 %, duration +-10 %.
 
     Args:
-        bird: The species that calls.
-        rng: Source of the differences.
+        bird: The species.
+        rng: Source of randomness.
 
     Returns:
         Samples at `SAMPLE_RATE_HZ`, faded in and out, with a peak of 1 and the call's centre in the middle.
@@ -183,7 +183,7 @@ def _render_syllable(bird: SyntheticSpecies, frequency_hz: float, frames: int, r
 
 
 class _Noise:
-    """Pink-like noise with an RMS of 1, drawn block by block without seams."""
+    """Generator of approximately pink noise with an RMS of 1, continuous from block to block."""
 
     def __init__(self, rumble: float, rng: np.random.Generator) -> None:
         """Takes the level of low-frequency rumble relative to the pink noise, and the source of randomness."""
@@ -210,7 +210,7 @@ def _white_gain(b: np.ndarray | list[float], a: np.ndarray | list[float]) -> flo
 def _write_recording(
     path: Path, duration_s: float, calls: list[tuple[float, SyntheticSpecies]], seed: np.random.SeedSequence
 ) -> None:
-    """Writes noise with calls at (centre in seconds, species), which are in order of time."""
+    """Writes noise with calls, given as (centre in seconds, species) in order of time."""
     noise_seed, calls_seed = seed.spawn(2)
     call_seeds = calls_seed.spawn(len(calls))
     rng = np.random.default_rng(noise_seed)
@@ -224,7 +224,7 @@ def _write_recording(
             end = min(begin + block_frames, total)
             block = noise.draw(end - begin) * 10 ** (noise_dbfs / 20)
             for i in range(*np.searchsorted(centres, (begin - reach, end + reach))):
-                # A call over a block's edge is rendered for both blocks, alike because from its own seed.
+                # A call across two blocks is rendered twice, with the same result because it has its own seed.
                 call_rng = np.random.default_rng(call_seeds[i])
                 level = 10 ** ((noise_dbfs + call_rng.uniform(*snr_range_db)) / 20)
                 call = level * render_call(calls[i][1], call_rng)
@@ -236,7 +236,7 @@ def _write_recording(
 
 
 def _to_pcm16(samples: np.ndarray) -> np.ndarray:
-    """Converts samples, bending those near full scale so that none clips however many calls coincide."""
+    """Converts samples with soft limiting near full scale, so that coinciding calls do not clip."""
     loud, room = np.flatnonzero(np.abs(samples) > SOFT_LIMIT), HARD_LIMIT - SOFT_LIMIT
     bent = SOFT_LIMIT + room * np.tanh((np.abs(samples[loud]) - SOFT_LIMIT) / room)
     samples[loud] = np.copysign(bent, samples[loud])
@@ -244,7 +244,7 @@ def _to_pcm16(samples: np.ndarray) -> np.ndarray:
 
 
 def _share_out(counts: list[int], sites: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Spreads species over recordings, common ones widely and all with a taste for some sites.
+    """Distributes species over recordings: common species widely, and each species more at some sites.
 
     Returns:
         Number of calls per (species, recording).
@@ -252,7 +252,7 @@ def _share_out(counts: list[int], sites: np.ndarray, rng: np.random.Generator) -
     recordings = len(sites)
     plan = np.zeros((len(counts), recordings), dtype=int)
     frequent = [index for index, count in enumerate(counts) if count >= 10]
-    # Species with calls enough to train on, but in too few recordings for grouped folds.
+    # Species with enough calls for training, but in too few recordings for grouped folds.
     local = frequent[-1 - len(counts) // 24 :][:2] if len(counts) >= 12 and len(frequent) >= 6 else []
     for index, count in enumerate(counts):
         presence = max(6, round(recordings * (count / counts[0]) ** 0.3)) if count >= 10 else max(1, count // 2)
@@ -264,7 +264,7 @@ def _share_out(counts: list[int], sites: np.ndarray, rng: np.random.Generator) -
 
 
 def _call_times_s(calls: int, duration_s: float, rng: np.random.Generator) -> np.ndarray:
-    """Times of one species' calls in one recording: bouts at random, with 1 to 6 s from call to call in a bout."""
+    """Returns the times of one species' calls in a recording: random bouts, with 1 to 6 s between calls of a bout."""
     gaps_s = rng.uniform(1.0, 6.0, calls)
     gaps_s[0] = 0.0
     gaps_s *= min(1.0, 0.8 * duration_s / max(gaps_s.sum(), 1.0))
@@ -278,7 +278,7 @@ def _call_times_s(calls: int, duration_s: float, rng: np.random.Generator) -> np
 
 
 def _recording_names(recordings: int) -> tuple[list[str], np.ndarray]:
-    """Sorted file names, with the index of the site of each."""
+    """Returns sorted file names, and the index of each one's site."""
     sites = np.sort(np.arange(recordings) % max(min(recordings, 2), round(recordings / 4)))
     names = []
     for index, site in enumerate(sites.tolist()):
@@ -301,22 +301,23 @@ def synthesize_archive(
     """Writes an archive of synthetic soundscapes in the format of the Kenyan data set.
 
     The same arguments give the same files, byte for byte. `annotations.csv` is written last, so an archive without it
-    is unfinished.
+    is incomplete.
 
     Args:
-        data_dir: Folder to make; may exist if it is empty.
+        data_dir: Folder to create; may exist if it is empty.
         recordings: Number of recordings, at least 1.
         duration_s: Length of each recording, at least 3 s.
         species: Number of species, at least 1.
         annotations: Number of annotated calls, at least `species` and at most two per second of audio. By default one
-            per 3.5 s up to an hour of audio in all, and fewer in larger archives, down to the real one's one per 12 s.
-        seed: Seed of everything random, at least 0.
+            per 3.5 s up to a total of one hour of audio, and fewer in larger archives, down to one per 12 s as in the
+            real data set.
+        seed: Random seed, at least 0.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: A number is out of range, or the folder is not empty or cannot be made.
+        UserError: A number is out of range, or the folder is not empty or cannot be created.
     """
     data_dir = Path(data_dir)
     plan = _plan_recordings(recordings, duration_s, species, annotations, seed)
@@ -324,7 +325,7 @@ def synthesize_archive(
     try:
         (data_dir / "soundscape_data").mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"expected a folder that can be made, found: {error}; give another path") from error
+        raise UserError(f"the folder cannot be created: {error}; give another path") from error
     rows: list[tuple] = [(bird.scientific_name, bird.code, bird.common_name) for bird in synthetic_species(species)]
     table = pd.DataFrame(rows, columns=["Scientific Name", "Species eBird Code", "Common Name"])
     table.to_csv(data_dir / "species.csv", index=False, lineterminator="\n")
@@ -349,7 +350,7 @@ def synthetic_annotations(
     annotations: Count | None = None,
     seed: Seed = 0,
 ) -> pd.DataFrame:
-    """The annotations of the archive that `synthesize_archive` makes of the same arguments, without its audio.
+    """Returns the annotations of the archive that `synthesize_archive` makes from the same arguments, without audio.
 
     Args:
         recordings: See `synthesize_archive`.
@@ -372,7 +373,7 @@ def synthetic_annotations(
 def _plan_recordings(
     recordings: int, duration_s: float, species: int, annotations: int | None, seed: int
 ) -> list[_PlannedRecording]:
-    """Who calls when in each recording, sorted by name."""
+    """Returns the calls of each recording, sorted by name."""
     total_s = recordings * duration_s
     if annotations is None:
         annotations = max(species, round(total_s / np.clip(3.5 * (total_s / 3600) ** 0.352, 3.5, 12.24)))
@@ -380,7 +381,7 @@ def _plan_recordings(
     if annotations > MAX_ANNOTATIONS_PER_S * total_s:
         raise UserError(
             f"expected at most {MAX_ANNOTATIONS_PER_S:g} annotations per second, found {annotations} in {total_s:g} s "
-            "of audio; ask for fewer, or for more or longer recordings"
+            "of audio; reduce the annotations, or use more or longer recordings"
         )
 
     birds = synthetic_species(species)

@@ -1,8 +1,8 @@
-"""Unpacks the recordings of a zip file from elsewhere, which may be broken or hostile.
+"""Safe unpacking of recordings from an untrusted zip file.
 
-Only recordings are written, each directly into one folder under the last part of its name; no name in the zip chooses
-a place on the disk. An interrupted run leaves whole recordings and at most one `.part` file, and the next one goes on
-with what is missing.
+Only recordings are written, each directly into one folder under the last part of its name; names in the zip cannot
+choose another folder. An interrupted run leaves complete recordings and at most one `.part` file. The next run resumes
+with the missing recordings.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ENTRIES = 100_000
 MAX_UNPACKED_BYTES = 1 << 40
-# FLAC hardly gets smaller in a zip; a zip that promises to grow twentyfold holds something else.
+# FLAC does not get much smaller in a zip; a zip that grows twentyfold has other content.
 MAX_GROWTH = 20
 CHUNK_BYTES = 1 << 20
 PART_SUFFIX = ".part"
@@ -34,10 +34,10 @@ PART_SUFFIX = ".part"
 
 @dataclass(frozen=True)
 class Expected:
-    """What a whole file is.
+    """Size and checksum of a complete file.
 
     Attributes:
-        size_bytes: Its length.
+        size_bytes: Length in bytes.
         checksum: `md5:` or `crc32:` and hexadecimal digits in lower case.
     """
 
@@ -45,7 +45,7 @@ class Expected:
     checksum: str
 
     def matches(self, path: Path) -> bool:
-        """Whether this file is there with these contents; reads it where the size is right."""
+        """Returns True if the file exists and has this size and checksum."""
         return path.is_file() and path.stat().st_size == self.size_bytes and self._checksum(path) == self.checksum
 
     def _checksum(self, path: Path) -> str:
@@ -59,60 +59,75 @@ class Expected:
 
 
 def part_of(path: Path) -> Path:
-    """Where a file is written until it is whole."""
+    """Returns the path to which a file is written until it is complete."""
     return path.with_name(path.name + PART_SUFFIX)
 
 
 def same_file(name: str) -> str:
-    """The same for names that are one file on a disk that tells neither upper from lower case nor é from e and ´."""
+    """Returns a key that is equal for names of one file on file systems that ignore case and Unicode forms."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def put_in_place(path: Path) -> None:
-    """Gives a whole `.part` file its final name, in one step that a crash or a power cut cannot halve."""
+    """Gives a complete `.part` file its final name, atomically."""
     with part_of(path).open("r+b") as file:
         os.fsync(file.fileno())
     os.replace(part_of(path), path)
 
 
 def check_free_disk(folder: Path, needed_bytes: int, purpose: str) -> None:
-    """Raises `UserError` unless so many bytes are free on the disk of an existing folder."""
+    """Checks the free disk space.
+
+    Args:
+        folder: An existing folder.
+        needed_bytes: Bytes that must be free.
+        purpose: Description for the message.
+
+    Raises:
+        UserError: If less is free.
+    """
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise UserError(
-            f"{purpose} needs {size_text(needed_bytes)} in {folder}, {size_text(free_bytes)} are free: make room, or "
-            "choose a folder on another disk"
+            f"{purpose} needs {size_text(needed_bytes)} in {folder}, {size_text(free_bytes)} are free: free disk "
+            "space, or choose a folder on another disk"
         )
 
 
 def size_text(size_bytes: int) -> str:
-    """A size for people to read."""
+    """Formats a size in MB or GB."""
     return f"{size_bytes / 1e9:.3g} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.3g} MB"
 
 
 def progress_bar(total_bytes: int, what: str, done_bytes: int = 0) -> "tqdm":
-    """A bar in bytes on a terminal; elsewhere nothing, the log is enough there."""
+    """Returns a progress bar in bytes, shown only on a terminal.
+
+    Args:
+        total_bytes: Bytes in total.
+        what: Label of the bar.
+        done_bytes: Bytes that are already complete.
+    """
     return tqdm(
         total=total_bytes, initial=done_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc=what, disable=None
     )
 
 
 def unpack_recordings(zip_path: Path, folder: Path) -> dict[str, Expected]:
-    """Unpacks every FLAC file of a zip directly into a folder; those that are there whole are kept.
+    """Unpacks every FLAC file of a zip directly into a folder; complete recordings are kept.
 
-    A folder round the recordings in the zip is left out. Other files are not unpacked.
+    Folders in the zip are ignored. Other files are not unpacked.
 
     Args:
         zip_path: The zip file.
-        folder: Where the recordings go; made if it does not exist.
+        folder: Folder for the recordings; created if it does not exist.
 
     Returns:
-        The recordings by file name, all of them whole now.
+        The recordings by file name, all of them complete.
 
     Raises:
-        UserError: The zip is broken or encrypted, holds an unsafe path, a link, two recordings of one name or none at
-            all, is or would become too large, or the disk lacks room for it. Nothing was written unless the contents
-            of a recording turned out to be broken.
+        UserError: The zip is broken or encrypted, contains an unsafe path, a link, two recordings with the same name
+            or no recording, is too large, or the disk has too little space. Nothing is written, unless the content of
+            a recording is broken.
         OSError: A file cannot be written.
     """
     try:
@@ -134,44 +149,44 @@ def unpack_recordings(zip_path: Path, folder: Path) -> dict[str, Expected]:
 
 
 def _recordings(archive: zipfile.ZipFile, zip_path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The recordings by file name, after the whole table of contents was found harmless."""
+    """Returns the recordings by file name, after a check of the whole table of contents."""
     entries = archive.infolist()
     unpacked_bytes, zip_bytes = sum(info.file_size for info in entries), zip_path.stat().st_size
     if len(entries) > MAX_ENTRIES:
-        raise UserError(f"{zip_path} promises {len(entries)} files, at most {MAX_ENTRIES} are unpacked: refused")
+        raise UserError(f"{zip_path} has {len(entries)} files: expected at most {MAX_ENTRIES}, refused")
     if unpacked_bytes > min(MAX_UNPACKED_BYTES, MAX_GROWTH * zip_bytes):
         raise UserError(
-            f"{zip_path} has {size_text(zip_bytes)} and promises {size_text(unpacked_bytes)}: refused as a zip bomb "
+            f"{zip_path} has {size_text(zip_bytes)}, unpacked {size_text(unpacked_bytes)}: refused as a zip bomb "
             f"(limits: {MAX_GROWTH} times its own size, {size_text(MAX_UNPACKED_BYTES)})"
         )
     recordings: dict[str, zipfile.ZipInfo] = {}
     same: dict[str, str] = {}
     for info in entries:
         if reason := _unsafe(info):
-            raise UserError(f"{zip_path}: {info.orig_filename!r} {reason}: nothing of this zip is unpacked")
+            raise UserError(f"{zip_path}: {info.orig_filename!r} {reason}: refused, nothing is unpacked")
         name = PurePosixPath(info.filename).name
         # macOS adds `__MACOSX/._NAME` beside each file.
         if info.is_dir() or name.startswith(".") or not name.lower().endswith(".flac"):
             continue
         if not is_portable_name(name + PART_SUFFIX):
             raise UserError(
-                f"{zip_path}: {info.filename!r} has a name that Windows does not take: nothing of this zip is "
-                "unpacked; unpack it by hand, and rename that recording in the annotations, too"
+                f"{zip_path}: {info.filename!r} is not a valid name on Windows: nothing is unpacked; unpack the zip "
+                "by hand, and rename this recording in the annotations too"
             )
         if same_file(name) in same:
             raise UserError(
-                f"{zip_path} holds two recordings of one name, {same[same_file(name)]!r} and "
-                f"{info.filename!r}: recordings lie directly in one folder; nothing is unpacked"
+                f"{zip_path} contains two recordings with the same name, {same[same_file(name)]!r} and "
+                f"{info.filename!r}: expected unique names, because all go to one folder; nothing is unpacked"
             )
         same[same_file(name)] = info.filename
         recordings[name] = info
     if not recordings:
-        raise UserError(f"{zip_path} holds no FLAC recordings among its {len(entries)} files: expected NAME.flac")
+        raise UserError(f"{zip_path} contains no FLAC recordings among its {len(entries)} files: expected NAME.flac")
     return recordings
 
 
 def _unsafe(info: zipfile.ZipInfo) -> str | None:
-    """What is wrong with an entry, as it stands in the zip; `info.filename` has been tidied by Python."""
+    """Returns what is unsafe about an entry; checks its original name, because Python changes `info.filename`."""
     name = info.orig_filename
     if not name or not name.isprintable():
         return "has no printable name"
@@ -181,7 +196,7 @@ def _unsafe(info: zipfile.ZipInfo) -> str | None:
         return "is a link or a special file"
     if info.flag_bits & 0x1:
         return "is encrypted"
-    # Python inflates these two in bounded pieces; of the others, a few bytes can fill the memory.
+    # Python decompresses these two in bounded pieces; with other methods, a few bytes can fill the memory.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return f"is compressed by method {info.compress_type} (expected 0, stored, or 8, deflated)"
     return None
@@ -191,7 +206,7 @@ def _is_there(path: Path, expected: Expected) -> bool:
     if expected.matches(path):
         return True
     if path.exists():
-        logger.warning("%s is not as in the zip: it is unpacked again", path)
+        logger.warning("%s differs from the zip: unpacking it again", path)
     return False
 
 
@@ -202,12 +217,12 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, bar: "
             while chunk := source.read(CHUNK_BYTES):
                 size_bytes += len(chunk)
                 if size_bytes > info.file_size:
-                    raise zipfile.BadZipFile(f"{info.filename!r} is longer than promised")
+                    raise zipfile.BadZipFile(f"{info.filename!r} is longer than stated in the zip")
                 crc32 = zlib.crc32(chunk, crc32)
                 target.write(chunk)
                 bar.update(len(chunk))
         if (size_bytes, crc32) != (info.file_size, info.CRC):
-            raise zipfile.BadZipFile(f"{info.filename!r} is not as promised")
+            raise zipfile.BadZipFile(f"{info.filename!r} does not match its size or checksum in the zip")
         put_in_place(path)
     except BaseException:
         part_of(path).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Where the windows of a recording are."""
+"""Grid of the windows of a recording."""
 
 import math
 from dataclasses import dataclass
@@ -7,22 +7,22 @@ import numpy as np
 
 from kenya_birds.errors import UserError
 
-# Of a window: less sound is not scored. See "How short a recording may be" in docs/detection.md.
+# Share of a window; shorter sound is not scored. See "How short a recording may be" in docs/detection.md.
 LEAST_SOUND_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """Windows of one length that together hold every sample of an unbroken stretch of sound, and nothing else.
+    """Grid of windows of one length that cover every sample of a continuous section of sound.
 
-    Windows start at each multiple of the hop in the recording, as integer samples, so that nothing adds up over hours.
-    Where a stretch begins between two of them, one more starts with it; where the last one ends before the stretch
-    does, one more ends with it. A stretch shorter than a window is one window, with the stretch in its middle and
-    mirrored sound on both sides; a stretch shorter than a quarter of a window is none.
+    Windows start at multiples of the hop, counted in integer samples, so that rounding errors do not accumulate. If a
+    section begins between two starts, an additional window begins with it. If the last window ends before the section
+    does, an additional window ends with it. A section shorter than a window is one window, padded with mirrored sound
+    on both sides. A section shorter than a quarter of a window is not scored.
 
     Attributes:
         window_samples: Length of a window.
-        hop_samples: From one start to the next.
+        hop_samples: Distance from one start to the next.
     """
 
     window_samples: int
@@ -30,7 +30,12 @@ class WindowGrid:
 
     @classmethod
     def with_overlap(cls, window_samples: int, overlap_s: float, sample_rate_hz: int) -> "WindowGrid":
-        """Windows that overlap by so many seconds, to the next sample.
+        """Makes a grid of overlapping windows.
+
+        Args:
+            window_samples: Length of a window.
+            overlap_s: Overlap of neighbouring windows in seconds, rounded to samples.
+            sample_rate_hz: Sampling rate.
 
         Raises:
             UserError: If the overlap is negative, or as long as a window.
@@ -45,11 +50,16 @@ class WindowGrid:
 
     @property
     def least_samples(self) -> int:
-        """The shortest stretch of which a window is made."""
+        """Length of the shortest section that is scored."""
         return math.ceil(LEAST_SOUND_SHARE * self.window_samples)
 
     def starts(self, begin: int, end: int) -> np.ndarray:
-        """First samples of the windows of the unbroken stretch `[begin, end)`, int64, ascending."""
+        """Returns the first samples of the windows of a continuous section, int64, ascending.
+
+        Args:
+            begin: First sample of the section.
+            end: The sample after the last one.
+        """
         if end - begin < self.least_samples:
             return np.zeros(0, dtype=np.int64)
         starts = self.full_starts(begin, end)
@@ -59,7 +69,15 @@ class WindowGrid:
         return starts if is_covered else np.append(starts, end - self.window_samples)
 
     def full_starts(self, next_start: int, end: int) -> np.ndarray:
-        """`next_start` and the multiples of the hop behind it, of all windows that end by `end`: int64, ascending."""
+        """Returns `next_start` and the following multiples of the hop, for windows that fit before `end`.
+
+        Args:
+            next_start: First sample of the next window.
+            end: The sample after the last one.
+
+        Returns:
+            int64, ascending.
+        """
         last = end - self.window_samples
         if next_start > last:
             return np.zeros(0, dtype=np.int64)

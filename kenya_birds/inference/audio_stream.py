@@ -1,4 +1,4 @@
-"""Reads recordings as streams of windows, in bounded memory, and measures how long the parts of that take."""
+"""Recordings as streams of windows, in bounded memory, with a stopwatch for each part of the work."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ from kenya_birds.data.audio import MAX_AMPLITUDE, AudioHeader, Block, RecordingR
 from kenya_birds.data.sound_pieces import resampled
 from kenya_birds.errors import UserError
 from kenya_birds.inference.sources import FileState, Source
-from kenya_birds.inference.windows import Coverage, Loss, WindowGrid, Windows
+from kenya_birds.inference.windows import Coverage, UnscoredSound, WindowGrid, Windows
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,10 @@ PARTS = ("fetch", "decode", "resample", "features", "model", "write")
 
 
 class Stopwatch:
-    """Adds up the time that threads spend in each part of the work.
+    """Stopwatch that sums the time of all threads for each part of the work.
 
     Attributes:
-        spent_s: Seconds by part; of several threads at once, the sum.
+        spent_s: Seconds by part, summed over threads.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Stopwatch:
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
-        """Counts the time in the `with` block for a part."""
+        """Adds the time of the `with` block to a part."""
         begin_s = time.perf_counter()
         try:
             yield
@@ -44,7 +44,12 @@ class Stopwatch:
             self.add(part, time.perf_counter() - begin_s)
 
     def add(self, part: str, seconds: float) -> None:
-        """Counts so many seconds for a part."""
+        """Adds seconds to a part.
+
+        Args:
+            part: One of `PARTS`.
+            seconds: The time.
+        """
         with self._lock:
             self.spent_s[part] += seconds
 
@@ -54,30 +59,30 @@ BLOCK_S = 30
 
 @dataclass(frozen=True)
 class Reading:
-    """How the reading of a recording ended.
+    """Result of reading a recording to its end.
 
     Attributes:
-        frames: Samples per channel that its header promises; 0 where it cannot be opened.
-        sample_rate_hz: The recording's own; 0 where it cannot be opened.
+        frames: Samples per channel by its header; 0 if it cannot be opened.
+        sample_rate_hz: The recording's own rate; 0 if it cannot be opened.
         windows: Number of windows that were scored.
-        losses: What is in no window and should be. A recording that could not be opened, went away or is silent has
-            one, from 0 on.
-        is_final: Whether reading it again would give the same: not where it could not be opened or went away.
-        state: Of the file that was read; None where it could not be opened, and of sound that is no file.
-        silences: What is in no window because it is digital silence, in a recording that has sound elsewhere.
+        losses: Lost sound that was not scored. A recording that cannot be opened, disappeared or is silent has one
+            entry, which starts at 0.
+        is_final: Whether a second reading would give the same result; False if it could not be opened or disappeared.
+        state: State of the file; None if it could not be opened, and for a waveform.
+        silences: Digital silence that was not scored, in a recording that also has sound.
     """
 
     frames: int
     sample_rate_hz: int
     windows: int
-    losses: tuple[Loss, ...]
+    losses: tuple[UnscoredSound, ...]
     is_final: bool = True
     state: FileState | None = None
-    silences: tuple[Loss, ...] = ()
+    silences: tuple[UnscoredSound, ...] = ()
 
     @property
     def duration_s(self) -> float:
-        """Length in seconds; 0 where it cannot be opened."""
+        """Length in seconds; 0 if the recording cannot be opened."""
         return self.frames / self.sample_rate_hz if self.sample_rate_hz else 0.0
 
     @property
@@ -87,28 +92,28 @@ class Reading:
 
     @classmethod
     def failed(cls, reason: str) -> "Reading":
-        """That of a recording of which nothing can be used."""
-        return cls(0, 0, 0, (Loss(0.0, None, reason),), is_final=False)
+        """Returns the result for a recording that cannot be used."""
+        return cls(0, 0, 0, (UnscoredSound(0.0, None, reason),), is_final=False)
 
 
 def read_source(
     source: Source, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch
 ) -> Iterator[Windows | Reading]:
-    """Windows of a recording, fetched first where it is far away; nothing that is wrong with it is raised.
+    """Reads the windows of a recording, after a download if necessary; errors are part of the result, not raised.
 
     Args:
         source: The recording.
-        grid: Where windows are.
+        grid: Positions of the windows.
         sampling_rate: Rate of the windows in Hz.
-        stopwatch: Counts fetching, decoding and resampling.
+        stopwatch: Measures download, decoding and resampling.
 
     Yields:
-        Its windows, in order, and in the end how its reading ended.
+        The windows, in order, and finally the `Reading`.
     """
     try:
         source.recording.encode("utf-8")
     except UnicodeError:
-        yield Reading.failed("its name is not valid Unicode, so that no table can hold it: rename it")
+        yield Reading.failed("its name is not valid Unicode, so tables cannot contain it: rename it")
         return
     try:
         before = source.state()
@@ -125,7 +130,7 @@ def read_source(
         yield Reading.failed(str(error))
     except MemoryError:
         raise
-    except Exception as error:  # whatever a file's bytes do to a library, the other recordings go on
+    except Exception as error:  # a damaged file must not stop the other recordings
         logger.debug("Reading %s failed", source.recording, exc_info=True)
         yield Reading.failed(f"{type(error).__name__}: {error}")
 
@@ -133,17 +138,26 @@ def read_source(
 def read_array(
     waveform: np.ndarray, rate_hz: int, grid: WindowGrid, sampling_rate: int
 ) -> Iterator[Windows | Reading]:
-    """The same of a mono waveform in memory: floats, with full scale at -1 and 1, or int16, shape `(samples,)`.
+    """Reads the windows of a mono waveform in memory.
+
+    Args:
+        waveform: Floats with full scale at -1 and 1, or int16, shape `(samples,)`.
+        rate_hz: Sampling rate of the waveform.
+        grid: Positions of the windows.
+        sampling_rate: Rate of the windows in Hz.
+
+    Yields:
+        The windows, in order, and finally the `Reading`.
 
     Raises:
-        UserError: If the waveform is of another shape or type, or holds what is no sound.
+        UserError: If the waveform has another shape or type, or samples that are not finite.
     """
     if waveform.ndim != 1 or not len(waveform) or (waveform.dtype.kind != "f" and waveform.dtype != np.int16):
         raise UserError(
             f"the waveform is {waveform.dtype} of shape {waveform.shape}: expected floats in [-1, 1] or int16, mono"
         )
     if waveform.dtype != np.int16 and not max(waveform.max(), -waveform.min()) < MAX_AMPLITUDE:  # false for NaN too
-        raise UserError("the waveform has samples that are NaN, infinite or far beyond full scale: mend it first")
+        raise UserError("the waveform has samples that are NaN, infinite or far beyond full scale: correct it first")
     sound = waveform.astype(np.float32)
     if waveform.dtype == np.int16:
         sound /= 32768
@@ -157,22 +171,31 @@ def read_array(
 def read_windows(
     path: Path, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch
 ) -> Iterator[Windows | Reading]:
-    """Windows of a file, in order, and in the end how its reading ended.
+    """Reads the windows of a file.
+
+    Args:
+        path: The recording.
+        grid: Positions of the windows.
+        sampling_rate: Rate of the windows in Hz.
+        stopwatch: Measures decoding and resampling.
+
+    Yields:
+        The windows, in order, and finally the `Reading`.
 
     Raises:
-        UserError: If the file cannot be opened as audio or holds no samples.
+        UserError: If the file cannot be opened as audio or has no samples.
     """
     with stopwatch.time("decode"):
         reader = RecordingReader(path, sampling_rate)
     with reader:
         rate = reader.header.sample_rate_hz
-        lost: list[Loss] = []
+        lost: list[UnscoredSound] = []
         blocks = _timed_blocks(reader, lost, stopwatch)
         pieces = resampled(blocks, rate, sampling_rate, partial(stopwatch.time, "resample"))
         yield from _windows(pieces, reader.samples, reader.header, lost, grid, sampling_rate)
         if reader.lone_channel is not None:
             logger.warning(
-                "%s has channels that cancel each other in their mean (one is inverted): channel %d was read alone",
+                "%s has channels that cancel each other in their mean (one is inverted): only channel %d was read",
                 path,
                 reader.lone_channel + 1,
             )
@@ -182,7 +205,7 @@ def _windows(
     pieces: Iterator[tuple[int, np.ndarray]],
     samples: int,
     header: AudioHeader,
-    lost: list[Loss],
+    lost: list[UnscoredSound],
     grid: WindowGrid,
     sampling_rate: int,
 ) -> Iterator[Windows | Reading]:
@@ -191,12 +214,12 @@ def _windows(
     for windows in coverage.cut(pieces):
         count += len(windows.starts)
         yield windows
-    losses, silences = coverage.account(samples, header.duration_s, lost)
+    losses, silences = coverage.find_unscored(samples, header.duration_s, lost)
     yield Reading(header.frames, header.sample_rate_hz, count, tuple(losses), silences=tuple(silences))
 
 
-def _timed_blocks(reader: RecordingReader, losses: list[Loss], stopwatch: Stopwatch) -> Iterator[Block]:
-    """Blocks of sound; lost ones become losses, joined where they touch."""
+def _timed_blocks(reader: RecordingReader, losses: list[UnscoredSound], stopwatch: Stopwatch) -> Iterator[Block]:
+    """Yields blocks of sound; adds undecodable blocks to `losses`, adjacent ones joined."""
     rate = reader.header.sample_rate_hz
     blocks = reader.blocks(BLOCK_S * rate)
     while True:
@@ -211,4 +234,4 @@ def _timed_blocks(reader: RecordingReader, losses: list[Loss], stopwatch: Stopwa
         end_s = (block.start + block.frames) / rate if block.frames else None
         if losses and losses[-1].end_s == start_s:
             start_s = losses.pop().start_s
-        losses.append(Loss(start_s, end_s, block.reason))
+        losses.append(UnscoredSound(start_s, end_s, block.reason))

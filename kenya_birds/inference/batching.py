@@ -1,4 +1,4 @@
-"""Batches of windows that are computed on while recordings are read: many recordings, threads and batches at once."""
+"""Batches of windows, computed by several threads while other threads read recordings."""
 
 import queue
 import threading
@@ -16,12 +16,12 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.windows import Windows
 
-# On a CPU a batch's spectra and activations stay in its cache.
+# With this size, a batch's spectra and activations fit into the cache of a CPU.
 BATCH_SIZES = {"cpu": 16, "cuda": 128}
-# Groups of windows, of some megabytes each, that wait between readers and computing.
+# Number of groups of windows in the queue, of some megabytes each.
 WAITING_GROUPS = 4
-# For readers that shall stop: one that fetches a file ends when it has it.
-PATIENCE_S = 2.0
+# Time to wait for readers to stop; a reader that downloads a file ends after the download.
+STOP_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Job:
     """A recording to analyse.
 
     Attributes:
-        recording: Its name.
-        read: Gives its windows, and in the end how its reading ended.
+        recording: Name of the recording.
+        read: Function that yields its windows, and finally the `Reading`.
     """
 
     recording: str
@@ -38,19 +38,20 @@ class Job:
 
 
 class BatchPool:
-    """Threads that compute on batches of windows, all of one size: a window's result depends on no other window.
+    """Thread pool for batches of windows of one size; the result of a window does not depend on other windows.
 
-    On a CPU as many batches as there are threads are computed on at a time, each by one thread: operations on small
-    tensors gain little from more. A context manager.
+    On a CPU each thread computes one batch, because operations on small tensors gain little from more threads. The
+    pool is a context manager.
 
     Args:
-        compute: Takes float32 of shape `(batch_size, window_samples)` and gives an array with a row for each window.
-        device: Where it computes.
-        batch_size: Windows of a batch; by default 16 on a CPU and 128 on a GPU.
+        compute: Function that takes float32 of shape `(batch_size, window_samples)` and returns an array with a row
+            for each window.
+        device: Device for the computation.
+        batch_size: Windows per batch; by default 16 on a CPU and 128 on a GPU.
 
     Attributes:
-        batch_size: Windows of a batch.
-        threads: Number of batches that are worked on at a time.
+        batch_size: Windows per batch.
+        threads: Number of batches that are computed in parallel.
     """
 
     def __init__(
@@ -58,32 +59,32 @@ class BatchPool:
     ) -> None:
         self._compute = compute
         self.batch_size = batch_size or BATCH_SIZES.get(device.type, 128)
-        # Two on a GPU, so that it has work while results travel.
+        # Two on a GPU, so that it computes during transfers.
         self._torch_threads = torch.get_num_threads()
         self.threads = self._torch_threads if device.type == "cpu" else 2
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> "BatchPool":
-        """Starts its threads; they end with the `with` block."""
+        """Starts the threads; they end with the `with` block."""
         self._pool = ThreadPoolExecutor(self.threads, "compute", initializer=torch.set_num_threads, initargs=(1,))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Waits for its threads."""
+        """Waits for the threads."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(self._torch_threads)  # new threads take over what the pool's have set
+        torch.set_num_threads(self._torch_threads)  # new threads inherit the setting of the pool's threads
 
     def submit(self, sound: np.ndarray) -> "Future[np.ndarray]":
-        """Begins to compute on a batch.
+        """Submits a batch.
 
         Args:
-            sound: float32 of shape `(batch_size, window_samples)`, not to be written to.
+            sound: float32 of shape `(batch_size, window_samples)`; the caller must not change it.
 
         Returns:
-            To be: a row for each window.
+            Future of an array with a row for each window.
         """
         assert self._pool is not None, "submit within the `with` block"
         return self._pool.submit(self._compute, sound)
@@ -92,17 +93,17 @@ class BatchPool:
 def computed(
     jobs: Sequence[Job], readers: int, pool: BatchPool, window_samples: int
 ) -> Iterator[tuple[int, Windows | Reading, np.ndarray]]:
-    """Reads recordings and computes on their windows; both, and what the caller does, go on at the same time.
+    """Reads recordings and computes the results of their windows; both run in parallel to the caller's work.
 
     Args:
         jobs: The recordings.
-        readers: Threads that read.
-        pool: Computes; it is opened and closed here.
+        readers: Number of threads that read.
+        pool: Thread pool for the computation; this function opens and closes it.
         window_samples: Length of a window.
 
     Yields:
-        Which job; windows, or in the end how its reading ended; and a row for each window. In order within a
-        recording; recordings may take turns where there are several readers.
+        Index of the job; windows, or finally the `Reading`; and a row for each window. The order is kept within each
+        recording. With several readers, recordings may be interleaved.
 
     Raises:
         UserError: If the device has too little memory.
@@ -119,7 +120,7 @@ def computed(
 
 @dataclass
 class _Batch:
-    """Windows that are computed on together, and what follows them."""
+    """Windows of one batch, with the items that they come from."""
 
     sound: np.ndarray
     filled: int
@@ -129,7 +130,7 @@ class _Batch:
 
 @contextmanager
 def _reading(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, Windows | Reading]]]:
-    """What the jobs read, in order within each, by threads that end with the `with` block."""
+    """Reads jobs with threads that end with the `with` block; the order is kept within each job."""
     items: queue.Queue[tuple[int, Windows | Reading] | BaseException | None] = queue.Queue(WAITING_GROUPS + readers)
     waiting = iter(range(len(jobs)))
     lock = threading.Lock()
@@ -154,7 +155,7 @@ def _reading(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, 
                 for item in jobs[index].read():
                     if not put((index, item)):
                         return
-        except BaseException as error:  # raised where the items are taken
+        except BaseException as error:  # raised again in the consumer
             put(error)
         put(None)
 
@@ -178,11 +179,11 @@ def _reading(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, 
     finally:
         stopped.set()
         for thread in threads:
-            thread.join(PATIENCE_S)
+            thread.join(STOP_TIMEOUT_S)
 
 
 def _batches(items: Iterator[tuple[int, Windows | Reading]], size: int, samples: int) -> Iterator[_Batch]:
-    """Batches of one size; the last is filled up with zeros."""
+    """Yields batches of one size; the last is padded with zeros."""
 
     def empty() -> _Batch:
         return _Batch(np.zeros((size, samples), dtype=np.float32), 0, [])
@@ -211,7 +212,7 @@ def _batches(items: Iterator[tuple[int, Windows | Reading]], size: int, samples:
 
 
 def _computed(batches: Iterator[_Batch], pool: BatchPool) -> Iterator[_Batch]:
-    """The batches in order, with results, while those that follow are being computed on."""
+    """Yields batches in order, with results, while the following ones are computed."""
     pending: deque[_Batch] = deque()
     for batch in batches:
         if batch.filled:
@@ -227,5 +228,5 @@ def _result(results: "Future[np.ndarray]", pool: BatchPool) -> np.ndarray:
         return results.result()
     except torch.OutOfMemoryError:
         raise UserError(
-            f"the device has no memory for batches of {pool.batch_size} windows: give a smaller --batch_size"
+            f"the device has too little memory for batches of {pool.batch_size} windows: give a smaller --batch_size"
         ) from None

@@ -1,4 +1,4 @@
-"""`kenya-birds detect`: recordings to tables; it resumes, and several processes share the work."""
+"""Runs of `kenya-birds detect`: from recordings to tables, with resume and several processes."""
 
 import contextlib
 import heapq
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 def shares(sizes: Sequence[int | None], members: int) -> list[int]:
-    """Divides files among processes so that each has about as many bytes.
+    """Distributes files over processes so that each has about the same number of bytes.
 
     Args:
-        sizes: Bytes of each file; None where it is not known, which counts as the mean.
+        sizes: Bytes of each file; None if unknown, which counts as the mean.
         members: Number of processes.
 
     Returns:
-        For each file the process that takes it: the largest first, each to the one that has least.
+        The process of each file. The largest files are assigned first, each to the process with the fewest bytes.
     """
     known = [size for size in sizes if size is not None]
     usual = sum(known) / len(known) if known else 1.0
@@ -53,7 +53,7 @@ def shares(sizes: Sequence[int | None], members: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the first process tells the others: who analyses what, and which records are there already."""
+    """Plan of a run, sent by the first process to the others: owners of recordings, and reused records."""
 
     recordings: list[str]
     reused: list[str]
@@ -71,33 +71,33 @@ def run_detection(
     name_pattern: NamePattern | None = None,
     team: Team | None = None,
 ) -> RunReport | None:
-    """Analyses recordings and writes tables; a run that was stopped goes on where it was.
+    """Analyses recordings and writes tables; interrupted runs resume.
 
-    Each recording that is finished has a record in `OUTPUT/.kenya_birds/journal`, from which the tables are made in
-    the end; a record is not used again when the model, a setting, this package's code, the version of a library, or
-    the size or time of the file is another. Then the recording is analysed again; the tables that are there stay until
-    the new ones are whole.
+    Each finished recording has a record in `OUTPUT/.kenya_birds/journal`; the tables are made from these records at
+    the end. A recording is analysed again if the model, a setting, this package's code, the version of a library, or
+    the size or time of its file has changed. Existing tables remain until the new ones are complete.
 
     Args:
         pipeline: The model and its settings.
         paths: See `find_sources`.
-        output: A folder that is new, empty, or an earlier run's; several machines must share it.
+        output: A new or empty folder, or the folder of an earlier run; several machines must share it.
         formats: See `write_tables`.
-        resume: Whether to use records that are there.
-        name_pattern: Reads sites and times out of the recordings' names (see `parse_recording_name`).
-        team: The processes that share the run.
+        resume: Whether to reuse existing records.
+        name_pattern: Pattern that reads site and time from the names of recordings (see `parse_recording_name`).
+        team: The processes of the run.
 
     Returns:
-        What is in `run.json`; None in other processes than the first.
+        The report of the run; None in all processes except the first.
 
     Raises:
-        UserError: If paths lead to nothing, the output cannot be used or is being used, or another process ended.
+        UserError: If there is no recording at a path, the output cannot be used or is in use, or another process
+            ended.
     """
     team = team or Team()
     files = RunFiles(Path(output))
     with contextlib.ExitStack() as stack:
         if team.is_first:
-            with _told_to_all(team):
+            with _stop_all_on_error(team):
                 check_formats(formats)
                 sources = find_sources(paths)
                 sources.log()
@@ -111,12 +111,12 @@ def run_detection(
             sources = find_sources(paths)
             model_hash = ""
         _stop_with_first(team)
-        made_with = {"model_sha256": team.tell(model_hash), **_same_for_all(team, _made_with(pipeline))}
+        made_with = {"model_sha256": team.broadcast(model_hash), **_same_for_all(team, _made_with(pipeline))}
         with files.writing():
             journal = Journal(files.state_folder, made_with)
             if team.is_first:
                 journal.clean()
-        plan = team.tell(_plan(sources, journal, team.size, resume=resume) if team.is_first else None)
+        plan = team.broadcast(_plan(sources, journal, team.size, resume=resume) if team.is_first else None)
         if team.is_first:
             _log_plan(plan, journal.changes() if resume else [])
             with files.writing():
@@ -125,7 +125,7 @@ def run_detection(
         found = {source.recording: source for source in sources}
         mine = [found.get(name, Source(name)) for name, owner in plan.owners.items() if owner == team.rank]
         _analyse(pipeline, mine, journal, files, plan, show_progress=team.is_first)
-        spent = team.collect(pipeline.stopwatch.spent_s)
+        spent = team.gather(pipeline.stopwatch.spent_s)
         wall_s = time.perf_counter() - begin_s
         if not team.is_first:
             return None
@@ -153,14 +153,14 @@ def run_detection(
 
 
 def hash_model(saved: SavedModel) -> str:
-    """Of all files of a model on which its detections depend."""
+    """Returns a hash of all files of a model that affect its detections."""
     weights = sorted({saved.folder / WEIGHTS_FILE, *saved.folder.glob("model-*-of-*.safetensors")})
     names = ("config.json", "preprocessor_config.json", THRESHOLDS_FILE)
     return hash_files([*(saved.folder / name for name in names), *weights])
 
 
 def settings_of(pipeline: SoundscapePipeline) -> dict[str, Any]:
-    """The settings on which detections depend: not how many windows, threads or processes work at a time."""
+    """Returns the settings that affect detections, without batch size and numbers of threads and processes."""
     return {
         "overlap_s": pipeline.overlap_s,
         **asdict(pipeline.settings),
@@ -170,30 +170,30 @@ def settings_of(pipeline: SoundscapePipeline) -> dict[str, Any]:
 
 
 def _made_with(pipeline: SoundscapePipeline) -> dict[str, Any]:
-    """All that detections depend on besides the model's files."""
+    """Returns everything except the model's files that affects detections."""
     code = code_fingerprint(SoundscapePipeline.__module__)
     versions = library_versions((*MODEL, *DECODERS))
     return {**settings_of(pipeline), "kenya_birds": __version__, "code": code[:12], **versions}
 
 
 def _same_for_all(team: Team, made_with: dict[str, Any]) -> dict[str, Any]:
-    """What all processes compute with; they may be on different machines."""
-    for rank, other in enumerate(team.collect(made_with)):
+    """Checks that all processes, possibly on different machines, have the same settings, code and libraries."""
+    for rank, other in enumerate(team.gather(made_with)):
         differ = [name for name in {**made_with, **other} if made_with.get(name) != other.get(name)]
         if differ:
             raise UserError(
                 f"the processes of this run differ in {', '.join(differ)}: {differ[0]} is {other.get(differ[0])} in "
-                f"process {rank} and {made_with.get(differ[0])} in process {team.rank}; give all the same"
+                f"process {rank} and {made_with.get(differ[0])} in process {team.rank}; use the same for all"
             )
     return made_with
 
 
 def _log_plan(plan: _Plan, changes: Sequence[str]) -> None:
     if plan.reused:
-        logger.info("%d of %d recordings are done already", len(plan.reused), len(plan.recordings))
+        logger.info("Resuming: %d of %d recordings are finished already", len(plan.reused), len(plan.recordings))
     if changes:
         logger.warning(
-            "Recordings that an earlier run analysed are analysed again, since this changed: %s", ", ".join(changes)
+            "Analysing the recordings of an earlier run again, because these have changed: %s", ", ".join(changes)
         )
 
 
@@ -205,25 +205,25 @@ def _about(pipeline: SoundscapePipeline, model_hash: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _told_to_all(team: Team) -> Iterator[None]:
-    """If the first process has to stop, the others learn it and stop too."""
+def _stop_all_on_error(team: Team) -> Iterator[None]:
+    """Stops the other processes if the first process raises a `UserError`."""
     try:
         yield
     except UserError:
-        team.tell(False)
+        team.broadcast(False)
         raise
 
 
 def _stop_with_first(team: Team) -> None:
-    if not team.tell(True):
-        raise UserError("the first process of this run stopped: see what it says")
+    if not team.broadcast(True):
+        raise UserError("the first process of this run stopped: see its error message")
 
 
 def _plan(sources: Sequence[Source], journal: Journal, members: int, *, resume: bool) -> _Plan:
     reused, sizes = [], {}
     for source in sources:
         state: FileState | None = None
-        with contextlib.suppress(UserError):  # it fails when it is read, and is listed
+        with contextlib.suppress(UserError):  # reported as failed when it is read
             state = source.state()
         if resume and state is not None and journal.find(source.recording, state) is not None:
             reused.append(source.recording)
@@ -242,7 +242,7 @@ def _analyse(
     *,
     show_progress: bool,
 ) -> None:
-    """Analyses recordings and keeps a record of each."""
+    """Analyses recordings and writes a record of each."""
     writers: dict[str, JournalWriter] = {}
     stopwatch = pipeline.stopwatch
     with files.writing(), RecordingsBar(sources, plan.sizes, is_shown=show_progress) as bar:
@@ -268,9 +268,7 @@ def _analyse(
 def _reading(journal: Journal, recording: str) -> Reading:
     reading = journal.read(recording)
     if reading is None:
-        raise UserError(
-            f"the record of {recording} is not in the journal: the output folder must be one that all processes share"
-        )
+        raise UserError(f"the record of {recording} is not in the journal: all processes must share the output folder")
     return reading
 
 

@@ -15,13 +15,13 @@ from kenya_birds.inference.species import SpeciesNames
 
 @dataclass(frozen=True)
 class Detection:
-    """A species in one window, or in several that were joined.
+    """A species in one window, or in several merged windows.
 
     Attributes:
-        recording: The recording, as it was found.
-        start_sample: First sample, counted at `sample_rate_hz`: times are exact after any number of hours.
-        end_sample: The sample after the last; never past the recording's end.
-        sample_rate_hz: Rate at which samples are counted, the model's.
+        recording: Path or URL of the recording.
+        start_sample: First sample at `sample_rate_hz`; integers keep times exact in long recordings.
+        end_sample: The sample after the last one; never past the recording's end.
+        sample_rate_hz: Sampling rate of the model, in which samples are counted.
         species: eBird code.
         score: Calibrated probability, 0 to 1.
     """
@@ -35,7 +35,7 @@ class Detection:
 
     @property
     def start_s(self) -> float:
-        """Begin in seconds."""
+        """Start in seconds."""
         return self.start_sample / self.sample_rate_hz
 
     @property
@@ -46,14 +46,14 @@ class Detection:
 
 @dataclass(frozen=True)
 class RecordingInfo:
-    """A recording that was analysed to its end.
+    """A completely analysed recording.
 
     Attributes:
-        recording: The recording, as it was found: a path or URL, as in its detections.
-        frames: Its samples per channel.
-        sample_rate_hz: Its own sampling rate.
-        is_here: Whether `recording` leads to it on this machine; a web page's visitor has it on another.
-        name_pattern: Reads site and time out of its name (see `parse_recording_name`).
+        recording: Path or URL, as in its detections.
+        frames: Samples per channel.
+        sample_rate_hz: Sampling rate of the recording.
+        is_here: Whether the file is on this machine; False for visitors of the web page.
+        name_pattern: Pattern that reads site and time from its name (see `parse_recording_name`).
     """
 
     recording: str
@@ -64,27 +64,27 @@ class RecordingInfo:
 
     @property
     def name(self) -> str:
-        """Its file name."""
+        """File name."""
         return name_in(self.recording)
 
     @cached_property
     def duration(self) -> Fraction:
-        """Length in seconds, exact."""
+        """Exact length in seconds."""
         return Fraction(self.frames, self.sample_rate_hz)
 
     @cached_property
     def known(self) -> RecordingName:
-        """What its name tells; None for what it does not."""
+        """Site and start time in its name; None for missing parts."""
         return parse_recording_name(self.name, self.name_pattern) or RecordingName(None, None)
 
     def times(self, after_us: int) -> tuple[datetime | None, datetime | None]:
-        """The local time and that in UTC so many microseconds after its start; None where its name does not tell."""
+        """Returns local time and UTC time at an offset in microseconds; None if unknown."""
         after = timedelta(microseconds=after_us)
         local, utc = self.known.local, self.known.utc
         return None if local is None else local + after, None if utc is None else utc + after
 
     def when(self, after_us: int) -> "When":
-        """The same, and the site, with the date and hour of the local time, or in UTC where that alone is known."""
+        """Returns times, site, date and hour at an offset in microseconds; date and hour are local time if known."""
         local, utc = self.times(after_us)
         time = local or utc
         return When(
@@ -93,14 +93,14 @@ class RecordingInfo:
 
 
 class When(NamedTuple):
-    """When and where something was heard, as far as the recording's name tells; these are columns of tables.
+    """Time and place of a detection, from the recording's name; these are columns of tables.
 
     Attributes:
-        local_time: Without a time zone.
-        utc_time: With the time zone UTC.
+        local_time: Local time, without a time zone.
+        utc_time: Time in UTC.
         site: See `RecordingName`.
-        date: Of the local time, or in UTC where that alone is known.
-        hour: The same: 0 to 23.
+        date: Date in local time, or in UTC if only that is known.
+        hour: Hour, 0 to 23, in the same time.
     """
 
     local_time: datetime | None
@@ -110,7 +110,7 @@ class When(NamedTuple):
     hour: int | None
 
     def texts(self) -> tuple[str, ...]:
-        """The same as texts: times in ISO 8601 to a millisecond, and empty where there is nothing."""
+        """Returns the fields as text: times in ISO 8601 with milliseconds; empty if unknown."""
         return (
             _iso_time(self.local_time),
             _iso_time(self.utc_time),
@@ -119,14 +119,14 @@ class When(NamedTuple):
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON: None where there is nothing."""
+        """Returns the fields as JSON values; None if unknown."""
         local_time, utc_time, site, day, _ = self.texts()
         texts = {"local_time": local_time, "utc_time": utc_time, "site": as_utf8(site), "date": day}
         return {**{name: text or None for name, text in texts.items()}, "hour": self.hour}
 
 
 def _iso_time(time: datetime | None) -> str:
-    """A time in ISO 8601 to a millisecond, with a Z where it is in UTC; empty where there is none."""
+    """Formats a time in ISO 8601 with milliseconds, with a Z for UTC; empty for None."""
     return "" if time is None else time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -135,28 +135,28 @@ def _text(value: date | int | None) -> str:
 
 
 def name_in(path: str) -> str:
-    """The file name at the end of a path or URL, also of a path on Windows in a table that is read elsewhere."""
+    """Returns the file name of a path or URL; Windows paths are recognised on every system."""
     is_of_windows = "\\" in path and (os.sep == "\\" or "/" not in path or bool(ntpath.splitdrive(path)[0]))
     return ntpath.basename(path) if is_of_windows else path.rpartition("/")[-1]
 
 
 def microseconds(time_s: Fraction) -> int:
-    """Seconds in the nearest whole number of microseconds: half of one more than the sample's place at most."""
+    """Rounds seconds to microseconds."""
     return round(time_s * 1_000_000)
 
 
 def decimal_s(time_us: int) -> str:
-    """Microseconds as seconds with six digits behind the point."""
+    """Formats microseconds as seconds with six decimals."""
     return f"{time_us // 1_000_000}.{time_us % 1_000_000:06d}"
 
 
 class Row(NamedTuple):
-    """A detection as the tables say it.
+    """A detection as a row of a table.
 
     Attributes:
         detection: The detection.
         info: Its recording.
-        start_us: Begin in microseconds.
+        start_us: Start in microseconds.
         end_us: End in microseconds.
         names: Names of the species.
     """
@@ -169,8 +169,14 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, detection: Detection, info: RecordingInfo, names: SpeciesNames) -> "Row":
-        """The row of a detection."""
-        # At the recording's own rate it may end between two of the samples that its detections are counted in.
+        """Makes the row of a detection.
+
+        Args:
+            detection: The detection.
+            info: Its recording.
+            names: Names of its species.
+        """
+        # The recording's end may be between two samples at the model's rate.
         end = min(Fraction(detection.end_sample, detection.sample_rate_hz), info.duration)
         start_us = microseconds(Fraction(detection.start_sample, detection.sample_rate_hz))
         return cls(detection, info, start_us, microseconds(end), names)

@@ -1,4 +1,4 @@
-"""What a run has finished, kept so that a run that was killed goes on: one file for each recording."""
+"""Journal of finished recordings, from which interrupted runs resume: one file for each recording."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,7 @@ from kenya_birds.files import read_json, write_json
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.sources import FileState
-from kenya_birds.inference.windows import Loss
+from kenya_birds.inference.windows import UnscoredSound
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +33,15 @@ ROWS_AT_ONCE = 10_000
 
 
 class Journal:
-    """Records of finished recordings: Parquet files that appear whole or not at all.
+    """Journal of finished recordings, as Parquet files that are written atomically.
 
-    A record holds a recording's detections, how its reading ended, the size and time of its file, and a key. It is
-    reused if all of them are what they would be now.
+    A record has a recording's detections, the `Reading`, the size and time of its file, and a key. It is reused if the
+    key and the file are unchanged.
 
     Args:
-        folder: Where to keep them; made if it is not there.
-        made_with: Everything on which detections depend besides the recording: model, settings, code, libraries. Must
-            be JSON.
+        folder: Folder of the journal; created if it does not exist.
+        made_with: Everything except the recording that affects detections: model, settings, code, libraries. Must be
+            JSON.
     """
 
     def __init__(self, folder: Path, made_with: Mapping[str, Any]) -> None:
@@ -52,56 +52,63 @@ class Journal:
         self._key = journal_key(made_with)
 
     def changes(self) -> list[str]:
-        """What is not as it was when records were last written, such as `torch 2.12.0 -> 2.12.1`; empty: nothing."""
+        """Returns what has changed since the last run, such as `torch 2.12.0 -> 2.12.1`; empty if nothing."""
         if not any(self._folder.glob("*.parquet")):
             return []
         try:
             before = read_json(self._made_with_path)
-        except UserError:  # an older version of this package left the records
+        except UserError:  # the records are from an older version of this package
             return ["the version of kenya_birds"]
         names = [name for name in {**before, **self._made_with} if before.get(name) != self._made_with.get(name)]
         return [_change(name, before.get(name), self._made_with.get(name)) for name in names]
 
     def sign(self) -> None:
-        """Writes down with what the records are made that follow."""
+        """Saves `made_with` of the following records."""
         write_json(self._made_with, self._made_with_path)
 
     def begin(self, recording: str, sample_rate_hz: int) -> "JournalWriter":
-        """A writer of a new record of this recording; the old one stays until the new one is finished."""
+        """Starts a new record of a recording; the old one remains until the new one is finished.
+
+        Args:
+            recording: The recording.
+            sample_rate_hz: Sampling rate in which its detections are counted.
+        """
         about = {"key": self._key, "recording": recording, "sample_rate_hz": sample_rate_hz}
         return JournalWriter(self._path(recording), about)
 
     def find(self, recording: str, state: FileState | None) -> Reading | None:
-        """How the reading of a recording ended, if it has a record that can be reused.
+        """Returns the `Reading` of a recording if its record can be reused, else None.
 
         Args:
             recording: The recording.
-            state: Of its file, now.
+            state: Current state of its file.
         """
         reading = self.read(recording)
         return reading if reading is not None and reading.is_final and reading.state == state else None
 
     def read(self, recording: str) -> Reading | None:
-        """How the reading of a recording ended; None without a record with this journal's key."""
+        """Returns the `Reading` of a recording; None without a record with this journal's key."""
         try:
             about = json.loads(pq.read_metadata(self._path(recording)).metadata[METADATA])
             if about["key"] != self._key or about["recording"] != recording:
                 return None
-            said = about["reading"]
-            losses, silences = (tuple(Loss(**part) for part in said.pop(name)) for name in ("losses", "silences"))
-            state = said.pop("state")
-            return Reading(**said, losses=losses, silences=silences, state=FileState(**state) if state else None)
+            stored = about["reading"]
+            losses, silences = (
+                tuple(UnscoredSound(**part) for part in stored.pop(name)) for name in ("losses", "silences")
+            )
+            state = stored.pop("state")
+            return Reading(**stored, losses=losses, silences=silences, state=FileState(**state) if state else None)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            logger.warning("The journal's record of %s cannot be read and is not used: %s", recording, error)
+            logger.warning("The journal's record of %s cannot be read, analysing it again: %s", recording, error)
             return None
 
     def detections(self, recording: str) -> Iterator[Detection]:
-        """The detections of a recording, in order.
+        """Yields the detections of a recording, in order.
 
         Raises:
-            OSError: If it has no record.
+            OSError: If the recording has no record.
         """
         with pq.ParquetFile(self._path(recording)) as file:
             sample_rate_hz = json.loads(file.metadata.metadata[METADATA])["sample_rate_hz"]
@@ -110,7 +117,7 @@ class Journal:
                     yield Detection(recording, start, end, sample_rate_hz, species, score)
 
     def clean(self) -> None:
-        """Removes what was left of records that were never finished."""
+        """Removes incomplete records."""
         for path in self._folder.glob("*.partial"):
             path.unlink(missing_ok=True)
 
@@ -121,11 +128,11 @@ class Journal:
 
 
 class JournalWriter:
-    """Writes one record.
+    """Writer of one record.
 
     Args:
-        path: Where the record appears when it is finished.
-        about: What is known of it before.
+        path: Path of the finished record.
+        about: Its metadata, without the `Reading`.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
@@ -137,7 +144,7 @@ class JournalWriter:
         self._writer = pq.ParquetWriter(self._file, SCHEMA, compression="zstd", write_statistics=False)
 
     def close(self) -> None:
-        """Removes what was not finished."""
+        """Removes an unfinished record."""
         with contextlib.suppress(OSError):  # the disk may be full
             self._writer.close()
         with contextlib.suppress(OSError):
@@ -145,16 +152,16 @@ class JournalWriter:
         self._partial.unlink(missing_ok=True)
 
     def add(self, detections: Sequence[Detection]) -> None:
-        """Takes detections that follow."""
+        """Adds detections."""
         self._rows += detections
         if len(self._rows) >= ROWS_AT_ONCE:
             self._flush()
 
     def finish(self, reading: Reading) -> None:
-        """Makes the record appear, on the disk too.
+        """Finishes the record, and flushes it to the disk.
 
         Args:
-            reading: How the recording's reading ended.
+            reading: Result of reading the recording.
         """
         self._flush()
         about = {**self._about, "reading": asdict(reading)}
@@ -173,7 +180,7 @@ class JournalWriter:
 
 
 def journal_key(made_with: Mapping[str, Any]) -> str:
-    """Stands for a model, settings, code and libraries: with others, detections may be others."""
+    """Returns a hash of model, settings, code and library versions."""
     text = json.dumps(made_with, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -184,7 +191,7 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 
 def hash_files(paths: Sequence[Path]) -> str:
-    """SHA-256 over names and contents of files; those that are not there are left out."""
+    """Returns the SHA-256 of the names and contents of files; missing files are skipped."""
     total = hashlib.sha256()
     for path in paths:
         if path.is_file():

@@ -1,4 +1,4 @@
-"""Writes what is heard in recordings as tables for Raven, Audacity, Kaleidoscope, spreadsheets and programs."""
+"""Tables of detections for Raven, Audacity, Kaleidoscope, spreadsheets and programs."""
 
 import contextlib
 import json
@@ -34,36 +34,35 @@ def write_tables(
     frequencies_hz: tuple[float, float],
     metadata: Mapping[str, Any],
 ) -> list[Path]:
-    """Writes detections in several formats in one pass, with memory that does not grow with their number.
+    """Writes detections in several formats in one pass, in bounded memory.
 
-    `recordings.csv` is always written: what was analysed, also where nothing was heard. The formats are:
+    `recordings.csv` is always written. It lists all analysed recordings, also those without detections. The formats:
 
-    - `raven`: `detections.selections.txt`, a selection table of all recordings one after the other, with
-      `detections.list.txt`, the sounds to open with it; and in `raven/` one for each recording.
-    - `audacity`: in `audacity/` labels for each recording.
+    - `raven`: `detections.selections.txt`, one selection table for all recordings in sequence, with
+      `detections.list.txt`, the list of sounds to open with it; and one table for each recording in `raven/`.
+    - `audacity`: labels for each recording in `audacity/`.
     - `csv`, `parquet`, `json`: `detections.csv` and so on.
     - `kaleidoscope`: `detections.id.csv`, with the columns that BirdNET-Analyzer writes for Kaleidoscope.
 
-    Same rows, same bytes. Files get their names together when all are complete; if something fails, those that were
-    there before stay as they were. Those of recordings that are not listed any more stay too. Times are rounded once,
-    to a microsecond; a detection ends where its recording does at the latest, whichever rate its samples were counted
-    at.
+    The same rows give the same bytes. All files are replaced together when they are complete; after an error the old
+    files remain. Files of recordings that are no longer listed remain too. Times are rounded once, to a microsecond.
+    Detections never end after their recording.
 
     Args:
-        folder: Where to write; made if it is not there.
-        formats: Which of `FORMATS`.
-        recordings: All that were analysed, in the order in which they stand in the tables.
-        detections: Of these recordings in the same order, in each recording in the order of their starts.
+        folder: Output folder; created if it does not exist.
+        formats: Some of `FORMATS`.
+        recordings: All analysed recordings, in the order of the tables.
+        detections: Detections in the order of the recordings, and by start within each recording.
         species_names: Names by code (see `species_names`).
-        frequencies_hz: Lowest and highest frequency that the model hears: Raven draws boxes.
-        metadata: What is to be known about them, such as model and settings, for Parquet and JSON; must be JSON.
+        frequencies_hz: Lowest and highest frequency of the model's input, for the boxes in Raven.
+        metadata: Information such as model and settings, for Parquet and JSON; must be JSON.
 
     Returns:
         The files, in order.
 
     Raises:
         UserError: If a format is unknown or a file cannot be written.
-        ValueError: If detections are out of order, or of a recording or species that is not listed.
+        ValueError: If detections are out of order, or their recording or species is not listed.
     """
     check_formats(formats)
     folder = Path(folder)
@@ -87,15 +86,15 @@ def write_tables(
             return outputs.commit()
     except OSError as error:
         raise UserError(
-            f"the tables in {folder} cannot be written: {error}; make room, or give a folder that can be written to"
+            f"the tables in {folder} cannot be written: {error}; free disk space, or give a writable folder"
         ) from None
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raises `UserError` if a format is unknown; to be known before long work."""
+    """Raises `UserError` if a format is unknown; call this before long work."""
     unknown = sorted(set(formats) - set(FORMATS))
     if unknown:
-        raise UserError(f"there is no format {', '.join(unknown)}: choose from {', '.join(FORMATS)}")
+        raise UserError(f"there is no format {', '.join(unknown)}: expected {', '.join(FORMATS)}")
 
 
 def _write(
@@ -112,15 +111,15 @@ def _write(
         last = 0
         while found is not None and found.recording == info.recording:
             if found.start_sample < last:
-                raise ValueError(f"{found} begins before the one in front of it")
+                raise ValueError(f"{found} begins before the previous detection")
             if found.species not in names:
-                raise ValueError(f"{found} is of a species without names")
+                raise ValueError(f"{found} has a species without names")
             last = found.start_sample
             row = Row.of(found, info, names[found.species])
             for writer in writers:
                 writer.write(row)
             found = next(rest, None)
     if found is not None:
-        raise ValueError(f"{found} is of no recording that follows in the list")
+        raise ValueError(f"{found} has a recording that is not listed, or is out of order")
     for writer in writers:
         writer.close()

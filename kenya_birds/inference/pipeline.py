@@ -1,4 +1,4 @@
-"""The pipeline from recordings to detections."""
+"""Pipeline from recordings to detections."""
 
 import logging
 import time
@@ -33,20 +33,21 @@ SCORE_DIGITS = 6
 
 
 class WindowScorer(BatchPool):
-    """Scores batches of windows with a model. A window's scores do not depend on what else is in its batch.
+    """Thread pool that scores batches of windows with a model; scores do not depend on other windows of the batch.
 
-    For that, all batches have one size, and scores are rounded to 6 digits. On a GPU the backbone computes in
-    bfloat16, the features in float32. What `submit` gives is float64 probabilities of shape `(batch_size, classes)`.
+    For this, all batches have the same size, and scores are rounded to 6 digits. On a GPU the backbone computes in
+    bfloat16, the feature extractor in float32. `submit` returns float64 probabilities of shape
+    `(batch_size, classes)`.
 
     Args:
         model: The classifier; it is set to evaluation mode and moved to the device.
-        extractor: Its front end.
-        device: Where to compute.
-        batch_size: Windows of a batch; by default 16 on a CPU and 128 on a GPU.
-        stopwatch: Counts the time of features and model.
+        extractor: Its feature extractor.
+        device: Device for the computation.
+        batch_size: Windows per batch; by default 16 on a CPU and 128 on a GPU.
+        stopwatch: Measures the time of features and model.
 
     Attributes:
-        precision: `float32` or `bfloat16`: the backbone's.
+        precision: Precision of the backbone, `float32` or `bfloat16`.
     """
 
     def __init__(
@@ -90,13 +91,13 @@ MAX_READERS = 8
 
 @dataclass(frozen=True)
 class Progress:
-    """What was found since the last word about this recording.
+    """New detections of a recording since the previous `Progress`.
 
     Attributes:
-        recording: Its name.
-        detections: In the order of their starts.
-        advance_s: Sound that was analysed since, in seconds.
-        reading: How its reading ended; None: there is more to come.
+        recording: Name of the recording.
+        detections: Detections in the order of their starts.
+        advance_s: Seconds of sound that were analysed since then.
+        reading: Result of the reading; None before the end of the recording.
     """
 
     recording: str
@@ -106,7 +107,7 @@ class Progress:
 
 
 class SoundscapePipeline:
-    """Finds birds in recordings of any length, in memory that does not grow with it.
+    """Pipeline that detects birds in recordings of any length, in bounded memory.
 
     ```python
     pipeline = SoundscapePipeline("birds", overlap_s=1.5, settings=FindingSettings(merge=True))
@@ -115,24 +116,24 @@ class SoundscapePipeline:
     ```
 
     Args:
-        model: A model's folder, or `owner/name` or `owner/name@revision` on the Hub, or one that was found already;
-            its code is not run.
+        model: A model's folder, `owner/name` or `owner/name@revision` on the Hub, or a `SavedModel`. Code in the
+            model's folder is not run.
         overlap_s: Overlap of neighbouring windows in seconds.
-        settings: What counts as a detection; by default what is at the model's own thresholds or above.
-        device: Such as `cpu` or `cuda:1`; by default a GPU where there is one.
-        batch_size: Windows that are scored together; by default 16 on a CPU and 128 on a GPU.
-        num_workers: Threads that read recordings; by default 1 on a CPU and up to 8 on a GPU.
+        settings: Settings of detections; by default the model's own decision thresholds are used.
+        device: Device such as `cpu` or `cuda:1`; by default a GPU if there is one.
+        batch_size: Windows per batch; by default 16 on a CPU and 128 on a GPU.
+        num_workers: Number of threads that read recordings; by default 1 on a CPU and up to 8 on a GPU.
 
     Attributes:
         saved: The model's files.
         classes: eBird codes by class id.
         names: Names of the species by code.
-        frequencies_hz: Lowest and highest frequency that the model hears.
-        sampling_rate: The model's, in Hz.
-        grid: Where windows are.
-        thresholds: From what score on each class is reported, shape `(classes,)`; infinite: never.
-        scorer: Scores batches.
-        stopwatch: How long each part of the work has taken so far.
+        frequencies_hz: Lowest and highest frequency of the model's input.
+        sampling_rate: Sampling rate of the model in Hz.
+        grid: Positions of the windows.
+        thresholds: Decision threshold of each class, shape `(classes,)`; infinite: never reported.
+        scorer: Thread pool that scores batches.
+        stopwatch: Time spent in each part of the work.
 
     Raises:
         UserError: If the model or a setting cannot be used, or the model has no thresholds and none is set.
@@ -159,7 +160,7 @@ class SoundscapePipeline:
         self.frequencies_hz = (float(extractor.f_min_hz), float(extractor.f_max_hz))
         self.grid = WindowGrid.with_overlap(extractor.clip_samples, overlap_s, self.sampling_rate)
         self.thresholds = self._find_thresholds(self.saved)
-        self._finder("")  # species that the model does not know are an error now
+        self._finder("")  # raises an error for unknown species before long work
         self.stopwatch = Stopwatch()
         chosen = find_device(device)
         self.scorer = WindowScorer(classifier, extractor, chosen, batch_size, self.stopwatch)
@@ -168,20 +169,20 @@ class SoundscapePipeline:
     def __call__(
         self, recording: str | Path | np.ndarray, sampling_rate: int | None = None, *, name: str = ""
     ) -> list[Detection]:
-        """Finds the detections of one recording; a stretch that cannot be read is logged.
+        """Finds the detections of one recording; sections that cannot be read are logged.
 
         Args:
             recording: A file or URL, or a mono waveform of shape `(samples,)`: floats with full scale at -1 and 1, or
                 int16.
-            sampling_rate: The waveform's, in Hz.
-            name: What its detections call a waveform.
+            sampling_rate: Sampling rate of the waveform in Hz.
+            name: Name of the waveform in its detections.
 
         Returns:
-            In the order of their starts, then from high to low score.
+            The detections in the order of their starts, then from high to low score.
 
         Raises:
-            UserError: If the recording cannot be opened or is changed while it is read, it is more than one, or a
-                waveform has no sampling rate or is not one.
+            UserError: If the recording cannot be opened, changes while it is read, is not a single recording, or a
+                waveform is invalid or has no sampling rate.
         """
         if isinstance(recording, np.ndarray):
             if sampling_rate is None or sampling_rate <= 0:
@@ -191,7 +192,7 @@ class SoundscapePipeline:
         else:
             sources = find_sources([recording])
             if len(sources) != 1:
-                raise UserError(f"{recording} holds {len(sources)} recordings: give one, or use detect()")
+                raise UserError(f"{recording} has {len(sources)} recordings: give one, or use detect()")
             sources.log()
             jobs = self.jobs(sources)
         found: list[Detection] = []
@@ -205,16 +206,16 @@ class SoundscapePipeline:
         return found
 
     def detect(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
-        """Finds the detections of many recordings; those that cannot be read are logged, and the others go on.
+        """Finds the detections of many recordings; recordings that cannot be read are logged and skipped.
 
         Args:
             paths: See `find_sources`.
 
         Yields:
-            Detections as they are found: in order within a recording, and recordings may take turns.
+            Detections as they are found, in order within each recording. Several recordings may be interleaved.
 
         Raises:
-            UserError: If a path leads to nothing.
+            UserError: If there is no recording at a path.
         """
         sources = find_sources(paths)
         sources.log()
@@ -227,7 +228,7 @@ class SoundscapePipeline:
         log_missing_band(readings, self.frequencies_hz[1])
 
     def jobs(self, sources: Iterable[Source]) -> list[Job]:
-        """What `analyse` takes."""
+        """Returns the jobs for `analyse`."""
 
         def job(source: Source) -> Job:
             return Job(source.recording, lambda: read_source(source, self.grid, self.sampling_rate, self.stopwatch))
@@ -235,10 +236,13 @@ class SoundscapePipeline:
         return [job(source) for source in sources]
 
     def analyse(self, jobs: Sequence[Job]) -> Iterator[Progress]:
-        """Analyses recordings; reading, scoring and what the caller does with the result go on at the same time.
+        """Analyses recordings; reading, scoring and the caller's work run in parallel.
+
+        Args:
+            jobs: See `jobs`.
 
         Yields:
-            In order within a recording, the last with how its reading ended.
+            Progress in order within each recording; the last one has the `Reading`.
         """
         finders: dict[int, DetectionFinder] = {}
         reached: dict[int, int] = {}
@@ -268,8 +272,8 @@ class SoundscapePipeline:
         missing = sorted(set(self.classes) - set(thresholds.species))
         if missing:
             raise UserError(
-                f"{path} has no threshold of {', '.join(missing)}: it belongs to another model, give one for all with "
-                "--threshold (threshold=)"
+                f"{path} has no threshold of {', '.join(missing)}: it belongs to another model; give one threshold "
+                "for all species with --threshold (threshold=)"
             )
         if thresholds.overlap_s is not None and thresholds.overlap_s != self.overlap_s:
             logger.warning(
@@ -281,7 +285,7 @@ class SoundscapePipeline:
         values = thresholds.values(self.classes)
         if silent := [code for code, value in zip(self.classes, values, strict=True) if value == np.inf]:
             logger.warning(
-                "The model abstains from %d of its %d species, for which it has no threshold: %s%s",
+                "%d of the model's %d species have no decision threshold and are never reported: %s%s",
                 len(silent),
                 len(values),
                 ", ".join(silent[:10]),
@@ -291,7 +295,7 @@ class SoundscapePipeline:
 
 
 def detect(model: str | Path, paths: Iterable[str | Path], **options: Any) -> Iterator[Detection]:
-    """Finds birds in recordings.
+    """Detects birds in recordings.
 
     Args:
         model: A model's folder, or a name on the Hub.
@@ -308,7 +312,7 @@ def detect(model: str | Path, paths: Iterable[str | Path], **options: Any) -> It
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of this name; by default a GPU where there is one, and the CPU elsewhere.
+    """Returns the named device; by default a GPU if there is one, otherwise the CPU.
 
     Raises:
         UserError: If there is no such device.
@@ -323,11 +327,11 @@ def find_device(name: str | None) -> torch.device:
 
 
 def log_missing_band(readings: Mapping[str, Reading], highest_hz: float) -> None:
-    """Logs how many recordings hold less of the spectrum than the model hears.
+    """Logs how many recordings have a sampling rate that is too low for the model.
 
     Args:
-        readings: How the reading of each recording ended.
-        highest_hz: Highest frequency that the model hears.
+        readings: Result of the reading of each recording.
+        highest_hz: Highest frequency of the model's input.
     """
     low = {
         name: reading.sample_rate_hz
@@ -337,8 +341,8 @@ def log_missing_band(readings: Mapping[str, Reading], highest_hz: float) -> None
     if low:
         lowest = min(low, key=lambda name: low[name])
         logger.warning(
-            "%d of %d recordings have a sampling rate below %.0f Hz, so that they miss a part of the spectrum that "
-            "the model hears (up to %.0f Hz): expect lower scores and missed calls; the lowest is %d Hz (%s)",
+            "%d of %d recordings have a sampling rate below %.0f Hz, so they lack a part of the model's frequency "
+            "range (up to %.0f Hz): expect lower scores and missed calls; the lowest rate is %d Hz (%s)",
             len(low),
             len(readings),
             2 * highest_hz,
@@ -349,7 +353,12 @@ def log_missing_band(readings: Mapping[str, Reading], highest_hz: float) -> None
 
 
 def log_losses(recording: str, reading: Reading | None) -> None:
-    """Logs what of a recording was not scored."""
+    """Logs the sound of a recording that was not scored.
+
+    Args:
+        recording: Name of the recording.
+        reading: Result of its reading; None before its end.
+    """
     if reading is None:
         return
     for loss in reading.losses:

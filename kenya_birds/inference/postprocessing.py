@@ -1,4 +1,4 @@
-"""From the scores of consecutive windows to detections, as a stream."""
+"""Post-processing of the scores of consecutive windows into detections, as a stream."""
 
 import heapq
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ from kenya_birds.values import Count, Odd, Range, Seconds, Share, check_fields
 
 @dataclass(frozen=True)
 class FindingSettings:
-    """What counts as a detection.
+    """Settings of detections.
 
     Attributes:
-        threshold: From what score on a species is reported; None: from its own threshold on, which the model brings,
-            and not at all where the model abstains.
-        min_confidence: Least score besides; what is below it is not reported whatever its threshold.
-        top_k: Of those that would be reported in one window, at most so many, the highest scores; None: all.
-        species: eBird codes; no other is reported. None: all.
-        merge: Whether detections of a species that touch or overlap are joined to one.
-        merge_gap_s: They are joined across so many seconds too.
-        merge_score: Score of what was joined: `mean` or `max` of its windows'.
-        smoothing: Scores are averaged over so many windows (odd), the window in their middle; fewer at a recording's
-            ends and where windows do not follow on each other.
+        threshold: One decision threshold for all species, instead of the model's own. None: the model's threshold of
+            each species; species without a threshold are never reported.
+        min_confidence: Never report below this score, whatever the species' threshold.
+        top_k: Report at most this many species in one window, those with the highest scores. None: all.
+        species: Report only these eBird codes. None: all.
+        merge: Whether to merge touching or overlapping detections of a species.
+        merge_gap_s: Also merge across gaps up to this many seconds.
+        merge_score: Score of merged detections: `mean` or `max` of their windows.
+        smoothing: Average scores over this odd number of windows, centred on each window; over fewer at a recording's
+            ends and at gaps.
 
     Raises:
         UserError: If a value is out of range.
@@ -48,13 +48,13 @@ class FindingSettings:
             raise UserError("species is empty: expected one or more, or None for all")
         if self.merge_gap_s and not self.merge:
             raise UserError(
-                f"merge_gap_s is {self.merge_gap_s}, but nothing is joined: set merge too, or leave it out"
+                f"merge_gap_s is {self.merge_gap_s}, but merge is not set: set merge too, or remove merge_gap_s"
             )
 
 
 @dataclass
 class _Run:
-    """Windows of one species that belong together so far."""
+    """Current sequence of merged windows of one species."""
 
     species: int
     start: int
@@ -65,18 +65,18 @@ class _Run:
 
 
 class DetectionFinder:
-    """Finds the detections of one recording. How its windows are divided among calls never changes the result.
+    """Finder of the detections of one recording; the result does not depend on how windows are divided among calls.
 
-    Detections come in the order of their start, then from high to low score, then of their codes. So while a species
-    goes on without a pause, joined detections that begin after it wait for its end; nothing else is kept but the
-    windows that smoothing looks ahead.
+    Detections are returned in the order of their start, then from high to low score, then by code. While a merged
+    detection is open, later detections wait for its end. Only these and the windows needed for smoothing are kept in
+    memory.
 
     Args:
-        recording: The recording, as it was found.
+        recording: Path or URL of the recording.
         classes: eBird codes by class id.
-        thresholds: Shape `(classes,)`; infinite: abstain.
-        settings: What counts as a detection.
-        sample_rate_hz: Rate at which samples are counted.
+        thresholds: Decision thresholds, shape `(classes,)`; infinite: never reported.
+        settings: Settings of detections.
+        sample_rate_hz: Sampling rate in which samples are counted.
 
     Raises:
         UserError: If `settings.species` has a code that is not one of the classes.
@@ -97,10 +97,10 @@ class DetectionFinder:
         self.settings = settings
         self.sample_rate_hz = sample_rate_hz
         self._least = _least_scores(classes, thresholds, settings)
-        self._by_code = np.argsort(np.argsort(np.array(classes)))  # a class's place in the order of codes
+        self._by_code = np.argsort(np.argsort(np.array(classes)))  # rank of each class in the order of codes
         self._gap = round(settings.merge_gap_s * sample_rate_hz) if settings.merge else 0
         self._half = settings.smoothing // 2
-        # Windows that smoothing still needs, and how many of them, at the front, are behind it already.
+        # Windows that smoothing still needs; the first `_behind` of them are finished.
         self._starts = np.zeros(0, dtype=np.int64)
         self._ends = np.zeros(0, dtype=np.int64)
         self._scores = np.zeros((0, len(classes)), dtype=np.float64)
@@ -109,31 +109,31 @@ class DetectionFinder:
         self._waiting: list[tuple[int, float, int, Detection]] = []  # a heap in the order of output
 
     def add(self, starts: np.ndarray, ends: np.ndarray, scores: np.ndarray) -> list[Detection]:
-        """Takes the windows that follow.
+        """Adds the next windows.
 
         Args:
             starts: First samples, int64 of shape `(windows,)`, ascending, above those of earlier calls.
-            ends: The samples after the last, int64 of shape `(windows,)`, never past the recording's end.
+            ends: The samples after the last ones, int64 of shape `(windows,)`, never past the recording's end.
             scores: Calibrated probabilities, float32 of shape `(windows, classes)`.
 
         Returns:
-            The detections that no later window can change or precede.
+            The detections that later windows cannot change or precede.
 
         Raises:
-            ValueError: If the shapes do not fit, or windows are out of order.
+            ValueError: If the shapes do not match, or windows are out of order.
         """
         if not len(starts) == len(ends) == len(scores) or scores.shape[1:] != (len(self.classes),):
             raise ValueError(f"{len(starts)} starts, {len(ends)} ends and scores of the shape {scores.shape}")
-        # A window's end may stay where it is (the recording's), never go back.
+        # Consecutive windows may have the same end (that of the recording).
         starts, ends = np.concatenate([self._starts, starts]), np.concatenate([self._ends, ends])
         if (np.diff(starts) <= 0).any() or (np.diff(ends) < 0).any() or (ends <= starts).any():
-            raise ValueError("windows are empty or do not follow on each other in time")
+            raise ValueError("windows are empty or out of order")
         self._starts, self._ends = starts, ends
         self._scores = np.concatenate([self._scores, scores.astype(np.float64)])
         return self._advance(len(starts) - self._half)
 
     def finish(self) -> list[Detection]:
-        """The detections that were still open at the recording's end."""
+        """Returns the detections that are open at the recording's end."""
         found = self._advance(len(self._starts))
         for run in self._runs.values():
             self._close(run)
@@ -141,7 +141,7 @@ class DetectionFinder:
         return found + [heapq.heappop(self._waiting)[-1] for _ in range(len(self._waiting))]
 
     def _advance(self, until: int) -> list[Detection]:
-        """Looks at the kept windows up to the one before `until`, and drops what is not needed any more."""
+        """Processes the stored windows before `until`, and drops windows that are no longer needed."""
         if until <= self._behind:
             return []
         window = slice(self._behind, until)
@@ -150,22 +150,22 @@ class DetectionFinder:
             for label in hits:
                 self._extend(label, start, end, float(row[label]))
         last = int(self._starts[until - 1])
-        # One window stays at least: it is what the next ones are checked to follow on.
+        # At least one window remains, for the check of the order.
         dropped = max(until - max(self._half, 1), 0)
         self._behind = until - dropped
         self._starts, self._ends, self._scores = self._starts[dropped:], self._ends[dropped:], self._scores[dropped:]
         return list(self._ready(last))
 
     def _smoothed(self, window: slice) -> np.ndarray:
-        """Mean scores of windows and those round them, shape `(windows, classes)`."""
+        """Returns the moving average of scores, shape `(windows, classes)`."""
         if not self._half:
             return self._scores[window]
-        # Windows with sound missing between them are no neighbours.
+        # Windows are not averaged across gaps.
         parts = np.concatenate([[0], np.cumsum(self._starts[1:] > self._ends[:-1])])
         total = np.zeros_like(self._scores[window])
         number = np.zeros((len(total), 1))
         at = np.arange(window.start, window.stop)
-        # Always added in this order, so that the sum's last digits do not depend on the calls.
+        # The fixed order of additions makes the sum independent of the calls.
         for shift in range(-self._half, self._half + 1):
             other = np.clip(at + shift, 0, len(parts) - 1)
             counts = ((other == at + shift) & (parts[other] == parts[at]))[:, None]
@@ -174,7 +174,7 @@ class DetectionFinder:
         return total / number
 
     def _hits(self, window: slice, scores: np.ndarray) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        """Start, end, scores and reported class ids of the windows in which something is reported."""
+        """Yields start, end, scores and reported class ids of windows with detections."""
         reported = scores >= self._least
         for i in np.flatnonzero(reported.any(axis=1)):
             hits = np.flatnonzero(reported[i])
@@ -203,7 +203,7 @@ class DetectionFinder:
         heapq.heappush(self._waiting, (run.start, -score, int(self._by_code[run.species]), found))
 
     def _ready(self, last: int) -> Iterator[Detection]:
-        """Detections that precede all that may still come after a window that begins at `last`."""
+        """Yields the detections that no detection after a window at `last` can precede."""
         for label, run in list(self._runs.items()):
             if not self.settings.merge or last - run.end > self._gap:
                 self._close(run)
@@ -214,7 +214,7 @@ class DetectionFinder:
 
 
 def _least_scores(classes: list[str], thresholds: np.ndarray, settings: FindingSettings) -> np.ndarray:
-    """From what score on each class is reported, shape `(classes,)`; infinite: never."""
+    """Returns the lowest reported score of each class, shape `(classes,)`; infinite: never reported."""
     least = np.array(thresholds, dtype=np.float64)
     if settings.threshold is not None:
         least[:] = settings.threshold
@@ -222,6 +222,6 @@ def _least_scores(classes: list[str], thresholds: np.ndarray, settings: FindingS
     if settings.species is not None:
         unknown = sorted(set(settings.species) - set(classes))
         if unknown:
-            raise UserError(f"the model does not know the species {', '.join(unknown)}: give eBird codes that it has")
+            raise UserError(f"the model has no species {', '.join(unknown)}: give eBird codes of its species")
         least[[code not in settings.species for code in classes]] = np.inf
     return least

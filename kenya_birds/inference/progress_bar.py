@@ -1,4 +1,4 @@
-"""A bar for the analysis of many recordings: which file of how many, and hours done of all."""
+"""Progress bar for the analysis of many recordings: number of files, and hours."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,21 @@ from tqdm import tqdm
 
 from kenya_birds.inference.sources import Source
 
-# Formats whose header gives the length at once.
+# Formats whose header contains the length.
 QUICK_SUFFIXES = (".wav", ".wave", ".flac", ".aif", ".aiff", ".w64", ".rf64", ".au")
 HEADERS_PER_FORMAT = 50
-LONGEST_S = 7 * 24 * 3600.0  # what a header says beyond is no length
+LONGEST_S = 7 * 24 * 3600.0  # longer values are errors in the header
 
 
 class RecordingsBar:
-    """A progress bar of recordings, whose hours are estimated from their sizes until they have been read.
+    """Progress bar of recordings. Lengths are estimated from file sizes until the recordings are read.
 
-    A context manager.
+    The bar is a context manager.
 
     Args:
         sources: The recordings.
-        sizes: Bytes of each by its name; None where it is not known.
-        is_shown: Whether to show anything.
+        sizes: Bytes by the recording's name; None if unknown.
+        is_shown: Whether to show the bar.
     """
 
     def __init__(self, sources: Sequence[Source], sizes: Mapping[str, int | None], *, is_shown: bool = True) -> None:
@@ -32,16 +32,16 @@ class RecordingsBar:
         self._done_files = 0
         self._done_s = 0.0  # of recordings that are finished
         self._sizes = {source.recording: sizes.get(source.recording) or 0 for source in sources}
-        # Of recordings that are not finished: lengths that headers tell, and bytes of the others by format.
-        self._told_s = _told_lengths(sources) if is_shown else {}
-        self._left_s = sum(self._told_s.values())
+        # Unfinished recordings: known lengths by headers, and bytes of the others by format.
+        self._header_lengths_s = _header_lengths(sources) if is_shown else {}
+        self._left_s = sum(self._header_lengths_s.values())
         self._left_bytes: Counter[str] = Counter()
-        # What tells the length of the others: seconds and bytes of recordings of the same format.
+        # Known seconds and bytes by format, from which the other lengths are estimated.
         self._seconds: dict[str, float] = defaultdict(float)
         self._bytes: Counter[str] = Counter()
         for recording, size in self._sizes.items():
-            if recording in self._told_s:
-                self._learn(recording, self._told_s[recording])
+            if recording in self._header_lengths_s:
+                self._learn(recording, self._header_lengths_s[recording])
             else:
                 self._left_bytes[_suffix(recording)] += size
         self._bar = tqdm(
@@ -49,31 +49,31 @@ class RecordingsBar:
         )
 
     def __enter__(self) -> "RecordingsBar":
-        """Shows it."""
+        """Returns itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leaves it as it is."""
+        """Closes the bar; it remains visible."""
         self._bar.close()
 
     def advance(self, seconds: float) -> None:
-        """Takes sound that was analysed, in any recording."""
+        """Adds seconds of analysed sound."""
         if self._bar.total is not None:
             self._bar.total = max(self._bar.total, self._bar.n + seconds / 3600)
         self._bar.update(seconds / 3600)
 
     def finish(self, recording: str, duration_s: float) -> None:
-        """Takes the true length of a recording that is finished.
+        """Marks a recording as finished.
 
         Args:
-            recording: Its name.
-            duration_s: Its length; 0 if it could not be read.
+            recording: Name of the recording.
+            duration_s: Its exact length; 0 if it could not be read.
         """
-        told_s = self._told_s.pop(recording, None)
-        if told_s is not None:
-            self._left_s -= told_s
+        known_s = self._header_lengths_s.pop(recording, None)
+        if known_s is not None:
+            self._left_s -= known_s
         else:
             self._left_bytes[_suffix(recording)] -= self._sizes[recording]
             if duration_s:
@@ -97,10 +97,10 @@ class RecordingsBar:
 
     @property
     def total_h(self) -> float | None:
-        """Hours of all recordings, as far as they are known or estimated; None while nothing tells."""
+        """Known or estimated hours of all recordings; None if they cannot be estimated yet."""
         left_s = self._done_s + self._left_s
         for suffix, size in self._left_bytes.items():
-            # Of its format, or else of all.
+            # By recordings of the same format, or of all formats.
             known = suffix if self._bytes[suffix] else None
             seconds = self._seconds[suffix] if known else sum(self._seconds.values())
             size_bytes = self._bytes[suffix] if known else sum(self._bytes.values())
@@ -114,22 +114,22 @@ class RecordingsBar:
         self._bytes[_suffix(recording)] += self._sizes[recording]
 
 
-def _told_lengths(sources: Sequence[Source]) -> dict[str, float]:
-    """Lengths in seconds of recordings whose header is quickly read: of some of each format."""
+def _header_lengths(sources: Sequence[Source]) -> dict[str, float]:
+    """Returns lengths in seconds of some recordings of each format, read from their headers."""
     of_format: dict[str, list[Source]] = {}
     for source in sources:
         if source.system is None and _suffix(source.recording) in QUICK_SUFFIXES:
             of_format.setdefault(_suffix(source.recording), []).append(source)
-    told_s = {}
+    known_s = {}
     for files in of_format.values():
         for source in files[:: max(1, len(files) // HEADERS_PER_FORMAT)]:
             try:
                 duration_s = soundfile.info(source.recording).duration
-            except (OSError, RuntimeError, ValueError):  # it fails when it is read, and is listed
+            except (OSError, RuntimeError, ValueError):  # reported as failed when it is read
                 continue
             if 0 < duration_s <= LONGEST_S:
-                told_s[source.recording] = duration_s
-    return told_s
+                known_s[source.recording] = duration_s
+    return known_s
 
 
 def _suffix(recording: str) -> str:

@@ -1,4 +1,4 @@
-"""What a run of detection leaves in its folder, besides the journal: tables, failed.csv, run.json."""
+"""Report and output files of a detection run: tables, failed.csv, run.json."""
 
 import contextlib
 import csv
@@ -28,16 +28,16 @@ TABLES_FILE = "tables.json"
 RUN_FILE = "run.json"
 FAILED_FILE = "failed.csv"
 FAILED_COLUMNS = ("recording", "status", "start_s", "end_s", "reason")
-# Status of what was left out because there is no sound in it: no failure.
+# Status of skipped digital silence, which is not a failure.
 SILENT = "silent"
 
 
 @dataclass
 class RunReport:
-    """An account of a run.
+    """Report of a run.
 
     Attributes:
-        content: What `run.json` holds.
+        content: Content of `run.json`.
         failures: Rows of `failed.csv`.
     """
 
@@ -57,17 +57,17 @@ class RunReport:
         threads: int,
         skipped: Sequence[Skipped] = (),
     ) -> "RunReport":
-        """The account of a run whose detections are not counted yet.
+        """Makes the report of a run, without the counts of detections.
 
         Args:
-            readings: How the reading of each recording ended.
+            readings: Result of the reading of each recording.
             new: Recordings that this run analysed itself.
-            wall_s: Seconds that it took to analyse them.
-            spent_s: Seconds that threads spent on each part of it.
+            wall_s: Seconds for their analysis.
+            spent_s: Seconds of all threads by part of the work.
             about: Model and settings.
             processes: Number of processes.
-            threads: Of each, those that score.
-            skipped: What the search for recordings left out; what the user may miss is among the failures.
+            threads: Number of scoring threads of each process.
+            skipped: Files that the search skipped. Those that the user may want are among the failures.
         """
         failures = [row for name, reading in readings.items() for row in _unscored(name, reading)]
         failures += [(left.path, "skipped", "", "", left.reason) for left in skipped if left.skip.is_loss]
@@ -111,17 +111,17 @@ class RunReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if every recording was analysed from beginning to end, digital silence left out, else 3."""
+        """0 if every recording was analysed completely, apart from digital silence; else 3."""
         return 3 if any(status != SILENT for _, status, *_ in self.failures) else 0
 
     @property
     def faults(self) -> str:
-        """How many recordings were not analysed from beginning to end, and how much digital silence was left out."""
-        said, silence = self.content, self.content["digital_silence"]
-        lost = [f"{left['count']} {skip}" for skip, left in said["skipped"].items() if Skip(skip).is_loss]
+        """Numbers of recordings that were not analysed completely, and amount of digital silence, in words."""
+        content, silence = self.content, self.content["digital_silence"]
+        lost = [f"{left['count']} {skip}" for skip, left in content["skipped"].items() if Skip(skip).is_loss]
         faults = []
-        if said["failed"] or said["partly_read"]:
-            faults.append(f"{said['failed']} recordings failed and {said['partly_read']} were read in part")
+        if content["failed"] or content["partly_read"]:
+            faults.append(f"{content['failed']} recordings failed and {content['partly_read']} were partly read")
         if lost:
             faults.append(f"skipped: {', '.join(lost)}")
         if silence["recordings"]:
@@ -131,11 +131,12 @@ class RunReport:
         return "; ".join(faults)
 
     def __str__(self) -> str:
-        """Some lines for people."""
-        said, now = self.content, self.content["this_run"]
+        """Returns a summary for the terminal."""
+        content, now = self.content, self.content["this_run"]
+        detections = content["detections"]
         lines = [
-            f"{said['recordings']} recordings, {said['hours']:.2f} h: {sum(said['detections'].values())} detections",
-            *(f"  {count:7d}  {code}" for code, count in said["detections"].items()),
+            f"{content['recordings']} recordings, {content['hours']:.2f} h: {sum(detections.values())} detections",
+            *(f"  {count:7d}  {code}" for code, count in detections.items()),
         ]
         if now["recordings"]:
             parts = ", ".join(f"{part} {share:.0%}" for part, share in now["share_of_busy_time"].items() if share)
@@ -147,10 +148,10 @@ class RunReport:
 
 
 class RunFiles:
-    """The folder of a run.
+    """Output folder of a run.
 
     Args:
-        folder: New, empty, or an earlier run's.
+        folder: A new or empty folder, or the folder of an earlier run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -158,16 +159,16 @@ class RunFiles:
         self.state_folder = folder / STATE_FOLDER
 
     def check(self) -> None:
-        """Raises `UserError` if the folder is a file, cannot be made, or holds what no run of detection has left."""
+        """Raises `UserError` if the folder is a file, cannot be created, or has other content than an earlier run."""
         with self.writing():
             if self.folder.exists() and not self.folder.is_dir():
                 raise UserError(f"{self.folder} is not a folder: give another --output")
             if self.folder.is_dir() and not self.state_folder.is_dir() and any(self.folder.iterdir()):
-                raise UserError(f"{self.folder} is not empty and not an earlier run's: give another --output")
+                raise UserError(f"{self.folder} is not empty and not from an earlier run: give another --output")
         check_can_make(self.folder)
 
     def prepare(self) -> None:
-        """Makes the folder.
+        """Creates the folder.
 
         Raises:
             UserError: See `check`.
@@ -186,17 +187,17 @@ class RunFiles:
             yield
         except OSError as error:
             raise UserError(
-                f"{self.folder} cannot be written to ({error.strerror or error}): mend that and run the same command "
-                "again, it goes on with the recordings that are not finished"
+                f"{self.folder} cannot be written to ({error.strerror or error}): correct that and run the same "
+                "command again to resume with the unfinished recordings"
             ) from None
 
     def check_unchanged(self) -> None:
-        """Raises `UserError` if tables of an earlier run were changed since: somebody's work would be lost."""
+        """Raises `UserError` if tables of an earlier run were edited, so that a user's changes would be lost."""
         for name, digest in self._tables().items():
             path = self.folder / name
             if path.is_file() and _digest(path) != digest:
                 raise UserError(
-                    f"{path} was changed since a run wrote it, and this one would replace it: move it away, or give "
+                    f"{path} was edited after an earlier run, and this run would replace it: move it away, or give "
                     "another --output"
                 )
 
@@ -210,21 +211,21 @@ class RunFiles:
         names: Mapping[str, SpeciesNames],
         frequencies_hz: tuple[float, float],
     ) -> None:
-        """Writes the tables, and then all else.
+        """Writes the tables, then the other files.
 
         Args:
-            report: The account; the detections by species are added to it.
-            recordings: Those that tables hold.
-            detections: In their order.
-            counts: Detections by species, which is complete when `detections` comes to its end.
+            report: The report; the detections by species are added to it.
+            recordings: Recordings of the tables.
+            detections: Detections in the order of the recordings.
+            counts: Detections by species; complete after `detections` is consumed.
             formats: See `write_tables`.
             names: Names by code.
-            frequencies_hz: Lowest and highest frequency that the model hears.
+            frequencies_hz: Lowest and highest frequency of the model's input.
         """
         about = {name: report.content[name] for name in ("model", "model_sha256", "settings", "versions")}
         with self.writing():
             before = self._tables()
-            # From here to the end nobody can tell which tables are whose.
+            # An interrupted write leaves no list of tables.
             (self.state_folder / TABLES_FILE).unlink(missing_ok=True)
             written = write_tables(
                 self.folder,
@@ -242,27 +243,27 @@ class RunFiles:
             tables = {path.relative_to(self.folder).as_posix(): _digest(path) for path in written}
             for name in set(before) - set(tables):
                 (self.folder / name).unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # the folder of a format that is not wanted any more
+                with contextlib.suppress(OSError):  # the folder of a format that is no longer written
                     (self.folder / name).parent.rmdir()
             write_json(tables, self.state_folder / TABLES_FILE)
             write_json(report.content, self.folder / RUN_FILE)
 
     def _tables(self) -> dict[str, str]:
-        """Digests of the tables that a run left, by their names; none that leaves the folder."""
+        """Returns the digests of an earlier run's tables by name; names outside the folder are ignored."""
         path = self.state_folder / TABLES_FILE
         if not path.is_file():
             return {}
-        said = read_json(path)
+        digests = read_json(path)
         root = Path(os.path.realpath(self.folder))
         return {
             name: str(digest)
-            for name, digest in said.items()
+            for name, digest in digests.items()
             if Path(os.path.realpath(self.folder / name)).is_relative_to(root)
         }
 
 
 def _unscored(recording: str, reading: Reading) -> list[tuple[str, ...]]:
-    """Rows of `failed.csv`, in order of time."""
+    """Returns the rows of `failed.csv`, in order of time."""
     parts = [("partly read" if reading.windows else "failed", loss) for loss in reading.losses]
     parts += [(SILENT, silence) for silence in reading.silences]
     return [
@@ -272,7 +273,12 @@ def _unscored(recording: str, reading: Reading) -> list[tuple[str, ...]]:
 
 
 def write_failures(file: TextIO, failures: Sequence[tuple[str, ...]]) -> None:
-    """Writes the table of what was not analysed."""
+    """Writes the table of sound that was not analysed.
+
+    Args:
+        file: The open CSV.
+        failures: Rows with the columns `FAILED_COLUMNS`.
+    """
     table = csv.writer(file, lineterminator="\n")
     table.writerow(FAILED_COLUMNS)
     table.writerows((safe_path(recording), *others) for recording, *others in failures)

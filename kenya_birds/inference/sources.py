@@ -1,4 +1,4 @@
-"""Which recordings are meant by files, folders, patterns, lists and URLs, and how each comes to this machine."""
+"""Sources of recordings: files, folders, patterns, lists and URLs, and the download of remote files."""
 
 import codecs
 import errno
@@ -37,20 +37,20 @@ logger = logging.getLogger(__name__)
 LIST_SUFFIX = ".txt"
 COPIED_BYTES = 2**20
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# What file systems call it when a file was last written, or what changes with it.
+# Names that file systems use for the time or version of a file.
 VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
-# Whatever a file system's own library raises when it is not reached.
+# Errors of the file systems' libraries if a file cannot be reached.
 _UNREACHABLE = (OSError, ValueError, RuntimeError, ImportError)
 
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells a file from a changed one.
+    """State of a file, by which a change is detected.
 
     Attributes:
-        path: Its full path or URL.
-        size_bytes: Its size; None where the file system does not say.
-        version: When it was last written (ns), or what its file system tells instead.
+        path: Full path or URL.
+        size_bytes: Size; None if the file system does not provide it.
+        version: Time of the last change (ns), or another version that the file system provides.
     """
 
     path: str
@@ -60,12 +60,12 @@ class FileState:
 
 @dataclass(frozen=True)
 class Source:
-    """A recording that was asked for: a file, or what a URL leads to.
+    """A recording to analyse: a local file or a URL.
 
     Attributes:
-        recording: As it was found; of a URL without what may be secret: user, password and query.
-        system: The file system that fsspec found for its URL; None of a file on this machine.
-        path: Its path there.
+        recording: Path or URL, without possible secrets of a URL: user, password and query.
+        system: The fsspec file system of a URL; None for a local file.
+        path: Path in that file system.
     """
 
     recording: str
@@ -73,10 +73,10 @@ class Source:
     path: str = ""
 
     def state(self) -> FileState:
-        """Its size and time now.
+        """Returns the current state of the file.
 
         Raises:
-            UserError: If it is not there or cannot be reached.
+            UserError: If it does not exist or cannot be reached.
         """
         if self.system is None:
             try:
@@ -92,10 +92,10 @@ class Source:
 
     @contextmanager
     def local_path(self) -> Iterator[Path]:
-        """A path to read from: of a URL, a copy that is removed at the end.
+        """Gives a local path; a URL is downloaded to a copy that is removed at the end.
 
         Raises:
-            UserError: If it cannot be opened or fetched, or is empty.
+            UserError: If the file cannot be opened or downloaded, or is empty.
         """
         if self.system is None:
             path = Path(self.recording)
@@ -111,7 +111,7 @@ class Source:
             yield path
             return
         with _temporary_folder() as folder:
-            # With its own suffix, which decoders look at.
+            # Decoders check the suffix.
             copy = Path(folder) / ("recording" + PurePosixPath(self.recording).suffix[:8])
             self._fetch(copy)
             if not copy.stat().st_size:
@@ -159,20 +159,20 @@ def _cannot_keep(error: OSError) -> UserError:
     is_full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
     what = "is full" if is_full else f"cannot be written to ({error.strerror or error})"
     return UserError(
-        f"{where} {what}, so that there is no room for a copy of the recording: make room, or set the environment "
-        "variable TMPDIR (TEMP on Windows) to another folder"
+        f"{where} {what}, so the recording cannot be copied there: free disk space, or set the environment variable "
+        "TMPDIR (TEMP on Windows) to another folder"
     )
 
 
 class FoundSources(Sequence[Source]):
-    """The recordings that paths lead to, each once.
+    """Sequence of the recordings that were found, each once.
 
     Args:
         sources: The recordings.
-        skipped: What folders and patterns hold besides.
+        skipped: Skipped files, folders and links.
 
     Attributes:
-        skipped: What folders and patterns hold besides, and why it is not among the recordings.
+        skipped: Skipped files, folders and links, with the reason.
     """
 
     def __init__(self, sources: Sequence[Source], skipped: Sequence[Skipped]) -> None:
@@ -180,15 +180,15 @@ class FoundSources(Sequence[Source]):
         self.skipped = skipped
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Returns the number of recordings."""
         return len(self._sources)
 
     def __getitem__(self, place: Any) -> Any:
-        """One recording, or several."""
+        """Returns one recording, or a slice."""
         return self._sources[place]
 
     def log(self) -> None:
-        """Logs how much was skipped, a line for each reason."""
+        """Logs how many files were skipped, one line for each reason."""
         for skip, (count, first) in count_skipped(self.skipped).items():
             logger.log(
                 logging.INFO if skip is Skip.REPEATED else logging.WARNING, "Skipped %s: %d (%s)", skip, count, first
@@ -196,17 +196,17 @@ class FoundSources(Sequence[Source]):
 
 
 def find_sources(paths: Iterable[str | Path] | FoundSources) -> FoundSources:
-    """Finds recordings, each once, in the order of the paths; those of a folder or pattern are sorted.
+    """Finds recordings, each once, in the order of the paths; recordings of a folder or pattern are sorted.
 
     Args:
-        paths: Files of any suffix; folders, searched to any depth for the suffixes of sound (see `find_sound`);
-            patterns with `*`, `?`, `[...]` and `**`; lists of such paths, one a line, in files that end in `.txt` (`#`
-            begins a remark); URLs of files, folders or patterns on any file system that fsspec knows. What this
-            function found before is returned as it is.
+        paths: Files with any suffix; folders, searched with all subfolders for suffixes of sound (see `find_sound`);
+            patterns with `*`, `?`, `[...]` and `**`; lists of such paths, one per line, in files that end in `.txt`
+            (`#` begins a comment); URLs of files, folders or patterns on any file system of fsspec. A result of this
+            function is returned unchanged.
 
     Raises:
-        UserError: If one of the paths leads to nothing. A file that a list names need not be there: it fails when it
-            is read, and the others do not.
+        UserError: If there is no recording at one of the paths. Missing files of a list fail later, when they are
+            read, without stopping the others.
     """
     if isinstance(paths, FoundSources):
         return paths
@@ -220,18 +220,18 @@ def find_sources(paths: Iterable[str | Path] | FoundSources) -> FoundSources:
         for source, identity in part.listed:
             same = found.setdefault(identity, source)
             if same.path != source.path:
-                raise UserError(f"two URLs of {source.recording} differ in their query only: analyse one at a time")
+                raise UserError(f"two URLs of {source.recording} differ only in their query: analyse one at a time")
         skipped |= {left.path: left for left in part.skipped}
     if not found:
         raise UserError("no recordings were given: expected files, folders, patterns, lists or URLs")
-    # A recording may be skipped in one place and be named in another.
+    # A recording may be skipped in a folder and given explicitly.
     taken = {source.recording for source in found.values()}
     return FoundSources(list(found.values()), [left for left in skipped.values() if left.path not in taken])
 
 
 @dataclass
 class _Part:
-    """What one path leads to: recordings with what is the same for all names of one file, and what was skipped."""
+    """Recordings of one path, each with its file's identity, and skipped files."""
 
     listed: list[tuple[Source, Any]] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -250,7 +250,7 @@ def _nothing(name: str, skipped: Sequence[Skipped]) -> str:
     if len(skipped) == 1 and skipped[0].path == name:
         return f"'{shown}': {skipped[0].reason}"
     left_out = "".join(f"; {skip}: {count} ({first})" for skip, (count, first) in count_skipped(skipped).items())
-    return f"'{shown}' holds no recording{left_out}; expected files that end in one of {' '.join(SOUND_SUFFIXES)}"
+    return f"'{shown}' contains no recording{left_out}; expected files that end in one of {' '.join(SOUND_SUFFIXES)}"
 
 
 def _expand(name: str, *, must_exist: bool) -> _Part:
@@ -270,7 +270,7 @@ def _expand(name: str, *, must_exist: bool) -> _Part:
 
 
 def _expand_pattern(path: Path) -> _Part:
-    """What a pattern matches, and all below the folders that it matches."""
+    """Finds the files that match a pattern, and all files in matching folders."""
     plain = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
     base, pattern = Path(*path.parts[:plain]), path.parts[plain:]
     if not base.is_dir():
@@ -280,7 +280,7 @@ def _expand_pattern(path: Path) -> _Part:
         return Path(path).relative_to(base).parts
 
     files = find_sound(base, lambda folder: _match(below(folder), pattern, is_begin=True))
-    begin = "" if plain else os.path.join(".", "")  # which a pattern without a folder does not have
+    begin = "" if plain else os.path.join(".", "")  # patterns without a folder do not begin with this
     return _Part.of_files(
         SoundFiles(
             [
@@ -298,12 +298,12 @@ def _expand_pattern(path: Path) -> _Part:
 
 
 def _match(parts: Sequence[str], pattern: Sequence[str], *, is_begin: bool = False) -> bool:
-    """Whether a pattern matches a path or a folder that the path is in.
+    """Returns True if a pattern matches a path or one of its parent folders.
 
     Args:
-        parts: The path.
-        pattern: Its parts; `**` stands for any number of folders.
-        is_begin: Whether it is enough if longer paths may match.
+        parts: Parts of the path.
+        pattern: Parts of the pattern; `**` matches any number of folders.
+        is_begin: Also returns True if a longer path may match.
     """
     if not pattern:
         return True
@@ -321,15 +321,15 @@ def _read_list(path: Path) -> _Part:
         lines = data.decode("utf-16" if data.startswith(UTF16_MARKS) else "utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the list {path} cannot be read: expected one path a line, in UTF-8 or UTF-16 ({error})"
+            f"the list {path} cannot be read: expected one path per line, in UTF-8 or UTF-16 ({error})"
         ) from None
     whole = _Part()
     for number, line in enumerate(lines, start=1):
         name = line.strip()
         if name and not name.startswith("#"):
             if name.lower().endswith(LIST_SUFFIX):
-                raise UserError(f"the list {path} names another list, '{name}': name its recordings")
-            # A recording that is not there is listed as failed; a text that is no list is a mistake.
+                raise UserError(f"the list {path} contains another list, '{name}': expected its recordings instead")
+            # Missing recordings are reported as failed later; other text is an error now.
             is_path = split_protocol(name)[0] or glob.has_magic(name) or is_named_as_sound(name)
             if not is_path and not os.path.lexists(name):
                 raise UserError(
@@ -342,7 +342,7 @@ def _read_list(path: Path) -> _Part:
 
 
 def _remote_system(name: str) -> Any | None:
-    """The file system of a URL; None of a path on this machine."""
+    """Returns the file system of a URL; None for a local path."""
     protocol, _ = split_protocol(name)
     if protocol in (None, "file", "local"):
         return None
@@ -365,11 +365,11 @@ def _expand_remote(url: str, system: Any, *, must_exist: bool) -> _Part:
             files = [file for file in sound if not any(map(is_hidden, file.removeprefix(base).split("/")))]
             skipped = sorted(set(sound) - set(files))
             if not files and not skipped:
-                if system.isfile(path):  # on the web, a folder may be a file too
+                if system.isfile(path):  # on web servers a folder may also be a file
                     files = [path]
                 elif not is_pattern:
-                    system.info(path)  # raises where nothing is there, or nothing is told
-    # Paths on a server that is logged in to do not name it.
+                    system.info(path)  # raises an error if nothing exists there
+    # Paths on servers with a login do not contain the host.
     host = system._get_kwargs_from_urls(url).get("host")
 
     def shown(file: str) -> str:
@@ -384,7 +384,7 @@ def _expand_remote(url: str, system: Any, *, must_exist: bool) -> _Part:
 
 
 def _public(url: str) -> str:
-    """A URL without user, password and query."""
+    """Returns a URL without user, password and query."""
     protocol, rest = split_protocol(url)
     if protocol in ("http", "https"):
         rest = re.split(r"[?#]", rest)[0]
@@ -393,7 +393,7 @@ def _public(url: str) -> str:
 
 @contextmanager
 def _reached(name: str) -> Iterator[None]:
-    """Turns what a file system raises into a `UserError`; its own message might tell a password."""
+    """Turns errors of a file system into a `UserError`; their own messages may contain a password."""
     try:
         yield
     except UserError:
@@ -403,17 +403,17 @@ def _reached(name: str) -> Iterator[None]:
 
 
 def _why(name: str, error: Exception) -> str:
-    """Why something far away is not reached; without the error's own words, which may hold a password."""
+    """Describes why a URL cannot be reached, without the error's own message, which may contain a password."""
     first: BaseException = error
-    while first.__cause__ is not None:  # fsspec makes "not found" of all that a web server answers
+    while first.__cause__ is not None:  # fsspec reports every error of a web server as "not found"
         first = first.__cause__
     status = getattr(first, "status", None) or getattr(getattr(first, "response", None), "status_code", None)
     if status in (404, 410) or (status is None and isinstance(first, FileNotFoundError)):
-        return f"is not there{' (404: not found)' if name.startswith('http') else ''}: check the address"
+        return f"does not exist{' (404: not found)' if name.startswith('http') else ''}: check the address"
     if isinstance(first, PermissionError) or status in (401, 403):
-        return "may not be read (the server denies access): check the user, password or token"
+        return "cannot be read (the server denies access): check the user, password or token"
     if status == 429 or (isinstance(status, int) and status >= 500):
-        return f"cannot be fetched now (the server answers {status}): try again later"
+        return f"cannot be downloaded now (the server answers {status}): try again later"
     if isinstance(first, TimeoutError):
         return "cannot be reached (no answer in time): try again later"
     reason = getattr(first, "strerror", None) or status or ""

@@ -1,4 +1,4 @@
-"""Names of species: those of a model, and those that a user lists."""
+"""Names of a model's species, and species lists of users."""
 
 import difflib
 import unicodedata
@@ -12,11 +12,11 @@ from kenya_birds.saved_models import SavedModel
 
 
 class SpeciesNames(NamedTuple):
-    """How a species is called.
+    """Names of a species.
 
     Attributes:
-        common_name: In English; its code where the model does not say it.
-        scientific_name: Empty where the model does not say it.
+        common_name: English name; the code if the model has no name.
+        scientific_name: Scientific name; empty if the model has none.
     """
 
     common_name: str
@@ -24,36 +24,38 @@ class SpeciesNames(NamedTuple):
 
 
 def species_names(classes: Sequence[str], species: Mapping[str, Mapping[str, str]] | None) -> dict[str, SpeciesNames]:
-    """Names by eBird code, in the order of the classes.
+    """Returns names by eBird code, in the order of the classes.
 
     Args:
         classes: eBird codes by class id.
-        species: What the model's config says of them (see `KenyaBirdsConfig`).
+        species: Names in the model's config (see `KenyaBirdsConfig`).
     """
-    said = species or {}
+    known = species or {}
     return {
         code: SpeciesNames(
-            said.get(code, {}).get("common_name") or code, said.get(code, {}).get("scientific_name") or ""
+            known.get(code, {}).get("common_name") or code, known.get(code, {}).get("scientific_name") or ""
         )
         for code in classes
     }
 
 
 def names_in(saved: SavedModel) -> dict[str, SpeciesNames]:
-    """Names of a model's species by code, before it is loaded.
+    """Returns the names of a model's species by code, without loading the model.
 
     Raises:
-        UserError: If its config.json does not say them.
+        UserError: If its config.json does not list species.
     """
     labels = saved.config.get("id2label")
     if not isinstance(labels, dict):
-        raise UserError(f"'{saved.name}' does not say its species: expected id2label in its config.json")
+        raise UserError(f"'{saved.name}' has no list of species: expected id2label in its config.json")
     return species_names([str(labels[label]) for label in sorted(labels, key=int)], saved.config.get("species"))
 
 
 def read_species(path: str | Path, known: Mapping[str, SpeciesNames]) -> tuple[str, ...]:
-    """Reads a list of species: one a line, by eBird code, common name, scientific name, or both names as BirdNET
-    writes them (`Scientific name_Common Name`). Capitals do not matter; what follows a `#` is a comment.
+    """Reads a list of species.
+
+    Each line has an eBird code, a common name, a scientific name, or both names as in BirdNET
+    (`Scientific name_Common Name`). Upper and lower case are equal; `#` starts a comment.
 
     Args:
         path: A text file in UTF-8.
@@ -63,8 +65,7 @@ def read_species(path: str | Path, known: Mapping[str, SpeciesNames]) -> tuple[s
         eBird codes, each once, in the order of `known`.
 
     Raises:
-        UserError: If the file cannot be read or names no species, or the model does not know a name, or two of its
-            species have it.
+        UserError: If the file cannot be read or has no species, or a name is unknown to the model or ambiguous.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -77,12 +78,12 @@ def read_species(path: str | Path, known: Mapping[str, SpeciesNames]) -> tuple[s
         if name:
             found.add(_find(name, codes_of, known, f"line {number} of {path}"))
     if not found:
-        raise UserError(f"{path} names no species: expected one a line, by eBird code or name")
+        raise UserError(f"{path} has no species: expected one per line, by eBird code or name")
     return tuple(code for code in known if code in found)
 
 
 def _index(known: Mapping[str, SpeciesNames]) -> dict[str, set[str]]:
-    """Codes by each way to say a species."""
+    """Returns codes by every name of a species."""
     codes_of: dict[str, set[str]] = defaultdict(set)
     for code, names in known.items():
         for name in (code, *names):
@@ -95,24 +96,22 @@ def _index(known: Mapping[str, SpeciesNames]) -> dict[str, set[str]]:
 def _find(name: str, codes_of: Mapping[str, set[str]], known: Mapping[str, SpeciesNames], where: str) -> str:
     codes = codes_of.get(_plain(name), set())
     if not codes and "_" in name:
-        # Of BirdNET's two names one may be in another language, or from another edition of the checklist.
+        # One of BirdNET's two names may be in another language, or from another edition of the checklist.
         codes = {code for part in name.split("_", 1) for code in codes_of.get(_plain(part), set())}
     if len(codes) > 1:
-        raise UserError(
-            f"'{name}' ({where}) may be any of {', '.join(sorted(codes))}: give the eBird code of the one you mean"
-        )
+        raise UserError(f"'{name}' ({where}) may be any of {', '.join(sorted(codes))}: give the eBird code instead")
     if not codes:
         close = difflib.get_close_matches(_plain(name), codes_of, n=3, cutoff=0.7)
         meant = sorted({code for match in close for code in codes_of[match]})
         hint = (
             f"did you mean {' or '.join(f'{code} ({known[code].common_name})' for code in meant)}?"
             if meant
-            else f"it knows {len(known)}, such as {', '.join(list(known)[:3])}"
+            else f"it has {len(known)} species, such as {', '.join(list(known)[:3])}"
         )
-        raise UserError(f"the model does not know the species '{name}' ({where}): {hint}")
+        raise UserError(f"the model has no species '{name}' ({where}): {hint}")
     return codes.pop()
 
 
 def _plain(name: str) -> str:
-    """A name as it is compared."""
+    """Normalises a name for comparison."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())

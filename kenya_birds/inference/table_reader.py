@@ -1,4 +1,4 @@
-"""Reads tables of detections: our CSV and Parquet, and Raven selection tables."""
+"""Reader of tables of detections: this package's CSV and Parquet, and Raven selection tables."""
 
 import csv
 from pathlib import Path
@@ -12,7 +12,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference.table_formats import FORMULA
 
 COLUMNS = ("recording", "start_s", "end_s", "code", "common_name", "scientific_name", "score")
-# What stands for them in a selection table; `end_s` is computed.
+# Their names in a selection table; `end_s` is computed.
 RAVEN = {
     "recording": "Begin Path",
     "start_s": "File Offset (s)",
@@ -30,21 +30,20 @@ def read_detections(path: str | Path) -> pd.DataFrame:
     """Reads a table of detections.
 
     Args:
-        path: One that `write_tables` wrote: `.csv`, `.parquet`, or Raven's `.txt`, of one recording or of many. Raven
-            may have changed it since: other columns are not looked at. A selection that was drawn there by hand has
-            the score 1 if it has none, and in the table of one recording needs no path. A spreadsheet may have changed
-            the CSV.
+        path: A table of `write_tables`: `.csv`, `.parquet`, or Raven's `.txt`, for one or several recordings. The
+            table may have been edited in Raven or a spreadsheet; additional columns are ignored. A selection without a
+            score, drawn by hand, gets the score 1. In the table of a single recording it needs no path.
 
     Returns:
         `recording`, `start_s`, `end_s` (in the recording), `code`, `common_name`, `scientific_name`, `score`.
 
     Raises:
-        UserError: If the file cannot be read, or is another.
+        UserError: If the file cannot be read, or is not such a table.
     """
     path = Path(path)
     readers = {".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_raven}
     if path.suffix not in readers:
-        raise UserError(f"{path} is no table of detections by its name: expected one of {', '.join(readers)}")
+        raise UserError(f"{path} is not the name of a table of detections: expected one of {', '.join(readers)}")
     try:
         table = readers[path.suffix](path)
         table = table[list(COLUMNS)].astype(dict.fromkeys(NUMBERS, "float64"))
@@ -57,7 +56,7 @@ def read_detections(path: str | Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    # A spreadsheet may have saved it since: with a mark in front, and with semicolons where commas are for decimals.
+    # Spreadsheets may save a byte order mark, and semicolons if the decimal separator is a comma.
     with path.open(encoding="utf-8-sig") as file:
         header = file.readline()
     separator = ";" if ";" in header and "," not in header else ","
@@ -84,7 +83,7 @@ def _read_raven(path: Path) -> pd.DataFrame:
     missing = [name for name in (*RAVEN.values(), *RAVEN_TIMES) if name not in table]
     if missing:
         raise ValueError(f"it has no column {', '.join(missing)}")
-    if {"View", "Selection"} <= set(table):  # Raven saves a row for each view in which a selection is seen
+    if {"View", "Selection"} <= set(table):  # Raven saves a row for each view of a selection
         is_waveform = table["View"].str.startswith("Waveform")
         table = table[~(is_waveform & table["Selection"].isin(table.loc[~is_waveform, "Selection"]))]
     table = table.rename(columns={raven: name for name, raven in RAVEN.items()})
@@ -95,7 +94,7 @@ def _read_raven(path: Path) -> pd.DataFrame:
 
 
 def _fill_in(table: pd.DataFrame, begin_s: pd.Series) -> None:
-    """Says of selections that were drawn by hand in which recording they are and where, if there is only one."""
+    """Fills in recording and offset of selections drawn by hand, if the table has a single recording."""
     drawn = (table["recording"] == "") | (table["start_s"] == "")
     if not drawn.any():
         return

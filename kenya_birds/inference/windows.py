@@ -1,4 +1,4 @@
-"""Windows of a recording: where they lie, how they are cut, and which sound is in none of them."""
+"""Windows of a recording: their positions, how they are cut, and which sound is not scored."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ from kenya_birds.data.window_grid import WindowGrid
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows that follow on each other.
+    """Consecutive windows.
 
     Attributes:
         starts: First samples, int64 of shape `(windows,)`.
-        ends: The samples after the last, int64 of shape `(windows,)`; never past the sound's end.
-        sound: float32 of shape `(windows, window_samples)`; of a shorter stretch mirrored at both ends.
+        ends: The samples after the last ones, int64 of shape `(windows,)`; never past the sound's end.
+        sound: float32 of shape `(windows, window_samples)`; shorter sections are mirrored at both ends.
     """
 
     starts: np.ndarray
@@ -27,28 +27,28 @@ class Windows:
 
 
 class WindowCutter:
-    """Cuts the windows of one recording out of the sound as it comes.
+    """Cutter of the windows of one recording, from a stream of sound.
 
     Args:
-        grid: Where windows are.
+        grid: Positions of the windows.
     """
 
     def __init__(self, grid: WindowGrid) -> None:
         self._grid = grid
-        self._begin = 0  # place of the carry's first sample: a window before its end, or where the stretch begins
+        self._begin = 0  # position of the first sample of `_carry`
         self._carry = np.zeros(0, dtype=np.float32)
-        self._next = 0  # start of the next window of the stretch
-        self._covered = 0  # end of the last one
+        self._next = 0  # start of the next window of the section
+        self._covered = 0  # end of the last window
 
     def add(self, start: int, sound: np.ndarray) -> Iterator[Windows]:
-        """Takes sound that follows, or that stands further on: then a new stretch begins.
+        """Adds sound; after a gap, a new section begins.
 
         Args:
-            start: Place of its first sample, not before the end of what came last.
+            start: Position of its first sample, not before the end of the previous sound.
             sound: float32 of shape `(samples,)`.
 
         Yields:
-            The windows that are complete now, at most about twice as many samples as were given and carried.
+            The windows that are complete, in groups of bounded size.
         """
         if start != self._begin + len(self._carry):
             yield from self.finish()
@@ -71,32 +71,32 @@ class WindowCutter:
         self._begin = keep_from
 
     def finish(self) -> Iterator[Windows]:
-        """Ends the stretch.
+        """Ends the section.
 
         Yields:
-            Its last window, if that is still to come.
+            Its last window, if it was not yielded before.
         """
         end = self._begin + len(self._carry)
         if end > self._covered and len(self._carry) >= self._grid.least_samples:
             missing = self._grid.window_samples - len(self._carry)
-            # As the feature extractor fills short clips up.
+            # The feature extractor pads short clips in the same way.
             window = np.pad(self._carry, (missing // 2, missing - missing // 2), mode="symmetric")
             yield Windows(np.array([self._begin]), np.array([end]), window[None])
 
 
 SILENT = "digital silence"
 WHOLLY_SILENT = "digital silence from the beginning to the end"
-NEARLY_SILENT = "digital silence, but for too little sound to be scored"
+NEARLY_SILENT = "digital silence, with too little sound to be scored"
 
 
 @dataclass(frozen=True)
-class Loss:
-    """What of a recording was not scored.
+class UnscoredSound:
+    """A section of a recording that was not scored.
 
     Attributes:
-        start_s: Where it begins, in seconds from the start of the recording.
-        end_s: Where it ends; None: at the recording's end, wherever that is.
-        reason: Why.
+        start_s: Begin in seconds from the start of the recording.
+        end_s: End in seconds; None: the end of the recording, if that is unknown.
+        reason: Reason in words.
     """
 
     start_s: float
@@ -105,13 +105,13 @@ class Loss:
 
 
 class Coverage:
-    """Cuts one recording into the windows that are scored, and knows what of it is in none of them.
+    """Cutter of one recording into windows that also finds the sound that is not scored.
 
-    Windows lie in unbroken sound (see `WindowGrid`). Damage breaks it, and so does digital silence from 0.25 s on, or
-    from a quarter of a window on where that is shorter.
+    Windows are cut from continuous sound (see `WindowGrid`). Damage ends a section, and so does digital silence of
+    0.25 s, or of a quarter of a window if that is shorter.
 
     Args:
-        grid: Where windows are.
+        grid: Positions of the windows.
         sampling_rate: Rate of the windows in Hz.
     """
 
@@ -125,59 +125,66 @@ class Coverage:
         """Cuts the windows.
 
         Args:
-            pieces: Places and sound, float32 of shape `(samples,)`, in order; what lies between two of them is lost.
+            pieces: Positions and sound, float32 of shape `(samples,)`, in order; sound between two pieces is lost.
 
         Yields:
-            The windows that are to be scored, in order.
+            The windows to score, in order.
         """
         cutter = WindowCutter(self._grid)
-        for start, sound in self._audible(pieces):
-            yield from self._noted(cutter.add(start, sound))
-        yield from self._noted(cutter.finish())
+        for start, sound in audible(self._recorded(pieces), self._least_silence, self._silent.add):
+            yield from self._counted(cutter.add(start, sound))
+        yield from self._counted(cutter.finish())
 
-    def account(self, samples: int, duration_s: float, lost: Sequence[Loss]) -> tuple[list[Loss], list[Loss]]:
-        """What of the recording is in no window; to be asked after the last one.
+    def find_unscored(
+        self, samples: int, duration_s: float, undecodable: Sequence[UnscoredSound]
+    ) -> tuple[list[UnscoredSound], list[UnscoredSound]]:
+        """Finds the sound that is not scored; call this after the last window.
 
         Args:
             samples: Length of the recording, at the rate of the windows.
             duration_s: Length of the recording in seconds.
-            lost: What could not be decoded, in order.
+            undecodable: Sections that cannot be decoded, in order.
 
         Returns:
-            What was lost, and what is digital silence, both in order. Where nothing was scored, all was lost.
+            Lost sound, and digital silence, both in order. If no window was scored, everything is lost sound.
         """
-        losses = self._lost(samples, lost)
-        silences: list[Loss] = []
+        losses = self._lost(samples, undecodable)
+        silences: list[UnscoredSound] = []
         for begin, end in self._given:
             for first, last in self._scored.gaps(begin, end):
                 start_s, end_s = first / self._rate, min(last / self._rate, duration_s)
                 if self._silent.touch(first, last):
                     is_pure = not self._silent.gaps(first, last)
-                    silences.append(Loss(start_s, end_s, SILENT if is_pure else NEARLY_SILENT))
+                    silences.append(UnscoredSound(start_s, end_s, SILENT if is_pure else NEARLY_SILENT))
                 else:
-                    losses.append(Loss(start_s, end_s, self._too_short(last - first)))
+                    losses.append(UnscoredSound(start_s, end_s, self._too_short(last - first)))
         if not self._scored.begins:
             if not losses and [part.reason for part in silences] == [SILENT]:
-                silences = [Loss(0.0, duration_s, WHOLLY_SILENT)]
-            losses += silences or ([] if losses else [Loss(0.0, duration_s, self._too_short(samples))])
+                silences = [UnscoredSound(0.0, duration_s, WHOLLY_SILENT)]
+            losses += silences or ([] if losses else [UnscoredSound(0.0, duration_s, self._too_short(samples))])
             silences = []
         return sorted(losses, key=lambda loss: loss.start_s), silences
 
-    def _lost(self, samples: int, lost: Sequence[Loss]) -> list[Loss]:
-        """What could not be decoded, with the samples beside it that the resampler left out."""
+    def _lost(self, samples: int, lost: Sequence[UnscoredSound]) -> list[UnscoredSound]:
+        """Returns undecodable sections, extended by the neighbouring samples that the resampler skips."""
         found = list(lost)
         for begin, end in self._given.gaps(0, samples):
             begin_s, end_s = begin / self._rate, end / self._rate
             within = [i for i, loss in enumerate(lost) if loss.start_s < end_s and (loss.end_s or end_s) > begin_s]
             for i, after in zip(within, [*within[1:], None], strict=True):
                 until_s = end_s if after is None else lost[after].start_s
-                found[i] = Loss(
+                found[i] = UnscoredSound(
                     min(found[i].start_s, begin_s), max(found[i].end_s or until_s, until_s), lost[i].reason
                 )
                 begin_s = until_s
         return found
 
-    def _noted(self, groups: Iterator[Windows]) -> Iterator[Windows]:
+    def _recorded(self, pieces: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+        for start, sound in pieces:
+            self._given.add(start, start + len(sound))
+            yield start, sound
+
+    def _counted(self, groups: Iterator[Windows]) -> Iterator[Windows]:
         for windows in groups:
             for begin, end in zip(windows.starts.tolist(), windows.ends.tolist(), strict=True):
                 self._scored.add(begin, end)
@@ -185,21 +192,11 @@ class Coverage:
 
     def _too_short(self, samples: int) -> str:
         sound_s, least_s = samples / self._rate, self._grid.least_samples / self._rate
-        return f"{sound_s:.3g} s of sound are too short to be scored: expected {least_s:g} s or more without a break"
-
-    def _audible(self, pieces: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
-        """The pieces without longer silence."""
-
-        def given() -> Iterator[tuple[int, np.ndarray]]:
-            for start, sound in pieces:
-                self._given.add(start, start + len(sound))
-                yield start, sound
-
-        return audible(given(), self._least_silence, self._silent.add)
+        return f"{sound_s:.3g} s of sound are too short to be scored: expected {least_s:g} s or more without a gap"
 
 
 class _Runs:
-    """Stretches `[begin, end)` in order, joined where they meet: no more of them than there are breaks."""
+    """Ordered list of sections `[begin, end)`; adjacent and overlapping ones are joined."""
 
     def __init__(self) -> None:
         self.begins: list[int] = []
@@ -213,7 +210,7 @@ class _Runs:
         return iter(self.runs)
 
     def add(self, begin: int, end: int) -> None:
-        """Takes one that begins behind the begin of the last."""
+        """Adds a section that begins after the begin of the last one."""
         if self.ends and begin <= self.ends[-1]:
             self.ends[-1] = max(end, self.ends[-1])
         elif begin < end:
@@ -221,12 +218,12 @@ class _Runs:
             self.ends.append(end)
 
     def touch(self, begin: int, end: int) -> bool:
-        """Whether one of them has a part of this one."""
+        """Returns True if a section overlaps `[begin, end)`."""
         index = bisect_right(self.ends, begin)
         return index < len(self.begins) and self.begins[index] < end
 
     def gaps(self, begin: int, end: int) -> list[tuple[int, int]]:
-        """The parts of `[begin, end)` that are in none of them."""
+        """Returns the parts of `[begin, end)` that are in no section."""
         found = []
         for index in range(bisect_right(self.ends, begin), len(self.begins)):
             if self.begins[index] >= end:

@@ -18,7 +18,7 @@ from kenya_birds.inference.pipeline import Job, SoundscapePipeline, find_device
 from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
 from kenya_birds.inference.sources import Source
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.windows import Loss, WindowGrid
+from kenya_birds.inference.windows import UnscoredSound, WindowGrid
 from kenya_birds.saved_models import THRESHOLDS_FILE, find_model
 from kenya_birds.values import Count, Device, Positive, checked
 
@@ -56,7 +56,7 @@ class Findings:
 
     info: RecordingInfo
     overlap_s: float
-    losses: tuple[Loss, ...]
+    losses: tuple[UnscoredSound, ...]
     classes: list[str]
     thresholds: np.ndarray | None
     sample_rate_hz: int
