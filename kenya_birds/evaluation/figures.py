@@ -216,7 +216,7 @@ def save_reliability(points: dict[str, tuple[np.ndarray, np.ndarray]], path: str
     lower.axhline(MIN_SCORES_OF_A_BIN, color="0.4", linewidth=0.8, linestyle=":")
     lower.set(xlabel="score", ylabel="number of scores", yscale="log")
     lower.set_ylim(bottom=0.7)
-    _plain_numbers(lower.yaxis, subs=(1,))
+    plain_numbers(lower.yaxis, subs=(1,))
     notes = f"Hollow: fewer than {MIN_SCORES_OF_A_BIN} scores, with their number; such points move by chance."
     _set_title(upper, "Reliability: how often scores are right", about, notes, 6.4)
     _save(figure, path)
@@ -248,7 +248,7 @@ def save_f1_by_training(
     x, y, n = np.maximum(train_counts[shown], 0.5), f1[shown], test_counts[shown]
     axes.scatter(x, y, s=10 + 6 * np.sqrt(n), color=STRONG, alpha=0.5, linewidth=0)
     axes.set(xlabel="training clips", ylabel="F1", xscale="log", ylim=(-0.03, 1.09))
-    _plain_numbers(axes.xaxis, subs=(1, 2, 5))
+    plain_numbers(axes.xaxis, subs=(1, 2, 5))
     notes = "Larger dots: more test clips."
     named = np.argsort(-n, kind="stable")
     if len(shown) >= MIN_SPECIES_OF_A_TREND and len(np.unique(x)) > 2:
@@ -283,7 +283,7 @@ def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str])
             text.remove()
 
 
-def _plain_numbers(axis: Axis, subs: Sequence[float]) -> None:
+def plain_numbers(axis: Axis, subs: Sequence[float]) -> None:
     """Numbers as they are on a logarithmic axis: powers of ten would need mathematical text."""
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0.5 else f"{value:,.12g}"))

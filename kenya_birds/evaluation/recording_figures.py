@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from kenya_birds.evaluation.figures import plain_numbers
 from kenya_birds.plot_style import COLOURS, short_name, styled
 
 RIGHT, WRONG, MISSED, IGNORED = COLOURS[2], COLOURS[1], COLOURS[4], "#8fa3bf"
@@ -40,6 +41,7 @@ def save_recall_by_false_reports(
         axes.plot(max(own[0], 0.1), own[1], "o", color=COLOURS[1], label="the model's own thresholds")
     axes.set_xscale("log")
     axes.set_xlim(left=0.1)
+    plain_numbers(axes.xaxis, subs=(1,))
     axes.set_ylim(0, 1)
     axes.set_xlabel("false detections an hour (0.1: 0.1 or fewer)")
     axes.set_ylabel("recall of annotated calls")
