@@ -1,4 +1,4 @@
-"""The demo without a browser: what it hears, what it keeps of visitors, and what it does not let in."""
+"""The demo without a browser: analysis, what it stores of visitors, and which requests it refuses."""
 
 import errno
 import html
@@ -58,7 +58,7 @@ def analyser(model):
 
 @pytest.fixture(scope="module")
 def findings(analyser, recording):
-    return analyser.hear(recording, overlap_s=0.0)
+    return analyser.analyse(recording, overlap_s=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_detections_are_those_of_the_pipeline_under_any_settings(model, analyser
     pipeline = SoundscapePipeline(model, overlap_s=overlap_s, settings=settings, device="cpu")
     expected = pipeline(chirps(40, 1), RATE, name=NAME)
     assert len(expected) > 3
-    assert analyser.hear(recording, overlap_s=overlap_s).detections(settings) == expected
+    assert analyser.analyse(recording, overlap_s=overlap_s).detections(settings) == expected
 
 
 @pytest.mark.parametrize("asked", [None, 0.999999, -1, 1e9, float("nan"), "0.5", [0.5]])
@@ -112,21 +112,21 @@ def test_a_model_whose_thresholds_are_below_the_floor_lowers_it(tmp_path, record
     analyser = Analyser(save_model(tmp_path / "birds", threshold=0.001), device="cpu")
     assert analyser.floor == 0.001
     expected = SoundscapePipeline(tmp_path / "birds", device="cpu")(chirps(40, 1), RATE, name=NAME)
-    assert analyser.hear(recording, overlap_s=0.0).detections(FindingSettings()) == expected
+    assert analyser.analyse(recording, overlap_s=0.0).detections(FindingSettings()) == expected
     # Nor does the page's control, which counts in hundredths, leave anything out.
     assert Page(analyser, None).settings(*Page(analyser, None).defaults, None, False) == FindingSettings()
 
 
 def test_without_thresholds_of_its_own_a_model_needs_one_for_all(tmp_path, recording):
-    findings = Analyser(save_model(tmp_path / "birds", threshold=None), device="cpu").hear(recording)
+    findings = Analyser(save_model(tmp_path / "birds", threshold=None), device="cpu").analyse(recording)
     assert findings.detections(FindingSettings(threshold=0.5))
-    with pytest.raises(UserError, match="no thresholds of its own: choose one for all"):
+    with pytest.raises(UserError, match="no decision thresholds: choose one threshold for all"):
         findings.detections(FindingSettings())
 
 
 def test_progress_goes_to_the_end_and_never_back(analyser, recording):
     shares: list[float] = []
-    analyser.hear(recording, progress=shares.append)
+    analyser.analyse(recording, progress=shares.append)
     assert len(shares) > 3
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
@@ -140,19 +140,19 @@ def test_nobody_who_has_left_is_worked_for(analyser, recording):
         return len(asked) > 2
 
     with pytest.raises(Stopped):
-        analyser.hear(recording, is_stopped=has_left)
+        analyser.analyse(recording, is_stopped=has_left)
     assert len(asked) == 3
-    assert analyser.hear(recording).species  # the pipeline is free again
+    assert analyser.analyse(recording).species  # the pipeline is free again
 
 
 def test_recordings_that_are_heard_at_a_time_do_not_disturb_each_other(model, recording, findings):
     analyser = Analyser(model, concurrency=2, device="cpu")
     found: list = [None] * 6
 
-    def hear(place):
-        found[place] = analyser.hear(recording, overlap_s=0.0)
+    def analyse(place):
+        found[place] = analyser.analyse(recording, overlap_s=0.0)
 
-    threads = [threading.Thread(target=hear, args=(place,)) for place in range(len(found))]
+    threads = [threading.Thread(target=analyse, args=(place,)) for place in range(len(found))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -165,7 +165,7 @@ def test_recordings_that_are_heard_at_a_time_do_not_disturb_each_other(model, re
 def test_a_recording_over_the_limit_is_refused_before_it_is_heard(analyser, tmp_path):
     soundfile.write(tmp_path / "long.wav", np.zeros(8000 * 200, dtype=np.int16), 8000)
     with pytest.raises(UserError, match=r"^long\.wav is 0\.06 hours long: expected at most 0\.05"):
-        analyser.hear(tmp_path / "long.wav")
+        analyser.analyse(tmp_path / "long.wav")
 
 
 BAD_FILES = {
@@ -185,7 +185,7 @@ def test_a_file_that_is_no_recording_gets_a_sentence_without_paths_of_the_server
     path = tmp_path / name
     path.write_bytes(BAD_FILES[name].replace(b"RECORDING", os.fsencode(recording)))
     with pytest.raises(UserError) as raised:
-        analyser.hear(path)
+        analyser.analyse(path)
     assert str(raised.value).startswith(name)
     assert str(tmp_path) not in str(raised.value)
 
@@ -247,7 +247,7 @@ def test_only_files_that_were_uploaded_are_opened(uploads, tmp_path):
         "\udcff",
         "\0",
     ):
-        with pytest.raises(UserError, match="drop it again"):
+        with pytest.raises(UserError, match="upload it again"):
             uploads.sessions.open("me", path)
     assert uploads.sessions.find("me") is None
     assert uploads.sessions.open("me", mine).recording.read_bytes() == b"sound"
@@ -282,32 +282,32 @@ def test_a_recording_that_fails_does_not_end_the_session_of_the_next(uploads):
         def allowed_overlap_s(self, overlap_s):
             return overlap_s
 
-        def hear(self, recording, **options):
+        def analyse(self, recording, **options):
             opened.append(uploads.sessions.open("me", uploads.add("second.wav")))
             raise UserError("no sound in it")
 
     page.analyser = Analyser()
     page.open(str(uploads.add("first.wav")), Request)
     first = uploads.sessions.find("me")
-    assert page.hear(0.5, Request) == [gr.skip()] * 4
+    assert page.analyse(0.5, Request) == [gr.skip()] * 4
     assert first.is_closed.is_set()
     assert uploads.sessions.find("me") is opened[0]
     assert not opened[0].is_closed.is_set()
     assert opened[0].folder.exists()
     # The second one's own failure ends it.
-    page.analyser.hear = lambda recording, **options: (_ for _ in ()).throw(UserError("no sound in it"))
-    assert "no sound in it" in page.hear(0.5, Request)[0]
+    page.analyser.analyse = lambda recording, **options: (_ for _ in ()).throw(UserError("no sound in it"))
+    assert "no sound in it" in page.analyse(0.5, Request)[0]
     assert uploads.sessions.find("me") is None
     assert opened[0].is_closed.is_set()
 
 
 def test_two_events_of_a_page_hear_a_recording_once(uploads):
     session = uploads.sessions.open("me", uploads.add())
-    assert [session.begin_hearing(0.5), session.begin_hearing(0.5)] == [True, False]
+    assert [session.begin_analysis(0.5), session.begin_analysis(0.5)] == [True, False]
     # With another overlap it is another matter; the last one is what the page shows.
-    assert session.begin_hearing(0.0)
+    assert session.begin_analysis(0.0)
     assert [session.is_wanted(0.5), session.is_wanted(0.0)] == [False, True]
-    assert session.begin_hearing(0.5)
+    assert session.begin_analysis(0.5)
 
 
 def test_what_cannot_be_linked_is_copied(uploads, monkeypatch):
@@ -377,8 +377,8 @@ def test_of_each_kind_of_file_a_page_has_the_last_two(uploads):
 def test_a_client_gets_the_detections_and_the_files_that_the_page_shows(address, recording, findings):
     client = Client(address, verbose=False)
     message = client.predict(handle_file(recording), api_name="/open")
-    assert "is waiting for its turn" in message
-    message = client.predict(0.0, api_name="/hear")[0]
+    assert "is in the queue" in message
+    message = client.predict(0.0, api_name="/analyse")[0]
     assert f"{NAME}: 00:40.0, 16 kHz" in message
     line, by_time, by_species, *_, raven, audacity, table = client.predict(True, 0.05, [], False, api_name="/show")
     expected = findings.detections(FindingSettings())
@@ -412,12 +412,12 @@ def test_the_command_that_the_page_shows_gives_the_rows_of_the_page(
     if filters is None:
         overlap_s, filters = first["overlap"], (first["own"], first["least"], [], first["merge"])
     visitor.open(uploaded(visitor, recording))
-    visitor.ask("hear", overlap_s)
+    visitor.ask("analyse", overlap_s)
     line, by_time, *_, settings, _, _, table = visitor.ask("show", *filters)
     (shown,) = re.findall("<code>(.*)</code>", settings, flags=re.S)
     *comment, command = html.unescape(shown).splitlines()
     if comment:
-        listed = comment[0].partition("one code a line: ")[2]
+        listed = comment[0].partition("one code per line: ")[2]
         Path("species.txt").write_text(listed.replace(" ", "\n"), encoding="utf-8")
     with pytest.raises(SystemExit, match="0"):
         main(shlex.split(command)[1:])
@@ -431,7 +431,7 @@ def test_the_command_that_the_page_shows_gives_the_rows_of_the_page(
 
 def test_a_species_keeps_its_colour_whatever_is_filtered(visitor, recording):
     visitor.open(uploaded(visitor, recording))
-    visitor.ask("hear", 0.5)
+    visitor.ask("analyse", 0.5)
     colours = []
     for filters in ((True, 0.05, [], True), (True, 0.95, [], False), (False, 0.5, [CODES[1]], True)):
         legend = visitor.ask("show", *filters)[4]
@@ -444,7 +444,7 @@ def test_a_species_keeps_its_colour_whatever_is_filtered(visitor, recording):
 
 def test_pictures_are_described_in_words(visitor, recording):
     visitor.open(uploaded(visitor, recording))
-    visitor.ask("hear", 0.5)
+    visitor.ask("analyse", 0.5)
     whole = visitor.ask("show", True, 0.05, [], True)[3]
     assert "alt='Timeline of 00:40.0: when each of 3 species was detected. Bird " in whole
     stretch = visitor.ask("stretch", 5, True, 0.05, [], True)[0]
@@ -476,20 +476,20 @@ def test_the_page_lists_all_species_that_the_model_knows(visitor):
     (listed,) = [
         component["props"]["value"]
         for component in visitor.components
-        if "species that the model knows" in str(component["props"].get("value"))
+        if "species of the model" in str(component["props"].get("value"))
     ]
-    assert "The 4 species that the model knows" in listed
+    assert "All 4 species of the model" in listed
     for code in CODES:
         assert f"<li>Bird {code} <i>Avis {code}</i>" in listed
-    assert f"Avis {CODES[-1]}</i> (has no threshold of its own)</li>" in listed
+    assert f"Avis {CODES[-1]}</i> (no decision threshold, never reported)</li>" in listed
 
 
 def test_a_visitor_can_try_an_example_that_stays(visitor, monkeypatch):
     (example,) = (Path(os.environ["GRADIO_TEMP_DIR"]) / "examples").iterdir()
     os.utime(example, (0, 0))
     Sessions(example.parent.parent).sweep()
-    assert "invented_birds.flac is waiting for its turn" in visitor.open(example)
-    assert "invented_birds.flac: 00:30.0, 32 kHz" in visitor.ask("hear", 0.5)[0]
+    assert "invented_birds.flac is in the queue" in visitor.open(example)
+    assert "invented_birds.flac: 00:30.0, 32 kHz" in visitor.ask("analyse", 0.5)[0]
 
 
 def test_another_example_can_be_given_and_has_to_be_a_recording(analyser, recording, tmp_path):
@@ -516,8 +516,8 @@ def test_a_forged_path_opens_nothing(visitor, recording, tmp_path):
         "/proc/self/environ",
     ):
         answer = visitor.open(path)
-        assert answer is None or "drop it again" in answer, path
-    assert "waiting for its turn" in visitor.open(mine)
+        assert answer is None or "upload it again" in answer, path
+    assert "is in the queue" in visitor.open(mine)
 
 
 def test_a_download_address_leads_to_no_other_file(visitor, tmp_path, recording):
@@ -546,14 +546,14 @@ def test_a_download_address_leads_to_no_other_file(visitor, tmp_path, recording)
 def test_the_server_fetches_no_address(visitor):
     answer = visitor.open("http://127.0.0.1:1/song.wav")
     assert answer.status_code == 400
-    assert "not an address" in answer.text
+    assert "upload the file itself" in answer.text
     for address in ("http://example.org/x", "https://example.org/x", "ftp://example.org/x"):
         assert visitor.http.get(f"/gradio_api/file={address}").status_code == 404
 
 
 def test_another_visitor_does_not_see_what_was_heard(visitor, address, recording):
     visitor.open(uploaded(visitor, recording))
-    assert f"{NAME}: 00:40.0" in visitor.ask("hear", 0.5)[0]
+    assert f"{NAME}: 00:40.0" in visitor.ask("analyse", 0.5)[0]
     assert "detections" in visitor.ask("show", True, 0.05, [], True)[0]
     stranger = Visitor(address)
     shown = stranger.ask("show", True, 0.05, [], True)
@@ -589,7 +589,7 @@ def test_too_much_is_refused(visitor, tmp_path):
     large = tmp_path / "large.wav"
     large.write_bytes(bytes(2_100_000))
     answer = visitor.upload(large)
-    assert (answer.status_code, answer.text) == (413, "The file is too large: 2 MB at most.")
+    assert (answer.status_code, answer.text) == (413, "The file is too large: expected at most 2 MB.")
     # Without a length, in pieces.
     pieces = visitor.http.post(
         "/gradio_api/upload", content=iter([b"x" * 1000]), headers={"content-type": "multipart/form-data; boundary=x"}
@@ -607,9 +607,9 @@ def test_a_name_is_shown_as_text(visitor, tmp_path):
     answer = visitor.upload(path, "<img src=x onerror=alert(1)>.wav")
     assert answer.status_code == 200
     opened = visitor.open(answer.json()[0])
-    heard = visitor.ask("hear", 0.5)[0]
-    assert "cannot be read as audio" in heard
-    for text in (opened, heard):
+    analysed = visitor.ask("analyse", 0.5)[0]
+    assert "cannot be read as audio" in analysed
+    for text in (opened, analysed):
         assert "<img" not in text
 
 
@@ -627,7 +627,7 @@ def test_when_a_page_is_closed_what_was_kept_is_gone(visitor, recording):
         next(beats)
         before = set(upload.parent.parent.glob("session-*"))
         visitor.open(upload)
-        visitor.ask("hear", 0.5)
+        visitor.ask("analyse", 0.5)
         (session,) = set(upload.parent.parent.glob("session-*")) - before
     deadline = time.monotonic() + 20
     while session.exists() and time.monotonic() < deadline:

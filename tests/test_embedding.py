@@ -120,20 +120,20 @@ def test_the_silence_that_whisper_adds_is_not_in_the_mean(tmp_path):
 @pytest.mark.parametrize("save", [save_ast, save_clap])
 def test_a_model_that_would_not_hear_all_of_a_window_is_refused(tmp_path, save):
     folder = save(tmp_path / "model")
-    with pytest.raises(UserError, match=r"does not hear all of a window of 12 s.*smaller --clip_s"):
+    with pytest.raises(UserError, match=r"crops windows of 12 s.*smaller --clip_s"):
         load_embedder(str(folder), clip_s=12.0, device="cpu")
 
 
 def test_windows_that_are_too_short_for_a_model_are_refused(tmp_path):
     folder = save_wav2vec2(tmp_path / "model")
-    with pytest.raises(UserError, match=r"gives no embedding of 0.01 s .*give another --clip_s"):
+    with pytest.raises(UserError, match=r"cannot embed windows of 0.01 s .*give another --clip_s"):
         load_embedder(str(folder), clip_s=0.01, device="cpu")
     with pytest.raises(UserError, match="expected more than 0 s"):
         load_embedder(str(folder), clip_s=0.0, device="cpu")
 
 
 def test_ours_keep_their_window(model):
-    with pytest.raises(UserError, match="hears windows of 1 s: leave --clip_s out"):
+    with pytest.raises(UserError, match="has windows of 1 s: remove --clip_s"):
         load_embedder(str(model), clip_s=3.0, device="cpu")
     assert load_embedder(str(model), clip_s=CLIP_S, device="cpu").clip_samples == RATE
 
@@ -181,7 +181,7 @@ def test_damaged_weights_do_not_go_unnoticed(tmp_path, recordings):
     with torch.no_grad():
         next(broken.backbone.parameters()).fill_(float("nan"))
     broken.save_pretrained(folder)
-    with pytest.raises(UserError, match="embeddings that are no numbers"):
+    with pytest.raises(UserError, match="embeddings that are not finite"):
         embed_recordings(load_embedder(str(folder), device="cpu"), [recordings], tmp_path / "out.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["birds"]
 

@@ -81,7 +81,7 @@ def test_a_stretch_ends_where_the_recording_does(tables, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"start_s": 40}, "less than 40, where"),
+        ({"start_s": 40}, "less than 40, the end of"),
         ({"start_s": -1}, "expected 0"),
         ({"start_s": float("nan")}, "expected 0 or more"),
         ({"duration_s": 0}, "more than 0"),
@@ -117,7 +117,7 @@ def test_detections_are_of_the_recording_s_path_else_of_its_name_if_only_one_has
     rows = table(("a/x.wav", 0, 3, "s", 1), ("b/x.wav", 1, 3, "s", 1), ("c/y.wav", 2, 3, "s", 1))
     assert detections_of("b/x.wav", rows, "t")["start_s"].tolist() == [1]
     assert detections_of("moved/y.wav", rows, "t")["start_s"].tolist() == [2]
-    with pytest.raises(UserError, match="give the recording by its path"):
+    with pytest.raises(UserError, match="give the recording's path as in the table"):
         detections_of("moved/x.wav", rows, "t")
 
 
@@ -399,7 +399,7 @@ def test_names_that_do_not_tell_the_time_are_an_error_that_says_so(tmp_path, cap
         with pytest.raises(SystemExit, match="2"):
             cli.main(["activity", str(path), "--output", str(tmp_path / "x.png")])
         error = capsys.readouterr().err
-        assert "tells when it was made, as KEN_001_20211207_153852.flac" in error
+        assert "a time in its name: expected names such as KEN_001_20211207_153852.flac" in error
 
 
 def test_the_command_draws_a_day_and_says_what_it_left_out(tmp_path, capsys):
@@ -415,7 +415,7 @@ def test_the_command_draws_a_day_and_says_what_it_left_out(tmp_path, capsys):
         svg = (tmp_path / "day.svg").read_text()
         assert "Grey: not recorded" in svg
         assert "10 detections of 2 species in 2 recordings" in svg
-        assert "Left out: 1 recording without local time in the name" in svg
+        assert "Skipped: 1 recording without local time in the name" in svg
 
 
 def test_the_rows_of_another_run_s_recordings_are_not_taken(tmp_path):

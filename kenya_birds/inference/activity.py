@@ -1,4 +1,4 @@
-"""Who is heard at which hour of the day, as a picture."""
+"""Picture of the activity of species by hour of the day."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ from kenya_birds.plot_style import save_picture, short_name, styled
 MAX_SPECIES = 40
 ROW_INCH, CELL_INCH, NAMES_INCH, MIN_WIDTH_INCH, BAR_INCH = 0.24, 0.34, 2.8, 7.0, 0.12
 GREY = "#d9dce1"
-MAX_PAUSE_H, MIN_SHOWN_H = 4, 6  # from one recorded hour to the next; a longer pause is not shown
+MAX_PAUSE_H, MIN_SHOWN_H = 4, 6  # a longer time between recorded hours is not shown
 BREAK = -1
 MIN_RECORDED_SHARE = 0.1  # of the median hour
-MIDDLE_LUMINANCE = 0.179  # black and white have the same contrast with it
+MIDDLE_LUMINANCE = 0.179  # black and white text have the same contrast on it
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Activity:
     """Detections by species and hour of the day.
 
     Attributes:
-        counts: Detections, one row a species by name, from many to few, and 24 columns.
-        recorded_h: Hours recorded at each hour of the day, shape `(24,)`; None where it is not known.
-        clock: Which time the hours are in: `local time` or `UTC`.
-        recordings: Number of recordings that it is about.
-        left_out: Number of recordings whose names do not tell the time, or another clock's.
+        counts: Detections, one row per species by name, in descending order, and 24 columns.
+        recorded_h: Hours recorded in each hour of the day, shape `(24,)`; None if unknown.
+        clock: Clock of the hours: `local time` or `UTC`.
+        recordings: Number of recordings that are counted.
+        left_out: Number of skipped recordings, whose names have no time or only that of another clock.
     """
 
     counts: pd.DataFrame
@@ -53,22 +53,22 @@ def plot_activity(
 ) -> Activity:
     """Draws how often each species was detected at each hour of the day, as a heat map.
 
-    Where `recordings.csv` lies beside the table, as `write_tables` leaves it, colours are detections per recorded
-    hour, so that hours in which more was recorded do not look livelier, and hours without a recording are grey. The
-    hours are those of the recordings' names; recordings whose names do not tell are left out, and counted in the
-    title. Where some names are in local time and some in UTC, those in UTC are left out.
+    If `recordings.csv` of the same run is in the table's folder, colours are detections per recorded hour, so that
+    hours with more recordings do not seem more active, and hours without a recording are grey. Hours are taken from
+    the recordings' names; recordings without a time in their name are skipped and counted in the title. If some names
+    have local time and others UTC, those with UTC are skipped.
 
     Args:
         detections: A table of detections (see `read_detections`).
         output: PNG, SVG or PDF to write.
-        overwrite: Whether a file that is there already is replaced.
-        name_pattern: Reads times out of the recordings' names (see `parse_recording_name`).
+        overwrite: Replaces an existing file.
+        name_pattern: Pattern that reads the time from the names of recordings (see `parse_recording_name`).
 
     Returns:
-        What was drawn; all species, of which the 40 most frequent are in the picture.
+        The activity of all species; the picture shows the 40 most frequent ones.
 
     Raises:
-        UserError: If a file cannot be used, or has no detection in a recording whose name tells when it was made.
+        UserError: If a file cannot be used, or has no detection in a recording with a time in its name.
     """
     check_picture(output, overwrite)
     table = read_detections(detections)
@@ -83,16 +83,16 @@ def measure_activity(
     name: str | Path,
     name_pattern: NamePattern | None = None,
 ) -> Activity:
-    """Counts detections by species and hour of the day, each at the hour of its middle.
+    """Counts detections by species and hour of the day, by the middle of each detection.
 
     Args:
         table: See `read_detections`.
-        duration_s: Length of all recordings, also those without a detection; None where it is not known.
-        name: The table's, for messages.
-        name_pattern: Reads times out of the recordings' names (see `parse_recording_name`).
+        duration_s: Length of all recordings, including those without detections; None if unknown.
+        name: Name of the table, for messages.
+        name_pattern: Pattern that reads the time from the names of recordings (see `parse_recording_name`).
 
     Raises:
-        UserError: If no detection is in a recording whose name tells when it was made.
+        UserError: If no detection is in a recording with a time in its name.
     """
     recordings = list(duration_s if duration_s is not None else dict.fromkeys(table["recording"]))
     paths = {path: name_in(path) for path in dict.fromkeys([*recordings, *table["recording"]])}
@@ -106,9 +106,9 @@ def measure_activity(
     known = table[table["recording"].isin(list(begins))]
     if known.empty:
         raise UserError(
-            f"{name} has no detection in a recording whose name tells when it was made, as "
-            "KEN_001_20211207_153852.flac does: there is no hour of the day to draw "
-            f"(found {', '.join(sorted(paths)[:3]) or 'nothing'}); a name pattern (--name_pattern) reads other names"
+            f"{name} has no detection in a recording with a time in its name: expected names such as "
+            f"KEN_001_20211207_153852.flac, found {', '.join(sorted(paths)[:3]) or 'no recording'}; other names need "
+            "a name pattern (--name_pattern)"
         )
     begin_s = known["recording"].map({path: _second_of_day(start) for path, start in begins.items()})
     hour = ((begin_s + (known["start_s"] + known["end_s"]) / 2) // 3600 % DAY_H).astype(int)
@@ -128,7 +128,7 @@ def _second_of_day(time: datetime) -> int:
 
 
 def _durations(detections: Path, table: pd.DataFrame) -> dict[str, float] | None:
-    """Lengths of recordings in the table beside this one; None if there is none, or it is of another run."""
+    """Returns lengths by `recordings.csv` in the table's folder; None if it is missing or from another run."""
     path = detections.parent / RECORDINGS_TABLE
     if not path.is_file():
         return None
@@ -136,23 +136,23 @@ def _durations(detections: Path, table: pd.DataFrame) -> dict[str, float] | None
         rows = pd.read_csv(path, dtype={"recording": str}, keep_default_na=False)
         durations = dict(zip(rows["recording"], rows["duration_s"].astype(float), strict=True))
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}): mend it, or move it away") from None
+        raise UserError(f"{path} cannot be read ({error}): correct it, or move it away") from None
     # Raven's table has absolute paths.
     listed = set(map(name_in, durations))
     return durations if set(map(name_in, table["recording"].unique())) <= listed else None
 
 
 def shown_hours(recorded_h: np.ndarray | None) -> np.ndarray:
-    """The hours of the day that a picture shows: from the first recorded one to the last, across midnight if need be.
+    """Returns the hours of the day in the picture: from the first recorded one to the last, possibly across midnight.
 
-    Four or more hours in a row without a recording become one break. At least six columns are shown, and all 24 hours
-    where there is no such break, or it is not known what was recorded.
+    Four or more consecutive hours without a recording become one break. At least six columns are shown, and all 24
+    hours if there is no such break, or the recorded hours are unknown.
 
     Args:
-        recorded_h: Hours recorded at each hour of the day, shape `(24,)`.
+        recorded_h: Hours recorded in each hour of the day, shape `(24,)`; None if unknown.
 
     Returns:
-        int64, in the order in which they follow each other; `BREAK` is a break.
+        int64, in order; `BREAK` is a break.
     """
     recorded = np.arange(DAY_H) if recorded_h is None else np.flatnonzero(recorded_h > 0)
     pauses = np.diff(recorded, append=recorded[0] + DAY_H)  # to the next recorded hour
@@ -171,12 +171,17 @@ def shown_hours(recorded_h: np.ndarray | None) -> np.ndarray:
 
 
 def at_hours(values: np.ndarray, hours: np.ndarray) -> np.ndarray:
-    """Values of the hours of the day, along the last axis, at the hours that are shown; NaN at a break."""
+    """Selects the values of the shown hours along the last axis; NaN at a break.
+
+    Args:
+        values: Values with 24 hours along the last axis.
+        hours: Result of `shown_hours`.
+    """
     return np.where(hours == BREAK, np.nan, values[..., hours])
 
 
 def hour_labels(hours: np.ndarray) -> list[str]:
-    """What stands at the edges of the columns of `shown_hours`, shape `(columns + 1,)`."""
+    """Returns the labels at the edges of the columns of `shown_hours`, shape `(columns + 1,)`."""
     labels = []
     for edge in range(len(hours) + 1):
         if edge < len(hours) and hours[edge] != BREAK and (edge == 0 or hours[edge - 1] == BREAK):
@@ -197,7 +202,7 @@ def _draw(activity: Activity) -> Figure:
     else:
         recorded_h = at_hours(activity.recorded_h, hours)
         values = np.divide(values, recorded_h, out=np.full_like(values, np.nan), where=recorded_h > 0)
-        # A few seconds that reach into an hour say little of it, and must not set the scale.
+        # Hours with little recorded time have unreliable rates, which must not set the scale.
         well = recorded_h >= MIN_RECORDED_SHARE * np.median(recorded_h[recorded_h > 0])
         most, what = np.nanmax(values[:, well]), "detections per recorded hour"
     most = most or np.nanmax(values)
@@ -207,7 +212,7 @@ def _draw(activity: Activity) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_facecolor("white" if activity.recorded_h is None else GREY)
-    # By the square root, so that rare species can be seen beside frequent ones.
+    # A square-root scale shows rare species next to frequent ones.
     norm = PowerNorm(0.5, vmin=0, vmax=most, clip=True)
     extent = (0, len(hours), len(counts), 0)
     image = axes.imshow(values, cmap="YlGnBu", norm=norm, aspect="auto", extent=extent, interpolation="nearest")
@@ -238,20 +243,20 @@ def _draw(activity: Activity) -> Figure:
 
 
 def _title(activity: Activity, hours: np.ndarray) -> list[str]:
-    """A heading, and what has to be known to read the picture."""
+    """Returns the lines of the title: a heading and explanations."""
     counts = activity.counts
     detections, recordings = int(counts.to_numpy().sum()), activity.recordings
     lines = [
         f"{_count(detections, 'detection')} of {len(counts)} species in {_count(recordings, 'recording')}",
     ]
     if activity.recorded_h is None:
-        lines.append("How much was recorded at each hour is not known.")
+        lines.append("The recorded time of each hour is unknown.")
     else:
         lines.append("Number: detections. Colour: detections per recorded hour. Grey: not recorded.")
     if len(hours) < DAY_H:
-        lines.append("Not shown: four or more hours in a row without a recording.")
+        lines.append("Not shown: four or more consecutive hours without a recording.")
     if activity.left_out:
-        lines.append(f"Left out: {_count(activity.left_out, 'recording')} without {activity.clock} in the name.")
+        lines.append(f"Skipped: {_count(activity.left_out, 'recording')} without {activity.clock} in the name.")
     if len(counts) > MAX_SPECIES:
         rest = int(counts.iloc[MAX_SPECIES:].to_numpy().sum())
         lines.append(
@@ -265,6 +270,6 @@ def _count(number: int, noun: str) -> str:
 
 
 def _luminance(rgba: np.ndarray) -> float:
-    """Relative luminance, 0 to 1, as WCAG defines it."""
+    """Returns the relative luminance as WCAG defines it, 0 to 1."""
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3])
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -1,4 +1,4 @@
-"""Models that turn windows of sound into embeddings: ours, and any audio model that transformers itself knows."""
+"""Embedding models: models of this package, and any audio model of transformers."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -17,26 +17,26 @@ from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassificat
 from kenya_birds.model_loading import load, load_classifier
 from kenya_birds.saved_models import SavedModel, find_model
 
-# What a model and its front end raise where windows do not suit them.
+# Exceptions of a model and its feature extractor for windows that they cannot process.
 _UNSUITABLE = (ValueError, RuntimeError, TypeError, LookupError, AttributeError)
 
 
 class Embedder(ABC):
-    """A frozen model that gives one vector for each window of sound, in float32 on every device.
+    """A frozen model that computes one vector for each window of sound, in float32 on every device.
 
     Args:
         saved: The model's files.
         sampling_rate: Rate of the windows in Hz.
         clip_samples: Length of a window.
-        device: Where to compute.
+        device: Device for the computation.
 
     Attributes:
         saved: The model's files.
         sampling_rate: Rate of the windows in Hz.
         clip_samples: Length of a window.
-        size: Numbers of an embedding.
-        how: What of the model its embedding is.
-        device: Where it computes.
+        size: Dimension of an embedding.
+        how: The model's output that is used, in words.
+        device: Device for the computation.
     """
 
     size: int
@@ -50,7 +50,7 @@ class Embedder(ABC):
 
     @property
     def highest_hz(self) -> float:
-        """Highest frequency that the model hears."""
+        """Highest frequency of the model's input."""
         return self.sampling_rate / 2
 
     @property
@@ -69,29 +69,29 @@ class Embedder(ABC):
             float32, shape `(windows, size)`.
 
         Raises:
-            UserError: If the model gives what is no number.
+            UserError: If an embedding is not finite.
         """
         embeddings = self._embed(sound).float().cpu().numpy()
         if not np.isfinite(embeddings).all():
-            raise UserError(f"'{self.saved.name}' gives embeddings that are no numbers: its weights are damaged")
+            raise UserError(f"'{self.saved.name}' gives embeddings that are not finite: its weights are damaged")
         return embeddings
 
     @abstractmethod
     def _embed(self, sound: np.ndarray) -> torch.Tensor:
-        """The same as a tensor, not checked."""
+        """Embeds windows without the check; returns a tensor."""
 
 
 class OwnEmbedder(Embedder):
-    """A model of this package: what its classifier sees.
+    """A model of this package; the embedding is the input of its classifier head.
 
     Args:
         saved: The model's files.
         model: The classifier.
-        extractor: Its front end.
-        device: Where to compute.
+        extractor: Its feature extractor.
+        device: Device for the computation.
     """
 
-    how = "what the classifier sees"
+    how = "input of the classifier head"
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class OwnEmbedder(Embedder):
 
     @property
     def highest_hz(self) -> float:
-        """Highest frequency that the model hears."""
+        """Highest frequency of the model's input."""
         return float(self._extractor.f_max_hz)
 
     def _embed(self, sound: np.ndarray) -> torch.Tensor:
@@ -117,20 +117,21 @@ class OwnEmbedder(Embedder):
 
 
 class TransformersEmbedder(Embedder):
-    """An audio model of transformers: its pooled output, or the mean over time of its last hidden state.
+    """An audio model of transformers; the embedding is the pooled output or the mean of the last hidden state.
 
-    Of an encoder with a decoder (Whisper) it is the encoder's, of one for sound and text (CLAP) that for sound. Where
-    the front end fills a window up with silence and says so (Whisper), the mean is over what is sound.
+    In a model with encoder and decoder (Whisper) the encoder is used, in a model of sound and text (CLAP) the part for
+    sound. If the feature extractor pads a window with silence and returns an attention mask (Whisper), the mean is
+    over the sound only.
 
     Args:
         saved: The model's files.
         model: The model without a head, as `AutoModel` loads it.
-        extractor: Its front end, which takes waveforms.
+        extractor: Its feature extractor, which takes waveforms.
         clip_s: Length of a window in seconds.
-        device: Where to compute.
+        device: Device for the computation.
 
     Raises:
-        UserError: If the model cannot embed windows of this length, or does not hear all of one.
+        UserError: If the model cannot embed windows of this length, or crops them.
     """
 
     def __init__(
@@ -149,21 +150,21 @@ class TransformersEmbedder(Embedder):
         self._extractor: Any = extractor
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, (1, self.clip_samples)).astype(np.float32)
         try:
-            self._check_hears_all(noise)
+            self._check_not_cropped(noise)
             with torch.inference_mode():
                 self.size = self._embed(noise).shape[1]
         except _UNSUITABLE as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"'{saved.name}' ({type(model).__name__}) gives no embedding of {clip_s:g} s ({type(error).__name__}: "
-                f"{reason}): give another --clip_s, or another model"
+                f"'{saved.name}' ({type(model).__name__}) cannot embed windows of {clip_s:g} s "
+                f"({type(error).__name__}: {reason}): give another --clip_s, or another model"
             ) from None
 
     def _embed(self, sound: np.ndarray) -> torch.Tensor:
         inputs = self._features(sound)
         mask = inputs.pop("attention_mask", None)
         if "is_longer" in inputs:
-            # CLAP's front end takes one window of a batch at random for longer than it hears; none is.
+            # CLAP's feature extractor marks a random window of a batch as too long; none is.
             inputs["is_longer"] = torch.zeros_like(inputs["is_longer"])
         output = self._model(**{name: value.to(self.device) for name, value in inputs.items()})
         pooled = getattr(output, "pooler_output", None)
@@ -181,32 +182,31 @@ class TransformersEmbedder(Embedder):
 
     def _features(self, sound: np.ndarray) -> dict[str, torch.Tensor]:
         waveforms = list(sound)
-        asked: dict[str, Any] = {"sampling_rate": self.sampling_rate, "return_tensors": "pt"}
-        return dict(self._extractor(waveforms, return_attention_mask=True, **asked))
+        options: dict[str, Any] = {"sampling_rate": self.sampling_rate, "return_tensors": "pt"}
+        return dict(self._extractor(waveforms, return_attention_mask=True, **options))
 
-    def _check_hears_all(self, noise: np.ndarray) -> None:
-        """A front end that cuts windows, at a fixed place or at random, would leave out part of each, or change it."""
+    def _check_not_cropped(self, noise: np.ndarray) -> None:
+        """Raises `UserError` if the feature extractor crops windows, at a fixed or random position."""
         name = self._extractor.model_input_names[0]
-        heard, again = (self._features(noise)[name] for _ in range(2))
+        first, second = (self._features(noise)[name] for _ in range(2))
         shorter = noise.copy()
         shorter[:, -max(1, self.clip_samples // 20) :] = 0
-        if not torch.equal(heard, again) or torch.equal(heard, self._features(shorter)[name]):
-            raise UserError(
-                f"'{self.saved.name}' does not hear all of a window of {self.clip_s:g} s: give a smaller --clip_s"
-            )
+        if not torch.equal(first, second) or torch.equal(first, self._features(shorter)[name]):
+            raise UserError(f"'{self.saved.name}' crops windows of {self.clip_s:g} s: give a smaller --clip_s")
 
 
 def load_embedder(model: str | SavedModel, *, clip_s: float | None = None, device: str | None = None) -> Embedder:
-    """Loads a model to embed windows with.
+    """Loads a model for embeddings.
 
     Args:
-        model: A folder, or `owner/name` or `owner/name@revision` on the Hub, of a model of this package or of any that
-            `AutoFeatureExtractor` and `AutoModel` know without code of the model's own; or one that was found.
-        clip_s: Length of a window in seconds, for a model of transformers; by default 3. Ours have their own.
-        device: Such as `cpu` or `cuda:1`; by default a GPU where there is one.
+        model: A folder, `owner/name` or `owner/name@revision` on the Hub, or a `SavedModel`: a model of this package,
+            or any that `AutoFeatureExtractor` and `AutoModel` load without remote code.
+        clip_s: Length of a window in seconds, for a model of transformers; by default 3. Models of this package have
+            their own length.
+        device: Device such as `cpu` or `cuda:1`; by default a GPU if there is one.
 
     Raises:
-        UserError: If there is no such model or device, or the model gives no embedding of such windows.
+        UserError: If the model or device does not exist, or the model cannot embed such windows.
     """
     chosen = find_device(device)
     if clip_s is not None and not 0 < clip_s < float("inf"):
@@ -215,16 +215,14 @@ def load_embedder(model: str | SavedModel, *, clip_s: float | None = None, devic
     if saved.config.get("model_type") == KenyaBirdsConfig.model_type:
         classifier, own = load_classifier(saved)
         if clip_s is not None and round(clip_s * own.sampling_rate) != own.clip_samples:
-            raise UserError(
-                f"clip_s is {clip_s} and '{saved.name}' hears windows of {own.clip_s:g} s: leave --clip_s out"
-            )
+            raise UserError(f"clip_s is {clip_s}, but '{saved.name}' has windows of {own.clip_s:g} s: remove --clip_s")
         return OwnEmbedder(saved, classifier, own, chosen)
     foreign = load(saved, AutoModel, heads_may_differ=True, trust_remote_code=False)
     with user_errors(OSError, ValueError, ImportError):
         extractor = AutoFeatureExtractor.from_pretrained(saved.folder, local_files_only=True, trust_remote_code=False)
     if not isinstance(extractor, SequenceFeatureExtractor):
         raise UserError(
-            f"'{saved.name}' is no audio model: expected a front end that takes waveforms, found a "
+            f"'{saved.name}' is no audio model: expected a feature extractor of waveforms, found a "
             f"{type(extractor).__name__}"
         )
     return TransformersEmbedder(saved, foreign, extractor, DEFAULT_CLIP_S if clip_s is None else clip_s, chosen)

@@ -34,7 +34,7 @@ from kenya_birds.values import Count, Device, Seconds, checked
 
 logger = logging.getLogger(__name__)
 
-# Of the file's metadata: what it holds and how it was made, as JSON.
+# Key of the file's metadata for model and settings, as JSON.
 ABOUT_KEY = b"kenya_birds.embeddings"
 ROWS_PER_GROUP = 1024
 
@@ -50,30 +50,29 @@ def embed_recordings(
     num_workers: Count | None = None,
     overwrite: bool = False,
 ) -> RunReport:
-    """Writes the embedding of every window of recordings to a Parquet file, whole or not at all.
+    """Writes the embedding of every window of recordings to a Parquet file; after an error no file is left.
 
-    Windows and faults are those of detection: windows of digital silence and those that lack sound are left out, a
-    recording that cannot be read is too, and the others go on. What was not embedded stands in a table beside the
-    file, `NAME_failed.csv`, which is empty where nothing was lost. Memory does not grow with the recordings:
-    embeddings of one that is being read lie in files that are deleted.
+    As in detection, windows with digital silence or missing sound and recordings that cannot be read are skipped.
+    `NAME_failed.csv`, next to the file, lists all skipped sound; it has no rows if nothing was skipped. Memory is
+    bounded: embeddings of unfinished recordings are in temporary files.
 
-    Columns: `recording` (as it was found), `start_s`, `end_s`, and `embedding`, a list of float32 of one length. Rows
-    are in the order of the paths and of time. The schema's metadata says the model's name, hash and sizes.
+    Columns: `recording` (path or URL), `start_s`, `end_s`, and `embedding`, a list of float32 of one length. Rows are
+    in the order of the paths and of time. The schema's metadata has the model's name, hash and sizes.
 
     Args:
         embedder: The model.
         paths: See `find_sources`.
         output: The file; its name ends in `.parquet`.
         overlap_s: Overlap of neighbouring windows in seconds.
-        batch_size: Windows that are embedded together; by default 16 on a CPU and 128 on a GPU.
-        num_workers: Threads that read recordings; by default 1 on a CPU and up to 8 on a GPU.
-        overwrite: Whether to replace the file if it is there.
+        batch_size: Windows per batch; by default 16 on a CPU and 128 on a GPU.
+        num_workers: Number of threads that read recordings; by default 1 on a CPU and up to 8 on a GPU.
+        overwrite: Replaces an existing file.
 
     Returns:
-        An account: see `RunReport.of`, and `windows`.
+        The report of the run: see `RunReport.of`, and `windows`.
 
     Raises:
-        UserError: If a path leads to nothing, a setting is out of range, or the file cannot be written.
+        UserError: If there is no recording at a path, a setting is out of range, or the file cannot be written.
     """
     output = Path(output)
     failed = _check_output(output, overwrite)
@@ -142,11 +141,11 @@ def embed_recordings(
 
 
 def format_embedding(report: RunReport) -> str:
-    """Some lines for people."""
-    said, now = report.content, report.content["this_run"]
+    """Returns a summary for the terminal."""
+    content, now = report.content, report.content["this_run"]
     lines = [
-        f"{said['recordings']} recordings, {said['hours']:.2f} h: {said['windows']} windows, {said['embedding_size']} "
-        f"numbers each ({said['embedding']})",
+        f"{content['recordings']} recordings, {content['hours']:.2f} h: {content['windows']} windows, "
+        f"{content['embedding_size']} numbers each ({content['embedding']})",
         f"{now['wall_s']:.1f} s, {now['times_real_time']:.0f} times real time",
     ]
     if report.failures:
@@ -155,20 +154,20 @@ def format_embedding(report: RunReport) -> str:
 
 
 def embedding_versions() -> dict[str, str]:
-    """What embeddings depend on besides the model's files and the recordings: code and libraries."""
+    """Returns the versions of code and libraries that affect embeddings."""
     return {"code": code_fingerprint(Embedder.__module__)[:12], **library_versions((*MODEL, *DECODERS))}
 
 
 def failures_file(output: Path) -> Path:
-    """Where it is said what was not embedded."""
+    """Returns the path of the table of skipped sound."""
     return output.with_name(f"{output.stem}_failed.csv")
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
-    """What the metadata of a file of embeddings says: model, sizes, settings, versions.
+    """Reads the metadata of a file of embeddings: model, sizes, settings, versions.
 
     Raises:
-        UserError: If the file cannot be read or is another.
+        UserError: If the file cannot be read or is not a file of embeddings.
     """
     try:
         return json.loads((pq.read_schema(path).metadata or {})[ABOUT_KEY])
@@ -179,7 +178,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 
 def _check_output(output: Path, overwrite: bool) -> str:
-    """The name of the table of failures."""
+    """Checks the output path, and returns the name of the table of failures."""
     check_suffix(output, (".parquet",), "a file of embeddings")
     failed = failures_file(output)
     for path in (output, failed):
@@ -190,7 +189,7 @@ def _check_output(output: Path, overwrite: bool) -> str:
 def _size(source: Source) -> int | None:
     try:
         return source.state().size_bytes
-    except UserError:  # it fails when it is read, and is listed
+    except UserError:  # reported as failed when it is read
         return None
 
 
@@ -210,7 +209,7 @@ def _schema(size: int, about: dict[str, Any]) -> pa.Schema:
 
 @dataclass
 class _Spool:
-    """A recording that is not written yet."""
+    """Temporary file of a recording that is not written yet."""
 
     path: Path
     starts: list[np.ndarray] = field(default_factory=list)
@@ -219,7 +218,7 @@ class _Spool:
 
 
 class _Writer:
-    """Writes recordings in their order, however their windows come, and none that could not be read to its end."""
+    """Writer that keeps the order of recordings; failed recordings are skipped."""
 
     def __init__(self, file: pq.ParquetWriter, folder: Path, sources: Sequence[Source], embedder: Embedder) -> None:
         self.rows = 0
@@ -229,7 +228,13 @@ class _Writer:
         self._tables: list[pa.Table] = []
 
     def add(self, index: int, windows: Windows, embeddings: np.ndarray) -> None:
-        """Keeps windows of a recording."""
+        """Stores windows of a recording.
+
+        Args:
+            index: Index of the recording.
+            windows: The windows.
+            embeddings: Their embeddings, shape `(windows, size)`.
+        """
         spool = self._spool(index)
         with spool.path.open("ab") as file:
             file.write(np.ascontiguousarray(embeddings, dtype=np.float32).tobytes())
@@ -237,7 +242,12 @@ class _Writer:
         spool.ends.append(windows.ends)
 
     def finish(self, index: int, reading: Reading) -> None:
-        """Writes a recording, and those that waited for it, if all before it are written."""
+        """Marks a recording as read, and writes all recordings whose predecessors are written.
+
+        Args:
+            index: Index of the recording.
+            reading: Result of its reading.
+        """
         self._spool(index).reading = reading
         while self._next in self._spools and self._spools[self._next].reading is not None:
             spool = self._spools.pop(self._next)
@@ -249,7 +259,7 @@ class _Writer:
             self._next += 1
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the remaining rows."""
         self._flush()
 
     def _spool(self, index: int) -> _Spool:
@@ -268,7 +278,7 @@ class _Writer:
                 columns = [
                     pa.array([as_utf8(recording)] * len(start)),
                     pa.array(start / rate),
-                    # At the recording's own rate it may end between two of the model's samples.
+                    # The recording's end may be between two samples at the model's rate.
                     pa.array(np.minimum(end / rate, reading.duration_s)),
                     pa.FixedSizeListArray.from_arrays(pa.array(embeddings), size),
                 ]
@@ -287,13 +297,13 @@ WINDOWS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Hit:
-    """A window that is like an example.
+    """A window that is similar to an example.
 
     Attributes:
-        recording: As it stands in the file of embeddings.
-        start_s: Its start in the recording.
-        end_s: Its end.
-        similarity: Cosine of the angle between its embedding and the example's, at most 1.
+        recording: Recording, as in the file of embeddings.
+        start_s: Start in the recording.
+        end_s: End in the recording.
+        similarity: Cosine similarity of its embedding and the example's, at most 1.
     """
 
     recording: str
@@ -311,34 +321,35 @@ def search_embeddings(
     model: str | None = None,
     device: Device | None = None,
 ) -> list[Hit]:
-    """Finds windows that are most like an example call.
+    """Finds the windows that are most similar to an example call.
 
-    Every window is compared, one row group at a time. Of several examples, or one longer than a window, the one that
-    is most alike counts.
+    Every window is compared, one row group at a time. With several examples, or an example longer than a window, the
+    highest similarity counts.
 
     Args:
-        path: What `kenya-birds embed` wrote.
-        examples: Recordings of calls, best cut to the length of a window (see `find_sources`).
-        top_k: How many windows.
-        model: Where the model is that made the file; by default where it was then.
-        device: Where to embed the examples.
+        path: File of `kenya-birds embed`.
+        examples: Recordings of calls, preferably cut to the length of a window (see `find_sources`).
+        top_k: Number of windows.
+        model: The model that made the file; by default its location at that time.
+        device: Device that embeds the examples.
 
     Returns:
-        From the most to the least alike.
+        The windows by descending similarity.
 
     Raises:
-        UserError: If a file cannot be read, an example is silent, or the model is not the one that made the file.
+        UserError: If a file cannot be read, an example is silent, or another model made the file.
     """
     about = read_about(path)
     saved = find_model(model or about["model"])
     if hash_model(saved) != about["model_sha256"]:
         raise UserError(
-            f"'{saved.name}' is not the model that made {path}: give that one with --model, or embed again with this"
+            f"'{saved.name}' is not the model that made {path}: give that model with --model, or embed again with "
+            "this one"
         )
     made_with, now = about.get("versions", {}), embedding_versions()
     if changed := [name for name in now if made_with.get(name) != now[name]]:
         logger.warning(
-            "%s was made with other versions of %s: similarities may be a little off; embed again to be sure",
+            "%s was made with other versions of %s: similarities may be inexact; embed again for exact ones",
             path,
             ", ".join(changed),
         )

@@ -1,4 +1,4 @@
-"""Spectrograms of recordings with boxes for detections."""
+"""Spectrograms of recordings with bars for detections."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,18 +32,18 @@ MAX_LANES = 12
 
 @dataclass(frozen=True)
 class Box:
-    """A detection, or several detections of one species that overlap, or a part of it in one row.
+    """A detection, or several overlapping detections of one species, or the part of it in one row.
 
     Attributes:
-        start_s: Begin.
+        start_s: Start.
         end_s: End.
         species: eBird code.
         name: Common name; may be empty.
-        score: The highest.
-        lane: Its lane above the spectrogram, from 0.
-        label_s: Where the label begins.
-        is_begin: Whether the box begins where the detection does, not where the row does.
-        is_end: Whether the box ends where the detection does, not where the row does.
+        score: Highest score.
+        lane: Lane above the spectrogram, from 0.
+        label_s: Start of the label.
+        is_begin: Whether the box begins with the detection, and not with the row.
+        is_end: Whether the box ends with the detection, and not with the row.
     """
 
     start_s: float
@@ -58,15 +58,15 @@ class Box:
 
     @property
     def label(self) -> str:
-        """Name and confidence."""
+        """Name and score."""
         return f"{short_name(self.name.strip() or self.species)} {self.score:.2f}"
 
 
 def join(detections: pd.DataFrame) -> list[Box]:
-    """Boxes of detections, by begin.
+    """Joins overlapping detections of a species into boxes, sorted by start.
 
     Args:
-        detections: See `read_detections`; of one recording.
+        detections: Detections of one recording (see `read_detections`).
     """
     rows = detections.sort_values(["start_s", "score"], ascending=[True, False], kind="stable")
     columns = (rows[name].tolist() for name in ("start_s", "end_s", "code", "common_name", "score"))
@@ -83,7 +83,13 @@ def join(detections: pd.DataFrame) -> list[Box]:
 
 
 def cut(boxes: Sequence[Box], first_s: float, last_s: float) -> list[Box]:
-    """The boxes, or parts of boxes, between two times; by begin, as the boxes were."""
+    """Returns the boxes, or parts of boxes, between two times, in the same order.
+
+    Args:
+        boxes: The boxes.
+        first_s: Start of the section.
+        last_s: End of the section.
+    """
     parts = [
         replace(
             box,
@@ -98,19 +104,19 @@ def cut(boxes: Sequence[Box], first_s: float, last_s: float) -> list[Box]:
 
 
 def stack(boxes: Sequence[Box], widths_s: Sequence[float], first_s: float, last_s: float) -> list[Box]:
-    """Gives boxes lanes and labels places, so that neither boxes nor labels meet.
+    """Assigns lanes to boxes and positions to labels, so that none of them overlap.
 
-    A label stands in its box if it fits there, else behind it, or in front of it at the end of the row. Where more
-    than 12 lanes would be needed, the boxes with the lowest scores are left out.
+    A label is in its box if it fits, otherwise after it, or before it at the end of the row. If more than 12 lanes
+    are necessary, the boxes with the lowest scores are dropped.
 
     Args:
-        boxes: By begin.
-        widths_s: How long each label is.
-        first_s: Where the row begins.
-        last_s: Where the row ends.
+        boxes: Boxes by start.
+        widths_s: Width of each label in seconds.
+        first_s: Start of the row.
+        last_s: End of the row.
 
     Returns:
-        The boxes that have room, by begin.
+        The boxes that fit, by start.
     """
     kept = list(range(len(boxes)))
     while True:
@@ -141,7 +147,7 @@ def _label_place(box: Box, width_s: float, first_s: float, last_s: float) -> flo
 DURATION_S = 60.0
 Stretch = Annotated[float, Range(0, 600, above=True, unit="SECONDS")]
 LEAD_S = 1.0  # shown before the first detection
-# A page has up to 8 rows; 15 s of them leave a detection of 3 s room for its label.
+# A picture has up to 8 rows; with 15 s per row, the label of a detection of 3 s fits.
 MAX_ROWS = 8
 ROW_S = 15.0
 WIDTH_INCH, LEFT_INCH, RIGHT_INCH, TOP_INCH = 11.0, 0.6, 0.25, 0.45
@@ -150,7 +156,7 @@ WINDOW_S = 0.03  # of the Fourier transform, at most
 COLUMNS = 1600  # of a row
 MAX_HZ = 15_000
 LABEL_SIZE = 7.5
-LABEL_GROUND = {"facecolor": "white", "alpha": 0.9, "edgecolor": "none", "pad": 0.6}  # over hatches and lines
+LABEL_BOX = {"facecolor": "white", "alpha": 0.9, "edgecolor": "none", "pad": 0.6}  # over hatches and lines
 DAMAGED = "#f7dc6f"
 MIN_SHARE_OF_POWER = 1e-12  # of a row's loudest cell
 QUIET_SHARE, LOUD_SHARE, MIN_RANGE_DB = 0.3, 0.999, 25.0
@@ -166,25 +172,26 @@ def plot_recording(
     duration_s: Stretch = DURATION_S,
     overwrite: bool = False,
 ) -> tuple[float, float]:
-    """Draws the spectrogram of a stretch of a recording, in rows, with a labelled bar above it for each detection.
+    """Draws the spectrogram of a section of a recording, in rows, with a labelled bar above it for each detection.
 
-    A bar shows when a species was detected, and dashed lines mark its begin and end in the spectrogram. Detections of
-    one species that overlap share a bar with the highest of their scores. A species has the same colour in every
-    stretch of a recording. Only the stretch is read; sound in it that cannot be decoded is marked.
+    A bar shows when a species was detected; dashed lines mark its start and end in the spectrogram. Overlapping
+    detections of a species share a bar with the highest score. A species has the same colour in every section of a
+    recording. Only the section is read; sound that cannot be decoded is marked.
 
     Args:
         recording: The recording.
-        detections: A table of detections in it, and in others (see `read_detections`).
+        detections: A table of detections of this and possibly other recordings (see `read_detections`).
         output: PNG, SVG or PDF to write.
-        start_s: Begin of the stretch in seconds; by default a second before the first detection.
-        duration_s: Its length in seconds, up to 600; it ends where the recording does.
-        overwrite: Whether a file that is there already is replaced.
+        start_s: Start of the section in seconds; by default one second before the first detection.
+        duration_s: Length in seconds, up to 600; the section ends with the recording at the latest.
+        overwrite: Replaces an existing file.
 
     Returns:
-        Begin and end of the stretch in seconds.
+        Start and end of the section in seconds.
 
     Raises:
-        UserError: If a file cannot be used, the table has no detections of the recording, or the stretch is not in it.
+        UserError: If a file cannot be used, the table has no detections of the recording, or the section is outside
+            it.
     """
     check_picture(output, overwrite)
     found = detections_of(recording, read_detections(detections), detections)
@@ -204,26 +211,26 @@ def draw_stretch(
     duration_s: float,
     styles: Mapping[str, SpeciesStyle],
 ) -> tuple[Figure, float]:
-    """The picture that `plot_recording` saves. Sound that cannot be decoded is marked in it.
+    """Draws the picture of `plot_recording`, in which sound that cannot be decoded is marked.
 
     Args:
         recording: The recording.
-        detections: See `read_detections`; of this recording, also none.
-        start_s: Begin of the stretch in seconds.
-        duration_s: Its length; it ends where the recording does.
-        styles: By eBird code; all species of the detections.
+        detections: Detections of this recording, possibly none (see `read_detections`).
+        start_s: Start of the section in seconds.
+        duration_s: Length in seconds; the section ends with the recording at the latest.
+        styles: Style of each species by eBird code.
 
     Returns:
-        The picture, and where the stretch ends.
+        The picture, and the end of the section.
 
     Raises:
-        UserError: If the recording cannot be opened, or the stretch is not in it.
+        UserError: If the recording cannot be opened, or the section is outside it.
     """
     with RecordingReader(Path(recording)) as reader:
         end_s = min(start_s + duration_s, reader.header.duration_s)
         if not 0 <= start_s < end_s:
             raise UserError(
-                f"start_s is {start_s:g}: expected 0 to less than {reader.header.duration_s:g}, where {recording} ends"
+                f"start_s is {start_s:g}: expected 0 to less than {reader.header.duration_s:g}, the end of {recording}"
             )
         number = min(MAX_ROWS, math.ceil((end_s - start_s) / ROW_S))
         row_s = (end_s - start_s) / number
@@ -232,47 +239,49 @@ def draw_stretch(
 
 
 def detections_of(recording: str | Path, table: pd.DataFrame, name: str | Path) -> pd.DataFrame:
-    """The detections of one recording: of the same path, else of the same file name, if that is the only one.
+    """Selects the detections of one recording, by its path, or otherwise by its file name if that is unique.
 
     Args:
         recording: The recording.
-        table: What `read_detections` gave.
-        name: The table's, for messages.
+        table: Result of `read_detections`.
+        name: Name of the table, for messages.
 
     Raises:
-        UserError: If there are none, or those of several recordings may be meant.
+        UserError: If there are none, or several recordings have this file name.
     """
     paths = table["recording"].unique()
     same = [path for path in paths if Path(path).resolve() == Path(recording).resolve()]
     same = same or [path for path in paths if name_in(path) == name_in(str(recording))]
     if len(same) > 1:
-        raise UserError(f"{name} has detections of {' and '.join(same[:3])}: give the recording by its path in there")
+        raise UserError(
+            f"{name} has detections of {' and '.join(same[:3])}: give the recording's path as in the table"
+        )
     if not same:
         others = ", ".join(sorted(paths)[:3]) or "no recording"
-        raise UserError(f"{name} has no detections of {recording}: it has some of {others}")
+        raise UserError(f"{name} has no detections of {recording}: found {others}")
     return table[table["recording"] == same[0]]
 
 
 def _levels(reader: RecordingReader, start_s: float, duration_s: float) -> np.ndarray:
-    """Levels in dB of a stretch, float32 of shape `(bins, columns)`, the bins from 0 Hz to half the sampling rate.
+    """Returns the levels of a section in dB, float32 of shape `(bins, columns)`, from 0 Hz to half the sampling rate.
 
     Columns in which sound cannot be decoded are NaN.
     """
     rate = reader.sampling_rate
     n_fft = 1 << int(math.log2(WINDOW_S * rate))
     hop = max(1, min(n_fft // 2, round(duration_s * rate / COLUMNS)))
-    # The transform pads with what mirrors the ends: let that be sound that is not shown.
+    # The margin keeps the transform's mirrored padding out of the picture.
     margin = n_fft // hop + 1
     frames = math.ceil(duration_s * rate / hop)
     sound, is_lost = _read(reader, round(start_s * rate) - margin * hop, (frames + 2 * margin) * hop)
     waveform = torch.from_numpy(sound)[None]
     with torch.inference_mode():
         power = power_spectrogram(waveform, n_fft, hop)[0, :, margin : margin + frames].numpy()
-    # Loud moments stay to be seen where several frames are one column.
+    # The maximum keeps short loud sounds visible if several frames are one column.
     joined = max(1, math.ceil(frames / COLUMNS))
     first_frames = np.arange(0, frames, joined)
     columns = np.maximum.reduceat(power, first_frames, axis=1)
-    # However quiet the recording is.
+    # Avoids the logarithm of zero.
     columns = np.maximum(columns, max(columns.max() * MIN_SHARE_OF_POWER, np.finfo(np.float32).tiny))
     lost_frames = is_lost[margin * hop : (margin + frames) * hop].reshape(frames, hop).max(axis=1)
     columns[:, np.maximum.reduceat(lost_frames, first_frames)] = np.nan
@@ -280,7 +289,7 @@ def _levels(reader: RecordingReader, start_s: float, duration_s: float) -> np.nd
 
 
 def _read(reader: RecordingReader, first: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sound, zeros where there is none, and where it cannot be decoded; both of shape `(samples,)`."""
+    """Returns sound, with zeros for missing sound, and a mask of undecodable samples; both of shape `(samples,)`."""
     sound, is_lost = np.zeros(samples, dtype=np.float32), np.zeros(samples, dtype=bool)
     for block in reader.blocks(samples, max(first, 0), first + samples):
         place = slice(block.start - first, block.start - first + block.frames)
@@ -362,7 +371,7 @@ def _draw(
 
 
 def _draw_boxes(axes: Axes, above: Axes, boxes: Sequence[Box], styles: Mapping[str, SpeciesStyle]) -> None:
-    """Bars with labels above the spectrogram, the first nearest to it; lines down into it where they begin and end."""
+    """Draws labelled bars above the spectrogram, and lines at their starts and ends."""
     pad_s = PAD_INCH * np.ptp(axes.get_xlim()) / (WIDTH_INCH - LEFT_INCH - RIGHT_INCH)
     for box in boxes:
         colour, hatch = styles[box.species]
@@ -372,10 +381,10 @@ def _draw_boxes(axes: Axes, above: Axes, boxes: Sequence[Box], styles: Mapping[s
                 above.plot([time_s, time_s], [0, box.lane + 0.06], color=colour, linewidth=0.9, alpha=0.7,
                            linestyle=(0, (4, 3)), zorder=0.5)  # fmt: skip
         width_s = box.end_s - box.start_s
-        ground = Rectangle((box.start_s, box.lane + 0.06), width_s, 0.88, facecolor="white", linewidth=0)
+        background = Rectangle((box.start_s, box.lane + 0.06), width_s, 0.88, facecolor="white", linewidth=0)
         bar = Rectangle((box.start_s, box.lane + 0.06), width_s, 0.88, facecolor=(colour, 0.28), edgecolor=colour,
                         linewidth=0.9, hatch=hatch)  # fmt: skip
-        above.add_patch(ground)
+        above.add_patch(background)
         above.add_patch(bar)
         above.text(
             box.label_s + pad_s,
@@ -383,19 +392,19 @@ def _draw_boxes(axes: Axes, above: Axes, boxes: Sequence[Box], styles: Mapping[s
             box.label,
             fontsize=LABEL_SIZE,
             va="center_baseline",
-            bbox=LABEL_GROUND if hatch or box.label_s != box.start_s else None,
+            bbox=LABEL_BOX if hatch or box.label_s != box.start_s else None,
         )
 
 
 def _label_inch(canvas: FigureCanvasAgg, text: str) -> float:
-    """Width of a label."""
+    """Returns the width of a label in inches."""
     properties = FontProperties(size=LABEL_SIZE)
     width_px, _, _ = canvas.get_renderer().get_text_width_height_descent(text, properties, ismath=False)
     return width_px / canvas.figure.dpi
 
 
 def _range(levels_db: np.ndarray) -> tuple[float, float]:
-    """Levels that are drawn white and black."""
+    """Returns the levels that are drawn white and black."""
     known_db = levels_db[~np.isnan(levels_db)]
     if not len(known_db):
         return 0.0, MIN_RANGE_DB
@@ -404,6 +413,6 @@ def _range(levels_db: np.ndarray) -> tuple[float, float]:
 
 
 def _minutes(time_s: float) -> str:
-    """A time in a recording, as `12:34` or `12:34.5`."""
+    """Formats a time in a recording as `12:34` or `12:34.5`."""
     minutes, seconds = divmod(round(time_s, 3), 60)
     return f"{int(minutes)}:{seconds:06.3f}".rstrip("0").rstrip(".")

@@ -1,4 +1,4 @@
-"""Formats of tables of detections: CSV, Kaleidoscope, JSON and Parquet; files that appear together or not at all."""
+"""Table formats of detections: CSV, Kaleidoscope, JSON and Parquet; all output files are replaced together."""
 
 import contextlib
 import csv
@@ -19,22 +19,22 @@ from kenya_birds.inference.detections import RecordingInfo, Row, When, decimal_s
 
 
 class Closable(Protocol):
-    """Something open."""
+    """An object with `close`."""
 
     def close(self) -> None:
-        """Closes it; a second time does nothing."""
+        """Closes it; further calls do nothing."""
 
 
 F = TypeVar("F", bound=Closable)
 
 
 class Outputs:
-    """Files of one folder, written under other names until `commit` gives all of them theirs.
+    """Output files of one folder, written under temporary names until `commit` renames all of them.
 
-    A context manager: what was not committed at its end is removed.
+    A context manager: files that are not committed are removed at its end.
 
     Args:
-        folder: Their folder; made if it is not there.
+        folder: The folder; created if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,32 +43,37 @@ class Outputs:
         self._open: list[Closable] = []
 
     def __enter__(self) -> "Outputs":
-        """Makes the folder."""
+        """Creates the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes what is open and removes what was not committed."""
+        """Closes open files and removes files that are not committed."""
         for file in reversed(self._open):
-            # A full disk lets closing fail too.
+            # Closing may fail too if the disk is full.
             with contextlib.suppress(OSError):
                 file.close()
         for partial in self._partials.values():
             partial.unlink(missing_ok=True)
 
     def open(self, name: str) -> TextIO:
-        """Opens a text file, UTF-8 with LF; what cannot be UTF-8 is escaped.
+        """Opens a text file in UTF-8 with LF; characters that cannot be encoded are escaped.
 
         Args:
-            name: Its path in the folder, parts divided by `/`.
+            name: Path in the folder, separated by `/`.
         """
         file = open(self._partial(name), "w", encoding="utf-8", errors="backslashreplace", newline="\n")  # noqa: SIM115
         return self._keep(file)
 
     def open_parquet(self, name: str, schema: pa.Schema) -> pq.ParquetWriter:
-        """Opens a Parquet file (see `open`)."""
+        """Opens a Parquet file.
+
+        Args:
+            name: See `open`.
+            schema: Schema of the file.
+        """
         return self._keep(pq.ParquetWriter(self._partial(name), schema, compression="zstd"))
 
     def _keep(self, file: F) -> F:
@@ -82,11 +87,15 @@ class Outputs:
         return self._partials[path]
 
     def commit(self) -> list[Path]:
-        """Gives all files their names, replacing what was there; returns them in the order of their opening."""
+        """Renames all files to their final names, replacing existing files.
+
+        Returns:
+            The files in the order in which they were opened.
+        """
         for file in self._open:
             file.close()
         paths = list(self._partials)
-        # On Windows a file that a program such as Excel has open cannot be replaced: then none shall be.
+        # On Windows a file that is open in a program such as Excel cannot be replaced. Then no file is replaced.
         for path in filter(os.path.exists, paths):
             try:
                 os.replace(path, path)
@@ -119,29 +128,29 @@ KALEIDOSCOPE_COLUMNS = (
     "common_name",
     "confidence",
 )
-# Of the Parquet file's metadata: model and settings as JSON.
+# Key of the Parquet file's metadata for model and settings, as JSON.
 METADATA_KEY = b"kenya_birds.metadata"
 RECORDINGS_TABLE = "recordings.csv"
 ROW_GROUP_ROWS = 1 << 16
-# What spreadsheets take for the begin of a formula.
+# Spreadsheets read text that begins with these characters as a formula.
 FORMULA = re.compile(r"[=+\-@\t\r]")
 
 
 class TableWriter(Protocol):
-    """Writes one format."""
+    """Writer of one format."""
 
     def begin(self, info: RecordingInfo) -> None:
-        """Goes on to the next recording."""
+        """Starts the next recording."""
 
     def write(self, row: Row) -> None:
-        """Writes a detection of this recording."""
+        """Writes a detection of the current recording."""
 
     def close(self) -> None:
-        """Writes what stands at the end."""
+        """Writes the end of the file."""
 
 
 class RecordingsTable:
-    """`recordings.csv`: what was analysed, with its length and number of detections."""
+    """Writer of `recordings.csv`: analysed recordings, with their length and number of detections."""
 
     def __init__(self, outputs: Outputs) -> None:
         self._file = outputs.open(RECORDINGS_TABLE)
@@ -172,11 +181,10 @@ class RecordingsTable:
 
 
 class CsvTable:
-    """A row a detection.
+    """Writer of a CSV with one row per detection.
 
-    A spreadsheet would run a cell that begins with `=`, `+`, `-` or `@` as a formula. So a recording whose path begins
-    so is written with `./` in front, which is the same file; a name of a species with an apostrophe in front, the sign
-    by which spreadsheets know text.
+    Spreadsheets run a cell that begins with `=`, `+`, `-` or `@` as a formula. Paths of recordings that begin with
+    such a character are therefore prefixed with `./`, and names of species with an apostrophe, which marks text.
     """
 
     def __init__(self, outputs: Outputs, stem: str) -> None:
@@ -199,7 +207,7 @@ class CsvTable:
 
 
 class KaleidoscopeTable:
-    """The first columns of what BirdNET-Analyzer writes for Kaleidoscope: those that depend on the detection."""
+    """Writer of the first columns of BirdNET-Analyzer's table for Kaleidoscope, which depend on the detection."""
 
     def __init__(self, outputs: Outputs, stem: str) -> None:
         self._csv = csv.writer(outputs.open(f"{stem}.id.csv"), lineterminator="\n")
@@ -220,7 +228,7 @@ class KaleidoscopeTable:
 
 
 def _folders_and_name(recording: str) -> tuple[str, str, str]:
-    """The folder of a recording's folder, its folder's name, and its own; of a URL that begins with the host."""
+    """Returns the path of a recording's grandparent folder, the name of its folder, and its file name."""
     protocol, rest = split_protocol(recording)
     if protocol is None:
         path = PurePath(recording)
@@ -232,7 +240,7 @@ def _folders_and_name(recording: str) -> tuple[str, str, str]:
 
 
 class JsonTable:
-    """One document: `metadata`, `recordings` and `detections`, one a line."""
+    """Writer of one JSON document with `metadata`, `recordings` and `detections`, one item per line."""
 
     def __init__(self, outputs: Outputs, stem: str, about: str, recordings: Sequence[RecordingInfo]) -> None:
         self._file = outputs.open(f"{stem}.json")
@@ -273,7 +281,7 @@ class JsonTable:
 
 
 class ParquetTable:
-    """Typed columns; written in groups of rows."""
+    """Writer of a Parquet file with typed columns, in groups of rows."""
 
     def __init__(self, outputs: Outputs, stem: str, about: str) -> None:
         text = pa.dictionary(pa.int32(), pa.string())
@@ -339,10 +347,10 @@ class ParquetTable:
 
 
 def safe_path(path: str) -> str:
-    """A path that no spreadsheet takes for a formula (see `CsvTable`)."""
+    """Returns a path that spreadsheets do not read as a formula (see `CsvTable`)."""
     return f"./{path}" if FORMULA.match(path) else path
 
 
 def safe_text(text: str) -> str:
-    """A text that no spreadsheet takes for a formula (see `CsvTable`)."""
+    """Returns a text that spreadsheets do not read as a formula (see `CsvTable`)."""
     return f"'{text}" if FORMULA.match(text) else text

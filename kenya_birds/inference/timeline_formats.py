@@ -1,4 +1,4 @@
-"""Tables for programs that show them along the sound: Raven's selection tables and Audacity's labels."""
+"""Formats for programs that show detections on a timeline: Raven's selection tables and Audacity's labels."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from kenya_birds.files import is_portable_name
 from kenya_birds.inference.detections import RecordingInfo, Row, decimal_s, microseconds
 from kenya_birds.inference.table_formats import Outputs
 
-# BirdNET-Analyzer's columns in its order, with the scientific name; behind them what other programs look for.
+# BirdNET-Analyzer's columns in its order, with the scientific name, then columns for other programs.
 RAVEN_COLUMNS = (
     "Selection",
     "View",
@@ -33,14 +33,14 @@ RAVEN_COLUMNS = (
     "Begin File",
     "Delta Time (s)",
 )
-MAX_NAME_BYTES = 120  # of a file or folder; file systems have room for 255
-MAX_PATH_CHARACTERS = 140  # in the folder of the tables; Windows has room for 260 in all
+MAX_NAME_BYTES = 120  # of a file or folder; file systems allow 255
+MAX_PATH_CHARACTERS = 140  # in the folder of the tables; Windows allows 260 in total
 
 
 class RavenTables:
-    """A selection table of all recordings, as if one followed on the other, and one of each.
+    """Writer of a selection table for all recordings in sequence, and one for each recording.
 
-    Raven cannot quote, so that tabs and line ends in names become spaces.
+    Raven has no quoting, so tabs and line ends in names become spaces.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RavenTables:
         """See `TableWriter`."""
         self.close()
         self._begin, self._end = self._end, self._end + info.duration
-        # Raven is not started where the detector was.
+        # Raven has another working directory.
         is_file = info.is_here and "://" not in info.recording
         self._path = plain_text(os.path.abspath(info.recording) if is_file else info.recording)
         self._file = re.split(r"[/\\\\]", self._path)[-1]
@@ -108,7 +108,7 @@ class _RavenTable:
 
 
 class AudacityLabels:
-    """Labels of each recording: begin, end, common name with score."""
+    """Writer of a label file for each recording: start, end, common name with score."""
 
     def __init__(self, outputs: Outputs, recordings: Sequence[RecordingInfo]) -> None:
         self._outputs = outputs
@@ -133,22 +133,22 @@ class AudacityLabels:
 
 
 def plain_text(text: str) -> str:
-    """A text as a cell between tabs: one line, and no quote in front, which readers would take for a quoted cell."""
+    """Returns a text as a cell between tabs: one line, without a leading quote, which readers would interpret."""
     text = re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", text)
     return "'" + text[1:] if text.startswith('"') else text
 
 
 def file_names(recordings: Sequence[str]) -> dict[str, str]:
-    """Names for a file of each recording, without its ending: the recording's, in folders as the recordings' are.
+    """Returns a file name without suffix for each recording: the recording's name, in its folders.
 
-    Folders that all recordings are in are left out. Where two would have the same name (recordings that differ in
-    their ending only, or in what no file system keeps apart), a part of the path's SHA-256 stands behind it.
+    Common folders of all recordings are removed. If two names would be equal (recordings that differ only in their
+    suffix, case or Unicode form), a part of the path's SHA-256 is appended.
 
     Args:
         recordings: Paths or URLs, each once.
 
     Returns:
-        By recording, a relative path with `/` between its parts that never leads upward.
+        By recording, a relative path with `/` that has no `..`.
     """
     folders = {}
     for recording in recordings:
@@ -160,26 +160,26 @@ def file_names(recordings: Sequence[str]) -> dict[str, str]:
         recording: _short_path(parts[shared:], _safe_name(PurePosixPath(recording.replace(os.sep, "/")).stem))
         for recording, parts in folders.items()
     }
-    taken = Counter(map(_as_alike, names.values()))
+    taken = Counter(map(_name_key, names.values()))
     return {
-        recording: name if taken[_as_alike(name)] == 1 else f"{name}-{_digest(recording)}"
+        recording: name if taken[_name_key(name)] == 1 else f"{name}-{_digest(recording)}"
         for recording, name in names.items()
     }
 
 
 def _short_path(folders: Sequence[str], name: str) -> str:
-    """A path of a name in folders; where it would be too long for Windows a part of its SHA-256 is the folder."""
+    """Returns the path of a file in folders; if it is too long for Windows, a hash replaces the folders."""
     path = "/".join([*folders, name])
     return path if len(path) <= MAX_PATH_CHARACTERS else f"{_digest('/'.join(folders))}/{name}"
 
 
-def _as_alike(name: str) -> str:
-    """The same for names that some file system does not keep apart: by upper case, or by how accents are written."""
+def _name_key(name: str) -> str:
+    """Returns a key that is equal for names that are one file on some file system (case, Unicode forms)."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _safe_name(name: str) -> str:
-    """A name that every file system takes."""
+    """Returns a name that is valid on every file system."""
     safe = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*\ud800-\udfff]', "_", name).strip(" .") or "_"
     if len(safe.encode()) > MAX_NAME_BYTES:
         safe = safe.encode()[: MAX_NAME_BYTES - 11].decode(errors="ignore") + f"-{_digest(name)}"

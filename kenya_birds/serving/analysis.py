@@ -1,4 +1,4 @@
-"""From a recording that somebody gave to what is heard in it, under any threshold, without hearing it again."""
+"""Analysis of uploaded recordings; detections with any threshold come from the stored scores."""
 
 import queue
 import shlex
@@ -22,11 +22,11 @@ from kenya_birds.inference.windows import UnscoredSound, WindowGrid
 from kenya_birds.saved_models import THRESHOLDS_FILE, find_model
 from kenya_birds.values import Count, Device, Positive, checked
 
-# Lower scores are not kept: no threshold of a page goes below.
+# Lower scores are not stored; thresholds on the page are never lower.
 FLOOR = 0.05
 WINDOWS_AT_A_TIME = 4096
-OVERLAP_SHARES = (0.0, 0.5, 0.75)  # of a window; a visitor cannot ask for more work than that
-# A visitor's clip has few windows, and a batch is always filled up.
+OVERLAP_SHARES = (0.0, 0.5, 0.75)  # of a window; limits the work for one visitor
+# Uploaded clips have few windows, and batches are always padded.
 CPU_BATCH_SIZE = 4
 SPECIES_LIST = "species.txt"
 T = TypeVar("T")
@@ -34,22 +34,23 @@ _SCORE = np.dtype([("start", np.int64), ("end", np.int64), ("label", np.int32), 
 
 
 class Stopped(Exception):
-    """Nobody waits for the result any more."""
+    """Raised if the result is no longer needed."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was heard in a recording: every score from the floor on, so that its size goes with what is heard.
+    """Scores of a recording, without scores below the floor.
 
     Attributes:
         info: The recording.
         overlap_s: Overlap of neighbouring windows in seconds.
-        losses: What of it was not scored, digital silence included, in order.
+        losses: Sound that was not scored, digital silence included, in order.
         classes: eBird codes by class id.
-        thresholds: The model's own, shape `(classes,)`; infinite: abstain. None where it brings none.
-        sample_rate_hz: Rate at which samples are counted.
+        thresholds: The model's own decision thresholds, shape `(classes,)`; infinite: never reported. None if it has
+            none.
+        sample_rate_hz: Sampling rate in which samples are counted.
         starts: First samples, int64 of shape `(scores,)`, ascending.
-        ends: The samples after the last, int64 of shape `(scores,)`.
+        ends: The samples after the last ones, int64 of shape `(scores,)`.
         labels: Class ids, int32 of shape `(scores,)`.
         scores: Calibrated probabilities, float64 of shape `(scores,)`.
     """
@@ -72,24 +73,24 @@ class Findings:
 
     @property
     def species(self) -> list[str]:
-        """The codes that have a score from the floor on, by the highest of them."""
+        """Codes with at least one stored score, by descending highest score."""
         best = np.zeros(len(self.classes))
         np.maximum.at(best, self.labels, self.scores)
         return [self.classes[label] for label in np.argsort(-best, kind="stable") if best[label] > 0]
 
     def detections(self, settings: FindingSettings) -> list[Detection]:
-        """The same as a `SoundscapePipeline` with these settings gives, for thresholds from the floor on.
+        """Returns the detections of a `SoundscapePipeline` with these settings, for thresholds not below the floor.
 
         Args:
-            settings: What counts as a detection; no smoothing, which needs scores below the floor.
+            settings: Settings of detections, without smoothing, which needs scores below the floor.
 
         Raises:
             UserError: If there is no threshold, or a species is unknown.
         """
         if settings.smoothing != 1:
-            raise ValueError("smoothing needs the scores that were not kept")
+            raise ValueError("smoothing needs scores that are not stored")
         if settings.threshold is None and self.thresholds is None:
-            raise UserError("the model has no thresholds of its own: choose one for all species")
+            raise UserError("the model has no decision thresholds: choose one threshold for all species")
         thresholds = np.ones(len(self.classes)) if self.thresholds is None else self.thresholds
         finder = DetectionFinder(self.info.recording, self.classes, thresholds, settings, self.sample_rate_hz)
         found: list[Detection] = []
@@ -105,25 +106,25 @@ class Findings:
 
 
 class Analyser:
-    """Hears recordings with one model, several at a time; more callers wait.
+    """Analyser of recordings with one model, several in parallel; further callers wait.
 
     Args:
         model: A model's folder, or a name on the Hub.
-        concurrency: How many recordings are heard at a time. Each needs a copy of the model.
+        concurrency: Number of recordings that are analysed in parallel. Each needs a copy of the model.
         max_hours: Longer recordings are refused.
-        device: Such as `cpu` or `cuda:1`; by default a GPU where there is one.
-        batch_size: Windows that are scored together; by default 4 on a CPU, and 128 on a GPU.
+        device: Device such as `cpu` or `cuda:1`; by default a GPU if there is one.
+        batch_size: Windows per batch; by default 4 on a CPU, and 128 on a GPU.
 
     Attributes:
-        model: The model as visitors may know it: a folder's name, or its name on the Hub with the revision.
-        title: The same without a revision.
+        model: Public name of the model: a folder's name, or its name on the Hub with the revision.
+        title: The same without the revision.
         classes: eBird codes by class id.
         names: Names of the species by code.
-        thresholds: The model's own, shape `(classes,)`; None where it brings none.
-        frequencies_hz: Lowest and highest frequency that the model hears.
-        floor: The least score that is kept.
+        thresholds: The model's own decision thresholds, shape `(classes,)`; None if it has none.
+        frequencies_hz: Lowest and highest frequency of the model's input.
+        floor: The lowest stored score.
         window_s: Length of a window in seconds.
-        overlaps_s: The overlaps of neighbouring windows that can be chosen, in seconds; the second is the default.
+        overlaps_s: Available overlaps of neighbouring windows in seconds; the second is the default.
         max_hours: Longer recordings are refused.
 
     Raises:
@@ -142,7 +143,7 @@ class Analyser:
     ) -> None:
         self.max_hours = max_hours
         saved = find_model(str(model))
-        # A folder's path is not for visitors.
+        # Visitors must not see the path of a folder.
         self.model = saved.folder.resolve().name if Path(saved.name).is_dir() else saved.name
         self.title = self.model.partition("@")[0]
         own = Thresholds.read(saved.folder / THRESHOLDS_FILE) if (saved.folder / THRESHOLDS_FILE).is_file() else None
@@ -164,10 +165,10 @@ class Analyser:
         self.thresholds = None if own is None else own.values(pipeline.classes)
 
     def allowed_overlap_s(self, overlap_s: float | None) -> float:
-        """One of `overlaps_s`: the default where it is another number, which would be work without bounds."""
+        """Returns the overlap if it is one of `overlaps_s`, else the default; other overlaps may take too long."""
         return overlap_s if overlap_s in self.overlaps_s else self.overlaps_s[1]
 
-    def hear(
+    def analyse(
         self,
         path: Path,
         *,
@@ -175,19 +176,19 @@ class Analyser:
         progress: Callable[[float], None] = lambda share: None,
         is_stopped: Callable[[], bool] = lambda: False,
     ) -> Findings:
-        """Hears one recording; waits for its turn.
+        """Analyses one recording; waits until a copy of the model is free.
 
         Args:
-            path: The recording; its file name is what tables call it.
+            path: The recording; tables contain its file name.
             overlap_s: See `allowed_overlap_s`.
-            progress: Is told the share that was heard, 0 to 1.
-            is_stopped: Is asked now and then whether to give up.
+            progress: Called with the analysed share, 0 to 1.
+            is_stopped: Called repeatedly; returns whether to stop.
 
         Raises:
             UserError: If it is no recording, too long, or changes while it is read.
-            Stopped: If it was told to give up.
+            Stopped: If `is_stopped` returned True.
         """
-        # A message must not tell where the server keeps files.
+        # Messages must not contain paths of the server.
         duration_s = _without_folder(path, lambda: read_header(path).duration_s)
         if duration_s > self.max_hours * 3600:
             raise UserError(
@@ -198,12 +199,12 @@ class Analyser:
         pipeline = self._idle.get()
         try:
             return _without_folder(
-                path, lambda: self._hear(pipeline, path, overlap_s, duration_s, progress, is_stopped)
+                path, lambda: self._analyse(pipeline, path, overlap_s, duration_s, progress, is_stopped)
             )
         finally:
             self._idle.put(pipeline)
 
-    def _hear(
+    def _analyse(
         self,
         pipeline: SoundscapePipeline,
         path: Path,
@@ -214,7 +215,7 @@ class Analyser:
     ) -> Findings:
         label_of = {code: label for label, code in enumerate(pipeline.classes)}
         parts: list[np.ndarray] = []
-        heard_s = 0.0
+        analysed_s = 0.0
         source = Source(str(path))
         grid = WindowGrid.with_overlap(pipeline.grid.window_samples, overlap_s, pipeline.sampling_rate)
         job = Job(path.name, lambda: read_source(source, grid, pipeline.sampling_rate, pipeline.stopwatch))
@@ -223,8 +224,8 @@ class Analyser:
                 raise Stopped
             rows = [(one.start_sample, one.end_sample, label_of[one.species], one.score) for one in step.detections]
             parts.append(np.array(rows, dtype=_SCORE))
-            heard_s += step.advance_s
-            progress(min(1.0, heard_s / duration_s))
+            analysed_s += step.advance_s
+            progress(min(1.0, analysed_s / duration_s))
             reading = step.reading
         if reading is None or not reading.is_final:
             raise UserError(f"{path.name}: {reading.losses[0].reason if reading else 'it was not read to its end'}")
@@ -244,13 +245,13 @@ class Analyser:
 
 
 def detect_command(model: str, recording: str, overlap_s: float, settings: FindingSettings) -> str:
-    """The command that gives the same rows as these settings; a list of species is in a file beside it.
+    """Returns the command that gives the same rows; selected species are in a separate file.
 
     Args:
         model: The model's folder, or its name on the Hub.
         recording: The recording's file name.
         overlap_s: Overlap of neighbouring windows in seconds.
-        settings: What counts as a detection; of them `threshold`, `min_confidence`, `species` and `merge`.
+        settings: Settings of detections; `threshold`, `min_confidence`, `species` and `merge` are used.
     """
     words = ["kenya-birds", "detect", model, recording if recording[:1] != "-" else f"./{recording}"]
     words += ["--output", "found"]
@@ -265,14 +266,20 @@ def detect_command(model: str, recording: str, overlap_s: float, settings: Findi
     comment = ""
     if settings.species is not None:
         words += ["--species", SPECIES_LIST]
-        comment = f"# {SPECIES_LIST}, one code a line: {' '.join(settings.species)}\n"
+        comment = f"# {SPECIES_LIST}, one code per line: {' '.join(settings.species)}\n"
     return comment + shlex.join(words)
 
 
 def time_rows(
     detections: Sequence[Detection], names: Mapping[str, SpeciesNames], duration_s: float
 ) -> list[tuple[str, str, str, str, str]]:
-    """Begin, end, score, common and scientific name of detections in a recording so long."""
+    """Returns start, end, score, common and scientific name of each detection.
+
+    Args:
+        detections: Detections of one recording.
+        names: Names by code.
+        duration_s: Length of the recording.
+    """
     return [
         (clock(one.start_s, duration_s), clock(one.end_s, duration_s), f"{one.score:.2f}", *names[one.species])
         for one in detections
@@ -282,7 +289,16 @@ def time_rows(
 def species_rows(
     detections: Sequence[Detection], names: Mapping[str, SpeciesNames], duration_s: float
 ) -> list[tuple[str, str, int, float, str, str]]:
-    """Names, detections, their seconds, begin and score of the best, by species; the one heard longest first."""
+    """Returns a row for each species, by descending total time of its detections.
+
+    Args:
+        detections: Detections of one recording.
+        names: Names by code.
+        duration_s: Length of the recording.
+
+    Returns:
+        Both names, number of detections, their seconds, start and score of the best one.
+    """
     by_species: dict[str, list[Detection]] = {}
     for one in detections:
         by_species.setdefault(one.species, []).append(one)
@@ -295,7 +311,12 @@ def species_rows(
 
 
 def clock(time_s: float, duration_s: float) -> str:
-    """A time in a recording so long: `02:05.3`, with hours in front from one hour on; as texts they sort by time."""
+    """Formats a time as `02:05.3`, or with hours; the texts sort by time.
+
+    Args:
+        time_s: Time in the recording.
+        duration_s: Length of the recording; from one hour on, hours are shown.
+    """
     tenths = round(time_s * 10)
     minutes, tenths = divmod(tenths, 600)
     seconds = f"{tenths // 10:02d}.{tenths % 10}"
@@ -306,10 +327,10 @@ def clock(time_s: float, duration_s: float) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """The time that `clock` wrote.
+    """Parses a time that `clock` formatted.
 
     Raises:
-        ValueError: If it did not write this.
+        ValueError: If the text has another format.
     """
     seconds = 0.0
     for part in text.split(":"):

@@ -1,4 +1,4 @@
-"""A web page: drop a recording, see and download who is heard in it."""
+"""Web page that shows the detections in an uploaded recording."""
 
 import html
 import os
@@ -27,7 +27,7 @@ from kenya_birds.values import Count, Positive, Range, checked
 
 INVENTED, EXAMPLE_S = "invented_birds", 30.0
 Port = Annotated[int, Range(1, 65535)]
-WAITING = 100  # recordings that wait for their turn; the next visitor is asked to come back
+WAITING = 100  # length of the queue; further visitors are refused
 CSS = """
 .gradio-container > .main, .gradio-container > .main > .wrap, main.contain, #results {max-width: 100%; min-width: 0}
 .gradio-container > .main {padding-left: 12px; padding-right: 12px}
@@ -52,7 +52,7 @@ CSS = """
 .known summary {cursor: pointer}
 .known ul {columns: 16rem; margin: 8px 0 0; padding-left: 1.2em; max-height: 20rem; overflow-y: auto}
 """
-# The player moves; it does not start by itself.
+# Moves the player without starting it.
 MOVE_SOUND = """(begin_s) => {
     const player = document.querySelector("#recording audio");
     if (player && begin_s !== null) player.currentTime = Math.max(0, begin_s - 0.5);
@@ -60,7 +60,14 @@ MOVE_SOUND = """(begin_s) => {
 
 
 def build(page: Page, *, max_upload_mb: float, concurrency: int, example: Path) -> gr.Blocks:
-    """The page."""
+    """Builds the page.
+
+    Args:
+        page: Handlers of the page's events.
+        max_upload_mb: Size limit of a file, in millions of bytes.
+        concurrency: Number of recordings that are analysed in parallel.
+        example: A recording that visitors can try.
+    """
     with gr.Blocks(title="Who sings here?", analytics_enabled=False) as blocks:
         gr.HTML(_introduction(page.analyser, max_upload_mb))
         recording = gr.Audio(
@@ -69,7 +76,7 @@ def build(page: Page, *, max_upload_mb: float, concurrency: int, example: Path) 
             label="Recording",
             editable=False,
             buttons=[],
-            # A browser would decode hours of sound for a waveform.
+            # For a waveform, the browser would decode hours of sound.
             waveform_options=gr.WaveformOptions(show_recording_waveform=False),
             elem_id="recording",
         )
@@ -99,17 +106,17 @@ def build(page: Page, *, max_upload_mb: float, concurrency: int, example: Path) 
             event.then(page.stretch, [start, *filters], stretch, **quiet)
 
         def analyse(event: Any, **api: Any) -> None:
-            heard = event.then(
-                page.hear,
+            analysed = event.then(
+                page.analyse,
                 overlap,
                 [about, results, species, start],
                 show_progress_on=about,
                 concurrency_limit=concurrency,
-                concurrency_id="hear",
-                **((api and {**api, "api_name": "hear"}) or {"api_visibility": "private"}),
+                concurrency_id="analyse",
+                **((api and {**api, "api_name": "analyse"}) or {"api_visibility": "private"}),
             )
             name = {**api, "api_name": "show"} if api else {"api_visibility": "private"}
-            draw(heard.then(page.show, filters, shown, show_progress="hidden", **name))
+            draw(analysed.then(page.show, filters, shown, show_progress="hidden", **name))
 
         opening: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
         api = {"api_visibility": "undocumented"}
@@ -148,15 +155,15 @@ def build(page: Page, *, max_upload_mb: float, concurrency: int, example: Path) 
 
 def _introduction(analyser: Analyser, max_upload_mb: float) -> str:
     return (
-        "<h1>Who sings here?</h1><p>Drop a recording, or record one. You get a table of the species that the model "
+        "<h1>Who sings here?</h1><p>Upload a recording, or record one. You get a table of the species that the model "
         f"<b>{html.escape(analyser.title)}</b> detects, with times, scores and spectrograms. "
         f"Limits: {max_upload_mb:g} MB and {analyser.max_hours:g} hours. "
-        f"What you send is removed when you close this page.</p>{species_list(analyser)}"
+        f"Your recording is deleted when you close this page.</p>{species_list(analyser)}"
     )
 
 
 def _controls(page: Page) -> tuple[gr.Radio, gr.Checkbox, gr.Slider, gr.Dropdown, gr.Checkbox]:
-    """Overlap, own thresholds, minimum score, species, merge."""
+    """Returns the controls for overlap, own thresholds, minimum score, species and merging."""
     analyser = page.analyser
     own_first, least_first = page.defaults
     with gr.Row():
@@ -170,14 +177,14 @@ def _controls(page: Page) -> tuple[gr.Radio, gr.Checkbox, gr.Slider, gr.Dropdown
         overlap = gr.Radio(
             [(f"{overlap_s:g} s" if overlap_s else "none", overlap_s) for overlap_s in analyser.overlaps_s],
             value=analyser.overlaps_s[1],
-            label=f"Overlap of neighbouring windows of {analyser.window_s:g} s (another one analyses again)",
+            label=f"Overlap of neighbouring windows of {analyser.window_s:g} s (a change starts a new analysis)",
             min_width=260,
             elem_id="overlap",
         )
         with gr.Column(min_width=260):
             own = gr.Checkbox(
                 own_first,
-                label="Use the model's threshold of each species",
+                label="Use the model's decision threshold of each species",
                 visible=analyser.thresholds is not None,
                 elem_id="own",
             )
@@ -186,7 +193,7 @@ def _controls(page: Page) -> tuple[gr.Radio, gr.Checkbox, gr.Slider, gr.Dropdown
 
 
 def _tables() -> tuple[gr.Dataframe, gr.Dataframe]:
-    """Detections by time and by species."""
+    """Returns the tables of detections by time and by species."""
     with gr.Tab("By time"):
         by_time = gr.Dataframe(
             headers=["Begin", "End", "Score", "Common name", "Scientific name"],
@@ -195,7 +202,7 @@ def _tables() -> tuple[gr.Dataframe, gr.Dataframe]:
             max_height=360,
             column_widths=["max(84px, 13%)"] * 2 + ["max(70px, 12%)"] + ["max(150px, 31%)"] * 2,
             elem_id="by_time",
-            label="Click a row: the spectrogram and the player go there",
+            label="Click a row to move the spectrogram and the player there",
         )
     with gr.Tab("By species"):
         by_species = gr.Dataframe(
@@ -205,7 +212,7 @@ def _tables() -> tuple[gr.Dataframe, gr.Dataframe]:
             max_height=360,
             column_widths=["max(150px, 24%)"] * 2 + ["max(105px, 13%)"] * 4,
             elem_id="by_species",
-            label="Most seconds first. Click a row: the spectrogram and the player go to the best detection",
+            label="Sorted by seconds. Click a row to move the spectrogram and the player to the best detection",
         )
     return by_time, by_species
 
@@ -221,18 +228,18 @@ def running_demo(
     concurrency: Count = 1,
     example: str | Path | None = None,
 ) -> Iterator[str]:
-    """Serves the page while the `with` block lasts; what visitors sent is removed at its end.
+    """Serves the page while the `with` block lasts; uploads are deleted at its end.
 
     Args:
-        analyser: Hears recordings.
+        analyser: Analyser of recordings.
         host: Address to listen on; `0.0.0.0`: all.
         port: Port to listen on.
-        max_upload_mb: Size of a file, in millions of bytes.
-        concurrency: How many recordings are heard at a time.
+        max_upload_mb: Size limit of a file, in millions of bytes.
+        concurrency: Number of recordings that are analysed in parallel.
         example: A recording that visitors can try; by default 30 s of invented birds.
 
     Yields:
-        The page's address.
+        Address of the page.
 
     Raises:
         UserError: If a setting, the example or the port cannot be used.
@@ -253,7 +260,7 @@ def running_demo(
 
 @contextmanager
 def _uploads_in(folder: str) -> Iterator[None]:
-    """Gradio keeps uploads in this folder while the `with` block lasts."""
+    """Sets Gradio's folder of uploads while the `with` block lasts."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = folder
     try:
@@ -270,8 +277,8 @@ def serve(model: str | Path, *, concurrency: Count = 1, max_hours: Positive = 2.
     """Serves the page until the process is interrupted.
 
     Args:
-        model: A model's folder, or `owner/name` or `owner/name@revision` on the Hub; its code is not run.
-        concurrency: How many recordings are heard at a time.
+        model: A model's folder, or `owner/name` or `owner/name@revision` on the Hub; code in its folder is not run.
+        concurrency: Number of recordings that are analysed in parallel.
         max_hours: Longer recordings are refused.
         **options: See `running_demo`.
 
@@ -285,7 +292,7 @@ def serve(model: str | Path, *, concurrency: Count = 1, max_hours: Positive = 2.
 
 
 def _example(folder: Path, recording: str | Path | None) -> Path:
-    """Puts the example where visitors may open it."""
+    """Copies the example to the folder of examples, which visitors may open."""
     folder.mkdir()
     if recording is None:
         with tempfile.TemporaryDirectory() as place:
@@ -294,7 +301,7 @@ def _example(folder: Path, recording: str | Path | None) -> Path:
             )
             (made,) = (archive / RECORDINGS_FOLDER).iterdir()
             return Path(shutil.move(made, folder / f"{INVENTED}{made.suffix}"))
-    read_header(Path(recording))  # a file that is no recording is refused now
+    read_header(Path(recording))  # raises an error if the file is not a recording
     return Path(shutil.copyfile(recording, folder / Path(recording).name))
 
 
@@ -320,9 +327,9 @@ def _launch(blocks: gr.Blocks, host: str, port: int, max_bytes: int, guard: Midd
             state_session_capacity=MAX_SESSIONS,
             footer_links=[],
             app_kwargs={"middleware": [guard]},
-            # Gradio's own fonts come from Google.
+            # Gradio's own fonts are loaded from Google.
             theme=gr.themes.Default(
-                primary_hue="blue",  # on white its text has a contrast of 5, the default's 3
+                primary_hue="blue",  # its text has a contrast of 5 on white, the default's 3
                 font=["system-ui", "sans-serif"],
                 font_mono=["monospace"],
             ),
@@ -334,9 +341,9 @@ def _launch(blocks: gr.Blocks, host: str, port: int, max_bytes: int, guard: Midd
 
 
 def wait_for_end() -> None:
-    """Returns when the process is asked to end, by Ctrl+C or SIGTERM."""
+    """Waits for Ctrl+C or SIGTERM."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    while not ended.wait(1):  # on Windows no signal interrupts a wait without an end
+    while not ended.wait(1):  # on Windows signals do not interrupt a wait without a timeout
         pass

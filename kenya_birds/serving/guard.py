@@ -1,4 +1,4 @@
-"""What a web page's server lets in: the routes that the page uses, bodies of a bounded size, and no addresses."""
+"""Request filter of the web server: only the routes of the page, bodies of limited size, and no addresses."""
 
 import json
 import re
@@ -19,8 +19,8 @@ READ = re.compile(
 WRITE = re.compile(rf"{_API}/(upload|queue/join|run/predict|cancel|reset)/?")
 UPLOAD = f"{_API}/upload"
 MAX_JSON_BYTES = 2**20
-FORM_BYTES = 2**16  # of an upload, round the file
-# Nothing is loaded from, or sent to, another place than this server.
+FORM_BYTES = 2**16  # of an upload, in addition to the file
+# The page communicates only with this server.
 HEADERS = {
     "content-security-policy": (
         "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'"
@@ -31,12 +31,12 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware that refuses unexpected requests.
 
     Args:
-        app: The application behind it.
-        max_upload_bytes: Size of a file.
-        uploads: The folder that uploads go to.
+        app: The application.
+        max_upload_bytes: Size limit of a file.
+        uploads: Folder of uploads.
     """
 
     def __init__(self, app: ASGIApp, max_upload_bytes: int, uploads: Path) -> None:
@@ -45,7 +45,13 @@ class Guard:
         self._uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets a request pass, or answers it with a sentence."""
+        """Passes a request to the application, or refuses it with a message.
+
+        Args:
+            scope: See ASGI.
+            receive: See ASGI.
+            send: See ASGI.
+        """
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
@@ -59,7 +65,7 @@ class Guard:
 
         path, method = scope["path"], scope["method"]
         if not (READ if method in ("GET", "HEAD") else WRITE).fullmatch(path) or method not in ("GET", "HEAD", "POST"):
-            await PlainTextResponse("There is no such page here.", 404)(scope, receive, answer)
+            await PlainTextResponse("This page does not exist.", 404)(scope, receive, answer)
         elif method != "POST":
             await self._app(scope, receive, answer)
         elif path.rstrip("/") == UPLOAD:
@@ -69,15 +75,15 @@ class Guard:
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         if shutil.disk_usage(self._uploads).free < 2 * self._max_upload_bytes:
-            await PlainTextResponse("The server has no room for a recording now: come back later.", 507)(
+            await PlainTextResponse("The server has too little disk space: try again later.", 507)(
                 scope, receive, send
             )
             return
         most = self._max_upload_bytes + FORM_BYTES
-        # A length is required: a body that turns out too long is found out only when it has come.
+        # A length is required, because without it a body that is too long is found only after the upload.
         length = dict(scope["headers"]).get(b"content-length", b"")
         if not length.isdigit() or int(length) > most:
-            reason = f"The file is too large: {self._max_upload_bytes / 1e6:.0f} MB at most."
+            reason = f"The file is too large: expected at most {self._max_upload_bytes / 1e6:.0f} MB."
             await PlainTextResponse(reason, 413)(scope, receive, send)
             return
         await self._app(scope, receive, send)
@@ -108,20 +114,20 @@ class Guard:
 
 
 def _refusal(body: bytes) -> tuple[str, int] | None:
-    """Why a body is not let in, and the status code."""
+    """Returns the reason to refuse a body, and the status code; None if it is accepted."""
     if len(body) > MAX_JSON_BYTES:
         return "The request is too large.", 413
     try:
         content = json.loads(body or b"null")
     except (ValueError, RecursionError):
-        return "The request is no JSON.", 400
+        return "The request is not JSON.", 400
     if _names_address(content):
-        return "Send the file itself, not an address.", 400
+        return "Addresses are not accepted: upload the file itself.", 400
     return None
 
 
 def _names_address(content: Any) -> bool:
-    """Whether a file's path, at any depth, is an address on the network: the server would fetch it."""
+    """Returns True if a file's path, at any depth, is a network address, which the server would download."""
     stack = [content]
     while stack:
         item = stack.pop()

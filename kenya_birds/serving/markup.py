@@ -1,4 +1,4 @@
-"""What the page says, as HTML: messages, pictures with alternative text, the legend, settings, and the species."""
+"""HTML of the page: messages, pictures with alternative text, the legend, settings, and the species."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import SpeciesStyle
 from kenya_birds.serving.analysis import Analyser, Findings, clock, detect_command
 
-MAX_TOLD = 12  # detections that the alternative text of a picture names
+MAX_LISTED = 12  # detections in the alternative text of a picture
 # Stripes and dots, as in the pictures.
 PATTERNS = {
     "": "none",
@@ -22,18 +22,23 @@ PATTERNS = {
 
 
 def message(*lines: str) -> str:
-    """Lines of text in a box."""
+    """Returns lines of text in a box."""
     return f"<div class='message' role='status'>{'<br>'.join(map(html.escape, lines))}</div>"
 
 
 def problem(text: str) -> str:
-    """What went wrong, in a box that screen readers announce."""
+    """Returns an error message in a box that screen readers announce."""
     return f"<div class='message problem' role='alert'>{html.escape(text)}</div>"
 
 
 def picture(path: Path, description: str) -> str:
-    """A picture that scrolls sideways where the page is narrow, and opens in full size."""
-    # Relative: a proxy may serve the page under another path.
+    """Returns a picture that scrolls horizontally on a narrow page, and opens in full size.
+
+    Args:
+        path: The picture.
+        description: Alternative text.
+    """
+    # A relative address also works behind a proxy with another path.
     address = html.escape(f"gradio_api/file={path.as_posix()}")
     description = html.escape(description)
     return (
@@ -44,7 +49,13 @@ def picture(path: Path, description: str) -> str:
 
 
 def whole_description(duration_s: float, detections: Sequence[Detection], names: Mapping[str, SpeciesNames]) -> str:
-    """What the picture of the whole recording shows; the tables have the details."""
+    """Describes the picture of the whole recording; the tables have the details.
+
+    Args:
+        duration_s: Length of the recording.
+        detections: Its detections.
+        names: Names by code.
+    """
     species = list(dict.fromkeys(names[one.species].common_name for one in detections))
     return f"Timeline of {clock(duration_s, duration_s)}: when each of {len(species)} species was detected. " + _list(
         species
@@ -54,21 +65,35 @@ def whole_description(duration_s: float, detections: Sequence[Detection], names:
 def stretch_description(
     begin_s: float, end_s: float, duration_s: float, detections: Sequence[Detection], names: Mapping[str, SpeciesNames]
 ) -> str:
-    """What the picture of a stretch shows."""
+    """Describes the picture of a section.
+
+    Args:
+        begin_s: Start of the section.
+        end_s: End of the section.
+        duration_s: Length of the recording.
+        detections: Detections of the whole recording.
+        names: Names by code.
+    """
     near = [one for one in detections if one.end_s > begin_s and one.start_s < end_s]
-    told = [
+    listed = [
         f"{names[one.species].common_name} {clock(one.start_s, duration_s)} to {clock(one.end_s, duration_s)}, "
         f"score {one.score:.2f}"
         for one in near
     ]
     stretch = f"{clock(begin_s, duration_s)} to {clock(end_s, duration_s)}"
-    return f"Spectrogram from {stretch} with {len(near)} detections. " + _list(told)
+    return f"Spectrogram from {stretch} with {len(near)} detections. " + _list(listed)
 
 
 def legend(
     detections: Sequence[Detection], names: Mapping[str, SpeciesNames], styles: Mapping[str, SpeciesStyle]
 ) -> str:
-    """The colour of each species, in the order of `styles`."""
+    """Returns the colours of the detected species, in the order of `styles`.
+
+    Args:
+        detections: The detections.
+        names: Names by code.
+        styles: Colours by code.
+    """
     shown = {one.species for one in detections}
     items = "".join(
         f"<li><span class='key' style='background: {PATTERNS[style.hatch]}, {style.colour}' aria-hidden='true'></span>"
@@ -80,18 +105,24 @@ def legend(
 
 
 def settings_text(analyser: Analyser, findings: Findings, settings: FindingSettings) -> str:
-    """What counts as a detection, and the command that gives the same rows."""
+    """Returns the settings in words, and the command that gives the same rows.
+
+    Args:
+        analyser: The analyser.
+        findings: Scores of the recording.
+        settings: Settings of detections.
+    """
     window = f"windows of {analyser.window_s:g} s"
     if findings.overlap_s:
         window += f" that overlap by {findings.overlap_s:g} s"
     threshold = (
         f"the threshold {settings.threshold:g} for every species"
         if settings.threshold is not None
-        else "the model's own threshold for each species"
+        else "the model's decision threshold for each species"
     )
     if settings.min_confidence:
         threshold += f", and no score below {settings.min_confidence:g}"
-    merge = "neighbouring detections merged" if settings.merge else "each window by itself"
+    merge = "neighbouring detections merged" if settings.merge else "one detection per window"
     species = "" if settings.species is None else f"; {len(settings.species)} species chosen"
     command = detect_command(analyser.model, findings.info.recording, findings.overlap_s, settings)
     return (
@@ -101,7 +132,7 @@ def settings_text(analyser: Analyser, findings: Findings, settings: FindingSetti
 
 
 def species_list(analyser: Analyser) -> str:
-    """All species of the model, closed until somebody opens it."""
+    """Returns a closed list of all species of the model."""
     silent = set()
     if analyser.thresholds is not None:
         silent = {code for code, own in zip(analyser.classes, analyser.thresholds, strict=True) if own == np.inf}
@@ -110,15 +141,15 @@ def species_list(analyser: Analyser) -> str:
         items.append(
             f"<li>{html.escape(common)}"
             + (f" <i>{html.escape(scientific)}</i>" if scientific else "")
-            + (" (has no threshold of its own)" if code in silent else "")
+            + (" (no decision threshold, never reported)" if code in silent else "")
             + "</li>"
         )
     return (
-        f"<details class='known'><summary>The {len(items)} species that the model knows</summary>"
+        f"<details class='known'><summary>All {len(items)} species of the model</summary>"
         f"<ul>{''.join(items)}</ul></details>"
     )
 
 
 def _list(items: Sequence[str]) -> str:
-    rest = len(items) - MAX_TOLD
-    return "; ".join(items[:MAX_TOLD]) + (f"; and {rest} more" if rest > 0 else "")
+    rest = len(items) - MAX_LISTED
+    return "; ".join(items[:MAX_LISTED]) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,4 +1,4 @@
-"""What the page's events do: a recording is opened, heard, and shown under the filters that are chosen."""
+"""Handlers of the page's events: open a recording, analyse it, and show results with the chosen filters."""
 
 import logging
 import math
@@ -28,17 +28,17 @@ from kenya_birds.serving.sessions import Session, Sessions
 logger = logging.getLogger(__name__)
 
 MAX_ROWS = 2000  # of a table on the page; downloads have all
-LEAD_S = 3.0  # shown in front of the detection that was clicked
+LEAD_S = 3.0  # shown before the clicked detection
 BEGIN_COLUMNS, BEST_COLUMN = 5, 4  # of the tables by time and by species
 NOTHING = "Nothing was detected with these settings. Lower the minimum score, or choose other species."
 
 
 class Page:
-    """What the page's events do.
+    """Handlers of the page's events.
 
     Args:
-        analyser: Hears recordings.
-        sessions: What is kept of visitors.
+        analyser: Analyser of recordings.
+        sessions: Sessions of visitors.
     """
 
     def __init__(self, analyser: Analyser, sessions: Sessions) -> None:
@@ -46,7 +46,15 @@ class Page:
         self.sessions = sessions
 
     def open(self, recording: str | None, request: gr.Request) -> tuple[Any, Any]:
-        """Takes the recording; what the page says, and whether it shows results."""
+        """Opens an uploaded recording.
+
+        Args:
+            recording: Path of the upload; None: the recording was removed.
+            request: The request.
+
+        Returns:
+            Message, and visibility of the results.
+        """
         key = _key(request)
         if recording is None:
             self.sessions.close(key)
@@ -55,27 +63,33 @@ class Page:
             session = self.sessions.open(key, recording)
         except UserError as error:
             return problem(str(error)), gr.update(visible=False)
-        return message(f"{session.recording.name} is waiting for its turn ..."), gr.update(visible=False)
+        return message(f"{session.recording.name} is in the queue ..."), gr.update(visible=False)
 
-    def hear(self, overlap_s: float, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Sequence[Any]:  # noqa: B008
-        """Analyses the recording; what the page says, whether it shows results, choice of species and of the stretch.
+    def analyse(self, overlap_s: float, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Sequence[Any]:  # noqa: B008
+        """Analyses the recording, unless it was analysed with this overlap before.
 
-        Nothing is done again where the recording was analysed with this overlap.
+        Args:
+            overlap_s: Overlap of neighbouring windows in seconds.
+            request: The request.
+            progress: Progress bar of the page.
+
+        Returns:
+            Message, visibility of the results, choice of species, and slider of the section.
         """
         overlap_s = self.analyser.allowed_overlap_s(overlap_s)
         session = self.sessions.find(_key(request))
-        if session is None or not session.begin_hearing(overlap_s):
+        if session is None or not session.begin_analysis(overlap_s):
             return [gr.skip()] * 4
         name = session.recording.name
         try:
-            findings = self.analyser.hear(
+            findings = self.analyser.analyse(
                 session.recording,
                 overlap_s=overlap_s,
                 progress=lambda share: progress(share, desc="Analysing"),
                 is_stopped=session.is_closed.is_set,
             )
         except UserError as error:
-            if session.is_closed.is_set():  # the page has another recording by now
+            if session.is_closed.is_set():  # the page has another recording now
                 return [gr.skip()] * 4
             self.sessions.close(_key(request), session)
             return problem(str(error)), gr.update(visible=False), gr.skip(), gr.skip()
@@ -89,7 +103,7 @@ class Page:
         highest_hz = self.analyser.frequencies_hz[1]
         if findings.info.sample_rate_hz < 2 * highest_hz:
             about.append(
-                f"It holds nothing above {findings.info.sample_rate_hz / 2000:g} kHz, but the model hears up to "
+                f"It has no frequencies above {findings.info.sample_rate_hz / 2000:g} kHz, but the model uses up to "
                 f"{highest_hz / 1000:g} kHz: expect lower scores and missed calls."
             )
         for loss in findings.losses:
@@ -112,21 +126,20 @@ class Page:
 
     @property
     def least_score(self) -> float:
-        """The lowest score that can be chosen: the floor, to the next hundredth."""
+        """The lowest available score: the floor, rounded up to a hundredth."""
         return math.ceil(self.analyser.floor * 100) / 100
 
     @property
     def defaults(self) -> tuple[bool, float]:
-        """Whether the model's own thresholds are used, and the least score, at first."""
+        """Initial values: whether the model's own thresholds are used, and the minimum score."""
         return (True, self.least_score) if self.analyser.thresholds is not None else (False, 0.5)
 
     def settings(self, own: bool, least: float, species: list[str] | None, merge: bool) -> FindingSettings:
-        """What counts as a detection under the filters that are chosen.
+        """Returns the settings of detections for the chosen filters.
 
         Args:
             own: Whether the model's own thresholds are used.
-            least: Beside them the least score, where it is above the lowest one that can be chosen; without them the
-                threshold of every species.
+            least: With them, an additional minimum score; without them, the threshold of every species.
             species: eBird codes; none: all.
             merge: Whether neighbouring detections are merged.
         """
@@ -139,14 +152,26 @@ class Page:
     def show(
         self, own: bool, least: float, species: list[str] | None, merge: bool, request: gr.Request
     ) -> Sequence[Any]:
-        """A line, both tables, the picture of the whole, the legend, the settings, and the three downloads."""
+        """Shows the detections with the chosen filters.
+
+        Args:
+            own: See `settings`.
+            least: See `settings`.
+            species: See `settings`.
+            merge: See `settings`.
+            request: The request.
+
+        Returns:
+            A line of text, both tables, the picture of the whole recording, the legend, the settings, and the three
+            downloads.
+        """
         session = self.sessions.find(_key(request))
         if session is None or session.findings is None:
             return [gr.skip()] * 9
         try:
             return self._shown(session, self.settings(own, least, species, merge))
         except (OSError, UserError):
-            if session.is_closed.is_set():  # another recording came, and this one's folder is gone
+            if session.is_closed.is_set():  # the folder was removed for another recording
                 return [gr.skip()] * 9
             raise
 
@@ -193,18 +218,27 @@ class Page:
     def stretch(
         self, start_s: float, own: bool, least: float, species: list[str] | None, merge: bool, request: gr.Request
     ) -> Any:
-        """The picture of a stretch."""
+        """Draws the spectrogram of a section.
+
+        Args:
+            start_s: Start of the section.
+            own: See `settings`.
+            least: See `settings`.
+            species: See `settings`.
+            merge: See `settings`.
+            request: The request.
+        """
         session = self.sessions.find(_key(request))
         if session is None or session.findings is None:
             return gr.skip()
         findings, names = session.findings, self.analyser.names
         found = findings.detections(self.settings(own, least, species, merge))
-        styles = species_styles(findings.species)  # of all that was found: filters and scrolling keep the colours
+        styles = species_styles(findings.species)  # of all species, so that filters and scrolling keep the colours
         begin_s = min(max(0.0, start_s), max(0.0, findings.duration_s - 1))
         try:
             path = session.new_folder("stretch") / "spectrogram.png"
             picture_of_stretch(session.recording, found, names, styles, begin_s, path)
-        except (OSError, UserError) as error:  # what could not be analysed cannot be drawn either
+        except (OSError, UserError) as error:  # sound that cannot be read cannot be drawn
             if session.is_closed.is_set():
                 return gr.skip()
             logger.info("%s", error)
@@ -213,8 +247,8 @@ class Page:
         return picture(path, stretch_description(begin_s, end_s, findings.duration_s, found, names))
 
     def go_to(self, event: gr.SelectData) -> Any:
-        """After a click on a row: where the picture begins, and where the sound does."""
-        # By time, or by species the best one.
+        """Handles a click on a row; returns the start of the picture and of the sound."""
+        # Column of the start, in the table by time or by species.
         column = BEST_COLUMN if len(event.row_value) > BEGIN_COLUMNS else 0
         try:
             begin_s = seconds_of(str(event.row_value[column]))
@@ -223,7 +257,7 @@ class Page:
         return max(0, math.floor(begin_s - LEAD_S)), begin_s
 
     def close(self, request: gr.Request) -> None:
-        """Forgets the page."""
+        """Ends the page's session."""
         self.sessions.close(_key(request))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a page: a stretch of the recording with what was heard in it, and when it was heard in the whole."""
+"""Pictures of the page: the spectrogram of a section with its detections, and a timeline of the whole recording."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from kenya_birds.serving.analysis import clock
 STRETCH_S = 30.0
 MAX_SPECIES = 20
 WIDTH_INCH, ROW_INCH = 11.0, 0.24
-# matplotlib's style is the process's.
+# matplotlib's style is global.
 _drawing = threading.Lock()
 
 
@@ -30,14 +30,14 @@ def picture_of_stretch(
     start_s: float,
     output: Path,
 ) -> None:
-    """Draws the spectrogram of 30 s, or what there is of them, with a labelled bar for each detection.
+    """Draws the spectrogram of 30 s, or up to the recording's end, with a labelled bar for each detection.
 
     Args:
         recording: The recording.
-        detections: Of all of it.
+        detections: Detections of the whole recording.
         names: Names by code.
         styles: Colours by code.
-        start_s: Begin of the stretch, in the recording.
+        start_s: Start of the section.
         output: PNG to write.
 
     Raises:
@@ -59,11 +59,11 @@ def picture_of_whole(
     styles: Mapping[str, SpeciesStyle],
     output: Path,
 ) -> None:
-    """Draws when each species was detected, in a row of its own and in its colour: the legend of all pictures.
+    """Draws a timeline with one row per species, in its colour.
 
     Args:
         duration_s: Length of the recording.
-        detections: Of all of it; the 20 species with the most detections are drawn.
+        detections: Detections of the whole recording. The 20 species with the most detections are drawn.
         names: Names by code.
         styles: Colours by code.
         output: PNG to write.
@@ -86,7 +86,7 @@ def _timeline(
     figure = Figure(figsize=(WIDTH_INCH, 0.6 + ROW_INCH * max(1, len(most))), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    least_s = duration_s / 1000  # a detection stays to be seen in an hour
+    least_s = duration_s / 1000  # keeps short detections visible
     for row, code in enumerate(most):
         found = by_species[code]
         spans = [(one.start_s, max(one.end_s - one.start_s, least_s)) for one in found]

@@ -1,4 +1,4 @@
-"""What is kept of each visitor: a folder and what was heard, until the page is closed; the upload goes soon after."""
+"""Sessions of visitors: a folder and the scores of a recording, until the page is closed."""
 
 import logging
 import secrets
@@ -17,28 +17,28 @@ from kenya_birds.serving.analysis import Findings
 logger = logging.getLogger(__name__)
 
 MAX_SESSIONS = 500
-# For visitors whose browser does not say good-bye.
+# For browsers that do not report the end of a page.
 IDLE_S = 3600.0
-# Files that no session uses are removed so long after they were last written to. Not at once: of files with the same
-# content the web server has one, and somebody else may just have sent it.
+# Unused files are removed this long after their last change. The delay is necessary because the web server stores
+# files with the same content once, and another visitor may just have sent it.
 UPLOAD_GRACE_S = 120.0
 SWEEP_S = 30.0
-SESSION = "session-"  # begins the names of sessions' folders
-EXAMPLES = "examples"  # the folder of recordings that visitors can choose: they stay
+SESSION = "session-"  # prefix of the folders of sessions
+EXAMPLES = "examples"  # folder of example recordings, which are not removed
 KEPT_OUTPUTS = 2
 
 
 @dataclass
 class Session:
-    """What a visitor's page shows.
+    """Session of one page of a visitor.
 
     Attributes:
-        folder: Of this session alone, with a name that cannot be guessed.
-        upload: The file as the web server keeps it.
-        recording: The same file in the session's folder: it stays there while the session lasts.
-        findings: What was heard; None before.
-        used_s: When it was last asked for, on the monotonic clock.
-        is_closed: Whether nobody waits any more.
+        folder: Folder of the session, with a name that cannot be guessed.
+        upload: The file in the web server's folder.
+        recording: The same file in the session's folder, available until the session ends.
+        findings: Scores of the recording; None before the analysis.
+        used_s: Time of the last request, on the monotonic clock.
+        is_closed: Set when the session ends.
     """
 
     folder: Path
@@ -51,21 +51,21 @@ class Session:
     _outputs: list[Path] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin_hearing(self, overlap_s: float) -> bool:
-        """Whether nobody has begun to hear it with this overlap yet: of two events of one page, one hears."""
+    def begin_analysis(self, overlap_s: float) -> bool:
+        """Returns True for the first request of an analysis with this overlap, so that it is made once."""
         with self._lock:
             before, self._overlap_s = self._overlap_s, overlap_s
         return before != overlap_s
 
     def is_wanted(self, overlap_s: float) -> bool:
-        """Whether this overlap is the last that was asked for."""
+        """Returns True if this overlap is the last requested one."""
         return self._overlap_s == overlap_s
 
     def new_folder(self, kind: str) -> Path:
-        """A new folder for files that the page shows; of one kind the last two stay.
+        """Creates a folder for files of the page; only the last two of each kind are kept.
 
         Args:
-            kind: Name of the kind.
+            kind: Prefix of the folder's name.
         """
         folder = self.folder / f"{kind}-{secrets.token_hex(6)}"
         with self._lock:
@@ -79,11 +79,11 @@ class Session:
 
 
 class Sessions:
-    """The sessions of a server, by the key that each page has.
+    """Sessions of a server, by the key of each page.
 
     Args:
-        uploads: The folder in which the web server keeps what is sent to it. No other file is ever opened.
-        clock: Monotonic time in seconds.
+        uploads: The web server's folder of uploads. Other files are never opened.
+        clock: Function that returns the monotonic time in seconds.
     """
 
     def __init__(self, uploads: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -93,24 +93,24 @@ class Sessions:
         self._lock = threading.Lock()
 
     def open(self, key: str, upload: str | Path) -> Session:
-        """Begins a session with a file, and ends the one that the page had before.
+        """Starts a session with a file, and ends the page's previous session.
 
         Args:
             key: The page's key.
-            upload: Path that the page says its file has. It is not believed.
+            upload: Path of the upload, as sent by the page; it is verified.
 
         Raises:
-            UserError: If it is no file that was sent to this server.
+            UserError: If the path is not an uploaded file.
         """
-        # Links are followed before it is looked where it is; the server puts each upload in a folder of its own.
+        # Links are resolved before the check; the server stores each upload in its own folder.
         try:
             path = Path(upload).resolve()
             is_upload = path.parent.parent == self._uploads and not path.parent.name.startswith(SESSION)
             is_here = is_upload and path.is_file()
-        except (OSError, ValueError):  # what is no path
+        except (OSError, ValueError):  # not a valid path
             is_here = False
         if not is_here:
-            raise UserError("this file is not here, or not any more: drop it again")
+            raise UserError("this file is no longer on the server: upload it again")
         self._expire(MAX_SESSIONS - 1)
         folder = self._uploads / f"{SESSION}{secrets.token_urlsafe(24)}"
         folder.mkdir(mode=0o700)
@@ -124,7 +124,7 @@ class Sessions:
         return session
 
     def find(self, key: str) -> Session | None:
-        """The page's session; None if it has none, or had to make room."""
+        """Returns the page's session; None if it has none, or it was ended."""
         with self._lock:
             session = self._sessions.get(key)
         if session is not None:
@@ -132,11 +132,11 @@ class Sessions:
         return session
 
     def close(self, key: str, session: Session | None = None) -> None:
-        """Ends the page's session, if it has one, and removes what was kept of it.
+        """Ends the page's session, if it has one, and deletes its files.
 
         Args:
             key: The page's key.
-            session: The session to end, which another one may have replaced since; by default the page's, whichever.
+            session: The session to end, possibly replaced by another one since; by default the page's current one.
         """
         with self._lock:
             found = self._sessions.get(key)
@@ -150,25 +150,27 @@ class Sessions:
             self.close(key)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Returns the number of sessions."""
         return len(self._sessions)
 
     def sweep(self) -> None:
-        """Ends sessions that were left, and removes uploads that no session uses."""
+        """Ends idle sessions, and removes unused uploads."""
         self._expire(MAX_SESSIONS)
         with self._lock:
             in_use = {session.upload for session in self._sessions.values()}
             folders = {session.folder for session in self._sessions.values()}
         for path in self._uploads.glob("*"):
             if path.name.startswith(SESSION):
-                if path not in folders and _is_old(path):  # Windows kept files that were open when the session ended
+                if path not in folders and _is_old(
+                    path
+                ):  # on Windows, open files could not be removed when the session ended
                     shutil.rmtree(path, ignore_errors=True)
                 continue
             if path.name == EXAMPLES:
                 continue
             for file in list(path.iterdir()) if path.is_dir() else [path]:
                 if file not in in_use and _is_old(file):
-                    with suppress(OSError):  # it is open, or went meanwhile
+                    with suppress(OSError):  # it is open, or was removed meanwhile
                         file.unlink()
                         logger.debug("%s was removed", file)
             if _is_old(path):
@@ -177,14 +179,14 @@ class Sessions:
 
     @contextmanager
     def swept(self) -> Iterator[None]:
-        """Sweeps every 30 s while the `with` block lasts, and ends all sessions at its end."""
+        """Calls `sweep` every 30 s while the `with` block lasts, and ends all sessions at its end."""
         ended = threading.Event()
 
         def work() -> None:
             while not ended.wait(SWEEP_S):
                 try:
                     self.sweep()
-                except OSError as error:  # an upload came or went meanwhile
+                except OSError as error:  # an upload was added or removed meanwhile
                     logger.debug("%s", error)
 
         thread = threading.Thread(target=work, name="sweep", daemon=True)
@@ -197,7 +199,7 @@ class Sessions:
             self.close_all()
 
     def _expire(self, most: int) -> None:
-        """Ends sessions that were left, and the ones that were used least lately of more than `most`."""
+        """Ends idle sessions, and the least recently used ones if there are more than `most`."""
         with self._lock:
             by_age = sorted(self._sessions, key=lambda key: self._sessions[key].used_s)
             left = [key for key in by_age if self._clock() - self._sessions[key].used_s > IDLE_S]
