@@ -210,7 +210,7 @@ def test_one_recording_cannot_check_a_calibration(multi_label):
     choice = choose_calibration(logits, references, np.array(["a.wav"] * len(logits)))
     assert choice.calibration == Calibration()
     assert choice.brier_score is None
-    assert "cannot be checked on one validation recording" in choice.reason()
+    assert "there is only one validation recording, so a calibration cannot be checked" in choice.reason()
 
 
 def test_a_validation_split_that_tells_nothing_leaves_scores_as_they_are():

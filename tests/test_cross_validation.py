@@ -206,11 +206,11 @@ def test_another_cross_validation_is_not_resumed(small_archive, validated, tmp_p
         refused("learning_rate was 0.003 and is 0.001 now", **{**goes_on, "learning_rate": 1e-3}, folds=3)
         refused("split_seed was 42 and is 3 now", **goes_on, folds=3, split_seed=3)
     refused("folds was 3 and is 4 now", **goes_on, folds=4)
-    refused("recordings are in other folds now", **goes_on, folds=3, splits_file=other_folds(validated, tmp_path))
+    refused("recordings are in different folds now", **goes_on, folds=3, splits_file=other_folds(validated, tmp_path))
     refused(r"no checkpoint .*\(a cross-validation is resumed with --folds", **goes_on)
     archive = shutil.copytree(small_archive, tmp_path / "archive")
     edit(archive / "annotations.csv", "\n", "\n\n")  # the same annotations, and yet other bytes
-    refused("annotations.csv has changed since", **{**goes_on, "data_dir": archive}, folds=3)
+    refused("annotations.csv has changed since then", **{**goes_on, "data_dir": archive}, folds=3)
 
 
 def other_folds(validated, tmp_path):

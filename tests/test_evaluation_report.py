@@ -92,7 +92,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path):
 def test_one_recording_has_no_intervals_and_is_told(tmp_path, caplog):
     metrics, *_ = evaluate(tmp_path, one_recording=True, split="validation")
     assert set(metrics["intervals"].values()) == {None}
-    assert "validation has one recording only" in caplog.text
+    assert "validation has only one recording" in caplog.text
     assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"validation"}
 
 

@@ -117,7 +117,7 @@ def test_every_picture_says_what_it_shows_of_what_and_how_to_read_it(drawn):
         assert title.startswith(heading)
         assert title.endswith(about)
         assert figure.axes[0].get_title(loc="left")
-    assert "Species that are confused stand next to each other." in " ".join(texts(drawn[0])).replace("\n", " ")
+    assert "Confused species are next to each other." in " ".join(texts(drawn[0])).replace("\n", " ")
 
 
 def test_bins_of_fewer_than_ten_scores_are_hollow_and_bear_their_number(drawn):

@@ -56,7 +56,7 @@ def test_another_file_is_refused(tmp_path):
     (tmp_path / "text.parquet").write_text("no Parquet")
     pd.DataFrame({"recording": ["r"]}).to_parquet(tmp_path / "other.parquet")
     for name in ("text", "other", "missing"):
-        with pytest.raises(UserError, match=rf"{name}\.parquet does not hold predictions"):
+        with pytest.raises(UserError, match=rf"{name}\.parquet is not a predictions file"):
             read_predictions(tmp_path / f"{name}.parquet")
 
 

@@ -43,7 +43,7 @@ def test_a_table_is_judged_on_the_recordings_that_it_names(archive, tmp_path, ca
     assert value(content, "precision") == pytest.approx(2 / 3)
     assert value(content, "recall") == pytest.approx(2 / 3)
     assert value(content, "false_per_h") == pytest.approx(1 / (20 / 3600))
-    assert "1 other annotated recordings of the archive do not count" in caplog.text
+    assert "1 other annotated recordings of the archive are skipped" in caplog.text
     assert "precision of events" in format_scores(content)
 
 
@@ -108,10 +108,10 @@ def test_recordings_can_be_chosen(archive, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [
-        ([("z.wav", 0, "owl1", 1)], {}, r"names 1 recordings and none of the archive's 3 .*'z\.wav', not 'a\.wav'"),
-        ([("a.wav", 0, "robin", 1)], {}, "names 1 species and none of the archive's 2 annotated ones"),
-        ([("a.wav", 30, "owl1", 1)], {}, r"t\.csv, line 2 begins at 30 s, and a\.wav has 10 s"),
-        ([("a.wav", 0, "owl1", 1)], {"recordings": ("z.wav",)}, "1 recordings to judge on are not in the archive"),
+        ([("z.wav", 0, "owl1", 1)], {}, r"has 1 recordings, but none of the archive's 3 .*'z\.wav', not 'a\.wav'"),
+        ([("a.wav", 0, "robin", 1)], {}, "has 1 species, but none of the archive's 2 annotated ones"),
+        ([("a.wav", 30, "owl1", 1)], {}, r"t\.csv, line 2 starts at 30 s, but a\.wav is 10 s long"),
+        ([("a.wav", 0, "owl1", 1)], {"recordings": ("z.wav",)}, "1 of the recordings to score are not in the archive"),
         ([("a.wav", 0, "owl1", 1)], {"tolerance_s": -1.0}, "tolerance_s is -1.0: expected 0 or more"),
         ([("a.wav", 0, "owl1", 1)], {"window_s": 0.0}, "window_s is 0.0: expected more than 0"),
         ([("a.wav", 0, "owl1", 1)], {"min_score": float("nan")}, "min_score is nan"),

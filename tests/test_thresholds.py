@@ -126,7 +126,7 @@ def test_thresholds_are_read_as_they_were_written(tmp_path):
     assert Thresholds.read(tmp_path / "thresholds.json") == chosen
     for text in ("{", '{"species": {}}', "[]"):
         (tmp_path / "other.json").write_text(text)
-        with pytest.raises(UserError, match=r"other\.json does not hold thresholds"):
+        with pytest.raises(UserError, match=r"other\.json is not a thresholds file"):
             Thresholds.read(tmp_path / "other.json")
 
 
@@ -170,8 +170,8 @@ def test_a_species_whose_scores_tell_nothing_has_the_default():
     checked = choose_checked_thresholds(scores, references, CLASSES, recordings)
     assert checked.species["bird3"] == 0.5
     assert checked.defaults["bird3"] in (
-        "more wrong than right reports on other recordings",
-        "below the share of clips that hold the species",
+        "more false than correct reports on other recordings",
+        "below the share of clips that contain the species",
         "not better than 0.5 on other recordings",
     )
 
@@ -200,7 +200,7 @@ def test_one_validation_recording_leaves_the_default_and_says_so(tmp_path):
     checked = choose_checked_thresholds(scores, references, CLASSES, np.array(["a.wav"] * len(scores)))
     assert set(checked.species.values()) == {0.5, None}
     assert checked.species["bird2"] is None
-    assert set(checked.defaults.values()) == {"one recording only"}
+    assert set(checked.defaults.values()) == {"only one recording"}
     assert "one validation recording cannot check" in checked.reason()
     (tmp_path / "thresholds.json").write_text(json.dumps(checked.to_json()))
     assert Thresholds.read(tmp_path / "thresholds.json") == checked

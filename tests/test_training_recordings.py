@@ -244,12 +244,12 @@ def test_a_run_that_began_with_its_test_recordings_cannot_stand_beside(builder, 
         part = {fold: "test", (fold + 1) % 3: "validation"}
         splits = folds.assign(split=[part.get(number, "train") for number in folds["fold"]])
         TrainingRecordings.of_splits(splits, {}).write(tmp_path / f"fold-{fold}")
-    run.check_unheard({"a": None, "b": None, "c": None})
+    run.check_not_trained_on({"a": None, "b": None, "c": None})
     donor = pd.DataFrame({"recording": ["c"], "split": ["train"]})
     donor = TrainingRecordings(donor.assign(sound="", model="donor"))
     TrainingRecordings.of_splits(splits, {}).and_those_of(donor).write(tmp_path / "fold-2")
     with pytest.raises(UserError, match=r"fold-2' was trained on 1 of the 1 recordings"):
-        run.check_unheard({"a": None, "b": None, "c": None})
+        run.check_not_trained_on({"a": None, "b": None, "c": None})
 
 
 def test_detections_in_training_recordings_are_not_judged(

@@ -21,8 +21,8 @@ def recording_folds(recordings: np.ndarray) -> list[tuple[np.ndarray, np.ndarray
         recordings: Name of each clip's recording, shape `(clips,)`.
 
     Returns:
-        For each fold the indices of the clips outside it, to fit on, and of its own, to check on. No folds where there
-        is one recording only.
+        For each fold, the indices of the clips to fit on (outside the fold) and to check on (in the fold). Empty if
+        there is only one recording.
     """
     names, number_of = np.unique(recordings, return_inverse=True)
     folds = min(FOLDS, len(names))
@@ -33,8 +33,8 @@ def recording_folds(recordings: np.ndarray) -> list[tuple[np.ndarray, np.ndarray
     ]
 
 
-# Standard deviations of a Gaussian prior, of the logarithm of the scale and of the offset: round the identity for what
-# all classes share, round that for each class. A class with few clips stays near what all share.
+# Standard deviations of the Gaussian priors of log(scale) and of the offset. The prior of the shared calibration is
+# centred at the identity, that of each class at the shared calibration: a class with few clips stays near it.
 LOG_SCALE_SD = 0.5
 OFFSET_SD = 1.0
 # Kinds of calibration.
@@ -44,11 +44,11 @@ SHARED, OWN = "scale and offset", "scale and offset of each class"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibrated logits are `scale * logits + offset`.
+    """A calibration of logits: `scale * logits + offset`.
 
     Attributes:
-        scale: One number above 0 for all classes (1 / temperature), or a list of one for each.
-        offset: A list of one number for each class, or None.
+        scale: One number above 0 for all classes (1 / temperature), or a list with one number per class.
+        offset: A list with one number per class, or None.
     """
 
     scale: float | list[float] = 1.0
@@ -60,7 +60,7 @@ class Calibration:
         return calibrated if self.offset is None else calibrated + self.offset
 
     def of_classes(self, labels: Sequence[int]) -> "Calibration":
-        """That of some of the classes, in the order of their ids in `labels`."""
+        """The calibration of a subset of the classes, whose ids are `labels`, in this order."""
         scale, offset = (
             [numbers[label] for label in labels] if isinstance(numbers, list) else numbers
             for numbers in (self.scale, self.offset)
@@ -69,27 +69,27 @@ class Calibration:
         return Calibration(scale, cast(list[float] | None, offset))
 
     def store(self, config: KenyaBirdsConfig) -> None:
-        """Writes it into a model's config, whose `forward` then applies it in evaluation."""
+        """Stores it in a model's config. The model's `forward` then applies it in evaluation mode."""
         config.logit_scale, config.logit_offset = self.scale, self.offset
 
     @classmethod
     def of(cls, config: KenyaBirdsConfig) -> "Calibration":
-        """What a model's config holds; the identity where it holds none."""
+        """The calibration in a model's config; the identity if there is none."""
         return cls(1.0 if config.logit_scale is None else config.logit_scale, config.logit_offset)
 
 
 @dataclass(frozen=True)
 class CalibrationChoice:
-    """A calibration, and why it is this one.
+    """A chosen calibration and the reason for the choice.
 
     Attributes:
-        calibration: The calibration; the identity where none was better on recordings that it was not fitted on.
+        calibration: The calibration; the identity if no candidate was better on held-out recordings.
         kind: `none`, `temperature`, `scale and offset` (one for all classes) or `scale and offset of each class`
-            (where `own_classes` have their own).
+            (`own_classes` of them have their own).
         own_classes: How many classes have a scale and offset of their own.
         recordings: Number of validation recordings.
-        brier_score: Mean squared difference of probabilities and labels on recordings that were not fitted on, by
-            kind, as far as each was tried; None where there is one recording only, or nothing is known of any clip.
+        brier_score: Mean squared difference of probabilities and labels on held-out recordings, for each kind that
+            was tried; None if there is only one recording, or no clip has known labels.
     """
 
     calibration: Calibration
@@ -99,38 +99,37 @@ class CalibrationChoice:
     brier_score: dict[str, float] | None
 
     def reason(self) -> str:
-        """Why, in a sentence."""
+        """The reason for the choice, in one sentence."""
         if self.brier_score is None:
             why = (
-                "a calibration cannot be checked on one validation recording alone"
+                "there is only one validation recording, so a calibration cannot be checked"
                 if self.recordings == 1
-                else "it is not known of any validation clip which species it holds"
+                else "no validation clip has known species"
             )
             return f"Scores are not calibrated: {why}."
-        told = ", ".join(f"{kind} {value:.4f}" for kind, value in self.brier_score.items())
+        scores = ", ".join(f"{kind} {value:.4f}" for kind, value in self.brier_score.items())
         chosen = "Scores are not calibrated" if self.kind == NONE else f"Scores are calibrated by {self.kind}"
         return (
             f"{chosen}: this has the lowest Brier score in cross-validation over the {self.recordings} validation "
-            f"recordings ({told})."
+            f"recordings ({scores})."
         )
 
     def to_json(self) -> dict[str, Any]:
         """For `metrics.json`."""
-        told = {name: value for name, value in asdict(self).items() if name != "calibration"}
-        return {**told, "reason": self.reason()}
+        fields = {name: value for name, value in asdict(self).items() if name != "calibration"}
+        return {**fields, "reason": self.reason()}
 
 
 def choose_calibration(logits: np.ndarray, references: np.ndarray, recordings: np.ndarray) -> CalibrationChoice:
-    """Chooses a calibration by cross-validation over the recordings of validation clips, or none.
+    """Chooses a calibration, or none, by cross-validation over the validation recordings.
 
-    The candidates are fitted on some recordings, and compared on the others by the Brier score; the best one is then
-    fitted on all. (The likelihood is not used here, since a few sure mistakes decide it: a calibration that is right
-    for these makes all other scores worse.) Single-label: a temperature, or none. Multi-label: one scale and
-    offset for all classes, or none; then each class gets its own where that is better for it, and two recordings or
-    more hold it.
+    The candidates are fitted on some recordings and compared on the others by the Brier score. The best one is then
+    fitted on all recordings. The likelihood is not used for the comparison, because a few confident mistakes dominate
+    it. Single-label: a temperature, or none. Multi-label: one scale and offset for all classes, or none; then each
+    class that is in two or more recordings gets its own if that is better.
 
     Args:
-        logits: Not calibrated, shape `(clips, classes)`. Never those of the test split.
+        logits: Uncalibrated, shape `(clips, classes)`. Never those of the test split.
         references: Class ids `(clips,)`, or ones, zeros and -100 of shape `(clips, classes)`.
         recordings: Name of each clip's recording, shape `(clips,)`.
     """
@@ -178,16 +177,16 @@ def choose_calibration(logits: np.ndarray, references: np.ndarray, recordings: n
 
 
 def fit_calibration(logits: np.ndarray, references: np.ndarray) -> Calibration:
-    """Fits a calibration to validation clips, by the negative log-likelihood (NLL) of their labels.
+    """Fits a calibration to validation clips; minimises the negative log-likelihood (NLL) of their labels.
 
-    Single-label: one temperature (Guo et al. 2017), so that the ranking of a clip's classes stays. Multi-label: a
-    scale and an offset for all classes, then for each (Platt 1999), by maximum a posteriori: the prior's penalty is
-    zero where the fit starts, so neither step can worsen the NLL of what it is fitted on. A class of which no clip, or
-    every clip, is known to hold it keeps what all classes share; where no class tells anything, the calibration is the
-    identity. Whether it helps on other recordings is for `choose_calibration` to say.
+    Single-label: one temperature (Guo et al. 2017), which keeps the ranking of a clip's classes. Multi-label: a scale
+    and an offset for all classes, then for each class (Platt 1999), by maximum a posteriori. The prior's penalty is
+    zero at the start of each fit, so no step increases the NLL of its own clips. A class keeps the shared calibration
+    if it is in no clip or in every clip; if this is so for all classes, the calibration is the identity.
+    `choose_calibration` checks whether a calibration helps on other recordings.
 
     Args:
-        logits: Not calibrated, shape `(clips, classes)`. Never those of the test split.
+        logits: Uncalibrated, shape `(clips, classes)`. Never those of the test split.
         references: Class ids `(clips,)`, or ones, zeros and -100 of shape `(clips, classes)`.
     """
     logits, references = np.asarray(logits, dtype=np.float64), np.asarray(references)
@@ -196,14 +195,14 @@ def fit_calibration(logits: np.ndarray, references: np.ndarray) -> Calibration:
     if references.ndim == 1:
         return Calibration(scale=_fit_temperature(logits, references))
     targets = class_targets(references, logits.shape[1])
-    tells = _tells(targets)
-    if not tells.any():
+    informative = _has_both(targets)
+    if not informative.any():
         return Calibration()
     known = targets >= 0
     shared = _fit_affine(logits[known], targets[known], np.zeros(2))
     fits = [
         _fit_affine(logits[known[:, label], label], targets[known[:, label], label], shared)
-        if tells[label]
+        if informative[label]
         else shared
         for label in range(logits.shape[1])
     ]
@@ -214,7 +213,7 @@ def _fit_shared(logits: np.ndarray, references: np.ndarray) -> Calibration:
     """One scale and offset for all classes."""
     targets = class_targets(references, logits.shape[1])
     known = targets >= 0
-    if not _tells(targets).any():
+    if not _has_both(targets).any():
         return Calibration()
     log_scale, offset = _fit_affine(logits[known], targets[known], np.zeros(2))
     return Calibration(float(np.exp(log_scale)), [float(offset)] * logits.shape[1])
@@ -235,15 +234,15 @@ def _held_out(
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     fit: Callable[[np.ndarray, np.ndarray], Calibration],
 ) -> np.ndarray:
-    """Logits of each fold, calibrated by what was fitted on the others."""
+    """Logits of each fold, calibrated with a fit on the other folds."""
     calibrated = np.empty_like(logits)
     for rest, held in folds:
         calibrated[held] = fit(logits[rest], references[rest]).apply(logits[held])
     return calibrated
 
 
-def _tells(targets: np.ndarray) -> np.ndarray:
-    """Whether clips with and without each class are known."""
+def _has_both(targets: np.ndarray) -> np.ndarray:
+    """Whether there are clips with and clips without each class."""
     return np.asarray((targets == 1).any(axis=0) & (targets == 0).any(axis=0))
 
 
@@ -270,7 +269,7 @@ def _fit_temperature(logits: np.ndarray, references: np.ndarray) -> float:
 
 
 def _fit_affine(logits: np.ndarray, targets: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """The logarithm of the scale, and the offset."""
+    """Fits log(scale) and offset."""
     sd = np.array([LOG_SCALE_SD, OFFSET_SD])
 
     def loss(fit: np.ndarray) -> tuple[float, np.ndarray]:
@@ -285,7 +284,7 @@ def _fit_affine(logits: np.ndarray, targets: np.ndarray, start: np.ndarray) -> n
 
 def _minimize(loss: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray) -> np.ndarray:
     found = minimize(loss, start, jac=True, method="L-BFGS-B")
-    # A line search that failed may have left worse than it began with.
+    # A failed line search may end at a worse point than the start.
     return found.x if loss(found.x)[0] <= loss(start)[0] else start
 
 

@@ -43,22 +43,23 @@ def species_table(
     thresholds: Thresholds | None = None,
     reported: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Results by species, in the order of the classes.
+    """Results of each species, in the order of the classes.
 
     Args:
-        predictions: Of one split.
-        common_names: By eBird code; empty where there is none.
-        train_counts: Training clips by class id.
-        thresholds: Chosen on validation.
-        reported: Which species is reported in which clip, shape `(clips, classes)`, where not all clips were scored by
-            one model with these thresholds; by default where its score reaches its threshold.
+        predictions: The predictions of one split.
+        common_names: By eBird code; empty if there is none.
+        train_counts: Number of training clips by class id.
+        thresholds: Decision thresholds, chosen on validation.
+        reported: Whether each species is reported in each clip, shape `(clips, classes)`. Needed if several models
+            with different thresholds gave the predictions. By default a species is reported where its score reaches
+            its threshold.
 
     Returns:
-        `code`, `common_name`, `n` (clips that hold the species), `n_train`, `precision`, `recall`, `f1` (of the
-        likeliest class, or of each above 0.5 where multi-label), `ap`, `auroc`, `threshold`, `precision_at_threshold`,
-        `recall_at_threshold`, `most_confused_with` (eBird code) and `confused_share` (share of `n`, see
-        `Predictions.confusions`). What is not defined is missing: scores of a species that no clip holds, the
-        precision of one that is never predicted, the threshold of one that abstains.
+        `code`, `common_name`, `n` (clips that contain the species), `n_train`, `precision`, `recall`, `f1` (for the
+        most probable class, or for each class above 0.5 if multi-label), `ap`, `auroc`, `threshold`,
+        `precision_at_threshold`, `recall_at_threshold`, `most_confused_with` (eBird code) and `confused_share` (share
+        of `n`, see `Predictions.confusions`). Undefined values are missing: metrics of a species that is in no clip,
+        the precision of a species that is never predicted, the threshold of a species that is never reported.
     """
     targets, codes = predictions.targets, predictions.classes
     n = (targets == 1).sum(axis=0)
@@ -130,25 +131,25 @@ def write_evaluation(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Evaluates a model's logits (see `write_report` for what is written).
+    """Evaluates a model's logits and writes the report (see `write_report`).
 
     Args:
-        folder: Where to write; made if it is not there.
-        logits: Not calibrated, shape `(clips, classes)`.
+        folder: Output folder; created if it does not exist.
+        logits: Uncalibrated logits, shape `(clips, classes)`.
         references: Class ids `(clips,)`, or ones, zeros and -100 (not known) of shape `(clips, classes)`.
         classes: eBird codes by class id.
         recordings: File name of each clip's recording.
         start_s: Start of each clip in its recording.
         center_s: Centre of each clip's annotation.
         common_names: By eBird code.
-        train_counts: Training clips by class id.
-        calibration: Fitted on validation; every figure is of calibrated scores, and its effect is shown.
-        thresholds: Chosen on validation.
+        train_counts: Number of training clips by class id.
+        calibration: Fitted on validation. All metrics use calibrated scores; the report shows the effect of it.
+        thresholds: Decision thresholds, chosen on validation.
         split: Name of the split, for `metrics.json`.
         overlap: How many of its recordings the model was trained on, for `metrics.json`.
-        more: What else `metrics.json` shall say, by split.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
+        more: Further content of `metrics.json`, by split.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Returns:
         See `write_report`.
@@ -190,42 +191,41 @@ def write_report(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Writes all that predictions tell, such as those of `read_predictions`; no model is needed.
+    """Writes the report of predictions, such as those of `read_predictions`. No model is needed.
 
-    The files: `per_species.csv`, `predictions.parquet`, `thresholds.json` (where there are thresholds),
-    `confusion_matrix.png`, `precision_recall.png`, `reliability.png`, where training clips are counted
-    `f1_by_training_clips.png`, and last `metrics.json` (what is returned, under the split's name). Those that are
-    there are replaced.
+    It writes `per_species.csv`, `predictions.parquet`, `thresholds.json` (if thresholds are given),
+    `confusion_matrix.png`, `precision_recall.png`, `reliability.png`, `f1_by_training_clips.png` (if `train_counts` is
+    given), and last `metrics.json` (the returned dictionary, under the split's name). Existing files are replaced.
 
     Args:
-        folder: Where to write; made if it is not there.
-        predictions: Of one split.
+        folder: Output folder; created if it does not exist.
+        predictions: The predictions of one split.
         common_names: By eBird code.
-        train_counts: Training clips by class id.
+        train_counts: Number of training clips by class id.
         uncalibrated: Probabilities before calibration, for comparison.
-        thresholds: Chosen on validation.
+        thresholds: Decision thresholds, chosen on validation.
         split: Name of the split.
         reported: See `species_table`.
         overlap: How many of its recordings the model was trained on, with a `note` for readers.
-        more: What else `metrics.json` shall say, by split.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
+        more: Further content of `metrics.json`, by split.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Returns:
-        The metrics of `evaluation_metrics` (None where nothing can be scored); `intervals`, their 95% intervals by
-        name (`[low, high]` or None); `ece_before_calibration` (None where no calibration is told); `clips`;
-        `recordings`; `training_overlap`, where it is given; and `not_scored`: classes left out of `f1` and average
-        precision (`no_clip`), and of AUROC (`no_auroc`). It can be written as JSON.
+        The metrics of `evaluation_metrics` (None if undefined); `intervals`, their 95% intervals by name
+        (`[low, high]` or None); `ece_before_calibration` (None without `uncalibrated`); `clips`; `recordings`;
+        `training_overlap`, if `overlap` is given; and `not_scored`: the classes that F1 and average precision skip
+        (`no_clip`), and those that AUROC skips (`no_auroc`). It can be written as JSON.
 
     Raises:
-        ValueError: If no clip is known to hold any class.
+        ValueError: If no clip contains a known class.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     scores, references, codes = predictions.scores, predictions.references, predictions.classes
     recordings = len(np.unique(predictions.recordings))
     if recordings < 2:
-        logger.warning("%s has one recording only: how far its figures can be trusted cannot be told", split)
+        logger.warning("%s has only one recording: no confidence intervals can be computed", split)
     points = {"after calibration" if uncalibrated is not None else "scores": calibration_points(scores, references)}
     if uncalibrated is not None:
         points = {"before calibration": calibration_points(uncalibrated, references), **points}
@@ -265,27 +265,27 @@ def write_report(
     if train_counts is not None:
         counts = np.asarray(train_counts), table["n"].to_numpy()
         save_f1_by_training(table["f1"].to_numpy(), *counts, names, folder / F1_FILE, about)
-    # Last: where it is, all is there.
-    told = {**(more or {}), split: {**(more or {}).get(split, {}), **metrics}}
-    write_json(told, folder / METRICS_FILE, allow_nan=False)
+    # Written last: if it exists, the report is complete.
+    content = {**(more or {}), split: {**(more or {}).get(split, {}), **metrics}}
+    write_json(content, folder / METRICS_FILE, allow_nan=False)
     return metrics
 
 
 def plain_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
-    """`evaluation_metrics` for JSON: None where nothing can be scored."""
+    """`evaluation_metrics` for JSON: None if undefined."""
     return {name: _number(value) for name, value in evaluation_metrics(scores, references).items()}
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """The metrics of `write_report` as text, one a line, with their intervals."""
+    """The metrics of `write_report` as text, one per line, with their intervals."""
     lines = [f"{metrics['clips']} clips of {metrics['recordings']} recordings, {metrics['classes']} classes in them"]
     if note := metrics.get("training_overlap", {}).get("note"):
         lines.append(note)
     for name, interval in metrics["intervals"].items():
         value = metrics[name]
-        told = "not defined" if value is None else f"{value:.4f}"
+        shown = "not defined" if value is None else f"{value:.4f}"
         between = "" if interval is None else f"  ({interval[0]:.4f} to {interval[1]:.4f})"
-        lines.append(f"{name:<14} {told}{between}")
+        lines.append(f"{name:<14} {shown}{between}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Detections matched with annotations, and the metrics of the matches."""
+"""Event-based metrics: detections are matched with annotated calls, and the matches are scored."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,23 +11,22 @@ import pandas as pd
 from kenya_birds.evaluation.intervals import LEVEL, RESAMPLES, centred_interval, weighted_ranking
 from kenya_birds.model.modeling_kenya_birds import MASKED
 
-# A detection holds a box if this share of the shorter of the two lies in both.
+# A detection matches a call if they overlap by this share of the shorter of the two.
 MIN_OVERLAP = 0.5
 
 
 @dataclass(frozen=True)
 class Matches:
-    """What became of each detection and each call.
+    """Result of matching detections with calls.
 
     Attributes:
-        is_right: Whether each detection holds a call of its species, shape `(detections,)`. A call that is one point
-            in time makes one detection right; a call with a start and an end makes every detection right that holds
-            it.
-        is_first: Whether a detection adds a found call to those of the detections with higher scores, shape
+        is_right: Whether each detection is a true positive, shape `(detections,)`. A call that is a point in time
+            makes one detection right. A call with a start and an end makes every detection right that matches it.
+        is_first: Whether a detection finds a call that no detection with a higher score has found, shape
             `(detections,)`.
-        is_ignored: Whether a detection counts neither as right nor as wrong, because a bird that nobody could name
-            sings there, shape `(detections,)`.
-        is_found: Whether each call is held by a detection, shape `(calls,)`.
+        is_ignored: Whether a detection counts neither as right nor as wrong, because it overlaps an unidentified
+            bird, shape `(detections,)`.
+        is_found: Whether each call is matched by a detection, shape `(calls,)`.
     """
 
     is_right: np.ndarray
@@ -41,15 +40,15 @@ def match_events(
 ) -> Matches:
     """Matches detections to calls of the same recording and species.
 
-    Detections are matched one by one in order of their score, the highest first, by augmenting paths (Kuhn 1955). So
-    the detections above any score are matched to as many calls as is possible, and a call that is found at a score
-    stays found at every lower one.
+    Detections are matched in order of descending score, with augmenting paths (Kuhn 1955). So at every score threshold
+    the largest possible number of calls is matched, and a call that is found at one threshold is found at every lower
+    one.
 
     Args:
         detections: `recording`, `species`, `start_s`, `end_s` and `score`.
         calls: `recording`, `species`, `start_s` and `end_s`; a call is a point in time where both are equal.
-        unknown: `recording`, `start_s` and `end_s` of birds that the annotators could not name.
-        tolerance_s: How far outside a detection a point may lie and still be held by it.
+        unknown: `recording`, `start_s` and `end_s` of unidentified birds.
+        tolerance_s: A detection also matches a point in time that lies up to this many seconds outside it.
     """
     is_right, is_first, is_ignored = (np.zeros(len(detections), dtype=bool) for _ in range(3))
     is_found = np.zeros(len(calls), dtype=bool)
@@ -87,7 +86,7 @@ def match_events(
 
 
 def _augment(detection: int, held: list[list[int]], taken_by: dict[int, int], seen: set[int]) -> bool:
-    """Gives a detection a call that it holds, moving others to other calls where that is needed."""
+    """Assigns a call to a detection; moves other detections to other calls if needed."""
     for call in held[detection]:
         if call not in seen:
             seen.add(call)
@@ -100,7 +99,7 @@ def _augment(detection: int, held: list[list[int]], taken_by: dict[int, int], se
 def _held(
     start_s: float, end_s: float, call_start_s: np.ndarray, call_end_s: np.ndarray, tolerance_s: float
 ) -> np.ndarray:
-    """Whether a detection holds each call: its point, or, if the call has a length, half of the shorter of the two."""
+    """Whether a detection matches each call: it contains the point, or overlaps by half of the shorter of the two."""
     length_s = call_end_s - call_start_s
     overlap_s = np.minimum(end_s, call_end_s) - np.maximum(start_s, call_start_s)
     holds_point = (call_start_s >= start_s - tolerance_s) & (call_start_s <= end_s + tolerance_s)
@@ -108,7 +107,7 @@ def _held(
 
 
 WINDOW_S = 3.0
-# Recall is told at these numbers of false detections an hour.
+# Recall is reported at these numbers of false detections per hour.
 FALSE_PER_H = (1, 10)
 METRICS = (
     "f1",
@@ -123,19 +122,19 @@ METRICS = (
     "auroc",
 )
 SPAN = ("recording", "start_s", "end_s")
-# Resamples that are ranked together, so that memory does not grow with their number.
+# Resamples per block, so that memory does not grow with their number.
 _RESAMPLE_BLOCK = 50
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is annotated in the recordings on which detections are judged.
+    """Annotations of the recordings on which detections are scored.
 
     Attributes:
-        durations_s: Length in seconds of every recording that counts, by name.
-        classes: Codes of the species that count.
+        durations_s: Length in seconds of every scored recording, by name.
+        classes: Codes of the scored species.
         calls: `recording`, `species`, `start_s`, `end_s`; a call is a point in time where both are equal.
-        unknown: `recording`, `start_s`, `end_s` of birds that the annotators could not name.
+        unknown: `recording`, `start_s`, `end_s` of unidentified birds.
     """
 
     durations_s: dict[str, float]
@@ -149,15 +148,15 @@ class EventScores:
 
     Args:
         detections: `recording`, `species`, `start_s`, `end_s`, `score`; recordings and species are those of `truth`.
-        truth: What is annotated.
-        tolerance_s: See `match_events`; windows whose edge is so near to a call do not count either.
-        window_s: Length of the windows that cmAP, AUROC and the share of empty windows are about; they lie side by
-            side from the start of each recording, and a rest shorter than a window does not count.
+        truth: The annotations.
+        tolerance_s: See `match_events`. Windows whose edge is this near to a call are not scored.
+        window_s: Length in seconds of the windows for cmAP, AUROC and the share of empty windows. They are adjacent,
+            from the start of each recording; a remainder shorter than a window is not scored.
 
     Attributes:
         detections: The detections, with `is_right` and `is_ignored`.
         calls: The calls, with `is_found`.
-        matches: What became of each.
+        matches: How they were matched.
     """
 
     def __init__(
@@ -177,7 +176,7 @@ class EventScores:
     def per_species(self) -> pd.DataFrame:
         """`species`, `calls`, `found`, `detections`, `right`, `precision`, `recall`, `f1` and `average_precision`.
 
-        Average precision is over windows; NaN where no window holds the species.
+        Average precision is over windows; NaN for a species that no window contains.
         """
         ones = np.ones((1, len(self._truth.durations_s)))
         right, reported, found, calls = (sums.sum(axis=0) for sums in self._sums())
@@ -215,7 +214,7 @@ class EventScores:
         )
 
     def recall_curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """False detections an hour and recall at each score, from the highest on, both of shape `(scores,)`."""
+        """False detections per hour and recall at each score, highest score first, both of shape `(scores,)`."""
         score = self.detections["score"].to_numpy(dtype=float)
         rows = np.flatnonzero(~self.matches.is_ignored)
         rows = rows[np.argsort(-score[rows], kind="stable")]
@@ -225,13 +224,13 @@ class EventScores:
         return false / hours, found / max(len(self.calls), 1)
 
     def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics when recording `g` counts `weights[:, g]` times.
+        """The metrics of resamples in which recording `g` occurs `weights[:, g]` times.
 
         Args:
             weights: Shape `(resamples, recordings)`.
 
         Returns:
-            Shape `(resamples,)` by metric of `METRICS`; NaN where it is not defined.
+            Shape `(resamples,)` by metric of `METRICS`; NaN where it is undefined.
         """
         weights = weights.astype(np.float64)
         sums = self._sums()
@@ -274,12 +273,12 @@ class EventScores:
         )
 
     def _ranked(self, weights: np.ndarray, calls: np.ndarray, hours: np.ndarray) -> dict[str, np.ndarray]:
-        """Metrics over all thresholds that are one number for all species."""
+        """Metrics over all thresholds, with one threshold for all species."""
         score = self.detections["score"].to_numpy(dtype=float)
         rows = np.flatnonzero(~self.matches.is_ignored)
         rows = rows[np.argsort(-score[rows], kind="stable")]
         group = self._group[rows]
-        # Detections of one score are above or below a threshold together.
+        # A threshold cannot separate detections with equal scores.
         last = np.flatnonzero(np.diff(score[rows], append=np.nan) != 0)
         best = {"best_f1": np.zeros(len(weights))}
         best |= {f"recall_at_{number}_false_per_h": np.zeros(len(weights)) for number in FALSE_PER_H}
@@ -307,9 +306,9 @@ def event_intervals(
 
     Args:
         systems: One or two systems on the same recordings.
-        generator: Draws the recordings; both systems are judged on the same draws.
+        generator: Draws the recordings; both systems are scored on the same draws.
         resamples: Number of resamples.
-        level: Share of the resamples between the ends.
+        level: Confidence level, between 0 and 1.
 
     Returns:
         For each system, `value` and `interval` (None with fewer than two recordings) by metric; with two systems, also
@@ -340,7 +339,7 @@ def event_intervals(
 
 
 class _Windows:
-    """Windows side by side over all recordings: what is annotated in each, and the highest score of each class."""
+    """Adjacent windows of all recordings: the annotations in each, and the highest score of each class."""
 
     def __init__(self, detections: pd.DataFrame, truth: Truth, window_s: float, tolerance_s: float) -> None:
         labels = {code: number for number, code in enumerate(truth.classes)}
@@ -389,7 +388,7 @@ def _rows(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, ...]]:
 
 
 def _overlapped(start_s: float, end_s: float, window_s: float, windows: int) -> list[int]:
-    """Windows that share half of the shorter of the two with a detection."""
+    """Windows that overlap a detection by half of the shorter of the two."""
     found = []
     for window in range(max(int(start_s / window_s), 0), min(int(end_s / window_s) + 1, windows)):
         overlap_s = min(end_s, (window + 1) * window_s) - max(start_s, window * window_s)
@@ -401,7 +400,7 @@ def _overlapped(start_s: float, end_s: float, window_s: float, windows: int) -> 
 def _holding(
     start_s: float, end_s: float, window_s: float, windows: int, tolerance_s: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Windows that hold a call, and windows next to it of which that is not certain."""
+    """Windows that contain a call, and windows near it for which this is uncertain."""
     around = range(int((start_s - tolerance_s) / window_s) - 1, int((end_s + tolerance_s) / window_s) + 2)
     if end_s > start_s:
         inside = _overlapped(start_s, end_s, window_s, windows)

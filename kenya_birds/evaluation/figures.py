@@ -1,4 +1,4 @@
-"""Pictures of results, as PNG files; drawn without a display."""
+"""Figures of results, as PNG files. No display is needed."""
 
 import textwrap
 from collections.abc import Sequence
@@ -35,13 +35,13 @@ STRONG, SECOND, FAINT, NOTE = "#1f4e8c", "#c8661b", "#8fa3bf", "#38414d"
 def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | Path, about: str = "") -> None:
     """Draws a confusion matrix whose rows (true classes) are normalised to 1.
 
-    Classes that are taken for each other stand side by side (see `confusion_order`), so confusions show as blocks on
-    the diagonal. Every class that has a clip has a row, and every one that has a clip or was predicted a column, all
-    labelled, so the picture grows with them; up to 40 classes, the cells hold the counts. The colour goes by the
-    square root of the share, so that rare confusions can be seen.
+    Confused classes are neighbours (see `confusion_order`), so confusions appear as blocks on the diagonal. Each class
+    with clips has a labelled row; each class with clips or predictions has a labelled column. The size of the figure
+    grows with their number; with up to 40 classes, the cells show the counts. Colours use the square root of the
+    share, so that rare confusions are visible.
 
     Args:
-        counts: How often each class (row) was taken for each (column), shape `(classes, classes)`.
+        counts: Counts of true class (row) and predicted class (column), shape `(classes, classes)`.
         class_names: Names by class id.
         path: PNG file to write.
         about: What was evaluated, for the title.
@@ -60,7 +60,7 @@ def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | 
     font_size = min(cell_inch * 72 * (0.5 if with_counts else 0.72), 9.0)
     class_names = [short_name(name, MAX_NAME) for name in class_names]
     longest = max(len(class_names[label]) for label in columns)
-    # Names beside and below; of many classes on all four sides.
+    # Many classes have their names on all four sides.
     names_inch = (1 if with_counts else 2) * (longest + 5) * 0.6 * font_size / 72
     figure, axes = _new_figure(width_inch + names_inch + 1.8, height_inch + names_inch + 1.2)
     axes.grid(visible=False)
@@ -73,7 +73,7 @@ def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | 
     )
     axes.set_xlabel("predicted species")
     axes.set_ylabel("true species (clips)")
-    notes = "Species that are confused stand next to each other. Colour: share of the row's clips"
+    notes = "Confused species are next to each other. Colour: share of the row's clips"
     notes += ", on a square-root scale. Number: clips." if with_counts else ", on a square-root scale."
     _set_title(axes, "Confusion matrix", about, notes, width_inch + 1.4)
     if with_counts:
@@ -82,7 +82,7 @@ def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | 
             text = str(counts[row, column])
             axes.text(column, row, text, ha="center", va="center", fontsize=font_size, color=colour)
     else:
-        # A line every ten classes, to follow a row to its name; names on all four sides.
+        # A line every ten classes helps to follow a row to its name.
         axes.hlines(np.arange(9.5, len(rows), 10), -0.5, classes - 0.5, color="0.6", linewidth=0.4)
         axes.vlines(np.arange(9.5, classes, 10), -0.5, len(rows) - 0.5, color="0.6", linewidth=0.4)
         axes.tick_params(top=True, labeltop=True, right=True, labelright=True)
@@ -91,10 +91,10 @@ def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | 
 
 
 def confusion_order(counts: np.ndarray) -> np.ndarray:
-    """An order of the classes in which those that are taken for each other stand side by side.
+    """An order of the classes in which confused classes are neighbours.
 
-    Average-linkage clustering of the symmetrised shares, with the leaves in the order that brings near ones together
-    (Bar-Joseph et al. 2001). Classes without a clip come last.
+    Average-linkage clustering of the symmetrised shares, with optimal leaf ordering (Bar-Joseph et al. 2001). Classes
+    without clips come last.
 
     Args:
         counts: Shape `(classes, classes)`.
@@ -119,12 +119,12 @@ def save_precision_recall(
 ) -> None:
     """Draws precision against recall: a thin line for each class, and their mean, whose area is cmAP.
 
-    At each recall stands the precision at the highest threshold that reaches it. Up to 12 classes are named; of more,
-    those with fewer than 5 clips are in the mean only, as their lines have next to no steps.
+    The precision at a recall is that of the highest threshold that reaches this recall. Up to 12 classes are named.
+    With more classes, those with fewer than 5 clips are only part of the mean.
 
     Args:
         scores: Probabilities, shape `(clips, classes)`.
-        targets: 1, 0 and -100, as `class_targets` returns them; classes without a clip are left out.
+        targets: 1, 0 and -100 (see `class_targets`); classes without clips are skipped.
         class_names: Names by class id.
         path: PNG file to write.
         about: What was evaluated, for the title.
@@ -176,9 +176,9 @@ def save_precision_recall(
 
 @styled()
 def save_reliability(points: dict[str, tuple[np.ndarray, np.ndarray]], path: str | Path, about: str = "") -> None:
-    """Draws how often scores were right against the scores, and how many there are of each.
+    """Draws a reliability diagram: the share of correct outcomes by score, and the number of scores in each bin.
 
-    Bins of fewer than 10 scores are faint and bear their number.
+    Bins with fewer than 10 scores are faint and labelled with their number.
 
     Args:
         points: Confidences and outcomes (see `calibration_points`) by name, such as `"before calibration"`: up to two.
@@ -201,8 +201,8 @@ def save_reliability(points: dict[str, tuple[np.ndarray, np.ndarray]], path: str
         )
         count_of = count[filled]
         enough = count_of >= MIN_SCORES_OF_A_BIN
-        upper.plot(x, np.where(enough, y, np.nan), color=colour, linewidth=1, alpha=0.6)  # it breaks at the others
-        # The area goes by the square root of the number: a bin of few points moves by chance.
+        upper.plot(x, np.where(enough, y, np.nan), color=colour, linewidth=1, alpha=0.6)  # breaks at small bins
+        # Bins with few points are unreliable, so they get small markers.
         area = 14 + 90 * np.sqrt(count_of / count.max())
         label = f"{name}: ECE {expected_calibration_error(confidences, outcomes):.3f}"
         upper.scatter(x[enough], y[enough], s=area[enough], color=colour, marker=marker, linewidth=0, label=label)
@@ -211,14 +211,14 @@ def save_reliability(points: dict[str, tuple[np.ndarray, np.ndarray]], path: str
         for at, n in zip(zip(x[~enough], y[~enough], strict=True), count_of[~enough], strict=True):
             upper.annotate(str(n), at, (0, below), textcoords="offset points", fontsize=7, color=colour, ha="center")
         lower.stairs(count, edges, color=colour, linewidth=1.5)
-    upper.set(ylabel="share that was right", xlim=(-0.02, 1.02), ylim=(-0.07, 1.08))
+    upper.set(ylabel="share that is correct", xlim=(-0.02, 1.02), ylim=(-0.07, 1.08))
     upper.legend(frameon=False, loc="upper left", fontsize=9, scatterpoints=1)
     lower.axhline(MIN_SCORES_OF_A_BIN, color="0.4", linewidth=0.8, linestyle=":")
     lower.set(xlabel="score", ylabel="number of scores", yscale="log")
     lower.set_ylim(bottom=0.7)
     plain_numbers(lower.yaxis, subs=(1,))
-    notes = f"Hollow: fewer than {MIN_SCORES_OF_A_BIN} scores, with their number; such points move by chance."
-    _set_title(upper, "Reliability: how often scores are right", about, notes, 6.4)
+    notes = f"Hollow: fewer than {MIN_SCORES_OF_A_BIN} scores (the number is shown); such points are unreliable."
+    _set_title(upper, "Reliability: how often scores are correct", about, notes, 6.4)
     _save(figure, path)
 
 
@@ -233,12 +233,13 @@ def save_f1_by_training(
 ) -> None:
     """Draws each class's F1 against the number of its training clips.
 
-    From 30 classes on there is a trend, and those far from it are named; of fewer, all are.
+    With 30 or more classes, a trend line is drawn and the classes farthest from it are named. With fewer, all classes
+    are named.
 
     Args:
-        f1: Shape `(classes,)`; NaN leaves a class out.
-        train_counts: Training clips by class id; 0 is drawn at a half.
-        test_counts: Clips that the F1 is of, shown by size.
+        f1: Shape `(classes,)`; classes with NaN are skipped.
+        train_counts: Training clips by class id; 0 is drawn at 0.5.
+        test_counts: Test clips by class id, shown by the size of the dot.
         class_names: Names by class id.
         path: PNG file to write.
         about: What was evaluated, for the title.
@@ -252,7 +253,7 @@ def save_f1_by_training(
     notes = "Larger dots: more test clips."
     named = np.argsort(-n, kind="stable")
     if len(shown) >= MIN_SPECIES_OF_A_TREND and len(np.unique(x)) > 2:
-        # What few clips say weighs less, and is less of an outlier.
+        # F1 from few clips has less weight.
         trend = np.polynomial.Polynomial.fit(np.log(x), y, 1, w=np.sqrt(n))
         line = np.geomspace(x.min(), x.max(), 50)
         axes.plot(line, trend(np.log(line)).clip(0, 1), color=SECOND, linewidth=1.5, label="trend")
@@ -266,7 +267,7 @@ def save_f1_by_training(
 
 
 def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> None:
-    """Writes names beside points where there is room; one that would cover another is left out."""
+    """Writes names beside points; a name that would cover another one is skipped."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
@@ -284,14 +285,14 @@ def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str])
 
 
 def plain_numbers(axis: Axis, subs: Sequence[float]) -> None:
-    """Numbers as they are on a logarithmic axis: powers of ten would need mathematical text."""
+    """Writes plain numbers on a logarithmic axis, because powers of ten would need mathematical text."""
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0.5 else f"{value:,.12g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 def _set_title(axes: Axes, heading: str, about: str, notes: str, width_inch: float) -> None:
-    """A heading with what was evaluated, and below it what has to be known to read the picture."""
+    """Sets the heading with what was evaluated, and below it notes on how to read the figure."""
     heading = f"{heading}, {about}" if about else heading
     characters = max(40, int(width_inch * 13))
     lines = textwrap.wrap(notes, characters)

@@ -1,4 +1,4 @@
-"""How far the metrics can be trusted: intervals from a bootstrap over recordings."""
+"""Confidence intervals of the metrics, from a bootstrap over recordings."""
 
 import warnings
 
@@ -15,7 +15,7 @@ from kenya_birds.evaluation.metrics import (
 
 RESAMPLES = 1000
 LEVEL = 0.95
-# Clips, and clips that hold one class, that are worked on at a time. Memory does not grow with clips x recordings.
+# Clips per block, and clips with one class per block: memory does not grow with clips x recordings.
 CLIP_BLOCK, PRESENT_BLOCK = 8192, 512
 METRICS = ("macro_f1", "weighted_f1", "accuracy", "top1_accuracy", "top5_accuracy", "cmap", "auroc", "ece")
 
@@ -31,16 +31,16 @@ def metric_intervals(
 ) -> dict[str, tuple[float, float] | None]:
     """Bootstrap intervals of the metrics of `evaluation_metrics`.
 
-    Recordings are drawn with replacement, as many as there are, each with all its clips (cluster bootstrap: Davison
-    and Hinkley 1997, section 3.8): clips of one recording share birds, noise and place, so that drawing clips would
-    give intervals far too narrow. A class that a resample lacks is left out of that resample's means, as it is left
-    out of the metrics.
+    Whole recordings are drawn with replacement, each with all its clips (cluster bootstrap: Davison and Hinkley 1997,
+    section 3.8). Clips of one recording share birds, noise and place; drawing single clips would give intervals that
+    are far too narrow. A class that is not in a resample is not part of that resample's means.
 
-    The ends are percentiles of the resamples, moved together so that their median is the metric itself. Resampling
-    repeats clips, which raises average precision and calibration error of rare classes: plain percentiles may not even
-    hold the metric. Moved, they hold the truth as often or more often (`benchmarks/interval_coverage.py`), though with
-    few recordings and many rare classes still less often than `level`. The interval says how the figure would vary
-    with the recordings, for this model: not how another training would.
+    The limits are percentiles of the resamples, shifted so that their median is the metric itself. Resampling repeats
+    clips, which raises average precision and calibration error of rare classes, so that percentiles without the shift
+    may not contain the metric. Shifted intervals contain the true value at least as often
+    (`benchmarks/interval_coverage.py`), though with few recordings and many rare classes still less often than
+    `level`. The interval shows how the metric of this model varies with the recordings. It does not include the
+    variation between trainings.
 
     Args:
         scores: Probabilities, shape `(clips, classes)`.
@@ -48,16 +48,16 @@ def metric_intervals(
         recordings: Name of each clip's recording, shape `(clips,)`.
         generator: Draws the resamples; the same state gives the same intervals.
         resamples: Number of resamples.
-        level: Share of the resamples between the ends.
+        level: Confidence level, between 0 and 1.
 
     Returns:
-        Lower and upper end by metric. None where there is one recording only, or no resample can be scored.
+        Lower and upper limit by metric. None if there is only one recording, or no resample can be scored.
     """
     names, group = np.unique(recordings, return_inverse=True)
     if len(names) < 2:
         return dict.fromkeys(METRICS)
     weights = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    # The first row is the clips as they are.
+    # The first row is the original sample.
     weighted = weighted_metrics(scores, references, group, np.vstack([np.ones(len(names), dtype=int), weights]))
     return {name: centred_interval(weighted[name][1:], weighted[name][0].item(), level) for name in METRICS}
 
@@ -65,16 +65,16 @@ def metric_intervals(
 def centred_interval(
     values: np.ndarray, estimate: float, level: float, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> tuple[float, float] | None:
-    """Percentiles of resampled values, moved so that their median is the estimate.
+    """Percentiles of resampled values, shifted so that their median is the estimate.
 
     Args:
-        values: Of the resamples; NaN does not count.
-        estimate: Of what was resampled.
-        level: Share of the values between the ends.
-        bounds: Smallest and largest value that the metric can have.
+        values: Metric of each resample; NaN values are skipped.
+        estimate: Metric of the original sample.
+        level: Confidence level, between 0 and 1.
+        bounds: Smallest and largest possible value of the metric.
 
     Returns:
-        Lower and upper end; None without values or estimate.
+        Lower and upper limit; None without values or estimate.
     """
     values = values[~np.isnan(values)]
     if len(values) == 0 or np.isnan(estimate):
@@ -87,9 +87,9 @@ def centred_interval(
 def weighted_metrics(
     scores: np.ndarray, references: np.ndarray, group: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The metrics of `evaluation_metrics` when the clips of group `g` count `weights[:, g]` times.
+    """The metrics of `evaluation_metrics` for resamples in which the clips of group `g` occur `weights[:, g]` times.
 
-    They are exact. Each metric is a function of sums over clips, so the sums of each group are computed once, and a
+    The result is exact. Each metric is a function of sums over clips: the sums of each group are computed once, and a
     matrix product adds them up for all resamples.
 
     Args:
@@ -99,7 +99,7 @@ def weighted_metrics(
         weights: Shape `(resamples, groups)`.
 
     Returns:
-        Shape `(resamples,)` by metric; NaN where nothing can be scored.
+        Shape `(resamples,)` by metric; NaN if undefined.
     """
     references = np.asarray(references)
     weights = weights.astype(np.float64)
@@ -115,7 +115,7 @@ def weighted_metrics(
 
 
 class _GroupSums:
-    """Sums over the clips of each group, from which all metrics but those of the ranking follow.
+    """Sums over the clips of each group, from which all metrics except the ranking metrics follow.
 
     Args:
         scores: Probabilities, shape `(clips, classes)`.
@@ -124,10 +124,10 @@ class _GroupSums:
         groups: Number of groups.
 
     Attributes:
-        hits: Clips of each class that are predicted rightly, shape `(groups, classes)`.
-        support: Clips that hold each class, same shape.
+        hits: Correctly predicted clips of each class, shape `(groups, classes)`.
+        support: Clips that contain each class, same shape.
         predicted: Clips for which each class is predicted, same shape.
-        shares: By metric, the clips that are right, and those that count, shape `(groups, 2)`.
+        shares: By metric, the number of correct clips and of scored clips, shape `(groups, 2)`.
         gap: Sum of confidence minus outcome in each bin of the calibration, shape `(groups, CALIBRATION_BINS)`.
         points: Number of confidences in each bin, same shape.
     """
@@ -194,17 +194,18 @@ def _class_ranking(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average precision and AUROC of one class in each resample.
 
-    Both are sums over the clips that hold the class, of a function of how many clips score as high and higher. The
-    sums are formed from the highest score to the lowest, for `PRESENT_BLOCK` of these clips at a time.
+    Both are sums over the clips that contain the class. The terms depend on how many clips have an equal or a higher
+    score. The sums are computed from the highest score to the lowest, in blocks of `PRESENT_BLOCK` clips.
 
     Args:
-        score: Of the clips of which it is known whether they hold the class, in descending order, shape `(clips,)`.
-        is_present: Whether they do.
+        score: Scores of the clips for which the class is known to be present or absent, in descending order, shape
+            `(clips,)`.
+        is_present: Whether the class is present.
         group: Number of each clip's group.
         weights: Shape `(resamples, groups)`.
     """
     at = np.flatnonzero(is_present)
-    # How many clips score higher than each of these, and how many as high or higher.
+    # For each of these clips, the number of clips with a higher score, and with an equal or higher score.
     higher, as_high = (np.searchsorted(-score, -score[at], side=side) for side in ("left", "right"))
     every = np.bincount(group, minlength=weights.shape[1])
     present = np.bincount(group[at], minlength=weights.shape[1])
@@ -217,18 +218,18 @@ def _class_ranking(
         block = slice(first, first + PRESENT_BLOCK)
         own = weights[:, group[at[block]]]
         among, absent = ranked.up_to(as_high[block]), absent_as_high.up_to(as_high[block])
-        # A clip that is not drawn counts nothing, whatever precision it would have.
+        # A clip that is not drawn adds nothing; its precision may be 0 / 0.
         precisions += (own * np.where(own > 0, (among - absent) / among, 0)).sum(axis=1)
         below += (own * (absent_total[:, None] - (absent_higher.up_to(higher[block]) + absent) / 2)).sum(axis=1)
     return precisions / total, below / (total * absent_total)
 
 
 class _RunningCount:
-    """How many of the first clips are drawn in each resample, asked for growing numbers of clips.
+    """Counts how many of the first clips are drawn in each resample, for ascending numbers of clips.
 
     Args:
         group: Number of each clip's group, shape `(clips,)`.
-        counted: Which clips count; None: all.
+        counted: Whether each clip is counted; None: all are.
         weights: Shape `(resamples, groups)`.
     """
 
@@ -241,7 +242,7 @@ class _RunningCount:
         """Counts among the first `numbers[k]` clips.
 
         Args:
-            numbers: Ascending, none less than what was asked for before.
+            numbers: Ascending; not less than the numbers of the previous call.
 
         Returns:
             Shape `(resamples, len(numbers))`.

@@ -1,4 +1,4 @@
-"""Macro F1 first: the metrics by which models are compared."""
+"""Clip-based metrics: F1, accuracy, average precision, AUROC and calibration error."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ CALIBRATION_BINS = 15
 class ClassificationMetric(evaluate.Metric):
     """Macro F1, weighted F1 and accuracy.
 
-    Macro F1 is the mean of F1 over the classes present in the references: a class that no clip has cannot be scored,
-    and is left out rather than counted as 0 or 1. A prediction of an absent class still counts against the class that
-    it should have been. Accuracy is the share of clips whose predictions are all right.
+    Macro F1 is the mean of F1 over the classes in the references. A class without clips is skipped, not counted as 0
+    or 1. If such a class is predicted, this still lowers the recall of the true class. Accuracy is the share of clips
+    whose predictions are all correct.
 
-    Use `config_name="multi_label"` for predictions and references of shape `(clips, classes)` holding zeros and ones;
-    the default takes class ids.
+    Use `config_name="multi_label"` for predictions and references of shape `(clips, classes)` with zeros and ones; the
+    default takes class ids.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -55,9 +55,9 @@ def classification_metrics(logits: np.ndarray, references: np.ndarray, *, multi_
 
     Args:
         logits: Shape `(clips, classes)`.
-        references: Class ids `(clips,)`, or zeros and ones `(clips, classes)` where multi-label; negative where it is
-            not known which: such a pair of clip and class counts neither for nor against.
-        multi_label: Whether every class whose probability is above 0.5 is predicted, rather than the likeliest.
+        references: Class ids `(clips,)`, or zeros and ones `(clips, classes)` if multi-label. A negative number means
+            unknown; such a pair of clip and class is not scored.
+        multi_label: Whether every class with a probability above 0.5 is predicted, instead of the most probable one.
 
     Returns:
         `macro_f1` (over the classes present in the references), `weighted_f1`, `accuracy`, and `classes`, the number
@@ -75,19 +75,23 @@ def classification_metrics(logits: np.ndarray, references: np.ndarray, *, multi_
 
 
 def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
-    """Softmax over the classes, or the logistic function of each where multi-label, in float64 and shape of `logits`.
+    """Softmax over the classes, or the sigmoid of each if multi-label; float64, in the shape of `logits`.
 
-    In float32 many a sure score would round to the same number, and so be a tie.
+    In float32, many high scores would round to the same number and become ties.
+
+    Args:
+        logits: Shape `(clips, classes)`.
+        multi_label: Whether a clip may contain several classes.
     """
     logits = np.asarray(logits, dtype=np.float64)
     return expit(logits) if multi_label else softmax(logits, axis=1)
 
 
 def class_targets(references: np.ndarray, classes: int) -> np.ndarray:
-    """References as a matrix of shape `(clips, classes)`: 1 present, 0 absent, -100 not known (any negative number).
+    """References as a matrix of shape `(clips, classes)`: 1 present, 0 absent, -100 unknown.
 
     Args:
-        references: Class ids `(clips,)`, or such a matrix, which is returned with -100 for every negative number.
+        references: Class ids `(clips,)`, or such a matrix; every negative number becomes -100.
         classes: Number of classes.
     """
     references = np.asarray(references).astype(np.int64)
@@ -97,9 +101,12 @@ def class_targets(references: np.ndarray, classes: int) -> np.ndarray:
 
 
 def predicted_classes(scores: np.ndarray, *, multi_label: bool) -> np.ndarray:
-    """Which classes are predicted, zeros and ones of shape `(clips, classes)`.
+    """The predicted classes, as zeros and ones of shape `(clips, classes)`.
 
-    The likeliest one (of equally likely ones, the first), or every one above a probability of 0.5 where multi-label.
+    Args:
+        scores: Probabilities, shape `(clips, classes)`.
+        multi_label: Whether every class with a probability above 0.5 is predicted, instead of the most probable one
+            (the first one of a tie).
     """
     scores = np.asarray(scores)
     if multi_label:
@@ -108,15 +115,15 @@ def predicted_classes(scores: np.ndarray, *, multi_label: bool) -> np.ndarray:
 
 
 def top_k_hits(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
-    """Of each clip, whether one of the `k` likeliest classes is present in it; NaN where no class is known to be.
+    """Whether one of the `k` most probable classes is present in each clip; NaN for clips without a known class.
 
-    BirdSet's `TopKAccuracy`: one right class is enough, and clips without a class do not count. Classes of which it is
-    not known are passed over, so that the next likeliest moves up. Of equally likely classes, the first ones count.
+    This is BirdSet's `TopKAccuracy`: one correct class is enough, and clips without a class are not scored. Unknown
+    classes of a clip are skipped. Of a tie, the first classes are taken.
 
     Args:
         scores: Shape `(clips, classes)`.
-        targets: As `class_targets` returns them.
-        k: How many classes; all of them where there are fewer.
+        targets: See `class_targets`.
+        k: Number of classes; all of them if there are fewer.
 
     Returns:
         Shape `(clips,)`: 1, 0 or NaN.
@@ -127,30 +134,38 @@ def top_k_hits(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
 
 
 def average_precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Average precision of each class, shape `(classes,)`; NaN where no clip is known to hold the class.
+    """Average precision of each class, shape `(classes,)`; NaN for a class without clips.
 
-    The sum over distinct scores, from the highest, of precision times the step in recall: equal scores are one step.
-    Computed by scikit-learn.
+    Computed by scikit-learn: the sum of precision times the step in recall over the distinct scores.
+
+    Args:
+        scores: Shape `(clips, classes)`.
+        targets: See `class_targets`.
     """
     return _per_class(average_precision_score, scores, targets, needs_negative=False)
 
 
 def aurocs(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each class, shape `(classes,)`; NaN unless clips with and without it are known.
+    """Area under the ROC curve of each class, shape `(classes,)`; NaN if all clips, or none, contain the class.
 
-    The share of pairs of a clip with the class and one without that are ranked rightly; a tie counts one half.
-    Computed by scikit-learn.
+    Computed by scikit-learn: the share of pairs (a clip with the class, a clip without it) that are ranked correctly.
+    A tie counts one half.
+
+    Args:
+        scores: Shape `(clips, classes)`.
+        targets: See `class_targets`.
     """
     return _per_class(roc_auc_score, scores, targets, needs_negative=True)
 
 
 def calibration_points(scores: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Confidences and whether they were right.
+    """Confidences and outcomes for calibration curves.
 
     Args:
         scores: Probabilities, shape `(clips, classes)`.
-        references: Class ids: the points are the clips, their likeliest class's probability, and whether it is theirs.
-            Or a matrix: the points are its known elements, their probability, and whether the class is present.
+        references: Class ids: there is one point per clip, with the highest probability and whether that class is
+            correct. Or a matrix: there is one point per known element, with its probability and whether the class is
+            present.
 
     Returns:
         Two vectors of the same length, the second of zeros and ones.
@@ -163,7 +178,7 @@ def calibration_points(scores: np.ndarray, references: np.ndarray) -> tuple[np.n
 
 
 def expected_calibration_error(confidences: np.ndarray, outcomes: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
-    """Mean distance of confidence and frequency over bins of equal width, weighted by the points in them.
+    """Mean difference between confidence and frequency over bins of equal width, weighted by the number of points.
 
     Guo et al. (2017), On Calibration of Modern Neural Networks, equation 3. NaN without points.
 
@@ -180,26 +195,30 @@ def expected_calibration_error(confidences: np.ndarray, outcomes: np.ndarray, bi
 
 
 def calibration_bin(confidences: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:
-    """Number of the bin of equal width in which each confidence lies."""
+    """Index of the bin of each confidence.
+
+    Args:
+        confidences: Numbers from 0 to 1.
+        bins: Number of bins of equal width.
+    """
     return np.minimum((confidences * bins).astype(np.int64), bins - 1)
 
 
 def evaluation_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """All metrics of probabilities; problem type and classes are told by the shapes.
+    """All metrics of probabilities. The problem type and the number of classes follow from the shapes.
 
-    Macro figures are means over classes that can be scored: F1 and average precision need a clip that is known to hold
-    the class, AUROC also one known not to. BirdSet (Rauch et al. 2025, and `birdset/modules/metrics/multilabel.py` in
-    its repository) computes cmAP and macro AUROC with torchmetrics, and T1Accuracy as `top_k_hits` does. Where every
-    class has a clip the numbers are the same. To a class without a clip torchmetrics 1.9 gives 0 and averages it in;
-    here it is left out.
+    Macro metrics are means over the classes that can be scored: F1 and average precision need a clip with the class,
+    AUROC also a clip without it. BirdSet (Rauch et al. 2025, and `birdset/modules/metrics/multilabel.py` in its
+    repository) computes cmAP and macro AUROC with torchmetrics, and T1Accuracy like `top_k_hits`. The numbers are
+    equal if every class has a clip. torchmetrics 1.9 includes a class without clips as 0; here it is skipped.
 
     Args:
         scores: Probabilities, shape `(clips, classes)`.
-        references: Class ids `(clips,)`, or ones, zeros and -100 (not known) of shape `(clips, classes)`.
+        references: Class ids `(clips,)`, or ones, zeros and -100 (unknown) of shape `(clips, classes)`.
 
     Returns:
         `macro_f1`, `weighted_f1`, `accuracy` and `classes` (see `classification_metrics`), `top1_accuracy`,
-        `top5_accuracy`, `cmap`, `auroc`, `ece`. NaN where nothing can be scored.
+        `top5_accuracy`, `cmap`, `auroc`, `ece`. NaN if undefined.
     """
     references = np.asarray(references)
     multi_label = references.ndim == 2
@@ -226,6 +245,6 @@ def _per_class(score: Any, scores: np.ndarray, targets: np.ndarray, needs_negati
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of what is not NaN; NaN where everything is."""
+    """Mean of the values that are not NaN; NaN if all are."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else float("nan")

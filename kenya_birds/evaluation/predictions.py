@@ -1,4 +1,4 @@
-"""Predictions on clips: computed, written and read."""
+"""Predictions on clips: computing, writing and reading them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,18 @@ from kenya_birds.model.modeling_kenya_birds import MASKED, KenyaBirdsForAudioCla
 
 CLIP_COLUMNS = ("recording", "start_s", "center_s")
 LABEL_COLUMNS = ("label", "labels", "unknown")
-# Of the file's metadata: which columns are classes.
+# Key in the file's metadata that lists the columns that are classes.
 CLASSES_KEY = b"kenya_birds.classes"
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities of clips, and what is known to be in them.
+    """Probabilities of clips, and the true classes.
 
     Attributes:
         classes: eBird codes by class id.
         scores: Calibrated probabilities, shape `(clips, classes)`.
-        references: Class ids `(clips,)`; or, where multi-label, ones, zeros and -100 (not known) of shape
+        references: Class ids `(clips,)`; or, if multi-label, ones, zeros and -100 (unknown) of shape
             `(clips, classes)`.
         recordings: File name of each clip's recording.
         start_s: Start of each clip in its recording.
@@ -60,7 +60,7 @@ class Predictions:
 
     @property
     def multi_label(self) -> bool:
-        """Whether a clip may hold several classes."""
+        """Whether a clip may contain several classes."""
         return self.references.ndim == 2
 
     @property
@@ -69,11 +69,11 @@ class Predictions:
         return class_targets(self.references, len(self.classes))
 
     def confusions(self) -> np.ndarray:
-        """How often each class (row) was taken for each (column), shape `(classes, classes)`.
+        """Confusion matrix: counts of true class (row) and predicted class (column), shape `(classes, classes)`.
 
-        Single-label: the likeliest class. Multi-label: each class of a clip is counted by itself, as right where its
-        probability is above 0.5, else as taken for the likeliest class that is known not to be in the clip. So a row's
-        share on the diagonal is the class's recall.
+        Single-label: the predicted class is the most probable one. Multi-label: each true class of a clip is counted
+        separately. It is correct if its probability is above 0.5; otherwise it counts as the most probable class that
+        is absent from the clip. So a row's share on the diagonal is the class's recall.
         """
         counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
         if not self.multi_label:
@@ -91,15 +91,19 @@ class Predictions:
 
 
 def write_predictions(predictions: Predictions, path: str | Path) -> None:
-    """Writes Parquet that `pandas.read_parquet` opens, one row a clip; whole or not at all.
+    """Writes predictions as a Parquet file with one row per clip, which `pandas.read_parquet` reads.
 
-    Columns: `recording`, `start_s`, `center_s`; `label` (eBird code), or where multi-label `labels` (list of codes)
-    and `unknown` (whether classes that are not in `labels` may be in the clip all the same); then the probability of
-    each class in a column named by its code.
+    The file is written completely or not at all. Columns: `recording`, `start_s`, `center_s`; `label` (eBird code), or
+    if multi-label `labels` (list of codes) and `unknown` (whether the clip may also contain other classes); then the
+    probability of each class, in a column with its code as name.
+
+    Args:
+        predictions: The predictions.
+        path: Parquet file to write; an existing file is replaced.
 
     Raises:
         UserError: If a code is the name of another column, or the file cannot be written.
-        ValueError: If in one clip some classes are known to be absent and of others it is not known.
+        ValueError: If in one clip some classes are absent and others unknown.
     """
     taken = sorted({*CLIP_COLUMNS, *LABEL_COLUMNS} & set(predictions.classes))
     if taken:
@@ -113,7 +117,7 @@ def write_predictions(predictions: Predictions, path: str | Path) -> None:
         targets = predictions.targets
         unknown = (targets == MASKED).any(axis=1)
         if (targets[unknown] == 0).any():
-            raise ValueError("in a clip either every class that is not present is known to be absent, or none")
+            raise ValueError("in each clip, the classes that are not present are expected to be all 0 or all -100")
         codes = [[predictions.classes[label] for label in np.flatnonzero(row == 1)] for row in targets]
         columns |= {"labels": pa.array(codes, pa.list_(pa.string())), "unknown": pa.array(unknown)}
     else:
@@ -125,10 +129,10 @@ def write_predictions(predictions: Predictions, path: str | Path) -> None:
 
 
 def read_predictions(path: str | Path) -> Predictions:
-    """Reads what `write_predictions` wrote.
+    """Reads a file of `write_predictions`.
 
     Raises:
-        UserError: If the file cannot be read, or is another.
+        UserError: If the file cannot be read or is not such a file.
     """
     try:
         table = pq.read_table(path)
@@ -150,8 +154,8 @@ def read_predictions(path: str | Path) -> Predictions:
         )
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} does not hold predictions as training and kenya-birds evaluate write them ({error}): give "
-            "another file, or evaluate again"
+            f"{path} is not a predictions file of training or `kenya-birds evaluate` ({error}): give another file, or "
+            "evaluate again"
         ) from None
 
 
@@ -167,21 +171,22 @@ def score_clips(
     batch_size: int = 64,
     time_shifts: int = 1,
 ) -> np.ndarray:
-    """Logits of clips, as the model's `forward` gives them: calibrated where its config holds a calibration.
+    """Logits of clips, from the model's `forward`: calibrated if its config has a calibration.
 
     Args:
-        model: The classifier; it is set to evaluation mode, and works on the device that it is on.
-        extractor: Its front end.
+        model: The classifier. It is set to evaluation mode and stays on its device.
+        extractor: Its feature extractor.
         clips: Rows of `load_clips`, all cut with the same context.
-        batch_size: Clips at a time.
-        time_shifts: The mean over so many crops of each clip, spread evenly from the beginning of what is stored to
-            its end: with 3, the clip itself and those moved by its context to both sides. 1 is the clip itself.
+        batch_size: Clips per batch.
+        time_shifts: Number of crops of each clip; the logits are their mean. The crops are spaced evenly over the
+            stored sound: with 3, the clip itself and the clip shifted by its context in both directions. 1 is the clip
+            itself.
 
     Returns:
         float32, shape `(clips, classes)`.
 
     Raises:
-        UserError: If `time_shifts` or `batch_size` is below 1, or crops shall be shifted and clips have no context.
+        UserError: If `time_shifts` or `batch_size` is below 1, or `time_shifts` is above 1 and clips have no context.
     """
     for name, number in (("time_shifts", time_shifts), ("batch_size", batch_size)):
         if number < 1:
@@ -203,16 +208,16 @@ def score_clips(
 
 
 def clip_references(clips: Dataset, class_ids: Mapping[str, int], *, multi_label: bool) -> np.ndarray:
-    """What is known to be in each clip, in the classes of a model.
+    """References of clips, in the classes of a model.
 
     Args:
-        clips: Rows of `load_clips`; other species than those of `class_ids` do not count.
+        clips: Rows of `load_clips`. Species that are not in `class_ids` are ignored.
         class_ids: By eBird code, from 0.
-        multi_label: Whether every species in the clip counts, rather than the annotated one.
+        multi_label: Whether to use all species in the clip, instead of the annotated one.
 
     Returns:
-        Class ids of shape `(clips,)`, -1 where the species is another; or ones, zeros and, in clips with an unknown
-        bird, -100 instead of zero, of shape `(clips, classes)`.
+        Class ids of shape `(clips,)`, -1 for another species; or ones and zeros of shape `(clips, classes)`, with -100
+        instead of zeros in clips with an unidentified bird.
     """
     ids = np.array([class_ids.get(code, -1) for code in clips.features["label"].names])
     if not multi_label:
@@ -227,10 +232,10 @@ def clip_references(clips: Dataset, class_ids: Mapping[str, int], *, multi_label
 
 def _crops(waveform: torch.Tensor, samples: int, number: int) -> list[torch.Tensor]:
     if number == 1:
-        return [waveform]  # the extractor hears the middle
+        return [waveform]  # the extractor centre-crops
     spare = waveform.shape[1] - samples
     if spare < 2:
         raise UserError(
-            "the clips have no sound on either side, so that no crop can be shifted: cut them with context_s above 0"
+            "the clips have no context on either side, so crops cannot be shifted: cut them with context_s above 0"
         )
     return [waveform[:, start : start + samples] for start in np.linspace(0, spare, number).round().astype(int)]

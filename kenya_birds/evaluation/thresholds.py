@@ -1,4 +1,4 @@
-"""From what probability on a species is reported: thresholds chosen on validation, for each species."""
+"""Decision thresholds of species, chosen on validation clips."""
 
 import json
 import logging
@@ -17,29 +17,28 @@ from kenya_birds.evaluation.metrics import class_targets
 
 logger = logging.getLogger(__name__)
 
-# A species with so many clips has a threshold halfway between its own and the one of all species.
+# A species with this many clips gets the mean (in logits) of its own threshold and the shared threshold.
 SHRINKAGE_CLIPS = 10
-# Of a species whose own threshold does not stand the check on other recordings.
+# Threshold of a species whose own threshold fails the check on held-out recordings.
 DEFAULT_THRESHOLD = 0.5
-# Fewer right than wrong reports are not wanted.
+# A threshold must give at least as many correct as false reports.
 LEAST_PRECISION = 0.5
-# Of probabilities, on both sides: their logits stay finite.
+# Probabilities are clipped to [EPSILON, 1 - EPSILON], so that their logits are finite.
 EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """A species is reported where its probability is at least its threshold.
+    """Decision thresholds: a species is reported if its probability is at least its threshold.
 
     Attributes:
-        wanted_precision: What they were chosen for; None: the best F1.
-        every_species: The threshold of all species together; None where none reaches the wanted precision.
-        species: By eBird code; None: there is no evidence for any, abstain.
-        defaults: Why a species has the default of 0.5, by eBird code.
-        cross_validation: How good the thresholds are on validation recordings that they were not chosen on: macro F1
-            (`macro_f1`), that of 0.5 for all species (`default_macro_f1`), and the number of `recordings`. None where
-            this was not checked.
-        overlap_s: Overlap of neighbouring windows for which they were chosen; None where they were chosen on clips.
+        wanted_precision: The precision that they were chosen for; None: they were chosen for the best F1.
+        every_species: The shared threshold of all species; None if no threshold reaches the wanted precision.
+        species: Threshold by eBird code; None: the species is never reported.
+        defaults: The reason why a species has the default of 0.5, by eBird code.
+        cross_validation: Check on held-out validation recordings: macro F1 with these thresholds (`macro_f1`), with
+            0.5 for all species (`default_macro_f1`), and the number of `recordings`. None if this was not checked.
+        overlap_s: Overlap of neighbouring windows for which they were chosen; None if they were chosen on clips.
     """
 
     wanted_precision: float | None
@@ -55,32 +54,32 @@ class Thresholds:
 
     @classmethod
     def read(cls, path: str | Path) -> "Thresholds":
-        """Reads what `to_json` gave.
+        """Reads thresholds from a JSON file with the content of `to_json`.
 
         Raises:
-            UserError: If the file cannot be read or holds something else.
+            UserError: If the file cannot be read or has other content.
         """
         try:
             return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path} does not hold thresholds as training leaves them: {error}") from None
+            raise UserError(f"{path} is not a thresholds file of training: {error}") from None
 
     def values(self, classes: Sequence[str]) -> np.ndarray:
-        """The thresholds of classes, shape `(classes,)`; infinite where to abstain."""
+        """The thresholds of classes, shape `(classes,)`; infinite for species that are never reported."""
         chosen = (self.species.get(code) for code in classes)
         return np.array([np.inf if threshold is None else threshold for threshold in chosen])
 
     def reason(self) -> str:
-        """How they were chosen, in a sentence."""
+        """How the thresholds were chosen, in one sentence."""
         if self.cross_validation is None:
             return "The thresholds were not checked on other recordings."
-        told = self.cross_validation
-        if told["recordings"] < 2:
+        check = self.cross_validation
+        if check["recordings"] < 2:
             return "The thresholds are the default of 0.5: one validation recording cannot check other thresholds."
         count = f"{len(self.defaults)} of {len(self.species)} species have the default threshold 0.5"
         return (
-            f"In cross-validation over the {told['recordings']:g} validation recordings, macro F1 is "
-            f"{told['macro_f1']:.3f} at the thresholds, and {told['default_macro_f1']:.3f} at 0.5. "
+            f"In cross-validation over the {check['recordings']:g} validation recordings, macro F1 is "
+            f"{check['macro_f1']:.3f} at the thresholds, and {check['default_macro_f1']:.3f} at 0.5. "
             + (f"{count}: no other passed this check." if self.defaults else "Each species has its own.")
         )
 
@@ -96,21 +95,22 @@ def choose_thresholds(
 ) -> Thresholds:
     """Chooses thresholds on validation clips.
 
-    Each is the one with the best F1, or the lowest one with the wanted precision, halfway (in logits) to the next
-    lower score. That of a species with `n` clips is then moved to the one of all species, found on every known pair of
-    clip and species at once: in logits it is their mean, weighted by `n` and `shrinkage_clips`. There is none, and the
-    species abstains, where no clip is known to hold it, or no threshold of its own has the wanted precision.
+    The threshold of a species has the best F1, or is the lowest one with the wanted precision; it lies halfway (in
+    logits) to the next lower score. The shared threshold is chosen in the same way on the pairs of clip and species of
+    all species. The result is the mean (in logits) of both, weighted by the species' number of clips and
+    `shrinkage_clips`. A species has no threshold, and is never reported, if no clip contains it or no threshold of its
+    own has the wanted precision.
 
     Args:
         scores: Calibrated probabilities, shape `(clips, classes)`. Never those of the test split.
         references: Class ids `(clips,)`, or ones, zeros and -100 of shape `(clips, classes)`.
         classes: eBird codes by class id.
-        weights: How many clips each counts for in precision and recall, shape `(clips,)`; by default one.
+        weights: Weight of each clip in precision and recall, shape `(clips,)`; by default 1.
         wanted_precision: Above 0 and at most 1.
-        shrinkage_clips: 0 leaves every species its own.
+        shrinkage_clips: Weight of the shared threshold; 0: each species has its own threshold.
 
     Raises:
-        UserError: If the wanted precision is out of range, or no clip is known to hold any species.
+        UserError: If the wanted precision is out of range, or no clip contains a known species.
     """
     if wanted_precision is not None and not 0 < wanted_precision <= 1:
         raise UserError(f"the wanted precision is {wanted_precision}: expected a number above 0 and at most 1")
@@ -118,12 +118,14 @@ def choose_thresholds(
     counts = (clips.targets == 1).sum(axis=0)
     if not counts.any():
         raise UserError(
-            f"none of the {len(scores)} clips to choose thresholds on is known to hold one of the {len(classes)} "
-            "species: give the validation split recordings that do"
+            f"none of the {len(scores)} validation clips contains one of the {len(classes)} species, so no thresholds "
+            "can be chosen: put recordings with these species into the validation split"
         )
     shared, species = _choose(clips, wanted_precision, shrinkage_clips)
     if shared is None:
-        logger.warning("No threshold reaches a precision of %g over all species: every one abstains", wanted_precision)
+        logger.warning(
+            "No threshold reaches a precision of %g over all species: no species is reported", wanted_precision
+        )
     return Thresholds(wanted_precision, shared, dict(zip(classes, species, strict=True)))
 
 
@@ -136,13 +138,13 @@ def choose_checked_thresholds(
     weights: np.ndarray | None = None,
     shrinkage_clips: float = SHRINKAGE_CLIPS,
 ) -> Thresholds:
-    """Chooses thresholds with the best F1 as far as they are better than 0.5 on other recordings.
+    """Chooses thresholds with the best F1, and keeps those that are better than 0.5 on held-out recordings.
 
-    For each species there are two candidates beside 0.5: the threshold with the best F1, and the lowest one with a
-    precision of one half (see `choose_thresholds`). They are chosen on some validation recordings and tried on the
-    others. The one with the best F1 there is taken, if this is not below that of 0.5, at least half of the reports are
-    right, and it is not below the share of the clips that hold the species. Otherwise the species has the default of
-    0.5. One that no clip is known to hold abstains.
+    Each species has two candidates besides 0.5: the threshold with the best F1, and the lowest one with a precision of
+    0.5 (see `choose_thresholds`). They are chosen on some validation recordings and checked on the others. The
+    candidate with the best F1 on these is used if its F1 is not below that of 0.5, at least half of its reports are
+    correct, and it is not below the share of clips that contain the species. Otherwise the species has the default of
+    0.5. A species that is in no clip is never reported.
 
     Args:
         scores: See `choose_thresholds`.
@@ -153,7 +155,7 @@ def choose_checked_thresholds(
         shrinkage_clips: See `choose_thresholds`.
 
     Raises:
-        UserError: If no clip is known to hold any species.
+        UserError: If no clip contains a known species.
     """
     plain = choose_thresholds(scores, references, classes, weights=weights, shrinkage_clips=shrinkage_clips)
     clips, recordings = _Clips.of(scores, references, weights), np.asarray(recordings)
@@ -164,7 +166,7 @@ def choose_checked_thresholds(
     for rest, held in folds:
         for aim in aims:
             shared, chosen = _choose(clips.select(rest), aim, shrinkage_clips)
-            # A species that only the held out recordings hold has the threshold of all.
+            # A species that is only in the held-out recordings has the shared threshold.
             cuts = [next((cut for cut in (own, shared) if cut is not None), np.inf) for own in chosen]
             tried[aim].add(clips.select(held), np.array(cuts))
         default.add(clips.select(held), np.full(len(classes), DEFAULT_THRESHOLD))
@@ -180,7 +182,7 @@ def choose_checked_thresholds(
         allowed, faults = [], []
         for aim in aims:
             threshold, outcome = final[aim][label], tried[aim]
-            fault = _fault(threshold, outcome, default, float(share[label]), label) if folds else "one recording only"
+            fault = _fault(threshold, outcome, default, float(share[label]), label) if folds else "only one recording"
             if fault is None:
                 allowed.append((outcome.f1[label], threshold))
             else:
@@ -193,20 +195,20 @@ def choose_checked_thresholds(
     if every is None or not folds or every < clips.share_of_all():
         every = DEFAULT_THRESHOLD
     scored = [label for label, code in enumerate(classes) if plain.species[code] is not None]
-    told = {"recordings": float(len(np.unique(recordings)))}
+    check = {"recordings": float(len(np.unique(recordings)))}
     if folds:
-        told |= {"macro_f1": float(np.mean(reached)), "default_macro_f1": float(default.f1[scored].mean())}
-    return Thresholds(None, every, species, defaults, told)
+        check |= {"macro_f1": float(np.mean(reached)), "default_macro_f1": float(default.f1[scored].mean())}
+    return Thresholds(None, every, species, defaults, check)
 
 
 @dataclass(frozen=True)
 class _Clips:
-    """Clips to choose thresholds on, or to try them on.
+    """Clips on which thresholds are chosen or checked.
 
     Attributes:
         scores: Shape `(clips, classes)`.
         targets: See `class_targets`.
-        weight: How many clips each pair of clip and class counts for, same shape.
+        weight: Weight of each pair of clip and class, same shape.
     """
 
     scores: np.ndarray
@@ -223,19 +225,19 @@ class _Clips:
         return _Clips(self.scores[rows], self.targets[rows], self.weight[rows])
 
     def share(self) -> np.ndarray:
-        """Share of the clips that hold each class, of those of which it is known."""
+        """Share of the clips that contain each class, of the clips for which this is known."""
         known = (self.weight * (self.targets >= 0)).sum(axis=0)
         return (self.weight * (self.targets == 1)).sum(axis=0) / np.maximum(known, np.finfo(float).tiny)
 
     def share_of_all(self) -> float:
-        """Share of the known pairs of clip and class in which the clip holds the class."""
+        """Share of the known pairs of clip and class in which the clip contains the class."""
         known = self.targets >= 0
         return float(self.weight[self.targets == 1].sum() / self.weight[known].sum())
 
 
 @dataclass
 class _Outcome:
-    """What came of thresholds on clips that they were not chosen on, by class."""
+    """Result of thresholds on held-out clips, by class."""
 
     hits: np.ndarray
     reports: np.ndarray
@@ -259,11 +261,11 @@ class _Outcome:
 def _fault(threshold: float | None, outcome: _Outcome, default: _Outcome, share: float, label: int) -> str | None:
     """Why a threshold is not used; None if it is."""
     if threshold is None:
-        return "no threshold has right reports enough"
+        return "no threshold has enough correct reports"
     if threshold < share:
-        return "below the share of clips that hold the species"
+        return "below the share of clips that contain the species"
     if outcome.hits[label] < LEAST_PRECISION * outcome.reports[label]:
-        return "more wrong than right reports on other recordings"
+        return "more false than correct reports on other recordings"
     if outcome.f1[label] < default.f1[label] or outcome.hits[label] == 0:
         return "not better than 0.5 on other recordings"
     return None
@@ -272,7 +274,7 @@ def _fault(threshold: float | None, outcome: _Outcome, default: _Outcome, share:
 def _choose(
     clips: _Clips, wanted_precision: float | None, shrinkage_clips: float
 ) -> tuple[float | None, list[float | None]]:
-    """The threshold of all classes together, and that of each."""
+    """The shared threshold, and the threshold of each class."""
     classes = clips.targets.shape[1]
     known, counts = clips.targets >= 0, (clips.targets == 1).sum(axis=0)
     shared = None
@@ -299,7 +301,7 @@ def _threshold(
     precision, recall, cut = precision_recall_curve(targets, scores, sample_weight=weights)
     precision, recall = precision[:-1], recall[:-1]  # the last point has no threshold
     if wanted_precision is None:
-        # Of equally good thresholds the highest.
+        # The highest of equally good thresholds.
         f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
         chosen = len(f1) - 1 - int(f1[::-1].argmax())
     else:

@@ -1,4 +1,4 @@
-"""What is known to be in windows that lie anywhere in annotated recordings."""
+"""Multi-label targets of windows at any position in annotated recordings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ DEFAULT_EDGE_MARGIN_S = 0.25
 
 @dataclass(frozen=True)
 class WindowTargets:
-    """Finds the multi-label targets of windows. All times are samples, so that every comparison is exact.
+    """Computes the multi-label targets of windows. All times are in samples, so that comparisons are exact.
 
-    A call with one point in time is present in a window if its point is inside and at least `margin` away from both
-    edges. It is absent if the point is outside and at least `margin` away. In between it is unknown. A call with a
-    start and an end is present if at least half of the shorter of call and window overlaps, absent if nothing does,
-    and unknown in between. Where a bird that nobody could name is in a window or near its edge, every class that is
-    not present is unknown.
+    A call that is a point in time is present in a window if the point is inside and at least `margin` away from both
+    edges. It is absent if the point is outside and at least `margin` away. Otherwise it is unknown. A call with a
+    start and an end is present if at least half of the shorter of call and window overlaps, absent if they do not
+    overlap, and otherwise unknown. If an unidentified bird is in a window or near its edge, every class that is not
+    present is unknown.
 
     Attributes:
         recordings: Names; windows are given by the index.
@@ -28,10 +28,10 @@ class WindowTargets:
         window: Length of a window in samples.
         margin: Edge margin in samples.
         sampling_rate: In Hz.
-        offset: Place of each recording on one axis on which no two recordings are near each other.
+        offset: Position of each recording on a common axis, on which recordings are far apart.
         start: First sample of each annotation on that axis, sorted.
         end: The sample of its end, equal to `start` for a point in time.
-        label: Class id; `OTHER` for a species that is not a class, `UNKNOWN` for a bird that nobody could name.
+        label: Class id; `OTHER` for a species that is not a class, `UNKNOWN` for an unidentified bird.
         longest: Length of the longest annotation in samples.
     """
 
@@ -65,7 +65,7 @@ class WindowTargets:
 
         Args:
             calls: `recording`, `species`, `start_s` and `end_s`; a call is a point in time where both are equal.
-            unknown: `recording`, `start_s` and `end_s` of birds that nobody could name.
+            unknown: `recording`, `start_s` and `end_s` of unidentified birds.
             lengths: Length of each recording in samples; annotations of other recordings are not used.
             classes: eBird codes. Calls of other species are absent classes, but their windows are not empty.
             sampling_rate: In Hz.

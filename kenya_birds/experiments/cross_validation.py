@@ -43,31 +43,31 @@ logger = logging.getLogger(__name__)
 
 FOLDS_FILE = "folds.csv"
 RESULTS_FILE = "cross_validation.json"
-# The last file of a fold: where it is, the fold is done.
+# The last file of a fold: if it exists, the fold is complete.
 LOGITS_FILE = "logits.npz"
 
 
 class CrossValidation:
-    """A cross-validation that is checked and planned.
+    """A cross-validation over recordings.
 
-    Nothing is written before it is entered: `with CrossValidation(settings) as validated: validated.run()`. Inside, no
-    other run can use its output folder.
+    The settings are checked at construction. Nothing is written before the `with` statement: `with
+    CrossValidation(settings) as validated: validated.run()`. Within it, the output folder is locked for other runs.
 
-    Fold `k` is tested by a model that validated on fold `k + 1` (after the last comes the first) and trained on the
-    others. Runs are in `output_dir/fold-k`, each with all that a run leaves except checkpoints.
+    Fold `k` is tested with a model that is validated on fold `k + 1` (or the first, if `k` is the last) and trained on
+    the others. Each fold has a folder `output_dir/fold-k` with all files of a training run except checkpoints.
 
     Args:
-        settings: The settings; `resume_from_checkpoint="true"` resumes the one in `output_dir`, at the checkpoint of
-            the fold that was running.
-        params: The best.json of `kenya-birds tune` that the settings are from, if they are.
+        settings: The settings; `resume_from_checkpoint="true"` resumes the cross-validation in `output_dir`, at the
+            last checkpoint of the fold that was interrupted.
+        params: The best.json of `kenya-birds tune` if the settings are from one.
 
     Attributes:
         settings: The settings.
-        team: The processes that share it.
+        team: The processes of a distributed run.
         table: `recording` and `fold`.
 
     Raises:
-        UserError: If an argument or the archive cannot be used, or `output_dir` holds something else.
+        UserError: If an argument or the archive cannot be used, or `output_dir` has other content.
     """
 
     def __init__(self, settings: Settings, params: Path | None = None) -> None:
@@ -89,7 +89,7 @@ class CrossValidation:
         self._common_names, self._record = plan.common_names, plan.record
         self.table = find_folds(plan.builder, data.splits_file, data.folds, data.split_seed)
         self.folds = self.table["fold"].nunique()
-        plan.check_starting_model(self.table["recording"])  # each of them tests in one fold
+        plan.check_starting_model(self.table["recording"])  # each is a test recording in one fold
         plan.warn_of_tuning(params, self.table["recording"])
         self._description: dict[str, Any] = {"classes": self.classes, "folds": self.folds}
         if training.resume_from_checkpoint:
@@ -97,40 +97,39 @@ class CrossValidation:
         self._stack, self._is_new = contextlib.ExitStack(), False
 
     def __enter__(self) -> "CrossValidation":
-        """Locks the output folder, and writes the record and the folds of a new cross-validation.
+        """Locks the output folder; writes the settings and the folds of a new cross-validation.
 
         Raises:
-            UserError: If another process uses the folder, or has used it since this was planned.
+            UserError: If another process uses the folder, or has used it since the settings were checked.
         """
         self.team.first_does(self._take_folder)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        """Frees the output folder; of a new cross-validation that failed before it had trained, nothing is left."""
+        """Unlocks the output folder; deletes the files of a new cross-validation that failed before training."""
         if kind is not None and self._is_new:
             with contextlib.suppress(OSError):
                 forget_start(self.output_dir, FOLDS_FILE, RESULTS_FILE)
         self._stack.close()
 
     def run(self) -> dict[str, Any]:
-        """Runs the folds that are not done, and writes what they tell together.
+        """Runs the folds that are not complete, and writes their common results.
 
-        Left in `output_dir`: `folds.csv`, `cross_validation.json` (each fold's figures and best epoch, their mean and
-        standard deviation), and what `write_report` writes of the out-of-fold predictions. `thresholds.json` is chosen
-        on the validation scores of all folds; no figure of the report depends on it: in each fold its own thresholds
-        decide what is reported.
+        Files in `output_dir`: `folds.csv`, `cross_validation.json` (metrics and best epoch of each fold, their mean
+        and standard deviation), and the report of the out-of-fold predictions (see `write_report`). `thresholds.json`
+        is chosen on the validation scores of all folds. The report does not use it: each fold uses its own thresholds.
 
         Returns:
             The content of `cross_validation.json`.
 
         Raises:
-            UserError: If the clips cannot be cut or trained on, or a file would be replaced that training has not
-                written.
+            UserError: If the clips cannot be cut or trained on, or a file that training has not written would be
+                replaced.
         """
         for fold in range(self.folds):
             folder = self.folder(fold)
             if self.team.first_does((folder / LOGITS_FILE).is_file):
-                logger.info("Fold %d of %d is done already", fold + 1, self.folds)
+                logger.info("Fold %d of %d is complete already", fold + 1, self.folds)
                 continue
             logger.info("Fold %d of %d", fold + 1, self.folds)
             with self.one_run(fold, folder) as run:
@@ -146,11 +145,11 @@ class CrossValidation:
         return read_json(self.output_dir / RESULTS_FILE)
 
     def one_run(self, fold: int, folder: Path, *, everything_for: float | None = None, **changes: Any) -> Run:
-        """A run with the splits of a fold, which resumes what a run before left in the folder.
+        """A run with the splits of a fold; it resumes an interrupted run in the folder.
 
         Args:
             fold: Which fold is the test split.
-            folder: Its output folder; where it has no whole checkpoint, the run starts anew.
+            folder: Its output folder; without a complete checkpoint, training starts from the beginning.
             everything_for: See `Run`.
             **changes: Other settings.
         """
@@ -173,11 +172,11 @@ class CrossValidation:
         return Run(settings, splits_of_fold(self.table, fold), everything_for=everything_for)
 
     def folder(self, fold: int) -> Path:
-        """Where a fold runs."""
+        """Output folder of a fold."""
         return self.output_dir / f"fold-{fold}"
 
     def _check_output(self) -> None:
-        """Raises `UserError` unless the output folder is new, or that of a cross-validation which is to be resumed."""
+        """Raises `UserError` unless the output folder is new or has a cross-validation to resume."""
         resume, output_dir = self.settings.training.resume_from_checkpoint, self.output_dir
         if resume and resume.lower() != "true":
             raise UserError(
@@ -199,19 +198,19 @@ class CrossValidation:
         record, before = RunRecord.read(output_dir), read_json(output_dir / RESULTS_FILE)
         changes = differences({"folds": before.get("folds")}, {"folds": self.folds})
         if record.annotations != self._record.annotations:
-            # Folds that are done were tested on the annotations as they were.
-            changes.append("annotations.csv has changed since")
+            # Complete folds were tested with the earlier annotations.
+            changes.append("annotations.csv has changed since then")
         elif before.get("classes") != self.classes:
-            changes.append("the archive has other species now")
+            changes.append("the archive has different species now")
         elif not changes and not read_folds(output_dir / FOLDS_FILE).equals(self.table):
-            changes.append("the recordings are in other folds now")
+            changes.append("the recordings are in different folds now")
         self._refuse(changes)
 
     def _refuse(self, changes: list[str]) -> None:
         if changes:
             raise UserError(
                 f"the cross-validation in {self.output_dir} was started with other settings or data: "
-                f"{'; '.join(changes)}. Give what it was started with, or another --output_dir"
+                f"{'; '.join(changes)}. Give the same settings and data, or another --output_dir"
             )
 
     def _take_folder(self) -> None:
@@ -238,7 +237,7 @@ class CrossValidation:
             for fold, summary in enumerate(summaries)
         ]
         with writing_results(self.output_dir):
-            told, calibration = write_out_of_fold(
+            metrics, calibration = write_out_of_fold(
                 self.output_dir, folds, common_names=self._common_names, seed=self.settings.training.seed
             )
         runs = [summary["result"] for summary in summaries]
@@ -246,10 +245,10 @@ class CrossValidation:
             **self._description,
             "each": [
                 {**fold, "best_epoch": run["best_epoch"], "train_runtime_s": run["train_runtime_s"]}
-                for fold, run in zip(told["each"], runs, strict=True)
+                for fold, run in zip(metrics["each"], runs, strict=True)
             ],
-            "mean": told["mean"],
-            "sd": told["sd"],
+            "mean": metrics["mean"],
+            "sd": metrics["sd"],
             "median_best_epoch": float(np.median([run["best_epoch"] for run in runs])),
             "calibration": dataclasses.asdict(calibration.calibration),
         }
@@ -261,23 +260,23 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
 
     Args:
         builder: Plans the clips whose recordings are divided.
-        splits_file: A table of folds; by default they are those of `stratified_folds`.
-        folds: Number of folds; of a table, as many as it has.
-        seed: Of `stratified_folds`.
+        splits_file: A table of folds; by default `stratified_folds` makes them.
+        folds: Number of folds; by default that of the table.
+        seed: Seed of `stratified_folds`.
 
     Returns:
         `recording` and `fold`.
 
     Raises:
-        UserError: If there are fewer than three folds, or the table has another number of them, divides recordings
-            with the same sound or cannot be used.
+        UserError: If there are fewer than three folds, if the table has another number of folds or puts recordings
+            with the same sound into different folds, or if it cannot be used.
     """
     if splits_file:
         table = with_names_of(read_folds(splits_file), builder.clips["recording"].unique())
         check_undivided(table, builder.same_sound)
         found = table["fold"].nunique()
         if folds not in (None, found):
-            raise UserError(f"folds is {folds} and {splits_file} has {found}: leave --folds out")
+            raise UserError(f"folds is {folds}, but {splits_file} has {found} folds: omit --folds")
         return table.sort_values("recording").reset_index(drop=True)
     folds = DEFAULT_FOLDS if folds is None else folds
     Kind.of(Folds).check("folds", folds)
@@ -298,23 +297,23 @@ FOLDER = "final-fit"
 
 
 def fit_on_everything(validated: CrossValidation, results: dict[str, Any]) -> None:
-    """Trains on all recordings and leaves the model in the cross-validation's folder, beside the figures of its folds.
+    """Trains on all recordings, and saves the model in the cross-validation's folder.
 
-    It is trained on the learning rate's schedule of the folds, and stopped where the best epoch of the median fold
-    was: nothing is left to choose an epoch on. Calibration and `thresholds.json` come from the validation scores of
-    all folds, which models trained on fewer recordings gave. Checkpoints are in `output_dir/final-fit`; a run that was
-    stopped goes on there.
+    The learning rate has the same schedule as in the folds. Training stops after the median of the folds' best epochs,
+    because no recordings are left to choose an epoch on. Calibration and `thresholds.json` come from the validation
+    scores of all folds, whose models were trained on fewer recordings. Checkpoints are in `output_dir/final-fit`; an
+    interrupted run resumes from them.
 
     Args:
-        validated: A cross-validation that has run.
-        results: What its `run` returned.
+        validated: A completed cross-validation.
+        results: The return value of its `run`.
 
     Raises:
         UserError: If the clips cannot be cut or trained on.
     """
     output_dir, epochs = validated.output_dir, results["median_best_epoch"]
     if (output_dir / SUMMARY_FILE).is_file():
-        logger.info("The final fit is done already")
+        logger.info("The final fit is complete already")
         return
     logger.info("Final fit on all recordings: %g epochs", epochs)
     folder = output_dir / FOLDER

@@ -1,4 +1,4 @@
-"""Classifiers on embeddings of clips: linear ones and nearest neighbours."""
+"""Classifiers on embeddings of clips: logistic regression and k nearest neighbours."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,15 +27,15 @@ def embed_clips(clips: Dataset, embedder: Embedder, batch_size: int) -> np.ndarr
     """Embeds clips.
 
     Args:
-        clips: Rows of `load_clips`, of the embedder's rate and length and without context.
-        embedder: The model.
-        batch_size: Clips at a time.
+        clips: Rows of `load_clips` with the embedder's sampling rate and clip length, without context.
+        embedder: The embedding model.
+        batch_size: Clips per batch.
 
     Returns:
         float32, shape `(clips, size)`.
 
     Raises:
-        UserError: If the model gives what is no number.
+        UserError: If the model returns NaN or infinity.
     """
 
     def embed(table: pa.Table) -> pa.Table:
@@ -58,11 +58,11 @@ def embed_clips(clips: Dataset, embedder: Embedder, batch_size: int) -> np.ndarr
 
 
 METHODS = ("linear", "knn")
-# scikit-learn's C, from the strongest regularisation to the weakest, and numbers of neighbours, from the smoothest.
+# Values of scikit-learn's C, strongest regularisation first, and numbers of neighbours, smoothest first.
 STRENGTHS = tuple(10.0**power for power in np.arange(-5, 2.5, 0.5))
 NEIGHBOURS = (50, 30, 20, 15, 10, 7, 5, 3, 2, 1)
 MAX_ITERATIONS = 1000
-# How much less likely than the unlikeliest class one without a training clip is.
+# A class without training clips gets the lowest logit of the other classes minus this number.
 UNSEEN_GAP = 5.0
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -74,8 +74,8 @@ class Head:
 
     Attributes:
         chosen: C of logistic regression, or the number of neighbours.
-        validation_macro_f1: By which it was chosen.
-        predict: Gives logits of shape `(clips, classes)` for embeddings of shape `(clips, size)`.
+        validation_macro_f1: Macro F1 on validation.
+        predict: Returns logits of shape `(clips, classes)` for embeddings of shape `(clips, size)`.
     """
 
     chosen: float
@@ -91,29 +91,29 @@ def fit_head(
     classes: int,
     weight_power: float,
 ) -> Head:
-    """Fits classifiers on training clips and takes that with the best macro F1 on validation, of equals the smoothest.
+    """Fits classifiers on training clips, and keeps the one with the best macro F1 on validation.
 
-    `linear` is scikit-learn's logistic regression on inputs that the training clips give mean 0 and standard deviation
-    1: multinomial, or one for each class where multi-label. `knn` counts the nearest training clips by the cosine of
-    the angle between embeddings, each by that cosine.
+    Of a tie, the smoothest is kept. `linear` is scikit-learn's logistic regression on standardised embeddings:
+    multinomial, or one per class if multi-label. `knn` lets the nearest training clips vote, weighted by cosine
+    similarity.
 
     Args:
         method: `linear` or `knn`.
         train: Embeddings `(clips, size)`, and class ids `(clips,)`, or ones, zeros and -100 of shape
             `(clips, classes)`.
-        validation: The same.
+        validation: The same for validation clips.
         classes: Number of classes.
-        weight_power: Classes weigh n^-power in the loss of `linear`.
+        weight_power: The loss of `linear` weights each class by n^-power, with n its number of clips.
 
     Raises:
-        UserError: If there is no such method, or training clips are of one class only.
+        UserError: If the method does not exist, or all training clips have the same class.
     """
     candidates = {"linear": _linear, "knn": _nearest}
     if method not in candidates:
-        raise UserError(f"no method {method!r}: expected one of {', '.join(METHODS)}")
+        raise UserError(f"method is {method!r}: expected one of {', '.join(METHODS)}")
     multi_label = train[1].ndim == 2
     if not multi_label and len(np.unique(train[1])) < 2:
-        raise UserError("the clips of the train split are all of one species: nothing can be told apart, split anew")
+        raise UserError("all clips of the train split have the same species: make another split")
     best: Head | None = None
     for chosen, predict in candidates[method](*train, classes, weight_power):
         score = classification_metrics(predict(validation[0]), validation[1], multi_label=multi_label)["macro_f1"]
@@ -124,7 +124,7 @@ def fit_head(
 
 
 def class_counts(references: np.ndarray, classes: int) -> np.ndarray:
-    """Clips that are known to hold each class, shape `(classes,)`."""
+    """Number of clips that contain each class, shape `(classes,)`."""
     return (class_targets(references, classes) == 1).sum(axis=0)
 
 
@@ -147,7 +147,7 @@ def _linear_logits(
 
 
 class _Multinomial:
-    """Logistic regression over the classes that have a training clip, each fit beginning where the last one ended."""
+    """Multinomial logistic regression over the classes that have training clips; each fit starts at the last one."""
 
     def __init__(self, inputs: np.ndarray, references: np.ndarray, weights: np.ndarray) -> None:
         self._inputs, self._references, self._weights = inputs, references, weights[references]
@@ -157,7 +157,7 @@ class _Multinomial:
     def fit(self, strength: float) -> tuple[np.ndarray, np.ndarray]:
         _fit(self._model.set_params(C=strength), self._inputs, self._references, self._weights)
         coefficients, offsets = self._model.coef_.copy(), self._model.intercept_.copy()
-        if len(coefficients) == 1:  # of two classes, scikit-learn tells the second's
+        if len(coefficients) == 1:  # for two classes, scikit-learn returns the second's
             coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
             offsets = np.concatenate([np.zeros_like(offsets), offsets])
         return coefficients, offsets
@@ -169,7 +169,7 @@ class _Multinomial:
 
 
 class _OneVersusRest:
-    """A logistic regression for each class, on the clips of which it is known whether they hold it."""
+    """A logistic regression for each class, on the clips in which the class is known to be present or absent."""
 
     def __init__(self, inputs: np.ndarray, references: np.ndarray, weights: np.ndarray) -> None:
         self._inputs, self._references, self._weights = inputs, references, weights
@@ -199,7 +199,7 @@ def _model() -> LogisticRegression:
 
 def _fit(model: LogisticRegression, inputs: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
     with warnings.catch_warnings():
-        # Only weak regularisation does not converge: it is a candidate all the same, as an early stop.
+        # Fits with weak regularisation may not converge; they stay candidates, as early stopping.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(inputs, targets, sample_weight=weights)
 
@@ -221,7 +221,7 @@ def _votes(
     nearness = np.clip(1 - distances, 0, 1)[:, :, None]
     found = targets[neighbours]  # (clips, neighbours, classes)
     votes = (nearness * (found == 1)).sum(axis=1)
-    # Something for every class, so that none is impossible.
+    # A small vote for every class, so that no probability is 0.
     if not multi_label:
         return np.log(votes + 1 / targets.shape[1])
     return np.log((votes + 0.5) / ((nearness * (found == 0)).sum(axis=1) + 0.5))

@@ -1,4 +1,4 @@
-"""`kenya-birds probe`: classifiers on embeddings, compared with trained models."""
+"""Probing: classifiers on the embeddings of a frozen model, compared with a trained model."""
 
 import logging
 from collections.abc import Mapping
@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a run of train_hf.py has left.
+    """Results of a completed training run or cross-validation.
 
     Attributes:
         folder: Its output folder.
         splits_file: Its `folds.csv` or `splits.csv`.
         table: `recording`, and `fold` or `split`.
-        metrics: On test, or of the out-of-fold predictions.
-        predictions: The same clips'.
+        metrics: Metrics on the test split, or of the out-of-fold predictions.
+        predictions: Predictions for the same clips.
     """
 
     folder: Path
@@ -51,10 +51,10 @@ class TrainedRun:
 
     @classmethod
     def read(cls, folder: str | Path) -> "TrainedRun":
-        """Reads a run, or a cross-validation.
+        """Reads the output folder of a run or a cross-validation.
 
         Raises:
-            UserError: If the folder is neither, or it is not finished.
+            UserError: If the folder is neither, or the run is not complete.
         """
         folder = Path(folder)
         validated = (folder / RESULTS_FILE).is_file()
@@ -62,18 +62,24 @@ class TrainedRun:
         missing = [name for name in needed if not (folder / name).is_file()]
         if missing:
             raise UserError(
-                f"{folder} has no {', '.join(missing)}: expected the output folder of a run or a cross-validation of "
-                "train_hf.py that has come to its end"
+                f"{folder} has no {', '.join(missing)}: expected the output folder of a completed training run or "
+                "cross-validation"
             )
-        splits_file, told = folder / needed[0], OUT_OF_FOLD if validated else "test"
-        metrics = read_json(folder / METRICS_FILE).get(told)
+        splits_file, split = folder / needed[0], OUT_OF_FOLD if validated else "test"
+        metrics = read_json(folder / METRICS_FILE).get(split)
         if not isinstance(metrics, dict) or "intervals" not in metrics:
-            raise UserError(f"{folder / METRICS_FILE} has no figures of '{told}': expected those of train_hf.py")
+            raise UserError(f"{folder / METRICS_FILE} has no metrics of '{split}': expected a file of train_hf.py")
         table = read_folds(splits_file) if validated else read_splits(splits_file)
         return cls(folder, splits_file, _sorted(table), metrics, read_predictions(folder / PREDICTIONS_FILE))
 
     def check(self, table: pd.DataFrame, classes: list[str], *, multi_label: bool) -> None:
-        """Raises `UserError` unless a probe has the run's splits or folds, classes and problem type."""
+        """Raises `UserError` unless a probe has the run's splits or folds, classes and problem type.
+
+        Args:
+            table: Splits or folds of the probe.
+            classes: Its eBird codes.
+            multi_label: Whether it is multi-label.
+        """
         differences = {
             "splits": not _sorted(table).equals(self.table),
             "classes": classes != self.predictions.classes,
@@ -81,13 +87,13 @@ class TrainedRun:
         }
         if found := [name for name, differs in differences.items() if differs]:
             raise UserError(
-                f"{self.folder} was trained with other {' and '.join(found)}, so that its figures cannot stand beside "
-                "those of this probe: leave --splits_file and --folds out to take the run's, and give the "
-                "--min_annotations and --problem_type that it was trained with"
+                f"{self.folder} was trained with other {' and '.join(found)}, so its metrics cannot be compared with "
+                "those of this probe: omit --splits_file and --folds to use those of the run, and give the same "
+                "--min_annotations and --problem_type as in its training"
             )
 
-    def check_unheard(self, fingerprints: Mapping[str, str | None]) -> None:
-        """Raises `UserError` if the run's models were trained on recordings that tested them, or started from such.
+    def check_not_trained_on(self, fingerprints: Mapping[str, str | None]) -> None:
+        """Raises `UserError` if the run's models, or the models they started from, were trained on test recordings.
 
         Args:
             fingerprints: `sound_fingerprint` by recording.
@@ -99,36 +105,42 @@ class TrainedRun:
             known = TrainingRecordings.read(folder)
             if known is not None:
                 overlap = known.overlap({name: fingerprints.get(name) for name in tested["recording"]})
-                overlap.refuse(str(folder), ["train", "validation"], "Compare with a run that is free of this")
+                overlap.refuse(str(folder), ["train", "validation"], "Compare with another run")
 
     def check_clips(self, recordings: np.ndarray, center_s: np.ndarray, references: np.ndarray) -> None:
-        """Raises `UserError` unless these test clips are the ones that the run was tested on."""
-        told = self.predictions
-        if _clips(recordings, center_s, references) != _clips(told.recordings, told.center_s, told.references):
+        """Raises `UserError` unless the run was tested on these clips.
+
+        Args:
+            recordings: File name of each clip's recording, shape `(clips,)`.
+            center_s: Centre of each clip in seconds.
+            references: Class ids `(clips,)`, or ones, zeros and -100 of shape `(clips, classes)`.
+        """
+        run = self.predictions
+        if _clips(recordings, center_s, references) != _clips(run.recordings, run.center_s, run.references):
             raise UserError(
-                f"{self.folder} was tested on other clips than this probe: train again on the archive as it is, and "
-                "give the --edge_tolerance_s that it was trained with"
+                f"{self.folder} was tested on other clips than this probe: give the same --edge_tolerance_s as in its "
+                "training; if the archive has changed since then, train again"
             )
 
 
 def format_comparison(columns: Mapping[str, Mapping[str, Any]]) -> str:
-    """Metrics of `write_report` side by side, with their intervals.
+    """A text table of several results of `write_report`, with their intervals.
 
     Args:
-        columns: Metrics by the name of what they are of.
+        columns: Metrics by the title of their column.
     """
     first = next(iter(columns.values()))
     rows = [["", *columns]]
     for name in first["intervals"]:
         rows.append(
-            [name, *(_told(metrics.get(name), metrics["intervals"].get(name)) for metrics in columns.values())]
+            [name, *(_format(metrics.get(name), metrics["intervals"].get(name)) for metrics in columns.values())]
         )
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([f"{first['clips']} clips of {first['recordings']} recordings", *lines])
 
 
-def _told(value: float | None, interval: list[float] | None) -> str:
+def _format(value: float | None, interval: list[float] | None) -> str:
     if value is None:
         return "not defined"
     return f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
@@ -149,19 +161,22 @@ MULTI_LABEL = "multi_label_classification"
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How to probe. What is None is as in the run to compare with, else as in the probed model, else as in training.
+    """Settings of a probe.
+
+    The value of a setting that is None comes from the run to compare with, else from the probed model, else from the
+    default of training.
 
     Attributes:
         method: `linear` or `knn` (see `fit_head`).
-        splits_file: A table of splits, or of folds: then every fold is tested once.
-        folds: Number of folds to make where there is no table.
-        split_seed: Seed of splits and folds that are made.
+        splits_file: A table of splits, or of folds: each fold is then tested once.
+        folds: Number of folds to make if there is no table.
+        split_seed: Seed of new splits or folds.
         problem_type: As in training.
-        min_annotations: Species with fewer are dropped.
+        min_annotations: Species with fewer annotations are dropped.
         edge_tolerance_s: See `ClipsConfig`.
-        loss_weight_power: Classes weigh n^-power in logistic regression.
-        clip_s: Length of a clip, for a model of transformers; ours have their own.
-        seed: Of the bootstrap.
+        loss_weight_power: Logistic regression weights each class by n^-power, with n its number of clips.
+        clip_s: Length of a clip in seconds, for a transformers model; models of this package have their own length.
+        seed: Seed of the bootstrap.
     """
 
     method: Literal["linear", "knn"] = "linear"
@@ -184,10 +199,10 @@ class ProbeSettings:
         check_fields(self)
 
     def completed(self, recorded: Mapping[str, Any]) -> "ProbeSettings":
-        """These settings with values for those that are None.
+        """These settings with values in place of None.
 
         Args:
-            recorded: Settings of a run (see `read_settings`); what it lacks has the default of training.
+            recorded: Settings of a run (see `read_settings`); others have the default of training.
         """
         usual = {
             "problem_type": "single_label_classification",
@@ -213,29 +228,29 @@ def probe(
 ) -> str:
     """Probes a frozen model on an archive.
 
-    The clips, their labels, splits and folds are those that training makes with the same flags; each clip is embedded
-    once. The classifier is fitted on train, chosen, calibrated and given thresholds on validation, and evaluated on
-    test, with the files that a run of train_hf.py leaves there; with folds, each in a folder of its own, and of all of
-    them what a cross-validation leaves. `probe.json` comes last.
+    The clips, labels, splits and folds are the same as in training with the same flags. Each clip is embedded once.
+    The classifier is fitted on train; its hyperparameter, calibration and thresholds are chosen on validation; it is
+    evaluated on test. The output files are those of a training run, or those of a cross-validation with a folder for
+    each fold. `probe.json` is written last.
 
     Args:
         model: See `load_embedder`.
         data_dir: The archive.
-        output_dir: A folder that is new or empty.
-        settings: How to probe.
-        beside: Output folder of a run or cross-validation of train_hf.py to compare with. Without a table and number
-            of folds, its splits or folds are used.
-        batch_size: Clips that are embedded at a time.
-        device: Where to embed (see `find_device`).
-        cache_dir: Where clips and embeddings are kept; by default the cache of `datasets`.
-        num_proc: Processes that cut clips.
+        output_dir: A new or empty folder.
+        settings: Settings of the probe.
+        beside: Output folder of a training run or cross-validation to compare with. Its splits or folds are used if
+            the settings have none.
+        batch_size: Clips per batch of the embedding.
+        device: See `find_device`.
+        cache_dir: Folder for cached clips and embeddings; by default the cache of `datasets`.
+        num_proc: Number of processes that cut clips.
 
     Returns:
-        The metrics as a table, beside those of the run where there is one.
+        The metrics as a text table, next to those of the run if there is one.
 
     Raises:
-        UserError: If something cannot be used, the run has other splits, classes or clips, or the model was trained
-            on recordings that would test it.
+        UserError: If an input cannot be used, if the run has other splits, classes or clips, or if the model was
+            trained on test recordings.
     """
     settings, output_dir = settings or ProbeSettings(), Path(output_dir)
     check_new_folder(output_dir)
@@ -275,7 +290,7 @@ def probe(
     multi_label = settings.problem_type == MULTI_LABEL
     if trained is not None:
         trained.check(table, builder.classes, multi_label=multi_label)
-        trained.check_unheard(builder.archive.fingerprints(table["recording"]))
+        trained.check_not_trained_on(builder.archive.fingerprints(table["recording"]))
 
     clips = build_clips(builder, num_proc)
     class_ids = {code: label for label, code in enumerate(builder.classes)}
@@ -302,12 +317,12 @@ def probe(
     about["settings"]["clip_s"] = embedder.clip_s
     if "fold" in table:
         write_table(table, output_dir / FOLDS_FILE)
-        told, results = work.cross_validate(table)
+        metrics, results = work.cross_validate(table)
     else:
         write_table(table, output_dir / SPLITS_FILE)
-        told, _, results = work.fit(table, output_dir)
+        metrics, _, results = work.fit(table, output_dir)
     write_json({**about, **results}, output_dir / PROBE_FILE, allow_nan=False)
-    columns = {f"{settings.method} probe": told}
+    columns = {f"{settings.method} probe": metrics}
     if trained is not None:
         columns[str(trained.folder)] = trained.metrics
     return format_comparison(columns)
@@ -336,12 +351,14 @@ class _Work:
         return np.flatnonzero(np.isin(self.recordings, splits.loc[splits["split"] == split, "recording"]))
 
     def fit(self, splits: pd.DataFrame, folder: Path) -> tuple[dict[str, Any], Fold, dict[str, Any]]:
-        """Fits and evaluates one classifier; gives the metrics, the fold, and what was chosen."""
+        """Fits and evaluates one classifier; returns the metrics, the fold and the chosen hyperparameter."""
         codes, settings = self.builder.classes, self.settings
         of = {split: self.rows_of(splits, split) for split in SPLITS}
         for split, found in of.items():
             if not len(found):
-                raise UserError(f"no clip of the {split} split can be read: fetch its recordings again, or split anew")
+                raise UserError(
+                    f"no clip of the {split} split can be read: download its recordings again, or make another split"
+                )
         known = {split: (self.embeddings[found], self.references[found]) for split, found in of.items()}
         head = fit_head(
             settings.method,
@@ -363,7 +380,7 @@ class _Work:
         )
         calibration = scored.calibration()
         train_counts = class_counts(known["train"][1], len(codes)).tolist()
-        told = write_test(
+        metrics = write_test(
             folder,
             scored,
             self.rows.select(of["test"]),
@@ -375,16 +392,16 @@ class _Work:
             seed=settings.seed,
         )
         fitted = {**chosen, "calibration": asdict(calibration.calibration)}
-        return told, Fold(folder, scored, train_counts), fitted
+        return metrics, Fold(folder, scored, train_counts), fitted
 
     def cross_validate(self, table: pd.DataFrame) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Fits and evaluates a classifier for each fold; gives the metrics of all, and what was chosen."""
+        """Fits and evaluates a classifier for each fold; returns all metrics and the chosen hyperparameters."""
         number, folds, fitted = table["fold"].nunique(), [], []
         for fold in range(number):
             logger.info("Fold %d of %d", fold + 1, number)
             _, done, chosen = self.fit(splits_of_fold(table, fold), self.output_dir / f"fold-{fold}")
             folds.append(done)
             fitted.append(chosen)
-        told, _ = write_out_of_fold(self.output_dir, folds, common_names=self._common_names, seed=self.settings.seed)
-        each = [{**metrics, **chosen} for metrics, chosen in zip(told["each"], fitted, strict=True)]
-        return told["out_of_fold"], {"folds": number, "each": each, "mean": told["mean"], "sd": told["sd"]}
+        pooled, _ = write_out_of_fold(self.output_dir, folds, common_names=self._common_names, seed=self.settings.seed)
+        each = [{**metrics, **chosen} for metrics, chosen in zip(pooled["each"], fitted, strict=True)]
+        return pooled["out_of_fold"], {"folds": number, "each": each, "mean": pooled["mean"], "sd": pooled["sd"]}

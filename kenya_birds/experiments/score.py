@@ -1,4 +1,4 @@
-"""Judges any system's table of detections against the annotations of an archive."""
+"""Scores a table of detections, of any system, against the annotations of an archive."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -22,18 +22,18 @@ from kenya_birds.training.training_recordings import overlap_of
 
 logger = logging.getLogger(__name__)
 
-# A run of detection lists the recordings that it analysed in this file, beside its tables.
+# Detection lists the analysed recordings in this file, in the folder of its tables.
 ANALYSED_FILE = "recordings.csv"
 DESCRIPTIONS = {
     "f1": "F1 of events",
     "precision": "precision of events",
     "recall": "recall of events",
     "macro_f1": "mean F1 over species",
-    "false_per_h": "false detections an hour",
+    "false_per_h": "false detections per hour",
     "named_empty_windows": "empty windows with a detection",
-    "best_f1": "best F1 at one score for all species",
-    "recall_at_1_false_per_h": "recall at 1 false detection an hour",
-    "recall_at_10_false_per_h": "recall at 10 false detections an hour",
+    "best_f1": "best F1 with one threshold for all species",
+    "recall_at_1_false_per_h": "recall at 1 false detection per hour",
+    "recall_at_10_false_per_h": "recall at 10 false detections per hour",
     "cmap": "mean average precision over windows",
     "auroc": "mean AUROC over windows",
 }
@@ -41,15 +41,14 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """How detections are judged.
+    """How detections are scored.
 
     Attributes:
         min_score: Detections with a lower score are dropped.
-        tolerance_s: How far outside a detection an annotated point may lie and still be found by it.
-        window_s: Length of the windows of cmAP, AUROC and empty windows.
-        recordings: Recordings to judge on; by default those that a table names, or that `recordings.csv` beside it
-            lists.
-        seed: Of the bootstrap.
+        tolerance_s: A detection also matches an annotated point that lies up to this many seconds outside it.
+        window_s: Length in seconds of the windows for cmAP, AUROC and empty windows.
+        recordings: Recordings to score; by default those in the tables and in `recordings.csv` next to each table.
+        seed: Seed of the bootstrap.
     """
 
     min_score: float = 0.0
@@ -77,24 +76,24 @@ def score_tables(
     output_dir: str | Path | None = None,
     settings: ScoreSettings | None = None,
 ) -> dict[str, Any]:
-    """Judges a table of detections, or two of them on the same recordings.
+    """Scores a table of detections, or two tables on the same recordings.
 
     Args:
-        table: Detections in any form of `read_events`.
-        data_dir: The archive whose annotations are the truth.
+        table: Detections in any format of `read_events`.
+        data_dir: The archive with the annotations.
         beside: Detections of another system.
         output_dir: New or empty folder for `metrics.json`, and for each table `TABLE_species.csv`,
-            `TABLE_recordings.csv`, `TABLE_detections.csv` (each detection: right or not) and `TABLE_calls.csv` (each
+            `TABLE_recordings.csv`, `TABLE_detections.csv` (each detection: correct or not) and `TABLE_calls.csv` (each
             call: found or not); by default nothing is written.
-        settings: How detections are judged.
+        settings: How detections are scored.
 
     Returns:
         `recordings`, `hours`, `calls`, `species`, and for `table`, `beside` and `difference` the value and the 95%
-        interval of each metric (see `event_intervals`), with what of the table was not judged.
+        interval of each metric (see `event_intervals`), with the numbers of detections that were not scored.
 
     Raises:
-        UserError: If a table or the archive cannot be read, they have no recording or no species in common, or a model
-            of this package that made the table was trained on the recordings.
+        UserError: If a table or the archive cannot be read, if they have no recording or no species in common, or if
+            the table is from a model of this package that was trained on the recordings.
     """
     settings = settings or ScoreSettings()
     if output_dir is not None and not is_new_or_empty(Path(output_dir)):
@@ -103,13 +102,13 @@ def score_tables(
     tables = {name: read_events(path) for name, path in names.items()}
     archive = read_archive(data_dir)
     find_recording = _recording_finder(archive)
-    recordings = _recordings_judged(names, tables, archive, find_recording, settings)
+    recordings = _scored_recordings(names, tables, archive, find_recording, settings)
     for path in names.values():
-        _check_unheard(path, archive, recordings)
+        _check_not_trained_on(path, archive, recordings)
     truth = _truth(archive, recordings)
     if truth.calls.empty:
         raise UserError(
-            f"the {len(recordings)} recordings that are judged have no annotated call: judge on recordings that have"
+            f"the {len(recordings)} scored recordings have no annotated call: give recordings with annotated calls"
         )
     find_species = _species_finder(archive)
     systems: list[EventScores] = []
@@ -145,13 +144,13 @@ def format_scores(content: Mapping[str, Any]) -> str:
     ]
     for name in ("table", "beside"):
         if name in content:
-            lines.append(f"{name}: {content[name]['file']}, {content[name]['judged']} detections")
+            lines.append(f"{name}: {content[name]['file']}, {content[name]['judged']} scored detections")
     header = f"{'':42}" + "".join(f"{name:>26}" for name in columns)
     lines += ["", header]
     for metric in METRICS:
         cells = [_cell(content[name]["metrics"][metric]) for name in columns]
         lines.append(f"{DESCRIPTIONS[metric]:42}" + "".join(f"{cell:>26}" for cell in cells))
-    lines.append("Brackets: 95% interval from a bootstrap over recordings.")
+    lines.append("In brackets: 95% interval from a bootstrap over recordings.")
     if "difference" in content:
         lines.append("difference: table minus beside, on the same resampled recordings.")
     return "\n".join(lines)
@@ -167,7 +166,7 @@ def _cell(metric: Mapping[str, Any]) -> str:
 
 
 def _recording_finder(archive: Archive) -> Callable[[str], str | None]:
-    """Finds the archive's recording that a table names: by its file name, else by that without folders and suffix."""
+    """Finds the archive's recording for a name in a table: by file name, else without folder and suffix."""
     by_key = {recording_key(name): name for name in archive.headers}
     by_stem: dict[str, list[str]] = {}
     for key, name in by_key.items():
@@ -177,16 +176,16 @@ def _recording_finder(archive: Archive) -> Callable[[str], str | None]:
         key = recording_key(name.rpartition("/")[2])
         if key in by_key:
             return by_key[key]
-        # A table may name no suffix, and dots may belong to the name.
+        # A table may give names without suffix, and a name may contain dots.
         alike = by_stem.get(PurePosixPath(key).stem.lower()) or by_stem.get(key.lower()) or []
         if len(alike) > 1:
-            raise UserError(f"'{name}' may be {alike[0]} or {alike[1]} of the archive: name it with its suffix")
+            raise UserError(f"'{name}' may be {alike[0]} or {alike[1]} of the archive: give the name with its suffix")
         return alike[0] if alike else None
 
     return find
 
 
-def _recordings_judged(
+def _scored_recordings(
     names: Mapping[str, Path],
     tables: Mapping[str, EventTable],
     archive: Archive,
@@ -196,7 +195,9 @@ def _recordings_judged(
     if settings.recordings is not None:
         unknown = [name for name in settings.recordings if find(name) is None]
         if unknown:
-            raise UserError(f"{len(unknown)} recordings to judge on are not in the archive: {', '.join(unknown[:3])}")
+            raise UserError(
+                f"{len(unknown)} of the recordings to score are not in the archive: {', '.join(unknown[:3])}"
+            )
         return sorted({str(find(name)) for name in settings.recordings})
     found: set[str] = set()
     for name, path in names.items():
@@ -205,13 +206,13 @@ def _recordings_judged(
         own = {recording for recording in known.values() if recording is not None}
         if not own:
             raise UserError(
-                f"{path} names {len(named)} recordings and none of the archive's {len(archive.headers)} annotated ones"
-                f"{_examples(named, archive.headers)}: give the table of the same recordings"
+                f"{path} has {len(named)} recordings, but none of the archive's {len(archive.headers)} annotated ones"
+                f"{_examples(named, archive.headers)}: give a table of recordings of this archive"
             )
         absent = sorted(recording for recording, match in known.items() if match is None)
         if absent:
             logger.warning(
-                "%s: %d of %d recordings are not annotated in the archive and do not count: %s",
+                "%s: %d of %d recordings are not annotated in the archive and are skipped: %s",
                 path,
                 len(absent),
                 len(named),
@@ -227,7 +228,7 @@ def _recordings_judged(
     missing = len(archive.headers) - len(found)
     if missing:
         logger.warning(
-            "Judged on the %d recordings that are named; %d other annotated recordings of the archive do not count",
+            "The %d recordings of the tables are scored; %d other annotated recordings of the archive are skipped",
             len(found),
             missing,
         )
@@ -235,7 +236,7 @@ def _recordings_judged(
 
 
 def _analysed_beside(path: Path) -> frozenset[str]:
-    """Recordings that a run of detection lists beside its table: some may have no detection."""
+    """Recordings that detection lists next to its table; some may have no detections."""
     beside = (path if path.is_dir() else path.parent) / ANALYSED_FILE
     if not beside.is_file():
         return frozenset()
@@ -245,18 +246,20 @@ def _analysed_beside(path: Path) -> frozenset[str]:
     return frozenset(table["recording"].str.replace("\\", "/"))
 
 
-def _check_unheard(path: Path, archive: Archive, recordings: list[str]) -> None:
-    """Raises `UserError` if a run of ours made the table with a model that was trained on these recordings."""
+def _check_not_trained_on(path: Path, archive: Archive, recordings: list[str]) -> None:
+    """Raises `UserError` if the table is from a model of this package that was trained on these recordings."""
     run = (path if path.is_dir() else path.parent) / RUN_FILE
     model = read_json(run).get("model") if run.is_file() else None
     if model is None:
         return
     if not Path(str(model)).is_dir():
-        logger.warning("%s: the model '%s' is not here, so its training recordings are not checked", path, model)
+        logger.warning(
+            "%s: the model folder '%s' does not exist, so its training recordings are not checked", path, model
+        )
         return
     overlap = overlap_of(find_model(str(model)), archive.fingerprints(recordings))
     overlap.refuse(
-        str(model), ["train", "validation"], f"Compare its test recordings: --splits_file {model}/{SPLITS_FILE}"
+        str(model), ["train", "validation"], f"Score its test recordings: --splits_file {model}/{SPLITS_FILE}"
     )
 
 
@@ -276,7 +279,7 @@ def _truth(archive: Archive, recordings: list[str]) -> Truth:
 
 
 def _species_finder(archive: Archive) -> Callable[[pd.Series], str | None]:
-    """Finds the annotated species that a row names: by code, scientific or common name, in any letter case."""
+    """Finds the annotated species of a row: by code, scientific or common name, ignoring case."""
     names: dict[str, set[str]] = {}
     annotated = set(archive.annotations["species"])
     for code, row in archive.species.iterrows():
@@ -305,7 +308,7 @@ def _detections(
     find_species: Callable[[pd.Series], str | None],
     settings: ScoreSettings,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The detections that are judged, and counts of those that are not."""
+    """The scored detections, and the numbers of the others."""
     events = table.events
     events = events.assign(
         recording=events["recording"].map({name: find_recording(name) for name in table.recordings})
@@ -318,7 +321,7 @@ def _detections(
     if len(events) and events["species"].isna().all():
         first = next((text for text in events[named].iloc[0] if text), "")
         raise UserError(
-            f"{path} names {len(kinds)} species and none of the archive's {len(truth.classes)} annotated ones (for "
+            f"{path} has {len(kinds)} species, but none of the archive's {len(truth.classes)} annotated ones (for "
             f"example '{first}', not '{truth.classes[0]}'): species are matched by code, scientific or common name"
         )
     is_here = events["recording"].isin(truth.durations_s)
@@ -329,22 +332,22 @@ def _detections(
         "other_species": int((is_here & ~is_known).sum()),
         "below_min_score": int((is_here & is_known & ~is_high).sum()),
     }
-    judged = events[is_here & is_known & is_high]
-    late = judged["start_s"] >= judged["recording"].map(truth.durations_s).astype(float)
+    scored = events[is_here & is_known & is_high]
+    late = scored["start_s"] >= scored["recording"].map(truth.durations_s).astype(float)
     if late.any():
-        first = judged[late].iloc[0]
+        first = scored[late].iloc[0]
         raise UserError(
-            f"{path}: {first.row} begins at {first.start_s:g} s, and {first.recording} has "
-            f"{truth.durations_s[first.recording]:g} s: give the table of these recordings"
+            f"{path}: {first.row} starts at {first.start_s:g} s, but {first.recording} is "
+            f"{truth.durations_s[first.recording]:g} s long: give a table of these recordings"
         )
     if counts["other_species"]:
         logger.warning(
-            "%s: %d detections of species that are not annotated in the archive do not count",
+            "%s: %d detections of species that are not annotated in the archive are skipped",
             path,
             counts["other_species"],
         )
     columns = ["recording", "species", "start_s", "end_s", "score", "row"]
-    return judged[columns].reset_index(drop=True), {"judged": len(judged), "not_judged": counts}
+    return scored[columns].reset_index(drop=True), {"judged": len(scored), "not_judged": counts}
 
 
 def _write(folder: Path, systems: Mapping[str, EventScores], content: dict[str, Any]) -> None:

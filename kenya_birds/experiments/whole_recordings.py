@@ -1,4 +1,4 @@
-"""Evaluates a model on whole recordings: scores of all windows, detections, and how good they are."""
+"""Evaluates a model on whole recordings: scores of all windows, detections, and their metrics."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
 from kenya_birds.files import write_table
 from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
 
-# Metrics over all thresholds use detections from this score on.
+# Metrics over all thresholds use detections with at least this score.
 LEAST_SCORE = 0.01
 RECALL_FILE = "recall_by_false_detections.png"
 TIMELINE_FILE = "recording_timeline.png"
@@ -34,14 +34,17 @@ def find_detections(
     thresholds: np.ndarray,
     settings: FindingSettings,
 ) -> pd.DataFrame:
-    """What `kenya-birds detect` finds with these scores: `recording`, `species`, `start_s`, `end_s`, `score`.
+    """Detections from these scores, as `kenya-birds detect` makes them.
 
     Args:
         grid: The windows.
         scores: Probabilities of the windows, shape `(windows, classes)`.
         classes: eBird codes by class id.
-        thresholds: From what score on each class is reported, shape `(classes,)`.
+        thresholds: Decision threshold of each class, shape `(classes,)`.
         settings: How windows become detections.
+
+    Returns:
+        `recording`, `species`, `start_s`, `end_s` and `score`.
     """
     found = []
     for index, name in enumerate(grid.decoded.names):
@@ -57,12 +60,12 @@ def find_detections(
 
 
 def truth_of(archive: Archive, decoded: DecodedRecordings, classes: list[str]) -> Truth:
-    """What is annotated in some recordings, of the classes of a model.
+    """Annotations of some recordings, for the classes of a model.
 
     Args:
         archive: The archive.
         decoded: The recordings.
-        classes: eBird codes; calls of other species do not count.
+        classes: eBird codes; calls of other species are skipped.
     """
     names = decoded.names
     calls = archive.annotations
@@ -84,14 +87,14 @@ def evaluate_recordings(
     settings: FindingSettings | None = None,
     tolerance_s: float = 0.0,
 ) -> RecordingScores:
-    """Judges the scores of all windows of some recordings.
+    """Evaluates the scores of all windows of some recordings.
 
     Args:
         grid: The windows.
         scores: Calibrated probabilities, shape `(windows, classes)`.
-        targets: Of the windows, same shape.
-        truth: What is annotated in the recordings, in their order.
-        thresholds: From what score on each class is reported, shape `(classes,)`.
+        targets: Targets of the windows, same shape.
+        truth: The annotations of the recordings, in their order.
+        thresholds: Decision threshold of each class, shape `(classes,)`.
         settings: How windows become detections; by default each window is one.
         tolerance_s: See `match_events`.
     """
@@ -116,19 +119,19 @@ def write_recordings(
     seed: int,
     split: str = "test",
 ) -> dict[str, Any]:
-    """Writes tables and pictures of a model on whole recordings.
+    """Writes tables and figures of a model on whole recordings.
 
     The files: `recording_species.csv`, `recording_counts.csv` (each recording: annotated calls and detections),
     `recording_detections.csv` (each detection: right or not), `recording_calls.csv` (each call: found or not),
-    `recall_by_false_detections.png` and `recording_timeline.png`. Those that are there are replaced.
+    `recall_by_false_detections.png` and `recording_timeline.png`. Existing files are replaced.
 
     Args:
-        folder: Where to write; made if it is not there.
-        scores: The judged scores.
-        overlap_s: Overlap of neighbouring windows.
+        folder: Output folder; created if it does not exist.
+        scores: The evaluated scores.
+        overlap_s: Overlap of neighbouring windows in seconds.
         names: Names of the species by code.
-        seed: Of the bootstrap.
-        split: Name of the split, for the pictures.
+        seed: Seed of the bootstrap.
+        split: Name of the split, for the figures.
 
     Returns:
         For `metrics.json`: `hours`, `calls`, `overlap_s`, and `metrics`, the `value` and `interval` of each (see

@@ -1,4 +1,4 @@
-"""Describes an archive on one self-contained HTML page: tables, pictures, and what was set aside."""
+"""The report of an archive: one self-contained HTML page with tables, figures and the unused annotations."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,25 +53,25 @@ def write_report(
     overwrite: bool = False,
     name_pattern: NamePattern | None = None,
 ) -> Path:
-    """Describes an archive on an HTML page that needs no other file, no network and no scripts.
+    """Writes a report of an archive as an HTML page without other files, network access or scripts.
 
     The same archive and seed give the same page, byte for byte.
 
     Args:
         data_dir: The archive (see `read_archive`).
-        output: HTML file to write, whole or not at all.
-        min_annotations: Species with fewer annotations are left out of the split that is described.
+        output: HTML file to write; it is written completely or not at all.
+        min_annotations: The split in the report excludes species with fewer annotations.
         seed: Chooses the call whose spectrograms are shown.
-        balanced: Whether the balanced split is described next to the stratified one. It is looked for for a minute at
-            most, and the page is the same each time only if it is found in less.
-        overwrite: Whether a file that is there already is replaced.
-        name_pattern: Reads sites and times out of the recordings' names (see `parse_recording_name`).
+        balanced: Whether the report includes the balanced split. Its search stops after one minute; the page is
+            reproducible only if the search ends before.
+        overwrite: Whether an existing file is replaced.
+        name_pattern: Form of the recordings' names with site and time (see `parse_recording_name`).
 
     Returns:
         `output`.
 
     Raises:
-        UserError: If the archive cannot be read, or the page cannot be written or is there already.
+        UserError: If the archive cannot be read, or the page cannot be written or exists already.
     """
     output = Path(output)
     check_output(output, overwrite)
@@ -95,7 +95,7 @@ def _render(content: Mapping[str, Any]) -> str:
 def _describe(
     archive: Archive, min_annotations: int, seed: int, balanced: bool, name_pattern: NamePattern | None
 ) -> dict[str, Any]:
-    """All that the template shows."""
+    """All values for the template."""
     annotations = archive.annotations
     names = {str(code): str(name or code) for code, name in archive.species["common_name"].items()}
     counts = annotations["species"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
@@ -134,7 +134,7 @@ def _describe(
 
 
 def _parts(rows: int) -> list[tuple[int, int]]:
-    """First and last row, plus one, of each picture of a long list: what fits a printed page."""
+    """Splits a long list into charts that fit a printed page: first row, and last row plus one, of each."""
     return [(first, first + ROWS_PER_PICTURE) for first in range(0, rows, ROWS_PER_PICTURE)]
 
 
@@ -150,19 +150,19 @@ def _durations(archive: Archive) -> dict[str, Any]:
 
 
 def _spectral(ranges: pd.DataFrame, names: dict[str, str]) -> dict[str, Any]:
-    heard = ranges.dropna()
-    if heard.empty:
+    measured = ranges.dropna()
+    if measured.empty:
         return {"spectral": None}
-    # Of centroids: where rumble is louder than a call, the lower end of its range is 0.
-    central_hz = (float(heard["centroid_hz"].quantile(0.01)), float(heard["centroid_hz"].quantile(0.99)))
-    table = summarize_spectral_ranges(heard, MOST_SPECIES).rename(index=names)
+    # Limits use centroids, because the lower end of a range is 0 if rumble is louder than the call.
+    central_hz = (float(measured["centroid_hz"].quantile(0.01)), float(measured["centroid_hz"].quantile(0.99)))
+    table = summarize_spectral_ranges(measured, MOST_SPECIES).rename(index=names)
     return {
         "spectral": {
-            "calls": len(heard),
-            "silent": len(ranges) - len(heard),
+            "calls": len(measured),
+            "silent": len(ranges) - len(measured),
             "central_hz": central_hz,
             "table": table,
-            "species": heard["species"].nunique(),
+            "species": measured["species"].nunique(),
             "svg": Markup(charts.draw_spectral_ranges(table, central_hz)),
         }
     }
@@ -277,7 +277,7 @@ def _split(archive: Archive, min_annotations: int, balanced: bool, name_pattern:
 
 
 def _audit_tables(audit: SplitAudit) -> dict[str, Any]:
-    """An audit as the page shows it: a table of the parts, single facts, and lists."""
+    """An audit in the form of the page: a table of the parts, single facts, and lists."""
     summary = audit.summary
     parts = [
         {
@@ -292,9 +292,9 @@ def _audit_tables(audit: SplitAudit) -> dict[str, Any]:
     ]
     facts = [
         ("species in every part", f"{summary['covered_classes']} of {summary['classes']}"),
-        ("distance of a species' shares from the targets, mean", f"{summary['mean_distance']:.3f}"),
-        ("the same, greatest", f"{summary['max_distance']:.3f}"),
-        ("pairs of recordings of one site and hour in different parts", str(len(summary["near_recordings"]))),
-        ("recordings whose names do not say site and time", str(len(summary["unparsed_recordings"]))),
+        ("mean distance of a species' shares from the targets", f"{summary['mean_distance']:.3f}"),
+        ("greatest distance of a species' shares from the targets", f"{summary['max_distance']:.3f}"),
+        ("pairs of recordings from the same site and hour in different parts", str(len(summary["near_recordings"]))),
+        ("recordings without site and time in their names", str(len(summary["unparsed_recordings"]))),
     ]
     return {"parts": parts, "facts": facts, "lists": audit_lists(summary)}

@@ -1,4 +1,4 @@
-"""Example calls of an archive's report: found, measured, encoded, and augmented."""
+"""Example calls for an archive's report: finding, measuring, encoding and augmenting them."""
 
 import base64
 import io
@@ -29,16 +29,16 @@ MOST, LEAST = 1 - 1e-9, 0.0
 def change_clip(
     clip: np.ndarray, other: np.ndarray, background: np.ndarray | None, extractor: KenyaBirdsFeatureExtractor
 ) -> list[tuple[str, np.ndarray]]:
-    """Features of a clip, changed in each way that training may change it.
+    """Features of a clip with each augmentation of training.
 
     Args:
         clip: float32, shape `(samples,)`.
-        other: Another clip, to be mixed into it.
+        other: Another clip, which is mixed into it.
         background: A window without a call, if there is one.
-        extractor: The front end.
+        extractor: The feature extractor.
 
     Returns:
-        Title and features, shape `(bands, frames)`, of each.
+        Title and features, shape `(bands, frames)`, of each augmentation.
     """
     limits = AugmentationArguments()
     clean = extractor.clean(torch.from_numpy(np.stack([clip, other])))
@@ -83,7 +83,7 @@ def change_clip(
 
 
 def find_background(archive: Archive, sampling_rate: int, clip_s: float) -> np.ndarray | None:
-    """The first window in which nothing is annotated and that can be read: float32, shape `(samples,)`."""
+    """The first readable window without annotations: float32, shape `(samples,)`."""
     windows = plan_no_call(archive, list(archive.headers), sampling_rate, clip_s, margin_s=clip_s / 2)
     for recording, starts in windows.groupby("recording")["start"]:
         with suppress(UserError), RecordingReader(archive.recording_path(str(recording)), sampling_rate) as reader:
@@ -93,9 +93,9 @@ def find_background(archive: Archive, sampling_rate: int, clip_s: float) -> np.n
     return None
 
 
-CALL_S = 0.1  # as in the project's first exploration
+CALL_S = 0.1  # length of the sound for spectral ranges
 LEVEL_BLOCK_S = 1.0
-# Levels are taken from a part of so many seconds each minute, or from all of a recording that is short.
+# Levels are measured on this many seconds of each minute; short recordings are measured completely.
 LEVEL_PART_S, LEVEL_EVERY_S, WHOLE_UP_TO_S = 10.0, 60.0, 600.0
 EXAMPLE_CANDIDATES = 12
 PEAK_DBFS, FADE_S = -3.0, 0.01
@@ -103,12 +103,12 @@ PEAK_DBFS, FADE_S = -3.0, 0.01
 
 @dataclass
 class Sound:
-    """What was measured in the recordings.
+    """Measurements of the recordings.
 
     Attributes:
         levels: By recording: `floor_dbfs`, `median_dbfs`, `loud_dbfs`.
         ranges: One row per call: `species`, `low_hz`, `centroid_hz`, `high_hz`.
-        problems: Recording and what cannot be read of it.
+        problems: Unreadable recordings, each with the error.
     """
 
     levels: pd.DataFrame
@@ -126,7 +126,7 @@ class Call(NamedTuple):
 
 
 def listen(archive: Archive) -> Sound:
-    """Reads levels and calls, one recording after the other; what cannot be read is told, not fatal."""
+    """Measures levels and calls of all recordings; unreadable sound is reported and skipped."""
     problems, levels, ranges = [], {}, []
     calls = archive.annotations.groupby("recording")
     for name in tqdm(
@@ -145,7 +145,7 @@ def listen(archive: Archive) -> Sound:
         except UserError as error:
             failures.append(str(error))
         if failures:
-            # Messages name files by their path on this machine, which is nothing to publish.
+            # Messages contain local paths, which must not be published.
             problems.append((name, failures[0].replace(str(path), name)))
             logger.warning("%s", failures[0])
     return Sound(
@@ -164,18 +164,18 @@ def find_clear_call(
     species: str | None = None,
     candidates: int = EXAMPLE_CANDIDATES,
 ) -> Call | None:
-    """Draws a few annotations at random and chooses the one that stands out most from its clip's noise floor.
+    """Draws a few annotations at random, and chooses the call that is loudest relative to its noise floor.
 
     Args:
         archive: The archive.
         sampling_rate: Rate of the clip in Hz.
-        clip_s: Length of the clip in seconds; calls nearer to an end of their recording are not chosen.
+        clip_s: Length of the clip in seconds; calls without a full clip in their recording are not chosen.
         seed: Seed of the draw.
         species: eBird code; None: any species.
-        candidates: How many are drawn.
+        candidates: Number of annotations to draw.
 
     Returns:
-        The call, in the middle of its clip; None if none of them can be read.
+        The call, in the middle of its clip; None if none of the candidates can be read.
     """
     samples = round(clip_s * sampling_rate)
     annotations = archive.annotations
@@ -201,9 +201,9 @@ def find_clear_call(
 
 
 def encode_clip(clip: np.ndarray, sampling_rate: int) -> str:
-    """A clip to be played on a page, as the data URI of a small sound file with its peak at -3 dB of full scale.
+    """Encodes a clip for a web page: the data URI of a small sound file with its peak at -3 dBFS.
 
-    MP3 at about 56 kbit/s, which every browser plays; FLAC where libsndfile cannot write MP3.
+    The format is MP3 at about 56 kbit/s; FLAC if libsndfile cannot write MP3.
 
     Args:
         clip: Samples of any scale, shape `(samples,)`.

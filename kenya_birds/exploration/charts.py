@@ -26,19 +26,19 @@ ROWS_PER_COLUMN = 25
 MAX_COLUMNS = 3
 ROW_INCH = 0.175
 MAX_COLUMN_NAME = 26
-# Text stays text: small, and it can be searched.
+# Text is not converted to paths: the file is smaller, and readers can search in it.
 styled = plot_style.styled(**{"svg.fonttype": "none", "svg.hashsalt": "kenya_birds", "font.size": 9})
 
 
 def new_figure(height_inch: float) -> tuple[Figure, Axes]:
-    """A figure of the page's width, with one pair of axes."""
+    """A figure with the page's width and one axes."""
     figure = Figure(figsize=(WIDTH_INCH, height_inch), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.subplots()
 
 
 def new_columns(names: Sequence[str]) -> tuple[Figure, list[tuple[Axes, slice]]]:
-    """A figure with a row for each name, in up to three columns, and which rows are in which."""
+    """A figure with one row per name in up to three columns, and the rows of each column."""
     columns = min(MAX_COLUMNS, math.ceil(len(names) / ROWS_PER_COLUMN))
     per_column = math.ceil(len(names) / columns)
     figure = Figure(figsize=(WIDTH_INCH, 1.0 + ROW_INCH * per_column), layout="constrained")
@@ -55,13 +55,13 @@ def new_columns(names: Sequence[str]) -> tuple[Figure, list[tuple[Axes, slice]]]
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an `svg` element for HTML: no namespaces, no metadata, and ids that begin with `name`."""
+    """The figure as an `svg` element for HTML, without namespaces and metadata; its ids start with `name`."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(file.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):
-            # The style sheet of one picture would hold for the whole page.
+            # A style sheet in one figure would apply to the whole page.
             if child.tag.endswith(("}metadata", "}style")):
                 parent.remove(child)
     for element in root.iter():
@@ -81,25 +81,25 @@ def to_svg(figure: Figure, name: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-LEAST_HZ = 20.0  # where logarithmic axes of frequency end
+LEAST_HZ = 20.0  # limits of logarithmic frequency axes
 BLUE, ORANGE, RED, GREY = "#2b6ca3", "#c85a00", "#9b2242", "#8a8f98"
 LOG_TICKS_HZ = (50, 100, 200, 500, 1000, 2000, 4000, 8000, 16_000, 32_000)
 MEL_TICKS_HZ = (500, 1000, 2000, 4000, 8000, 12_000)
 LINEAR_TICKS_HZ = (2000, 4000, 6000, 8000, 10_000, 12_000, 14_000)
-LABEL_GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # over the dashed line
+LABEL_BACKGROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # over the dashed line
 
 
 @styled
 def draw_species_counts(counts: pd.Series, first: int, last: int, top: int, bottom: int, min_annotations: int) -> str:
-    """Annotations of species as bars on a logarithmic axis, from the most frequent to the rarest.
+    """Bar chart of annotations per species on a logarithmic axis, from the most frequent to the rarest.
 
     Args:
-        counts: Annotations by species name, descending; the axis has room for all of them.
-        first: First of the species that are drawn.
-        last: The one after the last of them.
-        top: Species with so many or more are marked.
-        bottom: Species with so many or fewer are marked.
-        min_annotations: Where a line is drawn.
+        counts: Annotations by species name, descending; the axis covers all of them.
+        first: Index of the first species to draw.
+        last: Index after the last species to draw.
+        top: Species with this many or more annotations are marked.
+        bottom: Species with this many or fewer annotations are marked.
+        min_annotations: Position of the dashed line.
     """
     drawn = counts.iloc[first:last]
     figure, parts = new_columns(list(drawn.index))
@@ -108,7 +108,7 @@ def draw_species_counts(counts: pd.Series, first: int, last: int, top: int, bott
         colours = [ORANGE if n >= top else RED if n <= bottom else BLUE for n in part]
         axes.barh(np.arange(len(part)), part.to_numpy() - 0.5, left=0.5, color=colours, height=0.72)
         for row, n in enumerate(part):
-            label = axes.text(n * 1.1, row, str(n), va="center", fontsize=7.5, bbox=LABEL_GROUND)
+            label = axes.text(n * 1.1, row, str(n), va="center", fontsize=7.5, bbox=LABEL_BACKGROUND)
             label.set_in_layout(False)
         axes.set_xscale("log")
         axes.set_xlim(0.5, counts.iloc[0] * 3)
@@ -121,7 +121,7 @@ def draw_species_counts(counts: pd.Series, first: int, last: int, top: int, bott
 
 @styled
 def draw_durations(durations_s: np.ndarray) -> str:
-    """Histogram of the durations, in seconds, of annotations that last."""
+    """Histogram of the durations of annotations with a start and an end, in seconds."""
     figure, axes = new_figure(2.6)
     low, high = durations_s.min(), durations_s.max()
     logarithmic = 0 < low < high / 10
@@ -139,8 +139,8 @@ def draw_spectral_ranges(table: pd.DataFrame, central_hz: tuple[float, float]) -
     """Spectral range of each species.
 
     Args:
-        table: What `summarize_spectral_ranges` returns, under the species' names.
-        central_hz: Range of the central 98 % of the centroids of all calls; what lies outside is shaded.
+        table: The result of `summarize_spectral_ranges`, indexed by species names.
+        central_hz: Range of the central 98 % of the centroids of all calls; frequencies outside it are shaded.
     """
     figure, axes = new_figure(1.0 + ROW_INCH * 1.1 * len(table))
     table = table.drop(columns="calls").clip(lower=LEAST_HZ)
@@ -168,9 +168,9 @@ def draw_levels(levels: pd.DataFrame, first: int, last: int) -> str:
     """Noise floor and level of recordings.
 
     Args:
-        levels: By recording: `floor_dbfs`, `median_dbfs`, `loud_dbfs`; the axis has room for all of them.
-        first: First of the recordings that are drawn.
-        last: The one after the last of them.
+        levels: By recording: `floor_dbfs`, `median_dbfs`, `loud_dbfs`; the axis covers all of them.
+        first: Index of the first recording to draw.
+        last: Index after the last recording to draw.
     """
     drawn = levels.iloc[first:last]
     figure, parts = new_columns(list(drawn.index))
@@ -189,7 +189,7 @@ def draw_levels(levels: pd.DataFrame, first: int, last: int) -> str:
 
 @styled
 def draw_overlaps(shares: pd.DataFrame) -> str:
-    """How many clips hold 1, 2, 3 ... annotations, and species.
+    """Bar chart of how many clips contain 1, 2, 3 ... annotations and species.
 
     Args:
         shares: By number ("1", "2", ..., the last with "or more"): `annotations` and `species`, shares of the clips.
@@ -209,7 +209,7 @@ def draw_overlaps(shares: pd.DataFrame) -> str:
 
 @styled
 def draw_activity_along(table: pd.DataFrame) -> str:
-    """Annotations per recorded minute as the recordings go on (see `activity_along`)."""
+    """Annotations per recorded minute, by time from the start of the recording (see `activity_along`)."""
     figure, axes = new_figure(2.6)
     axes.bar(table["start_s"] / 60, table["per_minute"], (table["end_s"] - table["start_s"]) / 60, align="edge",
              color=BLUE, edgecolor="white", linewidth=0.4)  # fmt: skip
@@ -221,12 +221,13 @@ def draw_activity_along(table: pd.DataFrame) -> str:
 
 @styled
 def draw_activity_by_hour(table: pd.DataFrame, clock: str) -> str:
-    """Annotations per recorded minute by hour of the day (see `activity_by_hour`); hours without sound are grey, and
-    left out where there are four or more in a row.
+    """Annotations per recorded minute by hour of the day (see `activity_by_hour`).
+
+    Hours without sound are grey; four or more of them in a row are omitted.
 
     Args:
         table: 24 rows.
-        clock: Which time the hours are in, for the axis.
+        clock: Time zone of the hours, for the axis.
     """
     figure, axes = new_figure(2.6)
     hours = shown_hours(table["recorded_s"].to_numpy() / 3600)
@@ -245,18 +246,18 @@ def draw_activity_by_hour(table: pd.DataFrame, clock: str) -> str:
 def draw_spectrograms(
     spectrograms: Sequence[tuple[str, np.ndarray]], clip_s: float, band_edges_hz: tuple[float, float], mel: bool
 ) -> str:
-    """Spectrograms of one call, one above the other, as the data URI of a PNG.
+    """Spectrograms of one call, stacked vertically, as the data URI of a PNG.
 
     Args:
-        spectrograms: Title and levels in dB, shape `(bands, frames)`, of each.
+        spectrograms: Title and levels in dB, shape `(bands, frames)`, of each spectrogram.
         clip_s: Length of the clip in seconds; the call is in its middle.
         band_edges_hz: Lower edge of the lowest band and upper edge of the highest.
-        mel: Whether the bands are of equal width on Slaney's mel scale, rather than in Hz.
+        mel: Whether the bands have equal width on Slaney's mel scale, instead of in Hz.
     """
     height_inch = 0.3 + 2.0 * len(spectrograms)
     figure = Figure(figsize=(3.4, height_inch), dpi=160)
     FigureCanvasAgg(figure)
-    # The automatic layout would draw everything twice.
+    # The automatic layout would draw the figure twice.
     figure.subplots_adjust(left=0.14, right=0.97, top=1 - 0.27 / height_inch, bottom=0.43 / height_inch, hspace=0.2)
     panels = figure.subplots(len(spectrograms), sharex=True, squeeze=False)[:, 0]
     low, high = _scale(band_edges_hz, mel)

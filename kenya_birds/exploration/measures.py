@@ -1,4 +1,4 @@
-"""What an archive's report measures, and its tables."""
+"""Measurements and tables for an archive's report."""
 
 from collections.abc import Hashable, Mapping
 from datetime import datetime
@@ -15,7 +15,7 @@ MAX_BINS = 120
 
 
 def frequency_thresholds(counts: pd.Series) -> tuple[int, int]:
-    """How many annotations the most frequent 1 % of species have at least, and the rarest 10 % at most.
+    """Least number of annotations of the most frequent 1 % of species, and greatest number of the rarest 10 %.
 
     Args:
         counts: Annotations by species, not empty.
@@ -24,18 +24,18 @@ def frequency_thresholds(counts: pd.Series) -> tuple[int, int]:
 
 
 def spectral_range(sound: np.ndarray, sampling_rate: int) -> tuple[float, float, float]:
-    """Where the energy of a short piece of sound lies in frequency.
+    """Spectral centroid and range of a short sound.
 
-    Centroid and bandwidth are the mean and standard deviation of frequency, weighted with the magnitude of the
-    spectrum under a Hann window.
+    Centroid and bandwidth are the mean and standard deviation of frequency, weighted by the magnitude of the spectrum
+    (Hann window).
 
     Args:
         sound: Samples, shape `(samples,)`.
         sampling_rate: In Hz.
 
     Returns:
-        Centroid minus half the bandwidth (at least 0), centroid, centroid plus half the bandwidth, in Hz; NaN where
-        the sound is silent.
+        Centroid minus half the bandwidth (at least 0), centroid, centroid plus half the bandwidth, in Hz; NaN if the
+        sound is silent.
     """
     sound = sound.astype(np.float64)
     magnitude = np.abs(np.fft.rfft((sound - sound.mean()) * np.hanning(len(sound))))
@@ -49,11 +49,11 @@ def spectral_range(sound: np.ndarray, sampling_rate: int) -> tuple[float, float,
 
 
 def block_levels(sound: np.ndarray, block_samples: int) -> np.ndarray:
-    """RMS level of each whole block of a sound about its mean, in dB of full scale, at least -120.
+    """RMS level of each complete block of a sound, without its mean, in dBFS; at least -120.
 
     Args:
         sound: float samples, full scale at -1 and 1, shape `(samples,)`.
-        block_samples: Samples of a block; a rest that is shorter is left out.
+        block_samples: Samples per block; a shorter remainder is skipped.
 
     Returns:
         Shape `(samples // block_samples,)`.
@@ -65,14 +65,14 @@ def block_levels(sound: np.ndarray, block_samples: int) -> np.ndarray:
 
 
 def overlaps(annotations: pd.DataFrame, window_s: float) -> pd.DataFrame:
-    """What else is annotated in the window that is centred on each annotation.
+    """Numbers of annotations and species in the window that is centred on each annotation.
 
     Args:
         annotations: `recording`, `center_s`, `species`.
-        window_s: Length of the window in seconds; its first instant belongs to it, its last does not.
+        window_s: Length of the window in seconds; it includes its start and excludes its end.
 
     Returns:
-        One row per annotation: `annotations` and `species`, the numbers of both that are centred in the window.
+        One row per annotation: `annotations` and `species`, the numbers of both with their centre in the window.
     """
     rows: list[tuple[int, int]] = []
     for _, group in annotations.groupby("recording"):
@@ -84,12 +84,12 @@ def overlaps(annotations: pd.DataFrame, window_s: float) -> pd.DataFrame:
 
 
 def activity_along(annotations: pd.DataFrame, duration_s: Mapping[str, float], bin_s: float = 60.0) -> pd.DataFrame:
-    """How much is annotated as the recordings go on.
+    """Annotations by time from the start of the recordings.
 
     Args:
         annotations: `recording` and `center_s`.
         duration_s: Length of each recording in seconds.
-        bin_s: Length of a bin; multiplied where there would be more than 120 of them.
+        bin_s: Length of a bin in seconds; it is multiplied if there would be more than 120 bins.
 
     Returns:
         One row per bin: `start_s`, `end_s`, `annotations`, `recorded_s` (of all recordings together) and
@@ -108,15 +108,15 @@ def activity_along(annotations: pd.DataFrame, duration_s: Mapping[str, float], b
 def activity_by_hour(
     annotations: pd.DataFrame, duration_s: Mapping[str, float], begins: Mapping[str, datetime]
 ) -> pd.DataFrame:
-    """How much is annotated at each hour of the day.
+    """Annotations by hour of the day.
 
     Args:
         annotations: `recording` and `center_s`.
         duration_s: Length of each recording in seconds.
-        begins: When each recording begins; recordings that are not in it are left out.
+        begins: Start time of each recording; other recordings are skipped.
 
     Returns:
-        24 rows, by hour: `annotations`, `recorded_s` and `per_minute`, NaN where nothing was recorded.
+        24 rows, by hour: `annotations`, `recorded_s` and `per_minute` (NaN for hours without recordings).
     """
     recorded_s = recorded_by_hour((begin, duration_s[recording]) for recording, begin in begins.items())
     annotated = np.zeros(DAY_H, dtype=int)
@@ -135,7 +135,7 @@ def summarize_spectral_ranges(ranges: pd.DataFrame, most: int) -> pd.DataFrame:
 
     Args:
         ranges: One row per call: `species`, `low_hz`, `centroid_hz`, `high_hz` (see `spectral_range`).
-        most: How many species.
+        most: Maximum number of species.
 
     Returns:
         By species, from low to high centroid: `calls`; `low_hz`, `centroid_hz` and `high_hz`, medians over its calls;
@@ -154,7 +154,7 @@ def summarize_spectral_ranges(ranges: pd.DataFrame, most: int) -> pd.DataFrame:
 def recording_rows(
     archive: Archive, levels: pd.DataFrame, name_pattern: NamePattern | None = None
 ) -> list[dict[str, Any]]:
-    """What the table of recordings shows of each: header, beginning, annotations, and level where it was measured."""
+    """Rows of the table of recordings: header, start time, annotations, and level if it was measured."""
     groups = archive.annotations.groupby("recording")["species"]
     annotations, species = groups.size(), groups.nunique()
     rows = []
@@ -180,7 +180,7 @@ def _begin(known: RecordingName | None) -> str:
 
 
 def species_rows(archive: Archive, counts: pd.Series) -> list[dict[Hashable, Any]]:
-    """What the table of species shows of each, with those that are never annotated."""
+    """Rows of the table of species, including species without annotations."""
     recordings = archive.annotations.groupby("species")["recording"].nunique()
     table = archive.species.assign(
         annotations=counts.reindex(archive.species.index, fill_value=0),
@@ -191,7 +191,7 @@ def species_rows(archive: Archive, counts: pd.Series) -> list[dict[Hashable, Any
 
 
 def set_aside_rows(archive: Archive) -> list[dict[str, Any]]:
-    """Each reason for which annotations are set aside, with their lines."""
+    """The reasons why annotations are not used, each with its lines in the table of annotations."""
     return [
         {"reason": reason, "rows": rows["row"].tolist(), "recordings": rows["recording"].nunique()}
         for reason, rows in archive.set_aside.groupby("reason")
@@ -199,11 +199,12 @@ def set_aside_rows(archive: Archive) -> list[dict[str, Any]]:
 
 
 def rows_that_last(archive: Archive) -> tuple[int, pd.DataFrame]:
-    """Finds the annotations, usable or not, whose start is not their end.
+    """Finds all annotations, usable or not, with different start and end.
 
     Returns:
-        The number of the others, and of these the `row` (line in the file), `recording`, `start_s`, `duration_s` and
-        `species`, from the longest to the shortest; those that end before they start have negative durations.
+        The number of annotations with equal start and end, and a table of the others: `row` (line in the file),
+        `recording`, `start_s`, `duration_s` and `species`, longest first. Durations are negative if the end is before
+        the start.
     """
     table = pd.read_csv(
         archive.data_dir / ANNOTATIONS_FILE,
