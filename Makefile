@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
-# Two processes: most tests wait for subprocesses or use one thread. A file's tests share what they train.
+# Two processes: most tests wait for subprocesses or use one thread. The tests of a file share trained models.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 CODE := kenya_birds tests examples benchmarks docs train_hf.py push_model.py setup.py
 
@@ -13,13 +13,13 @@ help:
 	@echo "make demo          install, then make a synthetic archive, train on it, and detect birds in it"
 	@echo "make test          install, then run the tests"
 	@echo "make wheel         build the wheel, and use it in an empty environment"
-	@echo "make compatibility test a model with the oldest and the newest libraries that setup.cfg allows"
+	@echo "make compatibility test a model with the oldest and the newest versions of libraries that setup.cfg allows"
 	@echo "make quality       check format, lint, types and documentation"
 	@echo "make style         format, and fix what the linter can fix"
 	@echo "make docs          build the documentation's site in site/"
-	@echo "make images        run the demo and draw docs/images from it"
+	@echo "make images        run the demo and draw the figures in docs/images"
 	@echo "make notebook      run examples/story.ipynb and save it with its outputs"
-	@echo "make clean         remove the environment and what the demo wrote"
+	@echo "make clean         remove the environment, the demo's output and the documentation's site"
 
 install: $(VENV)/.installed
 
@@ -28,7 +28,7 @@ $(VENV)/.installed: setup.cfg setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "Installing (about 6 GB, a few minutes) ..."
-	@# setuptools warns of the flat layout at every editable installation.
+	@# setuptools warns of the flat layout in every editable installation.
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
@@ -53,7 +53,7 @@ demo: install
 	@recording=$$(awk -F, '$$2 == "test" { print $$1; exit }' $(DEMO)/model/splits.csv); set -x; \
 	$(BIN)/kenya-birds plot $(DEMO)/archive/soundscape_data/$$recording $(DEMO)/found/detections.csv \
 		--output $(DEMO)/found/spectrogram.png
-	@echo "The archive is in $(DEMO)/archive; the model with its card (README.md), metrics and pictures in $(DEMO)/model;"
+	@echo "The archive is in $(DEMO)/archive; the model with its card (README.md), metrics and figures in $(DEMO)/model;"
 	@echo "detections in $(DEMO)/found: detections.csv, detections.selections.txt (for Raven), spectrogram.png."
 
 quality: install

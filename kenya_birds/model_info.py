@@ -1,4 +1,4 @@
-"""What a model's folder says of the model, for `kenya-birds info`: read from its JSON files, without loading it."""
+"""The description of a saved model for `kenya-birds info`, from its JSON and CSV files; the model is not loaded."""
 
 import csv
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Any
 from kenya_birds.files import read_json
 from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel
 
-# Files that training leaves.
+# Files that training writes.
 SUMMARY_FILE, METRICS_FILE, SPECIES_FILE = "training_summary.json", "metrics.json", "per_species.csv"
 OUT_OF_FOLD = "out_of_fold"
+# Problem type of a config without one (see `classification_loss`).
+DEFAULT_PROBLEM_TYPE = "single_label_classification"
 FIGURES = {
     "macro_f1": "Macro F1",
     "cmap": "cmAP",
@@ -20,7 +22,7 @@ FIGURES = {
 
 
 def describe_model(saved: SavedModel) -> dict[str, Any]:
-    """Species, decision thresholds, data and figures of a model of this package; what its files do not say is None.
+    """Species, decision thresholds, data and metrics of a model of this package; unknown values are None.
 
     Args:
         saved: The model.
@@ -40,7 +42,7 @@ def describe_model(saved: SavedModel) -> dict[str, Any]:
     return {
         "model": saved.name,
         "backbone": config.get("backbone"),
-        "problem_type": config.get("problem_type"),
+        "problem_type": config.get("problem_type") or DEFAULT_PROBLEM_TYPE,
         "calibrated": "logit_scale" in config and (config["logit_scale"], config.get("logit_offset")) != (1.0, 0.0),
         "clip_s": extractor.get("clip_s"),
         "sampling_rate_hz": extractor.get("sampling_rate"),
@@ -69,10 +71,10 @@ def describe_model(saved: SavedModel) -> dict[str, Any]:
 
 
 def format_model(about: dict[str, Any]) -> str:
-    """The description as lines to read.
+    """The description as text.
 
     Args:
-        about: What `describe_model` gave.
+        about: The result of `describe_model`.
     """
     low_hz, high_hz = about["frequencies_hz"]
     lines = [
@@ -88,7 +90,7 @@ def format_model(about: dict[str, Any]) -> str:
             f"{data['annotations']:,} annotations{parts}"
         )
     if about["figures"]:
-        lines += ["", f"Figures ({about['evaluated_on'].replace('_', '-')}, with 95% intervals):"]
+        lines += ["", f"Metrics ({about['evaluated_on'].replace('_', '-')}, with 95% intervals):"]
         for name, title in FIGURES.items():
             value, interval = about["figures"][name], (about["intervals"] or {}).get(name)
             if value is not None:
@@ -133,5 +135,5 @@ def _shown(value: float | None) -> str:
 
 
 def _threshold(value: float | None) -> str:
-    """A threshold of null means that nothing is known of the species: it is not reported."""
+    """A species with threshold null is never reported."""
     return "never reported" if value is None else f"{value:.3f}"

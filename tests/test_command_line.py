@@ -109,9 +109,9 @@ MISTAKES = {
     "kenya-birds tune ARCHIVE": "required: --trials",
     "kenya-birds tune TMP/none --trials 3": "no archive at TMP/none",
     "kenya-birds estimate --batch_size -4": "--batch_size is -4: expected 1 or more",
-    "kenya-birds estimate --device_tflops 10": "say how many --clips",
+    "kenya-birds estimate --device_tflops 10": "add --clips",
     "kenya-birds estimate birds": "there is no place for 'birds'",
-    "kenya-birds push-clips ARCHIVE --repo_id a/b/c": "cannot be a dataset's name",
+    "kenya-birds push-clips ARCHIVE --repo_id a/b/c": "is not a valid name of a dataset",
     "kenya-birds push-clips TMP/none --repo_id a": "no archive at TMP/none",
     "kenya-birds export MODEL --output ARCHIVE": "is not an empty folder",
     "kenya-birds export MODEL --output TMP/new --formats tflite": "--formats is 'tflite': expected onnx",
@@ -452,7 +452,8 @@ def test_the_trainer_arguments_are_checked_in_python_too():
 def test_info_shows_what_there_is_of_a_model_and_imports_nothing_heavy(places):
     text, as_json = run_lines(["kenya-birds info MODEL", "kenya-birds info MODEL --json"], places)
     assert (text[0], text[1], text[3]) == (0, "", [])
-    assert "test_convnext, 1 species" in text[2]
+    assert "test_convnext, 1 species, single_label_classification\n" in text[2]  # its config has no problem_type
+    assert "None" not in text[2]
     about = json.loads(as_json[2])
     assert about["clip_s"] == 3.0
     assert about["species"][0]["code"] == "a"

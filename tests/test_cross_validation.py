@@ -98,7 +98,7 @@ def test_the_final_model_is_trained_on_all_recordings_for_the_median_best_epoch(
 def test_the_card_says_whose_figures_these_are(validated):
     card = (validated / "README.md").read_text()
     told = read(validated / "metrics.json")
-    assert "These figures come from cross-validation" in card
+    assert "These metrics come from cross-validation" in card
     assert "name: Macro F1 (cross-validation)" in card
     low, high = told["out_of_fold"]["intervals"]["macro_f1"]
     pooled, mean, sd = (told[part]["macro_f1"] for part in ("out_of_fold", "mean_of_folds", "sd_of_folds"))

@@ -328,5 +328,5 @@ def test_a_graph_of_another_model_is_noticed(single):
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.classifier.bias[0] += 0.5
-    with pytest.raises(UserError, match="the exported graph is not the model: probabilities differ by"):
+    with pytest.raises(UserError, match="the exported graph differs from the model: probabilities differ by"):
         compare_graph(WaveformClassifier(other, extractor), graph / "model.onnx")

@@ -60,7 +60,7 @@ def test_a_model_that_answers_passes(folders, problem):
 
 def test_code_that_needs_this_package_is_refused_although_it_is_installed_here(model_dir):
     edit(model_dir / "modeling_kenya_birds.py", "import timm\n", "import timm\nfrom kenya_birds import errors\n")
-    refused(model_dir, "does not load and answer: .*kenya_birds")
+    refused(model_dir, "cannot be loaded and run: .*kenya_birds")
 
 
 def test_the_code_sees_no_token_and_is_told_to_stay_offline(model_dir, monkeypatch):
@@ -72,16 +72,16 @@ def test_the_code_sees_no_token_and_is_told_to_stay_offline(model_dir, monkeypat
         "raise RuntimeError(f\"seen: {sorted(secrets)} offline {os.environ['HF_HUB_OFFLINE']}\")\n"
     )
     edit(model_dir / "modeling_kenya_birds.py", "import timm\n", tell)
-    refused(model_dir, r"does not load and answer: RuntimeError: seen: \[\] offline 1$")
+    refused(model_dir, r"cannot be loaded and run: RuntimeError: seen: \[\] offline 1$")
 
 
 @pytest.mark.parametrize(
     ("scores", "told"),
     [
-        ([0.5, float("nan"), 0.5], r"scores of a test sound \(long\) are no numbers from 0 to 1: .*nan"),
-        ([1.5, -0.25, -0.25], r"scores of a test sound \(long\) are no numbers from 0 to 1: .*1\.5"),
-        ([0.5, 0.4, 0.2], r"\(long\) sum to 1\.1000 and not to 1"),
-        ([0.5, 0.5], "are of 2 labels, expected the 3 of config.json"),
+        ([0.5, float("nan"), 0.5], r"scores of a test sound \(long\) are not from 0 to 1: .*nan"),
+        ([1.5, -0.25, -0.25], r"scores of a test sound \(long\) are not from 0 to 1: .*1\.5"),
+        ([0.5, 0.4, 0.2], r"\(long\) sum to 1\.1000, expected 1"),
+        ([0.5, 0.5], "have 2 labels, expected the 3 of config.json"),
     ],
 )
 def test_scores_that_are_no_probabilities_are_refused(model_dir, monkeypatch, scores, told):
@@ -93,13 +93,13 @@ def test_scores_that_are_no_probabilities_are_refused(model_dir, monkeypatch, sc
 
 def test_a_model_that_takes_too_long_is_refused(model_dir, monkeypatch):
     monkeypatch.setattr(folder_check, "TIMEOUT_S", 0.2)
-    refused(model_dir, r"did not answer within 0\.2 s")
+    refused(model_dir, r"gave no result within 0\.2 s")
 
 
 def test_what_tells_of_this_machine_is_refused_before_anything_is_run(model_dir, monkeypatch):
     monkeypatch.setattr(folder_check.subprocess, "run", None)
     (model_dir / "splits.csv").write_text("recording,split\n" + "/home/ann/a.wav,train\n" * 8)
-    refused(model_dir, "in the files: splits.csv line 2: /home/ann/a.wav; .*, and 3 more; remove it")
+    refused(model_dir, "must not be published: splits.csv line 2: /home/ann/a.wav; .*, and 3 more; remove it")
     (model_dir / "splits.csv").write_text("recording,split\nhf_" + "a1B2" * 8 + ",train\n")
     refused(model_dir, "splits.csv line 2: a Hugging Face token; remove it")
 

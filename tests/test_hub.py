@@ -158,7 +158,7 @@ def test_shards_with_their_index_replace_the_single_file(model_dir):
 )
 def test_what_is_missing_is_named(model_dir, name, fake_hub):
     (model_dir / name).unlink()
-    with pytest.raises(UserError, match=f"lacks: {name};"):
+    with pytest.raises(UserError, match=f"missing files: {name};"):
         publish(model_dir, "ann/birds")
     assert fake_hub.requests == []
 
@@ -229,7 +229,7 @@ def test_a_token_that_the_client_quotes_is_blotted_out(model_dir, fake_hub, monk
 
 @pytest.mark.parametrize("repo_id", ["", "a/b/c", "ann/b..d", "https://huggingface.co/ann/birds", "ann/my birds"])
 def test_an_invalid_name_is_told(model_dir, fake_hub, repo_id):
-    assert "cannot be a model's name" in refused(fake_hub, model_dir, repo_id)
+    assert "is not a valid name of a model" in refused(fake_hub, model_dir, repo_id)
     assert fake_hub.requests == []
 
 

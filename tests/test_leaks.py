@@ -37,7 +37,7 @@ def found_in(text, name="training_summary.json", **options):
         ("ghp_" + "a1B2" * 9, "a GitHub token"),
         ("AKIA" + "A1B2" * 4, "an AWS key"),
         ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
-        ("https://ann:secret@hub.example.org/x", "a password in an address"),
+        ("https://ann:secret@hub.example.org/x", "a password in a URL"),
         ("a-token-of-another-form", "the value of HF_TOKEN"),
     ],
 )

@@ -129,7 +129,7 @@ def test_the_card_tells_what_is_in_the_clips(clips, saved):
     assert "\n## Source" not in card
     assert "{%" not in card
 
-    (_, *columns) = table_of(card, "What a row is")
+    (_, *columns) = table_of(card, "Columns")
     assert [name for name, _, _ in columns] == clips["train"].column_names
     assert clips["train"].column_names == [name for name in COLUMNS if name in clips["train"].column_names]
     (_, *splits) = table_of(card, "Splits")
@@ -158,14 +158,14 @@ def test_the_card_tells_what_it_is_given(clips, tmp_path):
     header = yaml.safe_load(text.split("---\n")[1])
     assert (header["license"], header["pretty_name"]) == ("cc0-1.0", "Clips: a test")
     assert f"## Source and citation\n\n{KENYAN_SOURCE}\n" in text
-    assert ["context_s", "0.5"] in table_of(text, "How it was cut")
+    assert ["context_s", "0.5"] in table_of(text, "Clips")
     assert table_of(text, "Classes")[2][:3] == ["1", code, "Synthetic Buzzer (*Avis stridens*)"]
 
     own = tmp_path / "card.md"
     own.write_text("---\n{{ card_data }}\n---\n{{ title }} has {{ clips }} clips")
     text = publishing.save_clips(few, tmp_path / "own", title="Mine", template=own).joinpath("README.md").read_text()
     assert text.endswith("---\nMine has 5 clips\n")
-    with pytest.raises(UserError, match=r"no data set card template at .*none\.md"):
+    with pytest.raises(UserError, match=r"there is no data set card template .*none\.md"):
         publishing.save_clips(few, tmp_path / "other", title="Mine", template=tmp_path / "none.md")
     assert not (tmp_path / "other").exists()
 
@@ -263,7 +263,7 @@ def test_a_private_push_is_private(clips, fake_hub):
         ("clips", "refuse_token", r"HTTP 401\); log in"),
         ("ann/clips", "read_only", r"may not write to ann/clips \(HTTP 403\)"),
         ("bob/clips", None, r"may not write to bob/clips \(HTTP 403\)"),
-        ("ann/my clips", None, "'ann/my clips' cannot be a dataset's name"),
+        ("ann/my clips", None, "'ann/my clips' is not a valid name of a dataset"),
     ],
 )
 def test_what_the_hub_refuses_is_told(clips, fake_hub, repo_id, trouble, told):

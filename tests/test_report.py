@@ -347,7 +347,7 @@ def test_names_are_escaped_and_oddities_told(hand_archive, tmp_path):
     assert "script" not in parsed.tags
     assert "<script>alert(1)</script>" in parsed.words()
     assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
-    assert "1 row lasts 0.5 s" in parsed.words()
+    assert "1 annotation has a duration: 0.5 s" in parsed.words()
     assert "unknown bird" in parsed.words()
     assert "past the end of the recording" in parsed.words()
     assert "hour of the day (UTC)" in parsed.words()
@@ -380,7 +380,7 @@ def test_collection_with_boxes_and_other_names(tmp_path):
 
     words = Page(write_report(archive, tmp_path / "report.html").read_text()).words()
 
-    assert "60 rows last 0.03 to 0.6 s" in words
+    assert "60 annotations have a duration: 0.03 to 0.6 s" in words
     assert "The longest 30 of them" in words
     assert "end minus start (s)" in words
     assert "do not tell when they were made" in words

@@ -235,7 +235,7 @@ def test_a_run_starts_from_the_model_of_another_and_tells_no_path(trained, small
     assert f"WARNING: '{trained}' was trained with --n_mels 128, this run has --n_mels 64" in told
     assert json.loads((output_dir / "training_summary.json").read_text())["starting_point"] == "model"
     card = (output_dir / "README.md").read_text()
-    assert "Weights at the start: those of another model." in card
+    assert "Initial weights: those of another model." in card
     assert str(trained) not in card
 
 
@@ -247,7 +247,7 @@ def test_the_card_names_the_model_of_the_hub_that_training_started_from(trained,
     (folder / "training_summary.json").write_text(json.dumps({**summary, "starting_point": "ann/donor@0123"}))
     card = render_model_card(folder, "ann/birds", train_hf.TEMPLATE)
     assert "base_model: ann/donor\n" in card
-    assert "Weights at the start: those of `ann/donor@0123` on the Hub." in card
+    assert "Initial weights: those of `ann/donor@0123` on the Hub." in card
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "backbone": "convnext_tiny.in12k_ft_in1k"}))
     for starting_point, base_model in (("pretrained", "timm/convnext_tiny.in12k_ft_in1k"), ("scratch", None)):

@@ -1,4 +1,4 @@
-"""Options and checks that several commands share."""
+"""Options, help texts and checks for several commands."""
 
 import logging
 from pathlib import Path
@@ -7,36 +7,38 @@ from typing import Any
 from kenya_birds.parsing import add_option
 from kenya_birds.values import Count, Device
 
-MODEL = "the model: a folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hub"
-RECORDINGS = "a recording, a folder, a pattern, a list of paths (.txt, one per line), or a URL that fsspec knows"
-DETECTIONS = "table of detections: CSV, Parquet or Raven's .txt"
+MODEL = "model: a folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face Hub"
+RECORDINGS = "recording, folder, glob pattern, list of paths (.txt, one per line), or URL (any that fsspec supports)"
+DETECTIONS = "table of detections: CSV, Parquet, or a selection table of Raven (.txt)"
 RUN_AGAIN = "nothing was written; run the same command again"
 
 logger = logging.getLogger("kenya_birds.commands")
 
 
 def add_archive(command: Any) -> None:
-    """Adds the archive."""
-    add_option(command, "data_dir", Path, help="the archive: annotations.csv, species.csv, soundscape_data/")
+    """Adds the argument for the archive."""
+    add_option(
+        command, "data_dir", Path, help="archive: a folder with annotations.csv, species.csv and soundscape_data/"
+    )
 
 
 def add_name_pattern(group: Any) -> None:
-    """Adds the flag for names of recordings that are not read without help (see `NamePattern`)."""
+    """Adds the option for the format of recordings' names (see `NamePattern`)."""
     add_option(
         group,
         "--name_pattern",
         str,
         metavar="PATTERN",
-        help="form of the recordings' names, such as %site_%Y%m%d_%H%M%S, or a regular expression with named groups; "
-        "by default the usual forms of recorders are read",
+        help="format of the recordings' names with site and time, such as %site_%Y%m%d_%H%M%S, or a regular "
+        "expression with named groups; by default the usual formats of recorders",
     )
 
 
 def read_name_pattern(options: Any) -> Any:
-    """What `--name_pattern` says.
+    """The value of `--name_pattern` as a `NamePattern`.
 
     Raises:
-        UserError: If it is no pattern.
+        UserError: If it is not a valid pattern.
     """
     from kenya_birds.data.recording_name import NamePattern
 
@@ -44,24 +46,31 @@ def read_name_pattern(options: Any) -> Any:
 
 
 def add_overwrite(group: Any) -> None:
-    """Adds the flag that lets a file be replaced."""
+    """Adds the option to replace an existing file."""
     add_option(group, "--overwrite", bool, False, help="replace the output if it exists")
 
 
 def add_speed(group: Any, unit: str) -> None:
-    """Adds the options of inference that do not change a result.
+    """Adds the options for the speed of inference. They do not change results.
 
     Args:
-        group: A group of a parser.
-        unit: What a batch is of.
+        group: An argument group of a parser.
+        unit: Elements of a batch, such as `windows`.
     """
     add_option(group, "--device", Device, help="cpu, cuda or cuda:NUMBER; by default a GPU if there is one")
     add_option(group, "--batch_size", Count | None, help=f"{unit} per batch; by default 16 on a CPU, 128 on a GPU")
-    add_option(group, "--num_workers", Count | None, help="threads that read; by default 1 on a CPU, up to 8 on a GPU")
+    add_option(
+        group, "--num_workers", Count | None, help="threads that read sound; by default 1 on a CPU, up to 8 on a GPU"
+    )
 
 
 def check_overlap(saved: Any, overlap_s: float) -> None:
-    """Raises `UserError` if windows of a model cannot overlap by so much, as far as its files tell."""
+    """Raises `UserError` if the overlap is too large for a model's windows; skipped if their length is unknown.
+
+    Args:
+        saved: The model's files.
+        overlap_s: Overlap of neighbouring windows in seconds.
+    """
     from kenya_birds.files import read_json
     from kenya_birds.inference.windows import WindowGrid
 
@@ -73,5 +82,5 @@ def check_overlap(saved: Any, overlap_s: float) -> None:
 
 
 def log_loading(model: str) -> None:
-    """Says that a model is being loaded, which takes seconds."""
+    """Logs that a model is being loaded, which takes seconds."""
     logger.info("Loading the model %s ...", model)

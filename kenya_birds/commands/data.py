@@ -19,11 +19,12 @@ def _add_synthesize(commands: Any) -> None:
     command = new_command(
         commands,
         "synthesize",
-        "make an archive of invented birds in the Kenyan format",
-        "Makes an archive of invented birds in the Kenyan format: recordings, annotations, species.",
+        "make a synthetic archive of invented birds",
+        "Makes a synthetic archive of invented birds in the format of the Kenyan archive: recordings, annotations and "
+        "species.",
         "kenya-birds synthesize archive --recordings 16 --duration_s 120",
     )
-    add_option(command, "data_dir", Path, help="folder to make: new or empty")
+    add_option(command, "data_dir", Path, help="output folder: new or empty")
     size = command.add_argument_group("Size")
     add_option(size, "--recordings", Count, 12, help="number of recordings")
     add_option(
@@ -31,10 +32,12 @@ def _add_synthesize(commands: Any) -> None:
         "--duration_s",
         Annotated[float, Range(3, unit="SECONDS")],
         60.0,
-        help="length of each recording, 3 or more",
+        help="length of each recording",
     )
     add_option(size, "--species", Count, 8, help="number of species")
-    add_option(size, "--annotations", Count, help="number of annotated calls; by default it follows from the length")
+    add_option(
+        size, "--annotations", Count, help="number of annotated calls; by default in proportion to the total length"
+    )
     add_option(size, "--seed", Seed, 0, help="random seed: the same seed gives the same archive")
     add_general(command)
     command.set_defaults(run=_synthesize, after_stop="the archive is not complete: delete the folder and run it again")
@@ -62,11 +65,11 @@ def _add_download(commands: Any) -> None:
         commands,
         "download",
         "download the Kenyan soundscapes from Zenodo",
-        "Downloads an archive of soundscapes from Zenodo, verifies and unpacks it. An interrupted download resumes "
-        "when the same command is run again.",
+        "Downloads an archive of annotated soundscapes from Zenodo, verifies it and unpacks it. An interrupted "
+        "download resumes when the same command is run again.",
         "kenya-birds download archive",
     )
-    add_option(command, "data_dir", Path, help="folder of the archive: new, empty, or to resume")
+    add_option(command, "data_dir", Path, help="output folder: new, empty, or of an interrupted download")
     download = command.add_argument_group("Download")
     add_option(download, "--record", Count, 10943500, help="number of the Zenodo record")
     add_option(download, "--keep_zip", bool, False, help="keep soundscape_data.zip after it is unpacked")
@@ -89,14 +92,14 @@ def _add_check(commands: Any) -> None:
     command = new_command(
         commands,
         "check",
-        "read a whole archive and list what is wrong in it",
-        "Reads every recording to its last frame and every row of the tables. Exit codes: 0, training can use "
-        "everything; 1, it cannot; 2, the check could not be made.",
+        "check an archive and list its problems",
+        "Reads every recording completely and every row of the tables, and lists all problems. Exit codes: 0, "
+        "training can use everything; 1, it cannot; 2, the check failed.",
         "kenya-birds check archive --output check.csv",
     )
     add_archive(command)
     output = command.add_argument_group("Output")
-    add_option(output, "--output", Path, Path("check.csv"), metavar="FILE", help="CSV to write")
+    add_option(output, "--output", Path, Path("check.csv"), metavar="FILE", help="CSV file to write")
     add_overwrite(output)
     speed = command.add_argument_group("Speed")
     add_option(speed, "--num_proc", Count, 1, help="processes that read recordings")
@@ -120,7 +123,8 @@ def _add_report(commands: Any) -> None:
         commands,
         "report",
         "describe an archive on one HTML page",
-        "Describes an archive on one HTML page: species, sound, overlaps, activity, splits, tables.",
+        "Writes a report of an archive as one HTML page: species, noise and levels, overlapping calls, activity, "
+        "splits and tables.",
         "kenya-birds report archive --output report.html",
     )
     add_archive(command)
@@ -128,9 +132,9 @@ def _add_report(commands: Any) -> None:
     add_option(output, "--output", Path, Path("report.html"), metavar="FILE", help="HTML file to write")
     add_overwrite(output)
     content = command.add_argument_group("Content")
-    add_option(content, "--min_annotations", Count, 10, help="leave species with fewer annotations out of the split")
-    add_option(content, "--balanced", bool, False, help="describe the balanced split too (takes up to a minute)")
-    add_option(content, "--seed", Seed, 0, help="random seed that chooses the call whose spectrograms are shown")
+    add_option(content, "--min_annotations", Count, 10, help="drop species with fewer annotations from the split")
+    add_option(content, "--balanced", bool, False, help="include the balanced split (its search takes up to a minute)")
+    add_option(content, "--seed", Seed, 0, help="random seed for the choice of example calls")
     add_name_pattern(content)
     add_general(command)
     command.set_defaults(run=_report, after_stop=RUN_AGAIN)
@@ -158,17 +162,22 @@ def _add_split(commands: Any) -> None:
         commands,
         "split",
         "divide an archive's recordings into train, validation and test, or into folds",
-        "Divides an archive's recordings into train, validation and test, or into folds, and reports how good the "
-        "division is.",
+        "Divides an archive's recordings into train, validation and test, or into folds, and reports the quality of "
+        "the split.",
         "kenya-birds split archive --output splits.csv\nkenya-birds split archive --folds 5 --output folds.csv",
     )
     add_archive(command)
     output = command.add_argument_group("Output")
     add_option(
-        output, "--output", Path, required=True, metavar="FILE", help="CSV to write: recording,split or recording,fold"
+        output,
+        "--output",
+        Path,
+        required=True,
+        metavar="FILE",
+        help="CSV file to write, with the columns recording,split or recording,fold",
     )
     add_overwrite(output)
-    division = command.add_argument_group("Division")
+    division = command.add_argument_group("Split")
     add_option(
         division,
         "--strategy",
@@ -177,13 +186,16 @@ def _add_split(commands: Any) -> None:
         help="balanced: as many species as possible in every part; stratified: nested folds, stratified if possible",
     )
     add_option(
-        division, "--folds", Annotated[int, Range(2)] | None, help="number of folds; by default there are three splits"
+        division,
+        "--folds",
+        Annotated[int, Range(2)] | None,
+        help="number of folds; by default there are no folds, but three splits",
     )
     add_option(division, "--test_size", SplitSize, 0.2, help="share of the recordings for the test split")
     add_option(division, "--validation_size", SplitSize, 0.2, help="share of the recordings for the validation split")
-    add_option(division, "--min_annotations", Count, 10, help="ignore species with fewer annotations")
+    add_option(division, "--min_annotations", Count, 10, help="drop species with fewer annotations")
     add_option(division, "--seed", Seed, 42, help="random seed, for --strategy stratified only")
-    add_option(division, "--time_limit_s", Duration, 60.0, help="stop the search for a balanced division then")
+    add_option(division, "--time_limit_s", Duration, 60.0, help="stop the search for a balanced split after this time")
     add_name_pattern(division)
     add_general(command)
     command.set_defaults(run=_split, after_stop=RUN_AGAIN)

@@ -36,18 +36,23 @@ def _add_detect(commands: Any) -> None:
         commands,
         "detect",
         "find birds in recordings of any length",
-        "Finds birds in recordings of any length and writes tables for Raven, Audacity and others. An interrupted run "
-        "resumes when the same command is run again. Exit codes: 0, every recording was analysed to its end; 3, some "
-        "were not (failed.csv lists them); 2, nothing could be done. Several processes can share a run: torchrun "
-        "--nproc_per_node N -m kenya_birds detect ..., or accelerate launch on GPUs, and several machines if they "
-        "share the output folder; a launcher has an exit code of its own.",
+        "Detects birds in recordings of any length and writes tables for Raven, Audacity and other programs. An "
+        "interrupted run resumes when the same command is run again. Exit codes: 0, all recordings were analysed "
+        "completely; 3, some were not (failed.csv lists them); 2, nothing was analysed. Several processes can share a "
+        "run: torchrun --nproc_per_node N -m kenya_birds detect ..., or accelerate launch on GPUs; several machines "
+        "can, if they share the output folder. Launchers have their own exit codes.",
         "kenya-birds detect birds recordings --output found --overlap_s 1.5 --merge",
     )
     add_option(command, "model", str, help=MODEL)
     add_option(command, "paths", str, help=RECORDINGS, metavar="path", nargs="+")
     output = command.add_argument_group("Output")
     add_option(
-        output, "--output", Path, required=True, metavar="FOLDER", help="folder to write: new, empty, or to resume"
+        output,
+        "--output",
+        Path,
+        required=True,
+        metavar="FOLDER",
+        help="output folder: new, empty, or of an interrupted run",
     )
     add_option(
         output,
@@ -55,17 +60,21 @@ def _add_detect(commands: Any) -> None:
         Annotated[str, Choices(FORMATS)],
         "raven,csv",
         metavar="LIST",
-        help="tables to write, separated by commas",
+        help="formats of the tables, separated by commas",
     )
     add_name_pattern(output)
-    add_option(output, "--resume", bool, True, help="keep the recordings that an earlier run finished")
+    add_option(output, "--resume", bool, True, help="skip recordings that an earlier run has completed")
     windows = command.add_argument_group("Windows")
     add_option(windows, "--overlap_s", Seconds, 0.0, help="overlap of neighbouring windows")
     add_field(windows, FindingSettings, "merge", help="join a species' detections in consecutive windows")
-    add_field(windows, FindingSettings, "merge_gap_s", help="with --merge: also join them across such gaps")
-    add_field(windows, FindingSettings, "merge_score", help="with --merge: score of joined detections")
-    add_field(windows, FindingSettings, "smoothing", help="average scores over this many windows")
-    reported = command.add_argument_group("What is reported")
+    add_field(
+        windows, FindingSettings, "merge_gap_s", help="with --merge: also join detections with gaps up to this length"
+    )
+    add_field(
+        windows, FindingSettings, "merge_score", help="with --merge: how to compute the score of joined detections"
+    )
+    add_field(windows, FindingSettings, "smoothing", help="average scores over this many consecutive windows")
+    reported = command.add_argument_group("Reported detections")
     add_field(
         reported,
         FindingSettings,
@@ -86,7 +95,7 @@ def _add_detect(commands: Any) -> None:
     add_speed(command.add_argument_group("Speed"), "windows")
     add_general(command)
     command.set_defaults(
-        run=_detect, after_stop="run the same command again to resume: finished recordings are kept in the output"
+        run=_detect, after_stop="run the same command again to resume: completed recordings are kept in the output"
     )
 
 
@@ -151,23 +160,26 @@ def _add_plot(commands: Any) -> None:
     command = new_command(
         commands,
         "plot",
-        "draw the spectrogram of a recording with what was detected in it",
-        "Draws the spectrogram of a stretch of a recording with a labelled bar for each detection. Detections of one "
-        "species that overlap share a bar, with the highest of their scores.",
+        "draw the spectrogram of a recording with its detections",
+        "Draws the spectrogram of a section of a recording, with a labelled bar for each detection. Overlapping "
+        "detections of a species share one bar, which shows the highest score.",
         "kenya-birds plot recordings/night.flac found/detections.csv --start_s 600 --output night.png",
     )
-    add_option(command, "recording", Path, help="the recording")
+    add_option(command, "recording", Path, help="recording to draw")
     add_option(command, "detections", Path, help=DETECTIONS)
-    stretch = command.add_argument_group("Stretch")
+    section = command.add_argument_group("Section")
     add_option(
-        stretch, "--start_s", Seconds | None, help="where it starts; by default a second before the first detection"
+        section,
+        "--start_s",
+        Seconds | None,
+        help="start of the section; by default one second before the first detection",
     )
     add_option(
-        stretch,
+        section,
         "--duration_s",
         Annotated[float, Range(0, 600, above=True, unit="SECONDS")],
         60.0,
-        help="how long it is",
+        help="length of the section",
     )
     _add_picture(command, "spectrogram.png")
     add_general(command)
@@ -196,9 +208,10 @@ def _add_activity(commands: Any) -> None:
     command = new_command(
         commands,
         "activity",
-        "draw which species were detected at which hour of the day",
-        "Draws how often each species was detected at each hour of the day. The time comes from the recordings' "
-        "names, such as KEN_001_20211207_153852.flac; with recordings.csv beside the table, it is per recorded hour.",
+        "draw the detections of each species by hour of the day",
+        "Draws the number of detections of each species by hour of the day. Times come from the recordings' names, "
+        "such as KEN_001_20211207_153852.flac. If recordings.csv is in the folder of the table, the numbers are per "
+        "recorded hour.",
         "kenya-birds activity found/detections.csv --output activity.png",
     )
     add_option(command, "detections", Path, help=DETECTIONS)
@@ -222,7 +235,7 @@ def _activity(options: argparse.Namespace) -> None:
 
 def _add_picture(command: Any, name: str) -> Any:
     output = command.add_argument_group("Output")
-    add_option(output, "--output", Path, Path(name), metavar="FILE", help="PNG, SVG or PDF to write")
+    add_option(output, "--output", Path, Path(name), metavar="FILE", help="PNG, SVG or PDF file to write")
     add_overwrite(output)
     return output
 
@@ -241,9 +254,9 @@ def _add_embed(commands: Any) -> None:
         commands,
         "embed",
         "compute embeddings of the windows of recordings",
-        "Writes the embedding of every window of recordings, by a model of this package or any audio model of "
-        "transformers, to a Parquet file. Exit codes: 0, every recording was embedded to its end; 3, some were not "
-        "(NAME_failed.csv beside the file lists them); 2, nothing could be done.",
+        "Computes the embedding of every window of recordings with a model of this package or any audio model of "
+        "transformers, and writes a Parquet file. Exit codes: 0, all recordings were embedded completely; 3, some "
+        "were not (NAME_failed.csv in the same folder lists them); 2, nothing was embedded.",
         "kenya-birds embed birds recordings --output embeddings.parquet --overlap_s 1.5",
     )
     add_option(command, "model", str, help=MODEL)
@@ -257,7 +270,7 @@ def _add_embed(commands: Any) -> None:
         windows,
         "--clip_s",
         Duration | None,
-        help="length of a window; by default 3, and always that of training for models of this package",
+        help="length of a window, for transformers models (default: 3); models of this package have their own length",
     )
     add_speed(command.add_argument_group("Speed"), "windows")
     add_general(command)
@@ -297,19 +310,19 @@ def _add_search(commands: Any) -> None:
     command = new_command(
         commands,
         "search",
-        "find windows that are similar to an example call",
-        "Prints, as CSV, the windows of a file of embeddings that are most similar to an example.",
+        "find windows that are similar to example calls",
+        "Prints, as CSV, the windows in a file of embeddings that are most similar to one of the examples.",
         "kenya-birds search embeddings.parquet call.wav --top_k 50 > hits.csv",
     )
-    add_option(command, "embeddings", Path, help="file that kenya-birds embed wrote")
-    add_option(command, "examples", str, help="recording of the call, cut to its length", metavar="example", nargs="+")
+    add_option(command, "embeddings", Path, help="output file of kenya-birds embed")
+    add_option(command, "examples", str, help="recording that contains only the call", metavar="example", nargs="+")
     search = command.add_argument_group("Search")
-    add_option(search, "--top_k", Count, 20, help="how many windows to print")
+    add_option(search, "--top_k", Count, 20, help="number of windows to print")
     add_option(
         search,
         "--model",
         str | None,
-        help="where the model is that wrote the embeddings; by default where it was then",
+        help="model that computed the embeddings, if it has been moved; by default its earlier path or name",
     )
     add_option(search, "--device", Device, help="cpu, cuda or cuda:NUMBER; by default a GPU if there is one")
     add_general(command)
@@ -324,7 +337,7 @@ def _search(options: argparse.Namespace) -> None:
     from kenya_birds.inference.sources import find_sources
     from kenya_birds.saved_models import check_model
 
-    check_file(options.embeddings, "a file that kenya-birds embed wrote")
+    check_file(options.embeddings, "an output file of kenya-birds embed")
     examples = find_sources(options.examples)
     if options.model is not None:
         check_model(options.model)

@@ -1,4 +1,4 @@
-"""Commands that serve a model to others: demo."""
+"""The command that serves a web page: demo."""
 
 import argparse
 from pathlib import Path
@@ -20,8 +20,8 @@ def _add_demo(commands: Any) -> None:
         commands,
         "demo",
         "serve a web page that detects birds in recordings",
-        "Serves a web page: drop a recording or record one, look at the detected birds, download tables. What "
-        "visitors send is deleted when they leave. Needs gradio.",
+        "Serves a web page on which visitors upload or record sound, see the detected birds and download tables. "
+        "Uploaded sound is deleted when a visitor leaves. Needs gradio.",
         "kenya-birds demo birds",
     )
     add_option(command, "model", str, help=MODEL)
@@ -33,12 +33,12 @@ def _add_demo(commands: Any) -> None:
         "--example",
         Path,
         metavar="FILE",
-        help="recording that visitors can try; by default one of invented birds",
+        help="example recording on the page; by default a synthetic one",
     )
     limits = command.add_argument_group("Limits")
     add_option(limits, "--max_upload_mb", Positive, 400.0, help="largest file, in MB (10^6 bytes)")
     add_option(limits, "--max_hours", Positive, 2.0, help="longest recording, in hours")
-    add_option(limits, "--concurrency", Count, 1, help="recordings that are analysed at a time")
+    add_option(limits, "--concurrency", Count, 1, help="number of recordings that are analysed at the same time")
     add_general(command)
     command.set_defaults(run=_demo)
 

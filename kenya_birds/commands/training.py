@@ -1,4 +1,4 @@
-"""Commands about models in the making: info, estimate, evaluate, score, probe, tune."""
+"""Commands to train, evaluate and describe models: info, estimate, evaluate, score, probe, tune."""
 
 import argparse
 from pathlib import Path
@@ -34,9 +34,9 @@ def _add_info(commands: Any) -> None:
     command = new_command(
         commands,
         "info",
-        "show a model's species, decision thresholds, data and figures",
-        "Shows what a trained model is: its species with their decision thresholds and F1, the data that it was "
-        "trained on, and its figures on the test split.",
+        "show a model's species, decision thresholds, data and metrics",
+        "Shows a trained model: its species with their decision thresholds and F1, its training data, and its metrics "
+        "on the test split.",
         "kenya-birds info birds",
     )
     add_option(command, "model", str, help=MODEL)
@@ -62,8 +62,9 @@ def _add_estimate(commands: Any) -> None:
     command = new_command(
         commands,
         "estimate",
-        "estimate what a model costs to train and to run",
-        "Counts parameters, FLOPs and memory of a model on its graph. It needs no GPU, no weights and little memory.",
+        "estimate the cost of training and running a model",
+        "Estimates parameters, FLOPs and memory of a model without running it. It needs no GPU, no weights and little "
+        "memory.",
         "kenya-birds estimate --backbone convnext_tiny --batch_size 64 --clips 6000",
     )
     model = command.add_argument_group("Model")
@@ -80,16 +81,16 @@ def _add_estimate(commands: Any) -> None:
         help="frames of the features: clip_s * sampling_rate / hop_length + 1; by default the feature extractor's",
     )
     run = command.add_argument_group("Training run")
-    add_option(run, "--clips", Count | None, help="training clips: adds the cost of an epoch and of the run")
-    add_option(run, "--epochs", Positive, 30.0, help="epochs of the run")
+    add_option(run, "--clips", Count | None, help="number of training clips: adds the cost of an epoch and of the run")
+    add_option(run, "--epochs", Positive, 30.0, help="number of epochs of the run")
     add_option(
         run,
         "--device_tflops",
         Positive | None,
-        help="speed that the device sustains, in 10^12 FLOPs/s: adds the hours",
+        help="sustained speed of the device in 10^12 FLOPs/s: adds the hours (needs --clips)",
     )
     output = command.add_argument_group("Output")
-    add_option(output, "--json", bool, False, help="print JSON, sizes in bytes")
+    add_option(output, "--json", bool, False, help="print JSON, with sizes in bytes")
     add_general(command)
     command.set_defaults(run=_estimate)
 
@@ -98,7 +99,7 @@ def _estimate(options: argparse.Namespace) -> None:
     from kenya_birds.errors import UserError
 
     if options.device_tflops is not None and options.clips is None:
-        raise UserError("--device_tflops gives the hours of a run: say how many --clips it has, or leave it out")
+        raise UserError("--device_tflops needs the number of clips: add --clips, or omit --device_tflops")
     from kenya_birds.training.estimate import estimate, format_estimate, run_cost, to_json
 
     result = estimate(
@@ -119,8 +120,8 @@ def _add_evaluate(commands: Any) -> None:
         commands,
         "evaluate",
         "evaluate a trained model on an archive",
-        "Evaluates a model of this package: metrics with 95% intervals from a bootstrap over recordings, a table of "
-        "species, predictions and pictures.",
+        "Evaluates a model of this package on an archive. It writes metrics with 95% intervals from a bootstrap over "
+        "recordings, a table of species, predictions and figures.",
         "kenya-birds evaluate birds archive --output again",
     )
     add_option(command, "model", str, help=MODEL)
@@ -131,7 +132,7 @@ def _add_evaluate(commands: Any) -> None:
         "--output",
         Path | None,
         metavar="FOLDER",
-        help="folder to write: new or empty; by default evaluation_SPLIT",
+        help="output folder: new or empty; by default evaluation_SPLIT",
     )
     data = command.add_argument_group("Recordings and species")
     add_option(
@@ -139,35 +140,42 @@ def _add_evaluate(commands: Any) -> None:
         "--split",
         Literal["train", "validation", "test", "all"],
         "test",
-        help="what to evaluate; all: every recording of an archive that the model was not trained on",
+        help="recordings to evaluate; all: the whole archive, if the model was not trained on it",
     )
     add_option(
         data,
         "--splits_file",
         Path | None,
         metavar="FILE",
-        help="CSV with splits or folds; by default the model's own splits.csv",
+        help="CSV file with splits or folds; by default the model's own splits.csv",
     )
-    add_option(data, "--fold", Whole, 0, help="which fold of a table of folds is the test split")
+    add_option(data, "--fold", Whole, 0, help="number of the fold that is the test split, if --splits_file has folds")
     add_option(
         data,
         "--common_classes",
         bool,
         False,
-        help="evaluate the species that both model and archive have, if they differ",
+        help="evaluate only the species that are in both the model and the archive",
     )
-    add_option(data, "--min_annotations", Count | None, help="ignore rarer species; by default as in training")
+    add_option(
+        data,
+        "--min_annotations",
+        Count | None,
+        help="drop species with fewer annotations; by default as in training",
+    )
     clips = command.add_argument_group("Clips")
     add_option(
-        clips, "--context_s", Seconds | None, help="sound kept on each side of a clip; by default as in training"
+        clips, "--context_s", Seconds | None, help="extra sound on each side of a clip; by default as in training"
     )
     add_option(
         clips,
         "--edge_tolerance_s",
         SignedSeconds | None,
-        help="how far outside a clip the centre of a call may be and still count as in it; by default as in training",
+        help="count a call as in a clip if its centre is up to this far outside it; by default as in training",
     )
-    add_option(clips, "--test_time_shifts", Count, 1, help="average the scores of this many shifted crops of a clip")
+    add_option(
+        clips, "--test_time_shifts", Count, 1, help="number of shifted crops of each clip, whose scores are averaged"
+    )
     _add_processing(command.add_argument_group("Speed"), "clips per batch")
     _add_seed(command)
     add_general(command)
@@ -207,7 +215,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if WHOLE_RECORDINGS in metrics:
         print(format_recordings(metrics[WHOLE_RECORDINGS]))
     print(format_metrics(metrics))
-    print(f"Metrics, tables, predictions and pictures are in {output}")
+    print(f"Metrics, tables, predictions and figures are in {output}")
 
 
 def _add_score(commands: Any) -> None:
@@ -215,29 +223,42 @@ def _add_score(commands: Any) -> None:
         commands,
         "score",
         "compare a table of detections with the annotations of an archive",
-        "Compares the detections of any program with the annotations of whole recordings: precision, recall and F1 of "
-        "events, false detections per hour, average precision over windows, each with a 95% interval from a bootstrap "
-        "over recordings. Reads tables of this package, BirdNET-Analyzer, Raven, Audacity and Kaleidoscope, and plain "
-        "CSV files. With --beside, two programs are compared on the same recordings.",
+        "Scores the detections of any program against the annotations of whole recordings. It prints precision, "
+        "recall and F1 of events, false detections per hour and average precision over windows, each with a 95% "
+        "interval from a bootstrap over recordings. It reads tables of this package, BirdNET-Analyzer, Raven, "
+        "Audacity and Kaleidoscope, and plain CSV files. With --beside, it compares two programs on the same "
+        "recordings.",
         "kenya-birds score found/detections.csv archive --beside birdnet/BirdNET_CombinedTable.csv --output scores",
     )
     add_option(command, "table", Path, help="table of detections, or a folder of such tables")
     add_archive(command)
     output = command.add_argument_group("Output")
-    add_option(output, "--output", Path | None, metavar="FOLDER", help="folder to write: new or empty")
-    what = command.add_argument_group("What is compared")
+    add_option(
+        output,
+        "--output",
+        Path | None,
+        metavar="FOLDER",
+        help="output folder for tables: new or empty; by default results are only printed",
+    )
+    what = command.add_argument_group("Detections and recordings")
     add_option(what, "--beside", Path | None, metavar="TABLE", help="table of detections of another program")
     add_option(
         what,
         "--splits_file",
         Path | None,
         metavar="FILE",
-        help="CSV with splits: only the recordings of --split count; by default those that a table names",
+        help="CSV file with splits: score only the recordings of --split; by default the recordings of the table",
     )
-    add_option(what, "--split", Literal["train", "validation", "test"], "test", help="recordings of --splits_file")
+    add_option(what, "--split", Literal["train", "validation", "test"], "test", help="split of --splits_file to score")
     add_option(what, "--min_score", Share, 0.0, help="drop detections with a lower score")
-    how = command.add_argument_group("How a call is found")
-    add_option(how, "--tolerance_s", Seconds, 0.0, help="how far outside a detection the point of a call may be")
+    how = command.add_argument_group("Matching")
+    add_option(
+        how,
+        "--tolerance_s",
+        Seconds,
+        0.0,
+        help="match a detection with a point annotation that is up to this far outside it",
+    )
     add_option(how, "--window_s", Duration, 3.0, help="length of the windows for average precision and empty windows")
     _add_seed(command)
     add_general(command)
@@ -284,60 +305,74 @@ def _add_probe(commands: Any) -> None:
         commands,
         "probe",
         "measure how well a frozen model separates an archive's species",
-        "Fits a classifier on the embeddings of a frozen model, of this package or any audio model of transformers, "
-        "and evaluates it on the splits or folds of training, with its metrics and files. Its code is not run.",
+        "Fits a classifier on the embeddings of a frozen model (of this package or any audio model of transformers), "
+        "and evaluates it with the splits, metrics and files of training. Remote code of the model is not run.",
         "kenya-birds probe birds archive --folds 5 --output probe",
     )
     add_option(command, "model", str, help=MODEL)
     add_archive(command)
     output = command.add_argument_group("Output")
-    add_option(output, "--output", Path, Path("probe"), metavar="FOLDER", help="folder to write: new or empty")
+    add_option(output, "--output", Path, Path("probe"), metavar="FOLDER", help="output folder: new or empty")
     add_option(
         output,
         "--beside",
         Path | None,
         metavar="FOLDER",
-        help="output of train_hf.py to compare with, on its splits or folds",
+        help="output folder of train_hf.py to compare with; its splits or folds are used",
     )
     classifier = command.add_argument_group("Classifier")
     add_option(
-        classifier, "--method", Literal["linear", "knn"], "linear", help="logistic regression or nearest neighbours"
+        classifier,
+        "--method",
+        Literal["linear", "knn"],
+        "linear",
+        help="linear: logistic regression; knn: nearest neighbours",
     )
     add_option(
         classifier,
         "--problem_type",
         PROBLEM_TYPES | None,
-        help="by default that of the run or of the model",
+        help="type of the labels; by default that of the run or of the model",
         metavar="NAME",
     )
-    add_option(classifier, "--loss_weight_power", NotNegative, 0.5, help="weight classes by n^-power (linear only)")
+    add_option(
+        classifier,
+        "--loss_weight_power",
+        NotNegative,
+        0.5,
+        help="weight each class by n^-X, with n its number of clips (linear only)",
+    )
     data = command.add_argument_group("Recordings, species and clips")
     add_option(
-        data, "--splits_file", Path | None, metavar="FILE", help="CSV with splits, or folds: then each is tested"
+        data,
+        "--splits_file",
+        Path | None,
+        metavar="FILE",
+        help="CSV file with splits, or with folds: each fold is then tested once",
     )
-    add_option(data, "--folds", Folds | None, help="make this many folds, as train_hf.py --folds does")
-    add_option(data, "--split_seed", Seed, 42, help="random seed of splits or folds that are made")
+    add_option(data, "--folds", Folds | None, help="number of folds to make, as in train_hf.py --folds")
+    add_option(data, "--split_seed", Seed, 42, help="random seed of new splits or folds")
     add_option(
         data,
         "--min_annotations",
         Count | None,
-        help="drop species with fewer annotations; by default as in the run or the model's training",
+        help="drop species with fewer annotations; by default as in the training of the run or of the model",
     )
     add_option(
         data,
         "--edge_tolerance_s",
         SignedSeconds | None,
-        help="how far outside a clip the centre of a call may be and still count as in it; by default as in training",
+        help="count a call as in a clip if its centre is up to this far outside it; by default as in training",
     )
     add_option(
         data,
         "--clip_s",
         Duration | None,
-        help="length of a clip; by default 3, and always that of training for models of this package",
+        help="length of a clip, for transformers models (default: 3); models of this package have their own length",
     )
     speed = command.add_argument_group("Speed")
     add_option(speed, "--device", Device, help="cpu, cuda or cuda:NUMBER; by default a GPU if there is one")
-    _add_processing(speed, "clips embedded at a time")
+    _add_processing(speed, "clips per batch")
     _add_seed(command, 42)
     add_general(command)
     command.set_defaults(run=_probe, after_stop="delete the output folder and run the same command again")
@@ -371,7 +406,7 @@ def _probe(options: argparse.Namespace) -> None:
         num_proc=options.num_proc,
     )
     print(table)
-    print(f"Metrics, tables, predictions and pictures are in {options.output}")
+    print(f"Metrics, tables, predictions and figures are in {options.output}")
 
 
 def _add_tune(commands: Any) -> None:
@@ -379,15 +414,21 @@ def _add_tune(commands: Any) -> None:
         commands,
         "tune",
         "search for good training settings",
-        "Searches with Optuna for the settings with the best macro F1, averaged over folds of recordings. The test "
-        "split is not used. An interrupted study resumes when the same command is run again. After -- come flags of "
-        "train_hf.py for what is not searched. Needs optuna.",
+        "Searches with Optuna for the training settings with the best macro F1, averaged over folds of recordings. "
+        "The test split is not used. An interrupted study resumes when the same command is run again. Flags of "
+        "train_hf.py for settings that are not searched follow after --. Needs optuna.",
         "kenya-birds tune archive --trials 30 --output tuning -- --num_train_epochs 20",
     )
     command.usage = "kenya-birds tune data_dir --trials N [options] [-- flags of train_hf.py]"
     add_archive(command)
     study = command.add_argument_group("Study")
-    add_option(study, "--trials", Count, required=True, help="finished trials of the whole study")
+    add_option(
+        study,
+        "--trials",
+        Count,
+        required=True,
+        help="number of trials of the whole study, including those of earlier runs",
+    )
     add_option(study, "--timeout_s", Duration | None, help="start no new trial after this many seconds")
     add_option(study, "--folds", Annotated[int, Range(2)], 3, help="number of folds")
     add_option(
@@ -397,16 +438,21 @@ def _add_tune(commands: Any) -> None:
         nargs="+",
         default=(),
         metavar="NAME",
-        help="timm models to choose from; by default one",
+        help="timm models to choose from; by default only the --backbone of the flags of train_hf.py",
     )
     output = command.add_argument_group("Output")
     add_option(
-        output, "--output", Path, Path("tuning"), metavar="FOLDER", help="folder to write: new, empty or this study's"
+        output, "--output", Path, Path("tuning"), metavar="FOLDER", help="output folder: new, empty, or of this study"
     )
     add_option(
-        output, "--storage", str, "sqlite:///study.db", metavar="URL", help="the study's database, for SQLAlchemy"
+        output,
+        "--storage",
+        str,
+        "sqlite:///study.db",
+        metavar="URL",
+        help="database of the study, as a URL of SQLAlchemy",
     )
-    add_option(output, "--study_name", str, "kenya_birds", metavar="NAME", help="name of the study in it")
+    add_option(output, "--study_name", str, "kenya_birds", metavar="NAME", help="name of the study in the database")
     add_general(command)
     command.set_defaults(run=_tune, after_stop="run the same command again to resume the study")
 
@@ -430,7 +476,7 @@ def _tune(options: argparse.Namespace) -> None:
         backbones=options.backbones,
         flags=options.train_flags,
     )
-    print(f"The best settings (for train_hf.py --params), history and pictures are in {options.output}")
+    print(f"The best settings (for train_hf.py --params), history and figures are in {options.output}")
 
 
 def _add_processing(group: Any, batch: str) -> None:
@@ -441,7 +487,7 @@ def _add_processing(group: Any, batch: str) -> None:
         "--cache_dir",
         Path | None,
         metavar="FOLDER",
-        help="where clips are stored; by default the cache of the datasets library",
+        help="folder for cached clips; by default the cache of the datasets library",
     )
 
 

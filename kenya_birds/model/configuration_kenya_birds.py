@@ -9,20 +9,20 @@ logger = logging.get_logger(__name__)
 
 
 class KenyaBirdsConfig(PreTrainedConfig):
-    """What is needed to build a `KenyaBirdsForAudioClassification`.
+    """Configuration of a `KenyaBirdsForAudioClassification`.
 
     Labels are eBird codes (`id2label`, `label2id`); `problem_type` is `"single_label_classification"` or
     `"multi_label_classification"`.
 
     Args:
         backbone (`str`, defaults to `"convnext_tiny.in12k_ft_in1k"`): Name of a timm image model.
-        drop_rate (`float`, defaults to 0.0): Dropout in front of the classifier.
-        drop_path_rate (`float`, defaults to 0.0): Stochastic depth, where the backbone has it.
+        drop_rate (`float`, defaults to 0.0): Dropout before the classifier.
+        drop_path_rate (`float`, defaults to 0.0): Stochastic depth, if the backbone supports it.
         species (`dict`, *optional*): Scientific and common name by eBird code:
             `{"combul2": {"scientific_name": "Pycnonotus barbatus", "common_name": "Common Bulbul"}}`.
         logit_scale (`float` or `list[float]`, *optional*): Calibration: in evaluation mode the model's logits are
-            `logit_scale * logits + logit_offset`. One number for all classes (1 / temperature), or one for each.
-        logit_offset (`list[float]`, *optional*): One number for each class.
+            `logit_scale * logits + logit_offset`. One number for all classes (1 / temperature), or one per class.
+        logit_offset (`list[float]`, *optional*): One number per class.
     """
 
     model_type = "kenya_birds"
@@ -36,17 +36,17 @@ class KenyaBirdsConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Builds a configuration from a dictionary, as transformers does.
+        """Builds a configuration from a dictionary, as in transformers.
 
-        Where `num_labels` or `id2label` replaces the labels of the dictionary, the classifier is a new one: it has
-        neither the calibration of the old one, nor the names of species that it does not know.
+        If `num_labels` or `id2label` replaces the labels of the dictionary, the classifier is a new one: the
+        calibration and the names of species that are not among the new labels are dropped.
 
         Args:
             config_dict: The content of a config.json.
             **kwargs: Values that replace those of the dictionary, and `return_unused_kwargs`.
 
         Returns:
-            The configuration; with `return_unused_kwargs` also a dictionary of the values that it has no field for.
+            The configuration; with `return_unused_kwargs` also a dictionary of the values without a field.
         """
         saved = config_dict.get("id2label")
         before = None if saved is None else [saved[index] for index in sorted(saved, key=int)]

@@ -1,4 +1,4 @@
-"""From waveforms to the model's input: the one front end of training, `pipeline`, detection and export."""
+"""The feature extractor, from waveforms to the model's input, for training, `pipeline`, detection and export."""
 
 import math
 from collections.abc import Sequence
@@ -30,20 +30,21 @@ logger = logging.get_logger(__name__)
 FEATURE_TYPES = ("mel", "stft", "reassigned")
 NOISE_REDUCTIONS = ("stationary", "nonstationary", "none")
 PAD_MODES = ("symmetric", "constant")
-# What front ends did that were saved before these settings existed: a model must hear what it was trained on.
+# Values for models that were saved before these settings existed: a model needs the features of its training.
 EARLIER_SETTINGS: dict[str, Any] = {"pad_mode": "constant", "min_peak_dbfs": -80.0}
-# Of a clip: from less sound little can be told, however it is padded.
+# Share of a clip: scores of shorter sound are unreliable, with any padding.
 LEAST_SOUND_SHARE = 0.25
-# Spectra of louder floats would overflow: no sound, but what is read from a damaged file.
+# Spectra of larger values would overflow. Such values come from damaged files.
 MAX_AMPLITUDE = 1e9
 
 
 class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
     """Cuts or pads clips to one length, cleans the waveform, and computes a log power spectrogram.
 
-    The waveform stage is noise reduction, high-pass, pre-emphasis and peak normalisation, in this order; each can be
-    off. Then power in mel bands (`mel`), in the bins of the Fourier transform (`stft`) or reassigned in time and
-    frequency (`reassigned`) becomes dB, is cut `top_db` below the clip's loudest cell, and is standardised.
+    The waveform stage is noise reduction, high-pass, pre-emphasis and peak normalisation, in this order. Each step can
+    be turned off. Then power is computed in mel bands (`mel`), in the bins of the Fourier transform (`stft`) or
+    reassigned in time and frequency (`reassigned`), converted to dB, limited to `top_db` below the clip's maximum, and
+    standardised.
 
     The defaults are those of the winner of BirdCLEF 2023 (Kenyan birds) with a range of 150 to 15,000 Hz. This
     project's first classifier used
@@ -51,27 +52,27 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
 
     Args:
         sampling_rate (`int`, defaults to 32000): Rate of the waveforms in Hz.
-        clip_s (`float`, defaults to 3.0): Length of a clip in seconds. Longer input is cropped to its middle, shorter
-            input is padded on both sides.
+        clip_s (`float`, defaults to 3.0): Length of a clip in seconds. Longer input is centre-cropped, shorter input
+            is padded on both sides.
         noise_reduction (`str`, defaults to `"stationary"`): `"stationary"`, `"nonstationary"` or `"none"`.
-        prop_decrease (`float`, defaults to 0.9): How much of the noise is taken away, 0 to 1.
+        prop_decrease (`float`, defaults to 0.9): Share of the noise that is removed, 0 to 1.
         high_pass_hz (`float`, defaults to 150.0): Cutoff of the high-pass; 0 is off.
         pre_emphasis (`float`, defaults to 0.0): Coefficient of `y[t] = x[t] - c * x[t - 1]`; 0 is off.
-        do_peak_normalize (`bool`, defaults to `True`): Whether each clip is scaled to a peak of 1. Then features do
-            not depend on the level of the recording. Without it they do, except with `do_standardize` for clips whose
-            loudest band is above `top_db - 100` dB.
+        do_peak_normalize (`bool`, defaults to `True`): Whether each clip is scaled to a peak of 1, so that features
+            do not depend on the level of the recording. Without it they depend on the level, except with
+            `do_standardize` for clips whose loudest band is above `top_db - 100` dB.
         feature_type (`str`, defaults to `"mel"`): `"mel"`, `"stft"` or `"reassigned"`.
-        n_fft (`int`, defaults to 2048): Samples of a frame.
+        n_fft (`int`, defaults to 2048): Samples per frame.
         hop_length (`int`, defaults to 512): Samples between frames.
         n_mels (`int`, defaults to 128): Number of bands of `mel` and `reassigned` features.
         f_min_hz (`float`, defaults to 150.0): Lowest frequency of the features.
         f_max_hz (`float`, defaults to 15000.0): Highest frequency of the features.
-        top_db (`float`, defaults to 80.0): Range of the features.
+        top_db (`float`, defaults to 80.0): Dynamic range of the features in dB.
         do_standardize (`bool`, defaults to `True`): Whether each clip's features get mean 0 and standard deviation 1.
-        min_peak_dbfs (`float`, defaults to -200.0): With `do_peak_normalize`, clips whose peak is lower are scaled
-            as if it were this, in dB of full scale. Models that were saved without this setting have -80.
-        pad_mode (`str`, defaults to `"symmetric"`): What shorter input is padded with. `"symmetric"` mirrors it at
-            both ends, which changes scores least. `"constant"` is zeros, which models take for a bird. Models that
+        min_peak_dbfs (`float`, defaults to -200.0): With `do_peak_normalize`, clips with a lower peak are scaled as if
+            their peak were this value, in dBFS. Models that were saved without this setting have -80.
+        pad_mode (`str`, defaults to `"symmetric"`): How shorter input is padded. `"symmetric"` reflects the sound at
+            both ends, which changes scores least. `"constant"` is zeros, which may cause false detections. Models that
             were saved without this setting have `"constant"`.
 
     Raises:
@@ -124,7 +125,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> "KenyaBirdsFeatureExtractor":
-        """A front end from its saved settings; settings that are missing there are those of earlier versions."""
+        """An extractor from saved settings; missing settings get the values of earlier versions."""
         return super().from_dict({**EARLIER_SETTINGS, **feature_extractor_dict}, **kwargs)
 
     def _check(self) -> None:
@@ -139,7 +140,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
                 f"noise_reduction is {self.noise_reduction!r}, expected one of {NOISE_REDUCTIONS}",
             ),
             (
-                # From here to there the gate's smoothing, 500 Hz and 50 ms wide, spans a bin and a hop.
+                # In this range the gate's smoothing, 500 Hz and 50 ms wide, spans at least a bin and a hop.
                 self.noise_reduction == "none" or 5120 <= rate <= 256_000,
                 f"sampling_rate is {rate}, expected 5120 to 256000 Hz where noise_reduction is not 'none'",
             ),
@@ -178,7 +179,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def clip_samples(self) -> int:
-        """Samples of a clip."""
+        """Samples per clip."""
         return round(self.clip_s * self.sampling_rate)
 
     @property
@@ -198,18 +199,18 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: A mono waveform of shape `(samples,)` or a batch: shape `(batch, samples)`, or a sequence of
-                waveforms of any lengths. Floats in [-1, 1], or int16. The name is the one that transformers uses.
-            sampling_rate: Rate of the waveforms in Hz. Pass it, so that a wrong one is noticed.
+                waveforms of any lengths. Floats in [-1, 1], or int16. The name is that of transformers.
+            sampling_rate: Rate of the waveforms in Hz. If it is given, it is checked.
             return_tensors: `"pt"` or `"np"`; by default a list of numpy arrays.
-            device: Where to compute; by default where the tensors are, or the CPU.
-            **kwargs: Further arguments that callers of transformers' extractors pass; not used.
+            device: Device for the computation; by default the device of the tensors, or the CPU.
+            **kwargs: Further arguments of transformers' extractors; not used.
 
         Returns:
             `input_features`: float32, shape `(batch, bands, frames)`.
 
         Raises:
             ValueError: If the sampling rate is not the extractor's, or a waveform is empty, not mono, neither float
-                nor int16, or holds samples that are NaN, infinite or far beyond full scale.
+                nor int16, or has samples that are NaN, infinite or far beyond full scale.
         """
         if sampling_rate is None:
             logger.warning_once(
@@ -222,7 +223,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
                 f"sampling_rate={sampling_rate}: resample them first (librosa.resample or soxr.resample)"
             )
         batch = self._batch(raw_speech, device)
-        # Under a caller's autocast mel power would lose its digits, or overflow.
+        # Under a caller's autocast, mel power would lose precision or overflow.
         with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
             features = self.extract(batch)
         if return_tensors == "pt":
@@ -231,7 +232,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature({"input_features": list(arrays)}, tensor_type=return_tensors)
 
     def extract(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Features of waveforms that are cut to length already: the three stages below, one after the other.
+        """Features of waveforms of the right length: the three stages below in sequence.
 
         Args:
             waveform: Float, finite, shape `(batch, clip_samples)`.
@@ -245,7 +246,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         """The waveform stage: noise reduction, high-pass, pre-emphasis, peak normalisation; keeps the shape.
 
         Args:
-            waveform: Float, finite, shape `(batch, samples)`, of any length from 2048 samples on.
+            waveform: Float, finite, shape `(batch, samples)`, with 2048 samples or more.
         """
         if self.noise_reduction != "none":
             stationary = self.noise_reduction == "stationary"
@@ -273,7 +274,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         )
 
     def to_level(self, power: torch.Tensor) -> torch.Tensor:
-        """The last stage: power `(batch, bands, frames)` to dB, standardised if so asked."""
+        """The last stage: power `(batch, bands, frames)` to dB, standardised with `do_standardize`."""
         features = power_to_db(power, self.top_db)
         return standardize(features) if self.do_standardize else features
 
@@ -293,7 +294,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         return math.ceil(self.f_min_hz / bin_hz), int(self.f_max_hz // bin_hz)
 
     def _batch(self, raw_speech: Any, device: str | torch.device | None) -> torch.Tensor:
-        """The input as float32 of shape `(batch, clip_samples)` on the device."""
+        """The input as a float32 tensor of shape `(batch, clip_samples)` on the device."""
         is_array = isinstance(raw_speech, np.ndarray | torch.Tensor)
         if is_array and raw_speech.ndim == 2:
             if not 0 < len(raw_speech) <= raw_speech.shape[1]:
@@ -310,17 +311,17 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
     def _clips(
         self, waveform: np.ndarray | torch.Tensor, first: int, device: str | torch.device | None
     ) -> torch.Tensor:
-        """Waveforms `(n, samples)`, cropped to their middle or padded on both sides."""
+        """Waveforms `(n, samples)`, centre-cropped or padded on both sides."""
         surplus = waveform.shape[1] - self.clip_samples
         if surplus > 0:
             waveform = waveform[:, surplus // 2 : surplus // 2 + self.clip_samples]
         elif waveform.shape[1] < LEAST_SOUND_SHARE * self.clip_samples:
             logger.warning_once(
-                f"A waveform of less than {LEAST_SOUND_SHARE * self.clip_s:g} s was given to a model that hears "
-                f"{self.clip_s:g} s: what it says of so little sound is not to be relied on"
+                f"A waveform is shorter than {LEAST_SOUND_SHARE * self.clip_s:g} s, but the model's clips have "
+                f"{self.clip_s:g} s: scores of so little sound are unreliable"
             )
         if isinstance(waveform, np.ndarray):
-            # A copy: torch refuses the other byte order and negative strides, and warns of read-only memory.
+            # A copy: torch refuses foreign byte order and negative strides, and warns of read-only memory.
             waveform = torch.from_numpy(waveform.astype(waveform.dtype.newbyteorder("="), order="C"))
         clips = waveform.to(device)
         if clips.dtype == torch.int16:
@@ -333,7 +334,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
                 index = first + int(sane.int().argmin())
                 raise ValueError(
                     f"waveform {index} of the batch has samples that are NaN, infinite or far beyond full scale: "
-                    "leave it out or mend it"
+                    "skip it or repair it"
                 )
         else:
             raise ValueError(f"waveform {first} of the batch is {clips.dtype}, expected floats in [-1, 1] or int16")

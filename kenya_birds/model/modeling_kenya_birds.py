@@ -1,4 +1,4 @@
-"""The bird classifier: a timm image model that looks at one-channel spectrograms."""
+"""The bird classifier: a timm image model on one-channel spectrograms."""
 
 import difflib
 from typing import Any
@@ -11,7 +11,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .configuration_kenya_birds import KenyaBirdsConfig
 
-# A multi-label target that is not known: neither present nor absent.
+# An unknown multi-label target: neither present nor absent.
 MASKED = -100
 AUTO_CLASS = "AutoModelForAudioClassification"
 
@@ -19,21 +19,21 @@ AUTO_CLASS = "AutoModelForAudioClassification"
 class KenyaBirdsForAudioClassification(PreTrainedModel):
     """A timm backbone with average pooling and a linear classifier over species.
 
-    Features are padded with zeros to the next multiple of 32 bands and frames. Where the configuration holds a
-    calibration, logits are calibrated in evaluation mode, never in training mode.
+    Features are padded with zeros to the next multiple of 32 bands and frames. If the configuration has a calibration,
+    logits are calibrated in evaluation mode, but not in training mode.
 
     Args:
-        config: The configuration; `config.backbone` names the timm model. It is built with random weights.
+        config: The configuration; `config.backbone` is the name of a timm model. It is built with random weights.
 
     Raises:
-        ValueError: If timm does not know the backbone, or it takes images of one size only, or the calibration is of
-            another number of classes.
+        ValueError: If timm does not have the backbone, if it accepts images of one size only, or if the calibration
+            has another number of classes.
     """
 
     config_class = KenyaBirdsConfig
     base_model_prefix = "backbone"
     main_input_name = "input_features"
-    # The loss that `forward` returns is a mean over the batch; the trainer has its own.
+    # The loss of `forward` is a mean over the batch; the trainer computes its own.
     accepts_loss_kwargs = False
 
     def __init__(self, config: KenyaBirdsConfig) -> None:
@@ -42,8 +42,8 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
             numbers = getattr(config, name)
             if isinstance(numbers, list) and len(numbers) != config.num_labels:
                 raise ValueError(
-                    f"{name} has {len(numbers)} numbers and there are {config.num_labels} classes: give one for each, "
-                    "or None where the classes are new"
+                    f"{name} has {len(numbers)} numbers, but there are {config.num_labels} classes: give one per "
+                    "class, or None for new classes"
                 )
         self.backbone = backbone = build_backbone(config)
         self.embedding_size: int = getattr(backbone, "head_hidden_size", backbone.num_features)
@@ -53,7 +53,7 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         self.post_init()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Saves the model and its code, which `AutoModel` and `AutoModelForAudioClassification` both load.
+        """Saves the model and its code, for `AutoModel` and `AutoModelForAudioClassification`.
 
         Args:
             save_directory: The folder.
@@ -66,7 +66,7 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def embed(self, input_features: torch.Tensor) -> torch.Tensor:
-        """Embeddings of clips: what the classifier sees.
+        """Embeddings of clips: the input of the classifier.
 
         Args:
             input_features: Shape `(batch, bands, frames)`, as the feature extractor returns them.
@@ -75,7 +75,7 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
             Shape `(batch, embedding_size)`.
         """
         bands, frames = input_features.shape[1:]
-        # A backbone halves the size five times: most drop what is left over (28 of 188 frames), and some fail on it.
+        # A backbone halves the size five times. Most drop the remainder (28 of 188 frames), some fail on it.
         padded = nn.functional.pad(input_features, (0, -frames % 32, 0, -bands % 32))
         backbone: Any = self.backbone
         return backbone(padded.unsqueeze(1))  # (B, bands, frames) -> (B, 1, bands, frames) -> (B, D)
@@ -90,12 +90,12 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
 
         Args:
             input_features: Shape `(batch, bands, frames)`.
-            labels: Class ids of shape `(batch,)`, or zeros and ones of shape `(batch, num_labels)` where the problem
-                is multi-label. With them, the output has an unweighted loss.
-            return_dict: Whether to return an output object rather than a tuple; by default what the config says.
+            labels: Class ids of shape `(batch,)`, or zeros and ones of shape `(batch, num_labels)` if the problem is
+                multi-label. With labels, the output has an unweighted loss.
+            return_dict: Whether to return an output object instead of a tuple; by default as in the config.
 
         Returns:
-            `logits` of shape `(batch, num_labels)`, and `loss` if labels were given.
+            `logits` of shape `(batch, num_labels)`, and `loss` if labels are given.
         """
         logits = self.classifier(self.dropout(self.embed(input_features)))
         if not self.training:
@@ -117,7 +117,7 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # timm initialises its modules when it builds them: left are the classifier and what no checkpoint holds.
+        # timm initialises its own modules. The classifier and modules that are in no checkpoint remain.
         if module is self.classifier:
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
@@ -131,30 +131,30 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
 
 
 def build_backbone(config: KenyaBirdsConfig, **kwargs: Any) -> Any:
-    """The timm model that `config` names: one input channel, no classifier, pooled output.
+    """Builds the timm model `config.backbone` with one input channel, without classifier, with pooled output.
 
     Args:
         config: The configuration.
         **kwargs: Further arguments of `timm.create_model`, such as `pretrained=True`.
 
     Raises:
-        ValueError: If timm does not know the name, or the model takes images of one size only.
+        ValueError: If timm does not have the model, or the model accepts images of one size only.
     """
     name = config.backbone.split(".")[0]
     if not timm.is_model(name):
         similar = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() names them all"
+        hint = f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() lists all models"
         raise ValueError(f"timm {timm.__version__} has no model '{config.backbone}': {hint}")
     tagged = timm.list_pretrained(f"{name}.*")
     if "." in config.backbone and config.backbone not in tagged:
         raise ValueError(
-            f"timm {timm.__version__} has no weights '{config.backbone}': there are {', '.join(tagged) or 'none'}"
+            f"timm {timm.__version__} has no weights '{config.backbone}': available are {', '.join(tagged) or 'none'}"
         )
     pretrained_cfg = timm.get_pretrained_cfg(config.backbone)
     if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
         raise ValueError(
-            f"backbone '{config.backbone}' takes images of one size only, spectrograms have another: choose a "
-            "convolutional one, such as a ConvNeXt or an EfficientNet"
+            f"backbone '{config.backbone}' takes images of one size only, which spectrograms do not have: choose a "
+            "convolutional backbone, such as a ConvNeXt or an EfficientNet"
         )
     if config.drop_path_rate:
         kwargs["drop_path_rate"] = config.drop_path_rate
@@ -169,19 +169,19 @@ def build_backbone(config: KenyaBirdsConfig, **kwargs: Any) -> Any:
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Loss of each clip, not reduced: cross-entropy, or binary cross-entropy of each class where multi-label.
+    """Loss of each clip, not reduced: cross-entropy, or binary cross-entropy of each class if multi-label.
 
     Args:
         logits: Shape `(batch, num_labels)`.
-        labels: Class ids `(batch,)`, or zeros and ones `(batch, num_labels)`, -100 where it is not known which.
+        labels: Class ids `(batch,)`, or zeros and ones `(batch, num_labels)`, -100 if unknown.
         problem_type: `"multi_label_classification"`, `"single_label_classification"` or None, which is single-label.
         label_smoothing: Share of each single-label target that is spread evenly over all classes.
 
     Returns:
-        Shape `(batch,)`, or `(batch, num_labels)` where multi-label; float32, 0 where the label is not known.
+        Shape `(batch,)`, or `(batch, num_labels)` if multi-label; float32, 0 for unknown labels.
 
     Raises:
-        ValueError: If `problem_type` is another.
+        ValueError: If `problem_type` has another value.
     """
     logits = logits.float()
     if problem_type == "multi_label_classification":

@@ -1,4 +1,4 @@
-"""Signal processing of waveforms and spectrograms: pure, batched functions of tensors, on their input's device."""
+"""Signal processing of waveforms and spectrograms: batched functions of tensors, without side effects."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 
 MIN_POWER = 1e-10
-# The noise gate looks at levels down to so far below each frequency's loudest frame.
+# The noise gate limits levels to this range below each frequency's loudest frame.
 GATE_RANGE_DB = 40.0
 # The settings of TorchGate in noisereduce 3.
 GATE_N_FFT = 1024
@@ -18,7 +18,7 @@ GATE_THRESHOLD = 1.3
 GATE_TEMPERATURE = 0.1
 GATE_SMOOTH_HZ = 500.0
 GATE_SMOOTH_MS = 50.0
-# Filters of neighbouring mel bands that are applied together, to the bins that they reach.
+# Number of neighbouring mel bands whose filters are applied together, to the bins that they cover.
 BANDS_PER_GROUP = 32
 CLIPS_PER_CHUNK = 4
 
@@ -42,7 +42,7 @@ def reduce_noise(
         Shape `(batch, samples)`.
     """
     window = hann_window(GATE_N_FFT, waveform.device)
-    # Frames before bins, (B, T, F): as the transform leaves them in memory.
+    # Frames before bins, (B, T, F): the memory layout of the transform.
     spectrum = stft(waveform, window, GATE_HOP_LENGTH).transpose(1, 2)
     mask = (_stationary_mask(spectrum) if stationary else _nonstationary_mask(spectrum)).to(waveform)
     kept = 1 - prop_decrease * (1 - mask)
@@ -68,7 +68,7 @@ def _nonstationary_mask(spectrum: torch.Tensor) -> torch.Tensor:
     padded = torch.nn.functional.pad(magnitude, (before, GATE_MEAN_FRAMES - 1 - before))
     mean = torch.nn.functional.avg_pool1d(padded, GATE_MEAN_FRAMES, stride=1)
     above = torch.sigmoid(((magnitude - mean) / mean - GATE_THRESHOLD) / GATE_TEMPERATURE)
-    return above.transpose(1, 2).nan_to_num(0.0)  # 0 / 0 within digital silence
+    return above.transpose(1, 2).nan_to_num(0.0)  # 0 / 0 in digital silence
 
 
 def high_pass(waveform: torch.Tensor, sampling_rate: int, cutoff_hz: float, order: int = 4) -> torch.Tensor:
@@ -77,21 +77,21 @@ def high_pass(waveform: torch.Tensor, sampling_rate: int, cutoff_hz: float, orde
     Args:
         waveform: Shape `(batch, samples)`.
         sampling_rate: In Hz.
-        cutoff_hz: Where the level is down by 3 dB.
-        order: The level falls by `6 * order` dB an octave below the cutoff.
+        cutoff_hz: Frequency at which the gain is -3 dB.
+        order: Below the cutoff, the gain falls by `6 * order` dB per octave.
 
     Returns:
         Shape `(batch, samples)`.
     """
     samples = waveform.shape[-1]
-    # Room for the filter's response, so that one end of the clip does not reach into the other.
+    # Space for the filter's response, so that one end of the clip does not affect the other.
     padded = fast_fft_length(samples + round(4 * sampling_rate / cutoff_hz))
     gain = high_pass_gain(padded, sampling_rate, cutoff_hz, order, waveform.device)
     return torch.fft.irfft(torch.fft.rfft(waveform, n=padded) * gain, n=padded)[..., :samples]
 
 
 def pre_emphasize(waveform: torch.Tensor, coefficient: float) -> torch.Tensor:
-    """Takes from each sample of `(batch, samples)` a part of the one before; the first sample stays as it is."""
+    """Subtracts a part of the previous sample from each sample of `(batch, samples)`; keeps the first sample."""
     return torch.cat([waveform[..., :1], waveform[..., 1:] - coefficient * waveform[..., :-1]], dim=-1)
 
 
@@ -106,9 +106,9 @@ def pad_middle(waveform: torch.Tensor, samples: int, mode: str) -> torch.Tensor:
 
     Args:
         waveform: Clips that are not empty.
-        samples: The length; longer clips stay as they are.
-        mode: `constant` for zeros, `symmetric` for sound that is mirrored at both ends, again and again where it is
-            shorter than what is missing (as in `numpy.pad`).
+        samples: The length; longer clips are not changed.
+        mode: `constant` for zeros, `symmetric` for reflection at both ends, repeated if the sound is shorter than the
+            padding (as in `numpy.pad`).
     """
     length = waveform.shape[-1]
     missing = max(samples - length, 0)
@@ -122,7 +122,7 @@ def pad_middle(waveform: torch.Tensor, samples: int, mode: str) -> torch.Tensor:
 
 
 def stft(waveform: torch.Tensor, window: torch.Tensor, hop_length: int) -> torch.Tensor:
-    """Short-time Fourier transform with centred frames and zeros past the ends.
+    """Short-time Fourier transform with centred frames and zero padding.
 
     Args:
         waveform: Shape `(batch, samples)`.
@@ -147,10 +147,10 @@ def istft(spectrum: torch.Tensor, window: torch.Tensor, hop_length: int, length:
     """Inverse of `stft`, in half the time of `torch.istft` on a CPU.
 
     Args:
-        spectrum: Complex, shape `(batch, frames, 1 + n_fft // 2)`: frames before bins, as they lie in memory.
+        spectrum: Complex, shape `(batch, frames, 1 + n_fft // 2)`: frames before bins, as in memory.
         window: Shape `(n_fft,)`.
-        hop_length: Samples between frames; divides `n_fft`.
-        length: Samples to give back.
+        hop_length: Samples between frames; a divisor of `n_fft`.
+        length: Number of samples of the result.
 
     Returns:
         Shape `(batch, length)`.
@@ -192,17 +192,17 @@ def reassigned_spectrogram(
     f_min_hz: float,
     f_max_hz: float,
 ) -> torch.Tensor:
-    """Time-frequency reassigned power, gathered on a grid of mel bands and frames.
+    """Time-frequency reassigned power, summed on a grid of mel bands and frames.
 
-    Each bin's power goes to the centre of gravity of its energy: instantaneous frequency and group delay, from two
+    Each bin's power is moved to the centre of gravity of its energy: instantaneous frequency and group delay, from two
     further STFTs with the window's derivative and the time-weighted window (F. Auger and P. Flandrin, "Improving the
     readability of time-frequency and time-scale representations by the reassignment method", IEEE Trans. Signal
-    Processing 43(5), 1995, eqs. 18 and 19). What lands outside the grid is left out.
+    Processing 43(5), 1995, eqs. 18 and 19). Power outside the grid is dropped.
 
     Args:
         waveform: Shape `(batch, samples)`.
         sampling_rate: In Hz.
-        n_fft: Samples of a frame.
+        n_fft: Samples per frame.
         hop_length: Samples between frames, and between columns of the grid.
         n_mels: Bands of the grid, of equal width on Slaney's mel scale.
         f_min_hz: Lower edge of the lowest band.
@@ -227,7 +227,7 @@ def reassigned_spectrogram(
     bin_hz = torch.arange(bins, device=device)[:, None] * (sampling_rate / n_fft)
     frequency_hz = bin_hz + frequency_shift * (sampling_rate / (2 * torch.pi))
     frame = (torch.arange(frames, device=device) + time_shift / hop_length).round().long()
-    # On the host: made on a GPU, these two numbers would wait for all that it still has to do.
+    # On the host: reading two numbers from a GPU would wait for all its queued work.
     low, high = hz_to_mel(torch.tensor([f_min_hz, f_max_hz])).tolist()
     band = ((hz_to_mel(frequency_hz.clamp(min=0)) - low) / (high - low) * n_mels).floor().long()
 
@@ -239,7 +239,7 @@ def reassigned_spectrogram(
 
 
 def power_to_db(power: torch.Tensor, top_db: float) -> torch.Tensor:
-    """Power `(batch, bands, frames)` in dB, at least 1e-10 (-100 dB), cut `top_db` below each clip's maximum."""
+    """Power `(batch, bands, frames)` in dB, at least -100 dB and at least each clip's maximum minus `top_db`."""
     level_db = 10 * torch.log10(power.clamp(min=MIN_POWER))
     return torch.maximum(level_db, level_db.amax(dim=(1, 2), keepdim=True) - top_db)
 
@@ -263,7 +263,7 @@ def mel_to_hz(mel: torch.Tensor) -> torch.Tensor:
 
 
 def in_chunks(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
-    """`function(batch)`, on a CPU a few clips at a time: their spectra stay in its cache, at a third of the time."""
+    """`function(batch)`; on a CPU in small batches, whose spectra stay in the cache: three times as fast."""
     if batch.device.type != "cpu":
         return function(batch)
     return torch.cat([function(chunk) for chunk in batch.split(CLIPS_PER_CHUNK)])
@@ -271,7 +271,7 @@ def in_chunks(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Ten
 
 @lru_cache(maxsize=32)
 def fast_fft_length(samples: int) -> int:
-    """The least number from `samples` on that has no prime factor above 5: others make the FFT slow."""
+    """The least number, `samples` or more, without prime factors above 5: the FFT of other lengths is slow."""
     while True:
         rest = samples
         for factor in (2, 3, 5):
@@ -284,20 +284,20 @@ def fast_fft_length(samples: int) -> int:
 
 @lru_cache(maxsize=32)
 def high_pass_gain(n_fft: int, sampling_rate: int, cutoff_hz: float, order: int, device: torch.device) -> torch.Tensor:
-    """Gain of `high_pass` at each frequency, shape `(1 + n_fft // 2,)`; shared, not to be written to."""
+    """Gain of `high_pass` at each frequency, shape `(1 + n_fft // 2,)`; cached, do not modify."""
     frequency_hz = torch.fft.rfftfreq(n_fft, 1 / sampling_rate, device=device)
     return 1 / torch.sqrt(1 + (cutoff_hz / frequency_hz.clamp(min=1e-3)) ** (2 * order))
 
 
 @lru_cache(maxsize=32)
 def hann_window(n_fft: int, device: torch.device) -> torch.Tensor:
-    """Periodic Hann window of shape `(n_fft,)`; shared, not to be written to."""
+    """Periodic Hann window of shape `(n_fft,)`; cached, do not modify."""
     return torch.hann_window(n_fft, device=device)
 
 
 @lru_cache(maxsize=32)
 def overlapped_window(n_fft: int, hop_length: int, frames: int, device: torch.device) -> torch.Tensor:
-    """Sum of the squared Hann windows of all frames at each sample; shared, not to be written to."""
+    """Sum of the squared Hann windows of all frames at each sample; cached, do not modify."""
     squared = hann_window(n_fft, device).square()
     return _overlap_add(squared.expand(1, frames, -1), hop_length)[0]
 
@@ -306,8 +306,8 @@ def overlapped_window(n_fft: int, hop_length: int, frames: int, device: torch.de
 def mel_filter_bank(
     sampling_rate: int, n_fft: int, n_mels: int, f_min_hz: float, f_max_hz: float, device: torch.device
 ) -> torch.Tensor:
-    """Mel filters of shape `(n_mels, 1 + n_fft // 2)`; shared, not to be written to."""
-    # On the CPU, whatever the device is, and in this order of operations: published models depend on each digit.
+    """Mel filters of shape `(n_mels, 1 + n_fft // 2)`; cached, do not modify."""
+    # Always on the CPU and in this order of operations: published models depend on the exact values.
     frequency_hz = torch.linspace(0, sampling_rate // 2, 1 + n_fft // 2)
     lowest, highest = hz_to_mel(torch.tensor([f_min_hz, f_max_hz], dtype=torch.float64)).tolist()
     edge_hz = mel_to_hz(torch.linspace(lowest, highest, n_mels + 2))
@@ -315,7 +315,7 @@ def mel_filter_bank(
     distance_hz = edge_hz - frequency_hz[:, None]
     rising, falling = -distance_hz[:, :-2] / width_hz[:-1], distance_hz[:, 2:] / width_hz[1:]
     bank = torch.minimum(rising, falling).clamp(min=0)
-    bank *= 2 / (edge_hz[2:] - edge_hz[:-2])  # about the same energy in each band of white noise (Slaney)
+    bank *= 2 / (edge_hz[2:] - edge_hz[:-2])  # white noise has about the same energy in each band (Slaney)
     return bank.T.contiguous().to(device)
 
 
@@ -334,12 +334,12 @@ def mel_filter_groups(
 
 
 def _power(spectrum: torch.Tensor) -> torch.Tensor:
-    # A third of the time of abs().square(): no square root.
+    # Three times as fast as abs().square(), which computes a square root.
     return spectrum.real.square() + spectrum.imag.square()
 
 
 def _overlap_add(frame: torch.Tensor, hop_length: int) -> torch.Tensor:
-    """Sum of frames `(batch, frames, n_fft)`, each a hop after the one before: `(batch, samples)`."""
+    """Overlap-add of frames `(batch, frames, n_fft)` to `(batch, samples)`."""
     batch, frames, n_fft = frame.shape
     hops = n_fft // hop_length
     total = frame.new_zeros(batch, frames + hops - 1, hop_length)
@@ -349,7 +349,7 @@ def _overlap_add(frame: torch.Tensor, hop_length: int) -> torch.Tensor:
 
 
 def _smooth(values: torch.Tensor, width: int, axis: int) -> torch.Tensor:
-    """Moving average with a triangle of `2 * width - 1` taps, zeros past the ends: one with a box, twice."""
+    """Moving average with a triangle of `2 * width - 1` taps and zero padding, as two moving averages with a box."""
     padding = [0, 0] * (values.ndim - 1 - axis) + [width - 1, width - 1]
     values = torch.nn.functional.pad(values, padding)
     for _ in range(2):

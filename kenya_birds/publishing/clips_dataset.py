@@ -1,4 +1,4 @@
-"""An archive's clips as a data set on the Hub, and its card."""
+"""Clips of an archive as a data set on the Hub, with its card."""
 
 import io
 import math
@@ -29,10 +29,10 @@ from kenya_birds.training.settings import clip_settings
 
 
 def markdown_cell(value: object) -> str:
-    """A value as text of a table's cell, in which no character is a sign of Markdown or HTML.
+    """Escapes a value for a cell of a Markdown table.
 
     Args:
-        value: What the cell shows.
+        value: The content of the cell.
     """
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(value).split()))
 
@@ -44,12 +44,12 @@ KENYAN_SOURCE = (
     "clips."
 )
 COLUMNS = {
-    "audio": "the sound: a mono WAV file of 16-bit integers or 32-bit floats, mirrored past the recording's ends",
-    "label": "class of the annotation round which the clip is cut; none where a clip holds no annotated call",
-    "labels": "classes of every annotation whose centre lies in the clip, each once",
-    "unknown": "whether a bird that the annotators could not name is centred in the clip",
+    "audio": "the sound: a mono WAV file (int16 or float32), padded by reflection at the recording's ends",
+    "label": "class of the annotation in the centre of the clip; none for a clip without annotated call",
+    "labels": "classes of all annotations with their centre in the clip, without repetition",
+    "unknown": "whether an annotation of an unidentified bird has its centre in the clip",
     "recording": "file name of the recording",
-    "start_s": "start of the clip without its context, in seconds of the recording; negative where it begins earlier",
+    "start_s": "start of the clip without its context, in seconds of the recording; may be negative",
     "center_s": "centre of the annotation, in seconds of the recording",
 }
 TEMPLATE = """---
@@ -69,26 +69,25 @@ import io
 import soundfile
 from datasets import Audio, load_dataset
 
-clips = load_dataset("{{ repo_id }}")  # with streaming=True nothing is downloaded before it is needed
-clips = clips.cast_column("audio", Audio(decode=False))  # Audio() itself decodes with torchcodec, which needs FFmpeg
+clips = load_dataset("{{ repo_id }}")  # streaming=True downloads only what is read
+clips = clips.cast_column("audio", Audio(decode=False))  # decoding by Audio() needs torchcodec and FFmpeg
 clip = next(iter(clips["{{ splits[0].name }}"]))
 waveform, sampling_rate = soundfile.read(io.BytesIO(clip["audio"]["bytes"]), dtype="float32")
 names = clips["{{ splits[0].name }}"].features["label"].names
 print(names[clip["label"]], "in", clip["recording"], waveform.shape, sampling_rate)
 ```
 
-## What a row is
+## Columns
 
-| Column | Type | What it holds |
+| Column | Type | Content |
 | --- | --- | --- |
 {% for column in columns -%}
 | {{ column.name }} | {{ column.type }} | {{ column.about }} |
 {% endfor %}
-## How it was cut
+## Clips
 
-A clip is {{ clip_s }} s of sound at {{ sampling_rate }} Hz, context included where it has any. Class ids come from the
-whole archive and mean the same in every split. Recordings stay whole: of train, validation and test, no two hold clips
-of the same one.
+A clip has {{ clip_s }} s of sound at {{ sampling_rate }} Hz, including its context. Class ids are the same in all
+splits. All clips of a recording are in one split.
 {% if settings %}
 | Setting | Value |
 | --- | --- |
@@ -105,7 +104,7 @@ of the same one.
 {% endfor %}
 ## Classes
 
-Clips by the class of the annotation round which they are cut.
+Number of clips by the class of the annotation in their centre.
 
 | Class | Code |{% if species %} Species |{% endif %}{% for split in splits %} {{ split.name }} |{% endfor %}
 | --- | --- |{% if species %} --- |{% endif %}{% for split in splits %} --- |{% endfor %}
@@ -140,23 +139,23 @@ def render_clips_card(
     """The text of a data set's README.md.
 
     Args:
-        clips: The clips, with the features that the files have.
+        clips: The clips, with the features of the files.
         files: Pattern of the files' names by split.
         sizes: Number of clips and of bytes of each split.
         download_size: Bytes of all files.
         title: The card's title.
-        repo_id: `owner/name` that the card tells how to load.
-        source: Whom to credit and cite for the recordings and annotations (see `KENYAN_SOURCE`).
-        license: Name of the licence, as the Hub spells it; None if none has been chosen.
-        settings: What else the card tells of how the clips were cut, by name.
-        species: `common_name` and `scientific_name` by class, as `Archive.species_names` gives them.
+        repo_id: `owner/name`, for the example in the card.
+        source: Credit and citation for the recordings and annotations (see `KENYAN_SOURCE`).
+        license: Licence, by its identifier on the Hub; None if none has been chosen.
+        settings: Further settings of the clips for the card, by name.
+        species: `common_name` and `scientific_name` by class (see `Archive.species_names`).
         template: Jinja template of the card instead of `TEMPLATE`.
 
     Raises:
         UserError: If the template is missing.
     """
     if template is not None and not template.is_file():
-        raise UserError(f"no data set card template at {template}")
+        raise UserError(f"there is no data set card template {template}: give an existing file")
     metadata = DatasetCardData(
         license=license,
         pretty_name=title,
@@ -169,7 +168,7 @@ def render_clips_card(
             }
         ],
     )
-    # Not the clips' own DatasetInfo, which says where on this machine they were made.
+    # The clips' own DatasetInfo is not used, because it contains local paths.
     info = datasets.DatasetInfo(
         features=_features(clips),
         splits=SplitDict({split.name: split for split in sizes}),
@@ -197,7 +196,7 @@ def _features(clips: datasets.DatasetDict) -> datasets.Features:
 
 
 def _facts(clips: datasets.DatasetDict) -> dict[str, Any]:
-    """What the clips themselves say, for the card's template."""
+    """Values for the card's template that come from the clips."""
     features = _features(clips)
     classes = features["label"].names
     tables: dict[str, pd.DataFrame] = {
@@ -240,22 +239,22 @@ def _type_name(feature: Any) -> str:
 CARD = "README.md"
 DATA = "data"
 MAX_SHARD_BYTES = 500_000_000
-# Who wants one row, as the Hub's viewer does, has to fetch its whole group: here about 20 MB.
+# A reader of one row, such as the Hub's viewer, has to read its whole row group: here about 20 MB.
 ROWS_PER_GROUP = 100
 
 
 def model_clips_builder(model_dir: Path, data_dir: Path) -> KenyaBirds:
-    """Plans the clips that a model was trained and tested on; nothing is cut yet.
+    """Returns the builder of the clips on which a model was trained and tested. No clip is cut yet.
 
-    Of a model of all recordings the splits are those of the cross-validation's first fold.
+    A model of all recordings has the splits of the cross-validation's first fold.
 
     Args:
-        model_dir: Folder that training wrote: its splits, its classes and how its clips were cut count.
+        model_dir: Output folder of training, with splits, classes and settings of the clips.
         data_dir: The archive.
 
     Raises:
-        UserError: If a file of the folder is missing, or the archive is not the one that the model was trained on: a
-            recording of its splits or a class is missing, or there is one more.
+        UserError: If a file of the folder is missing, or the archive does not have the same recordings and classes as
+            in training.
     """
     config = read_json(model_dir / "config.json")
     folds = model_dir / FOLDS_FILE
@@ -267,40 +266,40 @@ def model_clips_builder(model_dir: Path, data_dir: Path) -> KenyaBirds:
     if builder.classes != (classes := list(config["id2label"].values())):
         apart = sorted(set(builder.classes) ^ set(classes))
         raise UserError(
-            f"{data_dir} is not the archive that {model_dir} was trained on, its species differ "
-            f"({', '.join(apart) or 'in their order'}): give that one, or leave out --with_dataset"
+            f"{data_dir} is not the archive that {model_dir} was trained on: its species differ "
+            f"({', '.join(apart) or 'in their order'}); give that archive, or omit --with_dataset"
         )
     return builder
 
 
 def cutting_facts(builder: KenyaBirds) -> dict[str, Any]:
-    """How an archive's clips are cut and which species are in them, for `save_clips` and `push_clips`."""
-    # The fields of its own: those of datasets.BuilderConfig name folders of this machine.
+    """Settings and species of an archive's clips, for `save_clips` and `push_clips`."""
+    # The fields of datasets.BuilderConfig are excluded, because they contain local paths.
     settings = {name: getattr(builder.config, name) for name in ClipsConfig.__annotations__ if name != "splits"}
     return {"settings": settings, "species": builder.archive.species_names(builder.classes)}
 
 
 def save_clips(clips: datasets.DatasetDict, folder: str | Path, *, title: str, **card: Any) -> Path:
-    """Writes clips as Parquet files with a data set card: a folder that `datasets.load_dataset` reads.
+    """Writes clips as Parquet files with a data set card, in a folder that `datasets.load_dataset` reads.
 
-    The folder appears whole or not at all. The same clips and arguments give the same files, byte for byte.
+    The folder is written completely or not at all. The same clips and arguments give the same files, byte for byte.
 
     Args:
-        clips: What `load_clips` returns.
-        folder: Folder to make; may exist if it is empty.
+        clips: The result of `load_clips`.
+        folder: Output folder, new or empty.
         title: The card's title.
-        **card: What else `render_clips_card` takes: `repo_id`, `source`, `license`, `settings`, `species`, `template`.
+        **card: Arguments of `render_clips_card`: `repo_id`, `source`, `license`, `settings`, `species`, `template`.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: The clips are none or do not hold their audio, the template is missing, or the folder is not empty
-            or cannot be written.
+        UserError: If there are no clips, the clips have no audio, the template does not exist, or the
+            folder is not empty or cannot be written.
     """
     folder = Path(folder).resolve()
     _check_clips(clips)
-    # With decode=True the Hub's viewer plays the feature; the cast itself decodes nothing.
+    # decode=True lets the Hub's viewer play the clips; the cast itself does not decode.
     audio = next(iter(clips.values())).features["audio"]
     clips = clips.cast_column("audio", replace(audio, decode=True))
     try:
@@ -331,21 +330,21 @@ def push_clips(
     token: str | None = None,
     **card: Any,
 ) -> str:
-    """Uploads clips as Parquet to a data set repository, which is made if need be, in one commit.
+    """Uploads clips as Parquet to a data set repository in one commit.
 
-    Parquet files of an earlier upload that are not in this one are deleted by the same commit.
+    The repository is created if it does not exist. The same commit deletes other Parquet files of earlier uploads.
 
     Args:
-        clips: What `load_clips` returns.
-        repo_id: `owner/name`, or `name` alone for the account that is logged in.
+        clips: The result of `load_clips`.
+        repo_id: `owner/name`, or `name` for the logged-in account.
         title: The card's title.
-        private: Whether the repository is made private.
-        revision: Branch to commit to, which is made if need be.
-        token: Access token; by default the one of the Hub's login or of HF_TOKEN.
-        **card: What else `render_clips_card` takes: `source`, `license`, `settings`, `species`, `template`.
+        private: Whether a new repository is private.
+        revision: Branch to commit to; it is created if it does not exist.
+        token: Access token; by default that of the Hub's login or of HF_TOKEN.
+        **card: Arguments of `render_clips_card`: `source`, `license`, `settings`, `species`, `template`.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
         UserError: See `save_clips` and `upload_files`.
@@ -373,9 +372,9 @@ def _check_clips(clips: datasets.DatasetDict) -> None:
     for split, rows in clips.items():
         audio = rows.data.column("audio")
         paths, contents = pc.struct_field(audio, "path"), pc.struct_field(audio, "bytes")
-        # A path would tell everyone about this machine, and lead nowhere on another.
+        # A local path is private, and useless on another machine.
         if paths.null_count < len(audio) or contents.null_count:
-            raise UserError(f"the {split} clips refer to audio files: expected their bytes, as load_clips gives them")
+            raise UserError(f"the {split} clips refer to audio files: expected clips with bytes, as from load_clips")
 
 
 def _write_split(split: str, rows: datasets.Dataset, folder: Path) -> SplitInfo:

@@ -1,4 +1,4 @@
-"""A model as an ONNX graph that takes waveforms, with its README."""
+"""Export of a model as an ONNX graph from waveforms to probabilities, with a README."""
 
 import hashlib
 import json
@@ -25,9 +25,9 @@ from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, find_model
 
 logger = logging.getLogger(__name__)
 
-# Needs onnxruntime and numpy alone. The tests run it as it stands.
+# It needs only onnxruntime and numpy. The tests run it unchanged.
 PROGRAM = '''\
-"""Says what is heard in each clip of a mono 16-bit WAV file: python listen.py recording.wav"""
+"""Prints the most probable class of each clip of a mono 16-bit WAV file: python listen.py recording.wav"""
 
 import json
 import sys
@@ -48,12 +48,12 @@ with wave.open(sys.argv[1]) as file:
 
 missing = clip_samples - len(recording)
 if missing > 0.75 * clip_samples:
-    sys.exit(f"expected {clip_samples / 4 / sampling_rate_hz:g} s of sound or more: less says too little")
-if missing > 0:  # mirrored at both ends, which changes probabilities less than zeros
+    sys.exit(f"expected {clip_samples / 4 / sampling_rate_hz:g} s of sound or more")
+if missing > 0:  # reflection at both ends changes probabilities less than zero padding
     recording = np.pad(recording, (missing // 2, missing - missing // 2), mode="symmetric")
 last_start = len(recording) - clip_samples
 starts = [*range(0, last_start, clip_samples), last_start]  # the last clip ends with the recording
-for first in range(0, len(starts), 4):  # a few clips at a time: their spectra stay in the processor's cache
+for first in range(0, len(starts), 4):  # small batches stay in the processor's cache
     batch = np.stack([recording[start : start + clip_samples] for start in starts[first : first + 4]])
     (probabilities,) = session.run(["probabilities"], {"waveform": batch})  # (n, samples) -> (n, classes)
     for start, row in zip(starts[first:], probabilities):
@@ -71,19 +71,19 @@ def _link(name: str) -> str:
 
 
 def render_readme(name: str, metadata: dict[str, str], *, classes: int, has_thresholds: bool) -> str:
-    """The text.
+    """The text of the README.
 
     Args:
-        name: What the model is called in public: `owner/name@commit`, or its folder's name.
-        metadata: The graph's.
-        classes: Their number.
-        has_thresholds: Whether the thresholds stand beside the graph.
+        name: Public name of the model: `owner/name@commit`, or its folder's name.
+        metadata: Metadata of the graph.
+        classes: Number of classes.
+        has_thresholds: Whether the folder has decision thresholds.
     """
     rate_hz, samples = int(metadata["sampling_rate_hz"]), int(metadata["clip_samples"])
     if metadata["problem_type"] == "multi_label_classification":
-        meaning = "Each class has a probability of its own: several can be in one clip, or none."
+        meaning = "The probabilities of the classes are independent: a clip may contain several classes, or none."
     else:
-        meaning = "The probabilities of a clip sum to 1: it is taken to hold one of the classes."
+        meaning = "The probabilities of a clip sum to 1: the model assumes that a clip contains exactly one class."
     thresholds = (
         f"- `{THRESHOLDS_FILE}`: decision threshold of each species, chosen on validation; null: never report it\n"
         if has_thresholds
@@ -96,14 +96,14 @@ Exported by `kenya-birds export` from the model {_link(name)}: a `{metadata["bac
 A clip is {samples / rate_hz:g} s of mono sound at {rate_hz} Hz.
 
 - `model.onnx`: from `waveform`, float32 `(n, {samples})` in [-1, 1], to `probabilities`, float32 `(n, {classes})`.
-  The front end, the classifier and its calibration are inside; labels, names, rate, length and the SHA-256 of the
-  weights are in its metadata.
+  It includes the feature extractor, the classifier and its calibration. Its metadata has labels, names, sampling rate,
+  clip length and the SHA-256 of the weights.
 - `labels.csv`: code and names of each class, in the order of the output
 {thresholds}
 {meaning}
 
-Where a sample is NaN or infinite, the clip's probabilities are NaN: look at a recording before you trust it. Clips
-are independent of each other, so a batch may hold any number of them; a few at a time are fastest.
+If a sample is NaN or infinite, the clip's probabilities are NaN. A batch may have any number of clips; small batches
+are fastest on a CPU.
 
 ```bash
 pip install onnxruntime numpy
@@ -118,19 +118,19 @@ GRAPH_FILE = "model.onnx"
 LABELS_FILE = "labels.csv"
 README_FILE = "README.md"
 INPUT, OUTPUT = "waveform", "probabilities"
-# What onnxruntime 1.17 (2024) and later read.
+# Opset that onnxruntime 1.17 (2024) and later can read.
 OPSET = 18
-# A graph that is further from the model than this is not written. Rounding alone moves probabilities by up to 0.003,
-# where it moves a bin over the noise gate's threshold.
+# The graph is not written if its probabilities differ more than this from the model's. Rounding alone may change them
+# by up to 0.003, if a bin crosses the noise gate's threshold.
 TOLERANCE = 0.01
 
 
 class WaveformClassifier(torch.nn.Module):
-    """The model and its front end in one: waveforms to calibrated probabilities.
+    """The feature extractor and the model as one module, from waveforms to calibrated probabilities.
 
     Args:
         model: The classifier, in evaluation mode.
-        extractor: Its front end.
+        extractor: Its feature extractor.
     """
 
     def __init__(self, model: KenyaBirdsForAudioClassification, extractor: KenyaBirdsFeatureExtractor) -> None:
@@ -141,25 +141,24 @@ class WaveformClassifier(torch.nn.Module):
 
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
         """Probabilities `(batch, classes)` of waveforms `(batch, clip_samples)`."""
-        # The stages of `extract`, without its loop over a few clips at a time.
+        # The stages of `extract`, without its loop over small batches.
         features = self.extractor.to_level(self.extractor.band_power(self.extractor.clean(waveform)))
         logits = self.model(features, return_dict=False)[0]
         return logits.sigmoid() if self.is_multi_label else logits.softmax(dim=-1)
 
 
 def export_onnx(model_name: str, output_dir: str | Path) -> Path:
-    """Writes a model as an ONNX graph, with what is needed to use it.
+    """Exports a model as an ONNX graph, with labels, thresholds and an example program.
 
-    The graph is traced from the model and its feature extractor, and then compared with them in onnxruntime. It takes
-    float32 waveforms `(n, samples)` of one clip's length at the model's rate, any number of them, and gives calibrated
-    probabilities `(n, classes)`. Its metadata holds `labels`, `species`, `sampling_rate_hz`, `clip_samples`,
-    `problem_type`, `backbone`, `model_id` and
-    `weights_sha256`. The folder appears whole or not at all.
+    The graph is traced from the model and its feature extractor, and then compared with them in onnxruntime. Its input
+    is float32 waveforms `(n, samples)` of one clip's length at the model's sampling rate; its output is calibrated
+    probabilities `(n, classes)`. Its metadata has `labels`, `species`, `sampling_rate_hz`, `clip_samples`,
+    `problem_type`, `backbone`, `model_id` and `weights_sha256`. The folder is written completely or not at all.
 
     Args:
         model_name: The model's folder, or `owner/name` or `owner/name@revision` on the Hub; its code is not run.
-        output_dir: Folder to make; may exist if it is empty. `model.onnx`, `labels.csv`, `README.md`, and
-            `thresholds.json` where the model has one.
+        output_dir: Output folder, new or empty. It gets `model.onnx`, `labels.csv`, `README.md`, and `thresholds.json`
+            if the model has one.
 
     Returns:
         The folder.
@@ -175,8 +174,8 @@ def export_onnx(model_name: str, output_dir: str | Path) -> Path:
     model, extractor = load_classifier(saved)
     if extractor.feature_type == "reassigned":
         raise UserError(
-            f"'{model_name}' has reassigned features, which cannot be exported: where their power lands hangs on "
-            "rounding, so that no graph would give the model's numbers; train with --feature_type mel or stft"
+            f"'{model_name}' has reassigned features, which cannot be exported, because their values depend on "
+            "rounding; train with --feature_type mel or stft"
         )
     thresholds = saved.folder / THRESHOLDS_FILE
     if thresholds.is_file():
@@ -214,18 +213,18 @@ def write_graph(classifier: WaveformClassifier, path: Path, metadata: dict[str, 
     Args:
         classifier: In evaluation mode, on the CPU.
         path: File to write.
-        metadata: Texts to put in the graph by name.
+        metadata: Metadata of the graph.
 
     Raises:
-        UserError: If the backbone has an operator that ONNX lacks.
+        UserError: If the backbone has an operator that ONNX does not support.
     """
     waveform = _trial(classifier.extractor)
     with torch.no_grad():
-        # Also fills the caches of filters and windows, whose contents would else be traced, not known.
+        # Also fills the caches of filters and windows, so that the trace contains them as constants.
         classifier(waveform)
         try:
             with FourierMatrices(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its exporter
+                warnings.simplefilter("ignore", FutureWarning)  # warnings of torch about its own exporter
                 program = torch.onnx.export(
                     classifier,
                     (waveform,),
@@ -247,14 +246,14 @@ def write_graph(classifier: WaveformClassifier, path: Path, metadata: dict[str, 
 
 
 def compare_graph(classifier: WaveformClassifier, path: Path) -> float:
-    """The largest difference of probabilities between a classifier and its graph, on noise with calls in it.
+    """The largest difference between the probabilities of a classifier and its graph, for noise with calls.
 
     Args:
         classifier: In evaluation mode, on the CPU.
-        path: The graph, which gets one clip and then three.
+        path: The graph. It is run with one clip and with three clips.
 
     Raises:
-        UserError: If they differ by more than rounding explains.
+        UserError: If the difference is too large for rounding errors.
     """
     waveform = _trial(classifier.extractor)
     with torch.no_grad():
@@ -263,8 +262,8 @@ def compare_graph(classifier: WaveformClassifier, path: Path) -> float:
     difference = max(float(np.abs(part - expected[: len(part)]).max()) for part in found)
     if not difference <= TOLERANCE:
         raise UserError(
-            f"the exported graph is not the model: probabilities differ by {difference:.2g}, expected {TOLERANCE} at "
-            f"most (onnxruntime, backbone '{classifier.model.config.backbone}')"
+            f"the exported graph differs from the model: probabilities differ by {difference:.2g}, expected at most "
+            f"{TOLERANCE} (onnxruntime, backbone '{classifier.model.config.backbone}')"
         )
     return difference
 
@@ -275,7 +274,7 @@ def run_graph(path: Path, waveform: np.ndarray, threads: int = 0) -> np.ndarray:
     Args:
         path: The graph.
         waveform: Clips.
-        threads: 0: as many as there are cores.
+        threads: Number of threads; 0: one per core.
     """
     import onnxruntime
 
@@ -286,7 +285,7 @@ def run_graph(path: Path, waveform: np.ndarray, threads: int = 0) -> np.ndarray:
 
 
 def graph_metadata(saved: SavedModel, classifier: WaveformClassifier) -> dict[str, str]:
-    """What a graph says of itself: texts, those of lists and objects in JSON.
+    """Metadata of the graph; lists and objects are JSON.
 
     Args:
         saved: The model's files.
@@ -328,7 +327,7 @@ def _species(config: Any) -> pd.DataFrame:
 
 
 def _trial(extractor: KenyaBirdsFeatureExtractor) -> torch.Tensor:
-    """Three clips of noise, each with a sweep through the features' range; the same every time."""
+    """Three clips of noise, each with a sweep through the features' range; the same at every call."""
     time_s = torch.arange(extractor.clip_samples) / extractor.sampling_rate
     span_hz = extractor.f_max_hz - extractor.f_min_hz
     waveform = 0.01 * torch.randn(3, len(time_s), generator=torch.Generator().manual_seed(0))

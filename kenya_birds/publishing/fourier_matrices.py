@@ -1,7 +1,7 @@
-"""Fourier transforms as products with matrices: what an ONNX graph has instead of `torch.stft` and its like.
+"""Fourier transforms as matrix products, used in ONNX graphs instead of `torch.stft` and similar functions.
 
-The operators DFT and STFT of ONNX are too inexact in onnxruntime where a length is no power of 2, and many times
-slower than these.
+In onnxruntime, the ONNX operators DFT and STFT are too inexact for lengths that are not a power of 2, and many times
+slower.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-# Longer transforms are made of shorter ones.
+# Longer transforms are composed of shorter ones.
 LONGEST_DIRECT = 64
 
 
 class FourierMatrices(TorchFunctionMode):
-    """While it is on, `torch.stft`, `torch.fft.rfft` and `torch.fft.irfft` are products with matrices.
+    """Context in which `torch.stft`, `torch.fft.rfft` and `torch.fft.irfft` are matrix products.
 
-    The results agree to what float32 holds. Spectra are `SplitSpectrum`, since a graph has no complex numbers. Only
-    the arguments that the feature extractor uses are understood.
+    The results agree within float32 precision. Spectra are `SplitSpectrum`, because a graph has no complex numbers.
+    Only the arguments that the feature extractor uses are supported.
     """
 
     def __torch_function__(
@@ -30,7 +30,7 @@ class FourierMatrices(TorchFunctionMode):
 
 
 class SplitSpectrum:
-    """A complex tensor in two real ones, with as much of its behaviour as the feature extractor needs.
+    """A complex tensor as two real tensors, with the operations that the feature extractor needs.
 
     Attributes:
         real: Real part.
@@ -45,7 +45,7 @@ class SplitSpectrum:
     def __torch_function__(
         cls, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        # Makes torch's functions hand it to the mode above, which knows those that can take it.
+        # torch's functions pass it to the mode above, which implements the supported ones.
         return NotImplemented
 
     def transpose(self, first: int, second: int) -> "SplitSpectrum":
@@ -70,9 +70,9 @@ def stft(
     return_complex: bool,
     **others: Any,
 ) -> SplitSpectrum:
-    """`torch.stft` of `(batch, samples)`, centred, with zeros past the ends: `(batch, 1 + n_fft // 2, frames)`."""
+    """`torch.stft` of `(batch, samples)`, centred, zero-padded: `(batch, 1 + n_fft // 2, frames)`."""
     if not (center and pad_mode == "constant" and return_complex and len(window) == n_fft) or any(others.values()):
-        raise NotImplementedError("only centred frames with zeros past the ends and a window of a frame's length")
+        raise NotImplementedError("expected centred frames, zero padding and a window of the frame's length")
     batch, samples = waveform.shape
     before = n_fft // 2
     frames, hops = 1 + (samples + 2 * before - n_fft) // hop_length, -(-n_fft // hop_length)
@@ -106,11 +106,11 @@ _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def _real_dft(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """From `(batch, n, columns)` to real and imaginary parts of `(batch, 1 + n // 2, columns)`.
+    """Real Fourier transform of `(batch, n, columns)`: real and imaginary parts, `(batch, 1 + n // 2, columns)`.
 
-    Longer ones go by J. Cooley and J. Tukey, "An algorithm for the machine calculation of complex Fourier series",
-    Mathematics of Computation 19, 1965: with samples at `rest * a + b` and bins at `p + first * q`, transforms over
-    `a`, factors of `p` and `b`, transforms over `b`. Those over `a` are real, so that half of `p` will do.
+    Longer transforms follow J. Cooley and J. Tukey, "An algorithm for the machine calculation of complex Fourier
+    series", Mathematics of Computation 19, 1965: with samples at `rest * a + b` and bins at `p + first * q`,
+    transforms over `a`, factors of `p` and `b`, transforms over `b`. Those over `a` are real: half of `p` is enough.
     """
     batch, n, columns = values.shape
     first = _first_factor(n)
@@ -121,7 +121,7 @@ def _real_dft(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     turned = _turn(real.reshape(batch, half, rest, columns), imag.reshape(batch, half, rest, columns), n)
     real, imag = _complex_dft(*(part.reshape(batch * half, rest, columns) for part in turned))
     bins = np.arange(1 + n // 2)
-    # The other half holds the conjugates of these, in reverse.
+    # The other half has their conjugates in reverse order.
     is_mirrored = bins % first >= half
     source = np.where(is_mirrored, n - bins, bins)
     row = torch.from_numpy(source % first * rest + source // first)
@@ -136,7 +136,7 @@ def _complex_dft(real: torch.Tensor, imag: torch.Tensor) -> tuple[torch.Tensor, 
     rest = n // first
     both = torch.cat([part.reshape(batch, first, rest * columns) for part in (real, imag)], dim=1)
     if first == n and columns == 1:
-        # One product of matrices instead of many of a matrix with a vector.
+        # One matrix-matrix product instead of many matrix-vector products.
         return _parts((both.squeeze(-1) @ _dft_matrix(n, n).T)[..., None])
     real, imag = _parts(_dft_matrix(first, first) @ both)
     if first == n:
@@ -152,21 +152,21 @@ def _complex_dft(real: torch.Tensor, imag: torch.Tensor) -> tuple[torch.Tensor, 
 def _unscaled_inverse(real: torch.Tensor, imag: torch.Tensor, n: int) -> torch.Tensor:
     """`n` times the inverse of `_real_dft`, from `(batch, 1 + n // 2, columns)` to `(batch, n, columns)`.
 
-    It is a Hartley transform (R. Bracewell, "The fast Hartley transform", Proc. IEEE 72, 1984) of real minus imaginary
-    part, which real minus imaginary part of a Fourier transform is too.
+    It is a Hartley transform (R. Bracewell, "The fast Hartley transform", Proc. IEEE 72, 1984) of the real part minus
+    the imaginary part; a Hartley transform is itself the real minus the imaginary part of a Fourier transform.
     """
     real, imag = _real_dft(_hartley(real, imag, n))
     return _hartley(real, imag, n)
 
 
 def _hartley(real: torch.Tensor, imag: torch.Tensor, n: int) -> torch.Tensor:
-    """Real minus imaginary part of all `n` bins, from the first half of them: the others are its conjugates."""
+    """Real minus imaginary part of all `n` bins, from the first half; the others are conjugates."""
     others = slice(1, n - n // 2)
     return torch.cat([real - imag, (real[:, others] + imag[:, others]).flip(1)], dim=1)
 
 
 def _turn(real: torch.Tensor, imag: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Times `exp(-2i pi p b / n)`, where `p` and `b` are the two axes in the middle."""
+    """Multiplies by `exp(-2i pi p b / n)`, where `p` and `b` are the two middle axes."""
     angle = 2 * np.pi / n * np.outer(np.arange(real.shape[1]), np.arange(real.shape[2]))[..., None]
     cosine, sine = (torch.from_numpy(function(angle).astype(np.float32)) for function in (np.cos, np.sin))
     return real * cosine + imag * sine, imag * cosine - real * sine
@@ -178,7 +178,7 @@ def _parts(stacked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _dft_matrix(n: int, bins: int) -> torch.Tensor:
-    """Takes real parts above imaginary ones to the same of the first bins, shape `(2 * bins, 2 * n)`."""
+    """Matrix from stacked real and imaginary parts to those of the first bins, shape `(2 * bins, 2 * n)`."""
     angle = 2 * np.pi / n * (np.outer(np.arange(bins), np.arange(n)) % n)
     cosine, sine = np.cos(angle), np.sin(angle)
     return torch.from_numpy(np.block([[cosine, sine], [-sine, cosine]]).astype(np.float32))
@@ -186,5 +186,5 @@ def _dft_matrix(n: int, bins: int) -> torch.Tensor:
 
 @lru_cache(maxsize=32)
 def _first_factor(n: int) -> int:
-    """The largest divisor that a matrix takes directly; `n` itself where there is none."""
+    """The largest divisor that one matrix can transform; `n` itself if there is none."""
     return max((divisor for divisor in range(2, LONGEST_DIRECT + 1) if n % divisor == 0), default=n)

@@ -1,4 +1,4 @@
-"""Puts files on the Hugging Face Hub, in one commit: on the main branch, on another, or as a pull request."""
+"""Uploads to the Hugging Face Hub, in one commit to the main branch, another branch or a pull request."""
 
 import json
 import re
@@ -26,18 +26,18 @@ _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def full_repo_id(repo_id: str, *, repo_type: str = "model", token: str | None = None) -> str:
-    """Completes a repository's name with its owner.
+    """Adds the owner to a repository's name, if it has none.
 
     Args:
-        repo_id: `owner/name`, or `name` alone for the account that is logged in.
+        repo_id: `owner/name`, or `name` for the logged-in account.
         repo_type: `model`, `dataset` or `space`.
-        token: Access token; by default the one of the Hub's login or of HF_TOKEN.
+        token: Access token; by default that of the Hub's login or of HF_TOKEN.
 
     Returns:
-        `owner/name`. The Hub is only asked where the owner is left out.
+        `owner/name`. The Hub is contacted only if the owner is missing.
 
     Raises:
-        UserError: The name cannot be used, or the Hub does not say who is logged in.
+        UserError: If the name is not valid, or the Hub does not return the logged-in account.
     """
     check_repo_id(repo_id, repo_type)
     if "/" in repo_id:
@@ -48,19 +48,21 @@ def full_repo_id(repo_id: str, *, repo_type: str = "model", token: str | None = 
 
 
 def check_repo_id(repo_id: str, repo_type: str = "model") -> None:
-    """Checks a repository's name without the network.
+    """Checks a repository's name, without network access.
 
     Args:
         repo_id: `owner/name` or `name`.
         repo_type: `model`, `dataset` or `space`.
 
     Raises:
-        UserError: The Hub would not take the name.
+        UserError: If the name is not valid on the Hub.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{repo_id!r} cannot be a {repo_type}'s name, give NAME or OWNER/NAME: {error}") from None
+        raise UserError(
+            f"{repo_id!r} is not a valid name of a {repo_type}, give NAME or OWNER/NAME: {error}"
+        ) from None
 
 
 def upload_files(
@@ -75,31 +77,29 @@ def upload_files(
     create_pr: bool = False,
     token: str | None = None,
 ) -> CommitInfo:
-    """Uploads files to a repository in one commit; repository and branch are made if need be.
+    """Uploads files to a repository in one commit. Repository and branch are created if they do not exist.
 
-    Files that the repository has already, byte for byte, are not sent again, and so it is with the large ones of an
-    upload that broke: the same call goes on with it. Other files in the repository are left alone, except those that
-    `replaced` matches.
+    Files that the repository already has with the same content are not sent again. The same call resumes an
+    interrupted upload of large files. Other files in the repository stay, except those that match `replaced`.
 
     Args:
-        contents: What to upload: by the name in the repository, a path or the file's bytes.
-        repo_id: `owner/name`, or `name` alone for the account that is logged in.
+        contents: A path or bytes, by file name in the repository.
+        repo_id: `owner/name`, or `name` for the logged-in account.
         message: The commit's title.
         repo_type: `model`, `dataset` or `space`.
-        replaced: Pattern of names; what the repository has of them that is not in `contents` is deleted by the commit.
-        private: Whether the repository is made private.
-        revision: Branch to commit to, which starts from the main one if it is new; or `refs/pr/N`, an open pull
-            request.
-        create_pr: Whether to open a pull request to the main branch of a repository, which has to exist.
-        token: Access token; by default the one of the Hub's login or of HF_TOKEN.
+        replaced: Pattern of file names; the commit deletes matching files that are not in `contents`.
+        private: Whether a new repository is private.
+        revision: Branch to commit to (a new one starts from the main branch), or `refs/pr/N` for an open pull request.
+        create_pr: Whether to open a pull request to the main branch of an existing repository.
+        token: Access token; by default that of the Hub's login or of HF_TOKEN.
 
     Returns:
-        The commit: `commit_url`, `oid`, and `pr_url` and `pr_revision` where a pull request was opened. It is the
-        last one of the branch where nothing has changed.
+        The commit: `commit_url`, `oid`, and `pr_url` and `pr_revision` of a new pull request. If nothing has changed,
+        it is the last commit of the branch.
 
     Raises:
-        UserError: The name or the token is refused, the Hub cannot be reached, or the repository is public where a
-            private one was asked for.
+        UserError: If the Hub refuses the name or the token, if it cannot be reached, or if `private` is True and the
+            repository exists and is public.
     """
     repo_id = full_repo_id(repo_id, repo_type=repo_type, token=token)
     api = _api(token)
@@ -107,11 +107,11 @@ def upload_files(
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()
         ]
-        # Whoever opens a pull request need not be allowed to write to the repository, let alone to make it.
+        # A pull request needs no right to write to the repository.
         if not create_pr:
             sdk = "gradio" if repo_type == "space" else None
             api.create_repo(repo_id, repo_type=repo_type, space_sdk=sdk, private=private, exist_ok=True)
-        # An existing repository keeps its visibility, so asking for a private one is not enough to get it.
+        # An existing repository keeps its visibility.
         if private and not api.repo_info(repo_id, repo_type=repo_type).private:
             raise UserError(f"{repo_id} exists and is public; make it private in its settings or give another name")
         if revision not in (None, "main") and not revision.startswith("refs/"):
@@ -121,7 +121,7 @@ def upload_files(
                 if fnmatchcase(name, replaced) and name not in contents:
                     operations.append(CommitOperationDelete(path_in_repo=name))
         with warnings.catch_warnings():
-            # A model's predictions are Parquet, which the client takes for a data set that went astray.
+            # The client warns of Parquet files in a model repository; these are predictions.
             warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
             return api.create_commit(
                 repo_id,
@@ -137,20 +137,20 @@ def _api(token: str | None) -> HfApi:
     token = (token or get_token() or "").strip()
     if not token:
         raise UserError(f"no Hugging Face token found; {_LOG_IN}")
-    # The HTTP client would quote such a token in its error.
+    # The HTTP client would show such a token in its error.
     if not re.fullmatch(r"[!-~]+", token):
-        raise UserError(f"the Hugging Face token has characters that no token has; {_LOG_IN}")
+        raise UserError(f"the Hugging Face token has invalid characters; {_LOG_IN}")
     return HfApi(token=token)
 
 
 @contextmanager
 def _one_line_hub_errors(repo_id: str, api: HfApi, repo_type: str) -> Iterator[None]:
-    """Turns what the Hub's client raises into a `UserError` that never holds the token."""
+    """Converts errors of the Hub's client to a `UserError` without the token."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, transport_error()) as error:
         message = " ".join(_explain(error, repo_id, api, repo_type).split())
-        # Not chained: what the client says could hold the token.
+        # Not chained: the client's message may contain the token.
         raise UserError(message.replace(str(api.token), "***")) from None
 
 
@@ -158,7 +158,7 @@ def _explain(error: BaseException, repo_id: str, api: HfApi, repo_type: str) -> 
     if isinstance(error, LocalTokenNotFoundError):
         return f"no Hugging Face token found; {_LOG_IN}"
     if isinstance(error, OfflineModeIsEnabled):
-        return "the Hub's client is told to stay offline; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE"
+        return "the Hub's client is in offline mode; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE"
     if isinstance(error, HfHubHTTPError):
         return _explain_answer(error, repo_id, repo_type)
     if isinstance(error, transport_error()):
@@ -166,8 +166,8 @@ def _explain(error: BaseException, repo_id: str, api: HfApi, repo_type: str) -> 
         kind = type(error).__name__
         return f"cannot reach {host} ({kind}); check the network, the proxy and HF_ENDPOINT, then run this again"
     if isinstance(error, json.JSONDecodeError):
-        return "the Hub's answer cannot be understood; it may be down or HF_ENDPOINT may be wrong, try again later"
-    # The client wraps what goes wrong while a large file is sent.
+        return "the Hub's response is not valid; it may be down, or HF_ENDPOINT may be wrong: try again later"
+    # The client wraps errors of large uploads.
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
         return _explain(error.__cause__, repo_id, api, repo_type)
     return f"publishing to {repo_id} failed: {error or type(error).__name__}"
@@ -176,7 +176,7 @@ def _explain(error: BaseException, repo_id: str, api: HfApi, repo_type: str) -> 
 def _explain_answer(error: HfHubHTTPError, repo_id: str, repo_type: str) -> str:
     status = error.response.status_code
     if status == 401:
-        return f"the Hub refused the token (HTTP 401); {_LOG_IN} to one that is valid (HF_TOKEN goes first)"
+        return f"the Hub refused the token (HTTP 401); {_LOG_IN} to a valid token (HF_TOKEN has priority)"
     if status == 403:
         return (
             f"the token may not write to {repo_id} (HTTP 403); give a name under your own account, or log in with a "
@@ -186,8 +186,9 @@ def _explain_answer(error: HfHubHTTPError, repo_id: str, repo_type: str) -> str:
         if isinstance(error, RevisionNotFoundError):
             return f"{repo_id} has no such revision (HTTP 404); give a branch, or refs/pr/N of an open pull request"
         return (
-            f"the Hub has no {repo_type} repository {repo_id} to write to (HTTP 404); one of another type will not do"
+            f"the Hub has no {repo_type} repository {repo_id}, or the token has no access to it (HTTP 404); check its "
+            "name and type"
         )
     if status in (408, 429) or status >= 500:
-        return f"the Hub cannot do this now (HTTP {status}); run this again later, what it has is not sent twice"
-    return f"the Hub refused to publish to {repo_id} (HTTP {status}): {error.server_message or 'it does not say why'}"
+        return f"the Hub is not available now (HTTP {status}); run this again later: uploaded files are not sent again"
+    return f"the Hub refused to publish to {repo_id} (HTTP {status}): {error.server_message or 'no reason given'}"

@@ -1,4 +1,4 @@
-"""Finds what must not be published in files that are about to be: secrets, and places and names of this machine."""
+"""A check for secrets, local paths and local names in files before they are published."""
 
 import contextlib
 import getpass
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-# Of safetensors files only the header is read, which is all that can hold text.
+# Only the header of safetensors files is read, because only it contains text.
 HEADER_LENGTH_BYTES = 8
 TEXT_SUFFIXES = (".json", ".py", ".csv", ".md", "")
 
@@ -22,16 +22,16 @@ _SECRETS = {
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
     "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY",
-    "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']+@",
+    "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']+@",
 }
 _SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 _SHORTEST_SECRET = 8
-# Where every machine keeps its programs: such a path says nothing about anyone.
+# Paths in these system folders exist on every machine and reveal nothing.
 _SYSTEM_FOLDERS = {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "run", "sbin", "sys", "usr"}
 _USERS_FOLDERS = {"home", "Users", "Volumes", "root", "tmp", "var", "mnt", "media", "scratch", "srv", "opt"}
 _REST_OF_PATH = r"""/[^\s"'`<>|,;)\]}]+"""
 _NAME = r"""[^\s"'`<>|,;:\\/)\]}]+"""
-# C:\\Users\\me, the same with slashes, and \\\\server\\share; in JSON each backslash stands twice.
+# C:\\Users\\me, the same with slashes, and \\\\server\\share; JSON doubles each backslash.
 _WINDOWS_PATHS = (
     rf"\b[A-Za-z]:(?:(?:\\{{1,2}}|/){_NAME}){{2,}}",
     rf"(?<![\w\\:])\\\\(?:\\\\)?{_NAME}(?:\\{{1,2}}{_NAME})+",
@@ -41,19 +41,19 @@ _SHORTEST_NAME = 4
 
 
 def find_leaks(contents: Mapping[str, Path | bytes], *, public: Sequence[str] = ()) -> list[str]:
-    """Looks for secrets and for what tells of this machine.
+    """Finds secrets, local paths and local names.
 
-    Secrets are known by their form (tokens of Hugging Face and others, private keys, addresses with a password), or
-    because they are the Hub's login or stand in a variable of the environment whose name speaks of a token or a
-    password. Of this machine: absolute paths of folders that it has or that users have, and its name and its user's as
-    whole words where they have four letters or more. What is compressed (Parquet, PNG) is looked through as it is.
+    Secrets are tokens of Hugging Face and others, private keys, URLs with a password, the token of the Hub's login,
+    and the values of environment variables with TOKEN, PASSWORD or similar in their names. Local paths are absolute
+    paths of existing folders or of users' home folders. Local names are the names of the machine and of the user, as
+    whole words with four letters or more. Compressed files (Parquet, PNG) are searched without decompression.
 
     Args:
-        contents: Paths or bytes, by the name in the repository.
-        public: Text that may be published although it looks like a place or a name; secrets never may.
+        contents: Paths or bytes, by file name in the repository.
+        public: Text that may be published although it resembles a local path or name. Secrets are always reported.
 
     Returns:
-        One line for each: file, line and what was found; of a secret only what it is.
+        One line per finding: file, line and what was found. The text of a secret is not included.
     """
     secrets, in_text, in_binary = _secrets(), _text_places(), _binary_places()
     leaks = []
@@ -69,7 +69,7 @@ def find_leaks(contents: Mapping[str, Path | bytes], *, public: Sequence[str] = 
 
 
 def secret_variables() -> dict[str, str]:
-    """The variables of the environment whose name speaks of a secret."""
+    """Environment variables that may contain a secret, by their names."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -109,14 +109,14 @@ def _text_places() -> list[re.Pattern[str]]:
 
 
 def _binary_places() -> list[re.Pattern[str]]:
-    # Compressed bytes hold everything, if one looks for little enough: only long paths count.
+    # Compressed bytes contain short texts by chance, so only long paths are reported.
     places = {Path.home(), Path.cwd(), Path(tempfile.gettempdir())}
     return [re.compile(re.escape(str(place))) for place in places if len(place.parts) > 2]
 
 
 def _own_names() -> list[str]:
     names = {socket.gethostname().split(".")[0], Path.home().name}
-    # A user need not have a name: in containers.
+    # In containers, the user may have no name.
     with contextlib.suppress(OSError, KeyError, ImportError):
         names.add(getpass.getuser())
     return sorted(name for name in names if len(name) >= _SHORTEST_NAME and name.lower() not in _NAMES_OF_MANY)

@@ -1,4 +1,4 @@
-"""Fills the model card's template from the files that training left."""
+"""The model card: a template that is filled with the results of training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,10 +37,10 @@ METRIC_NAMES = {
 }
 PICTURES = {
     TIMELINE_FILE: "One test recording: annotated and detected calls",
-    RECALL_FILE: "Recall against false detections an hour",
-    CONFUSION_FILE: "What was taken for what",
+    RECALL_FILE: "Recall against false detections per hour",
+    CONFUSION_FILE: "Confusion matrix",
     PRECISION_RECALL_FILE: "Precision and recall by species",
-    RELIABILITY_FILE: "Scores against the share that was right, before and after calibration",
+    RELIABILITY_FILE: "Reliability: share of correct predictions by score, before and after calibration",
     F1_FILE: "F1 against training clips",
 }
 
@@ -59,20 +59,20 @@ def render_model_card(
     """The text of a model's README.md.
 
     Args:
-        model_dir: Folder that training wrote.
-        model_id: What a user passes to `pipeline(model=...)`: a repository's name or a folder.
+        model_dir: Output folder of training.
+        model_id: Value for `pipeline(model=...)`: a repository's name or a folder.
         template: The card's Jinja template.
-        license: The licence of the model's weights, as the Hub spells it; None if none has been chosen.
-        data_license: Licence of the recordings and annotations that it was trained on; None if it is not known.
-        source: Whom to credit and cite for them.
-        dataset_id: `owner/name` of the data set that the archive's clips are published as.
-        code_url: Address of the code that trained the model.
+        license: Licence of the weights, by its identifier on the Hub; None if none has been chosen.
+        data_license: Licence of the recordings and annotations of the training; None if unknown.
+        source: Credit and citation for them.
+        dataset_id: `owner/name` of the data set with the archive's clips, if it is published.
+        code_url: URL of the code that trained the model.
 
     Raises:
         UserError: If a file of the folder or the template is missing.
     """
     if not template.is_file():
-        raise UserError(f"no model card template at {template}: it comes with the repository, at its top")
+        raise UserError(f"there is no model card template {template}: it is at the top level of the repository")
     config = read_json(model_dir / "config.json")
     summary = read_json(model_dir / SUMMARY_FILE)
     metrics = read_json(model_dir / METRICS_FILE)
@@ -94,7 +94,7 @@ def render_model_card(
                 task_type="audio-classification",
                 dataset_type=dataset_id or summary["archive"]["name"],
                 dataset_name=summary["archive"]["name"],
-                # A cross-validation tests on every recording.
+                # In cross-validation every recording is a test recording.
                 dataset_split="all" if cross_validated else "test",
                 metric_type=metric_type,
                 metric_name=f"{metric_name} (cross-validation)" if cross_validated else metric_name,
@@ -114,7 +114,7 @@ def render_model_card(
         source=source,
         dataset_id=dataset_id,
         code_url=code_url,
-        # A folder's path is of no use to readers, and nobody's business.
+        # A local path is useless to readers, and private.
         shown_id=model_name if Path(model_id).exists() else model_id,
         has_thresholds=(model_dir / THRESHOLDS_FILE).is_file(),
         config=config,
@@ -151,10 +151,10 @@ def _base_model(starting_point: str, backbone: str) -> str | None:
 
 
 def _chosen_by(result: Mapping[str, Any]) -> str | None:
-    """The metric that the best epoch was chosen by; None if the last one was kept."""
+    """The metric by which the best epoch was chosen; None if the last epoch was kept."""
     if "best_epoch" not in result:
         return None
-    metric = str(result.get("chosen_by", "macro_f1")).removeprefix("eval_")  # older runs had no other
+    metric = str(result.get("chosen_by", "macro_f1")).removeprefix("eval_")  # older runs did not record it
     names = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "cmap": "mean average precision over windows"}
     return names.get(metric, metric)
 
@@ -163,7 +163,7 @@ def _species_rows(path: Path) -> list[dict[str, str]]:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: expected the table that training leaves there ({error})") from None
+        raise UserError(f"{path} cannot be read: expected the table that training writes ({error})") from None
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
@@ -172,5 +172,5 @@ def _interval(ends: list[float] | None) -> str:
 
 
 def _figure(value: float | str | None) -> str:
-    """A number of a table, with three digits; nothing where there is none."""
+    """A number with three decimals; empty if there is none."""
     return "" if value is None or value == "" else f"{float(value):.3f}"

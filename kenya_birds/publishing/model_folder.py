@@ -1,4 +1,4 @@
-"""Files of a model that are published, and the checks before that."""
+"""The published files of a model, and the checks before publishing."""
 
 import json
 import math
@@ -28,44 +28,46 @@ _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import\b", re.MULTILINE)
 
 
 def published_files(model_dir: Path) -> list[Path]:
-    """Lists what is published of a model folder.
+    """Lists the files of a model folder that are published.
 
-    Only files at its top level whose name is on the allow-list count, so checkpoints, pickles, logs, hidden files and
-    links that lead out of the folder never do.
+    Only files at its top level with a name on the allow-list are published: no checkpoints, pickles, logs, hidden
+    files or links to files outside the folder.
 
     Args:
-        model_dir: Folder that training wrote.
+        model_dir: Output folder of training.
 
     Returns:
         The files, sorted by name.
 
     Raises:
-        UserError: The folder does not exist, or something that a published model cannot do without is missing.
+        UserError: If the folder or a required file does not exist.
     """
     if not model_dir.is_dir():
-        raise UserError(f"model folder {model_dir} does not exist; give the folder that training wrote")
+        raise UserError(f"model folder {model_dir} does not exist; give the output folder of training")
     files = {path.name: path for path in sorted(model_dir.iterdir()) if _is_publishable(path, model_dir)}
     missing = [name for name in REQUIRED_NAMES if name not in files]
     missing += _missing_weights(files)
     missing += _missing_code(files)
     if missing:
         named = ", ".join(
-            f"{name} (a link that leads nowhere or out of it)" if (model_dir / name).is_symlink() else name
+            f"{name} (a broken link, or a link to a file outside the folder)"
+            if (model_dir / name).is_symlink()
+            else name
             for name in missing
         )
-        raise UserError(f"{model_dir} cannot be published, it lacks: {named}; train again or put it there")
+        raise UserError(f"{model_dir} cannot be published; missing files: {named}; train again, or add them")
     return list(files.values())
 
 
 def model_contents(
     model_dir: Path, *, readme: str | None = None, license_file: Path | None = None
 ) -> dict[str, Path | bytes]:
-    """Gives what a published model consists of, by the name that it has in the repository.
+    """Returns the content of a published model, by file name in the repository.
 
     Args:
-        model_dir: Folder that training wrote.
+        model_dir: Output folder of training.
         readme: Text of the model card instead of the folder's README.md.
-        license_file: Licence of the code, where the folder has no LICENSE.
+        license_file: Licence of the code, used if the folder has no LICENSE.
 
     Raises:
         UserError: See `published_files`.
@@ -82,15 +84,15 @@ def loading_line(model_dir: Path, repo_id: str, revision: str | None = None) -> 
     """Writes the line of Python that loads the published model.
 
     Args:
-        model_dir: Folder that was published.
+        model_dir: The published folder.
         repo_id: `owner/name`.
-        revision: Commit or branch to load; by default the main branch, whatever it holds at that time.
+        revision: Commit or branch to load; by default the current main branch.
 
     Returns:
-        A line to paste, imports included.
+        One line, with imports.
 
     Raises:
-        UserError: config.json cannot be read.
+        UserError: If config.json cannot be read.
     """
     auto_map = read_json(model_dir / "config.json").get("auto_map") or {}
     name = next((name for name in auto_map if name.startswith("AutoModelFor")), "AutoModelForAudioClassification")
@@ -115,13 +117,13 @@ def _missing_weights(files: dict[str, Path]) -> list[str]:
 
 
 def _missing_code(files: dict[str, Path]) -> list[str]:
-    """Names the code files that the configurations ask for, by name or through another one's imports."""
+    """Missing code files that the configurations need, directly or through imports."""
     wanted: list[str] = []
     for name in ("config.json", "preprocessor_config.json"):
         auto_map = (read_json(files[name]).get("auto_map") or {}) if name in files else {}
         for reference in auto_map.values():
             for dotted in reference if isinstance(reference, list) else [reference]:
-                # `owner/name--module.Class` is code that another repository holds.
+                # `owner/name--module.Class` is code in another repository.
                 if dotted and "--" not in dotted:
                     wanted.append(f"{dotted.split('.')[0]}.py")
     for name in wanted:
@@ -131,7 +133,7 @@ def _missing_code(files: dict[str, Path]) -> list[str]:
     return sorted(set(wanted) - files.keys())
 
 
-# Not imported: it makes this package impossible to import.
+# It runs in a separate process, because it blocks imports of this package.
 PROGRAM = Path(__file__).with_name("standalone_check.py")
 VERSIONS = ("kenya_birds", "torch", "timm", "transformers")
 SHOWN_LEAKS = 5
@@ -139,24 +141,24 @@ TIMEOUT_S = 600
 
 
 def check_model(contents: Mapping[str, Path | bytes], *, public: Sequence[str] = ()) -> None:
-    """Checks what is about to be published; nothing is sent.
+    """Checks a model before it is published. Nothing is sent.
 
-    The code among it is run, in a process of its own: do not check a folder whose code you would not run.
+    The model's code runs in a separate process: only check folders with trusted code.
 
     Args:
-        contents: What `model_contents` gives.
+        contents: The result of `model_contents`.
         public: See `find_leaks`.
 
     Raises:
-        UserError: A file holds a secret or tells of this machine, the summary of the training does not say with which
-            versions it was trained, or the model does not load in a process that knows nothing of this package, or its
-            scores there are no probabilities.
+        UserError: If a file contains a secret or a local path or name, if the training summary lacks the versions of
+            libraries, if the model does not load in a process without this package, or if its scores are not
+            probabilities.
     """
     if leaks := find_leaks(contents, public=public):
         more = f", and {len(leaks) - SHOWN_LEAKS} more" if len(leaks) > SHOWN_LEAKS else ""
         raise UserError(
-            f"what must not be published is in the files: {'; '.join(leaks[:SHOWN_LEAKS])}{more}; remove it from "
-            "them, or pass --allow TEXT for a name or a path that may be told"
+            f"the files contain text that must not be published: {'; '.join(leaks[:SHOWN_LEAKS])}{more}; remove it, "
+            "or pass --allow TEXT for a name or a path that may be published"
         )
     with tempfile.TemporaryDirectory(prefix="kenya_birds_") as temporary:
         folder = Path(temporary) / "model"
@@ -172,32 +174,34 @@ def check_model(contents: Mapping[str, Path | bytes], *, public: Sequence[str] =
 
 def _check_versions(folder: Path) -> None:
     if not (folder / SUMMARY_FILE).is_file():
-        raise UserError(f"the folder has no {SUMMARY_FILE}, which says how the model was trained; train again")
+        raise UserError(f"the folder has no {SUMMARY_FILE}, which describes the training; train again")
     versions = read_json(folder / SUMMARY_FILE).get("versions")
     missing = [name for name in VERSIONS if not (isinstance(versions, dict) and versions.get(name))]
     if missing:
-        raise UserError(f"{SUMMARY_FILE} does not say with which version it was trained of: {', '.join(missing)}")
+        raise UserError(f"{SUMMARY_FILE} lacks the versions of: {', '.join(missing)}; train again")
 
 
 def _check_answer(folder: Path, home: Path) -> None:
     answer = answer_in_clean_process(folder, home)
     labels = read_json(folder / "config.json").get("id2label", {}).values()
     for name, scores in answer["scores"].items():
-        told = f"in a clean process, the model's scores of a test sound ({name})"
+        found = f"in a process without kenya_birds, the model's scores of a test sound ({name})"
         if sorted(scores) != sorted(labels):
-            raise UserError(f"{told} are of {len(scores)} labels, expected the {len(labels)} of config.json")
+            raise UserError(
+                f"{found} have {len(scores)} labels, expected the {len(labels)} of config.json; train again"
+            )
         if not all(math.isfinite(score) and 0 <= score <= 1 for score in scores.values()):
-            raise UserError(f"{told} are no numbers from 0 to 1: {dict(list(scores.items())[:3])}; train again")
+            raise UserError(f"{found} are not from 0 to 1: {dict(list(scores.items())[:3])}; train again")
         if not answer["multi_label"] and not math.isclose(sum(scores.values()), 1, abs_tol=1e-3):
-            raise UserError(f"{told} sum to {sum(scores.values()):.4f} and not to 1; train again")
+            raise UserError(f"{found} sum to {sum(scores.values()):.4f}, expected 1; train again")
 
 
 def answer_in_clean_process(folder: Path, home: Path) -> dict[str, Any]:
-    """Runs `standalone_check` on a folder, in a process without this package, without network and without secrets.
+    """Runs `standalone_check` on a model, in a process without this package, network access or secrets.
 
     Args:
         folder: The model.
-        home: Folder for its caches, where it runs.
+        home: Working folder of the process, also for its caches.
 
     Returns:
         See `standalone_check.answer`.
@@ -211,7 +215,7 @@ def answer_in_clean_process(folder: Path, home: Path) -> dict[str, Any]:
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "home"), "CUDA_VISIBLE_DEVICES": ""}
     try:
         done = subprocess.run(
-            # -I: neither this folder nor PYTHONPATH are looked in for modules.
+            # -I: modules are not imported from this folder or PYTHONPATH.
             [sys.executable, "-I", "-X", "utf8", str(PROGRAM), str(folder)],
             cwd=home,
             env=environment,
@@ -222,8 +226,8 @@ def answer_in_clean_process(folder: Path, home: Path) -> dict[str, Any]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"in a clean process, the model did not answer within {TIMEOUT_S} s") from None
+        raise UserError(f"in a process without kenya_birds, the model gave no result within {TIMEOUT_S} s") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UserError(f"in a clean process without kenya_birds, the model does not load and answer: {lines[-1]}")
+        raise UserError(f"in a process without kenya_birds, the model cannot be loaded and run: {lines[-1]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""The demo as a Hugging Face Space: a folder that holds all that it needs but the model, and its way to the Hub."""
+"""The demo as a Hugging Face Space: writing its folder and uploading it. The model stays in its own repository."""
 
 import importlib.metadata
 import json
@@ -16,14 +16,14 @@ PACKAGE = Path(kenya_birds.__file__).parent
 SOURCES = (".py", ".jinja", ".typed")
 PYTHON = "3.11"
 
-APP = '''"""A page that hears recordings with {repo_id}."""
+APP = '''"""A web page that detects birds in recordings with {repo_id}."""
 
 import os
 
 from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.serving.demo import serve
 
-# What is tried on one's own machine may be a folder.
+# For a local test, this may be a folder.
 MODEL = os.environ.get("KENYA_BIRDS_MODEL", "{model}")
 
 if __name__ == "__main__":
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     with one_line_errors("app.py"):
         serve(
             MODEL,
-            # A Space's visitors come from outside.
+            # A Space has to accept connections from outside.
             host="0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1",
             port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
             max_upload_mb=float(os.environ.get("MAX_UPLOAD_MB", "400")),
@@ -42,14 +42,15 @@ if __name__ == "__main__":
 TEXT = """
 # Who sings here?
 
-A page that hears recordings with [{repo_id}](https://huggingface.co/{repo_id}): drop one, see who sings when, download
-tables for Raven, Audacity and spreadsheets. What is sent to it is removed when the page is closed.
+A web page that detects birds in recordings with [{repo_id}](https://huggingface.co/{repo_id}). Drop a recording, look
+at the detected birds, and download tables for Raven, Audacity and spreadsheets. Uploaded recordings are deleted when
+the page is closed.
 
-`app.py` starts it; `kenya_birds/` is a copy of the package's code, under Apache-2.0. The model is fetched from its own
-repository, at the revision that `app.py` names; if that is private, give the Space a secret `HF_TOKEN` that may read
-it. The variables `MAX_UPLOAD_MB` (400) and `MAX_HOURS` (2) bound what is taken.
+`app.py` starts the page; `kenya_birds/` is a copy of the package's code, under Apache-2.0. The model is downloaded
+from its own repository, at the revision in `app.py`. If that repository is private, add a secret `HF_TOKEN` with read
+access to the Space. The variables `MAX_UPLOAD_MB` (400) and `MAX_HOURS` (2) limit the size of a recording.
 
-On your own machine: `pip install -r requirements.txt`, then `python app.py`, with another model:
+To run it on your own machine: `pip install -r requirements.txt`, then `python app.py`. With another model:
 `KENYA_BIRDS_MODEL=FOLDER python app.py`.
 """
 
@@ -64,14 +65,14 @@ def write_space(
 ) -> list[Path]:
     """Writes a Space's folder: `app.py`, `requirements.txt`, `README.md` and this package's code.
 
-    The code is copied as the package is not on PyPI, and a Space is to run what it was tested with. Gradio's version
-    is the one that is installed here.
+    The code is copied, because the package is not on PyPI and the Space should run the tested code. The Space gets the
+    installed version of Gradio.
 
     Args:
-        folder: Where to write; new or empty.
+        folder: Output folder, new or empty.
         repo_id: `owner/name` of the model on the Hub.
-        revision: The model's commit; None: its main branch, whatever is there when the Space starts.
-        license: The licence of the Space's files, as the Hub spells it; by default that of this package.
+        revision: The model's commit; None: the main branch at the start of the Space.
+        license: Licence of the Space's files, by its identifier on the Hub; by default that of this package.
         code_license: File with the code's licence.
 
     Returns:
@@ -96,7 +97,7 @@ def write_space(
         "models": [repo_id],
     }
     model = f"{repo_id}@{revision}" if revision else repo_id
-    # JSON's values are YAML's.
+    # JSON values are valid YAML.
     lines = "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in header.items())
     texts = {
         "app.py": APP.format(repo_id=repo_id, model=model),
@@ -119,7 +120,7 @@ def write_space(
 
 
 def check_space(folder: Path) -> None:
-    """Raises `UserError` if no Space can be written to this folder; to be known before a model is published."""
+    """Raises `UserError` if no Space can be written to this folder; called before a model is published."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a new folder for the Space")
     if folder.is_dir() and any(folder.iterdir()):
@@ -130,14 +131,14 @@ def check_space(folder: Path) -> None:
 def publish_space(
     folder: Path, space_id: str, *, message: str, private: bool = False, token: str | None = None
 ) -> CommitInfo:
-    """Uploads a Space's folder in one commit; the code that an earlier one left is replaced.
+    """Uploads a Space's folder in one commit; it replaces the code of an earlier commit.
 
     Args:
-        folder: What `write_space` wrote.
-        space_id: `owner/name`, or `name` alone for the account that is logged in.
+        folder: Folder of `write_space`.
+        space_id: `owner/name`, or `name` for the logged-in account.
         message: The commit's title.
-        private: Whether the Space is made private.
-        token: Access token; by default the one of the Hub's login or of HF_TOKEN.
+        private: Whether a new Space is private.
+        token: Access token; by default that of the Hub's login or of HF_TOKEN.
 
     Returns:
         The commit.
@@ -162,20 +163,22 @@ def publish_space(
 
 
 def package_files() -> list[Path]:
-    """The files of this package."""
+    """Source files of this package."""
     return sorted(path for path in PACKAGE.rglob("*") if path.suffix in SOURCES and path.is_file())
 
 
 def requirements() -> list[str]:
-    """What this package needs, and the demo besides, as pip reads it.
+    """Requirements of this package and of the demo, in pip's format.
 
     Raises:
-        UserError: If that is not known, as nothing is installed.
+        UserError: If the package is not installed, so that they are unknown.
     """
     try:
         needed = importlib.metadata.requires(PACKAGE.name) or []
     except importlib.metadata.PackageNotFoundError:
-        raise UserError("what the Space needs is not known: install this package first (pip install -e .)") from None
+        raise UserError(
+            "the requirements of the Space are unknown: install this package first (pip install -e .)"
+        ) from None
     return [*sorted(line for line in needed if not re.search(r";.*\bextra\b", line)), f"gradio=={_gradio()}"]
 
 
@@ -183,4 +186,4 @@ def _gradio() -> str:
     try:
         return importlib.metadata.version("gradio")
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"a Space needs Gradio, to be tried with: run {install_line('demo')}") from None
+        raise UserError(f"a Space needs the installed version of Gradio: run {install_line('demo')}") from None

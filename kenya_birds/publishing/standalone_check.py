@@ -1,7 +1,7 @@
-"""A program that loads a published model as a stranger does, without this package, and tells what it answers.
+"""A program that loads a published model without this package, scores test sounds and prints the scores.
 
-`python -I standalone_check.py MODEL [REVISION]` prints one JSON object. It is a separate file so that nothing of this
-package is imported with it, and it asks for no more than torch, numpy and transformers.
+`python -I standalone_check.py MODEL [REVISION]` prints one JSON object. The file is run as a script. It imports only
+torch, numpy and transformers.
 """
 
 import importlib.metadata
@@ -12,10 +12,10 @@ from typing import Any
 
 
 class NoKenyaBirds:
-    """Makes `import kenya_birds` fail, wherever it is installed."""
+    """An import finder with which `import kenya_birds` fails, even if it is installed."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """Says of no other module where it is."""
+        """Raises an error for this package; other finders handle all other modules."""
         if name.split(".")[0] == "kenya_birds":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
@@ -28,7 +28,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 
 
 def sound(duration_s: float, sampling_rate: int) -> np.ndarray:
-    """A rising whistle in noise, always the same one: float32 in -1 to 1."""
+    """A rising whistle in noise, the same at every call: float32 from -1 to 1."""
     time_s = np.arange(round(duration_s * sampling_rate)) / sampling_rate
     whistle = np.sin(2 * np.pi * (2000 + 500 * time_s) * time_s) * (np.sin(2 * np.pi * 1.5 * time_s) > 0)
     noise = np.random.default_rng(3).standard_normal(len(time_s))
@@ -40,11 +40,11 @@ def answer(model_name: str, revision: str | None = None) -> dict[str, Any]:
 
     Args:
         model_name: A folder, or `owner/name` on the Hub.
-        revision: Commit or branch of the Hub.
+        revision: Commit or branch on the Hub.
 
     Returns:
-        `scores`: by sound, the score of each label by the pipeline. `logits`: of the first sound, in the order of the
-        label ids, by the Auto classes. `multi_label`, and `versions` of what answered.
+        `scores`: by sound, the pipeline's score of each label. `logits`: logits of the first sound from the Auto
+        classes, in the order of the label ids. `multi_label`, and the `versions` of the libraries.
     """
     options = {"revision": revision, "trust_remote_code": True}
     extractor = AutoFeatureExtractor.from_pretrained(model_name, **options)
@@ -56,10 +56,10 @@ def answer(model_name: str, revision: str | None = None) -> dict[str, Any]:
         "short": (sound(clip_s / 3, rate), rate),
         "long": (sound(3 * clip_s, rate), rate),
     }
-    if importlib.util.find_spec("torchaudio") is not None:  # the pipeline resamples with it
+    if importlib.util.find_spec("torchaudio") is not None:  # the pipeline needs it to resample
         sounds["other rate"] = (sound(clip_s, 44_100), 44_100)
     multi_label = model.config.problem_type == "multi_label_classification"
-    # Before 5.23 the pipeline has to be told that the labels are independent.
+    # Before transformers 5.23 the pipeline needs the argument for independent labels.
     told = {"top_k": None, **({"function_to_apply": "sigmoid"} if multi_label else {})}
     scores = {}
     for name, (waveform, sampling_rate) in sounds.items():
