@@ -192,7 +192,7 @@ def test_what_cannot_be_cross_validated_is_refused(small_archive, validated, tmp
     refused("fold is 1 and a cross-validation runs every fold", **here, folds=3, fold=1)
     refused("leave out --eval_strategy no", **here, folds=3, eval_strategy="no", load_best_model_at_end=False)
     refused("is a table of splits", **here, folds=3, splits_file=validated / "fold-0" / "splits.csv")
-    refused("folds is 4 and .* has 3", **here, folds=4, splits_file=validated / "folds.csv")
+    refused("folds is 4, but .* has 3 folds", **here, folds=4, splits_file=validated / "folds.csv")
     refused("no cross-validation to resume in", **here, folds=3, resume_from_checkpoint="true")
     assert not (tmp_path / "run").exists()
 

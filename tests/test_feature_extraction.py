@@ -210,7 +210,7 @@ def test_less_than_a_quarter_of_a_clip_is_warned_of(waveform):
     logging.Logger.warning_once.cache_clear()
     assert not messages_of(lambda: features(waveform[: 3 * RATE // 4]))
     (message,) = messages_of(lambda: features(waveform[: 3 * RATE // 4 - 1]))
-    assert message.startswith("A waveform of less than 0.75 s")
+    assert message.startswith("A waveform is shorter than 0.75 s")
 
 
 def test_one_sample_is_enough():

@@ -208,7 +208,7 @@ def test_a_calibrated_model_can_be_exported_and_keeps_its_type(model):
 
 
 def test_a_calibration_of_other_classes_is_refused():
-    with pytest.raises(ValueError, match=r"logit_offset has 2 numbers and there are 3 classes"):
+    with pytest.raises(ValueError, match=r"logit_offset has 2 numbers, but there are 3 classes"):
         build(logit_offset=[0.0, 1.0])
 
 

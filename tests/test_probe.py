@@ -139,7 +139,7 @@ def test_a_class_that_was_never_heard_is_the_unlikeliest_and_not_impossible(meth
 def test_two_classes_are_enough_and_one_is_not(method):
     pair = blobs((20, 10))
     assert fit_head(method, pair, blobs((20, 10), seed=1), classes=2, weight_power=0.5).validation_macro_f1 == 1
-    with pytest.raises(UserError, match="all of one species"):
+    with pytest.raises(UserError, match="all clips of the train split have the same species"):
         fit_head(method, blobs((20,)), pair, classes=2, weight_power=0.5)
 
 

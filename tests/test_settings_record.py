@@ -94,7 +94,7 @@ def test_of_an_older_model_is_used_what_its_files_tell_and_the_rest_is_logged(tm
     found = clip_settings(model, context_s=0.5)
     assert found["min_annotations"] == 4
     assert (found["context_s"], found["edge_tolerance_s"]) == (0.5, 0.0)
-    assert "edge_tolerance_s is taken to be 0" in caplog.text
+    assert "edge_tolerance_s is assumed to be 0" in caplog.text
     assert "context_s" not in caplog.text
     assert read_settings(model) == {}
 

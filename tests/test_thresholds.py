@@ -109,7 +109,7 @@ def test_certain_scores_give_thresholds_between_0_and_1():
 
 
 def test_validation_without_any_species_is_refused():
-    with pytest.raises(UserError, match="none of the 3 clips"):
+    with pytest.raises(UserError, match="none of the 3 validation clips contains one of the 2 species"):
         choose_thresholds(np.full((3, 2), 0.5), np.array([[0, -100]] * 3), ["a", "b"])
 
 

@@ -86,7 +86,7 @@ print(names[clip["label"]], "in", clip["recording"], waveform.shape, sampling_ra
 {% endfor %}
 ## Clips
 
-A clip has {{ clip_s }} s of sound at {{ sampling_rate }} Hz, including its context. Class ids are the same in all
+A clip is {{ clip_s }} s of sound at {{ sampling_rate }} Hz, including its context. Class ids are the same in all
 splits. All clips of a recording are in one split.
 {% if settings %}
 | Setting | Value |

@@ -50,7 +50,7 @@ def published_files(model_dir: Path) -> list[Path]:
     missing += _missing_code(files)
     if missing:
         named = ", ".join(
-            f"{name} (a broken link, or a link to a file outside the folder)"
+            f"{name} (a link to a missing file or a file outside the folder)"
             if (model_dir / name).is_symlink()
             else name
             for name in missing

@@ -1,7 +1,7 @@
-"""Random changes of training clips, in batches on the device; each clip has its own amounts.
+"""Augmentation of training clips, in batches on the device; each clip has its own random parameters.
 
-The amounts are computed on the host from uniform random numbers that come with the clip (see `ClipSampler`). They do
-not depend on how clips are distributed over batches, processes and devices.
+The parameters are computed on the host from uniform random numbers of the clip (see `ClipSampler`). They do not depend
+on the distribution of clips over batches, processes and devices.
 """
 
 import math
@@ -16,7 +16,7 @@ from kenya_birds.training.arguments import AugmentationArguments
 
 
 def cut_windows(stored: torch.Tensor, clip: torch.Tensor, start: torch.Tensor, samples: int) -> torch.Tensor:
-    """Cuts a window out of each of some stored clips; one that passes the end goes on at the beginning.
+    """Cuts windows out of stored clips; a window that passes the end continues at the beginning.
 
     Args:
         stored: Shape `(clips, stored samples)`.
@@ -34,14 +34,14 @@ def cut_windows(stored: torch.Tensor, clip: torch.Tensor, start: torch.Tensor, s
 def colored_noise(
     samples: int, sample_rate_hz: int, slope_db: float, band_hz: tuple[float, float], generator: torch.Generator
 ) -> torch.Tensor:
-    """Gaussian noise whose power density falls by `-slope_db` an octave within a band, and is zero outside.
+    """Gaussian noise whose power density changes by `slope_db` per octave in a band, and is zero outside.
 
     Args:
-        samples: Length; the noise can be repeated without a seam.
+        samples: Length; the noise is periodic, so it can be repeated.
         sample_rate_hz: Samples per second.
         slope_db: -3.01 is pink noise, -6.02 brown, 0 white.
         band_hz: Lowest and highest frequency.
-        generator: Makes the noise.
+        generator: Generates the noise.
 
     Returns:
         Shape `(samples,)`, mean power 1.
@@ -55,8 +55,8 @@ def colored_noise(
     inside = (frequency_hz >= band_hz[0]) & (frequency_hz <= band_hz[1])
     if not inside.any():
         raise UserError(
-            f"no noise can be made from {band_hz[0]:g} to {band_hz[1]:g} Hz: the features begin at the higher of "
-            "f_min_hz and high_pass_hz, expected below f_max_hz; or choose noise_probability 0"
+            f"noise needs a frequency band, but it is {band_hz[0]:g} to {band_hz[1]:g} Hz: f_min_hz and high_pass_hz "
+            "are expected below f_max_hz; or set noise_probability to 0"
         )
     noise = torch.fft.irfft(spectrum * inside * 10 ** (slope_db * octaves / 20), n=samples)
     return noise / noise.square().mean().sqrt()
@@ -66,9 +66,9 @@ def add_at_snr(waveform: torch.Tensor, noise: torch.Tensor, snr_db: torch.Tensor
     """Adds noise so that the waveform's mean power is `snr_db` above the noise's.
 
     Args:
-        waveform: Shape `(batch, samples)`; to a silent one nothing is added.
+        waveform: Shape `(batch, samples)`; silent waveforms are not changed.
         noise: The same shape, of any level.
-        snr_db: Shape `(batch,)`; infinite adds nothing.
+        snr_db: Signal-to-noise ratio, shape `(batch,)`; infinity adds no noise.
     """
     noise = noise.to(waveform.dtype)
     level = waveform.square().mean(dim=1).sqrt() / noise.square().mean(dim=1).sqrt().clamp(min=1e-9)
@@ -81,15 +81,15 @@ def mix(waveform: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> tor
 
 
 def warp_bands(power: torch.Tensor, bands_hz: torch.Tensor, semitones: torch.Tensor) -> torch.Tensor:
-    """Moves every frequency by a musical interval: what was at `f` is at `f * 2^(semitones / 12)`.
+    """Shifts the pitch: power at frequency `f` is moved to `f * 2^(semitones / 12)`.
 
     Args:
         power: Shape `(batch, bands, frames)`.
-        bands_hz: Centre frequency of each band, rising.
+        bands_hz: Centre frequency of each band, ascending.
         semitones: Shape `(batch,)`.
 
     Returns:
-        The same shape; bands are interpolated linearly, nothing comes from outside the range.
+        The same shape; bands are interpolated linearly, with zeros from outside the range.
     """
     source_hz = bands_hz / 2 ** (semitones[:, None] / 12)
     right = torch.searchsorted(bands_hz, source_hz).clamp(1, len(bands_hz) - 1)
@@ -100,11 +100,11 @@ def warp_bands(power: torch.Tensor, bands_hz: torch.Tensor, semitones: torch.Ten
 
 
 def warp_frames(power: torch.Tensor, speed: torch.Tensor) -> torch.Tensor:
-    """Plays each clip faster or slower about its middle; what is missing at the ends comes from the other end.
+    """Changes the speed of each clip, relative to its middle; missing frames at one end come from the other end.
 
     Args:
         power: Shape `(batch, bands, frames)`.
-        speed: Shape `(batch,)`; 2 makes every event half as long.
+        speed: Shape `(batch,)`; 2 halves the duration of every event.
 
     Returns:
         The same shape; frames are interpolated linearly.
@@ -123,8 +123,8 @@ def mask(features: torch.Tensor, axis: int, start: torch.Tensor, width: torch.Te
     Args:
         features: Shape `(batch, bands, frames)`.
         axis: 1 masks bands, 2 frames.
-        start: Where in its room each mask begins, shape `(batch,)`: 0 is the first place, just below 1 the last.
-        width: Whole numbers of shape `(batch,)`.
+        start: Position of each mask, shape `(batch,)`: 0 is the first possible position, just below 1 the last.
+        width: Number of bands or frames, shape `(batch,)`.
     """
     size = features.shape[axis]
     width = width.clamp(max=size)
@@ -134,12 +134,12 @@ def mask(features: torch.Tensor, axis: int, start: torch.Tensor, width: torch.Te
     return torch.where(masked.unsqueeze(3 - axis), features.mean(dim=(1, 2), keepdim=True), features)
 
 
-# Slopes of the noise's power: pink as of wind, brown as of rain and rumble.
+# Slopes of the noise's power: pink (like wind) and brown (like rain and rumble).
 NOISE_SLOPES_DB = (-3.0, -6.0)
 NOISE_S = 30.0
-# Amounts are float32, where the highest numbers below 1 would become 1, and places drawn by them lie past the end.
+# float32 would round the highest numbers below 1 to 1, which would give positions after the end.
 HIGHEST_CHANCE = 1 - 2.0**-24
-# The random numbers of a clip: whether (`_on`) and how much.
+# The random numbers of a clip: whether an augmentation is applied (`_on`), and its strength.
 DRAWS = (
     *("shift_on", "shift", "pitch_on", "pitch", "speed_on", "speed", "gain_on", "gain"),
     *("noise_on", "noise_snr", "noise_slope", "noise_start", "background_on", "background_snr", "background_window"),
@@ -149,18 +149,18 @@ DRAWS = (
 
 
 class Augmentation:
-    """Turns clean waveforms into the features of changed ones.
+    """Computes the augmented features of clean waveforms.
 
-    Waveforms are mixed, get noise and background and are amplified; their power spectrograms are warped along
-    frequency (pitch) and time (speed); their features are masked. What has probability 0 is not computed.
+    Waveforms are mixed, get noise and background, and are amplified. Power spectrograms are warped along frequency
+    (pitch) and time (speed). Features are masked. Augmentations with probability 0 are not computed.
 
     Args:
         args: Probabilities and ranges.
-        extractor: The front end; its waveform stage has been applied already.
-        generator: Makes the noise.
-        background: Clean windows without a call, shape `(windows, samples)`, on the device; needed where
+        extractor: The feature extractor; its waveform stage is already applied to the input.
+        generator: Generates the noise.
+        background: Clean windows without calls, shape `(windows, samples)`, on the device; needed if
             `args.background_probability` is above 0.
-        device: Where batches will be.
+        device: Device of the batches.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Augmentation:
         self.noise: torch.Tensor | None = None
         if args.noise_probability:
             samples = max(round(NOISE_S * extractor.sampling_rate), 2 * extractor.clip_samples)
-            # Noise outside the features' band would count in the ratio and not be seen.
+            # Noise outside the features' band would be part of the ratio, but not of the features.
             band_hz = (max(extractor.f_min_hz, extractor.high_pass_hz), extractor.f_max_hz)
             noise = [
                 colored_noise(samples, extractor.sampling_rate, slope_db, band_hz, generator)
@@ -187,16 +187,16 @@ class Augmentation:
             self.noise = torch.stack(noise).to(device)
 
     def amounts(self, chance: np.ndarray) -> dict[str, torch.Tensor]:
-        """Amounts of each change.
+        """Parameters of each augmentation.
 
         Args:
-            chance: Uniform numbers in [0, 1), shape `(batch, len(DRAWS))`.
+            chance: Uniform random numbers in [0, 1), shape `(batch, len(DRAWS))`.
 
         Returns:
-            float32 tensors of shape `(batch,)`, only of changes that can happen, and rows (int64) in which they do:
-            `shift` (share of the clip), `noise_snr_db` and `background_snr_db` (infinite for none), `gain_db`,
-            `pitch_semitones` and `speed` in the rows `warped`, `mixup` (share of the other clip) in the rows `mixed`,
-            starts and widths of masks.
+            float32 tensors of shape `(batch,)` for augmentations with a probability above 0, and the rows (int64) to
+            which they apply: `shift` (share of the clip), `noise_snr_db` and `background_snr_db` (infinite for none),
+            `gain_db`, `pitch_semitones` and `speed` in the rows `warped`, `mixup` (share of the other clip) in the
+            rows `mixed`, starts and widths of masks.
         """
         args, drawn = self.args, dict(zip(DRAWS, chance.clip(max=HIGHEST_CHANCE).T, strict=True))
         found: dict[str, np.ndarray] = {}
@@ -213,7 +213,7 @@ class Augmentation:
         if args.shift_probability:
             found["shift"] = amount("shift", either_way("shift") * args.shift_max, args.shift_probability)
         if args.mixup_probability:
-            from scipy.special import betaincinv  # of all that this module needs, the only thing that torch lacks
+            from scipy.special import betaincinv  # torch has no such function
 
             share = betaincinv(args.mixup_alpha, args.mixup_alpha, drawn["mixup"])
             found["mixup"] = amount("mixup", share, args.mixup_probability)
@@ -248,8 +248,8 @@ class Augmentation:
         """Features of a batch.
 
         Args:
-            waveform: Clean, mixed already, float32, shape `(batch, clip_samples)`.
-            amounts: What `amounts` returns, on the waveform's device.
+            waveform: Clean and already mixed, float32, shape `(batch, clip_samples)`.
+            amounts: The result of `amounts`, on the waveform's device.
 
         Returns:
             Shape `(batch, bands, frames)`.

@@ -1,7 +1,7 @@
-"""Estimates the memory and the operations of training before it starts, without allocating the model.
+"""Estimates of the memory and FLOPs of training, without allocating the model.
 
-Operations are counted on the meta device. Memory is counted on fake CUDA tensors, which have shapes and types but no
-data, and need no GPU: a large backbone at a large batch is estimated on a laptop within seconds.
+FLOPs are counted on the meta device. Memory is counted with fake CUDA tensors, which have shapes and types but no data
+and need no GPU. A large backbone with a large batch is estimated on a laptop within seconds.
 """
 
 import json
@@ -29,11 +29,12 @@ def count_flops(model: nn.Module, *inputs: torch.Tensor) -> tuple[int, int]:
     """FLOPs of one forward pass and of one backward pass in train mode.
 
     Args:
-        model: The model; its gradients are thrown away.
-        *inputs: Its arguments, on its device. Its output's `loss` goes backward, or else the sum of the output.
+        model: The model; its gradients are deleted.
+        *inputs: Its arguments, on its device. The backward pass starts at the output's `loss`, or at the sum of the
+            output if there is no loss.
 
     Returns:
-        Forward and backward; a multiply-add is two.
+        FLOPs of the forward pass and of the backward pass; a multiply-add is two FLOPs.
     """
     model.train()
     with FlopCounterMode(display=False) as counter:
@@ -48,21 +49,21 @@ def count_flops(model: nn.Module, *inputs: torch.Tensor) -> tuple[int, int]:
 
 
 def saved_bytes(model: nn.Module, *inputs: torch.Tensor) -> int:
-    """Bytes that training keeps between the forward and the backward pass, beside parameters and buffers.
+    """Bytes that training stores between forward and backward pass, without parameters and buffers.
 
     Args:
         model: The model.
-        *inputs: Its arguments, on its device; they count too.
+        *inputs: Its arguments, on its device; they are included.
     """
     own = {id(tensor.untyped_storage()) for tensor in (*model.parameters(), *model.buffers())}
     storages = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in inputs}
 
     def pack(tensor: torch.Tensor) -> None:
-        # Held until the count is done, so that no id is used twice.
+        # References are kept until the end of the count, so that no id is used twice.
         storages[id(tensor.untyped_storage())] = tensor.untyped_storage()
 
     def unpack(packed: None) -> torch.Tensor:
-        raise AssertionError("nothing was kept to go backward with")
+        raise AssertionError("the forward pass stored no tensors for a backward pass")
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         model.train()(*inputs)
@@ -70,9 +71,9 @@ def saved_bytes(model: nn.Module, *inputs: torch.Tensor) -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Context in which `peak` becomes the most bytes that were alive at once, of tensors made in it.
+    """Context that measures `peak`, the largest number of bytes in tensors created in it.
 
-    What a kernel allocates for itself is not seen.
+    Temporary memory of kernels is not included.
     """
 
     def __init__(self) -> None:
@@ -85,7 +86,7 @@ class LiveBytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
-            # A view, or what is changed in place, is in its arguments' storage.
+            # Views and results of in-place operations share the storage of their arguments.
             if id(storage) not in known | self._alive:
                 self._alive.add(id(storage))
                 self._now += storage.nbytes()
@@ -103,8 +104,8 @@ def bf16_autocast(device_type: str, enabled: bool = True) -> Iterator[None]:
     """bfloat16 autocast, for fake tensors too: without a GPU, `torch.autocast("cuda")` turns itself off.
 
     Args:
-        device_type: Kind of device, such as `"cuda"`; autocast has a list of operations for each.
-        enabled: Whether anything changes.
+        device_type: Type of the device, such as `"cuda"`; each has its own list of autocast operations.
+        enabled: Whether autocast is on.
     """
     before = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
     torch.set_autocast_enabled(device_type, enabled)
@@ -126,10 +127,10 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 def _convolution_backward_flops(
     grad_output: Any, x: Any, weight: Any, *arguments: Any, out_shape: Any = None, **kwargs: Any
 ) -> int:
-    """Each of the two gradients costs as much as the forward pass.
+    """FLOPs of a convolution's backward pass: each of the two gradients costs as much as the forward pass.
 
-    torch's own formula multiplies that of the weight by the number of groups: several times too much for depthwise
-    convolutions (torch 2.12).
+    torch's own formula multiplies the cost of the weight's gradient by the number of groups, which is several times
+    too much for depthwise convolutions (torch 2.12).
     """
     _bias_sizes, _stride, _padding, _dilation, transposed, _output_padding, _groups, output_mask = arguments
     return sum(output_mask[:2]) * conv_flop_count(x, weight, grad_output, transposed)
@@ -140,15 +141,15 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes in one precision; `bf16` is autocast: weights, gradients and optimiser stay float32.
+    """Memory in bytes for one precision; `bf16` is autocast, with weights, gradients and optimiser in float32.
 
     Attributes:
         weights: Parameters and buffers.
         gradients: One per parameter.
         optimizer: AdamW's two moments of each parameter.
-        saved: The batch and what the forward pass keeps for the backward pass; with autocast, also the bfloat16 copies
-            of weights.
-        live: The most that lives at once beside the weights while a batch is served, the batch included.
+        saved: The batch and the tensors that the forward pass stores for the backward pass; with autocast, also the
+            bfloat16 copies of weights.
+        live: Peak memory of inference without the weights, including the batch.
     """
 
     weights: int
@@ -159,7 +160,7 @@ class Memory:
 
     @property
     def training(self) -> int:
-        """Bytes of a training step: the sum of its four parts, as if all gradients were there when backward begins."""
+        """Bytes of a training step: the sum of its four parts, as if all gradients existed from the start."""
         return self.weights + self.gradients + self.optimizer + self.saved
 
     @property
@@ -188,17 +189,17 @@ class Estimate:
 def estimate(
     backbone: str, *, batch_size: Count, num_labels: Count, bands: Count | None = None, frames: Count | None = None
 ) -> Estimate:
-    """Estimates a `KenyaBirdsForAudioClassification`; no weight is downloaded or allocated.
+    """Estimates the cost of a `KenyaBirdsForAudioClassification`; no weights are downloaded or allocated.
 
     Args:
         backbone: Name of a timm image model.
-        batch_size: Clips of a batch.
+        batch_size: Clips per batch.
         num_labels: Number of classes.
         bands: Bands of the features; by default those of the default feature extractor.
-        frames: Frames of the features; likewise.
+        frames: Frames of the features; by default those of the default feature extractor.
 
     Raises:
-        UserError: If a number is below 1, the backbone is not known or cannot take such a batch.
+        UserError: If a number is below 1, timm does not have the backbone, or the backbone cannot process the batch.
     """
     if bands is None or frames is None:
         default_bands, default_frames = default_feature_size()
@@ -214,7 +215,7 @@ def estimate(
     gradients = _bytes(model.parameters())
     memory = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
-        # CUDA, because autocast has a list of operations for each kind of device.
+        # CUDA, because the list of autocast operations depends on the device type.
         model.to_empty(device="cuda")
         for precision in PRECISIONS:
             with bf16_autocast("cuda", precision == "bf16"):
@@ -234,7 +235,7 @@ def estimate(
 
 
 def default_feature_size() -> tuple[int, int]:
-    """Bands and frames that the feature extractor gives by default."""
+    """Bands and frames of the default feature extractor."""
     return KenyaBirdsFeatureExtractor().feature_shape
 
 
@@ -242,17 +243,17 @@ def default_feature_size() -> tuple[int, int]:
 def run_cost(
     result: Estimate, *, clips: Count, epochs: Positive, device_tflops: Positive | None = None
 ) -> dict[str, float | int]:
-    """Operations of training, and its time where the device's speed is known; evaluation is not in it.
+    """FLOPs of training, and its time if the device's speed is given; evaluation is not included.
 
     Args:
         result: The estimate.
         clips: Training clips.
         epochs: Passes over them.
-        device_tflops: Speed that the device sustains, in 10^12 FLOPs a second.
+        device_tflops: Sustained speed of the device, in 10^12 FLOPs per second.
 
     Returns:
-        The arguments, `tflops_per_epoch` and `tflops_per_run` (in 10^12 FLOPs), and with a speed `hours_per_epoch` and
-        `hours_per_run`.
+        The arguments, `tflops_per_epoch` and `tflops_per_run` (in 10^12 FLOPs), and if the speed is given
+        `hours_per_epoch` and `hours_per_run`.
 
     Raises:
         UserError: If a number is not above 0.
@@ -266,7 +267,12 @@ def run_cost(
 
 
 def to_json(result: Estimate, cost: dict[str, float | int] | None = None) -> str:
-    """The estimate as a JSON object, sizes in bytes, with the run's cost as `run`."""
+    """The estimate as JSON with sizes in bytes.
+
+    Args:
+        result: The estimate.
+        cost: The result of `run_cost`, if the JSON should contain it as `run`.
+    """
     memory = {
         precision: {**asdict(memory), "training": memory.training, "serving": memory.serving}
         for precision, memory in result.memory.items()
@@ -275,7 +281,12 @@ def to_json(result: Estimate, cost: dict[str, float | int] | None = None) -> str
 
 
 def format_estimate(result: Estimate, cost: dict[str, float | int] | None = None) -> str:
-    """The estimate as a table to read, with the run's cost where it is given."""
+    """The estimate as a text table.
+
+    Args:
+        result: The estimate.
+        cost: The result of `run_cost`, if the table should contain it.
+    """
     forward, training = result.forward_flops_per_clip / 1e9, result.training_flops_per_clip / 1e9
     lines = [
         f"{result.backbone}, {result.num_labels} classes, features of {result.bands} x {result.frames}, "

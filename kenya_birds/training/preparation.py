@@ -1,4 +1,4 @@
-"""What chance does not change on a clip's way to the model: computed once, kept in the cache of `datasets`."""
+"""Preparation of clips without randomness, computed once and stored in the cache of `datasets`."""
 
 import inspect
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 
 CLIPS_PER_BATCH = 64
 FULL_SCALE = 32767
-# What `clean` depends on: clean clips are large, and serve every kind of features.
+# The settings that `clean` depends on: clean clips are large, and shared by all kinds of features.
 WAVEFORM_SETTINGS = (
     *("sampling_rate", "noise_reduction", "prop_decrease"),
     *("high_pass_hz", "pre_emphasis", "do_peak_normalize", "min_peak_dbfs"),
@@ -25,17 +25,17 @@ WAVEFORM_SETTINGS = (
 
 
 def clean_clips(clips: Dataset, extractor: KenyaBirdsFeatureExtractor, device: torch.device) -> Dataset:
-    """Replaces the audio of clips by what the extractor's waveform stage makes of it, context included.
+    """Replaces the audio of clips by the output of the extractor's waveform stage, with context.
 
     Args:
         clips: Rows of `load_clips`.
-        extractor: Its `clean` is applied.
-        device: Where to compute.
+        extractor: The feature extractor, whose `clean` is applied.
+        device: Device for the computation.
 
     Returns:
         The rows with `waveform` (int16, `samples` values, its peak at full scale) and `scale` instead of `audio`: the
-        clean waveform is `waveform * scale`, to 98 dB below its peak. Noise reduction hears the context too, so that
-        its threshold is not quite the one of the clip alone, which evaluation and serving hear.
+        clean waveform is `waveform * scale`, with a resolution of 98 dB below its peak. Noise reduction includes the
+        context, so its threshold differs a little from that of the clip alone in evaluation and detection.
     """
 
     def clean(waveform: torch.Tensor) -> dict[str, pa.Array]:
@@ -54,12 +54,12 @@ def clean_clips(clips: Dataset, extractor: KenyaBirdsFeatureExtractor, device: t
 
 
 def extract_features(clips: Dataset, extractor: KenyaBirdsFeatureExtractor, device: torch.device) -> Dataset:
-    """Replaces the audio of clips by the features that the model sees when it is evaluated or used.
+    """Replaces the audio of clips by the features for evaluation.
 
     Args:
-        clips: Rows of `load_clips`; the middle of those with context is heard.
-        extractor: The front end.
-        device: Where to compute.
+        clips: Rows of `load_clips`; clips with context are centre-cropped.
+        extractor: The feature extractor.
+        device: Device for the computation.
 
     Returns:
         The rows with `input_features` (float32, `bands * frames` values) instead of `audio`.
@@ -71,7 +71,7 @@ def extract_features(clips: Dataset, extractor: KenyaBirdsFeatureExtractor, devi
         return {"input_features": pa.FixedSizeListArray.from_arrays(flat.reshape(-1), flat.shape[1])}
 
     columns = Features({"input_features": List(Value("float32"), length=int(np.prod(extractor.feature_shape)))})
-    # Its arguments alone: saving adds what features do not depend on to the extractor's JSON.
+    # Only its arguments: the extractor's JSON also has values that features do not depend on.
     settings = {name: getattr(extractor, name, None) for name in inspect.signature(type(extractor)).parameters}
     return _replace_audio(clips, extract, columns, "features", settings, device)
 
@@ -93,7 +93,7 @@ def _replace_audio(
         return pa.table({**kept, **computed})
 
     features = Features({**{name: kind for name, kind in clips.features.items() if name != "audio"}, **columns})
-    # By default the fingerprint would be of this function, and would not notice another signal processing.
+    # The default fingerprint covers only this function, not changes of the signal processing.
     made_from = (clips._fingerprint, stage, settings, code_fingerprint(__name__), library_versions(FRONT_END))
     done = clips.with_format("arrow").map(
         replace,

@@ -20,13 +20,13 @@ from kenya_birds.model.modeling_kenya_birds import build_backbone
 from kenya_birds.training.settings import Settings, usual_settings
 
 STRENGTH = "augmentation_strength"
-# What the strength multiplies: one number instead of four, as tens of trials cannot tell four apart.
+# The strength multiplies these: one number instead of four, because tens of trials cannot tune four.
 STRENGTHENED = ("shift_probability", "pitch_probability", "speed_probability", "noise_probability")
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, drawn evenly, or evenly in their logarithm."""
+    """Numbers from `low` to `high`, drawn uniformly or log-uniformly."""
 
     low: float
     high: float
@@ -43,29 +43,29 @@ RANGES = {
     STRENGTH: Range(0.0, 2.0),
     "mixup_probability": Range(0.0, 1.0),
     "label_smoothing_factor": Range(0.0, 0.2),  # single-label targets only
-    "drop_path_rate": Range(0.0, 0.3),  # where the backbone has it
+    "drop_path_rate": Range(0.0, 0.3),  # if the backbone supports it
 }
 
 
 class SearchSpace:
-    """The space that a study searches.
+    """The search space of a study.
 
     Args:
-        settings: What is not searched; the probabilities that the strength multiplies.
-        backbones: Names of timm models; by default the settings' one. One alone is not searched.
+        settings: Settings that are not searched, and the probabilities that the strength multiplies.
+        backbones: Names of timm models; by default that of the settings. A single backbone is not searched.
 
     Attributes:
         backbones: The backbones.
 
     Raises:
-        UserError: If timm does not know a backbone, or one is named twice.
+        UserError: If timm does not have a backbone, or a backbone is repeated.
     """
 
     def __init__(self, settings: Settings, backbones: Sequence[str] = ()) -> None:
         self.settings = settings
         self.backbones = list(backbones) or [settings.model.backbone]
         if len(set(self.backbones)) < len(self.backbones):
-            raise UserError(f"the backbones {', '.join(self.backbones)} are not all different: name each once")
+            raise UserError(f"the backbones {', '.join(self.backbones)} are not all different: give each of them once")
         self._droppable = [name for name in self.backbones if _has_drop_path(name)]
         unused = set()
         if settings.model.problem_type == "multi_label_classification":
@@ -101,7 +101,7 @@ class SearchSpace:
         return self.flags(point)
 
     def fixed(self) -> dict[str, Any]:
-        """Flags of `train_hf.py` by name: what is not searched and does not have its default, splits included.
+        """Flags of `train_hf.py` by name: settings that are not searched and do not have their default, with splits.
 
         Training without them would cut other clips, or test on recordings that tuning has used.
         """
@@ -133,7 +133,7 @@ class SearchSpace:
 
 
 def _absolute(path: str) -> str:
-    """A path that is there from wherever training starts; any other text as it is."""
+    """Makes the path of an existing file absolute; other text is not changed."""
     return str(Path(path).resolve()) if Path(path).exists() else path
 
 
@@ -148,9 +148,9 @@ def _has_drop_path(backbone: str) -> bool:
 
 
 class SeededTPESampler(optuna.samplers.BaseSampler):
-    """TPE whose random numbers depend on the seed and on how many points were drawn before, and not on the process.
+    """TPE whose random numbers depend on the seed and on the number of earlier points, not on the process.
 
-    A `TPESampler` that is seeded once draws the same first points in every process that works on a study.
+    A normal `TPESampler` with a seed draws the same first points in every process of a study.
     """
 
     def __init__(self, seed: int) -> None:
@@ -158,7 +158,7 @@ class SeededTPESampler(optuna.samplers.BaseSampler):
         self._sampler = optuna.samplers.TPESampler(seed=seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Seeds the sampler for this trial by how many new points were drawn before: second tries do not count."""
+        """Seeds the sampler for this trial by the number of earlier points, without repeated trials."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             before = [

@@ -1,4 +1,4 @@
-"""The settings of a run: together, saved with the model, and in its summary."""
+"""All settings of a training run, their record in the model's folder, and the training summary."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from kenya_birds.training.transformers_arguments import defaults
 
 logger = logging.getLogger(__name__)
 
-# What of the training arguments decides which model comes out.
+# The training arguments that decide which model is the result.
 DECIDING_ARGUMENTS = (
     *("seed", "data_seed", "full_determinism", "num_train_epochs", "max_steps", "early_stopping_patience"),
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
@@ -34,11 +34,11 @@ DECIDING_ARGUMENTS = (
     *("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
 )
-# Clips of a step: the product of the arguments that say how they are spread over processes and batches.
+# Clips per step: the product of the arguments for processes, batches and accumulation.
 CLIPS_PER_STEP = "clips_per_step"
-# Paths, what belongs to the machine, and how many runs are made.
+# Paths, settings of the machine, and the number of runs.
 NOT_RECORDED = ("data_dir", "splits_file", "cache_dir", "num_proc", "folds", "final_fit")
-# Training arguments that may hold paths, names or addresses of the user's own, or only say what is shown.
+# Training arguments that may contain private paths, names or addresses, or only affect what is shown.
 PRIVATE_ARGUMENTS = (
     *("output_dir", "resume_from_checkpoint", "run_name", "project", "report_to", "disable_tqdm"),
     *("do_train", "do_eval", "do_predict", "label_names", "local_rank"),
@@ -49,14 +49,14 @@ PRIVATE_PREFIXES = ("hub_", "push_to_hub", "trackio_", "log_", "logging_")
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a run can be told.
+    """All settings of a run.
 
     Attributes:
-        data: The archive, and how it is cut and split.
-        model: The backbone and its weights.
-        features: The front end.
-        augmentation: What chance changes.
-        training: Everything else.
+        data: The archive, its clips and its splits.
+        model: The backbone and its initial weights.
+        features: The feature extractor.
+        augmentation: The augmentation of training clips.
+        training: The training arguments.
     """
 
     data: DataArguments
@@ -66,7 +66,7 @@ class Settings:
     training: KenyaBirdsTrainingArguments
 
     def changed(self, **changes: Any) -> "Settings":
-        """Settings with other values of some fields, whichever group each is in.
+        """A copy of the settings with other values of some fields, of any group.
 
         Raises:
             KeyError: If no group has such a field.
@@ -76,16 +76,16 @@ class Settings:
             own = {field.name for field in dataclasses.fields(group)} & changes.keys()
             groups[name] = dataclasses.replace(group, **{field: changes.pop(field) for field in own})
         if changes:
-            raise KeyError(f"no setting is called {', '.join(changes)}")
+            raise KeyError(f"there is no setting {', '.join(changes)}")
         return Settings(**groups)
 
     def record(self) -> dict[str, Any]:
-        """The settings as JSON holds them, without paths of this machine and without secrets.
+        """The settings for JSON, without local paths and secrets.
 
         Returns:
-            By the names of flags: the data, model, feature and augmentation arguments; of the training arguments those
-            that decide which model comes out, and every other one that does not have its default value. And
-            `clips_per_step`: the clips of a step, over all processes and accumulated batches.
+            Values by the names of flags: the data, model, feature and augmentation arguments; the training arguments
+            that decide which model is the result, and others without their default value; and `clips_per_step`, the
+            clips per step over all processes and accumulated batches.
         """
         args = self.training
         usual = defaults(args)
@@ -108,13 +108,13 @@ class Settings:
         return json.loads(json.dumps({name: value for name, value in told.items() if name not in NOT_RECORDED}))
 
     def deciding(self) -> dict[str, Any]:
-        """Those settings of the record that decide which model comes out."""
+        """The settings of the record that decide which model is the result."""
         other = {field.name for field in dataclasses.fields(self.training)} - set(DECIDING_ARGUMENTS)
         return {name: value for name, value in self.record().items() if name not in other}
 
 
 def usual_settings() -> dict[str, Any]:
-    """The defaults of all settings that have one, as JSON holds them, by the names of flags."""
+    """The defaults of all settings with a default, in the form of JSON, by the names of flags."""
     usual: dict[str, Any] = {}
     for group in dataclasses.fields(Settings):
         usual |= defaults(group.type)
@@ -122,11 +122,11 @@ def usual_settings() -> dict[str, Any]:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the recorded settings of a run and those of now.
+    """Differences between the recorded and the current settings of a run.
 
     Args:
-        then: A record; of another version of the package it may lack a setting, which then had its default.
-        now: `Settings.deciding`.
+        then: A record. A setting that it lacks, because another version wrote it, had its default.
+        now: The current `Settings.deciding`.
 
     Returns:
         `NAME was VALUE and is VALUE now` for each difference.
@@ -145,19 +145,19 @@ def _is_private(name: str) -> bool:
 
 
 FRONT_END_FILE = "preprocessor_config.json"
-# What training uses where no flag says otherwise. Models without a record are taken to be trained so.
+# Defaults of training, which are assumed for models without a record.
 USUAL_CLIPS = {"context_s": 0.0, "edge_tolerance_s": 0.0, "min_annotations": DEFAULT_MIN_ANNOTATIONS}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings that the model in a folder was trained with, by the names of the flags of `train_hf.py`.
+    """The training settings of a model, by the names of the flags of `train_hf.py`.
 
     Args:
-        folder: What training wrote: a model, a checkpoint, a cross-validation or one of its folds.
+        folder: The folder of a model, a checkpoint, a cross-validation or one of its folds.
 
     Returns:
-        The settings (see `Settings.record`). Empty where there is no record: other packages write none, and neither
-        did older versions of this one.
+        The settings (see `Settings.record`). Empty if there is no record, as for other packages and older versions of
+        this one.
 
     Raises:
         UserError: If the record cannot be read.
@@ -172,16 +172,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def clip_settings(folder: Path, **given: float | None) -> dict[str, Any]:
-    """How the clips were cut that a model was trained on: all settings that decide which sound and labels a clip has.
+    """The settings of a model's training clips: all settings that decide the sound and the labels of a clip.
 
     Args:
         folder: The folder of a model of this package.
-        **given: Settings that the user gave, which replace those of the model; None where the user gave none.
+        **given: Settings of the user, which replace those of the model; None: not given.
 
     Returns:
-        Arguments of `clips_builder`: `sampling_rate` and `clip_s` of the front end, and `context_s`,
-        `edge_tolerance_s` and `min_annotations` of the record. For a model without a record, `min_annotations` is that
-        of the training summary, and what is still unknown has the default of training, which is logged.
+        Arguments of `clips_builder`: `sampling_rate` and `clip_s` of the feature extractor, and `context_s`,
+        `edge_tolerance_s` and `min_annotations` of the record. For a model without a record, `min_annotations` comes
+        from the training summary; other unknown settings have the default of training, which is logged.
 
     Raises:
         UserError: If a file of the folder cannot be read, or a setting in it is not a number.
@@ -193,10 +193,10 @@ def clip_settings(folder: Path, **given: float | None) -> dict[str, Any]:
         assumed = [name for name in USUAL_CLIPS if name not in known and given.get(name) is None]
         if assumed:
             logger.warning(
-                "%s has no %s, since an older version trained it: %s",
+                "%s has no %s, because an older version trained it: %s",
                 folder,
                 SETTINGS_FILE,
-                ", ".join(f"{name} is taken to be {USUAL_CLIPS[name]:g}" for name in assumed),
+                ", ".join(f"{name} is assumed to be {USUAL_CLIPS[name]:g}" for name in assumed),
             )
     found = {
         **{name: front_end.get(name) for name in ("sampling_rate", "clip_s")},
@@ -209,7 +209,7 @@ def clip_settings(folder: Path, **given: float | None) -> dict[str, Any]:
     return found
 
 
-# Arguments that the model card tells in any case, and others that decide only where they are set.
+# Arguments that are always in the model card, and others that are in it only if they are set.
 TOLD_ARGUMENTS = (
     "seed",
     "num_train_epochs",
@@ -237,15 +237,15 @@ def training_summary(
     starting_point: str,
     train_on: str = "clips",
 ) -> dict[str, Any]:
-    """Describes data and settings of a run; no path of this machine is in it.
+    """Describes data and settings of a run, without local paths.
 
     Args:
         builder: The builder of the clips.
         splits: `recording` and `split`.
         clips: The clips by split.
         args: The training arguments.
-        augmentation: What chance changed in training clips.
-        starting_point: Where the weights came from, as `starting_points.initialize` returns it.
+        augmentation: The augmentation of training clips.
+        starting_point: Origin of the initial weights (see `starting_points.initialize`).
         train_on: `clips` or `recordings`.
     """
     archive, classes = builder.archive, builder.classes
@@ -255,7 +255,7 @@ def training_summary(
         "archive": {
             "name": archive.data_dir.name,
             "recordings": len(archive.headers),
-            # By their names: a copy of Zenodo record 10943500 may lie in a folder of any name.
+            # Recognised by recording names, because the folder of Zenodo record 10943500 may have any name.
             "is_kenyan": all(name.startswith("KEN_") for name in archive.headers),
             "hours": sum(header.duration_s for header in archive.headers.values()) / 3600,
             "annotations": len(archive.annotations) + len(archive.set_aside),
