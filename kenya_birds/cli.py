@@ -1,4 +1,4 @@
-"""The `kenya-birds` command: a thin door to the rooms of the package."""
+"""The `kenya-birds` command."""
 
 import sys
 
@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command.
 
     Args:
-        arguments: Command line; by default the process's own.
+        arguments: Command line; by default that of the process.
     """
     use_utf8()
     print_anything()
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         train_hf.command(words[1:], TRAIN)
         return
-    # What stands behind `tune ... --` are flags of train_hf.py.
+    # Arguments after `tune ... --` are options of train_hf.py.
     end = words.index("--") if words[:1] == ["tune"] and "--" in words else len(words)
     with one_line_errors("kenya-birds"):
         options = _parser().parse_args(words[:end])

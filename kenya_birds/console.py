@@ -1,4 +1,4 @@
-"""What every command shares: errors in one line, and the package's log on stderr."""
+"""Console output of all commands: errors in one line, and the package's log on stderr."""
 
 import logging
 import os
@@ -14,15 +14,15 @@ def one_line_errors(program: str, after_stop: str = "") -> Iterator[None]:
     """Ends the process with one line on stderr: exit code 2 for a `UserError`, 130 when the user stops it.
 
     Args:
-        program: Name of the command, put in front of the message.
-        after_stop: How to resume what Ctrl+C stopped, unless the `KeyboardInterrupt` says it.
+        program: Name of the command, a prefix of the message.
+        after_stop: How to resume after Ctrl+C, unless the `KeyboardInterrupt` has a message.
     """
     # All processes of a launcher have the same command line, and get Ctrl+C together.
     is_first = os.environ.get("RANK", "0") == "0"
     try:
         yield
     except UserError as error:
-        program = getattr(error, "program", program)  # of a command line, the command too
+        program = getattr(error, "program", program)  # for errors of the command line, with the subcommand
         if is_first or not isinstance(error, UsageError):
             print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -35,7 +35,7 @@ def one_line_errors(program: str, after_stop: str = "") -> Iterator[None]:
 
 @contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Turns exceptions of these kinds into `UserError`, round code whose arguments the user chose."""
+    """Turns exceptions of these kinds into `UserError`; for code with arguments of the user."""
     try:
         yield
     except kinds as error:
@@ -44,7 +44,7 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def transformers_bars_hidden() -> Iterator[None]:
-    """Hides transformers' progress bars of loading and saving weights, which take no time with models like ours."""
+    """Hides transformers' progress bars for loading and saving weights, which is quick for these models."""
     from transformers.utils import logging as transformers_logging
 
     was_shown = transformers_logging.is_progress_bar_enabled()
@@ -57,14 +57,14 @@ def transformers_bars_hidden() -> Iterator[None]:
 
 
 class _Once(logging.Filter):
-    """Shows what there is to say of an archive once, though every fold of a cross-validation reads it again."""
+    """Log filter that shows messages about an archive once, although every fold of a cross-validation reads it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to show a record."""
+        """Returns True if a record is shown."""
         if not record.name.startswith("kenya_birds.data."):
             return True
         message = record.getMessage()
@@ -74,7 +74,7 @@ class _Once(logging.Filter):
 
 
 def show_log(level: int = logging.INFO) -> None:
-    """Shows what the package logs, from `level` on, on stderr; other libraries' logs stay as they are."""
+    """Shows the package's log on stderr, from `level` on; other libraries' logs are unchanged."""
     logger = logging.getLogger("kenya_birds")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))

@@ -1,4 +1,4 @@
-"""The processes that share a run, on one machine or on many, as torchrun and accelerate start them."""
+"""Communication between the processes of a run, on one or several machines, started by torchrun or accelerate."""
 
 import atexit
 import os
@@ -13,54 +13,54 @@ import torch
 from kenya_birds.errors import UserError
 
 T = TypeVar("T")
-# One process may cut clips for hours while the others wait: no time-out is long enough, so this is none.
-PATIENCE = timedelta(days=3650)
+# Practically unlimited, because one process may cut clips for hours while the others wait.
+NO_TIMEOUT = timedelta(days=3650)
 
 
 class Team:
-    """The processes that share a run; one, unless a launcher's environment says that there are more.
+    """The processes of a run; a single one, unless the environment variables of a launcher define more.
 
-    They talk through torch.distributed's gloo, which needs no GPU. Where a process group is there already, as in
-    training, they use one of their own beside it, so that its time-out (`--ddp_timeout`) does not end their waiting.
+    They communicate with torch.distributed's gloo backend, which needs no GPU. If a process group exists already, as
+    in training, an additional group is used, so that the time-out of the first (`--ddp_timeout`) does not apply.
 
     Attributes:
-        rank: This process's number.
-        local_rank: This process's number among those of its machine.
-        size: How many there are.
+        rank: Number of this process.
+        local_rank: Number of this process on its machine.
+        size: Number of processes.
     """
 
     def __init__(self) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0")) if self.size > 1 else 0
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if self.size > 1 else 0
-        self._is_beside = False  # of another process group
+        self._is_additional = False  # whether another process group exists
         if self.size > 1:
             try:
                 if torch.distributed.is_initialized():
-                    self._is_beside = True
-                    _patient_group(torch.distributed.group.WORLD)
+                    self._is_additional = True
+                    _group_without_timeout(torch.distributed.group.WORLD)
                 else:
-                    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
-                # A thread of gloo that drops a tensor while Python ends would abort the process.
+                    torch.distributed.init_process_group("gloo", timeout=NO_TIMEOUT)
+                # Otherwise a thread of gloo may abort the process while Python ends.
                 atexit.register(_end_process_group)
             except (RuntimeError, ValueError) as error:
                 raise UserError(
-                    f"WORLD_SIZE is {self.size}, but the processes do not find each other ({error}): start them with "
-                    "torchrun or accelerate launch"
+                    f"WORLD_SIZE is {self.size}, but the processes cannot connect ({error}): start them with torchrun "
+                    "or accelerate launch"
                 ) from None
 
     @property
     def device(self) -> str | None:
-        """The GPU that is this process's, where each has one; None: any."""
+        """GPU of this process, if there are several processes and a GPU; else None."""
         return f"cuda:{self.local_rank}" if self.size > 1 and torch.cuda.is_available() else None
 
     @property
     def is_first(self) -> bool:
-        """Whether this process does what is done once."""
+        """True for the process that does work that is done once."""
         return self.rank == 0
 
     def broadcast(self, message: Any) -> Any:
-        """What the first process says; the others' own messages do not matter."""
+        """Returns the first process's message in every process; messages of the others are ignored."""
         if self.size == 1:
             return message
         messages = [message]
@@ -68,7 +68,7 @@ class Team:
         return messages[0]
 
     def gather(self, message: T) -> list[T]:
-        """What every process says, by rank, once all have said it."""
+        """Returns the messages of all processes, by rank."""
         if self.size == 1:
             return [message]
         messages: list[Any] = [None] * self.size
@@ -76,20 +76,20 @@ class Team:
         return messages
 
     def wait(self) -> None:
-        """Returns once every process is here, however long that takes."""
+        """Waits for all processes, without a time-out."""
         self.gather(None)
 
     def first_does(self, work: Callable[[], T]) -> T:
-        """Has the first process do something, while the others wait.
+        """Runs a function in the first process, while the others wait.
 
         Args:
-            work: What it does.
+            work: The function.
 
         Returns:
-            What `work` returned, in every process.
+            The result of `work`, in every process.
 
         Raises:
-            UserError: If `work` raised one: the same in every process.
+            UserError: If `work` raised one; the same in every process.
         """
         result: Any = None
         error: str | None = None
@@ -107,30 +107,31 @@ class Team:
 
     @contextmanager
     def one_first(self) -> Iterator[None]:
-        """The first process of each machine runs the block; then the others do, and find in a cache what it made."""
+        """Runs the block in the first process of each machine, then in the others, which find its cache."""
         if self.local_rank:
             self.wait()
         yield
         if not self.local_rank:
             self.wait()
 
-    def _do(self, talk: Any, *arguments: Any, **options: Any) -> None:
-        group = _patient_group(torch.distributed.group.WORLD) if self._is_beside else None
+    def _do(self, operation: Any, *arguments: Any, **options: Any) -> None:
+        group = _group_without_timeout(torch.distributed.group.WORLD) if self._is_additional else None
         try:
-            talk(*arguments, group=group, **options)
+            operation(*arguments, group=group, **options)
         except RuntimeError:
             raise UserError(
-                "another process of this run has ended: see what it says, and run the same command again to resume"
+                "another process of this run has ended: see its error message, and run the same command again to "
+                "resume"
             ) from None
 
 
 @lru_cache(maxsize=1)
-def _patient_group(world: Any) -> Any:
-    """A group of all processes that waits as long as it takes, beside the given one."""
-    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+def _group_without_timeout(world: Any) -> Any:
+    """Makes an additional group of all processes, without a time-out."""
+    return torch.distributed.new_group(backend="gloo", timeout=NO_TIMEOUT)
 
 
 def _end_process_group() -> None:
-    _patient_group.cache_clear()
+    _group_without_timeout.cache_clear()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,20 +1,20 @@
-"""What a user can get wrong."""
+"""Errors that a user can correct."""
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used.
+    """Error in the user's input, such as a file, a setting or a model.
 
-    The message says what was expected, what was found, where, and what to do. Library callers can catch it; commands
+    The message says what was expected, what was found, where, and what to do. Library callers can catch it. Commands
     print it as one line and exit with code 2.
     """
 
 
 class UsageError(UserError):
-    """A command line that cannot be parsed.
+    """Error in a command line.
 
     Args:
-        message: What is wrong.
-        program: The program and command that were called.
+        message: The message.
+        program: Program and command.
     """
 
     def __init__(self, message: str, program: str) -> None:

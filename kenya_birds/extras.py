@@ -7,16 +7,16 @@ from importlib.util import find_spec
 from kenya_birds.errors import UserError
 
 PACKAGE = "kenya_birds"
-# The modules that each extra of setup.cfg is there for.
+# Modules of each extra in setup.cfg.
 EXTRAS = {"demo": ("gradio",), "optuna": ("optuna",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
 def check_extra(extra: str, what: str) -> None:
-    """Raises `UserError` with the line that installs it, unless an extra is there.
+    """Raises `UserError` with the command to install an extra, if it is not installed.
 
     Args:
-        extra: Its name in setup.cfg.
-        what: What needs it.
+        extra: Name of the extra in setup.cfg.
+        what: Name of the feature that needs it.
     """
     missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
     if missing:
@@ -25,9 +25,9 @@ def check_extra(extra: str, what: str) -> None:
 
 
 def install_line(extra: str) -> str:
-    """A command that installs the libraries of an extra, however this package was installed.
+    """Returns the command that installs the libraries of an extra.
 
-    The package is not on PyPI, so its own name with the extra in brackets would install something else.
+    The package is not on PyPI, so `pip install kenya_birds[extra]` would install something else.
     """
     wanted = [f'"{line}"' for line in _requirements(extra)]
     return f"pip install {' '.join(wanted or EXTRAS[extra])}"

@@ -29,10 +29,15 @@ def shipped_file(name: str) -> Path:
 
 
 def write_json(content: dict[str, Any], path: Path, *, allow_nan: bool = True) -> None:
-    """Writes JSON whole or not at all.
+    """Writes JSON atomically.
+
+    Args:
+        content: The object.
+        path: The file.
+        allow_nan: Allows NaN, which is not valid JSON.
 
     Raises:
-        ValueError: If there is a NaN, which is no JSON, and `allow_nan` is not set.
+        ValueError: If the object has a NaN and `allow_nan` is not set.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=allow_nan)
     with whole_file(path) as partial:
@@ -40,7 +45,7 @@ def write_json(content: dict[str, Any], path: Path, *, allow_nan: bool = True) -
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object that a run left.
+    """Reads a JSON object that a run has written.
 
     Raises:
         UserError: If the file is missing or is not a JSON object.
@@ -48,9 +53,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: expected what training left there ({error})") from None
+        raise UserError(f"{path} cannot be read as JSON: expected a file that training wrote ({error})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object: expected what training left there")
+        raise UserError(f"{path} does not contain a JSON object: expected a file that training wrote")
     return content
 
 
@@ -60,7 +65,7 @@ RECORDINGS_FOLDER = "soundscape_data"
 
 
 def check_layout(data_dir: str | Path) -> None:
-    """Raises `UserError` unless the archive's folder, its two tables and its folder of recordings are there."""
+    """Raises `UserError` if the archive's folder, one of its tables or its folder of recordings is missing."""
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise UserError(
@@ -75,11 +80,11 @@ def check_layout(data_dir: str | Path) -> None:
 
 
 def check_file(path: str | Path | None, what: str) -> None:
-    """Raises `UserError` unless a file is there.
+    """Raises `UserError` if a file does not exist.
 
     Args:
-        path: The file; None: none was given.
-        what: What is expected, such as `a table of splits`.
+        path: The file; None: no check.
+        what: Expected content, such as `a table of splits`.
     """
     if path is None or Path(path).is_file():
         return
@@ -89,12 +94,12 @@ def check_file(path: str | Path | None, what: str) -> None:
 
 
 def check_suffix(path: str | Path, suffixes: tuple[str, ...], what: str) -> None:
-    """Raises `UserError` unless a path ends in one of the suffixes.
+    """Raises `UserError` if a path does not end in one of the suffixes.
 
     Args:
         path: The path.
-        suffixes: Such as `(".png", ".svg")`.
-        what: What is expected, such as `a picture`.
+        suffixes: Suffixes such as `(".png", ".svg")`.
+        what: Expected content, such as `a picture`.
     """
     if Path(path).suffix not in suffixes:
         raise UserError(f"{path} is not the name of {what}: expected a name that ends in {' or '.join(suffixes)}")
@@ -105,10 +110,10 @@ LOCK_FILE = ".lock"
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives the path to write to; what is there gets its name when the block ends, and is removed if it fails.
+    """Gives a temporary path; the file is renamed to `path` at the end of the block, or removed after an error.
 
     Args:
-        path: The file's path; a file that is there is replaced.
+        path: The file's path; an existing file is replaced.
     """
     partial = path.with_name(path.name + ".part")
     try:
@@ -121,46 +126,56 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def users_file(path: Path) -> Iterator[Path]:
-    """`whole_file` where the user chose the path: raises `UserError` if it cannot be written."""
+    """Does the same as `whole_file` for paths of the user; raises `UserError` if the file cannot be written."""
     try:
         with whole_file(path) as partial:
             yield partial
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}; give a path in a folder that can be written to") from None
+        raise UserError(f"{path} cannot be written: {error}; give a path in a writable folder") from None
 
 
 def as_utf8(text: str) -> str:
-    """A text with what is not Unicode, such as bytes in a file's name, escaped: `\\udcff`."""
+    """Escapes invalid Unicode in a text, such as bytes of a file name: `\\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_table(table: "pd.DataFrame", path: str | Path, float_format: str | None = None) -> None:
-    """Writes a table as CSV, whole or not at all; a file that is there is replaced.
+    """Writes a table as CSV, atomically; an existing file is replaced.
+
+    Args:
+        table: The table.
+        path: The file.
+        float_format: Format of numbers, such as `%.4f`.
 
     Raises:
-        UserError: If it cannot be written.
+        UserError: If the file cannot be written.
     """
     with users_file(Path(path)) as partial:
         table.to_csv(partial, index=False, lineterminator="\n", float_format=float_format)
 
 
 def check_output(path: str | Path, overwrite: bool) -> None:
-    """Raises `UserError` if a file would be overwritten unasked, or cannot be made; to be known before long work."""
+    """Raises `UserError` if an output file exists or cannot be created; call this before long work.
+
+    Args:
+        path: The file.
+        overwrite: Allows an existing file.
+    """
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder: expected the path of a file")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already: give another path, or replace it with --overwrite (overwrite=True)")
+        raise UserError(f"{path} exists already: give another path, or replace it with --overwrite (overwrite=True)")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path} cannot be written: {path.parent} is not a folder that can be written to")
+        raise UserError(f"{path} cannot be written: {path.parent} is not a writable folder")
 
 
 def check_new_folder(folder: str | Path, flag: str = "--output") -> None:
-    """Raises `UserError` unless a folder is new or empty and can be written to; to be known before long work.
+    """Raises `UserError` if an output folder is not new or empty, or not writable; call this before long work.
 
     Args:
         folder: The folder.
-        flag: The option that names it.
+        flag: Its option, for the message.
     """
     folder = Path(folder)
     if not is_new_or_empty(folder):
@@ -169,27 +184,38 @@ def check_new_folder(folder: str | Path, flag: str = "--output") -> None:
 
 
 def check_can_make(folder: str | Path) -> None:
-    """Raises `UserError` unless a folder is there or can be made, and can be written to."""
+    """Raises `UserError` if a folder cannot be created or is not writable."""
     nearest = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"{folder} cannot be made: {nearest} is not a folder that can be written to")
+        raise UserError(f"{folder} cannot be created: {nearest} is not a writable folder")
 
 
-# What the formats of pictures would say of program and time, left out: same picture, same bytes.
+# Removes program and time from the metadata of pictures, so that the same picture has the same bytes.
 PICTURE_METADATA = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
 def check_picture(path: str | Path, overwrite: bool) -> None:
-    """Raises `UserError` if a picture cannot be written there; to be known before long work."""
+    """Raises `UserError` if a picture cannot be written; call this before long work.
+
+    Args:
+        path: The picture.
+        overwrite: Allows an existing file.
+    """
     check_suffix(path, tuple(PICTURE_METADATA), "a picture")
     check_output(path, overwrite)
 
 
 def put_folder_in_place(partial: Path, folder: Path) -> None:
-    """Gives a finished folder its final name. An empty folder of that name is removed, as Windows does not replace it.
+    """Renames a finished folder to its final name.
+
+    An existing empty folder is removed first, because Windows does not replace it.
+
+    Args:
+        partial: The finished folder.
+        folder: Its final path.
 
     Raises:
-        OSError: If something is there already, or the folder cannot be written.
+        OSError: If the path exists and is not an empty folder, or cannot be written.
     """
     if folder.is_dir():
         folder.rmdir()
@@ -197,14 +223,19 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
 
 
 def is_portable_name(name: str) -> bool:
-    """Whether every system takes a file of this name: Windows reserves some, and 255 bytes are the most."""
+    """Returns True if a file name is valid on every system: not reserved on Windows, and at most 255 bytes."""
     is_reserved = re.match(r"(con|prn|aux|nul|com\d|lpt\d) *(\.|$)", name, re.IGNORECASE)
     is_plain = name.isprintable() and not re.search(r'[<>:"/\\|?*]', name) and name == name.rstrip(" .")
     return bool(name) and is_plain and not is_reserved and len(name.encode()) <= 255
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Gives a file a second name, or copies it where the file system has no hard links, such as exFAT."""
+    """Makes a hard link, or a copy if the file system has no hard links, such as exFAT.
+
+    Args:
+        source: The existing file.
+        target: The new path.
+    """
     try:
         os.link(source, target)
     except OSError:
@@ -212,22 +243,22 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def is_new_or_empty(folder: Path) -> bool:
-    """Whether nothing is there yet: no such path, or a folder that is empty or has nothing but a lock (`locked`)."""
+    """Returns True if a folder does not exist, or is empty except for a lock file (see `locked`)."""
     return not folder.exists() or (folder.is_dir() and all(path.name == LOCK_FILE for path in folder.iterdir()))
 
 
 @contextmanager
 def locked(folder: Path, lock_file: Path | None = None) -> Iterator[None]:
-    """Holds the lock of an output folder: two runs that write to one folder at the same time would lose one's results.
+    """Locks an output folder, so that two runs cannot overwrite each other's results.
 
-    The lock is free again when the block or the process ends, however that ends. Its file stays.
+    The lock is released when the block or the process ends. The lock file remains.
 
     Args:
         folder: The output folder.
-        lock_file: Where the lock lies; by default `LOCK_FILE` in the folder, which has to be there.
+        lock_file: Path of the lock; by default `LOCK_FILE` in the existing folder.
 
     Raises:
-        UserError: If another process holds the lock, or its file cannot be made.
+        UserError: If another process holds the lock, or the lock file cannot be created.
     """
     import filelock  # commands check their paths before anything heavy is imported
 
@@ -235,9 +266,7 @@ def locked(folder: Path, lock_file: Path | None = None) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise UserError(
-            f"another run writes to {folder} at this moment: wait for it, or give another folder"
-        ) from None
+        raise UserError(f"another run is writing to {folder}: wait for it, or give another folder") from None
     except (OSError, NotImplementedError) as error:
         raise UserError(f"{folder} cannot be locked or written to ({error}): give another folder") from None
     try:
@@ -247,7 +276,7 @@ def locked(folder: Path, lock_file: Path | None = None) -> Iterator[None]:
 
 
 def check_not_locked(folder: Path) -> None:
-    """Raises `UserError` if another process holds a folder's lock; nothing is written."""
+    """Raises `UserError` if another process holds a folder's lock, without creating a lock file."""
     if (folder / LOCK_FILE).exists():
         with locked(folder):
             pass

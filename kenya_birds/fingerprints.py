@@ -1,4 +1,4 @@
-"""What results depend on besides data and settings: this package's code, and the versions of libraries."""
+"""Fingerprints of this package's code and versions of libraries, which affect results."""
 
 import ast
 import functools
@@ -16,7 +16,7 @@ MODEL = (*FRONT_END, "timm", "transformers")
 
 
 def library_versions(names: Sequence[str]) -> dict[str, str]:
-    """Versions of installed libraries; one that is not installed is left out."""
+    """Returns the versions of installed libraries; missing libraries are skipped."""
     versions = {}
     for name in names:
         try:
@@ -28,10 +28,10 @@ def library_versions(names: Sequence[str]) -> dict[str, str]:
 
 @functools.cache
 def code_fingerprint(module: str) -> str:
-    """SHA-256 of the source of a module of this package, and of all modules of it that it imports.
+    """Returns the SHA-256 of the source of a module and of all modules of this package that it imports.
 
     Args:
-        module: Its name, such as `kenya_birds.inference.pipeline`.
+        module: Name of the module, such as `kenya_birds.inference.pipeline`.
     """
     sources: dict[str, bytes] = {}
     waiting = [module]
@@ -50,7 +50,7 @@ def code_fingerprint(module: str) -> str:
 
 
 def _source_path(module: str) -> Path | None:
-    """Where a module's source is; None of other names, and of the package itself, which decides nothing."""
+    """Returns the path of a module's source; None for other packages, and for the top-level package."""
     package, *parts = module.split(".")
     if package != PACKAGE or not parts:
         return None
@@ -59,7 +59,7 @@ def _source_path(module: str) -> Path | None:
 
 
 def _imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """What a module imports, in functions too: modules, and names that may be modules."""
+    """Yields the imports of a module, also in functions: modules, and names that may be modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,4 +1,4 @@
-"""Loads trained models: from safetensors only, and no code of theirs is run."""
+"""Loading of trained models, from safetensors only and without running code from the model's folder."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.saved_models import SavedModel, check_ours, find_model
 
-# What from_pretrained raises on a damaged file, and on a config.json with values that make no sense.
+# Exceptions of from_pretrained for a damaged file or invalid values in config.json.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -39,13 +39,13 @@ def load(
 
     Args:
         saved: The model.
-        model_class: A class with whose weights it must agree.
-        unused: Start of the names of weights that need not agree.
-        heads_may_differ: Whether there may be weights that the class does not know.
+        model_class: Class of the model, whose weights must all be in the file.
+        unused: Prefix of the names of weights that may be missing.
+        heads_may_differ: Whether the file may have additional weights.
         **settings: Values that replace those of its config.
 
     Raises:
-        UserError: If the model cannot be read, or its weights are not those of its config.
+        UserError: If the model cannot be read, or its weights do not match its config.
     """
     try:
         with transformers_bars_hidden():
@@ -60,21 +60,21 @@ def load(
             )
     except _UNREADABLE as error:
         raise UserError(f"'{saved.name}' cannot be loaded ({type(error).__name__}: {error})") from None
-    # What does not agree would be random, or lost, with no more than a table in the log.
+    # transformers only logs such weights; missing ones would be random, unknown ones lost.
     mismatched = {name for name, *_ in info["mismatched_keys"]}
     unknown = () if heads_may_differ else info["unexpected_keys"]
     wrong = {"missing": info["missing_keys"], "unknown": unknown, "of another shape": mismatched}
     for how, names in wrong.items():
         if found := sorted(name for name in names if not (unused and name.startswith(unused))):
             raise UserError(
-                f"'{saved.name}' does not hold the weights that its config.json tells of: {len(found)} are {how}, the "
-                f"first is {found[0]}"
+                f"'{saved.name}' has other weights than its config.json requires: {len(found)} are {how}, the first "
+                f"is {found[0]}"
             )
     return model
 
 
 def load_model(name: str | Path) -> tuple[KenyaBirdsForAudioClassification, KenyaBirdsFeatureExtractor]:
-    """Loads a trained model of this package and its feature extractor; no code from the model's folder is run.
+    """Loads a trained model of this package and its feature extractor; code in the model's folder is not run.
 
     Args:
         name: The model's folder, or `owner/name` or `owner/name@revision` on the Hub.
@@ -83,7 +83,7 @@ def load_model(name: str | Path) -> tuple[KenyaBirdsForAudioClassification, Keny
         The model in float32 and evaluation mode, and its feature extractor.
 
     Raises:
-        UserError: If there is no such model, it is another kind of model, or a file of it cannot be used.
+        UserError: If the model does not exist, is another kind of model, or one of its files cannot be used.
     """
     model, extractor = load_classifier(find_model(str(name)))
     return model.eval(), extractor
@@ -92,13 +92,13 @@ def load_model(name: str | Path) -> tuple[KenyaBirdsForAudioClassification, Keny
 def load_classifier(
     saved: SavedModel,
 ) -> tuple[KenyaBirdsForAudioClassification, KenyaBirdsFeatureExtractor]:
-    """Loads a model of this package and its front end.
+    """Loads a model of this package and its feature extractor.
 
     Args:
         saved: The model.
 
     Raises:
-        UserError: If it is another kind of model, or a file of it cannot be used.
+        UserError: If it is another kind of model, or one of its files cannot be used.
     """
     check_ours(saved)
     model = load(saved, KenyaBirdsForAudioClassification)

@@ -1,4 +1,4 @@
-"""Parsers of command lines: errors of one line with the nearest name, help in groups with defaults and units."""
+"""Command-line parsers: errors in one line with the nearest name, and help in groups with defaults and units."""
 
 import argparse
 import dataclasses
@@ -19,7 +19,7 @@ LONGEST_CHOICES = 40
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps examples as they are, wraps texts, and shows each default that is a value."""
+    """Help formatter that keeps the layout of examples, wraps texts, and shows defaults."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(HELP_WIDTH, _terminal_columns()))
@@ -36,7 +36,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return text and text.replace("%", "%%")
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        """Each flag once, its value behind the last; without the values that a `BooleanFlag` may have."""
+        """Formats each flag once, with the value after the last; values of a `BooleanFlag` are not shown."""
         shown = [flag for flag in action.option_strings if flag not in getattr(action, "hidden", ())]
         if not shown:
             return super()._format_action_invocation(action)
@@ -45,12 +45,12 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose errors are a `UsageError` with the nearest flag, and that takes no abbreviated flag.
+    """An `ArgumentParser` that raises `UsageError` with the nearest flag, and accepts no abbreviated flags.
 
-    Flags have underscores; hyphens instead are accepted. Types raise `UserError`, with the flag in the message.
+    Flags have underscores; hyphens are accepted too. Types raise `UserError`, with the flag in the message.
 
     Args:
-        example: Lines of a shell, shown at the end of the help.
+        example: Shell commands, shown at the end of the help.
         **options: See `ArgumentParser`; a description is wrapped.
     """
 
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuses unknown flags before anything else, so that a mistyped flag is not reported as a missing one."""
+        """Checks unknown flags first, so that a mistyped flag is not reported as a missing one."""
         words = [self._with_underscores(word) for word in (sys.argv[1:] if args is None else args)]
         try:
             own = self._own(words)
@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
         except UserError as error:
             self.error(str(error))
         if rest:
-            self.error(f"there is no place for '{rest[0]}': {self._usage()}")
+            self.error(f"unexpected argument '{rest[0]}': {self._usage()}")
         return known, rest
 
     def error(self, message: str) -> NoReturn:
@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)", self.prog)
 
     def format_help(self) -> str:
-        """Help with a short line of usage."""
+        """Returns the help with a short usage line."""
         self.usage = self.usage or self._usage()
         return super().format_help()
 
@@ -101,8 +101,8 @@ class Parser(argparse.ArgumentParser):
     def _check_command(self, words: Sequence[str]) -> None:
         if words and self._commands and words[0] not in self._commands:
             near = nearest_name(words[0], self._commands)
-            said = f"did you mean {near}?" if near else f"expected one of {', '.join(self._commands)}"
-            raise UserError(f"there is no command '{words[0]}': {said}")
+            hint = f"did you mean {near}?" if near else f"expected one of {', '.join(self._commands)}"
+            raise UserError(f"there is no command '{words[0]}': {hint}")
 
     @property
     def _commands(self) -> list[str]:
@@ -110,7 +110,7 @@ class Parser(argparse.ArgumentParser):
         return [name for action in actions for name in action.choices]
 
     def _own(self, words: Sequence[str]) -> int:
-        """How many of the words are this parser's: those before a command are, or before a `--`."""
+        """Returns the number of words of this parser: those before a command or a `--`."""
         if self._commands:
             return next((n for n, word in enumerate(words) if not word.startswith("-")), len(words))
         return words.index("--") if "--" in words else len(words)
@@ -123,7 +123,7 @@ class Parser(argparse.ArgumentParser):
         return word
 
     def _usage(self) -> str:
-        """What has to be given, and `[options]`."""
+        """Returns the usage: required arguments, and `[options]`."""
         placed, flagged = [], []
         for action in self._actions:
             name = action.metavar or action.dest
@@ -154,21 +154,21 @@ class BooleanFlag(argparse.Action):
 
 
 def new_command(commands: Any, name: str, summary: str, description: str, example: str) -> Parser:
-    """A subparser.
+    """Adds a subparser.
 
     Args:
-        commands: What `ArgumentParser.add_subparsers` gave.
-        name: What the user types.
+        commands: Result of `ArgumentParser.add_subparsers`.
+        name: Name of the command.
         summary: One line for the list of commands.
-        description: For the command's own help.
-        example: Lines of a shell, for the end of its help.
+        description: Description for the command's own help.
+        example: Shell commands for the end of its help.
     """
     command: Parser = commands.add_parser(name, help=summary, description=description, example=example)
     return command
 
 
 def add_general(parser: Parser) -> Any:
-    """Adds `--help` and `--version`, in the last group, which is returned."""
+    """Adds a last group with `--help` and `--version`, and returns it."""
     group = parser.add_argument_group("General")
     group.add_argument("-h", "--help", action="help", help="show this and exit")
     group.add_argument(
@@ -189,17 +189,17 @@ def add_option(
     aliases: Sequence[str] = (),
     **more: Any,
 ) -> None:
-    """Adds a flag, or an argument that is known by its place.
+    """Adds a flag, or a positional argument.
 
     Args:
-        group: A parser or a group of it.
-        name: With two hyphens if it is a flag.
-        annotation: Its type and rules (see `values`); `bool`: a flag that needs no value.
-        default: What it is where it is not given.
-        help: What it does; the default, choices and range are added.
-        metavar: What stands for the value in the help.
-        shown_default: The default in the help, where it is another.
-        aliases: Other names, which help does not show.
+        group: A parser or one of its groups.
+        name: Name of the argument; with two hyphens for a flag.
+        annotation: Type and rules (see `values`); `bool`: a flag without a value.
+        default: Default value.
+        help: Help text; default, choices and range are added.
+        metavar: Placeholder of the value in the help.
+        shown_default: Default in the help, if it differs from `default`.
+        aliases: Other names, which are not in the help.
         **more: See `ArgumentParser.add_argument`.
     """
     kind = annotation if isinstance(annotation, Kind) else Kind.of(annotation)
@@ -220,7 +220,7 @@ def add_option(
         if kind.repeated:
             more = {"nargs": "+", **more}
     action = group.add_argument(*names, *aliases, help=help, **more)
-    action.hidden, action.range = aliases, _telling_range(kind)
+    action.hidden, action.range = aliases, _informative_range(kind)
     if shown_default is not None:
         action.shown_default = shown_default
 
@@ -229,10 +229,10 @@ def add_field(group: Any, owner: type, name: str, *, help: str | None = None, **
     """Adds a flag for a field of a dataclass, with its type, rules and default.
 
     Args:
-        group: A parser or a group of it.
+        group: A parser or one of its groups.
         owner: The dataclass.
-        name: The field's.
-        help: What it does; by default what the field's metadata say.
+        name: Name of the field.
+        help: Help text; by default that of the field's metadata.
         **more: See `add_option`.
     """
     field = next(field for field in dataclasses.fields(owner) if field.name == name)
@@ -242,7 +242,7 @@ def add_field(group: Any, owner: type, name: str, *, help: str | None = None, **
 
 
 class _Type:
-    """Turns a text into a value; `argparse` shows its name."""
+    """Type of an argument that turns text into a value."""
 
     def __init__(self, name: str, kind: Kind) -> None:
         self.name, self.kind = name, kind
@@ -255,9 +255,9 @@ def _unit(rule: Any) -> str:
     return getattr(rule, "unit", "")
 
 
-def _telling_range(kind: Kind) -> str:
-    """The range of a value, unless it is what everyone expects."""
-    return ", ".join(str(rule) for rule in kind.rules if getattr(rule, "is_telling", True))
+def _informative_range(kind: Kind) -> str:
+    """Returns the range of a value, unless it is obvious."""
+    return ", ".join(str(rule) for rule in kind.rules if getattr(rule, "is_informative", True))
 
 
 def _terminal_columns() -> int:

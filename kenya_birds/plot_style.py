@@ -1,4 +1,4 @@
-"""The style of all pictures: fonts, colours of species, and how a figure is saved."""
+"""Style of all pictures: fonts, colours of species, and saving of figures."""
 
 import logging
 import warnings
@@ -16,7 +16,7 @@ from kenya_birds.files import PICTURE_METADATA, users_file
 logger = logging.getLogger(__name__)
 
 STYLE = {
-    "text.parse_math": False,  # a name may hold a dollar sign
+    "text.parse_math": False,  # names may contain a dollar sign
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -25,27 +25,27 @@ STYLE = {
     "grid.color": "#dfe3e8",
     "grid.linewidth": 0.6,
 }
-# The first has Latin, Greek, Cyrillic, Arabic and Hebrew; those behind it, where one is installed, have other scripts.
+# The first font has Latin, Greek, Cyrillic, Arabic and Hebrew; the others, if installed, have other scripts.
 FONTS = (
     "DejaVu Sans",
     *("Noto Sans CJK JP", "Noto Sans CJK SC", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Hiragino Sans"),
     *("PingFang SC", "Arial Unicode MS", "Noto Sans Devanagari", "Noto Sans Ethiopic", "Nirmala UI", "Ebrima"),
 )
-# They differ for every kind of colour vision (by 13 or more in CIELAB), and from white by a contrast of 3 or more.
+# The colours differ for every kind of colour vision (by 13 or more in CIELAB); their contrast to white is 3 or more.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#882255", "#332288", "#c9709f", "#117733", "#aa66ff")
 HATCHES = ("", "////", "....")
 MAX_NAME = 30
-# `short_name` says it once for a name, and what to do.
+# `short_name` logs its own warning, once for each name.
 warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class SpeciesStyle(NamedTuple):
-    """How a species is drawn.
+    """Colour and hatch of a species.
 
     Attributes:
-        colour: Hexadecimal.
+        colour: Hexadecimal colour.
         hatch: matplotlib's hatch; empty for the first species of each colour.
     """
 
@@ -54,7 +54,7 @@ class SpeciesStyle(NamedTuple):
 
 
 def styled(**changes: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Draws with this style, and changes to it, whatever the user's own matplotlib is set to."""
+    """Decorator that draws with this style and changes to it, independent of the user's matplotlib settings."""
 
     def decorate(draw: Callable[P, R]) -> Callable[P, R]:
         @wraps(draw)
@@ -69,7 +69,7 @@ def styled(**changes: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def species_styles(codes: Iterable[str]) -> dict[str, SpeciesStyle]:
-    """Gives each species a colour, and a hatch where there are more species than colours.
+    """Assigns a colour to each species, and a hatch if there are more species than colours.
 
     Args:
         codes: eBird codes, the most important first. The same codes in the same order get the same styles.
@@ -82,7 +82,12 @@ def species_styles(codes: Iterable[str]) -> dict[str, SpeciesStyle]:
 
 
 def short_name(name: str, most: int = MAX_NAME) -> str:
-    """A name as a label: shortened to `most` characters, and without control characters, which XML cannot hold."""
+    """Returns a name as a label, shortened and without control characters, which are invalid in XML.
+
+    Args:
+        name: The name.
+        most: Largest number of characters.
+    """
     name = "".join(letter if letter.isprintable() else " " for letter in name)
     if not name.isascii():
         _warn_of_missing_glyphs(name)
@@ -91,14 +96,14 @@ def short_name(name: str, most: int = MAX_NAME) -> str:
 
 @cache
 def _fonts() -> list[str]:
-    """The fonts of `FONTS` that are installed."""
+    """Returns the installed fonts of `FONTS`."""
     installed = set(font_manager.get_font_names())
     return [name for name in FONTS if name in installed]
 
 
 @cache
 def _characters() -> frozenset[int]:
-    """What the installed fonts can draw."""
+    """Returns the characters of the installed fonts."""
     properties = (font_manager.FontProperties(family=name) for name in _fonts())
     charmaps = (font_manager.get_font(font_manager.findfont(one)).get_charmap() for one in properties)
     return frozenset().union(*charmaps)
@@ -118,10 +123,14 @@ def _warn_of_missing_glyphs(name: str) -> None:
 
 @styled(**{"svg.hashsalt": "kenya_birds"})
 def save_picture(figure: Figure, path: str | Path) -> None:
-    """Writes a figure, whole or not at all.
+    """Writes a figure atomically.
+
+    Args:
+        figure: The figure.
+        path: PNG, SVG or PDF to write.
 
     Raises:
-        UserError: If it cannot be written.
+        UserError: If the file cannot be written.
     """
     path = Path(path)
     with users_file(path) as partial:

@@ -1,4 +1,4 @@
-"""What a command needs of its process: text in any script, and signals that let files be closed and removed."""
+"""Process settings of commands: text in any script, and signals that let files be closed and removed."""
 
 import os
 import signal
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Asked to end, terminal closed, and Ctrl+Break on Windows; SIGINT is Python's KeyboardInterrupt already.
+# Termination, closed terminal, and Ctrl+Break on Windows; Python handles SIGINT as KeyboardInterrupt.
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK")
 
 
 def use_utf8() -> None:
-    """Starts this Python anew in UTF-8 mode where file names are in an encoding that cannot hold all of them.
+    """Restarts this Python in UTF-8 mode if the encoding of file names cannot represent all names.
 
-    That is so with `LC_ALL=C` and `PYTHONUTF8=0`, and with old locales such as `de_DE.ISO-8859-1`: names with other
-    letters could be read, but neither printed nor put into tables.
+    This happens with `LC_ALL=C` and `PYTHONUTF8=0`, and with old locales such as `de_DE.ISO-8859-1`. Names with other
+    letters could then be read, but not printed or written to tables.
     """
     is_utf8 = sys.getfilesystemencoding().lower() in ("utf-8", "utf8")
     if os.name == "posix" and not is_utf8 and not sys.flags.utf8_mode:
@@ -26,7 +26,7 @@ def use_utf8() -> None:
 
 
 def print_anything() -> None:
-    """Lets stdout and stderr replace characters that the console's encoding lacks (cp1252), instead of an error."""
+    """Replaces characters that the console's encoding (such as cp1252) cannot print, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -34,7 +34,7 @@ def print_anything() -> None:
 
 
 class _Ended(BaseException):
-    """The process was asked to end."""
+    """Raised in the main thread after a signal to end the process."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -43,13 +43,13 @@ class _Ended(BaseException):
 
 @contextmanager
 def cleaned_up_at_signals(program: str) -> Iterator[None]:
-    """Lets SIGTERM and its like end the block as an exception does: what it has open is closed, and parts removed.
+    """Ends the block by an exception at SIGTERM and similar signals, so that incomplete files are removed.
 
-    Signals that are ignored already (`nohup`) stay ignored. Of the processes of a launcher each may wait for another,
-    so they end as they did.
+    Ignored signals (`nohup`) remain ignored. In processes of a launcher, which may wait for each other, signals keep
+    their default action.
 
     Args:
-        program: Name of the command, put in front of the message.
+        program: Name of the command, a prefix of the message.
 
     Raises:
         SystemExit: After a signal, with the exit code 128 + its number.

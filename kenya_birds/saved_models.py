@@ -1,4 +1,4 @@
-"""Trained models in a folder or on the Hub: found and fetched. Commands look for a model before they import torch."""
+"""Search for trained models in a folder or on the Hub. Commands check a model before they import torch."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from kenya_birds.files import read_json
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 THRESHOLDS_FILE = "thresholds.json"
-# All that is fetched: neither code nor pickled weights, nor the checkpoints of somebody's training.
+# Files that are downloaded: no code, no pickled weights and no checkpoints.
 FETCHED = ("*.json", "splits.csv", "training_recordings.csv", WEIGHTS_FILE, "model-*-of-*.safetensors")
 
 
@@ -20,9 +20,9 @@ class SavedModel:
     """A trained model on this machine.
 
     Attributes:
-        name: What the user called it.
-        folder: Where its files are.
-        starting_point: What may be published about it: `owner/name@commit`, or `model` where it is a folder.
+        name: Name that the user gave.
+        folder: Folder of its files.
+        starting_point: Public origin: `owner/name@commit`, or `model` for a folder.
     """
 
     name: str
@@ -31,23 +31,23 @@ class SavedModel:
 
     @property
     def public_name(self) -> str:
-        """What it may be called in public: `owner/name@commit`, or the name of its folder without where it lies."""
+        """Public name: `owner/name@commit`, or the name of its folder without the path."""
         return self.folder.resolve().name if self.starting_point == "model" else self.starting_point
 
     @property
     def config(self) -> dict[str, Any]:
-        """Its config.json."""
+        """Content of its config.json."""
         return read_json(self.folder / "config.json")
 
 
 def find_model(name: str) -> SavedModel:
-    """Finds a trained model, and fetches it where it is on the Hub.
+    """Finds a trained model; a model on the Hub is downloaded.
 
     Args:
-        name: A folder, or `owner/name` or `owner/name@revision` on the Hub. A folder goes first.
+        name: A folder, or `owner/name` or `owner/name@revision` on the Hub. An existing folder has priority.
 
     Raises:
-        UserError: If there is no such model, it cannot be fetched, or it lacks a configuration or safetensors weights.
+        UserError: If the model does not exist, cannot be downloaded, or has no configuration or safetensors weights.
     """
     saved = check_model(name)
     if saved is None:
@@ -58,17 +58,17 @@ def find_model(name: str) -> SavedModel:
 
 
 def check_model(name: str, *, ours: bool = False) -> SavedModel | None:
-    """Looks for a trained model without the network, and without a library that takes long to import.
+    """Checks a model without the network, and without slow imports.
 
     Args:
         name: See `find_model`.
-        ours: Whether only a model of this package will do.
+        ours: Whether it must be a model of this package.
 
     Returns:
-        The model; None if it is on the Hub.
+        The model; None for a name on the Hub.
 
     Raises:
-        UserError: If there is no such folder and it cannot be a name on the Hub, or the folder lacks a configuration
+        UserError: If there is no such folder and the name is not valid on the Hub, or the folder has no configuration
             or safetensors weights.
     """
     folder = Path(name)
@@ -87,19 +87,20 @@ def check_model(name: str, *, ours: bool = False) -> SavedModel | None:
 
 
 def check_ours(saved: SavedModel) -> None:
-    """Raises `UserError` unless a model is one of this package."""
+    """Raises `UserError` if a model is not a model of this package."""
     if saved.config.get("model_type") != "kenya_birds":
         raise UserError(
-            f"'{saved.name}' is no model of this package: its config.json says {saved.config.get('model_type')}"
+            f"'{saved.name}' is no model of this package: its config.json has the model_type "
+            f"{saved.config.get('model_type')}"
         )
 
 
 def check_thresholds(saved: SavedModel, threshold: float | None) -> None:
-    """Raises `UserError` if neither a model nor the user says from which score on to report a species.
+    """Raises `UserError` if there are no decision thresholds, neither in the model nor from the user.
 
     Args:
         saved: The model.
-        threshold: The user's threshold for all species; None: none.
+        threshold: The user's threshold for all species; None: not given.
     """
     if threshold is None and not (saved.folder / THRESHOLDS_FILE).is_file():
         raise UserError(
@@ -109,7 +110,7 @@ def check_thresholds(saved: SavedModel, threshold: float | None) -> None:
 
 
 def transport_error() -> type[Exception]:
-    """The base error of the Hub's transport: httpx.HTTPError with huggingface_hub 1.x, httpx2.HTTPError with 2.x."""
+    """Returns the base of the Hub's HTTP errors: httpx.HTTPError (huggingface_hub 1.x) or httpx2.HTTPError (2.x)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return cast(type[Exception], HfHubHTTPError.__mro__[1])
@@ -143,14 +144,14 @@ def _fetch(name: str) -> Path:
         raise UserError(f"there is no model '{name}': {error}") from None
     except (OSError, HfHubHTTPError, transport_error()) as error:
         raise UserError(
-            f"there is no folder '{name}', and {repo_id} cannot be fetched from the Hub ({type(error).__name__}): "
-            "connect to it, or give a folder"
+            f"there is no folder '{name}', and {repo_id} cannot be downloaded from the Hub ({type(error).__name__}): "
+            "check the connection, or give a folder"
         ) from None
 
 
 def _check_files(saved: SavedModel) -> None:
     if not (saved.folder / "config.json").is_file():
-        raise UserError(f"'{saved.name}' is no model: expected a config.json in it and found none")
+        raise UserError(f"'{saved.name}' is no model: expected a config.json in it, found none")
     if (saved.folder / WEIGHTS_FILE).is_file():
         return
     if not (saved.folder / WEIGHTS_INDEX).is_file():
@@ -160,4 +161,4 @@ def _check_files(saved: SavedModel) -> None:
         raise UserError(f"{WEIGHTS_INDEX} of '{saved.name}' has no weight_map")
     for shard in sorted(set(map(str, shards.values()))):
         if Path(shard).name != shard or not (saved.folder / shard).is_file():
-            raise UserError(f"'{saved.name}' lacks the file {shard!r} that its {WEIGHTS_INDEX} names")
+            raise UserError(f"'{saved.name}' has no file {shard!r}, which its {WEIGHTS_INDEX} lists")

@@ -1,4 +1,4 @@
-"""The values that a setting may have, declared once with its type, and checked in commands and in Python calls.
+"""Types and allowed values of settings, declared once and checked in commands and in Python calls.
 
 ```python
 @dataclass
@@ -32,14 +32,14 @@ TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`.
+    """Range of numbers from `low` to `high`.
 
     Attributes:
-        low: The lowest, or what a number has to be above.
-        high: The highest, or what it has to be below.
-        above: Whether `low` itself is left out.
-        below: Whether `high` itself is left out.
-        unit: What is measured, for help; empty: a number.
+        low: Lower limit.
+        high: Upper limit.
+        above: Whether `low` itself is excluded.
+        below: Whether `high` itself is excluded.
+        unit: Unit in the help; empty: a plain number.
     """
 
     low: float = -math.inf
@@ -49,13 +49,13 @@ class Range:
     unit: str = ""
 
     def __contains__(self, value: float) -> bool:
-        """Whether a finite number is in the range."""
+        """Returns True if a finite number is in the range."""
         lowest = value > self.low if self.above else value >= self.low
         highest = value < self.high if self.below else value <= self.high
         return lowest and highest
 
     def __str__(self) -> str:
-        """Such as `0 to 1`, `1 or more`, `more than 0 and at most 0.5`; empty: any number."""
+        """Returns the range in words, such as `0 to 1` or `more than 0 and at most 0.5`; empty: any number."""
         low, high = (f"{end:,}" if abs(end) > 1e5 else f"{end:g}" for end in (self.low, self.high))
         if self.low == -math.inf and self.high == math.inf:
             return ""
@@ -68,8 +68,8 @@ class Range:
         return f"{low} to {'less than ' if self.below else ''}{high}"
 
     @property
-    def is_telling(self) -> bool:
-        """Whether help should name the range: it is other than what everyone expects of a count or a length."""
+    def is_informative(self) -> bool:
+        """Whether the help shows the range; obvious ranges of counts and lengths are not shown."""
         return self.high < 2**31 or self.low not in (-math.inf, 0, 1)
 
 
@@ -78,35 +78,35 @@ class Odd:
     """Odd whole numbers."""
 
     def __contains__(self, value: int) -> bool:
-        """Whether a whole number is odd."""
+        """Returns True if a whole number is odd."""
         return value % 2 == 1
 
     def __str__(self) -> str:
-        """For messages."""
+        """Returns the rule in words."""
         return "odd"
 
 
 @dataclass(frozen=True)
 class Form:
-    """Texts of one form.
+    """Texts that match a pattern.
 
     Attributes:
         pattern: Regular expression of the whole text.
-        described: The form in words.
-        unit: What stands for the value in help.
+        described: Description in words.
+        unit: Placeholder of the value in the help.
     """
 
     pattern: str
     described: str
     unit: str = "TEXT"
-    is_telling = False  # the option's own help says it
+    is_informative = False  # the option's own help has it
 
     def __contains__(self, value: str) -> bool:
-        """Whether a text has the form."""
+        """Returns True if a text matches."""
         return re.fullmatch(self.pattern, value) is not None
 
     def __str__(self) -> str:
-        """For messages."""
+        """Returns the rule in words."""
         return self.described
 
 
@@ -115,17 +115,17 @@ class Choices:
     """Texts with one or more names, separated by commas.
 
     Attributes:
-        names: The names that there are.
+        names: The allowed names.
     """
 
     names: tuple[str, ...]
 
     def __contains__(self, value: str) -> bool:
-        """Whether a text has such names only."""
+        """Returns True if a text has only allowed names."""
         return all(name.strip() in self.names for name in value.split(","))
 
     def __str__(self) -> str:
-        """For messages and help."""
+        """Returns the rule in words."""
         return f"one or more of {', '.join(self.names)}"
 
 
@@ -141,19 +141,19 @@ SplitSize = Annotated[float, Range(0, 0.5, above=True, unit="SHARE")]
 # One fold validates, one tests, and the others train.
 Folds = Annotated[int, Range(3)]
 Device = Annotated[str, Form(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:NUMBER", "DEVICE")]
-# Of NumPy, scikit-learn and torch.
+# Range of NumPy, scikit-learn and torch.
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What an annotation says of a value.
+    """Type and rules of a value, from an annotation.
 
     Attributes:
         base: `int`, `float`, `bool`, `str` or `Path`; `object`: anything.
-        rules: What it has to be in.
-        choices: The only values that it may have; none: any.
-        optional: Whether it may be None.
+        rules: Rules such as a `Range`.
+        choices: Allowed values; empty: any.
+        optional: Whether None is allowed.
         repeated: Whether it is a list of such values.
     """
 
@@ -182,7 +182,7 @@ class Kind:
 
     @property
     def expected(self) -> str:
-        """What is expected, for messages and help."""
+        """Expected values in words, for messages and help."""
         if self.choices:
             return f"one of {', '.join(self.choices)}" if len(self.choices) > 1 else str(self.choices[0])
         rules = ", ".join(filter(None, map(str, self.rules)))
@@ -190,10 +190,10 @@ class Kind:
         return ", ".join(filter(None, (name, rules)))
 
     def check(self, name: str, value: Any) -> None:
-        """Raises `UserError` unless the value may be a setting's.
+        """Raises `UserError` if a value is not allowed.
 
         Args:
-            name: The setting's, for the message.
+            name: Name of the setting, for the message.
             value: The value.
         """
         if (value is None and self.optional) or not self._is_restricted:
@@ -215,14 +215,14 @@ class Kind:
             )
 
     def parse(self, name: str, text: str) -> Any:
-        """The value that a text on the command line stands for.
+        """Parses a text of the command line.
 
         Args:
-            name: The setting's, for the message.
+            name: Name of the setting, for the message.
             text: The text.
 
         Raises:
-            UserError: If it stands for none, or the value may not be the setting's.
+            UserError: If the text cannot be parsed, or the value is not allowed.
         """
         value: Any = text
         if self.base is bool:
@@ -259,7 +259,7 @@ def check_fields(settings: Any) -> None:
         settings: The dataclass.
 
     Raises:
-        UserError: If a field has another type than it says, or is out of its range.
+        UserError: If a field has the wrong type, or is out of range.
     """
     owner: Any = type(settings)
     kinds = kinds_of(owner)
@@ -268,7 +268,7 @@ def check_fields(settings: Any) -> None:
 
 
 def checked(function: F) -> F:
-    """A function whose arguments are checked by their annotations; `UserError` if one does not fit."""
+    """Decorator that checks the arguments of a function by their annotations; raises `UserError`."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -287,12 +287,17 @@ def checked(function: F) -> F:
 
 @functools.cache
 def kinds_of(owner: Any) -> dict[str, Kind]:
-    """What the annotations of a dataclass or a function say, by name."""
+    """Returns type and rules by name, from the annotations of a dataclass or a function."""
     return {name: Kind.of(hint) for name, hint in get_type_hints(owner, include_extras=True).items()}
 
 
 def nearest_name(word: str, names: Iterable[str]) -> str | None:
-    """The name that a mistyped word was probably meant to be, if any."""
+    """Returns the most similar name to a mistyped word, or None.
+
+    Args:
+        word: The mistyped word.
+        names: Existing names.
+    """
     by_lower = {name.lower(): name for name in names}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     if not close and len(word) > 2:

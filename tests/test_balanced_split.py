@@ -356,7 +356,7 @@ def test_a_split_is_written_and_read_back(tmp_path):
 def test_a_file_that_is_there_is_overwritten_only_when_asked_for(tmp_path):
     path = tmp_path / "splits.csv"
     path.write_text("mine")
-    with pytest.raises(UserError, match=r"splits\.csv is there already"):
+    with pytest.raises(UserError, match=r"splits\.csv exists already"):
         write_splits(stratified_split(RARE_IN_THREE), path)
     assert path.read_text() == "mine"
     write_splits(stratified_split(RARE_IN_THREE), path, overwrite=True)

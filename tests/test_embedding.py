@@ -303,8 +303,8 @@ def test_what_cannot_be_written_is_refused_before_the_work(recordings, tmp_path,
     (tmp_path / "there.parquet").write_bytes(b"mine")
     for output, match in {
         tmp_path / "out.csv": r"ends in .parquet",
-        tmp_path / "there.parquet": "is there already",
-        tmp_path / "nowhere" / "out.parquet": "not a folder that can be written to",
+        tmp_path / "there.parquet": "exists already",
+        tmp_path / "nowhere" / "out.parquet": "not a writable folder",
     }.items():
         with pytest.raises(UserError, match=match):
             embed_recordings(embedder, [recordings], output)

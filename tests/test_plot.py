@@ -97,7 +97,7 @@ def test_a_stretch_outside_the_recording_is_refused(tables, tmp_path, settings, 
 def test_a_picture_is_not_overwritten_unasked_nor_made_in_an_unknown_format(tables, tmp_path):
     path, folder = tables
     (tmp_path / "x.png").write_text("mine")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         plot_recording(path, folder / "detections.csv", tmp_path / "x.png")
     plot_recording(path, folder / "detections.csv", tmp_path / "x.png", overwrite=True, duration_s=5)
     with pytest.raises(UserError, match="is not the name of a picture"):

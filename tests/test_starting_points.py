@@ -243,7 +243,7 @@ def test_a_model_in_several_files_is_put_together_and_its_index_stays_in_the_fol
     table = json.loads(index.read_text())
     table["weight_map"]["classifier.bias"] = "../own/model.safetensors"
     index.write_text(json.dumps(table))
-    with pytest.raises(UserError, match=r"lacks the file '\.\./own/model\.safetensors'"):
+    with pytest.raises(UserError, match=r"has no file '\.\./own/model\.safetensors'"):
         initialize(model(), tmp_path / "shards")
 
 
@@ -327,11 +327,13 @@ def test_what_the_hub_does_not_give_is_told(own, hub, monkeypatch):
 
 def test_a_hub_that_does_not_answer_is_told_at_once(hub):
     hub.server.server_close()
-    with pytest.raises(UserError, match="ann/gone cannot be fetched from the Hub"):
+    with pytest.raises(UserError, match="ann/gone cannot be downloaded from the Hub"):
         initialize(model(), "ann/gone")
 
 
 def test_offline_a_model_of_the_hub_is_refused_unless_it_was_fetched_before():
     # The test suite runs with HF_HUB_OFFLINE=1.
-    with pytest.raises(UserError, match=r"no folder 'ann/away', and ann/away cannot be fetched .*: connect to it"):
+    with pytest.raises(
+        UserError, match=r"no folder 'ann/away', and ann/away cannot be downloaded .*: check the connection"
+    ):
         initialize(model(), "ann/away")

@@ -335,7 +335,7 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path):
 def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "archive"):
-        with pytest.raises(UserError, match=r"cannot be made|not an empty folder"):
+        with pytest.raises(UserError, match=r"cannot be created|not an empty folder"):
             synthesize_archive(path)
 
 
