@@ -1,9 +1,9 @@
-"""What each choice of training is worth: test macro F1 of variants over folds, each beside the default.
+"""Ablation of training settings: test macro F1 of variants over folds, compared with the default.
 
     python benchmarks/ablation.py ARCHIVE WORK_DIR [--only NAME ...] [--flags 'FLAGS OF train_hf.py']
 
-Fold k is trained with seed k, and every variant is trained on the same folds: the difference to the default is formed
-fold by fold. Runs that are there already are not repeated.
+Fold k is trained with seed k, and all variants are trained on the same folds: the difference to the default is
+computed per fold. Existing runs are not repeated.
 """
 
 import argparse
@@ -39,7 +39,7 @@ VARIANTS: dict[str, str] = {
 
 
 def main() -> None:
-    """Trains what is missing, then prints the table."""
+    """Trains the missing runs, then prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
     parser.add_argument("work_dir", type=Path, help="runs and cut clips are kept there")
@@ -54,16 +54,16 @@ def main() -> None:
 
 
 def output_dir(options: argparse.Namespace, name: str, fold: int) -> Path:
-    """Where a run is."""
+    """Output folder of a run."""
     return options.work_dir / f"{name} fold {fold}".replace(" ", "_").replace("/", "over")
 
 
 def train(options: argparse.Namespace, name: str, fold: int) -> None:
-    """Trains one run, unless it is there or being trained."""
+    """Trains one run, unless it exists or is being trained."""
     output = output_dir(options, name, fold)
     if output.exists():
         return
-    # Flags of the variant go last: there they hold.
+    # Flags of the variant are last, so they have priority.
     words = ["--fold", fold, "--seed", fold, *options.flags, *VARIANTS[name].split(), "--output_dir", output]
     fixed = ["--data_dir", options.archive, "--cache_dir", options.work_dir / "cache", "--save_total_limit", 1]
     quiet = ["--report_to", "none", "--disable_tqdm", "true"]
@@ -73,7 +73,7 @@ def train(options: argparse.Namespace, name: str, fold: int) -> None:
 
 
 def print_table(options: argparse.Namespace) -> None:
-    """One line a variant."""
+    """Prints one line per variant."""
     scores: dict[str, dict[str, np.ndarray]] = {}
     for name in options.only:
         files = [output_dir(options, name, fold) / "metrics.json" for fold in range(options.folds)]

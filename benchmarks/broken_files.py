@@ -1,8 +1,9 @@
-"""What becomes of twenty 3 s windows of a broken recording of a minute: with soundfile alone, and with two decoders.
+"""Reading broken recordings: twenty 3 s windows of one minute, with soundfile alone and with two decoders.
 
     python benchmarks/broken_files.py
 
-A window is read right, read wrong (other sound than the whole file's), short (less sound, and no error) or refused.
+A window is read correctly, read wrongly (other sound than in the intact file), short (less sound without an error) or
+refused.
 """
 
 import io

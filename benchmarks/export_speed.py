@@ -1,4 +1,4 @@
-"""How fast an exported graph runs on the CPU, beside the model it was made from.
+"""Speed of an exported graph on the CPU, compared with its model.
 
     python benchmarks/export_speed.py graph                # whole and backbone alone: torch, its variants, onnxruntime
     python benchmarks/export_speed.py stages               # what the front end costs, stage by stage; one core

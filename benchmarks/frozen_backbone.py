@@ -1,9 +1,9 @@
-"""What fine-tuning is worth: probes of the backbone as it was before, frozen, beside a run of train_hf.py.
+"""Benefit of fine-tuning: probes of the frozen backbone before training, compared with a run of train_hf.py.
 
     python benchmarks/frozen_backbone.py ARCHIVE WORK_DIR RUN_DIR --init_from WEIGHTS
 
-RUN_DIR is the output folder of a run or a cross-validation of train_hf.py, WEIGHTS what it was started from. The
-frozen backbones (those weights, and random ones) hear through the run's own front end, over its splits or folds.
+RUN_DIR is the output folder of a run or a cross-validation of train_hf.py, WEIGHTS its initial weights. The frozen
+backbones (with those weights, and with random ones) use the run's feature extractor and its splits or folds.
 """
 
 import argparse

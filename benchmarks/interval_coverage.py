@@ -1,7 +1,7 @@
-"""How often 95% intervals hold the truth, over recordings as they are and with the metric in their middle.
+"""Coverage of 95% intervals: how often they contain the true value, without and with the shift to the metric.
 
-`python benchmarks/interval_coverage.py` draws invented recordings, which differ in their species and in how hard they
-are, and whose clips share errors; the truth is the metric of 3,000 recordings more.
+`python benchmarks/interval_coverage.py` draws synthetic recordings, which differ in their species and difficulty, and
+whose clips share errors. The true value is the metric of 3,000 other recordings.
 """
 
 import argparse

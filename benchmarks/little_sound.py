@@ -1,4 +1,4 @@
-"""What a model says of a window of which only a part is sound, by how the rest is filled.
+"""Scores of windows that are only partly sound, for several ways of padding.
 
     python benchmarks/little_sound.py MODEL ARCHIVE [ARCHIVE ...]
 

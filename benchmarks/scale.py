@@ -1,7 +1,7 @@
-"""Measures detection on this machine, and what many hours would take: `python benchmarks/scale.py`.
+"""Measures the time of detection on this machine and extrapolates to many hours: `python benchmarks/scale.py`.
 
-The weights are random and the sound is synthetic, which is as much work as any. On a CPU, the time is that of all
-threads together, so that another program's load changes it little; on a GPU it is the time that passes.
+Weights are random and sound is synthetic, which does not change the time. On a CPU, the CPU time of all threads is
+measured, which depends little on other programs; on a GPU, the elapsed time.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How much of the time of training is not the backbone's.
+"""Overhead of training: the time that is not spent in the backbone.
 
     python benchmarks/training_speed.py clip        # one clip from int16 to features: beside the seed's way; one core
     python benchmarks/training_speed.py mel         # log-mel alone: beside librosa and torchaudio; one core

@@ -135,7 +135,7 @@ def test_without_the_best_checkpoint_no_other_passes_for_it(finished, small_arch
     for until in (LAST, "checkpoint-24"):
         folder = copy(finished, tmp_path / until, until=until)
         shutil.rmtree(folder / BEST)
-        with pytest.raises(UserError, match=f"{BEST} is not in .*, and the best epoch of the run was saved there"):
+        with pytest.raises(UserError, match=f"{BEST}, the best epoch of the run, is not in .*: restore it"):
             resume(small_archive, folder, cache)
         assert (folder / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
@@ -276,7 +276,7 @@ def test_another_table_of_splits_is_refused(finished, small_archive, cache, tmp_
 def test_a_checkpoint_of_another_folder_does_not_replace_what_is_there(finished, small_archive, cache, tmp_path):
     source = copy(finished, tmp_path / "source", ended=False)
     refused(
-        "does not lie in --output_dir .*, which is not empty",
+        "is not in --output_dir .*, which is not empty",
         small_archive,
         finished,
         cache,
@@ -285,7 +285,7 @@ def test_a_checkpoint_of_another_folder_does_not_replace_what_is_there(finished,
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "README.md").write_text("mine")
     refused(
-        "does not lie in --output_dir",
+        "is not in --output_dir",
         small_archive,
         tmp_path / "notes",
         cache,
@@ -378,12 +378,12 @@ def test_the_last_whole_checkpoint_is_found_and_others_are_refused(tmp_path):
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-11"]
     assert find_start(tmp_path, "True") == last
     assert find_start(tmp_path, str(last / ".." / "checkpoint-9")).samefile(tmp_path / "checkpoint-9")
-    with pytest.raises(UserError, match="is not a whole checkpoint"):
+    with pytest.raises(UserError, match="is not a complete checkpoint"):
         find_start(tmp_path, str(partial))
-    with pytest.raises(UserError, match="is not a whole checkpoint"):
+    with pytest.raises(UserError, match="is not a complete checkpoint"):
         find_start(tmp_path, str(tmp_path))
     (last / "optimizer.pt").unlink()
-    with pytest.raises(UserError, match=r"has no optimizer\.pt, as with --save_only_model"):
+    with pytest.raises(UserError, match=r"has no optimizer\.pt, because of --save_only_model"):
         find_start(tmp_path, "true")
 
 
@@ -391,7 +391,7 @@ def test_what_an_older_version_started_is_not_resumed(tmp_path):
     with pytest.raises(UserError, match=f"has no {SETTINGS_FILE}"):
         RunRecord.read(tmp_path)
     (tmp_path / SETTINGS_FILE).write_text('{"settings": {}}')
-    with pytest.raises(UserError, match="does not hold 'starting_point'"):
+    with pytest.raises(UserError, match="has no 'starting_point'"):
         RunRecord.read(tmp_path)
 
 

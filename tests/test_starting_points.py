@@ -20,7 +20,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.saved_models import find_model
 from kenya_birds.training import starting_points
-from kenya_birds.training.starting_points import front_end_of, front_end_warnings
+from kenya_birds.training.starting_points import feature_settings_of, feature_warnings
 
 ATTO = {"depths": [2, 2, 6, 2], "hidden_sizes": [40, 80, 160, 320]}
 CONVNEXT = (ConvNextConfig, ConvNextForImageClassification)
@@ -109,7 +109,7 @@ def test_a_file_fills_the_backbone_and_sums_the_colours_of_the_first_layer(weigh
 
 def test_a_file_of_another_backbone_is_refused(weights_file):
     with pytest.raises(
-        UserError, match=r"does not hold the weights of resnet18 in timm's naming: 120 of 120 are missing"
+        UserError, match=r"does not contain the weights of resnet18 with timm's names: 120 of 120 are missing"
     ):
         initialize(model("resnet18"), str(weights_file[0]))
 
@@ -266,10 +266,10 @@ def test_a_folder_that_is_no_model_and_damaged_weights_are_refused(own, tmp_path
         initialize(model(), own[0])
 
 
-def test_the_front_end_of_a_donor_is_compared_flag_by_flag(own):
+def test_the_feature_settings_of_a_donor_is_compared_flag_by_flag(own):
     donor = find_model(str(own[0]))
-    assert front_end_warnings(donor, KenyaBirdsFeatureExtractor(n_mels=64, noise_reduction="none")) == []
-    assert front_end_warnings(donor, KenyaBirdsFeatureExtractor(noise_reduction="none")) == [
+    assert feature_warnings(donor, KenyaBirdsFeatureExtractor(n_mels=64, noise_reduction="none")) == []
+    assert feature_warnings(donor, KenyaBirdsFeatureExtractor(noise_reduction="none")) == [
         f"'{own[0]}' was trained with --n_mels 64, this run has --n_mels 128"
     ]
 
@@ -278,9 +278,9 @@ def test_an_image_processor_states_no_front_end(tmp_path):
     convnext(tmp_path, **ATTO)
     ConvNextImageProcessor().save_pretrained(tmp_path)
     donor = find_model(str(tmp_path))
-    assert front_end_of(donor) is None
-    assert front_end_warnings(donor, KenyaBirdsFeatureExtractor()) == [
-        f"The front end that '{tmp_path}' was trained with is not stated in it: its card may tell"
+    assert feature_settings_of(donor) is None
+    assert feature_warnings(donor, KenyaBirdsFeatureExtractor()) == [
+        f"'{tmp_path}' does not contain the feature settings of its training: see its model card"
     ]
 
 

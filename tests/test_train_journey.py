@@ -224,7 +224,7 @@ def test_a_run_starts_from_the_model_of_another_and_tells_no_path(trained, small
         n_mels=64,
     )
     told = capfd.readouterr().err
-    assert f"'{trained}' knows 5 of 5 classes" in told
+    assert f"'{trained}' has 5 of 5 classes" in told
     (line,) = re.findall("^INFO: Epoch .*$", told, flags=re.M)
     number = r"\d+(\.\d+)?"
     line_of = (

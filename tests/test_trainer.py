@@ -188,7 +188,7 @@ def test_what_would_lose_clips_or_mix_up_batches_is_refused(tmp_path, name, sett
         ({"train_sampling_strategy": "group_by_length"}, "--sampler_weight_power"),
         ({"auto_find_batch_size": True}, "--gradient_accumulation_steps"),
         ({"restore_callback_states_from_checkpoint": False}, "has to keep its default, True"),
-        ({"ignore_data_skip": True}, "a resumed run would not be what it is without a stop"),
+        ({"ignore_data_skip": True}, "a resumed run would differ from an uninterrupted run"),
         ({"label_names": ["label"]}, "label_names has to keep its default"),
         ({"neftune_noise_alpha": 5.0}, "for language models"),
         ({"deepspeed": "nowhere.json"}, "these models fit on one device"),

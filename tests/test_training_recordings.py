@@ -53,7 +53,7 @@ def test_recordings_are_known_by_their_names_in_any_spelling_and_by_their_sound(
     assert "chosen on 1 of these 5" in overlap.note()
     with pytest.raises(UserError, match=r"'birds' was trained on 2 and chosen with .* 1 of the 5 .*caf.*\. Do that"):
         overlap.refuse("birds", ["train", "validation"], "Do that")
-    with pytest.raises(UserError, match=r"was chosen with .* 1 of the 5 recordings that would judge it: b\.WAV\."):
+    with pytest.raises(UserError, match=r"was chosen with .* 1 of the 5 recordings of this evaluation: b\.WAV\."):
         overlap.refuse("birds", ["validation"], "")
     others = overlap_of(model, {"c.wav": "s-3", "other.wav": "s-4"})
     assert others.note() == ""
@@ -65,7 +65,7 @@ def test_a_model_without_the_record_is_known_by_its_splits_and_one_without_these
     assert overlap_of(saved(tmp_path), {"b.wav": "s", "c.wav": "s"}).used_for == {"b.wav": "validation"}
     overlap = overlap_of(saved(tmp_path / "empty"), {"b.wav": "s"})
     assert not overlap.describe()["is_known"]
-    assert "It is not known which recordings the model was trained on" in overlap.note()
+    assert "The training recordings of the model are unknown" in overlap.note()
     overlap.refuse("birds", ["train", "validation"], "")
 
 
@@ -84,7 +84,7 @@ def test_what_a_model_was_started_from_counts_over_generations(tmp_path):
     unknown = TrainingRecordings.of_starting_model(saved(tmp_path / "unknown"))
     fourth = saved(tmp_path / "fourth")
     TrainingRecordings.of_splits(own, {}).and_those_of(unknown).write(fourth.folder)
-    assert "which recordings unknown was trained on" in overlap_of(fourth, {"x": None}).note()
+    assert "The training recordings of unknown are unknown" in overlap_of(fourth, {"x": None}).note()
     assert overlap_of(fourth, {"": None}).used_for == {}
 
 
@@ -126,7 +126,7 @@ def test_a_table_that_tests_on_training_recordings_is_refused(model, small_archi
     number = (builder.splits["split"] == "train").sum()
     for split, of in (("test", number), ("all", len(builder.splits))):
         settings = {} if split == "all" else {"splits_file": tmp_path / "other.csv"}
-        with pytest.raises(UserError, match=rf"was trained on {number}.* of the {of} recordings that would judge it"):
+        with pytest.raises(UserError, match=rf"was trained on {number}.* of the {of} recordings of this evaluation"):
             evaluate(model, small_archive, tmp_path / "out", cache, split=split, **settings)
     assert not (tmp_path / "out").exists()
 
@@ -172,7 +172,7 @@ def test_all_recordings_of_another_archive_need_no_split(model, small_archive, c
     told = evaluate(other, small_archive, tmp_path / "all", cache, split="all")
     assert told["recordings"] == 8
     assert not told["training_overlap"]["is_known"]
-    assert "It is not known" in format_metrics(told)
+    assert "The training recordings of the model are unknown" in format_metrics(told)
     with pytest.raises(UserError, match="leave out --splits_file or --split"):
         evaluate(other, small_archive, tmp_path / "no", cache, split="all", splits_file=model / "splits.csv")
 

@@ -237,7 +237,7 @@ def test_a_study_of_something_else_is_refused(tmp_path, small_archive, cache, ch
         search(small_archive, tmp_path, cache, trials=2, **changes)
     assert not (tmp_path / "out").exists()
     (tmp_path / "first").rename(tmp_path / "out")
-    with pytest.raises(UserError, match="holds another study"):
+    with pytest.raises(UserError, match="has another study"):
         search(small_archive, tmp_path, cache, trials=2, **changes)
 
 
@@ -276,7 +276,7 @@ def test_mistakes_end_with_one_line(tmp_path, small_archive, cache, capsys, monk
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, small_archive, cache):
     (tmp_path / "out" / "trial-0").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds no study"):
+    with pytest.raises(UserError, match="exists and has no study"):
         search(small_archive, tmp_path, cache, trials=1)
     assert (tmp_path / "out" / "trial-0").is_dir()
 

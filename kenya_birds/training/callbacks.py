@@ -1,4 +1,4 @@
-"""Callbacks of the trainer: when to stop, the best checkpoint, the log of each epoch, TensorBoard."""
+"""Callbacks of the trainer: stopping, training time, the best checkpoint, the log of epochs, TensorBoard."""
 
 import logging
 import sys
@@ -24,30 +24,30 @@ SHOWN = {"macro_f1": "macro F1", "cmap": "mean average precision"}
 
 
 class StopAt(TrainerCallback):
-    """Ends training after so many epochs, whatever number the learning rate's schedule is made for.
+    """Stops training after a number of epochs that is independent of the learning rate's schedule.
 
     Args:
-        epochs: How many; parts of an epoch are rounded up to steps.
+        epochs: Number of epochs; parts of an epoch are rounded up to steps.
     """
 
     def __init__(self, epochs: float) -> None:
         self.epochs = epochs
 
     def is_reached(self, state: TrainerState) -> bool:
-        """Whether training has come there."""
+        """Whether training has reached this number of epochs."""
         return (state.epoch or 0) >= self.epochs - 1e-6
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Asks for the end at the right step."""
+        """Stops training at the right step."""
         if self.is_reached(state):
             control.should_training_stop = True
         return control
 
 
 class TrainingClock(TrainerCallback, ExportableState):
-    """Adds up the time of training over all starts of a run; checkpoints keep it.
+    """Sums the training time over all starts of a run; it is saved in checkpoints.
 
     Attributes:
         before_s: Seconds of training before this start.
@@ -71,20 +71,20 @@ class TrainingClock(TrainerCallback, ExportableState):
         self.before_s, self._started_s = self.total_s, None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The state for a checkpoint."""
         return {"args": {}, "attributes": {"before_s": self.total_s}}
 
 
 class BestCheckpoint(TrainerCallback):
-    """Has the trainer find a resumed run's best checkpoint in its folder, wherever that was when it was saved."""
+    """Corrects the path of the best checkpoint of a resumed run, whose folder may have been moved."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Puts the path right.
+        """Corrects the path.
 
         Raises:
-            UserError: If the checkpoint is not there.
+            UserError: If the checkpoint does not exist.
         """
         find_best(args, state)
         if state.best_model_checkpoint is not None:
@@ -92,10 +92,10 @@ class BestCheckpoint(TrainerCallback):
 
 
 def find_best(args: TrainingArguments, state: TrainerState) -> None:
-    """Sets a state's path of the best checkpoint, where the trainer is to end with it.
+    """Corrects the path of the best checkpoint in a trainer's state, if training ends with the best model.
 
     Raises:
-        UserError: If the checkpoint is not there.
+        UserError: If the checkpoint does not exist.
     """
     state.best_model_checkpoint = None
     if args.load_best_model_at_end and state.best_global_step is not None:
@@ -103,11 +103,11 @@ def find_best(args: TrainingArguments, state: TrainerState) -> None:
 
 
 def has_ended(callbacks: list[TrainerCallback], state: TrainerState) -> bool:
-    """Whether training had come to its end when a checkpoint was saved.
+    """Whether training was complete when a checkpoint was saved.
 
     Args:
-        callbacks: Those of the trainer.
-        state: The checkpoint's.
+        callbacks: Callbacks of the trainer.
+        state: State of the checkpoint.
     """
     patient = [callback for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
     stored = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
@@ -120,7 +120,7 @@ def has_ended(callbacks: list[TrainerCallback], state: TrainerState) -> bool:
 
 
 RUNS_FOLDER = "runs"
-# Of what transformers logs, the numbers that change: others would be flat lines, or points.
+# The logged values of transformers that change during training: others would be flat lines or points.
 CURVES = (
     *("loss", "grad_norm", "learning_rate"),
     *("eval_loss", "eval_macro_f1", "eval_weighted_f1", "eval_accuracy"),
@@ -128,13 +128,13 @@ CURVES = (
 
 
 class EpochLog(TrainerCallback):
-    """Logs one line for each epoch, and shows a bar of the steps on a terminal.
+    """Logs one line per epoch, and shows a progress bar of the steps on a terminal.
 
     Args:
         losses: The training losses.
 
     Attributes:
-        epochs: Where training will stop, if before the end of its schedule.
+        epochs: Epochs after which training stops, if this is before the end of its schedule.
     """
 
     def __init__(self, losses: "StepLosses") -> None:
@@ -172,14 +172,14 @@ class EpochLog(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Moves the bar."""
+        """Updates the bar."""
         if self._bar is not None:
             self._bar.update()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Takes the epoch's loss and speed; the line waits for the evaluation, if there is one."""
+        """Stores the epoch's loss and speed; the line is logged after the evaluation, if there is one."""
         self._loss = self._losses.mean()
         steps = state.global_step - self._epoch_first_step
         clips = steps * args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -230,10 +230,10 @@ class EpochLog(TrainerCallback):
 
 
 class StepLosses:
-    """Training losses of steps, kept on the device until their mean is asked for.
+    """Mean training loss of steps; losses stay on the device until the mean is computed.
 
     Args:
-        accelerator: Knows the other processes of the run.
+        accelerator: Accelerator of the run, for the mean over its processes.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -242,17 +242,17 @@ class StepLosses:
         self._steps = 0
 
     def add(self, loss: Any, *, is_step: bool) -> None:
-        """Takes the loss of a batch.
+        """Adds the loss of a batch.
 
         Args:
-            loss: Its part of the step's loss, a tensor.
+            loss: The batch's part of the step's loss, a tensor.
             is_step: Whether it is the last batch of its step.
         """
         self._total = loss if self._total is None else self._total + loss
         self._steps += is_step
 
     def mean(self) -> float:
-        """The mean of the steps since it was last asked, over all processes; each of them has to ask."""
+        """The mean of the steps since the last call, over all processes; all of them have to call it."""
         total, steps = self._total, self._steps
         self._total, self._steps = None, 0
         if total is None or not steps:
@@ -261,14 +261,14 @@ class StepLosses:
 
 
 class RunTensorBoard(TensorBoardCallback):
-    """Writes curves to `OUTPUT_DIR/runs/NAME`, where the name is that of the output folder; others are left out."""
+    """Writes curves to `OUTPUT_DIR/runs/NAME`, where NAME is the output folder's name; other values are skipped."""
 
     logging_dir: str | None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Opens the log; one of a run that is resumed is continued at its step."""
+        """Opens the log; the log of a resumed run continues at its step."""
         if state.is_world_process_zero and self.logging_dir is None:
             self.logging_dir = str(log_folder(args.output_dir))
             self.tb_writer = self._SummaryWriter(self.logging_dir, purge_step=state.global_step + 1)
@@ -282,18 +282,18 @@ class RunTensorBoard(TensorBoardCallback):
         logs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Writes what is a curve."""
+        """Writes the values of curves."""
         curves = {name: value for name, value in (logs or {}).items() if name in CURVES}
         if curves:
             super().on_log(args, state, control, logs=curves, **kwargs)
 
 
 def write_results(output_dir: str | Path, step: int, figures: Mapping[str, float | None]) -> None:
-    """Adds the test figures and the pictures of a run to its TensorBoard log.
+    """Adds the test metrics and the figures of a run to its TensorBoard log.
 
     Args:
         output_dir: The run's output folder.
-        step: The step that they belong to.
+        step: Training step of the results.
         figures: Metrics on the test split by name.
     """
     from torch.utils.tensorboard import SummaryWriter
@@ -308,13 +308,13 @@ def write_results(output_dir: str | Path, step: int, figures: Mapping[str, float
 
 
 def log_folder(output_dir: str | Path) -> Path:
-    """Where a run's TensorBoard log is: in a folder that TensorBoard shows by the name of the run."""
+    """The folder of a run's TensorBoard log; its last part is the name of the run in TensorBoard."""
     output_dir = Path(output_dir).absolute()
     return output_dir / RUNS_FOLDER / output_dir.name
 
 
 def format_time(seconds: float) -> str:
-    """A length of time in words, such as `2 h 05 min`."""
+    """A duration as text, such as `2 h 05 min`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -323,7 +323,7 @@ def format_time(seconds: float) -> str:
 
 
 def _best(state: TrainerState) -> str:
-    """Says which epoch was the best so far, unless it is this one."""
+    """Text on the best epoch so far."""
     scores = {entry["epoch"]: entry["eval_macro_f1"] for entry in state.log_history if "eval_macro_f1" in entry}
     if not scores:
         return ""

@@ -14,16 +14,16 @@ from kenya_birds.training.window_sampler import WindowDraw
 
 
 class RecordingWindows(torch.utils.data.Dataset):
-    """Windows to train on, by the batch, with the random numbers of their augmentation.
+    """Batches of training windows, with the random numbers of their augmentation.
 
-    Nothing of a window is computed beforehand: the waveform stage of the front end runs on the device, on the whole
-    batch, and sees the window as detection sees it. Windows are not shifted further: they lie anywhere already.
+    Nothing is computed in advance: the waveform stage of the feature extractor runs on the device, on the whole batch,
+    on the same windows as in detection. Windows are not shifted, because their positions are already random.
 
     Args:
         decoded: The training recordings.
         targets: The annotations of the same recordings.
-        augmentation: Turns a window's random numbers into amounts.
-        length: Windows of an epoch.
+        augmentation: Computes parameters from a window's random numbers.
+        length: Windows per epoch.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class RecordingWindows(torch.utils.data.Dataset):
         return self.length
 
     def __getitems__(self, draws: Sequence[WindowDraw]) -> dict[str, Any]:
-        """A batch.
+        """Returns a batch.
 
         Returns:
             `sound` for `waveform`, `amounts` (see `Augmentation.amounts`) and `labels` (1, 0 or -100, float32 of shape
-            `(batch, classes)`); with mixup also `partner`, the sound of what is mixed into the rows
-            `amounts["mixed"]`. A mixed window holds what either of the two holds.
+            `(batch, classes)`); with mixup also `partner`, the sound that is mixed into the rows `amounts["mixed"]`. A
+            mixed window has the classes of both windows.
         """
         recording, start = np.array([draw[:2] for draw in draws]).T
         amounts = self.augmentation.amounts(np.stack([draw.chance for draw in draws]))
@@ -61,7 +61,7 @@ class RecordingWindows(torch.utils.data.Dataset):
         return {**batch, "labels": torch.from_numpy(labels).float()}
 
     def waveform(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The clean waveforms of a batch, mixed, float32 of shape `(batch, samples)`, on the device it is on."""
+        """The clean and mixed waveforms of a batch, float32 of shape `(batch, samples)`, on its device."""
         waveform = self._waveform(batch["sound"])
         if "partner" in batch and len(batch["amounts"]["mixed"]):
             mixed = batch["amounts"]["mixed"]

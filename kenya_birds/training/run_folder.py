@@ -1,4 +1,4 @@
-"""The output folder of training: which run it holds, where a run is resumed, and what may be replaced in it."""
+"""The output folder of training: the record of its run, its checkpoints, and the files that may be replaced."""
 
 import hashlib
 import shutil
@@ -13,18 +13,18 @@ from kenya_birds.files import LOCK_FILE, is_new_or_empty, read_json, write_json
 
 SETTINGS_FILE = "run_settings.json"
 SPLITS_FILE = "splits.csv"
-# The run's recordings, and those of the models that it was started from.
+# The recordings of the run, and of the models that it was started from.
 RECORDINGS_FILE = "training_recordings.csv"
-# What a run writes when it starts, and keeps. Each checkpoint has a copy.
+# Files that a run writes at its start. Each checkpoint has a copy.
 RECORD_FILES = (SETTINGS_FILE, SPLITS_FILE, RECORDINGS_FILE)
 SUMMARY_FILE = "training_summary.json"
 CARD_FILE = "README.md"
-# As transformers names them. A checkpoint's state is written last: with it, the checkpoint is whole.
+# Names of transformers. The state is written last: if it exists, the checkpoint is complete.
 CHECKPOINT_PREFIX, STATE_FILE = "checkpoint-", "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 LOGS_FOLDER = "runs"
-# What training writes when it ends, beside the model's code. Files of these names that it has not written are the
-# user's and stay as they are.
+# Files that training writes at its end, besides the model's code. Files with these names that training has not written
+# belong to the user and are not replaced.
 RESULT_FILES = (
     *(CARD_FILE, "config.json", "preprocessor_config.json", "model.safetensors", SUMMARY_FILE),
     *("configuration_kenya_birds.py", "feature_extraction_kenya_birds.py"),
@@ -34,19 +34,19 @@ RESULT_FILES = (
     *("recall_by_false_detections.png", "recording_timeline.png"),
     *("confusion_matrix.png", "f1_by_training_clips.png", "precision_recall.png", "reliability.png"),
 )
-# SHA-256 of the results that training wrote, by name. Empty while it writes them.
+# SHA-256 of the results of training, by name. Empty while they are written.
 DIGESTS_FILE = ".results.json"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is recorded of a run when it starts.
+    """The record of a run, written at its start.
 
     Attributes:
         settings: See `Settings.record`.
-        starting_point: Where its weights came from, as `starting_points.initialize` returns it.
+        starting_point: Origin of its initial weights (see `starting_points.initialize`).
         annotations: SHA-256 of the archive's annotations.csv.
-        everything_for: For how many epochs it trains on all splits; None if it trains on the train split.
+        everything_for: Number of epochs of a training on all splits; None for a training on the train split.
     """
 
     settings: dict[str, Any]
@@ -59,19 +59,19 @@ class RunRecord:
         """Reads the record of a run or of one of its checkpoints.
 
         Raises:
-            UserError: If there is none, or it is damaged.
+            UserError: If it does not exist or is damaged.
         """
         path = folder / SETTINGS_FILE
         if not path.is_file():
             raise UserError(
-                f"{folder} has no {SETTINGS_FILE}, which says how the run was started: an older version of this "
-                "package kept none, and what it started cannot be resumed"
+                f"{folder} has no {SETTINGS_FILE} with the settings of the run: runs of older versions of this "
+                "package cannot be resumed"
             )
         content = read_json(path)
         try:
             record = cls(**{field.name: content[field.name] for field in fields(cls)})
         except KeyError as error:
-            raise UserError(f"{path} does not hold {error}: expected the file that training wrote") from None
+            raise UserError(f"{path} has no {error}: expected the file that training wrote") from None
         if not isinstance(record.settings, dict):
             raise UserError(f"{path} has no object 'settings': expected the file that training wrote")
         return record
@@ -82,18 +82,18 @@ class RunRecord:
 
 
 def find_start(output_dir: Path, resume: str | None) -> Path | None:
-    """Where a run starts; nothing is written.
+    """Finds the checkpoint from which a run resumes; nothing is written.
 
     Args:
         output_dir: The run's output folder.
-        resume: `--resume_from_checkpoint`: a checkpoint's folder, or `true` for the last whole one in `output_dir`.
+        resume: `--resume_from_checkpoint`: a checkpoint's folder, or `true` for the last complete one in `output_dir`.
 
     Returns:
         The checkpoint to resume from; None for a new run.
 
     Raises:
-        UserError: If a new run's folder holds something, the checkpoint is missing, not whole or of another run than
-            the folder's, or the run would replace files that are not its own.
+        UserError: If the folder of a new run is not empty, if the checkpoint does not exist, is not complete or
+            belongs to another run than the folder, or if the run would replace files that training has not written.
     """
     is_free = is_new_or_empty(output_dir) or _is_only_begun(output_dir)
     if not resume:
@@ -107,73 +107,72 @@ def find_start(output_dir: Path, resume: str | None) -> Path | None:
         checkpoint = last_whole_checkpoint(output_dir)
         if checkpoint is None:
             raise UserError(
-                f"no checkpoint to resume from in {output_dir}: leave --resume_from_checkpoint out (a "
-                "cross-validation is resumed with --folds or --final_fit)"
+                f"no checkpoint to resume from in {output_dir}: omit --resume_from_checkpoint (to resume a "
+                "cross-validation, add --folds or --final_fit)"
             )
     else:
         checkpoint = Path(resume)
         _check_whole(checkpoint)
         if not (is_free or lies_in(checkpoint, output_dir)):
             raise UserError(
-                f"--resume_from_checkpoint {checkpoint} does not lie in --output_dir {output_dir}, which is not "
-                "empty: resume a run in its own folder, or in one that is new or empty"
+                f"--resume_from_checkpoint {checkpoint} is not in --output_dir {output_dir}, which is not "
+                "empty: resume a run in its own folder, or in a new or empty one"
             )
     if not (checkpoint / OPTIMIZER_FILE).is_file():
         raise UserError(
-            f"{checkpoint} has no {OPTIMIZER_FILE}, as with --save_only_model, so that no run can be resumed from it: "
-            "give it as --init_from to start a new run with its weights"
+            f"{checkpoint} has no {OPTIMIZER_FILE}, because of --save_only_model, so no run can resume from it: to "
+            "start a new run with its weights, give it as --init_from"
         )
     check_results(output_dir)
     return checkpoint
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, by their steps; not all need be whole."""
+    """The checkpoints in a folder, by their steps; some may be incomplete."""
     return sorted((path for path in folder.glob(f"{CHECKPOINT_PREFIX}*") if _step(path) >= 0), key=_step)
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint with the most steps in a folder; None if there is none."""
+    """The complete checkpoint with the most steps in a folder; None if there is none."""
     whole = [checkpoint for checkpoint in checkpoints(folder) if (checkpoint / STATE_FILE).is_file()]
     return whole[-1] if whole else None
 
 
 def lies_in(checkpoint: Path, folder: Path) -> bool:
-    """Whether a checkpoint lies directly in a folder, by whatever path both are given."""
+    """Whether a checkpoint is directly in a folder; both paths may have any form."""
     return checkpoint.resolve().parent == folder.resolve()
 
 
 def best_checkpoint(folder: Path, step: int) -> Path:
-    """The best checkpoint of a run, found by its step: the path in a trainer's state may be another machine's.
+    """The best checkpoint of a run, found by its step: the path in a trainer's state may be from another machine.
 
     Args:
         folder: The run's folder.
         step: `best_global_step` of a trainer's state.
 
     Raises:
-        UserError: If it is not there, or not whole.
+        UserError: If it does not exist or is not complete.
     """
     checkpoint = folder / f"{CHECKPOINT_PREFIX}{step}"
     if not (checkpoint / STATE_FILE).is_file():
         raise UserError(
-            f"{checkpoint.name} is not in {folder}, and the best epoch of the run was saved there: put it back, or "
-            "start a new run. Another epoch must not pass for the best"
+            f"{checkpoint.name}, the best epoch of the run, is not in {folder}: restore it, or start a new run"
         )
     return checkpoint
 
 
 def adopt(checkpoint: Path, folder: Path) -> Path:
-    """Copies a checkpoint of another folder, its run's best one, and its run's record and splits into a new folder.
+    """Copies a checkpoint of another folder into a new folder, with the run's best checkpoint, record and splits.
 
     Args:
-        checkpoint: A whole checkpoint.
+        checkpoint: A complete checkpoint.
         folder: The folder to copy to.
 
     Returns:
         The copy of the checkpoint.
 
     Raises:
-        UserError: If the best checkpoint of its run is not beside it.
+        UserError: If the best checkpoint of its run is not in the same folder.
     """
     state = read_json(checkpoint / STATE_FILE)
     sources = {int(state["global_step"]): checkpoint}
@@ -183,14 +182,14 @@ def adopt(checkpoint: Path, folder: Path) -> Path:
     targets = {step: folder / f"{CHECKPOINT_PREFIX}{step}" for step in sources}
     for step, source in sources.items():
         shutil.copytree(source, targets[step], ignore=shutil.ignore_patterns(STATE_FILE), dirs_exist_ok=True)
-    # Their states come last: before, nothing is whole, and the folder counts as that of a run that was only begun.
+    # The states are copied last. Before that, no checkpoint is complete, and the folder counts as that of a new run.
     for step in sorted(sources):
         shutil.copyfile(sources[step] / STATE_FILE, targets[step] / STATE_FILE)
     return targets[int(state["global_step"])]
 
 
 def copy_record(source: Path, target: Path) -> None:
-    """Copies the record, splits and recordings of a run from one folder to another, unless they are there."""
+    """Copies the record, splits and recordings of a run from one folder to another, unless they exist there."""
     for name in RECORD_FILES:
         if (source / name).is_file() and not (target / name).exists():
             shutil.copyfile(source / name, target / name)
@@ -198,7 +197,7 @@ def copy_record(source: Path, target: Path) -> None:
 
 @contextmanager
 def writing_results(folder: Path) -> Iterator[None]:
-    """Lets a block write `RESULT_FILES` into a folder, and keeps their digests, by which they are known later.
+    """Context that writes `RESULT_FILES` into a folder; it records their digests to recognise them later.
 
     Raises:
         UserError: See `check_results`.
@@ -211,22 +210,22 @@ def writing_results(folder: Path) -> Iterator[None]:
 
 
 def check_results(folder: Path) -> None:
-    """Raises `UserError` if a folder has a file that training would replace and has not written, or not like that."""
+    """Raises `UserError` if training would replace a file that it has not written or that has changed since then."""
     is_known = (folder / DIGESTS_FILE).is_file()
     digests = read_json(folder / DIGESTS_FILE) if is_known else {}
     if is_known and not digests:
-        return  # training was killed while it wrote them
+        return  # training was killed while writing them
     for name in RESULT_FILES:
         path = folder / name
         if path.exists() and not (path.is_file() and _digest(path) == digests.get(name)):
             how = "was changed since training wrote it" if name in digests else "was not written by training"
-            raise UserError(f"{path} {how}, and this run would replace it: move it away, or give another --output_dir")
+            raise UserError(f"{path} {how}, and this run would replace it: move it, or give another --output_dir")
 
 
 def clear_results(folder: Path) -> None:
-    """Deletes the results of a run that has to be run again, and no file of anybody else.
+    """Deletes the results of a run that has to run again, but no files of the user.
 
-    Its record stays: by it, the folder is known as that of a run that may start again.
+    The record is kept, so that the run may start again in the folder.
 
     Raises:
         UserError: See `check_results`.
@@ -237,11 +236,11 @@ def clear_results(folder: Path) -> None:
 
 
 def forget_start(folder: Path, *more: str) -> None:
-    """Deletes what a run has written at its start, if there is nothing else, and the folder with it.
+    """Deletes the files that a run has written at its start, and the folder, if there are no other files.
 
     Args:
         folder: The output folder.
-        *more: Files that are written then, too.
+        *more: Further files that are written at the start.
     """
     names = (*RECORD_FILES, *more, LOCK_FILE)
     if {path.name for path in folder.iterdir()} <= set(names):
@@ -251,7 +250,7 @@ def forget_start(folder: Path, *more: str) -> None:
 
 
 def _is_only_begun(folder: Path) -> bool:
-    """Whether nothing is in a folder but what a run wrote that was killed before it had a checkpoint."""
+    """Whether a folder only has the files of a run that was killed before its first checkpoint."""
     if not (folder / SETTINGS_FILE).is_file():
         return False
     names = {*RECORD_FILES, LOCK_FILE, LOGS_FOLDER}
@@ -265,13 +264,13 @@ def _check_whole(checkpoint: Path) -> None:
         raise UserError(f"--resume_from_checkpoint {checkpoint}: expected true, or the folder of a checkpoint")
     if not (checkpoint / STATE_FILE).is_file():
         raise UserError(
-            f"--resume_from_checkpoint {checkpoint} is not a whole checkpoint, as it has no {STATE_FILE}: give the "
-            "folder of one, or true for the last one in --output_dir"
+            f"--resume_from_checkpoint {checkpoint} is not a complete checkpoint, because it has no {STATE_FILE}: "
+            "give the folder of a complete one, or true for the last one in --output_dir"
         )
 
 
 def _step(checkpoint: Path) -> int:
-    """The step of a checkpoint by its folder's name; -1 if it is no checkpoint's."""
+    """The step of a checkpoint from its folder's name; -1 if the folder is not a checkpoint."""
     number = checkpoint.name.removeprefix(CHECKPOINT_PREFIX)
     return int(number) if checkpoint.name != number and number.isdecimal() and checkpoint.is_dir() else -1
 

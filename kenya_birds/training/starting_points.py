@@ -1,4 +1,4 @@
-"""The weights that training starts from."""
+"""The initial weights of training."""
 
 import functools
 import logging
@@ -27,27 +27,27 @@ from kenya_birds.training.arguments import FeatureArguments
 logger = logging.getLogger(__name__)
 
 
-def front_end_of(donor: SavedModel) -> dict[str, Any] | None:
-    """What the donor's preprocessor_config.json says of our feature flags, by the flag's name; None if nothing."""
+def feature_settings_of(donor: SavedModel) -> dict[str, Any] | None:
+    """The feature settings in a starting model's preprocessor_config.json, by the flag's name; None if unknown."""
     if not (donor.folder / "preprocessor_config.json").is_file():
         return None
-    told = read_json(donor.folder / "preprocessor_config.json")
+    saved = read_json(donor.folder / "preprocessor_config.json")
     # An image processor has none of the audio arguments.
-    if "sampling_rate" not in told:
+    if "sampling_rate" not in saved:
         return None
-    return {field.name: told[field.name] for field in fields(FeatureArguments) if field.name in told}
+    return {field.name: saved[field.name] for field in fields(FeatureArguments) if field.name in saved}
 
 
-def front_end_warnings(donor: SavedModel, extractor: KenyaBirdsFeatureExtractor) -> list[str]:
-    """One line for each feature flag in which the run differs from what the donor was trained with.
+def feature_warnings(donor: SavedModel, extractor: KenyaBirdsFeatureExtractor) -> list[str]:
+    """One line for each feature flag that differs between the run and the training of its starting model.
 
     Args:
-        donor: The donor.
-        extractor: The run's front end.
+        donor: The starting model.
+        extractor: The run's feature extractor.
     """
-    trained = front_end_of(donor)
+    trained = feature_settings_of(donor)
     if trained is None:
-        return [f"The front end that '{donor.name}' was trained with is not stated in it: its card may tell"]
+        return [f"'{donor.name}' does not contain the feature settings of its training: see its model card"]
     return [
         f"'{donor.name}' was trained with --{name} {value}, this run has --{name} {getattr(extractor, name)}"
         for name, value in trained.items()
@@ -55,7 +55,7 @@ def front_end_warnings(donor: SavedModel, extractor: KenyaBirdsFeatureExtractor)
     ]
 
 
-# transformers' name of a module inside ConvNextModel or ConvNextV2Model, and timm's.
+# Names of modules in ConvNextModel or ConvNextV2Model of transformers, and in timm.
 _RENAMED = (
     (r"embeddings\.patch_embeddings\.", "stem.0."),
     (r"embeddings\.layernorm\.", "stem.1."),
@@ -73,11 +73,11 @@ _FIRST_LAYER = "stem.0.weight"
 def to_timm_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Renames the weights of a `ConvNextModel` or `ConvNextV2Model` for a timm model with one input channel.
 
-    The channels of the first layer are summed, which is timm's rule for one channel (`adapt_input_conv`). Shapes stay
-    as transformers has them: `fit` brings them to those of a timm model.
+    The input channels of the first layer are summed, as timm does for one channel (`adapt_input_conv`). Shapes are not
+    changed; `fit` changes them to those of a timm model.
 
     Args:
-        weights: By transformers' names; a name that ConvNeXt does not have is kept as it is.
+        weights: Weights by transformers' names; names that ConvNeXt does not have are kept.
     """
     renamed = {}
     for name, value in weights.items():
@@ -90,17 +90,17 @@ def to_timm_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 def fit(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-    """Brings weights to the shapes of a timm model.
+    """Reshapes weights to the shapes of a timm model.
 
-    timm's small models have 1x1 convolutions where transformers has linear layers, and V2's normalisation is a vector
-    there: the same numbers with axes of length 1 more or fewer.
+    timm's small models have 1x1 convolutions instead of linear layers, and a vector for V2's normalisation: the same
+    numbers with more or fewer axes of length 1.
 
     Args:
-        weights: By timm's names.
+        weights: Weights by timm's names.
         expected: The timm model's state.
 
     Returns:
-        The weights by name, or None where a name or a shape tells of another network.
+        The weights by name, or None if a name or a shape belongs to another network.
     """
     if weights.keys() != expected.keys():
         return None
@@ -110,14 +110,14 @@ def fit(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor
 
 
 def timm_backbones(weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of timm's ConvNeXts that have these weights; `weights` as for `fit`."""
+    """Names of timm's ConvNeXts that fit these weights (see `fit`)."""
     return [name for name, state in _timm_states().items() if fit(weights, state) is not None]
 
 
 @functools.cache
 def _timm_states() -> dict[str, dict[str, torch.Tensor]]:
     """Names and shapes of the weights of timm's ConvNeXts; nothing is computed or kept in memory."""
-    # timm's `test_` models are left out: they have another activation, which no weight tells.
+    # timm's `test_` models are excluded: they have another activation, which weights do not show.
     names = timm.list_models("convnext*")
     with torch.device("meta"):
         return {name: timm.create_model(name, in_chans=1, num_classes=0).state_dict() for name in names}
@@ -131,24 +131,24 @@ CONVNEXTS = {"convnext": ConvNextForImageClassification, "convnextv2": ConvNextV
 
 
 def initialize(model: KenyaBirdsForAudioClassification, init_from: str, extractor: KenyaBirdsFeatureExtractor) -> str:
-    """Loads starting weights into a model, and warns where the front end is not what a donor was trained with.
+    """Loads initial weights into a model; warns if a starting model was trained with other feature settings.
 
-    A model of this package gives its backbone, and the classifier's rows of the classes that both know. Everything
-    else gives a backbone alone; the input channels of its first layer are summed into one.
+    A model of this package provides its backbone, and the classifier's rows of the shared classes. Other weights
+    provide only a backbone; the input channels of its first layer are summed into one.
 
     Args:
         model: A model with random weights.
         init_from: `"pretrained"` (timm's weights for this backbone, from the Hub), `"scratch"` (leave it random), a
             safetensors file with the weights of this backbone in timm's naming, or a model: a folder, `owner/name` or
             `owner/name@revision` on the Hub, of this package or transformers' ConvNeXt.
-        extractor: The front end that the model will be trained with.
+        extractor: The feature extractor of the training.
 
     Returns:
-        What may be published about it: `"pretrained"`, `"scratch"`, `"file"`, `"model"` (a folder) or
+        The origin of the weights, without local paths: `"pretrained"`, `"scratch"`, `"file"`, `"model"` (a folder) or
         `owner/name@commit`.
 
     Raises:
-        UserError: If the weights cannot be fetched or read, or are not for this backbone.
+        UserError: If the weights cannot be downloaded or read, or are not for this backbone.
     """
     kind = kind_of_starting_point(init_from)
     if kind == "pretrained":
@@ -158,14 +158,14 @@ def initialize(model: KenyaBirdsForAudioClassification, init_from: str, extracto
     elif kind == "model":
         donor = find_model(init_from)
         _from_donor(model, donor)
-        for line in front_end_warnings(donor, extractor):
+        for line in feature_warnings(donor, extractor):
             logger.warning(line)
         return donor.starting_point
     return kind
 
 
 def kind_of_starting_point(init_from: str) -> str:
-    """`"pretrained"`, `"scratch"`, `"file"` or `"model"`: what of `--init_from` names nothing of this machine."""
+    """The kind of `--init_from`, without local paths: `"pretrained"`, `"scratch"`, `"file"` or `"model"`."""
     if init_from in ("pretrained", "scratch"):
         return init_from
     return "file" if init_from.endswith(".safetensors") or Path(init_from).is_file() else "model"
@@ -180,15 +180,15 @@ def _pretrained(model: KenyaBirdsForAudioClassification) -> Any:
         )
     try:
         if not isinstance(try_to_load_from_cache(repo_id, WEIGHTS_FILE), str):
-            # One request that fails at once where there is no network: the download would retry for a minute.
+            # One request, which fails immediately without network: the download would retry for a minute.
             files = [file.rfilename for file in model_info(repo_id).siblings or []]
             if WEIGHTS_FILE not in files:
                 raise UserError(f"{repo_id} has no {WEIGHTS_FILE}, and pickled weights are not loaded")
         return build_backbone(model.config, pretrained=True)
     except (OSError, HfHubHTTPError, transport_error()) as error:
         raise UserError(
-            f"the pretrained weights of '{name}' cannot be fetched from the Hub ({type(error).__name__}): connect to "
-            "it, or pass --init_from FILE (safetensors with timm's names) or --init_from scratch"
+            f"the pretrained weights of '{name}' cannot be downloaded from the Hub ({type(error).__name__}): check "
+            "the network, or pass --init_from FILE (safetensors with timm's names) or --init_from scratch"
         ) from None
 
 
@@ -211,8 +211,8 @@ def _from_file(model: KenyaBirdsForAudioClassification, path: Path) -> Any:
     if missing or surplus:
         example = f"lacks {missing[0]}" if missing else f"has {surplus[0]}"
         raise UserError(
-            f"{path} does not hold the weights of {model.config.backbone} in timm's naming: {len(missing)} of "
-            f"{len(expected)} are missing and {len(surplus)} are not known (it {example})"
+            f"{path} does not contain the weights of {model.config.backbone} with timm's names: {len(missing)} of "
+            f"{len(expected)} are missing and {len(surplus)} are unknown (it {example})"
         )
     try:
         return build_backbone(model.config, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
@@ -249,16 +249,14 @@ def _from_own_model(model: KenyaBirdsForAudioClassification, donor: SavedModel) 
             model.classifier.weight[index] = given.classifier.weight[given_index]
             model.classifier.bias[index] = given.classifier.bias[given_index]
     logger.info(
-        "'%s' knows %d of %d classes; the classifier's other rows are new", donor.name, len(shared), len(indices)
+        "'%s' has %d of %d classes; the classifier's other rows are random", donor.name, len(shared), len(indices)
     )
 
 
 def _from_convnext(model: KenyaBirdsForAudioClassification, donor: SavedModel, model_type: str) -> None:
     activation = donor.config.get("hidden_act", "gelu")
     if activation != "gelu":
-        raise UserError(
-            f"'{donor.name}' has the activation {activation!r}, expected 'gelu', which timm's ConvNeXt has"
-        )
+        raise UserError(f"'{donor.name}' has the activation {activation!r}, expected 'gelu' as in timm's ConvNeXt")
     weights = to_timm_names(load(donor, CONVNEXTS[model_type], unused="classifier.").base_model.state_dict())
     fitted = fit(weights, model.backbone.state_dict())
     ours = model.config.backbone

@@ -1,4 +1,4 @@
-"""Which recordings a model was trained on: its record, and the check of every command that judges a model."""
+"""The recordings that a model was trained on: their record, and the check before a model is evaluated."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,25 +18,25 @@ from kenya_birds.training.starting_points import kind_of_starting_point
 
 COLUMNS = ("recording", "split", "sound", "model")
 SHOWN_NAMES = 5
-# In the best.json of tuning: the recordings that trials were scored on.
+# Key in the best.json of tuning: the recordings on which trials were scored.
 RECORDINGS_KEY = "recordings"
 
 
 @dataclass(frozen=True)
 class TrainingRecordings:
-    """The recordings that a model was trained on, and those on which epoch, calibration and thresholds were chosen.
+    """The recordings for training a model, and for choosing its epoch, calibration and thresholds.
 
     Attributes:
-        table: `recording`, `split` (`train`, `validation` or `test`), `sound` (see `sound_fingerprint`; empty where
-            there is none), and `model`: the name of a model that this one was started from, empty for its own. A row
-            without a recording stands for a model of which they are not known.
+        table: `recording`, `split` (`train`, `validation` or `test`), `sound` (see `sound_fingerprint`; empty if there
+            is none), and `model`: empty for the model's own recordings, else the name of a model that it was started
+            from. A row without a recording means that the recordings of this model are unknown.
     """
 
     table: pd.DataFrame
 
     @classmethod
     def of_splits(cls, splits: pd.DataFrame, fingerprints: Mapping[str, str | None]) -> "TrainingRecordings":
-        """Those of a run.
+        """The recordings of a run.
 
         Args:
             splits: `recording` and `split`.
@@ -47,10 +47,10 @@ class TrainingRecordings:
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingRecordings | None":
-        """Reads what training left in a model's folder.
+        """Reads the recordings from a model's folder.
 
         Returns:
-            The recordings; None if neither `training_recordings.csv` nor `splits.csv` is there.
+            The recordings; None if neither `training_recordings.csv` nor `splits.csv` exists.
 
         Raises:
             UserError: If the file cannot be read.
@@ -64,8 +64,8 @@ class TrainingRecordings:
 
     @classmethod
     def of_starting_model(cls, donor: SavedModel) -> "TrainingRecordings":
-        """Those of a model of this package that another is started from, under its name."""
-        # A folder's path is nobody's business.
+        """The recordings of a starting model of this package, under its name."""
+        # Local paths are private, so only the folder's name is recorded.
         name = donor.starting_point if "@" in donor.starting_point else donor.folder.resolve().name
         known = cls.read(donor.folder)
         if known is None:
@@ -74,30 +74,30 @@ class TrainingRecordings:
         return cls(known.table.assign(model=model))
 
     def and_those_of(self, other: "TrainingRecordings | None") -> "TrainingRecordings":
-        """These and others."""
+        """These and other recordings."""
         if other is None:
             return self
         return TrainingRecordings(pd.concat([self.table, other.table], ignore_index=True))
 
     def write(self, folder: Path) -> None:
-        """Writes `training_recordings.csv`; one that is there is replaced."""
+        """Writes `training_recordings.csv`; an existing file is replaced."""
         write_table(self.table, folder / RECORDINGS_FILE)
 
     @property
     def of_starting_models(self) -> "TrainingRecordings":
-        """Without the model's own."""
+        """Without the model's own recordings."""
         return TrainingRecordings(self.table[self.table["model"] != ""])
 
     @property
     def unknown_models(self) -> list[str]:
-        """Names of the starting models whose recordings are not known."""
+        """Names of the starting models with unknown recordings."""
         return sorted(set(self.table.loc[self.table["recording"] == "", "model"]))
 
     def overlap(self, fingerprints: Mapping[str, str | None]) -> "Overlap":
-        """Which of some recordings the model was trained on or chosen with, by their names or their sound.
+        """Finds the recordings that the model was trained on or chosen with, by name or sound.
 
         Args:
-            fingerprints: By the recordings' names.
+            fingerprints: `sound_fingerprint` by recording.
         """
         used = self.table[self.table["split"].isin(["train", "validation"])]
         found = {}
@@ -112,14 +112,13 @@ class TrainingRecordings:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What a model has to do with the recordings that shall judge it.
+    """Overlap of a model's training recordings with the recordings of an evaluation.
 
     Attributes:
-        recordings: Those that shall judge it.
+        recordings: The recordings of the evaluation.
         used_for: `train` or `validation`, by recording, for those that the model was trained on or chosen with;
             `train` if both.
-        unknown_models: Models that it was started from and whose recordings are not known; `the model itself` where
-            its own are not known.
+        unknown_models: Starting models with unknown recordings; `the model itself` if its own are unknown.
     """
 
     recordings: tuple[str, ...]
@@ -127,14 +126,14 @@ class Overlap:
     unknown_models: list[str]
 
     def names(self, *splits: str) -> list[str]:
-        """The recordings that were used for these."""
+        """The recordings that were used for one of these splits."""
         return [name for name, split in self.used_for.items() if split in splits]
 
     def refuse(self, model: str, splits: Iterable[str], advice: str) -> None:
         """Raises `UserError` if recordings were used for any of these splits.
 
         Args:
-            model: What the user called the model.
+            model: The model, as the user gave it.
             splits: `train` or `validation`.
             advice: What to do instead.
         """
@@ -146,12 +145,12 @@ class Overlap:
         counts = [f"{how[split]} {len(self.names(split))}" for split in splits if self.names(split)]
         more = f" and {len(found) - SHOWN_NAMES} more" if len(found) > SHOWN_NAMES else ""
         raise UserError(
-            f"'{model}' was {' and '.join(counts)} of the {len(self.recordings)} recordings that would judge it: "
+            f"'{model}' was {' and '.join(counts)} of the {len(self.recordings)} recordings of this evaluation: "
             f"{', '.join(found[:SHOWN_NAMES])}{more}. {advice}"
         )
 
     def describe(self) -> dict[str, Any]:
-        """For `metrics.json`: how many of the recordings the model was trained on, and what this means."""
+        """For `metrics.json`: how many of the recordings the model was trained on, and a note on the consequence."""
         return {
             "is_known": not self.unknown_models,
             "trained_on": len(self.names("train")),
@@ -161,35 +160,35 @@ class Overlap:
         }
 
     def note(self) -> str:
-        """What a reader of the figures has to know; empty where the model has not met any of the recordings."""
+        """A note for readers of the metrics; empty if there is no overlap."""
         notes = []
         if found := self.names("train"):
             notes.append(
-                f"The model was trained on {len(found)} of these {len(self.recordings)} recordings: the figures do "
-                "not say how well it works on other recordings."
+                f"The model was trained on {len(found)} of these {len(self.recordings)} recordings: the metrics "
+                "do not show how well it works on other recordings."
             )
         if found := self.names("validation"):
             notes.append(
                 f"The epoch, calibration or thresholds of the model were chosen on {len(found)} of these "
-                f"{len(self.recordings)} recordings: the figures are too good."
+                f"{len(self.recordings)} recordings: the metrics are too optimistic."
             )
         if self.unknown_models:
             notes.append(
-                f"It is not known which recordings {' and '.join(self.unknown_models)} was trained on: the model may "
-                "have been trained on these."
+                f"The training recordings of {' and '.join(self.unknown_models)} are unknown: the model may have been "
+                "trained on these recordings."
             )
         return " ".join(notes)
 
 
 def recordings_before(init_from: str, checkpoint: Path | None) -> TrainingRecordings | None:
-    """The recordings of the models of this package that a run is started from.
+    """The recordings of the models of this package from which a run is started.
 
     Args:
         init_from: See `starting_points.initialize`.
-        checkpoint: The checkpoint from which the run is resumed, if it is.
+        checkpoint: The checkpoint from which the run resumes, if it does.
 
     Returns:
-        None if it is started from none, or none is known.
+        The recordings; None if there is no such model or they are unknown.
 
     Raises:
         UserError: If a file of the starting model cannot be read.
@@ -204,11 +203,11 @@ def recordings_before(init_from: str, checkpoint: Path | None) -> TrainingRecord
 
 
 def overlap_with_tuning(params: Path, fingerprints: Mapping[str, str | None]) -> Overlap:
-    """What tuned settings have to do with recordings: which of them the settings were chosen with.
+    """Overlap of the recordings with which tuned settings were chosen and of other recordings.
 
     Args:
-        params: The best.json that `kenya-birds tune` wrote; those of older versions do not say which recordings.
-        fingerprints: By the recordings' names.
+        params: The best.json of `kenya-birds tune`; files of older versions do not contain recordings.
+        fingerprints: `sound_fingerprint` by recording.
 
     Raises:
         UserError: If the file cannot be read.
@@ -221,11 +220,11 @@ def overlap_with_tuning(params: Path, fingerprints: Mapping[str, str | None]) ->
 
 
 def overlap_of(saved: SavedModel, fingerprints: Mapping[str, str | None]) -> Overlap:
-    """What a saved model has to do with recordings (see `TrainingRecordings.overlap`).
+    """Overlap of a saved model's training recordings with other recordings (see `TrainingRecordings.overlap`).
 
     Args:
         saved: A model of any kind.
-        fingerprints: By the recordings' names.
+        fingerprints: `sound_fingerprint` by recording.
     """
     known = TrainingRecordings.read(saved.folder)
     return Overlap(tuple(fingerprints), {}, ["the model"]) if known is None else known.overlap(fingerprints)

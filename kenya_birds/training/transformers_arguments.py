@@ -1,4 +1,4 @@
-"""Arguments of transformers' trainer, read from its source so that command lines are checked before torch."""
+"""Arguments of transformers' trainer, read from its source code, so that command lines are checked without torch."""
 
 import ast
 import dataclasses
@@ -22,8 +22,8 @@ class TransformersField:
     Attributes:
         name: Its name.
         kind: Its type and choices.
-        default: Its default; None also where that is computed.
-        help: What transformers says of it.
+        default: Its default; None also for a computed default.
+        help: Its help text in transformers.
     """
 
     name: str
@@ -61,7 +61,7 @@ def _field(name: str, node: ast.AnnAssign, classes: dict[str, ast.ClassDef]) -> 
     if kind is None or "init" in options:
         return None
     metadata = options.get("metadata")
-    # Value by value: some of the others are computed.
+    # Each value separately, because some others are computed.
     pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
     told = {_constant(key): _constant(value) for key, value in pairs}
     if told.get("choices"):
@@ -71,7 +71,7 @@ def _field(name: str, node: ast.AnnAssign, classes: dict[str, ast.ClassDef]) -> 
 
 
 def _kind(annotation: ast.expr, classes: dict[str, ast.ClassDef]) -> Kind | None:
-    """What a command line can give for an annotation such as `SchedulerType | str`; None: nothing."""
+    """The type of a flag for an annotation such as `SchedulerType | str`; None if a flag cannot have this type."""
     parts = [part for part in _parts(annotation) if ast.unparse(part) != "None"]
     optional = len(parts) < len(_parts(annotation))
     names = [ast.unparse(part.value if isinstance(part, ast.Subscript) else part) for part in parts]
@@ -107,15 +107,15 @@ def _constant(node: ast.expr | None) -> Any:
         return None
 
 
-_RESUME = "a resumed run would not be what it is without a stop"
-_EVALUATION = "the metrics need the scores and labels of all clips, and here nothing else is to be had"
+_RESUME = "a resumed run would differ from an uninterrupted run"
+_EVALUATION = "the metrics need the scores and labels of all clips, and there are no other outputs"
 _LANGUAGE = "it is for language models"
 _ONE_DEVICE = "these models fit on one device: start several processes with accelerate launch or torchrun instead"
 # Why an argument has to keep its default.
 KEPT = {
-    "auto_find_batch_size": "it changes the clips of a step, and with them what comes out: give a smaller "
+    "auto_find_batch_size": "it changes the clips per step, and with them the result: give a smaller "
     "--per_device_train_batch_size and more --gradient_accumulation_steps",
-    "train_sampling_strategy": "clips are drawn evenly, or as --sampler_weight_power says",
+    "train_sampling_strategy": "clips are drawn uniformly, or by --sampler_weight_power",
     "ignore_data_skip": _RESUME,
     "restore_callback_states_from_checkpoint": _RESUME,
     "fp16_full_eval": "the saved model would have half precision: --fp16 and --bf16 speed evaluation up without that",
@@ -128,20 +128,20 @@ KEPT = {
 HUB_PREFIXES = ("push_to_hub", "hub_")
 
 
-# What an evaluation during training gives, and so what the best epoch can be chosen by.
+# Metrics of an evaluation during training, by which the best epoch can be chosen.
 METRICS = ("macro_f1", "weighted_f1", "accuracy", "cmap", "loss")
 
 
 def check_inherited(values: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
-    """Refuses what transformers would accept and do silently, or leave undone silently.
+    """Refuses arguments that transformers would accept but silently ignore or apply with unwanted results.
 
     Args:
-        values: Training arguments by name; those that are missing have their defaults.
+        values: Training arguments by name; others have their defaults.
         usual: The defaults.
 
     Raises:
-        UserError: If an argument is set that has to keep its default, or the best checkpoint would not be the one with
-            the best metric.
+        UserError: If an argument that has to keep its default is set, or the best checkpoint would not have the best
+            metric.
     """
     for name in usual.keys() & values.keys():
         value = values[name]
@@ -149,8 +149,8 @@ def check_inherited(values: Mapping[str, Any], usual: Mapping[str, Any]) -> None
             continue
         if name.startswith(HUB_PREFIXES):
             raise UserError(
-                f"{name} cannot be used, since training uploads nothing: publish the model with push_model.py when it "
-                "is trained, which searches it for secrets first and leaves out pickled files"
+                f"{name} cannot be used, because training uploads nothing: publish the trained model with "
+                "push_model.py, which searches it for secrets and skips pickled files"
             )
         if name in KEPT:
             raise UserError(f"{name} has to keep its default, {usual[name]}: {KEPT[name]}")
@@ -161,13 +161,13 @@ def check_inherited(values: Mapping[str, Any], usual: Mapping[str, Any]) -> None
     greater = values.get("greater_is_better")
     if given and greater is (metric == "loss"):
         raise UserError(
-            f"greater_is_better is {greater} and metric_for_best_model {metric}, so that the worst epoch would be "
-            "kept as the best: leave --greater_is_better out"
+            f"greater_is_better is {greater} and metric_for_best_model is {metric}, so the worst epoch would be kept "
+            "as the best: omit --greater_is_better"
         )
 
 
 def defaults(group: Any) -> dict[str, Any]:
-    """The defaults of a group's fields, as JSON holds them; those without a default are left out."""
+    """The defaults of a group's fields, in the form of JSON; fields without a default are skipped."""
     found = {}
     for field in dataclasses.fields(group):
         factory = field.default_factory

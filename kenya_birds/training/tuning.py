@@ -1,7 +1,7 @@
-"""Tuning: a study of Optuna whose objective is the mean macro F1 over grouped folds.
+"""Tuning: a study of Optuna whose objective is the mean macro F1 over folds of recordings.
 
-The recordings of the test split take no part: they are neither trained on nor looked at. The others are divided into
-folds, of which each validates once while the rest train.
+The recordings of the test split are not used. The others are divided into folds. Each fold is the validation split
+once, with training on the others.
 """
 
 import gc
@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 
 STUDY_FILE = "study.json"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-# A trial is pruned after a fold if it is worse than the median there, once so many have been completed.
+# After this many completed trials, a trial is pruned after a fold if it is worse than the median.
 TRIALS_BEFORE_PRUNING = 5
-# A trial whose process has not been heard of for so long was killed: its parameters are tried again, so often at most.
+# A trial without heartbeat for GRACE_S counts as killed. Its parameters are tried again, up to this many times.
 HEARTBEAT_S, GRACE_S = 10, 60
 RETRIES = 2
 
@@ -60,36 +60,36 @@ def tune(
     backbones: Sequence[str] = (),
     flags: Sequence[str] = (),
 ) -> Study:
-    """Searches for the settings with the best mean macro F1 over folds, or goes on with a study that does.
+    """Searches for the settings with the best mean macro F1 over folds, or resumes such a study.
 
-    Trials run in `output/trial-N/fold-K`, and a trial's folder is deleted when it ends. See `write_tuning` for what
-    is left. Several processes may work on one study at once. With one, the same seed (`--seed` among the flags) gives
-    the same trials.
+    Trials run in `output/trial-N/fold-K`; a trial's folder is deleted at its end. See `write_tuning` for the results.
+    Several processes may work on one study at the same time. With one process, the same seed (`--seed` among the
+    flags) gives the same trials.
 
     Args:
         data_dir: The archive.
-        output: Folder to write; new, empty, or this study's.
-        trials: Finished trials, pruned ones included, of the whole study.
-        timeout_s: No trial starts later (s).
+        output: Output folder: new, empty, or of this study.
+        trials: Number of trials of the whole study, including pruned ones.
+        timeout_s: Start no new trial after this many seconds.
         folds: Number of folds.
-        storage: URL of the study's data base, as SQLAlchemy takes it.
-        study_name: Name of the study in it.
-        backbones: Names of timm models to choose from; by default the flags' one.
-        flags: Flags of `train_hf.py` for what is not searched.
+        storage: Database of the study, as a URL of SQLAlchemy.
+        study_name: Name of the study in the database.
+        backbones: Names of timm models to choose from; by default that of the flags.
+        flags: Flags of `train_hf.py` for settings that are not searched.
 
     Returns:
         The study.
 
     Raises:
-        UserError: If an argument or the archive cannot be used, or the study is there and searches otherwise.
+        UserError: If an argument or the archive cannot be used, or the study exists with other settings.
     """
     output = Path(output)
     settings = _parse(data_dir, output, flags)
     space = SearchSpace(settings, backbones)
-    # What the user may have got wrong comes to light before anything is written.
+    # User errors are found before anything is written.
     runs = [Run(settings.changed(output_dir=str(output / "plan"), backbone=name)) for name in space.backbones]
     table = tuning_folds(runs[0], folds)
-    scored_on = table.loc[table["fold"] >= 0, "recording"]  # each of them validates in one fold
+    scored_on = table.loc[table["fold"] >= 0, "recording"]  # each is a validation recording in one fold
     runs[0].check_starting_model(scored_on)
     fingerprints = runs[0].builder.archive.fingerprints(scored_on)
     del runs
@@ -113,11 +113,11 @@ def tune(
     _remove_ended(study, output)
 
     done = len(study.get_trials(deepcopy=False, states=FINISHED))
-    logger.info("Study %s: %d of %d trials are done", study_name, done, trials)
+    logger.info("Study %s: %d of %d trials are finished", study_name, done, trials)
     running = [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
     if running:
         logger.info(
-            "Trials under way elsewhere, or left by a process that was killed: %s. Those that are silent for %d s are "
+            "Trials that run in other processes or were interrupted: %s. Trials without a sign of life for %d s are "
             "tried again",
             ", ".join(map(str, running)),
             GRACE_S,
@@ -134,11 +134,11 @@ def tuning_folds(run: Run, folds: int) -> pd.DataFrame:
     """Divides the recordings that are not in a run's test split into folds.
 
     Args:
-        run: Its splits say what is test.
+        run: The run with the test split.
         folds: Number of folds.
 
     Returns:
-        `recording` and `fold`: 0, 1 and so on, and -1 for the recordings of the test split, which take no part.
+        `recording` and `fold`: 0, 1 and so on, and -1 for the recordings of the test split, which are not used.
 
     Raises:
         UserError: If there are fewer recordings than folds.
@@ -156,7 +156,7 @@ def tuning_folds(run: Run, folds: int) -> pd.DataFrame:
 
 
 def fold_splits(table: pd.DataFrame, fold: int) -> pd.DataFrame:
-    """Splits in which a fold of `tuning_folds` validates, the others train and the recordings left out are test."""
+    """Splits with a fold of `tuning_folds` as validation, the other folds as train, and unused recordings as test."""
     split_of = {fold: "validation", -1: "test"}
     return pd.DataFrame(
         {"recording": table["recording"], "split": [split_of.get(number, "train") for number in table["fold"]]}
@@ -168,24 +168,24 @@ def _parse(data_dir: str | Path, output: Path, flags: Sequence[str]) -> Settings
     training = settings.training
     if training.world_size > 1:
         raise UserError(
-            f"{training.world_size} processes share one run: start kenya-birds tune once for each, on the same storage"
+            f"{training.world_size} processes share one run: start kenya-birds tune once per process, on one storage"
         )
     if training.eval_strategy == "no" or training.metric_for_best_model != "macro_f1":
         raise UserError(
             f"eval_strategy is {training.eval_strategy} and metric_for_best_model {training.metric_for_best_model}: "
-            "tuning goes by the macro F1 on validation, so leave both flags out"
+            "tuning uses the macro F1 on validation, so omit both flags"
         )
     return settings.changed(report_to="none", resume_from_checkpoint=None, save_total_limit=1, save_only_model=True)
 
 
 def _check_output(output: Path, description: dict[str, Any]) -> None:
-    """Raises `UserError` unless the folder is new, empty or the study's own: trials' folders in it are deleted."""
+    """Raises `UserError` unless the folder is new, empty or of this study, because trials' folders are deleted."""
     if is_new_or_empty(output):
         return
     if not (output / STUDY_FILE).is_file():
-        raise UserError(f"--output {output} exists and holds no study: choose another folder, new or empty")
+        raise UserError(f"--output {output} exists and has no study: choose a new or empty folder")
     if read_json(output / STUDY_FILE) != description:
-        raise UserError(f"--output {output} holds another study (see its {STUDY_FILE}): choose another folder")
+        raise UserError(f"--output {output} has another study (see its {STUDY_FILE}): choose another folder")
 
 
 def _open_study(storage: str, name: str, seed: int, description: dict[str, Any]) -> Study:
@@ -214,16 +214,16 @@ def _open_study(storage: str, name: str, seed: int, description: dict[str, Any])
         elif there != values:
             there = there or {}
             names = [key for key in {**there, **values} if there.get(key) != values.get(key)]
-            told = "; ".join(f"{key} is {there.get(key)} there and {values.get(key)} here" for key in names)
+            changes = "; ".join(f"{key} is {there.get(key)} there and {values.get(key)} here" for key in names)
             raise UserError(
-                f"study {name} has another {part}: {told}: give the arguments that it was begun with, or "
-                "another --study_name and --output"
+                f"study {name} has another {part}: {changes}: give the arguments of its first run, or another "
+                "--study_name and --output"
             )
     return study
 
 
 def _retry(study: Study, trial: FrozenTrial) -> None:
-    """Has the parameters of a trial that ended without a result tried again."""
+    """Repeats the parameters of a trial that ended without a result."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
@@ -241,9 +241,9 @@ def _optimize(
     def after_trial(study: Study, trial: FrozenTrial) -> None:
         _remove_ended(study, output)
         done = len(study.get_trials(deepcopy=False, states=FINISHED))
-        with suppress(ValueError):  # none is complete yet
+        with suppress(ValueError):  # no trial is complete yet
             best = study.best_trial
-            logger.info("%d of %d trials are done; best is trial %d: %.4f", done, trials, best.number, best.value)
+            logger.info("%d of %d trials are finished; best is trial %d: %.4f", done, trials, best.number, best.value)
 
     try:
         study.optimize(
@@ -298,8 +298,8 @@ def _best_epoch(settings: Settings, splits: pd.DataFrame) -> tuple[float, float]
 
 
 def _remove_ended(study: Study, output: Path) -> None:
-    """Deletes the folders of trials that have ended, or of none."""
-    folders = list(output.glob("trial-*"))  # first: another worker may begin a trial meanwhile
+    """Deletes the folders of ended or unknown trials."""
+    folders = list(output.glob("trial-*"))  # first, because another worker may start a trial meanwhile
     states = {trial.number: trial.state for trial in study.get_trials(deepcopy=False)}
     for folder in folders:
         number = folder.name.removeprefix("trial-")

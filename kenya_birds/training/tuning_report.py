@@ -1,4 +1,4 @@
-"""What a study leaves: the best flags, a table of trials and two pictures."""
+"""Results of a tuning study: the best flags, a table of trials and two figures."""
 
 import logging
 import math
@@ -34,27 +34,26 @@ LEAST_TRIALS_FOR_IMPORTANCE = 4
 def write_tuning(
     study: Study, folder: Path, space: SearchSpace, recordings: Mapping[str, str | None] | None = None
 ) -> None:
-    """Writes what a study has found so far.
+    """Writes the results of a study so far.
 
-    - `best.json`: flags of `train_hf.py` by name, those included that were not searched and do not have their default;
-      their mean macro F1, the trial, its folds and the space.
-    - `history.csv`, `history.png`: every trial.
-    - `importance.png`: how much each parameter decides whether a trial is among the best (PED-ANOVA), from four
-      completed trials on.
+    - `best.json`: flags of `train_hf.py` by name (with those that were not searched and do not have their default),
+      their mean macro F1, the trial, its folds and the search space.
+    - `history.csv`, `history.png`: all trials.
+    - `importance.png`: importance of each parameter (PED-ANOVA), if four or more trials are completed.
 
     Args:
         study: The study.
-        folder: Where to write; a file that is there is replaced.
-        space: The space that the study searches.
-        recordings: `sound_fingerprint` of each recording that the trials were scored on, by its name; `train_hf.py`
-            warns of a test on these.
+        folder: Output folder; existing files are replaced.
+        space: The search space of the study.
+        recordings: `sound_fingerprint` by name of the recordings on which trials were scored; `train_hf.py` warns if
+            these are test recordings.
     """
     trials = study.get_trials(deepcopy=False)
     write_table(history(study), folder / HISTORY_FILE)
     _draw_history(trials, folder / HISTORY_PICTURE)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not complete:
-        logger.warning("No trial was completed: %s is not written", BEST_FILE)
+        logger.warning("No trial is completed: %s is not written", BEST_FILE)
         return
     best = study.best_trial
     write_json(
@@ -72,13 +71,13 @@ def write_tuning(
     )
     if len(complete) < LEAST_TRIALS_FOR_IMPORTANCE:
         logger.info(
-            "%d trials were completed: %s is left out below %d",
+            "%d trials are completed: %s is not written, because it needs %d",
             len(complete),
             IMPORTANCE_PICTURE,
             LEAST_TRIALS_FOR_IMPORTANCE,
         )
     elif len({trial.value for trial in complete}) == 1:
-        logger.info("All trials have the same macro F1: %s is left out", IMPORTANCE_PICTURE)
+        logger.info("All trials have the same macro F1: %s is not written", IMPORTANCE_PICTURE)
     else:
         _draw_importance(
             get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()), folder / IMPORTANCE_PICTURE
@@ -105,13 +104,13 @@ def history(study: Study) -> pd.DataFrame:
 
 
 def _mean(trial: FrozenTrial) -> float:
-    """The mean over the folds that were trained; NaN if none was."""
+    """The mean over the completed folds; NaN if there is none."""
     return trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else math.nan
 
 
 @styled()
 def _draw_history(trials: list[FrozenTrial], path: Path) -> None:
-    """The mean macro F1 of each trial, and the best of those completed so far."""
+    """Draws the mean macro F1 of each trial, and the best of the completed trials so far."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     figure = Figure(figsize=(7.5, 4.5), dpi=100, layout="constrained")
