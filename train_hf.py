@@ -8,6 +8,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.files import shipped_file
@@ -15,13 +16,16 @@ from kenya_birds.process import print_anything, use_utf8
 from kenya_birds.training.flags import TrainFlags, after_stop, parse_train_flags
 from kenya_birds.training.run_folder import CARD_FILE, writing_results
 
+if TYPE_CHECKING:
+    from kenya_birds.training.settings import Settings
+
 logger = logging.getLogger("kenya_birds.train")
 
 TEMPLATE_FILE = "model_card.md"
 
 
 def main(arguments: list[str] | None = None, program: str = "train_hf.py") -> None:
-    """Runs the command.
+    """From an annotated archive to a model folder with its card.
 
     Args:
         arguments: Command line; by default the process's own.
@@ -38,7 +42,7 @@ def main(arguments: list[str] | None = None, program: str = "train_hf.py") -> No
 
 
 def train(flags: TrainFlags) -> None:
-    """From the archive to a model folder with its card.
+    """Trains one model on the archive's splits; with --folds or --final_fit, cross-validates.
 
     Args:
         flags: The command line.
@@ -48,33 +52,58 @@ def train(flags: TrainFlags) -> None:
     """
     show_log(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     logger.info("Reading the archive %s ...", flags.data.data_dir)
-    # torch and transformers take seconds to import: a mistyped flag has ended the program before.
-    from kenya_birds.experiments.cross_validation import CrossValidation, fit_on_everything
-    from kenya_birds.experiments.results import train_and_evaluate
+    # torch and transformers take seconds to import: mistakes in the flags have been reported before.
+    from kenya_birds.experiments.results import save_results, score_splits
     from kenya_birds.training.training_run import Run
 
     settings = flags.settings()
     show_log(logging.INFO if settings.training.should_log else logging.ERROR)
+    if settings.data.folds is not None or settings.data.final_fit:
+        cross_validate(flags, settings)
+        return
+
+    # The plan: archive, splits, feature extractor and model. Its mistakes are found before anything is written.
+    with Run(settings) as run:
+        run.warn_of_tuning(flags.params)
+        clips = run.cut_clips()  # train, validation and test
+        # Windows without a call, for the decision thresholds: cut now, so that their faults are found before training.
+        run.validation_no_call()
+        trainer = run.make_trainer(clips)
+        summary = run.fit(trainer, clips)
+        scores = score_splits(run, trainer, clips)
+        # Calibration, decision thresholds, evaluation on the test split; the model with its metrics and pictures.
+        save_results(run, trainer, clips, summary, scores)
+        run.team.first_does(partial(write_card, Path(settings.training.output_dir)))
+
+
+def cross_validate(flags: TrainFlags, settings: "Settings") -> None:
+    """Trains one model for each fold; with --final_fit, then one on all recordings, which gets the card.
+
+    Args:
+        flags: The command line.
+        settings: The settings of the flags.
+
+    Raises:
+        UserError: If an argument or the archive cannot be used.
+    """
+    from kenya_birds.experiments.cross_validation import CrossValidation, fit_on_everything
 
     output_dir = Path(settings.training.output_dir)
-    # Everything that the user may have got wrong comes to light before anything is written.
-    if settings.data.folds is None and not settings.data.final_fit:
-        with Run(settings) as run:
-            splits = run.builder.splits
-            run.warn_of_tuning(flags.params, splits.loc[splits["split"] == "test", "recording"])
-            train_and_evaluate(run)
-            run.team.first_does(partial(_write_card, output_dir))
-        return
     with CrossValidation(settings, flags.params) as validated:
         results = validated.run()
         if not settings.data.final_fit:
             logger.info("Metrics, tables, predictions and pictures are in %s", output_dir)
             return
         fit_on_everything(validated, results)
-        validated.team.first_does(partial(_write_card, output_dir))
+        validated.team.first_does(partial(write_card, output_dir))
 
 
-def _write_card(output_dir: Path) -> None:
+def write_card(output_dir: Path) -> None:
+    """Writes the model card of a model folder.
+
+    Args:
+        output_dir: The folder.
+    """
     from kenya_birds.publishing.model_card import render_model_card
 
     with writing_results(output_dir):

@@ -245,21 +245,21 @@ def test_the_card_names_the_model_of_the_hub_that_training_started_from(trained,
     folder = shutil.copytree(trained, tmp_path / "birds")
     summary = json.loads((folder / "training_summary.json").read_text())
     (folder / "training_summary.json").write_text(json.dumps({**summary, "starting_point": "ann/donor@0123"}))
-    card = render_model_card(folder, "ann/birds", train_hf.TEMPLATE)
+    card = render_model_card(folder, "ann/birds", shipped_file("model_card.md"))
     assert "base_model: ann/donor\n" in card
     assert "Initial weights: those of `ann/donor@0123` on the Hub." in card
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "backbone": "convnext_tiny.in12k_ft_in1k"}))
     for starting_point, base_model in (("pretrained", "timm/convnext_tiny.in12k_ft_in1k"), ("scratch", None)):
         (folder / "training_summary.json").write_text(json.dumps({**summary, "starting_point": starting_point}))
-        header = render_model_card(folder, "ann/birds", train_hf.TEMPLATE).split("---\n")[1]
+        header = render_model_card(folder, "ann/birds", shipped_file("model_card.md")).split("---\n")[1]
         assert re.findall("^base_model: (.*)$", header, re.M) == ([base_model] if base_model else [])
 
 
 def test_the_card_states_what_was_chosen_and_links_the_code(trained):
     from kenya_birds.publishing.model_card import render_model_card
 
-    card = render_model_card(trained, "ann/birds", train_hf.TEMPLATE)
+    card = render_model_card(trained, "ann/birds", shipped_file("model_card.md"))
     assert "license:" not in card.split("---\n")[1]
     assert "No licence has been chosen for the model's weights" in card
     for name in re.findall(r"\]\((\w+\.(?:py|json))\)", card):
@@ -267,7 +267,7 @@ def test_the_card_states_what_was_chosen_and_links_the_code(trained):
     assert "](modeling_kenya_birds.py)" in card
     assert "url     =" not in card
     card = render_model_card(
-        trained, "ann/birds", train_hf.TEMPLATE, license="cc-by-4.0", code_url="https://example.org/code"
+        trained, "ann/birds", shipped_file("model_card.md"), license="cc-by-4.0", code_url="https://example.org/code"
     )
     assert "license: cc-by-4.0\n" in card.split("---\n")[1]
     assert "The model is under cc-by-4.0, its code under Apache-2.0." in card
@@ -286,7 +286,7 @@ def test_names_of_species_do_not_break_the_cards_table(trained, tmp_path):
     code = config["id2label"]["0"]
     config["species"][code] = {"scientific_name": "Avis _rara_", "common_name": "A|B <b>bird</b>\n*x*"}
     (folder / "config.json").write_text(json.dumps(config))
-    card = render_model_card(folder, "ann/birds", train_hf.TEMPLATE)
+    card = render_model_card(folder, "ann/birds", shipped_file("model_card.md"))
     (row,) = [line for line in card.splitlines() if f"| {code} |" in line and "Avis" in line and "rara" in line]
     assert row.startswith(r"| A\|B \<b\>bird\</b\> \*x\* (*Avis \_rara\_*) | ")
     assert len(re.findall(r"(?<!\\)\|", row)) == 9
@@ -307,7 +307,7 @@ def test_the_card_says_how_the_epoch_was_chosen(trained, tmp_path, result, told)
     summary = json.loads((folder / "training_summary.json").read_text())
     summary["result"] = {"epochs": 5.0, "train_runtime_s": 7.0, **result}
     (folder / "training_summary.json").write_text(json.dumps(summary))
-    assert told in render_model_card(folder, "ann/birds", train_hf.TEMPLATE)
+    assert told in render_model_card(folder, "ann/birds", shipped_file("model_card.md"))
 
 
 def test_a_missing_archive_is_refused(tmp_path):
@@ -352,7 +352,9 @@ def test_background_comes_from_windows_without_a_call(tmp_path, small_archive, c
     sparse = synthesize_archive(tmp_path / "archive", recordings=5, duration_s=40, species=2, annotations=30, seed=1)
     settings = {"num_train_epochs": 1, "background_probability": 0.5, "min_annotations": 5}
     train(sparse, tmp_path / "run", tmp_path / "cache", **settings)
-    refused(small_archive, tmp_path / "other", "no recording of the train split has a window of 3 s", **settings)
+    refused(
+        small_archive, tmp_path / "other", "no recording of the train split has a readable window of 3 s", **settings
+    )
 
 
 def test_a_folder_that_holds_something_is_not_written_to(trained, small_archive):

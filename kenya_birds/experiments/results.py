@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
+from transformers.trainer_utils import PredictionOutput
 
 from kenya_birds.console import transformers_bars_hidden
 from kenya_birds.evaluation.calibration import Calibration, CalibrationChoice, choose_calibration
@@ -25,6 +26,8 @@ from kenya_birds.evaluation.evaluation_report import (
 from kenya_birds.evaluation.metrics import class_targets, probabilities
 from kenya_birds.evaluation.predictions import Predictions, read_predictions, score_clips
 from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds
+from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
+from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.experiments.whole_recordings import evaluate_recordings, truth_of, write_recordings
 from kenya_birds.files import read_json, write_json
 from kenya_birds.training.callbacks import write_results
@@ -266,37 +269,61 @@ def write_out_of_fold(
 FIGURES = ("macro_f1", "weighted_f1", "top1_accuracy", "cmap", "auroc", "ece")
 
 
-def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
-    """Trains, and leaves model, summary, metrics, tables and pictures in the run's output folder, `metrics.json` last.
+@dataclass(frozen=True)
+class RunScores:
+    """What the model of a run predicts, before calibration.
 
-    Where several processes train, the first one writes, and all of them wait for it.
+    Attributes:
+        scored: Logits of validation and test clips, and of windows of the validation recordings.
+        predicted: What the trainer returned for `validation` and `test`.
+        windows: The windows of the whole test recordings, and their annotations.
+        window_logits: Of these windows, shape `(windows, classes)`; empty except in the first process.
+    """
+
+    scored: Scored
+    predicted: Mapping[str, PredictionOutput]
+    windows: tuple[RecordingWindowGrid, WindowTargets]
+    window_logits: np.ndarray
+
+
+def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
+    """Trains a run, scores its splits and saves the results, as the steps of `train_hf.py` do.
 
     Args:
         run: The run.
 
     Returns:
-        The run's summary, and what the model said.
+        The run's summary, and the model's logits.
 
     Raises:
         UserError: If the clips cannot be cut or trained on, or a file would be replaced that training has not written.
     """
     with run:
-        return _train_and_evaluate(run)
+        clips = run.cut_clips()
+        run.validation_no_call()  # cut before training, so that faults of these windows are found now
+        trainer = run.make_trainer(clips)
+        summary = run.fit(trainer, clips)
+        scores = score_splits(run, trainer, clips)
+        save_results(run, trainer, clips, summary, scores)
+        return summary, scores.scored
 
 
-def _train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
-    on_recordings = run.settings.data.train_on == "recordings"
-    # Thresholds of a model trained on recordings are chosen on all windows of the validation recordings.
-    no_call, weights = (
-        (None, np.zeros(0)) if on_recordings else run.validation_no_call()
-    )  # before training: what is wrong with it shall come to light first
-    trainer, clips, summary = run.train()
+def score_splits(run: Run, trainer: KenyaBirdsTrainer, clips: DatasetDict) -> RunScores:
+    """Scores the clips of validation and test, and the windows of their recordings.
+
+    Args:
+        run: The run.
+        trainer: Its trainer, after `Run.fit`.
+        clips: The clips by split.
+    """
     logger.info("Evaluating on the validation and test splits ...")
     predicted = {split: trainer.predict(clips[split], metric_key_prefix=split) for split in ("validation", "test")}
     logits, references = predicted["validation"].predictions, predicted["validation"].label_ids.astype(int)
+    no_call, weights = run.validation_no_call()
     no_call_logits = np.zeros((0, logits.shape[1]), dtype=np.float32)
     if run.team.is_first and no_call is not None:
         no_call_logits = score_clips(trainer.model, run.extractor, no_call)
+    on_recordings = run.settings.data.train_on == "recordings"
     scored = Scored(
         logits,
         references,
@@ -308,13 +335,33 @@ def _train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
         *(_validation_windows(run, trainer) if on_recordings and run.team.is_first else ()),
     )
     grid, annotated = run.windows("test")
-    # Before the model gets its calibration, which would be in its logits.
     window_logits = grid.logits(trainer.model, run.extractor) if run.team.is_first else np.zeros((0, 0))
+    return RunScores(scored, predicted, (grid, annotated), window_logits)
+
+
+def save_results(
+    run: Run, trainer: KenyaBirdsTrainer, clips: DatasetDict, summary: dict[str, Any], scores: RunScores
+) -> None:
+    """Calibrates, chooses thresholds, and writes model, summary, metrics, tables and pictures; `metrics.json` last.
+
+    Where several processes train, the first one writes, and all of them wait for it.
+
+    Args:
+        run: The run.
+        trainer: Its trainer, after `Run.fit`; its model gets the calibration.
+        clips: The clips by split.
+        summary: What `Run.fit` returned.
+        scores: What `score_splits` returned.
+
+    Raises:
+        UserError: If a file would be replaced that training has not written.
+    """
+    grid, annotated = scores.windows
 
     def judge(calibration: Calibration, thresholds: Thresholds) -> dict[str, Any]:
         judged = evaluate_recordings(
             grid,
-            probabilities(calibration.apply(window_logits), multi_label=trainer.multi_label),
+            probabilities(calibration.apply(scores.window_logits), multi_label=trainer.multi_label),
             grid.targets(annotated),
             truth_of(run.builder.archive, grid.decoded, run.builder.classes),
             thresholds=thresholds.values(run.builder.classes),
@@ -327,31 +374,30 @@ def _train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
     def write() -> None:
         output_dir = Path(run.settings.training.output_dir)
         with writing_results(output_dir):
-            calibration = scored.calibration()
+            calibration = scores.scored.calibration()
             calibration.calibration.store(trainer.model.config)
             with transformers_bars_hidden():
                 trainer.model.save_pretrained(output_dir)
             run.extractor.save_pretrained(output_dir)
             write_json(summary, output_dir / SUMMARY_FILE)
-            told = write_test(
+            metrics = write_test(
                 output_dir,
-                scored,
+                scores.scored,
                 clips["test"],
-                predicted["test"].label_ids,
+                scores.predicted["test"].label_ids,
                 calibration=calibration,
                 classes=run.builder.classes,
                 common_names=run.common_names,
                 train_counts=trainer.class_counts.tolist(),
-                more={split: {"loss": each.metrics[f"{split}_loss"]} for split, each in predicted.items()},
+                more={split: {"loss": each.metrics[f"{split}_loss"]} for split, each in scores.predicted.items()},
                 seed=run.settings.training.seed,
                 judge=judge,
                 overlap_s=run.settings.data.overlap_s,
             )
         if "tensorboard" in run.settings.training.report_to:
-            write_results(output_dir, trainer.state.global_step, {name: told.get(name) for name in FIGURES})
+            write_results(output_dir, trainer.state.global_step, {name: metrics.get(name) for name in FIGURES})
 
     run.team.first_does(write)
-    return summary, scored
 
 
 def _validation_windows(run: Run, trainer: KenyaBirdsTrainer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -85,6 +85,7 @@ class Run:
         self.team = training_team(settings.training)
         self._output_dir, self._stack, self._entered = Path(settings.training.output_dir), contextlib.ExitStack(), 0
         self._everything_for = everything_for
+        self._no_call: tuple[datasets.Dataset | None, np.ndarray] | None = None
         self.team.first_does(partial(check_not_locked, self._output_dir))
         self._checkpoint = self.team.first_does(self._find_start)
         set_seed(settings.training.seed)
@@ -185,15 +186,17 @@ class Run:
         )
         self._overlap(recordings).refuse(self.settings.model.init_from, ["train", "validation"], advice)
 
-    def warn_of_tuning(self, params: Path | None, recordings: Iterable[str]) -> None:
-        """Warns if settings were tuned on recordings.
+    def warn_of_tuning(self, params: Path | None, recordings: Iterable[str] | None = None) -> None:
+        """Warns if settings were tuned on recordings that will test the run.
 
         Args:
             params: The best.json of `kenya-birds tune` that the settings are from; None if they are from none.
-            recordings: Those that will test this run.
+            recordings: The test recordings; by default those of the test split.
         """
         if params is None:
             return
+        if recordings is None:
+            recordings = self.splits.loc[self.splits["split"] == "test", "recording"]
         overlap = overlap_with_tuning(params, self.builder.archive.fingerprints(recordings))
         if overlap.used_for:
             logger.warning(
@@ -262,7 +265,10 @@ class Run:
         return {code: names["common_name"] for code, names in self.model.config.species.items()}
 
     def validation_no_call(self) -> tuple[datasets.Dataset | None, np.ndarray]:
-        """Cuts windows of the validation recordings in which nothing is annotated, as many as the settings say.
+        """Windows of the validation recordings in which nothing is annotated, as many as the settings say.
+
+        They are cut when they are first used. A model that is trained on recordings has none: its thresholds are
+        chosen on all windows.
 
         Returns:
             The windows, None where there are none, and the weight of each: how many of its recording it stands for.
@@ -270,12 +276,18 @@ class Run:
         Raises:
             UserError: If none of them can be read.
         """
+        if self._no_call is not None:
+            return self._no_call
+        self._no_call = self._cut_no_call()
+        return self._no_call
+
+    def _cut_no_call(self) -> tuple[datasets.Dataset | None, np.ndarray]:
         data, clip_s = self.settings.data, self.extractor.clip_s
         # From a centre so far away, a call as long as a clip does not reach into the window.
         margin_s = clip_s / 2
         recordings = self.builder.splits.loc[self.builder.splits["split"] == "validation", "recording"].to_list()
         planned = plan_no_call(self.builder.archive, recordings, self.extractor.sampling_rate, clip_s, margin_s)
-        if planned.empty or not data.no_call_windows:
+        if planned.empty or not data.no_call_windows or data.train_on == "recordings":
             return None, np.zeros(0)
         with self.team.one_first():
             windows = load_no_call(
@@ -292,7 +304,7 @@ class Run:
         return windows, weights.to_numpy(dtype=np.float64)
 
     def train(self) -> tuple[KenyaBirdsTrainer, datasets.DatasetDict, dict[str, Any]]:
-        """Cuts the clips and trains.
+        """Cuts the clips and trains: `cut_clips`, `make_trainer` and `fit`.
 
         Returns:
             The trainer, the clips by split, and the run's summary. The best (or last) model is in the trainer, and not
@@ -302,34 +314,76 @@ class Run:
             UserError: If the clips cannot be cut or trained on, or the best checkpoint is not there.
         """
         with self:
-            return self._train()
+            clips = self.cut_clips()
+            trainer = self.make_trainer(clips)
+            return trainer, clips, self.fit(trainer, clips)
 
-    def _train(self) -> tuple[KenyaBirdsTrainer, datasets.DatasetDict, dict[str, Any]]:
-        args, data, augmentation = self.settings.training, self.settings.data, self.settings.augmentation
+    def cut_clips(self) -> datasets.DatasetDict:
+        """Cuts the clips, or finds them in the cache.
+
+        Returns:
+            `train`, `validation` and `test`; only `train`, with all clips, in a fit on everything.
+
+        Raises:
+            UserError: If a split has no clip that can be read.
+        """
         with self.team.one_first():
-            clips = build_clips(self.builder, data.num_proc)
-            background = None
-            if augmentation.background_probability:
-                background = load_no_call(self.builder, data.num_proc, context_s=0.0)
-        validation = clips["validation"]
+            clips = build_clips(self.builder, self.settings.data.num_proc)
         if self._everything_for is not None:
             clips = datasets.DatasetDict(train=datasets.concatenate_datasets([clips[split] for split in SPLITS]))
-            validation = None
         for split in clips:
             recordings = (self.splits["split"] == split).sum()
             logger.info("%s: %d clips of %d recordings", split, len(clips[split]), recordings)
+        return clips
+
+    def make_trainer(self, clips: datasets.DatasetDict) -> KenyaBirdsTrainer:
+        """The trainer of the model: on the training clips, or on windows of the training recordings.
+
+        Args:
+            clips: What `cut_clips` returned.
+
+        Raises:
+            UserError: If these clips cannot be trained on.
+        """
+        args, data, augmentation = self.settings.training, self.settings.data, self.settings.augmentation
+        background = None
+        if augmentation.background_probability:
+            with self.team.one_first():
+                background = load_no_call(self.builder, data.num_proc, context_s=0.0)
         learned: datasets.Dataset | WindowPlan = clips["train"]
-        evaluated: datasets.Dataset | EvaluationWindows | None = validation
+        evaluated: datasets.Dataset | EvaluationWindows | None = clips.get("validation")
         if data.train_on == "recordings":
             learned = self._window_plan()
-            evaluated = None if validation is None else self._validation_windows()
+            evaluated = None if evaluated is None else self._validation_windows()
             logger.info("Each epoch has %d windows drawn from the training recordings", learned.length)
         trainer = KenyaBirdsTrainer(self.model, args, self.extractor, learned, evaluated, augmentation, background)
         if self._everything_for is not None:
             trainer.add_callback(StopAt(self._everything_for))
             trainer.epoch_log.epochs = self._everything_for
+        return trainer
+
+    def fit(self, trainer: KenyaBirdsTrainer, clips: datasets.DatasetDict) -> dict[str, Any]:
+        """Trains, or resumes; afterwards the best (or last) model is in the trainer.
+
+        Args:
+            trainer: What `make_trainer` returned.
+            clips: What `cut_clips` returned.
+
+        Returns:
+            The run's summary, for `training_summary.json`.
+
+        Raises:
+            UserError: If the best checkpoint is not there.
+        """
+        data, args = self.settings.data, self.settings.training
         summary = training_summary(
-            self.builder, self.splits, clips, args, augmentation, self.record.starting_point, data.train_on
+            self.builder,
+            self.splits,
+            clips,
+            args,
+            self.settings.augmentation,
+            self.record.starting_point,
+            data.train_on,
         )
         self.team.wait()  # here, and not where waiting is timed
         trainer.train(None if self._checkpoint is None else str(self._checkpoint))
@@ -339,7 +393,7 @@ class Run:
             best = [entry["epoch"] for entry in state.log_history if entry["step"] == state.best_global_step]
             summary["result"] |= {"best_epoch": best[-1], "chosen_by": args.metric_for_best_model}
         summary["result"]["train_runtime_s"] = round(trainer.trained_s, 1)
-        return trainer, clips, summary
+        return summary
 
     def _find_start(self) -> Path | None:
         return find_start(self._output_dir, self.settings.training.resume_from_checkpoint)
