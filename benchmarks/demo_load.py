@@ -109,8 +109,8 @@ class Visitor:
             (path,) = self._ask("POST", f"{API}/upload", files={"files": (recording.name, file)}).json()
         upload = {"path": path, "orig_name": recording.name, "meta": {"_type": "gradio.FileData"}}
         about = self._ask("POST", f"{API}/run/predict", json=self._event("open", upload)).json()["data"][0]
-        self._expect(f"{recording.name} is waiting for its turn", about)
-        about = self._queued("hear", OVERLAP_S)[0]
+        self._expect(f"{recording.name} is in the queue", about)
+        about = self._queued("analyse", OVERLAP_S)[0]
         self._expect(f"{recording.name}: ", about)
         _, by_time, *_, raven, audacity, csv = self._queued("show", *FILTERS)
         *_, table = [self._fetch(download).decode() for download in (raven, audacity, csv)]

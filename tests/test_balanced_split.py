@@ -377,5 +377,5 @@ def test_a_split_that_cannot_be_written_whole_is_not_written(tmp_path, monkeypat
 @pytest.mark.parametrize("path", ["nowhere/splits.csv", "folder"])
 def test_a_path_that_cannot_be_a_file_is_told(tmp_path, path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=f"{path} (is a folder|cannot be written: .* is not a folder)"):
+    with pytest.raises(UserError, match=f"{path} (is a folder|cannot be written: .* is not a writable folder)"):
         write_splits(stratified_split(RARE_IN_THREE), tmp_path / path, overwrite=True)

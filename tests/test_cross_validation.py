@@ -207,7 +207,7 @@ def test_another_cross_validation_is_not_resumed(small_archive, validated, tmp_p
         refused("split_seed was 42 and is 3 now", **goes_on, folds=3, split_seed=3)
     refused("folds was 3 and is 4 now", **goes_on, folds=4)
     refused("recordings are in different folds now", **goes_on, folds=3, splits_file=other_folds(validated, tmp_path))
-    refused(r"no checkpoint .*\(a cross-validation is resumed with --folds", **goes_on)
+    refused(r"no checkpoint .*to resume a cross-validation, add --folds", **goes_on)
     archive = shutil.copytree(small_archive, tmp_path / "archive")
     edit(archive / "annotations.csv", "\n", "\n\n")  # the same annotations, and yet other bytes
     refused("annotations.csv has changed since then", **{**goes_on, "data_dir": archive}, folds=3)
@@ -227,7 +227,7 @@ def test_a_cross_validation_replaces_no_file_of_others_and_shares_its_folder_wit
     goes_on = {"data_dir": small_archive, "cache_dir": validated.parent / "cache", "output_dir": folder, "folds": 3}
     goes_on["resume_from_checkpoint"] = "true"
     with filelock.FileLock(folder / LOCK_FILE):
-        refused("another run writes to", **goes_on)
+        refused("another run is writing to", **goes_on)
     (folder / "fold-1" / "logits.npz").unlink()
     (folder / "fold-1" / "thresholds.json").write_text("checked by me")
     refused(r"fold-1/thresholds.json was changed since training wrote it", **goes_on)

@@ -543,7 +543,7 @@ def test_an_api_is_at_an_address(data_dir):
     "name",
     [
         *("../evil", "..", ".", "", "/evil", "a/b", "a\\b", "C:evil", "a\nb", "a\0b", "\ud800", "x" * 256, 5, None),
-        *(".download.json", ".hidden", "soundscape_data", "Soundscape_Data", "evil.part", "ANNOTATIONS.csv"),
+        *(".download.json", ".hidden", "soundscape_data", "Soundscape_Data", "evil.part"),
         *("CON", "nul.csv", "Aux .txt", "com1.csv", "what?.csv", "a|b", "notes.", "notes "),
     ],
 )
@@ -554,6 +554,16 @@ def test_names_that_are_not_plain_file_names_are_refused(name, zenodo, data_dir)
 
     zenodo.change_listing = change
     refused(zenodo, data_dir, "record 10943500", "expected a plain file name that is valid on every system")
+    assert contents(data_dir.parent) == {}
+
+
+def test_two_files_with_one_name_are_refused(zenodo, data_dir):
+    def change(listing):
+        listing["files"].append({**listing["files"][0], "key": "ANNOTATIONS.csv"})
+        return listing
+
+    zenodo.change_listing = change
+    refused(zenodo, data_dir, "record 10943500", "two files with the same name", "ANNOTATIONS.csv", "annotations.csv")
     assert contents(data_dir.parent) == {}
 
 

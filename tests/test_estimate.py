@@ -270,7 +270,7 @@ def test_the_command_prints_json(capsys):
         (["--frames", "0"], "frames is 0"),
         (["--clips", "-1"], "clips is -1: expected 1 or more"),
         (["--clips", "10", "--device_tflops", "0"], "device_tflops is 0.0"),
-        (["--device_tflops", "10"], "how many --clips"),
+        (["--device_tflops", "10"], "needs the number of clips: add --clips"),
     ],
 )
 def test_what_cannot_be_estimated_is_one_line_and_exit_code_2(words, message, capsys):

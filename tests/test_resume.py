@@ -314,11 +314,11 @@ def test_two_runs_do_not_share_a_folder(finished, small_archive, cache, tmp_path
     folder = copy(finished, tmp_path / "birds")
     (tmp_path / "new").mkdir()
     with filelock.FileLock(folder / LOCK_FILE), filelock.FileLock(tmp_path / "new" / LOCK_FILE):
-        refused("another run writes to", small_archive, folder, cache)
-        with pytest.raises(UserError, match="another run writes to"):
+        refused("another run is writing to", small_archive, folder, cache)
+        with pytest.raises(UserError, match="another run is writing to"):
             train(small_archive, tmp_path / "new", cache, **SETTINGS)
     first, second = (Run(settings_of(flags(small_archive, tmp_path / "both", cache, **SETTINGS))) for _ in range(2))
-    with first, pytest.raises(UserError, match="another run writes to"):
+    with first, pytest.raises(UserError, match="another run is writing to"):
         second.__enter__()
     shutil.copytree(finished, tmp_path / "both", dirs_exist_ok=True)
     with pytest.raises(UserError, match="exists and is not an empty folder"):
@@ -397,7 +397,7 @@ def test_what_an_older_version_started_is_not_resumed(tmp_path):
 
 def test_a_copy_of_a_checkpoint_that_was_stopped_can_be_made_again(tmp_path):
     source, target = checkpoint_in(tmp_path / "a", 9, best=7), tmp_path / "b"
-    with pytest.raises(UserError, match="checkpoint-7 is not in"):
+    with pytest.raises(UserError, match="checkpoint-7, the best epoch of the run, is not in"):
         adopt(source, target)
     best = checkpoint_in(tmp_path / "a", 7, best=7)
     (best / "model.safetensors").write_text("the best")

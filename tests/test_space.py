@@ -83,7 +83,7 @@ def test_the_folder_starts_in_a_process_that_knows_nothing_of_this_repository(tm
         soundfile.write(recording, chirps(10), RATE)
         visitor = Visitor(address)
         visitor.open(visitor.upload(recording).json()[0])
-        assert "song.wav: 00:10.0, 16 kHz" in visitor.ask("hear", 0.5)[0]
+        assert "song.wav: 00:10.0, 16 kHz" in visitor.ask("analyse", 0.5)[0]
         assert "From a copy of the code" in httpx.get(f"{address}/config").text
     finally:
         process.terminate()
