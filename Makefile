@@ -47,12 +47,15 @@ demo: install
 	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process 2 train_hf.py --data_dir $(DEMO)/archive --output_dir $(DEMO)/model \
 		--cache_dir $(DEMO)/cache --use_cpu --backbone test_convnext --init_from scratch \
+		--train_on recordings --problem_type multi_label_classification --overlap_s 1.5 \
 		--num_train_epochs 25 --learning_rate 3e-3 --per_device_train_batch_size 16
 	$(BIN)/kenya-birds detect $(DEMO)/model $(DEMO)/archive --output $(DEMO)/found --overlap_s 1.5 --merge
 	@# A recording that was not trained on.
 	@recording=$$(awk -F, '$$2 == "test" { print $$1; exit }' $(DEMO)/model/splits.csv); set -x; \
 	$(BIN)/kenya-birds plot $(DEMO)/archive/soundscape_data/$$recording $(DEMO)/found/detections.csv \
 		--output $(DEMO)/found/spectrogram.png
+	@# How good the detections in the test recordings are.
+	$(BIN)/kenya-birds score $(DEMO)/found $(DEMO)/archive --splits_file $(DEMO)/model/splits.csv
 	@echo "The archive is in $(DEMO)/archive; the model with its card (README.md), metrics and figures in $(DEMO)/model;"
 	@echo "detections in $(DEMO)/found: detections.csv, detections.selections.txt (for Raven), spectrogram.png."
 

@@ -108,6 +108,24 @@ def test_a_folder_gives_all_its_tables_and_recordings_without_an_event(tmp_path)
     assert table.recordings == {"a", "b"}
 
 
+def test_several_formats_of_one_result_are_not_counted_twice(tmp_path):
+    csv = "Start (s),End (s),Scientific name,Common name,Confidence\n0,3,Turdus merula,Blackbird,0.8\n"
+    (tmp_path / "a.BirdNET.results.csv").write_text(csv, encoding="utf-8")
+    raven = f"{RAVEN}\tCommon Name\n1\tSpectrogram 1\t1\t0\t3.0\t0\t1\tBlackbird\n"
+    (tmp_path / "a.BirdNET.selection.table.txt").write_text(raven, encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"a\.BirdNET\.results\.csv and .*a\.BirdNET\.selection\.table\.txt contain the same"
+    ):
+        read_events(tmp_path)
+    # Two species in one window, each in a table of its own, are two events.
+    (tmp_path / "a.BirdNET.selection.table.txt").write_text(raven.replace("Blackbird", "Robin"), encoding="utf-8")
+    assert len(read_events(tmp_path).events) == 2
+    # Of a folder of `kenya-birds detect` one table is read.
+    own = "recording,start_s,end_s,code,common_name,scientific_name,score\na.wav,0,3,eurbla,Blackbird,Turdus merula,0.8\n"
+    (tmp_path / "detections.csv").write_text(own, encoding="utf-8")
+    assert read_events(tmp_path).events["code"].tolist() == ["eurbla"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -5,9 +5,9 @@ Parquet), this package's own tables, and plain CSV files with columns for file, 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -30,7 +30,10 @@ COLUMNS = (
     "high_hz",
     "row",
 )
-TEXTS = ("recording", "code", "scientific_name", "common_name", "label")
+SPECIES = ("code", "scientific_name", "common_name", "label")
+TEXTS = ("recording", *SPECIES)
+# Tables of all recordings that `kenya-birds detect` writes, the most exact first.
+OWN_TABLES = ("detections.parquet", "detections.csv", "detections.selections.txt")
 # Names of columns in lower case, the most exact first. In a Raven table of several recordings, "Begin Time (s)" is the
 # time in the joined sound, and "File Offset (s)" the time in the recording.
 ALIASES = {
@@ -87,19 +90,27 @@ class EventTable:
 def read_events(path: str | Path) -> EventTable:
     """Reads a table of events, or all the tables of a folder and its subfolders.
 
+    `kenya-birds detect` writes the same detections in several formats: of its folder one table is read.
+
     Args:
         path: A file (`.csv`, `.tsv`, `.txt`, `.parquet`) or a folder of such files. If a table has no column for the
             recording, its file name is used: `a.BirdNET.results.csv` and `a.txt` belong to `a.wav`.
 
     Raises:
-        UserError: If there is no such table, its format is unknown, or a cell is not a number where one is expected.
+        UserError: If there is no such table, its format is unknown, a cell is not a number where one is expected, or
+            two tables of a folder contain the same event.
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        tables = [table for file in files if (table := _read_file(file, is_required=False)) is not None]
+        own = [path / name for name in OWN_TABLES if (path / name).is_file()]
+        files = own[:1] or sorted(
+            file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+        )
+        read = {file: table for file in files if (table := _read_file(file, is_required=False)) is not None}
+        tables = list(read.values())
         if not tables:
             raise UserError(f"{path} contains no table of events: expected files that end in {', '.join(SUFFIXES)}")
+        _check_no_event_twice(read)
         events = pd.concat([table.events for table in tables], ignore_index=True)
         return EventTable(events, frozenset().union(*(table.recordings for table in tables)))
     if not path.is_file():
@@ -109,6 +120,25 @@ def read_events(path: str | Path) -> EventTable:
     table = _read_file(path, is_required=True)
     assert table is not None
     return table
+
+
+def _check_no_event_twice(tables: Mapping[Path, EventTable]) -> None:
+    """Raises `UserError` if two files contain the same event, as a folder with several formats of one result does."""
+    events = pd.concat([table.events.assign(file=str(path)) for path, table in tables.items()], ignore_index=True)
+    # Some formats name the recording by its path, others by its name alone.
+    events["recording"] = [PurePosixPath(name).stem.casefold() for name in events["recording"]]
+    times = events[["start_s", "end_s"]].round(3)
+    for name in SPECIES:
+        named = events[name] != ""
+        keys = events.loc[named, ["recording", name, "file"]].join(times).drop_duplicates()
+        repeated = keys[keys.duplicated(["recording", name, "start_s", "end_s"], keep=False)]
+        if len(repeated):
+            first = repeated.iloc[0]
+            same = repeated[(repeated[["recording", name, "start_s", "end_s"]] == first.drop("file")).all(axis=1)]
+            raise UserError(
+                f"{same['file'].iloc[0]} and {same['file'].iloc[1]} contain the same event ({first[name]} at "
+                f"{first['start_s']:g} s of {first['recording']}): give one table, or a folder with one format"
+            )
 
 
 def _read_file(path: Path, *, is_required: bool) -> EventTable | None:
