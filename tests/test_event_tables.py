@@ -121,7 +121,9 @@ def test_several_formats_of_one_result_are_not_counted_twice(tmp_path):
     (tmp_path / "a.BirdNET.selection.table.txt").write_text(raven.replace("Blackbird", "Robin"), encoding="utf-8")
     assert len(read_events(tmp_path).events) == 2
     # Of a folder of `kenya-birds detect` one table is read.
-    own = "recording,start_s,end_s,code,common_name,scientific_name,score\na.wav,0,3,eurbla,Blackbird,Turdus merula,0.8\n"
+    own = (
+        "recording,start_s,end_s,code,common_name,scientific_name,score\na.wav,0,3,eurbla,Blackbird,Turdus merula,1\n"
+    )
     (tmp_path / "detections.csv").write_text(own, encoding="utf-8")
     assert read_events(tmp_path).events["code"].tolist() == ["eurbla"]
 
