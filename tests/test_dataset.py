@@ -317,8 +317,9 @@ def test_processes_that_inherit_nothing_cut_the_same_clips(archive, spawn, tmp_p
 
 
 SLOW_BUILD = """
-import sys, time
+import signal, sys, time
 import multiprocess
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 from kenya_birds.data import builders
 from kenya_birds.data.dataset import load_clips
 fast = builders.encode_wav

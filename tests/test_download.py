@@ -789,9 +789,10 @@ def test_a_hostile_zip_of_a_record_is_refused_and_stays_for_a_look(data_dir):
 # Processes that are stopped
 
 RUN = """
-import sys
+import signal, sys
 from kenya_birds.data.download import download_record
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 download_record(sys.argv[1], api_url=sys.argv[2])
 """
 # Stops a process before each of the steps that change the disk: a folder each.
