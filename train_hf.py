@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kenya_birds.console import one_line_errors, show_log
-from kenya_birds.files import shipped_file
+from kenya_birds.files import CARD_TEMPLATE, shipped_file
 from kenya_birds.process import print_anything, use_utf8
 from kenya_birds.training.flags import TrainFlags, after_stop, parse_train_flags
 from kenya_birds.training.run_folder import CARD_FILE, writing_results
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from kenya_birds.training.settings import Settings
 
 logger = logging.getLogger("kenya_birds.train")
-
-TEMPLATE_FILE = "model_card.md"
 
 
 def main(arguments: list[str] | None = None, program: str = "train_hf.py") -> None:
@@ -107,7 +105,7 @@ def write_card(output_dir: Path) -> None:
     from kenya_birds.publishing.model_card import render_model_card
 
     with writing_results(output_dir):
-        card = render_model_card(output_dir, str(output_dir), shipped_file(TEMPLATE_FILE))
+        card = render_model_card(output_dir, str(output_dir), shipped_file(CARD_TEMPLATE))
         (output_dir / CARD_FILE).write_text(card, encoding="utf-8")
     logger.info("Model, card (README.md), metrics, tables and pictures are in %s", output_dir)
 

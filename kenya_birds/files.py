@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+CARD_TEMPLATE = "model_card.md"
+
+
 def shipped_file(name: str) -> Path:
     """A file of the repository's top level, such as model_card.md: there in a clone, in the package in a wheel.
 

@@ -11,11 +11,10 @@ import pytest
 import soundfile
 from running import ROOT, flags, losses, metrics, run, run_script, train
 
-import train_hf
 from kenya_birds import cli
 from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
-from kenya_birds.files import shipped_file
+from kenya_birds.files import CARD_TEMPLATE, shipped_file
 
 # Unchanged clips: with so few steps, the loss would fall too slowly to see.
 UNCHANGED = {f"{change}_probability": 0 for change in ("shift", "pitch", "speed", "gain", "noise", "mask")}
@@ -391,6 +390,6 @@ def test_feature_flags_are_the_extractors_arguments():
 
 
 def test_the_card_s_template_is_beside_the_script():
-    assert shipped_file(train_hf.TEMPLATE_FILE) == ROOT / "model_card.md"
+    assert shipped_file(CARD_TEMPLATE) == ROOT / "model_card.md"
     with pytest.raises(FileNotFoundError, match="install kenya_birds again"):
         shipped_file("nothing.md")

@@ -1,12 +1,15 @@
 """All windows of whole recordings: where they are, what is known to be in them, and a model's scores of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from kenya_birds.data.decoded_recordings import DecodedRecordings
+from kenya_birds.data.archive import Archive
+from kenya_birds.data.decoded_recordings import DecodedRecordings, decode_recordings
 from kenya_birds.data.window_grid import WindowGrid
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -93,3 +96,46 @@ class RecordingWindowGrid:
         index = int(self.recording[row])
         sound = self.decoded.read(index, int(self.start[row]), self.window)
         return sound * np.float32(self.decoded.recordings[index].scale)
+
+
+def plan_windows(
+    archive: Archive,
+    names: Sequence[str],
+    classes: list[str],
+    extractor: KenyaBirdsFeatureExtractor,
+    *,
+    cache_dir: str | Path,
+    overlap_s: float,
+    margin_s: float,
+    threads: int = 1,
+) -> tuple[RecordingWindowGrid, WindowTargets]:
+    """Decodes recordings of an archive, and plans their windows.
+
+    Args:
+        archive: The archive.
+        names: The recordings.
+        classes: eBird codes by class id.
+        extractor: Gives the sampling rate and the length of a window.
+        cache_dir: Folder of the cache (see `decode_recordings`).
+        overlap_s: Overlap of neighbouring windows in seconds.
+        margin_s: See `WindowTargets`.
+        threads: Number of recordings that are decoded at the same time.
+
+    Returns:
+        All windows, and the annotations of the same recordings.
+
+    Raises:
+        UserError: If the disk has too little space, or the overlap is not shorter than a window.
+    """
+    paths = {name: archive.recording_path(name) for name in names}
+    decoded = decode_recordings(paths, cache_dir, extractor.sampling_rate, threads=threads)
+    targets = WindowTargets.of(
+        archive.annotations,
+        archive.unknown,
+        decoded.lengths,
+        classes,
+        sampling_rate=extractor.sampling_rate,
+        window=extractor.clip_samples,
+        margin_s=margin_s,
+    )
+    return RecordingWindowGrid.of(decoded, extractor.clip_samples, overlap_s), targets

@@ -11,7 +11,6 @@ import torch
 
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
-from kenya_birds.data.decoded_recordings import decode_recordings
 from kenya_birds.data.splits import SPLITS, read_splits
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
@@ -19,8 +18,8 @@ from kenya_birds.evaluation.evaluation_report import WHOLE_RECORDINGS, write_eva
 from kenya_birds.evaluation.metrics import probabilities
 from kenya_birds.evaluation.predictions import clip_references, score_clips
 from kenya_birds.evaluation.thresholds import Thresholds
-from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
-from kenya_birds.evaluation.window_targets import DEFAULT_EDGE_MARGIN_S, WindowTargets
+from kenya_birds.evaluation.window_scoring import plan_windows
+from kenya_birds.evaluation.window_targets import DEFAULT_EDGE_MARGIN_S
 from kenya_birds.experiments.whole_recordings import evaluate_recordings, truth_of, write_recordings
 from kenya_birds.files import is_new_or_empty, read_json
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -180,22 +179,16 @@ def _evaluate_recordings(
         return None
     settings, extractor, archive = read_settings(saved.folder), judged.extractor, builder.archive
     names = builder.splits.loc[builder.splits["split"] == split, "recording"].to_list()
-    decoded = decode_recordings(
-        {name: archive.recording_path(name) for name in names},
-        builder._cache_dir_root,
-        extractor.sampling_rate,
-        threads=num_proc or 1,
-    )
     overlap_s = float(settings.get("overlap_s", 0.0))
-    grid = RecordingWindowGrid.of(decoded, extractor.clip_samples, overlap_s)
-    annotated = WindowTargets.of(
-        archive.annotations,
-        archive.unknown,
-        decoded.lengths,
+    grid, annotated = plan_windows(
+        archive,
+        names,
         judged.classes,
-        sampling_rate=extractor.sampling_rate,
-        window=extractor.clip_samples,
+        extractor,
+        cache_dir=builder._cache_dir_root,
+        overlap_s=overlap_s,
         margin_s=float(settings.get("edge_margin_s", DEFAULT_EDGE_MARGIN_S)),
+        threads=num_proc or 1,
     )
     logits = grid.logits(judged.model, extractor, batch_size=batch_size)[:, judged.columns]
     multi_label = judged.model.config.problem_type == "multi_label_classification"
@@ -203,7 +196,7 @@ def _evaluate_recordings(
         grid,
         probabilities(judged.calibration.apply(logits), multi_label=multi_label),
         grid.targets(annotated),
-        truth_of(archive, decoded, judged.classes),
+        truth_of(archive, grid.decoded, judged.classes),
         thresholds=Thresholds.read(path).values(judged.classes),
     )
     names_of = {code: row["common_name"] for code, row in archive.species_names(judged.classes).items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import check_layout, shipped_file
+from kenya_birds.files import CARD_TEMPLATE, check_layout, shipped_file
 from kenya_birds.parsing import Parser, add_general, add_option
 from kenya_birds.publishing.model_folder import loading_line, model_contents, published_files
 from kenya_birds.values import Count
@@ -17,7 +17,6 @@ DESCRIPTION = (
     "or of the variable HF_TOKEN."
 )
 AFTER_STOP = "run the same command again; files that are on the Hub already are not sent again"
-TEMPLATE_FILE = "model_card.md"
 LICENSE_FILE = "LICENSE"
 
 
@@ -116,7 +115,7 @@ def push_model(options: argparse.Namespace) -> None:
     card = render_model_card(
         options.model_dir,
         repo_id,
-        shipped_file(TEMPLATE_FILE),
+        shipped_file(CARD_TEMPLATE),
         license=options.license,
         data_license=data_license,
         source=source,

@@ -124,7 +124,24 @@ class FeatureClips(torch.utils.data.Dataset):
         return {"input_features": torch.from_numpy(features), "labels": self.targets[list(indices)]}
 
 
-class TrainingClips(torch.utils.data.Dataset):
+class MixableSound(torch.utils.data.Dataset):
+    """Training data whose batches have `sound`, and with mixup `partner`, which `_waveform` turns into waveforms."""
+
+    def waveform(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The clean waveforms of a batch, mixed, float32 of shape `(batch, samples)`, on the device it is on."""
+        waveform = self._waveform(batch["sound"])
+        if "partner" in batch and len(batch["amounts"]["mixed"]):
+            mixed = batch["amounts"]["mixed"]
+            share = batch["amounts"]["mixup"][mixed]
+            waveform[mixed] = mix(waveform[mixed], self._waveform(batch["partner"]), share)
+        return waveform
+
+    def _waveform(self, sound: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The clean waveforms of `sound`, float32 of shape `(batch, samples)`."""
+        raise NotImplementedError
+
+
+class TrainingClips(MixableSound):
     """Clips to train on, by the batch, with what chance has in store for them.
 
     Args:
@@ -188,15 +205,6 @@ class TrainingClips(torch.utils.data.Dataset):
             else:
                 batch["partner_labels"] = others
         return batch
-
-    def waveform(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The clean waveforms of a batch, mixed, float32 of shape `(batch, samples)`, on the device it is on."""
-        waveform = self._waveform(batch["sound"])
-        if "partner" in batch and len(batch["amounts"]["mixed"]):
-            mixed = batch["amounts"]["mixed"]
-            share = batch["amounts"]["mixup"][mixed]
-            waveform[mixed] = mix(waveform[mixed], self._waveform(batch["partner"]), share)
-        return waveform
 
     def _sound(self, clip: np.ndarray, shift: np.ndarray) -> dict[str, torch.Tensor]:
         start = (self.context + shift) % len(self.waveforms[0])

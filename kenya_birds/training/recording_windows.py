@@ -9,11 +9,12 @@ import torch
 from kenya_birds.data.decoded_recordings import DecodedRecordings
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.model.signal_kenya_birds import in_chunks
-from kenya_birds.training.augmentation import Augmentation, mix
+from kenya_birds.training.augmentation import Augmentation
+from kenya_birds.training.batches import MixableSound
 from kenya_birds.training.window_sampler import WindowDraw
 
 
-class RecordingWindows(torch.utils.data.Dataset):
+class RecordingWindows(MixableSound):
     """Batches of training windows, with the random numbers of their augmentation.
 
     Nothing is computed in advance: the waveform stage of the feature extractor runs on the device, on the whole batch,
@@ -59,15 +60,6 @@ class RecordingWindows(torch.utils.data.Dataset):
             either = np.where((labels == 1) | (others == 1), 1, np.minimum(labels, others))
             labels[mixed] = either[mixed]
         return {**batch, "labels": torch.from_numpy(labels).float()}
-
-    def waveform(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The clean and mixed waveforms of a batch, float32 of shape `(batch, samples)`, on its device."""
-        waveform = self._waveform(batch["sound"])
-        if "partner" in batch and len(batch["amounts"]["mixed"]):
-            mixed = batch["amounts"]["mixed"]
-            share = batch["amounts"]["mixup"][mixed]
-            waveform[mixed] = mix(waveform[mixed], self._waveform(batch["partner"]), share)
-        return waveform
 
     def _sound(self, recording: np.ndarray, start: np.ndarray) -> dict[str, torch.Tensor]:
         samples = np.empty((len(recording), self.targets.window), dtype=np.int16)

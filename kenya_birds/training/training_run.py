@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,10 @@ from transformers import set_seed
 from kenya_birds.console import user_errors
 from kenya_birds.data.archive import ANNOTATIONS_FILE
 from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
-from kenya_birds.data.decoded_recordings import DecodedRecordings, decode_recordings
 from kenya_birds.data.planning import plan_no_call
 from kenya_birds.data.splits import SPLITS, read_splits
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
+from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, plan_windows
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.files import check_not_locked, locked, read_json, write_table
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
@@ -85,6 +84,7 @@ class Run:
         self.team = training_team(settings.training)
         self._output_dir, self._stack, self._entered = Path(settings.training.output_dir), contextlib.ExitStack(), 0
         self._everything_for = everything_for
+        self._windows: dict[str, tuple[RecordingWindowGrid, WindowTargets]] = {}
         self._no_call: tuple[datasets.Dataset | None, np.ndarray] | None = None
         self.team.first_does(partial(check_not_locked, self._output_dir))
         self._checkpoint = self.team.first_does(self._find_start)
@@ -212,40 +212,30 @@ class Run:
             return Overlap((), {}, [])
         return self._before.overlap(self.builder.archive.fingerprints(recordings))
 
-    @cached_property
-    def decoded(self) -> DecodedRecordings:
-        """All recordings of the run, decoded. Asked for first, they are decoded into the cache or found there.
+    def windows(self, split: str) -> tuple[RecordingWindowGrid, WindowTargets]:
+        """The windows of the recordings of a split, side by side or overlapping as set, and the annotations.
+
+        The recordings of the split are decoded into the cache when they are first needed.
+
+        Args:
+            split: Of `splits`.
 
         Raises:
             UserError: If the disk has not enough space.
         """
-        paths = {name: self.builder.archive.recording_path(name) for name in self.builder.splits["recording"]}
-        return decode_recordings(
-            paths,
-            self.builder._cache_dir_root,
-            self.extractor.sampling_rate,
-            threads=self.settings.data.num_proc or 1,
-        )
-
-    def windows(self, split: str) -> tuple[RecordingWindowGrid, WindowTargets]:
-        """The windows of the recordings of a split, side by side or overlapping as set, and the annotations.
-
-        Args:
-            split: Of `splits`.
-        """
-        data, extractor, archive = self.settings.data, self.extractor, self.builder.archive
-        names = self.splits.loc[self.splits["split"] == split, "recording"].to_list()
-        decoded = self.decoded.select(names)
-        targets = WindowTargets.of(
-            archive.annotations,
-            archive.unknown,
-            decoded.lengths,
-            self.builder.classes,
-            sampling_rate=extractor.sampling_rate,
-            window=extractor.clip_samples,
-            margin_s=data.edge_margin_s,
-        )
-        return RecordingWindowGrid.of(decoded, extractor.clip_samples, data.overlap_s), targets
+        if split not in self._windows:
+            data = self.settings.data
+            self._windows[split] = plan_windows(
+                self.builder.archive,
+                self.splits.loc[self.splits["split"] == split, "recording"].to_list(),
+                self.builder.classes,
+                self.extractor,
+                cache_dir=self.builder._cache_dir_root,
+                overlap_s=data.overlap_s,
+                margin_s=data.edge_margin_s,
+                threads=data.num_proc or 1,
+            )
+        return self._windows[split]
 
     def _window_plan(self) -> WindowPlan:
         data = self.settings.data
