@@ -93,6 +93,15 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_archive, tmp_path
     assert np.array_equal(whole, resumed)
 
 
+def test_a_split_decodes_its_own_recordings_only(small_archive, tmp_path):
+    run = Run(settings_of(flags(small_archive, tmp_path / "run", tmp_path / "cache")))
+    grid, _ = run.windows("test")
+    tested = run.splits.loc[run.splits["split"] == "test", "recording"]
+    assert set(grid.decoded.names) == set(tested)
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == len(tested) < len(run.splits)
+    assert run.windows("test")[0] is grid
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

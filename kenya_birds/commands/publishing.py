@@ -79,19 +79,19 @@ def _push_clips(options: argparse.Namespace) -> None:
         check_new_folder(options.output)
     from kenya_birds.data.dataset import build_clips, clips_builder
     from kenya_birds.publishing.clips_dataset import (
-        KENYAN_LICENSE,
-        KENYAN_SOURCE,
         cutting_facts,
         push_clips,
         save_clips,
+        source_and_license,
     )
 
     builder = clips_builder(options.data_dir, min_annotations=options.min_annotations, context_s=options.context_s)
     clips = build_clips(builder, options.num_proc)
+    source, license = source_and_license(options.source, options.license)
     card = {
         "title": options.title or options.repo_id.rpartition("/")[2],
-        "source": KENYAN_SOURCE if options.source == "kenya" else options.source,
-        "license": options.license or (KENYAN_LICENSE if options.source == "kenya" else None),
+        "source": source,
+        "license": license,
         **cutting_facts(builder),
     }
     if options.output is None:

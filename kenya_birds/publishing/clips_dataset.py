@@ -122,6 +122,18 @@ Number of clips by the class of the annotation in their centre.
 {% endif %}"""
 
 
+def source_and_license(source: str | None, license: str | None) -> tuple[str | None, str | None]:
+    """Citation and licence of recordings, with those of the Kenyan archive where the source is `kenya`.
+
+    Args:
+        source: A citation, `kenya`, or None.
+        license: The chosen licence, as the Hub spells it; None: by default none, and that of the Kenyan archive.
+    """
+    if source != "kenya":
+        return source, license
+    return KENYAN_SOURCE, license or KENYAN_LICENSE
+
+
 def render_clips_card(
     clips: datasets.DatasetDict,
     files: Mapping[str, str],

@@ -101,14 +101,12 @@ def push_model(options: argparse.Namespace) -> None:
     """
     _check_options(options)
     # These import torch, which takes seconds: mistakes in the command line have been reported before.
-    from kenya_birds.publishing.clips_dataset import KENYAN_LICENSE, KENYAN_SOURCE, model_clips_builder
+    from kenya_birds.publishing.clips_dataset import model_clips_builder, source_and_license
     from kenya_birds.publishing.hub import full_repo_id
     from kenya_birds.publishing.model_card import render_model_card
     from kenya_birds.publishing.model_folder import check_model
 
-    is_kenyan = options.source == "kenya"
-    source = KENYAN_SOURCE if is_kenyan else options.source
-    data_license = options.data_license or (KENYAN_LICENSE if is_kenyan else None)
+    source, data_license = source_and_license(options.source, options.data_license)
     builder = model_clips_builder(options.model_dir, options.with_dataset) if options.with_dataset else None
     repo_id = options.repo_id if options.dry_run else full_repo_id(options.repo_id)
     dataset_id = f"{repo_id}-clips" if builder is not None else None
