@@ -12,6 +12,11 @@ import torch
 
 from kenya_birds.errors import UserError
 
+if torch.distributed.is_available():
+    # Default arguments in this module keep the process group that exists when it is imported. Imported later, by
+    # transformers for example, it would keep our group and its threads alive, and one may abort the ending process.
+    import torch.distributed.nn.functional
+
 T = TypeVar("T")
 # Practically unlimited, because one process may cut clips for hours while the others wait.
 NO_TIMEOUT = timedelta(days=3650)
