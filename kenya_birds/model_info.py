@@ -8,7 +8,7 @@ from kenya_birds.files import read_json
 from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel
 
 # Files that training writes.
-SUMMARY_FILE, METRICS_FILE, SPECIES_FILE = "training_summary.json", "metrics.json", "per_species.csv"
+SUMMARY_FILE, METRICS_FILE, SPECIES_TABLE_FILE = "training_summary.json", "metrics.json", "per_species.csv"
 OUT_OF_FOLD = "out_of_fold"
 # Problem type of a config without one (see `classification_loss`).
 DEFAULT_PROBLEM_TYPE = "single_label_classification"
@@ -38,7 +38,7 @@ def describe_model(saved: SavedModel) -> dict[str, Any]:
     thresholds = _json(saved.folder / THRESHOLDS_FILE)
     split = OUT_OF_FOLD if OUT_OF_FOLD in metrics else "test"
     names, of_species = config.get("species") or {}, thresholds.get("species", {})
-    table = _species_table(saved.folder / SPECIES_FILE)
+    table = _species_table(saved.folder / SPECIES_TABLE_FILE)
     return {
         "model": saved.name,
         "backbone": config.get("backbone"),

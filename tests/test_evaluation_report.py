@@ -8,7 +8,7 @@ import pytest
 from predicting import multi_label_logits, single_label_logits
 
 from kenya_birds.evaluation.calibration import Calibration, fit_calibration
-from kenya_birds.evaluation.evaluation_report import format_metrics, write_evaluation, write_report
+from kenya_birds.evaluation.evaluation_report import EvaluationContext, format_metrics, write_evaluation, write_report
 from kenya_birds.evaluation.intervals import METRICS
 from kenya_birds.evaluation.metrics import evaluation_metrics, probabilities
 from kenya_birds.evaluation.predictions import read_predictions
@@ -33,17 +33,19 @@ def evaluate(folder, multi_label=False, one_recording=False, **settings):
     fit, rest = slice(0, 400), slice(400, None)
     calibration = fit_calibration(logits[fit], references[fit])
     scores = probabilities(calibration.apply(logits[fit]), multi_label=multi_label)
-    settings = {
-        "calibration": calibration,
-        "thresholds": choose_thresholds(scores, references[fit], CLASSES),
-        "train_counts": range(1, 9),
-        "common_names": {"bird0": "Ash Bird"},
-        **settings,
-    }
     time_s = np.arange(400.0)
     names = ["one.flac"] * 400 if one_recording else recordings[rest]
-    inputs = {"classes": CLASSES, "recordings": names, "start_s": time_s, "center_s": time_s + 1.5}
-    return write_evaluation(folder, logits[rest], references[rest], **inputs, **settings), logits, references
+    metrics = write_evaluation(
+        folder,
+        logits[rest],
+        references[rest],
+        {"recording": names, "start_s": time_s, "center_s": time_s + 1.5},
+        CLASSES,
+        calibration=settings.pop("calibration", calibration),
+        thresholds=choose_thresholds(scores, references[fit], CLASSES),
+        context=EvaluationContext({"bird0": "Ash Bird"}, range(1, 9), **settings),
+    )
+    return metrics, logits, references
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -70,7 +72,7 @@ def test_an_evaluation_leaves_its_files_and_returns_its_metrics(tmp_path, multi_
 def test_an_evaluation_is_repeated_from_its_predictions_alone(tmp_path, multi_label):
     metrics, *_ = evaluate(tmp_path / "first", multi_label)
     predictions = read_predictions(tmp_path / "first" / "predictions.parquet")
-    again = write_report(tmp_path / "again", predictions, common_names={"bird0": "Ash Bird"})
+    again = write_report(tmp_path / "again", predictions, context=EvaluationContext({"bird0": "Ash Bird"}))
     assert {name: again[name] for name in (*METRICS, "intervals", "not_scored")} == {
         name: metrics[name] for name in (*METRICS, "intervals", "not_scored")
     }
@@ -99,11 +101,11 @@ def test_one_recording_has_no_intervals_and_is_told(tmp_path, caplog):
 def test_classes_that_cannot_be_scored_are_listed(tmp_path):
     logits = np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     references = np.array([[1, 1, 0], [1, 0, 0]])
-    inputs = {"classes": ["a", "b", "c"], "recordings": ["x", "y"], "start_s": [0.0, 0.0], "center_s": [1.5, 1.5]}
-    metrics = write_evaluation(tmp_path, logits, references, **inputs)
+    inputs = {"recording": ["x", "y"], "start_s": [0.0, 0.0], "center_s": [1.5, 1.5]}, ["a", "b", "c"]
+    metrics = write_evaluation(tmp_path, logits, references, *inputs)
     assert metrics["not_scored"] == {"no_clip": ["c"], "no_auroc": ["a", "c"]}
     assert metrics["classes"] == 2
-    metrics = write_evaluation(tmp_path, logits, np.array([0, 0]), **inputs)
+    metrics = write_evaluation(tmp_path, logits, np.array([0, 0]), *inputs)
     assert metrics["auroc"] is None
     assert "not defined" in format_metrics(metrics)
 

@@ -143,11 +143,11 @@ def test_a_few_species_have_no_trend_and_all_have_names(drawn, classes, has_tren
 
 
 def test_pictures_of_an_evaluation_have_names_where_there_are_some(drawn, tmp_path):
-    from kenya_birds.evaluation.evaluation_report import write_report
+    from kenya_birds.evaluation.evaluation_report import EvaluationContext, write_report
 
     predictions = predictions_of(classes=3, clips=60)
     names = {predictions.classes[0]: "Common $Bulbul", predictions.classes[1]: ""}
-    write_report(tmp_path, predictions, common_names=names, train_counts=[9, 20, 4], resamples=2, split="validation")
+    write_report(tmp_path, predictions, context=EvaluationContext(names, [9, 20, 4], split="validation", resamples=2))
     for figure in (drawn[0], drawn[1], drawn[3]):
         assert any("Common $Bulbul" in text for text in texts(figure))
         assert any(predictions.classes[1] in text for text in texts(figure))

@@ -71,13 +71,16 @@ def test_evaluation_and_detection_give_the_same_figures_again(trained, small_arc
     assert detected["detections"].sum() == pd.read_csv(trained / "recording_detections.csv").shape[0]
 
 
-def test_detection_warns_of_another_overlap(trained, small_archive, tmp_path, caplog):
+def test_detection_warns_of_another_overlap_and_of_merging(trained, small_archive, tmp_path, caplog):
     from kenya_birds.inference.pipeline import SoundscapePipeline
+    from kenya_birds.inference.postprocessing import FindingSettings
 
     SoundscapePipeline(str(trained))
-    assert "windows that overlap" not in caplog.text
+    assert "The thresholds were chosen for" not in caplog.text
     SoundscapePipeline(str(trained), overlap_s=1.5)
-    assert "chosen for windows that overlap by 0 s, and windows overlap by 1.5 s now" in caplog.text
+    assert "chosen for windows that overlap by 0 s (now 1.5 s)" in caplog.text
+    SoundscapePipeline(str(trained), settings=FindingSettings(merge=True))
+    assert "chosen for unmerged detections (now merged)" in caplog.text
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_archive, tmp_path):

@@ -1,16 +1,18 @@
 """A model is judged on whole recordings: with known scores, as one does it by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from archives import write_archive
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kenya_birds.data.archive import read_archive
 from kenya_birds.data.decoded_recordings import decode_recordings
 from kenya_birds.evaluation.event_metrics import event_intervals
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
 from kenya_birds.evaluation.window_targets import WindowTargets
-from kenya_birds.experiments.whole_recordings import evaluate_recordings, truth_of
-from kenya_birds.inference.postprocessing import FindingSettings
+from kenya_birds.experiments.whole_recordings import evaluate_recordings, strongest_detections, truth_of
 
 CLASSES = ["lark", "owl"]
 # 12 s are four windows of 3 s. The lark at 6.1 s is near an edge: unknown in the window before.
@@ -85,7 +87,46 @@ def test_intervals_come_from_recordings(judged):
     assert low <= 2 / 3 <= high
 
 
-def test_detections_are_merged_as_detection_merges_them(judged):
-    scores = [[0.0, 0.9], [0.0, 0.8], [0.0, 0.0], [0.0, 0.0]] + [[0.0, 0.0]] * 4
-    assert len(judged[2](scores).detections) == 2
-    assert len(judged[2](scores, settings=FindingSettings(merge=True)).detections) == 1
+def test_a_call_in_two_overlapping_windows_is_one_detection(tmp_path):
+    archive = read_archive(write_archive(tmp_path / "archive", [("a.wav", 2.25, "owl")], seconds=6.0))
+    decoded = decode_recordings({"a.wav": archive.recording_path("a.wav")}, tmp_path / "cache", 8_000)
+    grid = RecordingWindowGrid.of(decoded, 24_000, 1.5)  # windows from 0, 1.5 and 3 s
+    targets = WindowTargets.of(
+        archive.annotations, archive.unknown, decoded.lengths, CLASSES, sampling_rate=8_000, window=24_000
+    )
+    scores = evaluate_recordings(
+        grid,
+        np.array([[0.0, 0.9], [0.0, 0.8], [0.0, 0.1]]),
+        grid.targets(targets),
+        truth_of(archive, decoded, CLASSES),
+        thresholds=np.array([0.5, 0.5]),
+    )
+    assert scores.detections[["start_s", "end_s", "is_right"]].to_numpy().tolist() == [[0.0, 4.5, True]]
+    assert (value(scores, "precision"), value(scores, "best_f1")) == (1, 1)
+
+
+detections = st.lists(
+    st.tuples(st.sampled_from("ab"), st.integers(0, 30), st.integers(1, 6), st.integers(0, 9)), max_size=25
+).map(
+    lambda rows: pd.DataFrame(
+        [("r", species, start, start + length, score) for species, start, length, score in rows],
+        columns=["recording", "species", "start_s", "end_s", "score"],
+    )
+)
+
+
+@given(detections, st.integers(0, 9))
+def test_the_strongest_of_overlapping_detections_remain_at_every_threshold(table, threshold):
+    kept = strongest_detections(table)
+
+    def overlapping(row):
+        return kept[(kept["species"] == row.species) & (kept["start_s"] < row.end_s) & (kept["end_s"] > row.start_s)]
+
+    for row in kept.itertuples():
+        assert len(overlapping(row)) == 1
+    for row in table.itertuples():
+        assert overlapping(row)["score"].max() >= row.score
+    above = table[table["score"] >= threshold]
+    pd.testing.assert_frame_equal(
+        strongest_detections(above), kept[kept["score"] >= threshold].reset_index(drop=True), check_dtype=False
+    )

@@ -3,8 +3,9 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,9 @@ from kenya_birds.evaluation.predictions import Predictions, write_predictions
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.files import write_json, write_table
 from kenya_birds.saved_models import THRESHOLDS_FILE
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +108,7 @@ def _scores(targets: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.
 METRICS_FILE = "metrics.json"
 # What metrics.json says of the whole recordings of a split.
 WHOLE_RECORDINGS = "whole_recordings"
-SPECIES_FILE = "per_species.csv"
+SPECIES_TABLE_FILE = "per_species.csv"
 PREDICTIONS_FILE = "predictions.parquet"
 CONFUSION_FILE = "confusion_matrix.png"
 PRECISION_RECALL_FILE = "precision_recall.png"
@@ -112,24 +116,43 @@ RELIABILITY_FILE = "reliability.png"
 F1_FILE = "f1_by_training_clips.png"
 
 
+@dataclass(frozen=True)
+class EvaluationContext:
+    """What a report says about its predictions, besides their metrics.
+
+    Attributes:
+        common_names: By eBird code; empty if there is none.
+        train_counts: Number of training clips by class id; without them `f1_by_training_clips.png` is not drawn.
+        split: Name of the split, for `metrics.json` and the figures.
+        overlap: How many of its recordings the model was trained on, with a `note` for readers.
+        more: Further content of `metrics.json`, by split.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
+    """
+
+    common_names: Mapping[str, str] = field(default_factory=dict)
+    train_counts: Sequence[int] | None = None
+    split: str = "test"
+    overlap: Mapping[str, Any] | None = None
+    more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seed: int = 0
+    resamples: int = RESAMPLES
+
+    def with_more(self, split: str, content: Mapping[str, Any]) -> "EvaluationContext":
+        """The same context with further content of `metrics.json` for one split."""
+        return replace(self, more={**self.more, split: {**self.more.get(split, {}), **content}})
+
+
 def write_evaluation(
     folder: str | Path,
     logits: np.ndarray,
     references: np.ndarray,
-    *,
+    clips: "Mapping[str, Sequence[Any]] | Dataset",
     classes: Sequence[str],
-    recordings: Sequence[str],
-    start_s: Sequence[float],
-    center_s: Sequence[float],
-    common_names: Mapping[str, str] | None = None,
-    train_counts: Sequence[int] | None = None,
+    *,
     calibration: Calibration | None = None,
     thresholds: Thresholds | None = None,
-    split: str = "test",
-    overlap: Mapping[str, Any] | None = None,
-    more: Mapping[str, Mapping[str, Any]] | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    context: EvaluationContext | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model's logits and writes the report (see `write_report`).
 
@@ -137,19 +160,12 @@ def write_evaluation(
         folder: Output folder; created if it does not exist.
         logits: Uncalibrated logits, shape `(clips, classes)`.
         references: Class ids `(clips,)`, or ones, zeros and -100 (not known) of shape `(clips, classes)`.
+        clips: Columns `recording` (file name), `start_s` (start of the clip in its recording) and `center_s` (centre
+            of its annotation).
         classes: eBird codes by class id.
-        recordings: File name of each clip's recording.
-        start_s: Start of each clip in its recording.
-        center_s: Centre of each clip's annotation.
-        common_names: By eBird code.
-        train_counts: Number of training clips by class id.
         calibration: Fitted on validation. All metrics use calibrated scores; the report shows the effect of it.
         thresholds: Decision thresholds, chosen on validation.
-        split: Name of the split, for `metrics.json`.
-        overlap: How many of its recordings the model was trained on, for `metrics.json`.
-        more: Further content of `metrics.json`, by split.
-        seed: Seed of the bootstrap.
-        resamples: Number of bootstrap resamples.
+        context: Names, counts, and what else the report says.
 
     Returns:
         See `write_report`.
@@ -158,21 +174,13 @@ def write_evaluation(
     multi_label = references.ndim == 2
     raw = probabilities(logits, multi_label=multi_label)
     scores = raw if calibration is None else probabilities(calibration.apply(logits), multi_label=multi_label)
-    predictions = Predictions(
-        list(classes), scores, references, np.asarray(recordings), np.asarray(start_s), np.asarray(center_s)
-    )
+    columns = (np.asarray(clips[name][:]) for name in ("recording", "start_s", "center_s"))
     return write_report(
         folder,
-        predictions,
-        common_names=common_names,
-        train_counts=train_counts,
+        Predictions(list(classes), scores, references, *columns),
         uncalibrated=None if calibration is None else raw,
         thresholds=thresholds,
-        split=split,
-        overlap=overlap,
-        more=more,
-        seed=seed,
-        resamples=resamples,
+        context=context,
     )
 
 
@@ -180,67 +188,70 @@ def write_report(
     folder: str | Path,
     predictions: Predictions,
     *,
-    common_names: Mapping[str, str] | None = None,
-    train_counts: Sequence[int] | None = None,
     uncalibrated: np.ndarray | None = None,
     thresholds: Thresholds | None = None,
-    split: str = "test",
     reported: np.ndarray | None = None,
-    overlap: Mapping[str, Any] | None = None,
-    more: Mapping[str, Mapping[str, Any]] | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    context: EvaluationContext | None = None,
 ) -> dict[str, Any]:
     """Writes the report of predictions, such as those of `read_predictions`. No model is needed.
 
     It writes `per_species.csv`, `predictions.parquet`, `thresholds.json` (if thresholds are given),
-    `confusion_matrix.png`, `precision_recall.png`, `reliability.png`, `f1_by_training_clips.png` (if `train_counts` is
-    given), and last `metrics.json` (the returned dictionary, under the split's name). Existing files are replaced.
+    `confusion_matrix.png`, `precision_recall.png`, `reliability.png`, `f1_by_training_clips.png` (if the context has
+    `train_counts`), and last `metrics.json` (the returned dictionary, under the split's name). Existing files are
+    replaced.
 
     Args:
         folder: Output folder; created if it does not exist.
         predictions: The predictions of one split.
-        common_names: By eBird code.
-        train_counts: Number of training clips by class id.
         uncalibrated: Probabilities before calibration, for comparison.
         thresholds: Decision thresholds, chosen on validation.
-        split: Name of the split.
         reported: See `species_table`.
-        overlap: How many of its recordings the model was trained on, with a `note` for readers.
-        more: Further content of `metrics.json`, by split.
-        seed: Seed of the bootstrap.
-        resamples: Number of bootstrap resamples.
+        context: Names, counts, and what else the report says.
 
     Returns:
         The metrics of `evaluation_metrics` (None if undefined); `intervals`, their 95% intervals by name
         (`[low, high]` or None); `ece_before_calibration` (None without `uncalibrated`); `clips`; `recordings`;
-        `training_overlap`, if `overlap` is given; and `not_scored`: the classes that F1 and average precision skip
-        (`no_clip`), and those that AUROC skips (`no_auroc`). It can be written as JSON.
+        `training_overlap`, if the context has an `overlap`; and `not_scored`: the classes that F1 and average
+        precision skip (`no_clip`), and those that AUROC skips (`no_auroc`). It can be written as JSON.
 
     Raises:
         ValueError: If no clip contains a known class.
     """
-    folder = Path(folder)
+    folder, context = Path(folder), context or EvaluationContext()
     folder.mkdir(parents=True, exist_ok=True)
-    scores, references, codes = predictions.scores, predictions.references, predictions.classes
-    recordings = len(np.unique(predictions.recordings))
-    if recordings < 2:
-        logger.warning("%s has only one recording: no confidence intervals can be computed", split)
-    points = {"after calibration" if uncalibrated is not None else "scores": calibration_points(scores, references)}
-    if uncalibrated is not None:
-        points = {"before calibration": calibration_points(uncalibrated, references), **points}
     table = species_table(
         predictions,
-        common_names=common_names,
-        train_counts=train_counts,
+        common_names=context.common_names,
+        train_counts=context.train_counts,
         thresholds=thresholds,
         reported=reported,
     )
+    metrics = _metrics(predictions, uncalibrated, context)
+    if thresholds is not None:
+        write_json(thresholds.to_json(), folder / THRESHOLDS_FILE, allow_nan=False)
+    write_table(table, folder / SPECIES_TABLE_FILE, float_format="%.4f")
+    write_predictions(predictions, folder / PREDICTIONS_FILE)
+    _save_figures(folder, predictions, uncalibrated, table, context)
+    # Written last: if it exists, the report is complete.
+    write_json(dict(context.with_more(context.split, metrics).more), folder / METRICS_FILE, allow_nan=False)
+    return metrics
+
+
+def _metrics(predictions: Predictions, uncalibrated: np.ndarray | None, context: EvaluationContext) -> dict[str, Any]:
+    scores, references = predictions.scores, predictions.references
+    recordings = len(np.unique(predictions.recordings))
+    if recordings < 2:
+        logger.warning("%s has only one recording: no confidence intervals can be computed", context.split)
     intervals = metric_intervals(
-        scores, references, predictions.recordings, np.random.default_rng(seed), resamples=resamples
+        scores,
+        references,
+        predictions.recordings,
+        np.random.default_rng(context.seed),
+        resamples=context.resamples,
     )
-    before = points.get("before calibration")
-    metrics: dict[str, Any] = {
+    before = None if uncalibrated is None else calibration_points(uncalibrated, references)
+    targets, codes = predictions.targets, predictions.classes
+    return {
         **plain_metrics(scores, references),
         "ece_before_calibration": None if before is None else _number(expected_calibration_error(*before)),
         "clips": len(scores),
@@ -248,27 +259,34 @@ def write_report(
         "intervals": {name: None if interval is None else list(interval) for name, interval in intervals.items()},
         "interval_level": LEVEL,
         "not_scored": {
-            "no_clip": [codes[label] for label in np.flatnonzero(table["n"] == 0)],
-            "no_auroc": [codes[label] for label in np.flatnonzero(np.isnan(aurocs(scores, predictions.targets)))],
+            "no_clip": [codes[label] for label in np.flatnonzero(~(targets == 1).any(axis=0))],
+            "no_auroc": [codes[label] for label in np.flatnonzero(np.isnan(aurocs(scores, targets)))],
         },
-        **({} if overlap is None else {"training_overlap": dict(overlap)}),
+        **({} if context.overlap is None else {"training_overlap": dict(context.overlap)}),
     }
-    if thresholds is not None:
-        write_json(thresholds.to_json(), folder / THRESHOLDS_FILE, allow_nan=False)
-    write_table(table, folder / SPECIES_FILE, float_format="%.4f")
-    write_predictions(predictions, folder / PREDICTIONS_FILE)
-    names = [name or code for name, code in zip(table["common_name"], codes, strict=True)]
-    about = f"{split}: {len(scores):,} clips of {recordings:,} recording{'' if recordings == 1 else 's'}"
+
+
+def _save_figures(
+    folder: Path,
+    predictions: Predictions,
+    uncalibrated: np.ndarray | None,
+    table: pd.DataFrame,
+    context: EvaluationContext,
+) -> None:
+    scores, references = predictions.scores, predictions.references
+    names = [name or code for name, code in zip(table["common_name"], predictions.classes, strict=True)]
+    recordings = len(np.unique(predictions.recordings))
+    plural = "" if recordings == 1 else "s"
+    about = f"{context.split}: {len(scores):,} clips of {recordings:,} recording{plural}"
+    points = {"after calibration" if uncalibrated is not None else "scores": calibration_points(scores, references)}
+    if uncalibrated is not None:
+        points = {"before calibration": calibration_points(uncalibrated, references), **points}
     save_confusions(predictions.confusions(), names, folder / CONFUSION_FILE, about)
     save_precision_recall(scores, predictions.targets, names, folder / PRECISION_RECALL_FILE, about)
     save_reliability(points, folder / RELIABILITY_FILE, about)
-    if train_counts is not None:
-        counts = np.asarray(train_counts), table["n"].to_numpy()
+    if context.train_counts is not None:
+        counts = np.asarray(context.train_counts), table["n"].to_numpy()
         save_f1_by_training(table["f1"].to_numpy(), *counts, names, folder / F1_FILE, about)
-    # Written last: if it exists, the report is complete.
-    content = {**(more or {}), split: {**(more or {}).get(split, {}), **metrics}}
-    write_json(content, folder / METRICS_FILE, allow_nan=False)
-    return metrics
 
 
 def plain_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
@@ -301,9 +319,9 @@ def format_recordings(whole: Mapping[str, Any]) -> str:
     ]
     for name, metric in whole["metrics"].items():
         value, interval = metric["value"], metric["interval"]
-        told = "not defined" if value is None else f"{value:.4f}"
+        shown = "not defined" if value is None else f"{value:.4f}"
         between = "" if interval is None else f"  ({interval[0]:.4f} to {interval[1]:.4f})"
-        lines.append(f"{name:<28} {told}{between}")
+        lines.append(f"{name:<28} {shown}{between}")
     return "\n".join(lines)
 
 

@@ -58,6 +58,12 @@ class Predictions:
             if found != expected:
                 raise ValueError(f"{name} has the shape {found}: expected {expected}, as there are {clips} clips")
 
+    @classmethod
+    def pooled(cls, parts: Sequence["Predictions"]) -> "Predictions":
+        """The predictions of several models with the same classes, one after the other."""
+        names = ("scores", "references", "recordings", "start_s", "center_s")
+        return cls(parts[0].classes, *(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
     @property
     def multi_label(self) -> bool:
         """Whether a clip may contain several classes."""

@@ -39,6 +39,7 @@ class Thresholds:
         cross_validation: Check on held-out validation recordings: macro F1 with these thresholds (`macro_f1`), with
             0.5 for all species (`default_macro_f1`), and the number of `recordings`. None if this was not checked.
         overlap_s: Overlap of neighbouring windows for which they were chosen; None if they were chosen on clips.
+        merge: Whether detections are merged in the evaluation on whole recordings; None as above.
     """
 
     wanted_precision: float | None
@@ -47,6 +48,7 @@ class Thresholds:
     defaults: dict[str, str] = field(default_factory=dict)
     cross_validation: dict[str, float] | None = None
     overlap_s: float | None = None
+    merge: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for JSON with the attributes' names."""

@@ -27,6 +27,7 @@ class RecordingWindowGrid:
         start: First sample of each window.
         end: The sample after its last one. A stretch shorter than a window is one window, filled up with mirrored
             sound.
+        overlap_s: Overlap of neighbouring windows in seconds.
     """
 
     decoded: DecodedRecordings
@@ -34,6 +35,7 @@ class RecordingWindowGrid:
     recording: np.ndarray
     start: np.ndarray
     end: np.ndarray
+    overlap_s: float = 0.0
 
     @classmethod
     def of(cls, decoded: DecodedRecordings, window: int, overlap_s: float = 0.0) -> "RecordingWindowGrid":
@@ -54,7 +56,12 @@ class RecordingWindowGrid:
                 starts = grid.starts(begin, end)
                 parts.append(np.stack([np.full(len(starts), index), starts, np.minimum(starts + window, end)]))
         recording, start, end = np.concatenate(parts, axis=1)
-        return cls(decoded, window, recording, start, end)
+        return cls(decoded, window, recording, start, end, overlap_s)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether neighbouring windows overlap."""
+        return self.overlap_s > 0
 
     @cached_property
     def names(self) -> np.ndarray:

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
 from kenya_birds.data.splits import SPLITS, read_splits
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
-from kenya_birds.evaluation.evaluation_report import WHOLE_RECORDINGS, write_evaluation
-from kenya_birds.evaluation.metrics import probabilities
+from kenya_birds.evaluation.evaluation_report import WHOLE_RECORDINGS, EvaluationContext, write_evaluation
 from kenya_birds.evaluation.predictions import clip_references, score_clips
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.evaluation.window_scoring import plan_windows
 from kenya_birds.evaluation.window_targets import DEFAULT_EDGE_MARGIN_S
-from kenya_birds.experiments.whole_recordings import evaluate_recordings, truth_of, write_recordings
+from kenya_birds.experiments.whole_recordings import ScoredWindows
 from kenya_birds.files import is_new_or_empty, read_json
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
@@ -29,6 +29,7 @@ from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, find_model
 from kenya_birds.training.run_folder import SPLITS_FILE, SUMMARY_FILE
 from kenya_birds.training.settings import clip_settings, read_settings
 from kenya_birds.training.training_recordings import overlap_of
+from kenya_birds.values import Count, Seconds, Seed, SignedSeconds, Whole, checked
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 ALL = "all"
 
 
+@checked
 def evaluate_model(
     model_name: str,
     data_dir: str | Path,
@@ -43,46 +45,48 @@ def evaluate_model(
     *,
     split: str = "test",
     splits_file: str | Path | None = None,
-    fold: int = 0,
+    fold: Whole = 0,
     common_classes: bool = False,
-    min_annotations: int | None = None,
-    context_s: float | None = None,
-    edge_tolerance_s: float | None = None,
-    time_shifts: int = 1,
-    batch_size: int = 64,
+    min_annotations: Count | None = None,
+    context_s: Seconds | None = None,
+    edge_tolerance_s: SignedSeconds | None = None,
+    time_shifts: Count = 1,
+    batch_size: Count = 64,
     cache_dir: str | Path | None = None,
-    num_proc: int | None = None,
-    seed: int = 0,
+    num_proc: Count | None = None,
+    seed: Seed = 0,
 ) -> dict[str, Any]:
-    """Evaluates a model of this package and writes what `write_evaluation` writes.
+    """Evaluates a model of this package on clips and on whole recordings.
+
+    It writes what `write_evaluation` and `write_recordings` write.
 
     Args:
         model_name: The model's folder, or `owner/name` or `owner/name@revision` on the Hub; its code is not run.
         data_dir: The archive.
-        output_dir: A folder that is new or empty.
-        split: `train`, `validation`, `test`, or `all` recordings of the archive, which need no split. The model is not
-            evaluated on recordings that it was trained on, but for `train`; nor on those that its epoch, calibration
-            and thresholds were chosen with, but for `train` and `validation`. `training_overlap` in `metrics.json`
-            says so.
+        output_dir: A new or empty folder.
+        split: `train`, `validation`, `test`, or `all` recordings of the archive, which needs no splits. A model is
+            evaluated on its training recordings only with `train`, and on the recordings with which its epoch,
+            calibration and thresholds were chosen only with `validation` (or `train`). `training_overlap` in
+            `metrics.json` says so.
         splits_file: See `read_splits`; by default the model's own `splits.csv`, or else a new split.
-        fold: Of a table of folds.
-        common_classes: Whether to go on where model and archive have other classes, with those that both have: the
-            likeliest is chosen among them, and clips of other species are left out where single-label.
-        min_annotations: The archive's species with fewer are left out; by default as in the model's training.
+        fold: The fold to evaluate, if `splits_file` is a table of folds.
+        common_classes: If the model and the archive have different classes, evaluate the classes that both have. In
+            single-label models the most probable of them is predicted, and clips of other species are skipped.
+        min_annotations: Skip the archive's species with fewer annotations; by default as in the model's training.
         context_s: See `ClipsConfig`; by default as in the model's training.
         edge_tolerance_s: See `ClipsConfig`; by default as in the model's training.
         time_shifts: See `score_clips`.
-        batch_size: Clips at a time.
-        cache_dir: Where clips are kept.
-        num_proc: Processes that cut clips.
-        seed: Of the bootstrap.
+        batch_size: Clips per batch.
+        cache_dir: Folder of the clips' cache.
+        num_proc: Number of processes that cut clips.
+        seed: Seed of the bootstrap.
 
     Returns:
-        See `write_report`.
+        See `write_report`; and `whole_recordings`, see `write_recordings`.
 
     Raises:
-        UserError: If the model, the archive or the splits cannot be used, the model was trained on recordings that
-            would judge it, or classes differ and `common_classes` is not set.
+        UserError: If the model, the archive or the splits cannot be used, if the model was trained on these
+            recordings, or if classes differ and `common_classes` is not set.
     """
     output_dir = Path(output_dir)
     if not is_new_or_empty(output_dir):
@@ -90,7 +94,7 @@ def evaluate_model(
     if split not in (*SPLITS, ALL):
         raise UserError(f"no split {split!r}: expected one of {', '.join((*SPLITS, ALL))}")
     if split == ALL and splits_file is not None:
-        raise UserError(f"{splits_file} is not needed to evaluate all recordings: leave out --splits_file or --split")
+        raise UserError(f"{splits_file} is not needed to evaluate all recordings: omit --splits_file or --split")
     saved = find_model(model_name)
     model, extractor = load_classifier(saved)
     summary = read_json(saved.folder / SUMMARY_FILE) if (saved.folder / SUMMARY_FILE).is_file() else {}
@@ -116,102 +120,102 @@ def evaluate_model(
     overlap = _check_overlap(saved, builder, split)
     trained = [model.config.id2label[label] for label in range(model.config.num_labels)]
     classes = _classes(trained, builder.classes, common_classes)
-    columns = [trained.index(code) for code in classes]
-    multi_label = model.config.problem_type == "multi_label_classification"
-
-    clips = build_clips(builder, num_proc)[one_split or split]
-    references = clip_references(clips, {code: label for label, code in enumerate(classes)}, multi_label=multi_label)
-    if not multi_label:
-        kept = np.flatnonzero(references >= 0)
-        clips, references = clips.select(kept), references[kept]
-    if not (references == 1).any() if multi_label else len(references) == 0:
-        raise UserError(f"no clip of the {split} split holds one of the {len(classes)} classes: choose other splits")
-    calibration = Calibration.of(model.config)
-    is_calibrated = calibration != Calibration()
-    Calibration().store(model.config)  # the raw logits are wanted, to show what calibration does
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    logits = score_clips(model, extractor, clips, batch_size=batch_size, time_shifts=time_shifts)
-    thresholds = saved.folder / THRESHOLDS_FILE
-    whole = _evaluate_recordings(
-        output_dir,
-        builder,
-        one_split or split,
-        saved,
-        _Judged(model, extractor, classes, columns, calibration.of_classes(columns)),
-        batch_size=batch_size,
-        num_proc=num_proc,
-        seed=seed,
-    )
-    return write_evaluation(
-        output_dir,
-        logits[:, columns],
-        references,
-        classes=classes,
-        recordings=clips["recording"],
-        start_s=clips["start_s"],
-        center_s=clips["center_s"],
-        common_names={code: names["common_name"] for code, names in builder.archive.species_names(classes).items()},
-        train_counts=_train_counts(classes, summary, builder),
-        calibration=calibration.of_classes(columns) if is_calibrated else None,
-        thresholds=Thresholds.read(thresholds) if thresholds.is_file() else None,
+    context = EvaluationContext(
+        {code: names["common_name"] for code, names in builder.archive.species_names(classes).items()},
+        _train_counts(classes, summary, builder),
         split=split,
         overlap=overlap,
-        more={} if whole is None else {split: {WHOLE_RECORDINGS: whole}},
         seed=seed,
-    ) | ({} if whole is None else {WHOLE_RECORDINGS: whole})
-
-
-def _evaluate_recordings(
-    output_dir: Path,
-    builder: KenyaBirds,
-    split: str,
-    saved: SavedModel,
-    judged: "_Judged",
-    *,
-    batch_size: int,
-    num_proc: int | None,
-    seed: int,
-) -> dict[str, Any] | None:
-    """Evaluates on the whole recordings of a split; None where the model has no thresholds."""
-    path = saved.folder / THRESHOLDS_FILE
-    if not path.is_file():
-        logger.warning("'%s' has no %s: it is not evaluated on whole recordings", saved.name, THRESHOLDS_FILE)
-        return None
-    settings, extractor, archive = read_settings(saved.folder), judged.extractor, builder.archive
-    names = builder.splits.loc[builder.splits["split"] == split, "recording"].to_list()
-    overlap_s = float(settings.get("overlap_s", 0.0))
-    grid, annotated = plan_windows(
-        archive,
-        names,
-        judged.classes,
-        extractor,
-        cache_dir=builder._cache_dir_root,
-        overlap_s=overlap_s,
-        margin_s=float(settings.get("edge_margin_s", DEFAULT_EDGE_MARGIN_S)),
-        threads=num_proc or 1,
     )
-    logits = grid.logits(judged.model, extractor, batch_size=batch_size)[:, judged.columns]
-    multi_label = judged.model.config.problem_type == "multi_label_classification"
-    scores = evaluate_recordings(
-        grid,
-        probabilities(judged.calibration.apply(logits), multi_label=multi_label),
-        grid.targets(annotated),
-        truth_of(archive, grid.decoded, judged.classes),
-        thresholds=Thresholds.read(path).values(judged.classes),
+    calibration = Calibration.of(model.config)
+    Calibration().store(model.config)  # raw logits are needed, to show the effect of the calibration
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    columns = [trained.index(code) for code in classes]
+    evaluation = _Evaluation(
+        saved, model, extractor, builder, one_split or split, classes, columns, calibration.of_classes(columns)
     )
-    names_of = {code: row["common_name"] for code, row in archive.species_names(judged.classes).items()}
-    return write_recordings(output_dir, scores, overlap_s=overlap_s, names=names_of, seed=seed, split=split)
+    return evaluation.write(output_dir, context, batch_size=batch_size, time_shifts=time_shifts, num_proc=num_proc)
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """The model that is evaluated, which gives logits that are not calibrated."""
+class _Evaluation:
+    """A model that gives uncalibrated logits, and the recordings of a split that it is evaluated on."""
 
+    saved: SavedModel
     model: KenyaBirdsForAudioClassification
     extractor: KenyaBirdsFeatureExtractor
+    builder: KenyaBirds
+    split: str  # in the builder
     classes: list[str]
-    columns: list[int]
+    columns: list[int]  # class ids of the classes in the model
     calibration: Calibration
+
+    @property
+    def multi_label(self) -> bool:
+        return bool(self.model.config.problem_type == "multi_label_classification")
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        path = self.saved.folder / THRESHOLDS_FILE
+        return Thresholds.read(path) if path.is_file() else None
+
+    def write(
+        self,
+        output_dir: Path,
+        context: EvaluationContext,
+        *,
+        batch_size: int,
+        time_shifts: int,
+        num_proc: int | None,
+    ) -> dict[str, Any]:
+        clips, references = self._clips(context.split, num_proc)
+        logits = score_clips(self.model, self.extractor, clips, batch_size=batch_size, time_shifts=time_shifts)
+        thresholds = self.thresholds
+        whole: dict[str, Any] = {}
+        if thresholds is None:
+            logger.warning("'%s' has no %s: it is not evaluated on whole recordings", self.saved.name, THRESHOLDS_FILE)
+        else:
+            windows = self._windows(batch_size, num_proc)
+            whole = {WHOLE_RECORDINGS: windows.write_report(output_dir, self.calibration, thresholds, context)}
+        metrics = write_evaluation(
+            output_dir,
+            logits[:, self.columns],
+            references,
+            clips,
+            self.classes,
+            calibration=None if self.calibration == Calibration() else self.calibration,
+            thresholds=thresholds,
+            context=context.with_more(context.split, whole),
+        )
+        return metrics | whole
+
+    def _clips(self, split: str, num_proc: int | None) -> tuple[Dataset, np.ndarray]:
+        clips = build_clips(self.builder, num_proc)[self.split]
+        class_ids = {code: label for label, code in enumerate(self.classes)}
+        references = clip_references(clips, class_ids, multi_label=self.multi_label)
+        if not self.multi_label:
+            kept = np.flatnonzero(references >= 0)
+            clips, references = clips.select(kept), references[kept]
+        if not (references == 1).any() if self.multi_label else len(references) == 0:
+            raise UserError(
+                f"no clip of the {split} split contains one of the {len(self.classes)} classes: choose other splits"
+            )
+        return clips, references
+
+    def _windows(self, batch_size: int, num_proc: int | None) -> ScoredWindows:
+        settings, archive, splits = read_settings(self.saved.folder), self.builder.archive, self.builder.splits
+        grid, annotated = plan_windows(
+            archive,
+            splits.loc[splits["split"] == self.split, "recording"].to_list(),
+            self.classes,
+            self.extractor,
+            cache_dir=self.builder._cache_dir_root,
+            overlap_s=float(settings.get("overlap_s", 0.0)),
+            margin_s=float(settings.get("edge_margin_s", DEFAULT_EDGE_MARGIN_S)),
+            threads=num_proc or 1,
+        )
+        logits = grid.logits(self.model, self.extractor, batch_size=batch_size)[:, self.columns]
+        return ScoredWindows(archive, self.classes, grid, annotated, logits, multi_label=self.multi_label)
 
 
 def _find_splits(

@@ -14,7 +14,7 @@ from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS, KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
 from kenya_birds.data.splits import SPLITS, has_folds, read_folds, read_splits, splits_of_fold
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.evaluation_report import METRICS_FILE, PREDICTIONS_FILE
+from kenya_birds.evaluation.evaluation_report import METRICS_FILE, PREDICTIONS_FILE, EvaluationContext
 from kenya_birds.evaluation.predictions import Predictions, clip_references, read_predictions
 from kenya_birds.experiments.cross_validation import FOLDS_FILE, RESULTS_FILE, find_folds
 from kenya_birds.experiments.heads import class_counts, embed_clips, fit_head
@@ -387,9 +387,7 @@ class _Work:
             known["test"][1],
             calibration=calibration,
             classes=codes,
-            common_names=self._common_names,
-            train_counts=train_counts,
-            seed=settings.seed,
+            context=EvaluationContext(self._common_names, train_counts, seed=settings.seed),
         )
         fitted = {**chosen, "calibration": asdict(calibration.calibration)}
         return metrics, Fold(folder, scored, train_counts), fitted

@@ -1,7 +1,7 @@
 """Trains, evaluates, and writes the results of a run or of a cross-validation."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from kenya_birds.evaluation.evaluation_report import (
     PREDICTIONS_FILE,
     THRESHOLDS_FILE,
     WHOLE_RECORDINGS,
+    EvaluationContext,
     format_metrics,
     format_recordings,
     plain_metrics,
@@ -26,9 +27,7 @@ from kenya_birds.evaluation.evaluation_report import (
 from kenya_birds.evaluation.metrics import class_targets, probabilities
 from kenya_birds.evaluation.predictions import Predictions, read_predictions, score_clips
 from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds
-from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
-from kenya_birds.evaluation.window_targets import WindowTargets
-from kenya_birds.experiments.whole_recordings import evaluate_recordings, truth_of, write_recordings
+from kenya_birds.experiments.whole_recordings import ScoredWindows
 from kenya_birds.files import read_json, write_json
 from kenya_birds.training.callbacks import write_results
 from kenya_birds.training.run_folder import SUMMARY_FILE, writing_results
@@ -43,7 +42,7 @@ OUT_OF_FOLD = "out_of_fold"
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model said, before calibration.
+    """Logits of a model on the validation and test splits, before calibration.
 
     Attributes:
         validation_logits: Shape `(clips, classes)`.
@@ -57,6 +56,7 @@ class Scored:
             was trained on recordings. They replace clips in the choice of calibration and thresholds.
         window_targets: 1, 0 or -100, same shape.
         window_recordings: Name of each window's recording, shape `(windows,)`.
+        window_overlap_s: Overlap of neighbouring windows in seconds, shape `()`.
     """
 
     validation_logits: np.ndarray
@@ -69,6 +69,14 @@ class Scored:
     window_logits: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     window_targets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     window_recordings: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=str))
+    window_overlap_s: np.ndarray = field(default_factory=lambda: np.zeros(()))
+
+    @classmethod
+    def pooled(cls, folds: Sequence["Scored"]) -> "Scored":
+        """The logits of several folds, one after the other."""
+        names = [each.name for each in fields(cls) if each.name != "window_overlap_s"]
+        arrays = {name: np.concatenate([getattr(fold, name) for fold in folds]) for name in names}
+        return cls(**arrays, window_overlap_s=folds[0].window_overlap_s)
 
     def calibration(self) -> CalibrationChoice:
         """The calibration that is best on validation recordings that it was not fitted on, or none."""
@@ -79,9 +87,7 @@ class Scored:
         logger.info("%s", choice.reason())
         return choice
 
-    def thresholds(
-        self, calibration: Calibration, classes: Sequence[str], overlap_s: float | None = None
-    ) -> Thresholds:
+    def thresholds(self, calibration: Calibration, classes: Sequence[str]) -> Thresholds:
         """Those with the best F1 on all windows of validation recordings, or on clips and windows without a call.
 
         They are checked on validation recordings that they were not chosen on (see `choose_checked_thresholds`).
@@ -93,7 +99,8 @@ class Scored:
                 classes,
                 self.window_recordings,
             )
-            thresholds = replace(thresholds, overlap_s=overlap_s)
+            overlap_s = float(self.window_overlap_s)
+            thresholds = replace(thresholds, overlap_s=overlap_s, merge=overlap_s > 0)
             logger.info("%s", thresholds.reason())
             return thresholds
         logits = np.concatenate([self.validation_logits, self.no_call_logits])
@@ -118,28 +125,20 @@ def write_test(
     *,
     calibration: CalibrationChoice,
     classes: Sequence[str],
-    common_names: Mapping[str, str],
-    train_counts: Sequence[int],
-    more: Mapping[str, Mapping[str, Any]] | None = None,
-    seed: int,
-    judge: Callable[[Calibration, Thresholds], dict[str, Any]] | None = None,
-    overlap_s: float | None = None,
+    context: EvaluationContext,
+    windows: ScoredWindows | None = None,
 ) -> dict[str, Any]:
     """Evaluates on test, with thresholds chosen on validation, and writes what `write_evaluation` writes.
 
     Args:
-        folder: Where to write.
-        scored: What the model said.
+        folder: Output folder.
+        scored: The model's logits.
         test: The test clips.
         references: Of the test clips, as in `Scored`.
         calibration: Chosen on validation.
         classes: eBird codes by class id.
-        common_names: By eBird code.
-        train_counts: Training clips by class id.
-        more: What else `metrics.json` shall say of `validation` and `test`.
-        seed: Of the bootstrap.
-        judge: Evaluates on the whole test recordings, and returns what `metrics.json` says of them.
-        overlap_s: Overlap of the windows in `scored`.
+        context: Names, counts, and what else the report says.
+        windows: All windows of the test recordings, for the evaluation on whole recordings.
 
     Returns:
         The metrics on test (see `write_report`).
@@ -147,43 +146,42 @@ def write_test(
     scores = probabilities(
         calibration.calibration.apply(scored.validation_logits), multi_label=scored.validation_references.ndim == 2
     )
-    thresholds = scored.thresholds(calibration.calibration, classes, overlap_s)
-    validation: dict[str, Any] = plain_metrics(scores, scored.validation_references)
-    validation["no_call_windows"] = len(scored.no_call_logits)
-    validation |= {"calibration": calibration.to_json(), "thresholds": thresholds.reason()}
-    more = dict(more or {})
-    if judge is not None:
-        whole = judge(calibration.calibration, thresholds)
-        more["test"] = {WHOLE_RECORDINGS: whole, **more.get("test", {})}
-    told = write_evaluation(
+    thresholds = scored.thresholds(calibration.calibration, classes)
+    validation: dict[str, Any] = {
+        **plain_metrics(scores, scored.validation_references),
+        "no_call_windows": len(scored.no_call_logits),
+        "calibration": calibration.to_json(),
+        "thresholds": thresholds.reason(),
+    }
+    if windows is not None:
+        whole = windows.write_report(folder, calibration.calibration, thresholds, context)
+        # Listed before the metrics of clips.
+        more = {"test": {WHOLE_RECORDINGS: whole, **context.more.get("test", {})}}
+        context = replace(context, more={**context.more, **more})
+    metrics = write_evaluation(
         folder,
         scored.test_logits,
         references,
-        classes=classes,
-        recordings=test["recording"],
-        start_s=test["start_s"],
-        center_s=test["center_s"],
-        common_names=common_names,
-        train_counts=train_counts,
+        test,
+        classes,
         calibration=None if calibration.calibration == Calibration() else calibration.calibration,
         thresholds=thresholds,
-        more={**more, "validation": {**more.get("validation", {}), **validation}},
-        seed=seed,
+        context=context.with_more("validation", validation),
     )
-    if judge is not None:
+    if windows is not None:
         logger.info("test, %s", format_recordings(whole))
     logger.info("validation: macro F1 %.4f, accuracy %.4f", validation["macro_f1"], validation["accuracy"])
-    logger.info("test: %s", format_metrics(told))
-    return told
+    logger.info("test: %s", format_metrics(metrics))
+    return metrics
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What is known of a fold.
+    """Results of one fold.
 
     Attributes:
-        folder: Where `write_test` wrote.
-        scored: What its model said.
+        folder: Output folder of `write_test`.
+        scored: The logits of its model.
         train_counts: Training clips by class id.
     """
 
@@ -195,16 +193,16 @@ class Fold:
 def write_out_of_fold(
     folder: Path, folds: Sequence[Fold], *, common_names: Mapping[str, str], seed: int
 ) -> tuple[dict[str, Any], CalibrationChoice]:
-    """Writes what `write_report` writes of all folds' predictions: each clip scored by a model that has not heard it.
+    """Writes what `write_report` writes, of all folds' predictions: no clip is scored by a model trained on it.
 
-    `thresholds.json` is chosen on the validation scores of all folds; no figure of the report depends on it: in each
-    fold its own thresholds decide what is reported.
+    `thresholds.json` is chosen on the validation scores of all folds; no metric of the report depends on it, because
+    in each fold its own thresholds decide what is reported.
 
     Args:
-        folder: Where to write.
+        folder: Output folder.
         folds: The folds.
         common_names: By eBird code.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
         `out_of_fold` (see `write_report`), `each` fold's metrics on test, and by metric their `mean` and `sd`; and the
@@ -213,56 +211,57 @@ def write_out_of_fold(
     tested = [read_predictions(fold.folder / PREDICTIONS_FILE) for fold in folds]
     metrics = [read_json(fold.folder / METRICS_FILE)["test"] for fold in folds]
     classes = tested[0].classes
-    pooled = Predictions(
-        classes,
-        *(
-            np.concatenate([getattr(predictions, name) for predictions in tested])
-            for name in ("scores", "references", "recordings", "start_s", "center_s")
-        ),
-    )
+    pooled = Predictions.pooled(tested)
     uncalibrated = [probabilities(fold.scored.test_logits, multi_label=pooled.multi_label) for fold in folds]
     any_calibrated = any(fold["ece_before_calibration"] is not None for fold in metrics)
     reported = [
         predictions.scores >= Thresholds.read(fold.folder / THRESHOLDS_FILE).values(classes)
         for predictions, fold in zip(tested, folds, strict=True)
     ]
-    scored = Scored(
-        *(np.concatenate([getattr(fold.scored, field.name) for fold in folds]) for field in fields(Scored))
-    )
+    scored = Scored.pooled([fold.scored for fold in folds])
     calibration = scored.calibration()
     thresholds = scored.thresholds(calibration.calibration, classes)
-
     names = metrics[0]["intervals"]
-    values = {name: [fold[name] for fold in metrics if fold[name] is not None] for name in names}
-    mean = {name: float(np.mean(found)) if found else None for name, found in values.items()}
-    sd = {name: float(np.std(found, ddof=1)) if len(found) > 1 else None for name, found in values.items()}
-    told = write_report(
+    mean, sd = _mean_and_sd(metrics, names)
+    out_of_fold = write_report(
         folder,
         pooled,
-        common_names=common_names,
-        train_counts=np.mean([fold.train_counts for fold in folds], axis=0).round().astype(int).tolist(),
-        # Where no fold was calibrated there is nothing to compare.
+        # If no fold was calibrated, there is nothing to compare.
         uncalibrated=np.concatenate(uncalibrated) if any_calibrated else None,
         thresholds=thresholds,
-        split=OUT_OF_FOLD,
         reported=np.concatenate(reported),
-        more={
-            "mean_of_folds": mean,
-            "sd_of_folds": sd,
-            "validation": {"calibration": calibration.to_json(), "thresholds": thresholds.reason()},
-        },
-        seed=seed,
+        context=EvaluationContext(
+            common_names,
+            np.mean([fold.train_counts for fold in folds], axis=0).round().astype(int).tolist(),
+            split=OUT_OF_FOLD,
+            more={
+                "mean_of_folds": mean,
+                "sd_of_folds": sd,
+                "validation": {"calibration": calibration.to_json(), "thresholds": thresholds.reason()},
+            },
+            seed=seed,
+        ),
     )
-    logger.info("out of fold: %s", format_metrics(told))
+    logger.info("out of fold: %s", format_metrics(out_of_fold))
     logger.info(
         "macro F1 of %d folds: mean %.4f, standard deviation %.4f (%s)",
         len(folds),
         mean["macro_f1"],
         sd["macro_f1"],
-        ", ".join(f"{value:.4f}" for value in values["macro_f1"]),
+        ", ".join(f"{fold['macro_f1']:.4f}" for fold in metrics if fold["macro_f1"] is not None),
     )
     each = [{name: fold[name] for name in (*names, "clips", "recordings")} for fold in metrics]
-    return {"out_of_fold": told, "each": each, "mean": mean, "sd": sd}, calibration
+    return {"out_of_fold": out_of_fold, "each": each, "mean": mean, "sd": sd}, calibration
+
+
+def _mean_and_sd(
+    metrics: Sequence[Mapping[str, Any]], names: Iterable[str]
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Mean and standard deviation of each metric over the folds in which it is defined."""
+    values = {name: [fold[name] for fold in metrics if fold[name] is not None] for name in names}
+    mean = {name: float(np.mean(found)) if found else None for name, found in values.items()}
+    sd = {name: float(np.std(found, ddof=1)) if len(found) > 1 else None for name, found in values.items()}
+    return mean, sd
 
 
 # Of the test split, in TensorBoard.
@@ -276,14 +275,12 @@ class RunScores:
     Attributes:
         scored: Logits of validation and test clips, and of windows of the validation recordings.
         predicted: What the trainer returned for `validation` and `test`.
-        windows: The windows of the whole test recordings, and their annotations.
-        window_logits: Of these windows, shape `(windows, classes)`; empty except in the first process.
+        windows: The windows of the whole test recordings; None except in the first process.
     """
 
     scored: Scored
     predicted: Mapping[str, PredictionOutput]
-    windows: tuple[RecordingWindowGrid, WindowTargets]
-    window_logits: np.ndarray
+    windows: ScoredWindows | None
 
 
 def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
@@ -334,9 +331,7 @@ def score_splits(run: Run, trainer: KenyaBirdsTrainer, clips: DatasetDict) -> Ru
         np.asarray([] if no_call is None else no_call["recording"][:], dtype=str),
         *(_validation_windows(run, trainer) if on_recordings and run.team.is_first else ()),
     )
-    grid, annotated = run.windows("test")
-    window_logits = grid.logits(trainer.model, run.extractor) if run.team.is_first else np.zeros((0, 0))
-    return RunScores(scored, predicted, (grid, annotated), window_logits)
+    return RunScores(scored, predicted, _test_windows(run, trainer) if run.team.is_first else None)
 
 
 def save_results(
@@ -356,20 +351,6 @@ def save_results(
     Raises:
         UserError: If a file would be replaced that training has not written.
     """
-    grid, annotated = scores.windows
-
-    def judge(calibration: Calibration, thresholds: Thresholds) -> dict[str, Any]:
-        judged = evaluate_recordings(
-            grid,
-            probabilities(calibration.apply(scores.window_logits), multi_label=trainer.multi_label),
-            grid.targets(annotated),
-            truth_of(run.builder.archive, grid.decoded, run.builder.classes),
-            thresholds=thresholds.values(run.builder.classes),
-        )
-        data, training = run.settings.data, run.settings.training
-        return write_recordings(
-            Path(training.output_dir), judged, overlap_s=data.overlap_s, names=run.common_names, seed=training.seed
-        )
 
     def write() -> None:
         output_dir = Path(run.settings.training.output_dir)
@@ -387,12 +368,13 @@ def save_results(
                 scores.predicted["test"].label_ids,
                 calibration=calibration,
                 classes=run.builder.classes,
-                common_names=run.common_names,
-                train_counts=trainer.class_counts.tolist(),
-                more={split: {"loss": each.metrics[f"{split}_loss"]} for split, each in scores.predicted.items()},
-                seed=run.settings.training.seed,
-                judge=judge,
-                overlap_s=run.settings.data.overlap_s,
+                context=EvaluationContext(
+                    run.common_names,
+                    trainer.class_counts.tolist(),
+                    more={split: {"loss": each.metrics[f"{split}_loss"]} for split, each in scores.predicted.items()},
+                    seed=run.settings.training.seed,
+                ),
+                windows=scores.windows,
             )
         if "tensorboard" in run.settings.training.report_to:
             write_results(output_dir, trainer.state.global_step, {name: metrics.get(name) for name in FIGURES})
@@ -400,7 +382,16 @@ def save_results(
     run.team.first_does(write)
 
 
-def _validation_windows(run: Run, trainer: KenyaBirdsTrainer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits, targets and recordings of all windows of the validation recordings."""
+def _validation_windows(run: Run, trainer: KenyaBirdsTrainer) -> tuple[np.ndarray, ...]:
+    """Logits, targets and recordings of all windows of the validation recordings, and the overlap of the windows."""
     grid, annotated = run.windows("validation")
-    return grid.logits(trainer.model, run.extractor), grid.targets(annotated), grid.names
+    logits = grid.logits(trainer.model, run.extractor)
+    return logits, grid.targets(annotated), grid.names, np.array(grid.overlap_s)
+
+
+def _test_windows(run: Run, trainer: KenyaBirdsTrainer) -> ScoredWindows:
+    grid, annotated = run.windows("test")
+    logits = grid.logits(trainer.model, run.extractor)
+    return ScoredWindows(
+        run.builder.archive, run.builder.classes, grid, annotated, logits, multi_label=trainer.multi_label
+    )

@@ -1,6 +1,7 @@
 """Evaluates a model on whole recordings: scores of all windows, detections, and their metrics."""
 
-from collections.abc import Mapping
+from bisect import bisect_left, insort
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,19 @@ import pandas as pd
 
 from kenya_birds.data.archive import Archive
 from kenya_birds.data.decoded_recordings import DecodedRecordings
+from kenya_birds.evaluation.calibration import Calibration
+from kenya_birds.evaluation.evaluation_report import EvaluationContext
 from kenya_birds.evaluation.event_metrics import Truth, event_intervals
+from kenya_birds.evaluation.metrics import probabilities
 from kenya_birds.evaluation.recording_figures import (
     save_recall_by_false_reports,
     save_recording_timeline,
     typical_recording,
 )
 from kenya_birds.evaluation.recording_metrics import RecordingScores, WindowScores
+from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
+from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.files import write_table
 from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
 
@@ -77,6 +83,30 @@ def truth_of(archive: Archive, decoded: DecodedRecordings, classes: list[str]) -
     )
 
 
+def strongest_detections(table: pd.DataFrame) -> pd.DataFrame:
+    """Removes detections that overlap a detection of the same species with a higher score (non-maximum suppression).
+
+    A call that two overlapping windows contain is then one detection at every threshold.
+
+    Args:
+        table: `recording`, `species`, `start_s`, `end_s` and `score`.
+
+    Returns:
+        The remaining rows, in the same order.
+    """
+    is_kept = np.zeros(len(table), dtype=bool)
+    start_s, end_s, score = (table[name].to_numpy() for name in ("start_s", "end_s", "score"))
+    for rows in table.reset_index(drop=True).groupby(["recording", "species"], sort=False).indices.values():
+        kept: list[tuple[float, float]] = []
+        for row in sorted(np.asarray(rows).tolist(), key=lambda row: (-score[row], start_s[row])):
+            place = bisect_left(kept, (start_s[row], end_s[row]))
+            is_apart = place == len(kept) or kept[place][0] >= end_s[row]
+            if is_apart and (place == 0 or kept[place - 1][1] <= start_s[row]):
+                insort(kept, (start_s[row], end_s[row]))
+                is_kept[row] = True
+    return table[is_kept].reset_index(drop=True)
+
+
 def evaluate_recordings(
     grid: RecordingWindowGrid,
     scores: np.ndarray,
@@ -84,10 +114,13 @@ def evaluate_recordings(
     truth: Truth,
     *,
     thresholds: np.ndarray,
-    settings: FindingSettings | None = None,
     tolerance_s: float = 0.0,
 ) -> RecordingScores:
     """Evaluates the scores of all windows of some recordings.
+
+    If windows overlap, the detections at the thresholds are merged (as with `kenya-birds detect --merge`), and metrics
+    over all thresholds use the strongest of overlapping windows: otherwise a call in two windows would count as one
+    right and one false detection.
 
     Args:
         grid: The windows.
@@ -95,14 +128,14 @@ def evaluate_recordings(
         targets: Targets of the windows, same shape.
         truth: The annotations of the recordings, in their order.
         thresholds: Decision threshold of each class, shape `(classes,)`.
-        settings: How windows become detections; by default each window is one.
         tolerance_s: See `match_events`.
     """
     rate = grid.decoded.sampling_rate
     least = np.full(len(truth.classes), LEAST_SCORE)
+    every = find_detections(grid, scores, truth.classes, least, FindingSettings())
     return RecordingScores(
-        find_detections(grid, scores, truth.classes, thresholds, settings or FindingSettings()),
-        find_detections(grid, scores, truth.classes, least, FindingSettings()),
+        find_detections(grid, scores, truth.classes, thresholds, FindingSettings(merge=grid.overlaps)),
+        strongest_detections(every) if grid.overlaps else every,
         WindowScores(grid.recording, scores, targets),
         truth,
         tolerance_s=tolerance_s,
@@ -110,14 +143,52 @@ def evaluate_recordings(
     )
 
 
+@dataclass(frozen=True)
+class ScoredWindows:
+    """A model's logits of all windows of whole recordings, and what is annotated in them.
+
+    Attributes:
+        archive: The archive of the recordings.
+        classes: eBird codes by class id.
+        grid: The windows.
+        annotated: The annotations.
+        logits: Before calibration, shape `(windows, classes)`.
+        multi_label: Whether the classes are independent.
+    """
+
+    archive: Archive
+    classes: list[str]
+    grid: RecordingWindowGrid
+    annotated: WindowTargets
+    logits: np.ndarray
+    multi_label: bool
+
+    def write_report(
+        self, folder: Path, calibration: Calibration, thresholds: Thresholds, context: EvaluationContext
+    ) -> dict[str, Any]:
+        """Evaluates the windows and writes what `write_recordings` writes.
+
+        Args:
+            folder: Output folder.
+            calibration: Chosen on validation.
+            thresholds: Decision thresholds, chosen on validation.
+            context: Gives the names of the species, the name of the split and the seed.
+
+        Returns:
+            See `write_recordings`.
+        """
+        scores = evaluate_recordings(
+            self.grid,
+            probabilities(calibration.apply(self.logits), multi_label=self.multi_label),
+            self.grid.targets(self.annotated),
+            truth_of(self.archive, self.grid.decoded, self.classes),
+            thresholds=thresholds.values(self.classes),
+        )
+        return write_recordings(folder, scores, context, overlap_s=self.grid.overlap_s)
+
+
 def write_recordings(
-    folder: Path,
-    scores: RecordingScores,
-    *,
-    overlap_s: float,
-    names: Mapping[str, str],
-    seed: int,
-    split: str = "test",
+    folder: Path, scores: RecordingScores, context: EvaluationContext, *, overlap_s: float
 ) -> dict[str, Any]:
     """Writes tables and figures of a model on whole recordings.
 
@@ -128,10 +199,8 @@ def write_recordings(
     Args:
         folder: Output folder; created if it does not exist.
         scores: The evaluated scores.
+        context: Gives the names of the species, the name of the split and the seed.
         overlap_s: Overlap of neighbouring windows in seconds.
-        names: Names of the species by code.
-        seed: Seed of the bootstrap.
-        split: Name of the split, for the figures.
 
     Returns:
         For `metrics.json`: `hours`, `calls`, `overlap_s`, and `metrics`, the `value` and `interval` of each (see
@@ -143,12 +212,19 @@ def write_recordings(
     write_table(recordings, folder / "recording_counts.csv", float_format="%.6g")
     write_table(scores.detections, folder / "recording_detections.csv", float_format="%.6g")
     write_table(scores.calls, folder / "recording_calls.csv", float_format="%.6g")
-    metrics = event_intervals([scores], np.random.default_rng(seed))[0]
-    about = f"{split}: {len(recordings)} recordings, {recordings['duration_s'].sum() / 3600:.2f} h"
-    own = float(recordings["detections"].sum() - recordings["right"].sum()), float(recordings["found"].sum())
-    own = own[0] / (recordings["duration_s"].sum() / 3600), own[1] / max(recordings["calls"].sum(), 1)
+    metrics = event_intervals([scores], np.random.default_rng(context.seed))[0]
+    hours = float(recordings["duration_s"].sum() / 3600)
     false_per_h, recall = scores.recall_curve()
-    save_recall_by_false_reports(false_per_h, recall, folder / RECALL_FILE, own=own, about=about)
+    save_recall_by_false_reports(
+        false_per_h,
+        recall,
+        folder / RECALL_FILE,
+        own=(
+            float(recordings["detections"].sum() - recordings["right"].sum()) / hours,
+            float(recordings["found"].sum()) / max(recordings["calls"].sum(), 1),
+        ),
+        about=f"{context.split}: {len(recordings)} recordings, {hours:.2f} h",
+    )
     name = typical_recording(recordings)
     save_recording_timeline(
         name,
@@ -156,11 +232,6 @@ def write_recordings(
         scores.calls[scores.calls["recording"] == name],
         folder / TIMELINE_FILE,
         duration_s=float(recordings.loc[recordings["recording"] == name, "duration_s"].iloc[0]),
-        names=dict(names),
+        names=dict(context.common_names),
     )
-    return {
-        "hours": float(recordings["duration_s"].sum() / 3600),
-        "calls": int(recordings["calls"].sum()),
-        "overlap_s": overlap_s,
-        "metrics": metrics,
-    }
+    return {"hours": hours, "calls": int(recordings["calls"].sum()), "overlap_s": overlap_s, "metrics": metrics}

@@ -275,13 +275,7 @@ class SoundscapePipeline:
                 f"{path} has no threshold of {', '.join(missing)}: it belongs to another model; give one threshold "
                 "for all species with --threshold (threshold=)"
             )
-        if thresholds.overlap_s is not None and thresholds.overlap_s != self.overlap_s:
-            logger.warning(
-                "The thresholds were chosen for windows that overlap by %g s, and windows overlap by %g s now: "
-                "expect other numbers of false and missed detections than in its evaluation",
-                thresholds.overlap_s,
-                self.overlap_s,
-            )
+        self._warn_of_other_settings(thresholds)
         values = thresholds.values(self.classes)
         if silent := [code for code, value in zip(self.classes, values, strict=True) if value == np.inf]:
             logger.warning(
@@ -292,6 +286,23 @@ class SoundscapePipeline:
                 " ..." if len(silent) > 10 else "",
             )
         return values
+
+    def _warn_of_other_settings(self, thresholds: Thresholds) -> None:
+        """Warns if the model was evaluated on whole recordings with another overlap, or merged otherwise."""
+        evaluated, now = [], []
+        if thresholds.overlap_s is not None and thresholds.overlap_s != self.overlap_s:
+            evaluated.append(f"windows that overlap by {thresholds.overlap_s:g} s")
+            now.append(f"{self.overlap_s:g} s")
+        if thresholds.merge is not None and thresholds.merge != self.settings.merge:
+            evaluated.append(f"{'merged' if thresholds.merge else 'unmerged'} detections")
+            now.append("merged" if self.settings.merge else "not merged")
+        if evaluated:
+            logger.warning(
+                "The thresholds were chosen for %s (now %s): expect other numbers of false and missed detections than "
+                "in the model's evaluation",
+                " and ".join(evaluated),
+                ", ".join(now),
+            )
 
 
 def detect(model: str | Path, paths: Iterable[str | Path], **options: Any) -> Iterator[Detection]:

@@ -15,7 +15,7 @@ from kenya_birds.evaluation.evaluation_report import (
     METRICS_FILE,
     PRECISION_RECALL_FILE,
     RELIABILITY_FILE,
-    SPECIES_FILE,
+    SPECIES_TABLE_FILE,
     WHOLE_RECORDINGS,
 )
 from kenya_birds.experiments.results import OUT_OF_FOLD
@@ -134,7 +134,7 @@ def render_model_card(
         figure=_figure,
         cell=markdown_cell,
         interval=_interval,
-        species=_species_rows(model_dir / SPECIES_FILE),
+        species=_species_rows(model_dir / SPECIES_TABLE_FILE),
         pictures={name: title for name, title in PICTURES.items() if (model_dir / name).is_file()},
     )
     return str(card)
