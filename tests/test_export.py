@@ -81,6 +81,7 @@ def save_model(folder, problem_type="single_label_classification", **fields):
     )
     if problem_type == "multi_label_classification":
         config.logit_scale, config.logit_offset = [0.5, 1.0, 2.0], [1.0, 0.0, -1.0]
+        config.no_call_class = True
     model = KenyaBirdsForAudioClassification(config).eval()
     torch.nn.init.normal_(model.classifier.weight, std=0.3)
     extractor = KenyaBirdsFeatureExtractor(**fields)

@@ -96,6 +96,36 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_archive, tmp_path
     assert np.array_equal(whole, resumed)
 
 
+def test_a_model_with_a_softmax_has_no_call_in_no_result(small_archive, tmp_path):
+    settings = {**ON_RECORDINGS, "window_loss": "softmax", "num_train_epochs": 2}
+    folder = train(small_archive, tmp_path / "birds", tmp_path / "cache", **settings)
+    config = json.loads((folder / "config.json").read_text())
+    species = list(config["id2label"].values())
+    assert config["no_call_class"]
+    assert json.loads((folder / "run_settings.json").read_text())["settings"]["window_loss"] == "softmax"
+    assert losses(folder)[-1] < losses(folder)[0]
+    assert set(json.loads((folder / "thresholds.json").read_text())["species"]) == set(species)
+    assert sorted(pd.read_csv(folder / "per_species.csv")["code"]) == sorted(species)
+    with pytest.raises(SystemExit, match="0"):
+        main(["detect", str(folder), str(small_archive), "--output", str(tmp_path / "found"), "--threshold", "0.05"])
+    found = pd.read_csv(tmp_path / "found" / "detections.csv")
+    assert len(found) > 0
+    assert set(found["code"]) <= set(species)
+
+
+def test_focal_weights_lower_the_loss_of_what_is_easy(small_archive, tmp_path):
+    first = []
+    for gamma in (0, 2):
+        settings = {**ON_RECORDINGS, "focal_gamma": gamma, "num_train_epochs": 1}
+        words = flags(small_archive, tmp_path / f"gamma{gamma}", tmp_path / "cache", **settings)
+        with Run(settings_of(words)) as run:
+            run.train()
+        first.append(losses(tmp_path / f"gamma{gamma}"))
+    assert len(first[0]) == len(first[1]) == 6
+    # A new classifier gives each species 2%: of the loss of a call 0.98 ** 2 remains, of the others next to nothing.
+    assert 0.9 < first[1][0] / first[0][0] < 0.98**2
+
+
 def test_a_split_decodes_its_own_recordings_only(small_archive, tmp_path):
     run = Run(settings_of(flags(small_archive, tmp_path / "run", tmp_path / "cache")))
     grid, _ = run.windows("test")
@@ -112,11 +142,15 @@ def test_a_split_decodes_its_own_recordings_only(small_archive, tmp_path):
         ({"call_windows": 0.8, "empty_windows": 0.4}, "expected a sum of 1 or less"),
         ({"edge_margin_s": 1.5}, "edge_margin_s is 1.5: expected less than half of clip_s"),
         ({"overlap_s": 3.0}, "overlap_s is 3: expected less than clip_s"),
+        ({"window_loss": "softmax", "focal_gamma": 2}, "focal_gamma weighs binary losses"),
+        ({"window_loss": "softmax", "train_on": "clips"}, "window_loss is softmax, and each clip has a call"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(small_archive, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
-        train_hf.main(flags(small_archive, tmp_path / "run", tmp_path / "cache", train_on="recordings", **settings))
+        train_hf.main(
+            flags(small_archive, tmp_path / "run", tmp_path / "cache", **{"train_on": "recordings", **settings})
+        )
 
 
 def test_recordings_shorter_than_a_window_are_refused(tmp_path):

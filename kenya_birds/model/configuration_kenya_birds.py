@@ -20,6 +20,8 @@ class KenyaBirdsConfig(PreTrainedConfig):
         drop_path_rate (`float`, defaults to 0.0): Stochastic depth, if the backbone supports it.
         species (`dict`, *optional*): Scientific and common name by eBird code:
             `{"combul2": {"scientific_name": "Pycnonotus barbatus", "common_name": "Common Bulbul"}}`.
+        no_call_class (`bool`, defaults to `False`): The classes of a multi-label model and "no call" share a softmax.
+            No call is no label: its logit is always 0, and a class's score is its share of the softmax.
         logit_scale (`float` or `list[float]`, *optional*): Calibration: in evaluation mode the model's logits are
             `logit_scale * logits + logit_offset`. One number for all classes (1 / temperature), or one per class.
         logit_offset (`list[float]`, *optional*): One number per class.
@@ -31,6 +33,7 @@ class KenyaBirdsConfig(PreTrainedConfig):
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     species: dict[str, dict[str, str]] | None = None
+    no_call_class: bool = False
     logit_scale: float | list[float] | None = None
     logit_offset: list[float] | None = None
 

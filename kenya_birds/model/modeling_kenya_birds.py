@@ -1,6 +1,7 @@
 """The bird classifier: a timm image model on one-channel spectrograms."""
 
 import difflib
+import math
 from typing import Any
 
 import timm
@@ -13,6 +14,7 @@ from .configuration_kenya_birds import KenyaBirdsConfig
 
 # An unknown multi-label target: neither present nor absent.
 MASKED = -100
+MULTI_LABEL = "multi_label_classification"
 AUTO_CLASS = "AutoModelForAudioClassification"
 
 
@@ -22,12 +24,17 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
     Features are padded with zeros to the next multiple of 32 bands and frames. If the configuration has a calibration,
     logits are calibrated in evaluation mode, but not in training mode.
 
+    If `config.no_call_class` is set, the classes and "no call" share a softmax. The logit of no call is always 0: this
+    loses nothing, because a softmax depends on differences of logits only. In training mode, `forward` returns the
+    other logits of this softmax. In evaluation mode, it returns log-odds (see `softmax_log_odds`), whose sigmoid is
+    the softmax. So scores are read as those of any multi-label model, and no call is never one of them.
+
     Args:
         config: The configuration; `config.backbone` is the name of a timm model. It is built with random weights.
 
     Raises:
-        ValueError: If timm does not have the backbone, if it accepts images of one size only, or if the calibration
-            has another number of classes.
+        ValueError: If timm does not have the backbone, if it accepts images of one size only, if the calibration
+            has another number of classes, or if a single-label model has a class for no call.
     """
 
     config_class = KenyaBirdsConfig
@@ -45,6 +52,10 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
                     f"{name} has {len(numbers)} numbers, but there are {config.num_labels} classes: give one per "
                     "class, or None for new classes"
                 )
+        if config.no_call_class and config.problem_type != MULTI_LABEL:
+            raise ValueError(
+                f"no_call_class is set and problem_type is {config.problem_type!r}: expected {MULTI_LABEL!r}"
+            )
         self.backbone = backbone = build_backbone(config)
         self.embedding_size: int = getattr(backbone, "head_hidden_size", backbone.num_features)
         self.dropout = nn.Dropout(config.drop_rate)
@@ -91,17 +102,20 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         Args:
             input_features: Shape `(batch, bands, frames)`.
             labels: Class ids of shape `(batch,)`, or zeros and ones of shape `(batch, num_labels)` if the problem is
-                multi-label. With labels, the output has an unweighted loss.
+                multi-label. With labels, the output has an unweighted loss (with a class for no call, `softmax_loss`
+                before calibration).
             return_dict: Whether to return an output object instead of a tuple; by default as in the config.
 
         Returns:
             `logits` of shape `(batch, num_labels)`, and `loss` if labels are given.
         """
         logits = self.classifier(self.dropout(self.embed(input_features)))
-        if not self.training:
-            logits = self._calibrate(logits)
         loss = None
-        if labels is not None:
+        if labels is not None and self.config.no_call_class:
+            loss = softmax_loss(log_softmax_with_no_call(logits), labels).mean()
+        if not self.training:
+            logits = self._calibrate(softmax_log_odds(logits) if self.config.no_call_class else logits)
+        if labels is not None and loss is None:
             loss = classification_loss(logits, labels, self.config.problem_type).mean()
         if return_dict if return_dict is not None else self.config.return_dict:
             return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -184,7 +198,7 @@ def classification_loss(
         ValueError: If `problem_type` has another value.
     """
     logits = logits.float()
-    if problem_type == "multi_label_classification":
+    if problem_type == MULTI_LABEL:
         known = labels != MASKED
         losses = nn.functional.binary_cross_entropy_with_logits(logits, (labels * known).float(), reduction="none")
         return losses * known
@@ -193,6 +207,65 @@ def classification_loss(
     raise ValueError(
         f"problem_type is {problem_type!r}, expected 'single_label_classification' or 'multi_label_classification'"
     )
+
+
+def log_softmax_with_no_call(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of no call, whose logit is 0, and of each class.
+
+    Args:
+        logits: Shape `(batch, classes)`.
+
+    Returns:
+        float32, shape `(batch, 1 + classes)`; no call comes first.
+    """
+    return nn.functional.pad(logits.float(), (1, 0)).log_softmax(dim=1)
+
+
+def softmax_log_odds(logits: torch.Tensor) -> torch.Tensor:
+    """Log-odds `log(p / (1 - p))`, where `p` is the softmax of the logits and the logit 0 of no call.
+
+    Args:
+        logits: Shape `(batch, classes)`.
+
+    Returns:
+        Same shape and type.
+    """
+    wide = logits.float()
+    share = wide - nn.functional.pad(wide, (1, 0)).logsumexp(dim=1, keepdim=True)
+    # 1 - p is exact if p is small. At most one p is above 1/2: there, 1 - p is the sum of the others.
+    is_likely = share > -math.log(2)
+    others = nn.functional.pad(wide.masked_fill(is_likely, -torch.inf), (1, 0)).logsumexp(dim=1, keepdim=True)
+    odds = share - torch.log1p(-share.clamp(max=-math.log(2)).exp())
+    return torch.where(is_likely, wide - others, odds).to(logits.dtype)
+
+
+def softmax_loss(
+    log_probabilities: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross-entropy of a softmax over no call and the classes; several classes may be present.
+
+    The target is spread evenly over the classes that are present. Unknown classes are then left out of the softmax, so
+    that they are neither learned nor unlearned. If no class is present, the target is no call or one of the unknown
+    classes, whichever it is: the loss is the negative logarithm of the sum of their probabilities.
+
+    Args:
+        log_probabilities: Shape `(batch, 1 + classes)`, no call first (see `log_softmax_with_no_call`).
+        labels: 1, 0 or -100, shape `(batch, classes)`.
+        weights: Weight of each class, shape `(classes,)`; by default 1. The weight of no call is 1.
+
+    Returns:
+        Shape `(batch, classes)`, float32: the loss of the clip at each known class, and 0 at unknown ones. So a clip
+        counts by its known classes, as in binary cross-entropy.
+    """
+    no_call, classes = log_probabilities[:, :1], log_probabilities[:, 1:]
+    is_present, is_known = labels == 1, labels != MASKED
+    number = is_present.sum(dim=1, keepdim=True)
+    target = is_present / number.clamp(min=1)
+    target = target if weights is None else target * weights
+    known = torch.cat([no_call, classes.masked_fill(~is_known, -torch.inf)], dim=1).logsumexp(dim=1, keepdim=True)
+    present = target.sum(dim=1, keepdim=True) * known - (target * classes).sum(dim=1, keepdim=True)
+    absent = -torch.cat([no_call, classes.masked_fill(is_known, -torch.inf)], dim=1).logsumexp(dim=1, keepdim=True)
+    return torch.where(number > 0, present, absent) * is_known
 
 
 def _has_gradient_checkpointing(backbone: Any) -> bool:

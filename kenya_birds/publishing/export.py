@@ -81,7 +81,7 @@ def render_readme(name: str, metadata: dict[str, str], *, classes: int, has_thre
     """
     rate_hz, samples = int(metadata["sampling_rate_hz"]), int(metadata["clip_samples"])
     if metadata["problem_type"] == "multi_label_classification":
-        meaning = "The probabilities of the classes are independent: a clip may contain several classes, or none."
+        meaning = "A clip may contain several classes, or none: the probabilities need not sum to 1."
     else:
         meaning = "The probabilities of a clip sum to 1: the model assumes that a clip contains exactly one class."
     thresholds = (

@@ -204,6 +204,13 @@ class ModelArguments:
         default="single_label_classification",
         metadata={"help": "multi_label_classification learns every species in a clip, not only the annotated one"},
     )
+    window_loss: Literal["bce", "softmax"] = field(
+        default="bce",
+        metadata={
+            "help": "--train_on recordings: bce: binary cross-entropy of each species; softmax: cross-entropy of a "
+            "softmax over all species and no call"
+        },
+    )
     drop_rate: Annotated[float, Range(0, 1, below=True)] = field(
         default=0.0, metadata={"help": "dropout before the classifier"}
     )

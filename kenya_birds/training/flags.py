@@ -43,7 +43,7 @@ TITLES = {
     ),
     "Training on whole recordings": (
         *("train_on", "call_windows", "empty_windows", "edge_margin_s", "windows_per_epoch", "validation_windows"),
-        *("overlap_s", "focal_gamma"),
+        *("overlap_s", "window_loss", "focal_gamma"),
     ),
     "Cross-validation": ("folds", "final_fit"),
     "Loss, sampling and regularisation": (
@@ -155,6 +155,8 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
         own = {"metric_for_best_model": "cmap", **own}
     data, model, features, augmentation = (group(**values) for group, values in zip(GROUPS, light, strict=False))
     check_train_on(data, model, features)
+    if model.window_loss == "softmax" and own.get("focal_gamma"):
+        raise UserError("focal_gamma weighs binary losses: leave it out, or use --window_loss bce")
     flags = TrainFlags(data, model, features, augmentation, training={**own, **given}, params=params)
     _check_inputs(flags)
     _check_output(flags, new_output)
@@ -172,6 +174,11 @@ def check_train_on(data: DataArguments, model: ModelArguments, features: Feature
     if not data.overlap_s < features.clip_s:
         raise UserError(f"overlap_s is {data.overlap_s:g}: expected less than clip_s, which is {features.clip_s:g}")
     if data.train_on == "clips":
+        if model.window_loss != "bce":
+            raise UserError(
+                f"window_loss is {model.window_loss}, and each clip has a call, so that no call cannot be learned: "
+                "leave it out, or use --train_on recordings"
+            )
         return
     if model.problem_type != "multi_label_classification":
         raise UserError(

@@ -28,7 +28,13 @@ from kenya_birds.distributed import Team
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import average_precisions, class_targets, classification_metrics, probabilities
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.model.modeling_kenya_birds import MASKED, KenyaBirdsForAudioClassification, classification_loss
+from kenya_birds.model.modeling_kenya_birds import (
+    MASKED,
+    KenyaBirdsForAudioClassification,
+    classification_loss,
+    log_softmax_with_no_call,
+    softmax_loss,
+)
 from kenya_birds.training.arguments import AugmentationArguments, TrainerArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import ClipSampler, FeatureClips, TrainingClips, power_weights, rows_of
@@ -46,7 +52,12 @@ from kenya_birds.training.recording_windows import RecordingWindows
 from kenya_birds.training.run_folder import STATE_FILE, copy_record, last_whole_checkpoint
 from kenya_birds.training.transformers_arguments import check_inherited, defaults
 from kenya_birds.training.window_sampler import WindowSampler
-from kenya_birds.training.window_training import EvaluationWindows, WindowPlan, focal_weights
+from kenya_birds.training.window_training import (
+    EvaluationWindows,
+    WindowPlan,
+    focal_weights,
+    log_softmax_of_log_odds,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -313,10 +324,11 @@ class KenyaBirdsTrainer(Trainer):
         mixed_in = inputs.pop("mixed_in", None)
         outputs = model(**inputs)
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        losses = self._weighted_losses(outputs.logits, labels, smoothing)
+        losses = self._weighted_losses(outputs.logits, labels, smoothing, model.training)
         if mixed_in is not None:
             others, share = mixed_in
-            losses = torch.lerp(losses, self._weighted_losses(outputs.logits, others, smoothing), share)
+            mixed = self._weighted_losses(outputs.logits, others, smoothing, model.training)
+            losses = torch.lerp(losses, mixed, share)
         loss = losses.sum()
         if num_items_in_batch is None:
             loss = loss / (labels != MASKED).sum()
@@ -346,12 +358,15 @@ class KenyaBirdsTrainer(Trainer):
         return {"loss": loss, **metrics, "cmap": float(np.nanmean(precisions))}
 
     def _weighted_losses(
-        self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
+        self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0, in_training: bool = False
     ) -> torch.Tensor:
+        weights = self.class_weights.to(logits.device)
+        if self.model.config.no_call_class:
+            shares = log_softmax_with_no_call(logits) if in_training else log_softmax_of_log_odds(logits)
+            return softmax_loss(shares, labels, weights)
         losses = classification_loss(logits, labels, self.model.config.problem_type, label_smoothing)
         if self.multi_label and self.args.focal_gamma:
             losses = losses * focal_weights(logits, labels, self.args.focal_gamma)
-        weights = self.class_weights.to(losses.device)
         return losses * (weights if self.multi_label else weights[labels])
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> ClipSampler | WindowSampler:

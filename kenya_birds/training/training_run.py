@@ -122,6 +122,7 @@ class Run:
                     drop_rate=model.drop_rate,
                     drop_path_rate=model.drop_path_rate,
                     problem_type=model.problem_type,
+                    no_call_class=model.window_loss == "softmax",
                     id2label=dict(enumerate(classes)),
                     label2id={code: index for index, code in enumerate(classes)},
                     species=self.builder.archive.species_names(classes),

@@ -141,3 +141,18 @@ def focal_weights(logits: torch.Tensor, labels: torch.Tensor, gamma: float) -> t
     known = (labels != MASKED) * labels
     probability = torch.sigmoid(logits.float().detach())
     return (known * (1 - probability) + (1 - known) * probability) ** gamma
+
+
+def log_softmax_of_log_odds(log_odds: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of no call and of each class, from the log-odds of the classes (see `softmax_log_odds`).
+
+    Args:
+        log_odds: Shape `(batch, classes)`.
+
+    Returns:
+        float32, shape `(batch, 1 + classes)`; no call comes first. Its probability, 1 less the sum of the others, is
+        exact to 1e-7 only, and at least that.
+    """
+    wide = log_odds.float()
+    no_call = (1 - wide.sigmoid().sum(dim=1, keepdim=True)).clamp(min=1e-7)
+    return torch.cat([no_call.log(), torch.nn.functional.logsigmoid(wide)], dim=1)
