@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from kenya_birds import __version__
 from kenya_birds.errors import UsageError, UserError
@@ -16,6 +16,7 @@ from kenya_birds.values import Kind, kinds_of, nearest_name
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT", bool: "BOOL"}
 HELP_WIDTH = 110
 LONGEST_CHOICES = 40
+Settings = TypeVar("Settings")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -26,7 +27,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: Any) -> str | None:
         default = getattr(action, "shown_default", action.default)
-        notes = [action.range] if getattr(action, "range", "") else []
+        notes = list(getattr(action, "notes", ()))
         if default is True and isinstance(action, BooleanFlag):
             notes.append("default: on")
         elif action.option_strings and isinstance(default, str | int | float | Path) and not isinstance(default, bool):
@@ -205,7 +206,7 @@ def add_option(
     kind = annotation if isinstance(annotation, Kind) else Kind.of(annotation)
     if name.startswith("--"):
         more = {"default": default, **more}
-    names = [name]
+    names, notes = [name], [_informative_range(kind)]
     if kind.base is bool:
         more = {"action": BooleanFlag, "nargs": 0, **more}
         if default is True or shown_default is True:
@@ -214,13 +215,13 @@ def add_option(
         more["type"] = _Type(name, kind)
         choices = "{" + ",".join(kind.choices) + "}" if kind.choices else ""
         if len(choices) > LONGEST_CHOICES:
-            help, choices = help if help == argparse.SUPPRESS else f"{help}: {', '.join(kind.choices)}", ""
+            notes, choices = [f"one of {', '.join(kind.choices)}"], ""
         usual = METAVARS.get(kind.base) if name.startswith("--") else None
         more["metavar"] = metavar or choices or next(filter(None, (_unit(rule) for rule in kind.rules)), usual)
         if kind.repeated:
             more = {"nargs": "+", **more}
     action = group.add_argument(*names, *aliases, help=help, **more)
-    action.hidden, action.range = aliases, _informative_range(kind)
+    action.hidden, action.notes = aliases, list(filter(None, notes))
     if shown_default is not None:
         action.shown_default = shown_default
 
@@ -239,6 +240,21 @@ def add_field(group: Any, owner: type, name: str, *, help: str | None = None, **
     default = None if field.default is dataclasses.MISSING else field.default
     text = help or field.metadata["help"]
     add_option(group, f"--{name}", kinds_of(owner)[name], default, help=text, **more)
+
+
+def read_fields(options: argparse.Namespace, owner: type[Settings], **more: Any) -> Settings:
+    """The dataclass whose fields were added with `add_field`.
+
+    Args:
+        options: The parsed options.
+        owner: The dataclass.
+        **more: Values of fields that are no options.
+
+    Raises:
+        UserError: If the dataclass refuses the values.
+    """
+    names = [field.name for field in dataclasses.fields(owner) if field.name not in more]  # type: ignore[arg-type]
+    return owner(**{name: getattr(options, name) for name in names}, **more)
 
 
 class _Type:

@@ -140,9 +140,14 @@ Duration = Annotated[float, Range(0, above=True, unit="SECONDS")]
 SplitSize = Annotated[float, Range(0, 0.5, above=True, unit="SHARE")]
 # One fold validates, one tests, and the others train.
 Folds = Annotated[int, Range(3)]
+# One fold is held out, and at least one remains.
+HeldOutFolds = Annotated[int, Range(2)]
 Device = Annotated[str, Form(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:NUMBER", "DEVICE")]
 # Range of NumPy, scikit-learn and torch.
 Seed = Annotated[int, Range(0, 2**32 - 1)]
+SyntheticDuration = Annotated[float, Range(3, unit="SECONDS")]
+PlotDuration = Annotated[float, Range(0, 600, above=True, unit="SECONDS")]
+Port = Annotated[int, Range(1, 65535)]
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,10 @@
 
 import argparse
 import dataclasses
-import importlib
-import inspect
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from running import ROOT
@@ -20,7 +17,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.training.arguments import TRACKERS, TrainerArguments, trainer_kinds
 from kenya_birds.training.flags import GROUPS, TITLES, train_parser
 from kenya_birds.training.transformers_arguments import transformers_fields
-from kenya_birds.values import Count, Folds, Kind, Range, Share, checked, kinds_of
+from kenya_birds.values import Count, Folds, Kind, Range, Share, checked
 
 HEAVY = (
     "torch",
@@ -281,50 +278,6 @@ def test_every_program_tells_its_version(program, places):
     assert code == 0
     assert re.fullmatch(r"kenya_birds \d+\.\d+\.\d+\n", output)
     assert loaded == []
-
-
-# Who owns the options of a command. The command states defaults and ranges once more, so as not to import them.
-OWNERS = {
-    "synthesize": ("data.synthetic:synthesize_archive", {}),
-    "download": ("data.download:download_record", {}),
-    "check": ("data.check:check_archive", {}),
-    "report": ("exploration.archive_report:write_report", {}),
-    "split": ("data.balanced_split:make_splits", {}),
-    "plot": ("inference.plots:plot_recording", {}),
-    "activity": ("inference.activity:plot_activity", {}),
-    "embed": ("inference.embeddings:embed_recordings", {}),
-    "search": ("inference.embeddings:search_embeddings", {}),
-    "detect": ("inference.pipeline:SoundscapePipeline.__init__", {}),
-    "estimate": ("training.estimate:run_cost", {}),
-    "probe": ("experiments.probe:ProbeSettings", {}),
-    "tune": ("training.tuning:tune", {}),
-    "demo": ("serving.demo:running_demo", {}),
-}
-
-
-@pytest.mark.parametrize("command", OWNERS)
-def test_defaults_and_ranges_of_a_command_are_those_of_the_function_that_it_calls(command):
-    address, names = OWNERS[command]
-    module, _, name = address.partition(":")
-    owner = importlib.import_module(f"kenya_birds.{module}")
-    for part in name.split("."):
-        owner = getattr(owner, part)
-    parameters, kinds = inspect.signature(owner).parameters, kinds_of(owner)
-    (commands,) = (action.choices for action in _parser()._actions if action.dest == "command")
-    compared = []
-    for action in commands[command]._actions:
-        parameter = parameters.get(names.get(action.dest, action.dest))
-        if parameter is None or not action.option_strings:
-            continue
-        compared.append(action.dest)
-        if parameter.default is not inspect.Parameter.empty and not action.required:
-            default = action.default
-            assert parameter.default == (str(default) if isinstance(parameter.default, str) else default), action.dest
-        kind = getattr(action.type, "kind", None)
-        if kind is not None and kind.base not in (str, Path):
-            stated = kinds[parameter.name]
-            assert (kind.base, kind.rules, kind.choices) == (stated.base, stated.rules, stated.choices), action.dest
-    assert compared
 
 
 def test_the_transformers_fields_that_are_read_are_those_of_the_class():

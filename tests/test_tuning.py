@@ -19,6 +19,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.training import search_space, tuning
 from kenya_birds.training.flags import parse_train_flags
 from kenya_birds.training.search_space import RANGES, SearchSpace
+from kenya_birds.training.tuning_settings import TuningSettings
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +35,8 @@ def words(cache, **settings):
 
 def search(archive, folder, cache, trials, *, backbones=(), folds=2, **settings):
     """Tunes in this process; data base and output lie in `folder`."""
-    return tuning.tune(
-        archive,
-        folder / "out",
-        trials=trials,
-        folds=folds,
-        storage=f"sqlite:///{folder}/study.db",
-        backbones=backbones,
-        flags=words(cache, **settings),
-    )
+    study = TuningSettings(trials, folds=folds, storage=f"sqlite:///{folder}/study.db", backbones=backbones)
+    return tuning.tune(archive, folder / "out", study, words(cache, **settings))
 
 
 @pytest.fixture

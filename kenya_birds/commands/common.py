@@ -50,6 +50,11 @@ def add_overwrite(group: Any) -> None:
     add_option(group, "--overwrite", bool, False, help="replace the output if it exists")
 
 
+def add_device(group: Any) -> None:
+    """Adds the option for the device that runs the model."""
+    add_option(group, "--device", Device, help="cpu, cuda or cuda:NUMBER; by default a GPU if there is one")
+
+
 def add_speed(group: Any, unit: str) -> None:
     """Adds the options for the speed of inference. They do not change results.
 
@@ -57,7 +62,7 @@ def add_speed(group: Any, unit: str) -> None:
         group: An argument group of a parser.
         unit: Elements of a batch, such as `windows`.
     """
-    add_option(group, "--device", Device, help="cpu, cuda or cuda:NUMBER; by default a GPU if there is one")
+    add_device(group)
     add_option(group, "--batch_size", Count | None, help=f"{unit} per batch; by default 16 on a CPU, 128 on a GPU")
     add_option(
         group, "--num_workers", Count | None, help="threads that read sound; by default 1 on a CPU, up to 8 on a GPU"

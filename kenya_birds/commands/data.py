@@ -2,11 +2,23 @@
 
 import argparse
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from kenya_birds.commands.common import RUN_AGAIN, add_archive, add_name_pattern, add_overwrite, read_name_pattern
+from kenya_birds.defaults import (
+    KENYA_RECORD,
+    MIN_ANNOTATIONS,
+    SPLIT_SEARCH_S,
+    SPLIT_SEED,
+    SYNTHETIC_DURATION_S,
+    SYNTHETIC_RECORDINGS,
+    SYNTHETIC_SPECIES,
+    TEST_SIZE,
+    VALIDATION_SIZE,
+    ZENODO_API_URL,
+)
 from kenya_birds.parsing import add_general, add_option, new_command
-from kenya_birds.values import Count, Duration, Range, Seed, SplitSize
+from kenya_birds.values import Count, Duration, HeldOutFolds, Seed, SplitSize, SyntheticDuration
 
 
 def add_commands(commands: Any) -> None:
@@ -26,15 +38,15 @@ def _add_synthesize(commands: Any) -> None:
     )
     add_option(command, "data_dir", Path, help="output folder: new or empty")
     size = command.add_argument_group("Size")
-    add_option(size, "--recordings", Count, 12, help="number of recordings")
+    add_option(size, "--recordings", Count, SYNTHETIC_RECORDINGS, help="number of recordings")
     add_option(
         size,
         "--duration_s",
-        Annotated[float, Range(3, unit="SECONDS")],
-        60.0,
+        SyntheticDuration,
+        SYNTHETIC_DURATION_S,
         help="length of each recording",
     )
-    add_option(size, "--species", Count, 8, help="number of species")
+    add_option(size, "--species", Count, SYNTHETIC_SPECIES, help="number of species")
     add_option(
         size, "--annotations", Count, help="number of annotated calls; by default in proportion to the total length"
     )
@@ -71,9 +83,9 @@ def _add_download(commands: Any) -> None:
     )
     add_option(command, "data_dir", Path, help="output folder: new, empty, or of an interrupted download")
     download = command.add_argument_group("Download")
-    add_option(download, "--record", Count, 10943500, help="number of the Zenodo record")
+    add_option(download, "--record", Count, KENYA_RECORD, help="number of the Zenodo record")
     add_option(download, "--keep_zip", bool, False, help="keep soundscape_data.zip after it is unpacked")
-    add_option(download, "--api_url", str, "https://zenodo.org/api/records", help=argparse.SUPPRESS)
+    add_option(download, "--api_url", str, ZENODO_API_URL, help=argparse.SUPPRESS)
     add_general(command)
     command.set_defaults(run=_download, after_stop="run the same command again to resume")
 
@@ -132,7 +144,9 @@ def _add_report(commands: Any) -> None:
     add_option(output, "--output", Path, Path("report.html"), metavar="FILE", help="HTML file to write")
     add_overwrite(output)
     content = command.add_argument_group("Content")
-    add_option(content, "--min_annotations", Count, 10, help="drop species with fewer annotations from the split")
+    add_option(
+        content, "--min_annotations", Count, MIN_ANNOTATIONS, help="drop species with fewer annotations from the split"
+    )
     add_option(content, "--balanced", bool, False, help="include the balanced split (its search takes up to a minute)")
     add_option(content, "--seed", Seed, 0, help="random seed for the choice of example calls")
     add_name_pattern(content)
@@ -188,14 +202,26 @@ def _add_split(commands: Any) -> None:
     add_option(
         division,
         "--folds",
-        Annotated[int, Range(2)] | None,
+        HeldOutFolds | None,
         help="number of folds; by default there are no folds, but three splits",
     )
-    add_option(division, "--test_size", SplitSize, 0.2, help="share of the recordings for the test split")
-    add_option(division, "--validation_size", SplitSize, 0.2, help="share of the recordings for the validation split")
-    add_option(division, "--min_annotations", Count, 10, help="drop species with fewer annotations")
-    add_option(division, "--seed", Seed, 42, help="random seed, for --strategy stratified only")
-    add_option(division, "--time_limit_s", Duration, 60.0, help="stop the search for a balanced split after this time")
+    add_option(division, "--test_size", SplitSize, TEST_SIZE, help="share of the recordings for the test split")
+    add_option(
+        division,
+        "--validation_size",
+        SplitSize,
+        VALIDATION_SIZE,
+        help="share of the recordings for the validation split",
+    )
+    add_option(division, "--min_annotations", Count, MIN_ANNOTATIONS, help="drop species with fewer annotations")
+    add_option(division, "--seed", Seed, SPLIT_SEED, help="random seed, for --strategy stratified only")
+    add_option(
+        division,
+        "--time_limit_s",
+        Duration,
+        SPLIT_SEARCH_S,
+        help="stop the search for a balanced split after this time",
+    )
     add_name_pattern(division)
     add_general(command)
     command.set_defaults(run=_split, after_stop=RUN_AGAIN)

@@ -9,6 +9,7 @@ from kenya_birds.commands.common import (
     MODEL,
     RECORDINGS,
     RUN_AGAIN,
+    add_device,
     add_name_pattern,
     add_overwrite,
     add_speed,
@@ -16,8 +17,10 @@ from kenya_birds.commands.common import (
     log_loading,
     read_name_pattern,
 )
-from kenya_birds.parsing import add_field, add_general, add_option, new_command
-from kenya_birds.values import Choices, Count, Device, Duration, Range, Seconds
+from kenya_birds.defaults import PLOT_DURATION_S, SEARCH_TOP_K
+from kenya_birds.inference.postprocessing import FindingSettings
+from kenya_birds.parsing import add_field, add_general, add_option, new_command, read_fields
+from kenya_birds.values import Choices, Count, Duration, PlotDuration, Seconds
 
 FORMATS = ("raven", "audacity", "csv", "parquet", "json", "kaleidoscope")
 DETECTION_SUFFIXES = (".csv", ".parquet", ".txt")
@@ -30,8 +33,6 @@ def add_commands(commands: Any) -> None:
 
 
 def _add_detect(commands: Any) -> None:
-    from kenya_birds.inference.postprocessing import FindingSettings
-
     command = new_command(
         commands,
         "detect",
@@ -64,6 +65,16 @@ def _add_detect(commands: Any) -> None:
     )
     add_name_pattern(output)
     add_option(output, "--resume", bool, True, help="skip recordings that an earlier run has completed")
+    _add_windows(command)
+    _add_reported(command)
+    add_speed(command.add_argument_group("Speed"), "windows")
+    add_general(command)
+    command.set_defaults(
+        run=_detect, after_stop="run the same command again to resume: completed recordings are kept in the output"
+    )
+
+
+def _add_windows(command: Any) -> None:
     windows = command.add_argument_group("Windows")
     add_option(windows, "--overlap_s", Seconds, 0.0, help="overlap of neighbouring windows")
     add_field(windows, FindingSettings, "merge", help="join a species' detections in consecutive windows")
@@ -74,6 +85,9 @@ def _add_detect(commands: Any) -> None:
         windows, FindingSettings, "merge_score", help="with --merge: how to compute the score of joined detections"
     )
     add_field(windows, FindingSettings, "smoothing", help="average scores over this many consecutive windows")
+
+
+def _add_reported(command: Any) -> None:
     reported = command.add_argument_group("Reported detections")
     add_field(
         reported,
@@ -92,15 +106,9 @@ def _add_detect(commands: Any) -> None:
         metavar="FILE",
         help="report only the species in this file (one per line, eBird code or name); by default all",
     )
-    add_speed(command.add_argument_group("Speed"), "windows")
-    add_general(command)
-    command.set_defaults(
-        run=_detect, after_stop="run the same command again to resume: completed recordings are kept in the output"
-    )
 
 
 def _detect(options: argparse.Namespace) -> None:
-    from kenya_birds.inference.postprocessing import FindingSettings
     from kenya_birds.inference.sources import find_sources
     from kenya_birds.inference.species import names_in, read_species
     from kenya_birds.saved_models import check_ours, check_thresholds, find_model
@@ -108,16 +116,8 @@ def _detect(options: argparse.Namespace) -> None:
     name_pattern = read_name_pattern(options)
     saved = find_model(options.model)
     check_ours(saved)
-    settings = FindingSettings(
-        threshold=options.threshold,
-        min_confidence=options.min_confidence,
-        top_k=options.top_k,
-        species=read_species(options.species, names_in(saved)) if options.species else None,
-        merge=options.merge,
-        merge_gap_s=options.merge_gap_s,
-        merge_score=options.merge_score,
-        smoothing=options.smoothing,
-    )
+    species = read_species(options.species, names_in(saved)) if options.species else None
+    settings = read_fields(options, FindingSettings, species=species)
     check_thresholds(saved, options.threshold)
     check_overlap(saved, options.overlap_s)
     sources = find_sources(options.paths)
@@ -174,13 +174,7 @@ def _add_plot(commands: Any) -> None:
         Seconds | None,
         help="start of the section; by default one second before the first detection",
     )
-    add_option(
-        section,
-        "--duration_s",
-        Annotated[float, Range(0, 600, above=True, unit="SECONDS")],
-        60.0,
-        help="length of the section",
-    )
+    add_option(section, "--duration_s", PlotDuration, PLOT_DURATION_S, help="length of the section")
     _add_picture(command, "spectrogram.png")
     add_general(command)
     command.set_defaults(run=_plot, after_stop=RUN_AGAIN)
@@ -317,14 +311,14 @@ def _add_search(commands: Any) -> None:
     add_option(command, "embeddings", Path, help="output file of kenya-birds embed")
     add_option(command, "examples", str, help="recording that contains only the call", metavar="example", nargs="+")
     search = command.add_argument_group("Search")
-    add_option(search, "--top_k", Count, 20, help="number of windows to print")
+    add_option(search, "--top_k", Count, SEARCH_TOP_K, help="number of windows to print")
     add_option(
         search,
         "--model",
         str | None,
         help="model that computed the embeddings, if it has been moved; by default its earlier path or name",
     )
-    add_option(search, "--device", Device, help="cpu, cuda or cuda:NUMBER; by default a GPU if there is one")
+    add_device(search)
     add_general(command)
     command.set_defaults(run=_search, after_stop="run the same command again")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kenya_birds.commands.common import MODEL, add_archive, log_loading
+from kenya_birds.defaults import MIN_ANNOTATIONS
 from kenya_birds.parsing import add_general, add_option, new_command
 from kenya_birds.publishing.push import AFTER_STOP, DESCRIPTION, add_push_options, push_model
 from kenya_birds.values import Count, Seconds
@@ -60,7 +61,7 @@ def _add_push_clips(commands: Any) -> None:
         help="licence of the clips, as the Hub spells it; by default none, and cc-by-4.0 with --source kenya",
     )
     clips = command.add_argument_group("Clips")
-    add_option(clips, "--min_annotations", Count, 10, help="drop species with fewer annotations")
+    add_option(clips, "--min_annotations", Count, MIN_ANNOTATIONS, help="drop species with fewer annotations")
     add_option(clips, "--context_s", Seconds, 0.0, help="sound kept on each side of a clip")
     add_option(clips, "--num_proc", Count | None, help="processes that cut clips; by default 1")
     add_general(command)

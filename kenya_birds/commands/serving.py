@@ -2,11 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from kenya_birds.commands.common import MODEL, log_loading
+from kenya_birds.defaults import DEMO_HOST, DEMO_PORT, MAX_HOURS, MAX_UPLOAD_MB
 from kenya_birds.parsing import add_general, add_option, new_command
-from kenya_birds.values import Count, Positive, Range
+from kenya_birds.values import Count, Port, Positive
 
 
 def add_commands(commands: Any) -> None:
@@ -26,8 +27,8 @@ def _add_demo(commands: Any) -> None:
     )
     add_option(command, "model", str, help=MODEL)
     page = command.add_argument_group("Page")
-    add_option(page, "--host", str, "127.0.0.1", help="address to listen on; 0.0.0.0: all addresses of this machine")
-    add_option(page, "--port", Annotated[int, Range(1, 65535)], 7860, help="port to listen on")
+    add_option(page, "--host", str, DEMO_HOST, help="address to listen on; 0.0.0.0: all addresses of this machine")
+    add_option(page, "--port", Port, DEMO_PORT, help="port to listen on")
     add_option(
         page,
         "--example",
@@ -36,8 +37,8 @@ def _add_demo(commands: Any) -> None:
         help="example recording on the page; by default a synthetic one",
     )
     limits = command.add_argument_group("Limits")
-    add_option(limits, "--max_upload_mb", Positive, 400.0, help="largest file, in MB (10^6 bytes)")
-    add_option(limits, "--max_hours", Positive, 2.0, help="longest recording, in hours")
+    add_option(limits, "--max_upload_mb", Positive, MAX_UPLOAD_MB, help="largest file, in MB (10^6 bytes)")
+    add_option(limits, "--max_hours", Positive, MAX_HOURS, help="longest recording, in hours")
     add_option(limits, "--concurrency", Count, 1, help="number of recordings that are analysed at the same time")
     add_general(command)
     command.set_defaults(run=_demo)

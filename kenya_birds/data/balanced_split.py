@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,9 @@ from kenya_birds.data.splits import (
     stratified_folds,
     stratified_split,
 )
+from kenya_birds.defaults import SPLIT_SEARCH_S, SPLIT_SEED, TEST_SIZE, VALIDATION_SIZE
 from kenya_birds.errors import UserError
-from kenya_birds.values import Duration, Range, Seed, SplitSize, checked
+from kenya_birds.values import Duration, HeldOutFolds, Seed, SplitSize, checked
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,9 @@ COVERAGE_END, SEARCH_END = 0.3, 0.6
 def balanced_split(
     annotations: pd.DataFrame,
     *,
-    test_size: SplitSize = 0.2,
-    validation_size: SplitSize = 0.2,
-    time_limit_s: Duration = 60.0,
+    test_size: SplitSize = TEST_SIZE,
+    validation_size: SplitSize = VALIDATION_SIZE,
+    time_limit_s: Duration = SPLIT_SEARCH_S,
     same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
     """Splits recordings so that as many classes as possible are in train, validation and test.
@@ -86,7 +87,7 @@ def balanced_folds(
     annotations: pd.DataFrame,
     folds: int,
     *,
-    time_limit_s: Duration = 60.0,
+    time_limit_s: Duration = SPLIT_SEARCH_S,
     same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
     """Divides recordings into folds of equal size, so that as many classes as possible are in every fold.
@@ -123,11 +124,11 @@ def make_splits(
     annotations: pd.DataFrame,
     strategy: Literal["stratified", "balanced"] = "balanced",
     *,
-    folds: Annotated[int, Range(2)] | None = None,
-    test_size: SplitSize = 0.2,
-    validation_size: SplitSize = 0.2,
-    seed: Seed = 42,
-    time_limit_s: Duration = 60.0,
+    folds: HeldOutFolds | None = None,
+    test_size: SplitSize = TEST_SIZE,
+    validation_size: SplitSize = VALIDATION_SIZE,
+    seed: Seed = SPLIT_SEED,
+    time_limit_s: Duration = SPLIT_SEARCH_S,
     same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
     """Splits recordings into train, validation and test, or into folds, with the chosen strategy.

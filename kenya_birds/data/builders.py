@@ -23,6 +23,7 @@ from kenya_birds.data.audio import RecordingReader, encode_wav
 from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.splits import SPLITS, check_splits, stratified_split
+from kenya_birds.defaults import MIN_ANNOTATIONS, TEST_SIZE, VALIDATION_SIZE
 from kenya_birds.errors import UserError
 from kenya_birds.fingerprints import DECODERS, code_fingerprint, library_versions
 
@@ -98,7 +99,6 @@ NO_CALL = "no_call"
 NO_CALL_ORDERS = ("quietest", "uniform")
 DEFAULT_SAMPLING_RATE = 32_000
 DEFAULT_CLIP_S = 3.0
-DEFAULT_MIN_ANNOTATIONS = 10
 # Number of clips in memory at a time; a clip has 200 to 400 kB.
 CLIPS_PER_TABLE = 64
 
@@ -125,11 +125,11 @@ class ClipsConfig(datasets.BuilderConfig):
     clip_s: float = DEFAULT_CLIP_S
     context_s: float = 0.0
     edge_tolerance_s: float = 0.0
-    min_annotations: int = DEFAULT_MIN_ANNOTATIONS
+    min_annotations: int = MIN_ANNOTATIONS
     splits: dict[str, str] | None = None
     one_split: str | None = None
-    test_size: float = 0.2
-    validation_size: float = 0.2
+    test_size: float = TEST_SIZE
+    validation_size: float = VALIDATION_SIZE
     fold: int = 0
     split_seed: int = 42
 

@@ -24,14 +24,13 @@ from kenya_birds.data.unpacking import (
     size_text,
     unpack_recordings,
 )
+from kenya_birds.defaults import KENYA_RECORD, ZENODO_API_URL
 from kenya_birds.errors import UserError
 from kenya_birds.files import is_portable_name
 from kenya_birds.values import Count, checked
 
 logger = logging.getLogger(__name__)
 
-KENYA_RECORD = 10943500
-API_URL = "https://zenodo.org/api/records"
 ZIP_FILE = f"{RECORDINGS_FOLDER}.zip"
 MANIFEST_FILE = ".download.json"
 LOCK_FILE = ".download.lock"
@@ -39,7 +38,7 @@ LOCK_FILE = ".download.lock"
 
 @checked
 def download_record(
-    data_dir: str | Path, record: Count = KENYA_RECORD, *, api_url: str = API_URL, keep_zip: bool = False
+    data_dir: str | Path, record: Count = KENYA_RECORD, *, api_url: str = ZENODO_API_URL, keep_zip: bool = False
 ) -> Path:
     """Downloads a record, verifies its checksums and unpacks its recordings.
 

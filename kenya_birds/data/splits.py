@@ -13,6 +13,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from kenya_birds.data.csv_table import read_csv, read_table
 from kenya_birds.data.same_recording import joined, separated
+from kenya_birds.defaults import SPLIT_SEED, TEST_SIZE, VALIDATION_SIZE
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_output, write_table
 from kenya_birds.values import Seed, SplitSize, checked
@@ -26,10 +27,10 @@ SPLITS = ("train", "validation", "test")
 def stratified_split(
     annotations: pd.DataFrame,
     *,
-    test_size: SplitSize = 0.2,
-    validation_size: SplitSize = 0.2,
+    test_size: SplitSize = TEST_SIZE,
+    validation_size: SplitSize = VALIDATION_SIZE,
     fold: int = 0,
-    seed: Seed = 42,
+    seed: Seed = SPLIT_SEED,
     same_sound: Sequence[Sequence[str]] = (),
 ) -> pd.DataFrame:
     """Splits recordings with nested folds, stratified by species if possible.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,13 +11,13 @@ import soundfile as sf
 from scipy import signal
 from tqdm import tqdm
 
+from kenya_birds.defaults import SYNTHETIC_DURATION_S, SYNTHETIC_RECORDINGS, SYNTHETIC_SPECIES
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_new_folder
-from kenya_birds.values import Count, Range, Seed, checked
+from kenya_birds.values import Count, Seed, SyntheticDuration, checked
 
 SAMPLE_RATE_HZ = 32_000
 BLOCK_S = 60.0  # audio held in memory at once
-RecordingLength = Annotated[float, Range(3, unit="SECONDS")]
 CALL_REACH_S = 0.7  # no call is longer than twice this
 MAX_ANNOTATIONS_PER_S = 2.0
 NOISE_RANGE_DBFS = (-58.0, -40.0)  # RMS
@@ -292,9 +292,9 @@ def _recording_names(recordings: int) -> tuple[list[str], np.ndarray]:
 def synthesize_archive(
     data_dir: str | Path,
     *,
-    recordings: Count = 12,
-    duration_s: RecordingLength = 60.0,
-    species: Count = 8,
+    recordings: Count = SYNTHETIC_RECORDINGS,
+    duration_s: SyntheticDuration = SYNTHETIC_DURATION_S,
+    species: Count = SYNTHETIC_SPECIES,
     annotations: Count | None = None,
     seed: Seed = 0,
 ) -> Path:
@@ -344,9 +344,9 @@ def synthesize_archive(
 @checked
 def synthetic_annotations(
     *,
-    recordings: Count = 12,
-    duration_s: RecordingLength = 60.0,
-    species: Count = 8,
+    recordings: Count = SYNTHETIC_RECORDINGS,
+    duration_s: SyntheticDuration = SYNTHETIC_DURATION_S,
+    species: Count = SYNTHETIC_SPECIES,
     annotations: Count | None = None,
     seed: Seed = 0,
 ) -> pd.DataFrame:

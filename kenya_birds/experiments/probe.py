@@ -2,31 +2,32 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
 
-from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS, KenyaBirds
+from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
 from kenya_birds.data.splits import SPLITS, has_folds, read_folds, read_splits, splits_of_fold
+from kenya_birds.defaults import CLIPS_PER_BATCH
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.evaluation_report import METRICS_FILE, PREDICTIONS_FILE, EvaluationContext
 from kenya_birds.evaluation.predictions import Predictions, clip_references, read_predictions
 from kenya_birds.experiments.cross_validation import FOLDS_FILE, RESULTS_FILE, find_folds
 from kenya_birds.experiments.heads import class_counts, embed_clips, fit_head
+from kenya_birds.experiments.probe_settings import ProbeSettings
 from kenya_birds.experiments.results import OUT_OF_FOLD, Fold, Scored, write_out_of_fold, write_test
 from kenya_birds.files import check_new_folder, read_json, write_json, write_table
 from kenya_birds.inference.detect import hash_model
 from kenya_birds.inference.embedding_models import load_embedder
-from kenya_birds.training.arguments import ProblemType
 from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.settings import read_settings
 from kenya_birds.training.training_recordings import TrainingRecordings, overlap_of
-from kenya_birds.values import Count, Device, Duration, Folds, NotNegative, Seed, SignedSeconds, check_fields, checked
+from kenya_birds.values import Count, Device, checked
 
 logger = logging.getLogger(__name__)
 
@@ -159,60 +160,6 @@ PROBE_FILE = "probe.json"
 MULTI_LABEL = "multi_label_classification"
 
 
-@dataclass(frozen=True)
-class ProbeSettings:
-    """Settings of a probe.
-
-    The value of a setting that is None comes from the run to compare with, else from the probed model, else from the
-    default of training.
-
-    Attributes:
-        method: `linear` or `knn` (see `fit_head`).
-        splits_file: A table of splits, or of folds: each fold is then tested once.
-        folds: Number of folds to make if there is no table.
-        split_seed: Seed of new splits or folds.
-        problem_type: As in training.
-        min_annotations: Species with fewer annotations are dropped.
-        edge_tolerance_s: See `ClipsConfig`.
-        loss_weight_power: Logistic regression weights each class by n^-power, with n its number of clips.
-        clip_s: Length of a clip in seconds, for a transformers model; models of this package have their own length.
-        seed: Seed of the bootstrap.
-    """
-
-    method: Literal["linear", "knn"] = "linear"
-    splits_file: Path | None = None
-    folds: Folds | None = None
-    split_seed: Seed = 42
-    problem_type: ProblemType | None = None
-    min_annotations: Count | None = None
-    edge_tolerance_s: SignedSeconds | None = None
-    loss_weight_power: NotNegative = 0.5
-    clip_s: Duration | None = None
-    seed: Seed = 42
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            UserError: If a value is out of range.
-        """
-        check_fields(self)
-
-    def completed(self, recorded: Mapping[str, Any]) -> "ProbeSettings":
-        """These settings with values in place of None.
-
-        Args:
-            recorded: Settings of a run (see `read_settings`); others have the default of training.
-        """
-        usual = {
-            "problem_type": "single_label_classification",
-            "min_annotations": DEFAULT_MIN_ANNOTATIONS,
-            "edge_tolerance_s": 0.0,
-        }
-        missing = {name: recorded.get(name, value) for name, value in usual.items() if getattr(self, name) is None}
-        return replace(self, **missing)
-
-
 @checked
 def probe(
     model: str,
@@ -221,7 +168,7 @@ def probe(
     settings: ProbeSettings | None = None,
     *,
     beside: str | Path | None = None,
-    batch_size: Count = 64,
+    batch_size: Count = CLIPS_PER_BATCH,
     device: Device | None = None,
     cache_dir: str | Path | None = None,
     num_proc: Count | None = None,

@@ -15,6 +15,7 @@ from kenya_birds.data.planning import plan_clips
 from kenya_birds.data.recording_name import NamePattern, parse_recording_name
 from kenya_birds.data.split_audit import SplitAudit, audit_lists, audit_split
 from kenya_birds.data.splits import stratified_split
+from kenya_birds.defaults import MIN_ANNOTATIONS
 from kenya_birds.errors import UserError
 from kenya_birds.exploration import charts
 from kenya_birds.exploration.call_examples import change_clip, encode_clip, find_background, find_clear_call, listen
@@ -47,7 +48,7 @@ def write_report(
     data_dir: str | Path,
     output: str | Path,
     *,
-    min_annotations: Count = 10,
+    min_annotations: Count = MIN_ANNOTATIONS,
     seed: Seed = 0,
     balanced: bool = False,
     overwrite: bool = False,

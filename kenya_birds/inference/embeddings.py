@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from kenya_birds import __version__
+from kenya_birds.defaults import SEARCH_TOP_K
 from kenya_birds.errors import UserError
 from kenya_birds.files import as_utf8, check_output, check_suffix
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
@@ -317,7 +318,7 @@ def search_embeddings(
     path: str | Path,
     examples: Iterable[str | Path] | FoundSources,
     *,
-    top_k: Count = 20,
+    top_k: Count = SEARCH_TOP_K,
     model: str | None = None,
     device: Device | None = None,
 ) -> list[Hit]:

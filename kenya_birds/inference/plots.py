@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -19,13 +18,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kenya_birds.data.audio import RecordingReader
 from kenya_birds.data.recording_name import parse_recording_name
+from kenya_birds.defaults import PLOT_DURATION_S
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_picture
 from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.model.signal_kenya_birds import power_spectrogram
 from kenya_birds.plot_style import SpeciesStyle, save_picture, short_name, species_styles, styled
-from kenya_birds.values import Range, Seconds, checked
+from kenya_birds.values import PlotDuration, Seconds, checked
 
 MAX_LANES = 12
 
@@ -144,8 +144,6 @@ def _label_place(box: Box, width_s: float, first_s: float, last_s: float) -> flo
     return max(first_s, min(box.start_s, last_s - width_s))  # a label as long as the row
 
 
-DURATION_S = 60.0
-Stretch = Annotated[float, Range(0, 600, above=True, unit="SECONDS")]
 LEAD_S = 1.0  # shown before the first detection
 # A picture has up to 8 rows; with 15 s per row, the label of a detection of 3 s fits.
 MAX_ROWS = 8
@@ -169,7 +167,7 @@ def plot_recording(
     output: str | Path,
     *,
     start_s: Seconds | None = None,
-    duration_s: Stretch = DURATION_S,
+    duration_s: PlotDuration = PLOT_DURATION_S,
     overwrite: bool = False,
 ) -> tuple[float, float]:
     """Draws the spectrogram of a section of a recording, in rows, with a labelled bar above it for each detection.

@@ -49,6 +49,21 @@ def add_push_options(parser: Parser) -> None:
         help="branch to commit to, made if it does not exist; refs/pr/N: a pull request; by default main",
     )
     add_option(model, "--create_pr", bool, False, help="open a pull request instead of committing")
+    _add_card_options(parser)
+    _add_options_beside(parser)
+    check = parser.add_argument_group("Check")
+    add_option(
+        check,
+        "--allow",
+        str,
+        action="append",
+        default=[],
+        help="allow this text although it resembles a local name or path; can be repeated",
+    )
+    add_general(parser)
+
+
+def _add_card_options(parser: Parser) -> None:
     card = parser.add_argument_group("Card")
     add_option(
         card,
@@ -62,6 +77,9 @@ def add_push_options(parser: Parser) -> None:
         card, "--data_license", str, metavar="NAME", help="licence of recordings and annotations, as the Hub spells it"
     )
     add_option(card, "--source", str, help="whom to cite for them: a text, or kenya for Zenodo record 10943500")
+
+
+def _add_options_beside(parser: Parser) -> None:
     beside = parser.add_argument_group("Beside the model")
     add_option(
         beside,
@@ -78,16 +96,6 @@ def add_push_options(parser: Parser) -> None:
         help="write the demo into this folder (new or empty), and publish it as the Space NAME-demo",
     )
     add_option(beside, "--num_proc", Count | None, help="processes that cut clips; by default 1")
-    check = parser.add_argument_group("Check")
-    add_option(
-        check,
-        "--allow",
-        str,
-        action="append",
-        default=[],
-        help="allow this text although it resembles a local name or path; can be repeated",
-    )
-    add_general(parser)
 
 
 def push_model(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from kenya_birds.data.audio import read_header
+from kenya_birds.defaults import MAX_HOURS
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.inference.audio_stream import read_source
@@ -137,7 +138,7 @@ class Analyser:
         model: str | Path,
         *,
         concurrency: Count = 1,
-        max_hours: Positive = 2.0,
+        max_hours: Positive = MAX_HOURS,
         device: Device | None = None,
         batch_size: Count | None = None,
     ) -> None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -17,16 +17,16 @@ from starlette.middleware import Middleware
 from kenya_birds.data.archive import RECORDINGS_FOLDER
 from kenya_birds.data.audio import read_header
 from kenya_birds.data.synthetic import synthesize_archive
+from kenya_birds.defaults import DEMO_HOST, DEMO_PORT, MAX_HOURS, MAX_UPLOAD_MB
 from kenya_birds.errors import UserError
 from kenya_birds.serving.analysis import Analyser
 from kenya_birds.serving.guard import Guard
 from kenya_birds.serving.markup import species_list
 from kenya_birds.serving.page import Page
 from kenya_birds.serving.sessions import EXAMPLES, MAX_SESSIONS, Sessions
-from kenya_birds.values import Count, Positive, Range, checked
+from kenya_birds.values import Count, Port, Positive, checked
 
 INVENTED, EXAMPLE_S = "invented_birds", 30.0
-Port = Annotated[int, Range(1, 65535)]
 WAITING = 100  # length of the queue; further visitors are refused
 CSS = """
 .gradio-container > .main, .gradio-container > .main > .wrap, main.contain, #results {max-width: 100%; min-width: 0}
@@ -222,9 +222,9 @@ def _tables() -> tuple[gr.Dataframe, gr.Dataframe]:
 def running_demo(
     analyser: Analyser,
     *,
-    host: str = "127.0.0.1",
-    port: Port = 7860,
-    max_upload_mb: Positive = 400.0,
+    host: str = DEMO_HOST,
+    port: Port = DEMO_PORT,
+    max_upload_mb: Positive = MAX_UPLOAD_MB,
     concurrency: Count = 1,
     example: str | Path | None = None,
 ) -> Iterator[str]:
@@ -273,7 +273,7 @@ def _uploads_in(folder: str) -> Iterator[None]:
 
 
 @checked
-def serve(model: str | Path, *, concurrency: Count = 1, max_hours: Positive = 2.0, **options: Any) -> None:
+def serve(model: str | Path, *, concurrency: Count = 1, max_hours: Positive = MAX_HOURS, **options: Any) -> None:
     """Serves the page until the process is interrupted.
 
     Args:

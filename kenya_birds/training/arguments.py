@@ -4,6 +4,15 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
+from kenya_birds.defaults import (
+    BACKBONE,
+    CLIPS_PER_BATCH,
+    EPOCHS,
+    MIN_ANNOTATIONS,
+    SPLIT_SEED,
+    TEST_SIZE,
+    VALIDATION_SIZE,
+)
 from kenya_birds.errors import UserError
 from kenya_birds.values import (
     Count,
@@ -114,7 +123,7 @@ class DataArguments:
             "are evaluated"
         },
     )
-    min_annotations: Count = field(default=10, metadata={"help": "drop species with fewer annotations"})
+    min_annotations: Count = field(default=MIN_ANNOTATIONS, metadata={"help": "drop species with fewer annotations"})
     context_s: Seconds = field(
         default=0.0,
         metadata={
@@ -136,9 +145,9 @@ class DataArguments:
             "(recording,fold: from kenya-birds split --folds)"
         },
     )
-    test_size: SplitSize = field(default=0.2, metadata={"help": "share of the recordings for the test split"})
+    test_size: SplitSize = field(default=TEST_SIZE, metadata={"help": "share of the recordings for the test split"})
     validation_size: SplitSize = field(
-        default=0.2, metadata={"help": "share of the recordings for the validation split"}
+        default=VALIDATION_SIZE, metadata={"help": "share of the recordings for the validation split"}
     )
     fold: Whole = field(
         default=0,
@@ -163,7 +172,7 @@ class DataArguments:
         },
     )
     split_seed: Seed = field(
-        default=42, metadata={"help": "random seed of the split (another --fold changes it more)"}
+        default=SPLIT_SEED, metadata={"help": "random seed of the split (another --fold changes it more)"}
     )
     cache_dir: str | None = field(
         default=None, metadata={"help": "where clips are stored; by default the cache of the datasets library"}
@@ -190,9 +199,7 @@ class DataArguments:
 class ModelArguments:
     """The backbone and where its weights come from."""
 
-    backbone: str = field(
-        default="convnext_tiny.in12k_ft_in1k", metadata={"help": "name of a convolutional timm model"}
-    )
+    backbone: str = field(default=BACKBONE, metadata={"help": "name of a convolutional timm model"})
     init_from: str = field(
         default="pretrained",
         metadata={
@@ -371,11 +378,13 @@ class TrainerArguments:
 
     bf16: bool = field(default=False, metadata={"help": "bfloat16 mixed precision"})
     fp16: bool = field(default=False, metadata={"help": "float16 mixed precision"})
-    per_device_train_batch_size: Count = field(default=64, metadata={"help": "training clips per device and step"})
-    per_device_eval_batch_size: Count = field(
-        default=64, metadata={"help": "clips per device that are evaluated at once"}
+    per_device_train_batch_size: Count = field(
+        default=CLIPS_PER_BATCH, metadata={"help": "training clips per device and step"}
     )
-    num_train_epochs: Positive = field(default=30.0, metadata={"help": "epochs to train for at most"})
+    per_device_eval_batch_size: Count = field(
+        default=CLIPS_PER_BATCH, metadata={"help": "clips per device that are evaluated at once"}
+    )
+    num_train_epochs: Positive = field(default=EPOCHS, metadata={"help": "epochs to train for at most"})
     learning_rate: Positive = field(default=5e-4, metadata={"help": "AdamW's learning rate after warm-up"})
     weight_decay: NotNegative = field(default=0.05, metadata={"help": "AdamW's weight decay"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning rate schedule after warm-up"})

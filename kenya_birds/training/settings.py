@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from transformers import TrainingArguments
 
-from kenya_birds.data.builders import DEFAULT_MIN_ANNOTATIONS, KenyaBirds
+from kenya_birds.data.builders import KenyaBirds
+from kenya_birds.defaults import MIN_ANNOTATIONS
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
 from kenya_birds.training.arguments import AugmentationArguments, DataArguments, FeatureArguments, ModelArguments
@@ -146,7 +147,7 @@ def _is_private(name: str) -> bool:
 
 FRONT_END_FILE = "preprocessor_config.json"
 # Defaults of training, which are assumed for models without a record.
-USUAL_CLIPS = {"context_s": 0.0, "edge_tolerance_s": 0.0, "min_annotations": DEFAULT_MIN_ANNOTATIONS}
+USUAL_CLIPS = {"context_s": 0.0, "edge_tolerance_s": 0.0, "min_annotations": MIN_ANNOTATIONS}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

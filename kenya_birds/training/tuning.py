@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import optuna
@@ -34,7 +34,7 @@ from kenya_birds.training.search_space import SearchSpace, SeededTPESampler
 from kenya_birds.training.settings import Settings
 from kenya_birds.training.training_run import Run
 from kenya_birds.training.tuning_report import FOLD_EPOCHS, FOLD_SCORES, write_tuning
-from kenya_birds.values import Count, Duration, Range, checked
+from kenya_birds.training.tuning_settings import TuningSettings
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +47,7 @@ HEARTBEAT_S, GRACE_S = 10, 60
 RETRIES = 2
 
 
-@checked
-def tune(
-    data_dir: str | Path,
-    output: str | Path,
-    *,
-    trials: Count,
-    timeout_s: Duration | None = None,
-    folds: Annotated[int, Range(2)] = 3,
-    storage: str = "sqlite:///study.db",
-    study_name: str = "kenya_birds",
-    backbones: Sequence[str] = (),
-    flags: Sequence[str] = (),
-) -> Study:
+def tune(data_dir: str | Path, output: str | Path, tuning: TuningSettings, flags: Sequence[str] = ()) -> Study:
     """Searches for the settings with the best mean macro F1 over folds, or resumes such a study.
 
     Trials run in `output/trial-N/fold-K`; a trial's folder is deleted at its end. See `write_tuning` for the results.
@@ -69,12 +57,7 @@ def tune(
     Args:
         data_dir: The archive.
         output: Output folder: new, empty, or of this study.
-        trials: Number of trials of the whole study, including pruned ones.
-        timeout_s: Start no new trial after this many seconds.
-        folds: Number of folds.
-        storage: Database of the study, as a URL of SQLAlchemy.
-        study_name: Name of the study in the database.
-        backbones: Names of timm models to choose from; by default that of the flags.
+        tuning: Settings of the study.
         flags: Flags of `train_hf.py` for settings that are not searched.
 
     Returns:
@@ -85,46 +68,27 @@ def tune(
     """
     output = Path(output)
     settings = _parse(data_dir, output, flags)
-    space = SearchSpace(settings, backbones)
+    space = SearchSpace(settings, tuning.backbones)
     # User errors are found before anything is written.
     runs = [Run(settings.changed(output_dir=str(output / "plan"), backbone=name)) for name in space.backbones]
-    table = tuning_folds(runs[0], folds)
+    table = tuning_folds(runs[0], tuning.folds)
     scored_on = table.loc[table["fold"] >= 0, "recording"]  # each is a validation recording in one fold
     runs[0].check_starting_model(scored_on)
     fingerprints = runs[0].builder.archive.fingerprints(scored_on)
     del runs
-    description = {
-        "space": space.describe(),
-        "archive": {"fingerprint": archive_fingerprint(data_dir)},
-        "folds": {"number": folds, "recordings": hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]},
-        "settings": {
-            name: value
-            for name, value in settings.changed(backbone=space.backbones[0]).deciding().items()
-            if name not in space.describe()
-        },
-    }
+    description = _describe(data_dir, settings, space, table)
     with user_errors(SQLAlchemyError):
-        shown_storage = make_url(storage).render_as_string(hide_password=True)
-    owner = {"study_name": study_name, "storage": shown_storage, **description}
+        shown_storage = make_url(tuning.storage).render_as_string(hide_password=True)
+    owner = {"study_name": tuning.study_name, "storage": shown_storage, **description}
     _check_output(output, owner)
-    study = _open_study(storage, study_name, settings.training.seed, description)
+    study = _open_study(tuning, settings.training.seed, description)
     output.mkdir(parents=True, exist_ok=True)
     write_json(owner, output / STUDY_FILE)
     _remove_ended(study, output)
-
-    done = len(study.get_trials(deepcopy=False, states=FINISHED))
-    logger.info("Study %s: %d of %d trials are finished", study_name, done, trials)
-    running = [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
-    if running:
-        logger.info(
-            "Trials that run in other processes or were interrupted: %s. Trials without a sign of life for %d s are "
-            "tried again",
-            ", ".join(map(str, running)),
-            GRACE_S,
-        )
+    _log_progress(study, tuning)
     try:
-        if done < trials:
-            _optimize(study, _objective(settings, space, table, output), trials, timeout_s, output)
+        if len(study.get_trials(deepcopy=False, states=FINISHED)) < tuning.trials:
+            _optimize(study, _objective(settings, space, table, output), tuning, output)
     finally:
         write_tuning(study, output, space, fingerprints)
     return study
@@ -178,6 +142,32 @@ def _parse(data_dir: str | Path, output: Path, flags: Sequence[str]) -> Settings
     return settings.changed(report_to="none", resume_from_checkpoint=None, save_total_limit=1, save_only_model=True)
 
 
+def _describe(data_dir: str | Path, settings: Settings, space: SearchSpace, table: pd.DataFrame) -> dict[str, Any]:
+    """What decides the trials of a study: search space, archive, folds and settings that are not searched."""
+    searched = space.describe()
+    deciding = settings.changed(backbone=space.backbones[0]).deciding()
+    recordings = hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]
+    return {
+        "space": searched,
+        "archive": {"fingerprint": archive_fingerprint(data_dir)},
+        "folds": {"number": int(table["fold"].max()) + 1, "recordings": recordings},
+        "settings": {name: value for name, value in deciding.items() if name not in searched},
+    }
+
+
+def _log_progress(study: Study, tuning: TuningSettings) -> None:
+    done = len(study.get_trials(deepcopy=False, states=FINISHED))
+    logger.info("Study %s: %d of %d trials are finished", tuning.study_name, done, tuning.trials)
+    running = [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+    if running:
+        logger.info(
+            "Trials that run in other processes or were interrupted: %s. Trials without a heartbeat for %d s are "
+            "tried again",
+            ", ".join(map(str, running)),
+            GRACE_S,
+        )
+
+
 def _check_output(output: Path, description: dict[str, Any]) -> None:
     """Raises `UserError` unless the folder is new, empty or of this study, because trials' folders are deleted."""
     if is_new_or_empty(output):
@@ -188,20 +178,20 @@ def _check_output(output: Path, description: dict[str, Any]) -> None:
         raise UserError(f"--output {output} has another study (see its {STUDY_FILE}): choose another folder")
 
 
-def _open_study(storage: str, name: str, seed: int, description: dict[str, Any]) -> Study:
+def _open_study(tuning: TuningSettings, seed: int, description: dict[str, Any]) -> Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings(), user_errors(SQLAlchemyError, OptunaError, ImportError, RuntimeError):
         warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(
-                storage,
+                tuning.storage,
                 heartbeat_interval=HEARTBEAT_S,
                 grace_period=GRACE_S,
                 heartbeat_stale_trial_callback=_retry,
                 # SQLite lets one worker write at a time.
-                engine_kwargs={"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None,
+                engine_kwargs={"connect_args": {"timeout": 60}} if tuning.storage.startswith("sqlite") else None,
             ),
-            study_name=name,
+            study_name=tuning.study_name,
             load_if_exists=True,
             direction="maximize",
             sampler=SeededTPESampler(seed),
@@ -216,8 +206,8 @@ def _open_study(storage: str, name: str, seed: int, description: dict[str, Any])
             names = [key for key in {**there, **values} if there.get(key) != values.get(key)]
             changes = "; ".join(f"{key} is {there.get(key)} there and {values.get(key)} here" for key in names)
             raise UserError(
-                f"study {name} has another {part}: {changes}: give the arguments of its first run, or another "
-                "--study_name and --output"
+                f"study {tuning.study_name} has another {part}: {changes}: give the arguments of its first run, or "
+                "another --study_name and --output"
             )
     return study
 
@@ -229,13 +219,11 @@ def _retry(study: Study, trial: FrozenTrial) -> None:
         optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
 
 
-def _optimize(
-    study: Study, objective: Callable[[Trial], float], trials: int, timeout_s: float | None, output: Path
-) -> None:
-    begun: list[int] = []
+def _optimize(study: Study, objective: Callable[[Trial], float], tuning: TuningSettings, output: Path) -> None:
+    started: list[int] = []
 
     def remembered(trial: Trial) -> float:
-        begun.append(trial.number)
+        started.append(trial.number)
         return objective(trial)
 
     def after_trial(study: Study, trial: FrozenTrial) -> None:
@@ -243,14 +231,15 @@ def _optimize(
         done = len(study.get_trials(deepcopy=False, states=FINISHED))
         with suppress(ValueError):  # no trial is complete yet
             best = study.best_trial
-            logger.info("%d of %d trials are finished; best is trial %d: %.4f", done, trials, best.number, best.value)
+            logger.info(
+                "%d of %d trials are finished; best is trial %d: %.4f", done, tuning.trials, best.number, best.value
+            )
 
     try:
-        study.optimize(
-            remembered, timeout=timeout_s, callbacks=[after_trial, MaxTrialsCallback(trials, states=FINISHED)]
-        )
+        enough = MaxTrialsCallback(tuning.trials, states=FINISHED)
+        study.optimize(remembered, timeout=tuning.timeout_s, callbacks=[after_trial, enough])
     except BaseException:
-        last = study.get_trials(deepcopy=True)[begun[-1]] if begun else None
+        last = study.get_trials(deepcopy=True)[started[-1]] if started else None
         if last is not None and last.state == TrialState.FAIL:
             _retry(study, last)
         _remove_ended(study, output)
@@ -262,8 +251,8 @@ def _objective(settings: Settings, space: SearchSpace, table: pd.DataFrame, outp
 
     def objective(trial: Trial) -> float:
         flags = space.suggest(trial)
-        told = ", ".join(f"{name} {value:.3g}" for name, value in trial.params.items() if name != "backbone")
-        logger.info("Trial %d: %s, %s", trial.number, flags["backbone"], told)
+        values = ", ".join(f"{name} {value:.3g}" for name, value in trial.params.items() if name != "backbone")
+        logger.info("Trial %d: %s, %s", trial.number, flags["backbone"], values)
         scores: list[float] = []
         epochs: list[float] = []
         for fold in range(folds):
