@@ -1,4 +1,4 @@
-"""Default values that several commands and functions share. It imports nothing, so that parsers are quick."""
+"""Values that commands and functions share, most of them defaults. It imports nothing, so that parsers are quick."""
 
 # Archives and splits.
 KENYA_RECORD = 10943500
@@ -15,6 +15,7 @@ CLIPS_PER_BATCH = 64
 EPOCHS = 30.0
 
 # Inference and the web page.
+TABLE_FORMATS = ("raven", "audacity", "csv", "parquet", "json", "kaleidoscope")
 PLOT_DURATION_S = 60.0
 SEARCH_TOP_K = 20
 DEMO_HOST, DEMO_PORT = "127.0.0.1", 7860

@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kenya_birds.data.recording_name import NamePattern
+from kenya_birds.defaults import TABLE_FORMATS
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import Detection, RecordingInfo
-from kenya_birds.inference.output_tables import FORMATS, write_tables
+from kenya_birds.inference.output_tables import write_tables
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.inference.timeline_formats import MAX_NAME_BYTES, file_names
@@ -44,7 +45,7 @@ ROWS = [
 ABOUT = {"model": "birds", "settings": {"threshold": None}}
 
 
-def write(folder, formats=FORMATS, infos=INFOS, rows=ROWS, names=NAMES):
+def write(folder, formats=TABLE_FORMATS, infos=INFOS, rows=ROWS, names=NAMES):
     return write_tables(
         folder, formats, infos, rows, species_names=names, frequencies_hz=(150.0, 15_000.0), metadata=ABOUT
     )
@@ -67,7 +68,7 @@ def test_every_format_makes_its_files_and_nothing_else(tmp_path):
     assert sorted(made) == sorted(path for path in (tmp_path / "new" / "out").rglob("*.*"))
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", TABLE_FORMATS)
 def test_same_rows_same_bytes_alone_or_with_other_formats(tmp_path, name):
     write(tmp_path / "all")
     for path in write(tmp_path / "one", [name]):
@@ -521,7 +522,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch):
     assert pq.ParquetFile(tmp_path / "detections.parquet").num_row_groups == 3
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "audacity"])
+@pytest.mark.parametrize("name", [name for name in TABLE_FORMATS if name != "audacity"])
 def test_a_disk_that_is_full_leaves_the_old_tables_and_no_rest(tmp_path, name):
     made = write(tmp_path, [name])
     before = {path: path.read_bytes() for path in made}

@@ -17,12 +17,11 @@ from kenya_birds.commands.common import (
     log_loading,
     read_name_pattern,
 )
-from kenya_birds.defaults import PLOT_DURATION_S, SEARCH_TOP_K
+from kenya_birds.defaults import PLOT_DURATION_S, SEARCH_TOP_K, TABLE_FORMATS
 from kenya_birds.inference.postprocessing import FindingSettings
 from kenya_birds.parsing import add_field, add_general, add_option, new_command, read_fields
 from kenya_birds.values import Choices, Count, Duration, PlotDuration, Seconds
 
-FORMATS = ("raven", "audacity", "csv", "parquet", "json", "kaleidoscope")
 DETECTION_SUFFIXES = (".csv", ".parquet", ".txt")
 
 
@@ -58,7 +57,7 @@ def _add_detect(commands: Any) -> None:
     add_option(
         output,
         "--formats",
-        Annotated[str, Choices(FORMATS)],
+        Annotated[str, Choices(TABLE_FORMATS)],
         "raven,csv",
         metavar="LIST",
         help="formats of the tables, separated by commas",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kenya_birds.defaults import TABLE_FORMATS
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import Detection, RecordingInfo, Row
 from kenya_birds.inference.species import SpeciesNames
@@ -20,7 +21,6 @@ from kenya_birds.inference.table_formats import (
 )
 from kenya_birds.inference.timeline_formats import AudacityLabels, RavenTables
 
-FORMATS = ("raven", "audacity", "csv", "parquet", "json", "kaleidoscope")
 STEM = "detections"
 
 
@@ -50,7 +50,7 @@ def write_tables(
 
     Args:
         folder: Output folder; created if it does not exist.
-        formats: Some of `FORMATS`.
+        formats: Some of `TABLE_FORMATS`.
         recordings: All analysed recordings, in the order of the tables.
         detections: Detections in the order of the recordings, and by start within each recording.
         species_names: Names by code (see `species_names`).
@@ -81,7 +81,7 @@ def write_tables(
                 "kaleidoscope": lambda: KaleidoscopeTable(outputs, STEM),
             }
             writers: list[TableWriter] = [RecordingsTable(outputs)]
-            writers += [makers[name]() for name in FORMATS if name in formats]
+            writers += [makers[name]() for name in TABLE_FORMATS if name in formats]
             _write(writers, recordings, detections, species_names)
             return outputs.commit()
     except OSError as error:
@@ -92,9 +92,9 @@ def write_tables(
 
 def check_formats(formats: Sequence[str]) -> None:
     """Raises `UserError` if a format is unknown; call this before long work."""
-    unknown = sorted(set(formats) - set(FORMATS))
+    unknown = sorted(set(formats) - set(TABLE_FORMATS))
     if unknown:
-        raise UserError(f"there is no format {', '.join(unknown)}: expected {', '.join(FORMATS)}")
+        raise UserError(f"there is no format {', '.join(unknown)}: expected {', '.join(TABLE_FORMATS)}")
 
 
 def _write(
