@@ -10,8 +10,10 @@ from running import flags, losses, settings_of, train
 
 import train_hf
 from kenya_birds.cli import main
+from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
 from kenya_birds.training.training_run import Run
+from kenya_birds.training.window_mining import HardWindows
 from kenya_birds.training.window_training import choose_windows
 
 UNCHANGED = {f"{change}_probability": 0 for change in ("pitch", "speed", "gain", "noise", "mask")}
@@ -124,6 +126,41 @@ def test_focal_weights_lower_the_loss_of_what_is_easy(small_archive, tmp_path):
     assert len(first[0]) == len(first[1]) == 6
     # A new classifier gives each species 2%: of the loss of a call 0.98 ** 2 remains, of the others next to nothing.
     assert 0.9 < first[1][0] / first[0][0] < 0.98**2
+
+
+@pytest.fixture(scope="module")
+def quiet_archive(tmp_path_factory):
+    """Six recordings of 30 s with few calls."""
+    folder = tmp_path_factory.mktemp("quiet") / "archive"
+    return synthesize_archive(folder, recordings=6, duration_s=30, species=2, annotations=30, seed=2)
+
+
+def test_a_run_with_hard_windows_that_was_stopped_within_an_epoch_ends_as_one_that_was_not(quiet_archive, tmp_path):
+    def run(name, **resume):
+        settings = {**ON_RECORDINGS, "num_train_epochs": 3, "hard_windows": 0.5, "rescore_epochs": 1}
+        settings |= {
+            "save_strategy": "steps",
+            "save_steps": 8,
+            "save_total_limit": 9,
+            "eval_strategy": "no",
+            "load_best_model_at_end": False,
+        }
+        words = flags(quiet_archive, tmp_path / name, tmp_path / "cache", **settings, **resume)
+        with Run(settings_of(words)) as run:
+            trainer, _, _ = run.train()
+        hard = next(one for one in trainer.callback_handler.callbacks if isinstance(one, HardWindows))
+        return trainer.model.classifier.weight.detach().numpy(), hard
+
+    weight, hard = run("whole")
+    # 12 empty windows in an epoch, 6 of them hard: 24 are scored.
+    assert (hard.epoch, len(hard.places)) == (2, 6)
+    # Two steps after the second epoch began.
+    checkpoint = tmp_path / "whole" / "checkpoint-8"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["HardWindows"]
+    assert (state["attributes"]["epoch"], len(state["attributes"]["places"])) == (1, 6)
+    resumed_weight, resumed = run("resumed", resume_from_checkpoint=checkpoint)
+    assert resumed.places == hard.places
+    assert np.array_equal(weight, resumed_weight)
 
 
 def test_a_split_decodes_its_own_recordings_only(small_archive, tmp_path):

@@ -99,6 +99,20 @@ class DataArguments:
             "anywhere"
         },
     )
+    hard_windows: Share = field(
+        default=0.0,
+        metadata={
+            "help": "--train_on recordings: share of the empty windows that are hard: the model of some epochs ago "
+            "gives them the highest scores"
+        },
+    )
+    rescore_epochs: Count = field(
+        default=3, metadata={"help": "--hard_windows: score empty windows again after so many epochs"}
+    )
+    scored_windows: Count = field(
+        default=2000,
+        metadata={"help": "--hard_windows: score so many empty windows at most, and at most four for each hard one"},
+    )
     edge_margin_s: Seconds = field(
         default=0.25,
         metadata={

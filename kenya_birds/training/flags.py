@@ -42,7 +42,8 @@ TITLES = {
         *("split_seed", "no_call_windows"),
     ),
     "Training on whole recordings": (
-        *("train_on", "call_windows", "empty_windows", "edge_margin_s", "windows_per_epoch", "validation_windows"),
+        *("train_on", "call_windows", "empty_windows", "hard_windows", "rescore_epochs", "scored_windows"),
+        *("edge_margin_s", "windows_per_epoch", "validation_windows"),
         *("overlap_s", "window_loss", "focal_gamma"),
     ),
     "Cross-validation": ("folds", "final_fit"),

@@ -61,6 +61,11 @@ class RecordingWindows(MixableSound):
             labels[mixed] = either[mixed]
         return {**batch, "labels": torch.from_numpy(labels).float()}
 
+    def raw(self, recording: list[int], start: list[int]) -> torch.Tensor:
+        """Windows as they are in the recordings: float32, shape `(windows, samples)`."""
+        sound = self._sound(np.array(recording), np.array(start))
+        return sound["waveform"] * sound["scale"][:, None]
+
     def _sound(self, recording: np.ndarray, start: np.ndarray) -> dict[str, torch.Tensor]:
         samples = np.empty((len(recording), self.targets.window), dtype=np.int16)
         for row, index, first in zip(samples, recording.tolist(), start.tolist(), strict=True):

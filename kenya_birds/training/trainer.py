@@ -51,6 +51,7 @@ from kenya_birds.training.preparation import clean_clips, extract_features
 from kenya_birds.training.recording_windows import RecordingWindows
 from kenya_birds.training.run_folder import STATE_FILE, copy_record, last_whole_checkpoint
 from kenya_birds.training.transformers_arguments import check_inherited, defaults
+from kenya_birds.training.window_mining import HardWindows
 from kenya_birds.training.window_sampler import WindowSampler
 from kenya_birds.training.window_training import (
     EvaluationWindows,
@@ -188,6 +189,8 @@ class KenyaBirdsTrainer(Trainer):
             compute_metrics=self._metrics,
             callbacks=[TrainingClock(), BestCheckpoint(), *stopping],
         )
+        if self.plan is not None and self.plan.hard_share:
+            self.add_callback(HardWindows(self.plan.rescore_epochs, self.plan.scored_windows))
         self._log_epochs()
         # The loss below divides by the number of items in the whole step: let Trainer count them, and not scale again.
         self.model_accepts_loss_kwargs = True
@@ -209,9 +212,16 @@ class KenyaBirdsTrainer(Trainer):
             seed=args.seed if args.data_seed is None else args.data_seed,
             call_share=self.plan.call_share,
             empty_share=self.plan.empty_share,
+            hard_share=self.plan.hard_share,
+            hard_windows=self._hard_windows,
             species_power=args.sampler_weight_power,
             numbers=len(DRAWS),
         )
+
+    def _hard_windows(self, sampler: WindowSampler) -> np.ndarray:
+        # A resumed run has another callback than the one that it was built with.
+        hard = next(one for one in self.callback_handler.callbacks if isinstance(one, HardWindows))
+        return hard.find(sampler, self.train_dataset, self.model, self.accelerator)
 
     def _log_epochs(self) -> None:
         """Replaces what transformers prints and logs by one line for each epoch, and by curves that are some."""

@@ -241,7 +241,16 @@ class Run:
     def _window_plan(self) -> WindowPlan:
         data = self.settings.data
         grid, targets = self.windows("train")
-        return WindowPlan(grid.decoded, targets, data.call_windows, data.empty_windows, data.windows_per_epoch)
+        return WindowPlan(
+            grid.decoded,
+            targets,
+            data.call_windows,
+            data.empty_windows,
+            data.windows_per_epoch,
+            data.hard_windows,
+            data.rescore_epochs,
+            data.scored_windows,
+        )
 
     def _validation_windows(self) -> EvaluationWindows:
         data, args = self.settings.data, self.settings.training

@@ -1,7 +1,7 @@
 """Which windows of whole recordings an epoch holds."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -51,8 +51,13 @@ class WindowSampler(Sampler[WindowDraw]):
         seed: Seed of the draws.
         call_share: Share of the windows round a call.
         empty_share: Share of the windows without a call.
+        hard_share: Share of the windows without a call that are hard.
+        hard_windows: Gives the hard windows of the sampler's epoch, as `empty_places` does; may give none.
         species_power: 0: species as frequent as their calls; 1: all species alike.
         numbers: How many random numbers come with each window.
+
+    Attributes:
+        hard_number: Hard windows of an epoch.
 
     Raises:
         UserError: If no recording is as long as a window, or no call is in one that is, or the shares are above 1.
@@ -68,6 +73,8 @@ class WindowSampler(Sampler[WindowDraw]):
         seed: int = 0,
         call_share: float = 0.5,
         empty_share: float = 0.25,
+        hard_share: float = 0.0,
+        hard_windows: "Callable[[WindowSampler], np.ndarray] | None" = None,
         species_power: float = 0.0,
         numbers: int = 0,
     ) -> None:
@@ -104,6 +111,8 @@ class WindowSampler(Sampler[WindowDraw]):
             )
             empty_number = 0
         self._numbers = number, empty_number, self.length - number - empty_number
+        self.hard_number = round(hard_share * empty_number)
+        self._hard_windows = hard_windows
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch's draws; called by the trainer."""
@@ -115,19 +124,30 @@ class WindowSampler(Sampler[WindowDraw]):
     def __iter__(self) -> Iterator[WindowDraw]:
         generator = np.random.default_rng([self.seed, self.epoch])
         calls, empty, anywhere = self._numbers
+        hard = np.zeros(0, dtype=np.int64)
+        if self.hard_number and self._hard_windows is not None:
+            hard = generator.permutation(self._hard_windows(self))
+            # Each of them once, and again from the first one if there are too few.
+            hard = np.resize(hard, self.hard_number if len(hard) else 0)
         place = np.concatenate(
             [
                 self._calls.draw(generator, calls),
-                self._empty.draw(generator, empty),
+                hard,
+                self._empty.draw(generator, empty - len(hard)),
                 self._anywhere.draw(generator, anywhere),
             ]
         )
         place = generator.permutation(place)
         partner = generator.permutation(place)
         chance = generator.random((self.length, self.numbers))
-        yield from map(WindowDraw, *self._split(place), *self._split(partner), chance)
+        yield from map(WindowDraw, *self.split(place), *self.split(partner), chance)
 
-    def _split(self, place: np.ndarray) -> tuple[list[int], list[int]]:
+    def empty_places(self, number: int) -> np.ndarray:
+        """Draws windows without a call, by seed and epoch: positions on the axis of the targets."""
+        return self._empty.draw(np.random.default_rng([self.seed, self.epoch, 1]), number)
+
+    def split(self, place: np.ndarray) -> tuple[list[int], list[int]]:
+        """Recording and first sample of windows whose positions on the axis of the targets are given."""
         recording = self._targets.offset.searchsorted(place, side="right") - 1
         return recording.tolist(), (place - self._targets.offset[recording]).tolist()
 

@@ -33,6 +33,9 @@ class WindowPlan:
         call_share: Share of the windows round calls.
         empty_share: Share of the windows without a call.
         windows_per_epoch: Windows of an epoch; None: as many as there are calls.
+        hard_share: Share of the windows without a call that are hard (see `HardWindows`).
+        rescore_epochs: Epochs after which the model scores windows without a call again.
+        scored_windows: Windows that are scored each time, at most.
     """
 
     decoded: DecodedRecordings
@@ -40,6 +43,9 @@ class WindowPlan:
     call_share: float = 0.5
     empty_share: float = 0.25
     windows_per_epoch: int | None = None
+    hard_share: float = 0.0
+    rescore_epochs: int = 3
+    scored_windows: int = 2000
 
     @cached_property
     def labels(self) -> list[list[int]]:
