@@ -46,9 +46,10 @@ ABOUT = {"model": "birds", "settings": {"threshold": None}}
 
 
 def write(folder, formats=TABLE_FORMATS, infos=INFOS, rows=ROWS, names=NAMES):
-    return write_tables(
+    written = write_tables(
         folder, formats, infos, rows, species_names=names, frequencies_hz=(150.0, 15_000.0), metadata=ABOUT
     )
+    return written.files
 
 
 def lines(path, delimiter):

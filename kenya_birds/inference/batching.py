@@ -90,9 +90,37 @@ class BatchPool:
         return self._pool.submit(self._compute, sound)
 
 
+@dataclass(frozen=True)
+class ComputedWindows:
+    """Windows of a recording with their results.
+
+    Attributes:
+        job: Index of the recording's job.
+        windows: The windows.
+        results: An array with a row for each window.
+    """
+
+    job: int
+    windows: Windows
+    results: np.ndarray
+
+
+@dataclass(frozen=True)
+class FinishedJob:
+    """The end of a recording, after all its windows.
+
+    Attributes:
+        job: Index of the recording's job.
+        reading: Result of its reading.
+    """
+
+    job: int
+    reading: Reading
+
+
 def computed(
     jobs: Sequence[Job], readers: int, pool: BatchPool, window_samples: int
-) -> Iterator[tuple[int, Windows | Reading, np.ndarray]]:
+) -> Iterator[ComputedWindows | FinishedJob]:
     """Reads recordings and computes the results of their windows; both run in parallel to the caller's work.
 
     Args:
@@ -102,8 +130,8 @@ def computed(
         window_samples: Length of a window.
 
     Yields:
-        Index of the job; windows, or finally the `Reading`; and a row for each window. The order is kept within each
-        recording. With several readers, recordings may be interleaved.
+        Windows with their results, and a `FinishedJob` after the last windows of a recording. The order is kept within
+        each recording. With several readers, recordings may be interleaved.
 
     Raises:
         UserError: If the device has too little memory.
@@ -112,31 +140,54 @@ def computed(
         for batch in _computed(_batches(items, pool.batch_size, window_samples), pool):
             results = np.zeros((0, 0)) if batch.results is None else _result(batch.results, pool)
             row = 0
-            for index, item in batch.parts:
-                count = len(item.starts) if isinstance(item, Windows) else 0
-                yield index, item, results[row : row + count]
+            for part in batch.parts:
+                if isinstance(part, FinishedJob):
+                    yield part
+                    continue
+                count = len(part.windows.starts)
+                yield ComputedWindows(part.job, part.windows, results[row : row + count])
                 row += count
+
+
+@dataclass(frozen=True)
+class _ReadWindows:
+    """Windows of a recording, before their results are computed."""
+
+    job: int
+    windows: Windows
+
+
+@dataclass(frozen=True)
+class _FailedReader:
+    """The error that ended a reading thread."""
+
+    error: BaseException
+
+
+class _EndedReader:
+    """The end of a reading thread that has no further job."""
 
 
 @dataclass
 class _Batch:
-    """Windows of one batch, with the items that they come from."""
+    """Windows of one batch, and the ends of recordings among them."""
 
     sound: np.ndarray
     filled: int
-    parts: list[tuple[int, Windows | Reading]]
+    parts: list[_ReadWindows | FinishedJob]
     results: "Future[np.ndarray] | None" = None
 
 
 @contextmanager
-def _reading(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, Windows | Reading]]]:
+def _reading(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[_ReadWindows | FinishedJob]]:
     """Reads jobs with threads that end with the `with` block; the order is kept within each job."""
-    items: queue.Queue[tuple[int, Windows | Reading] | BaseException | None] = queue.Queue(WAITING_GROUPS + readers)
+    items: queue.Queue[_ReadWindows | FinishedJob | _FailedReader | _EndedReader]
+    items = queue.Queue(WAITING_GROUPS + readers)
     waiting = iter(range(len(jobs)))
     lock = threading.Lock()
     stopped = threading.Event()
 
-    def put(item: tuple[int, Windows | Reading] | BaseException | None) -> bool:
+    def put(item: _ReadWindows | FinishedJob | _FailedReader | _EndedReader) -> bool:
         while not stopped.is_set():
             try:
                 items.put(item, timeout=0.2)
@@ -153,21 +204,22 @@ def _reading(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, 
                 if index is None:
                     break
                 for item in jobs[index].read():
-                    if not put((index, item)):
+                    part = FinishedJob(index, item) if isinstance(item, Reading) else _ReadWindows(index, item)
+                    if not put(part):
                         return
         except BaseException as error:  # raised again in the consumer
-            put(error)
-        put(None)
+            put(_FailedReader(error))
+        put(_EndedReader())
 
     threads = [threading.Thread(target=work, name=f"read-{n}", daemon=True) for n in range(min(readers, len(jobs)))]
 
-    def taken() -> Iterator[tuple[int, Windows | Reading]]:
+    def taken() -> Iterator[_ReadWindows | FinishedJob]:
         running = len(threads)
         while running:
             item = items.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
+            if isinstance(item, _FailedReader):
+                raise item.error
+            if isinstance(item, _EndedReader):
                 running -= 1
             else:
                 yield item
@@ -182,27 +234,27 @@ def _reading(jobs: Sequence[Job], readers: int) -> Iterator[Iterator[tuple[int, 
             thread.join(STOP_TIMEOUT_S)
 
 
-def _batches(items: Iterator[tuple[int, Windows | Reading]], size: int, samples: int) -> Iterator[_Batch]:
+def _batches(items: Iterator[_ReadWindows | FinishedJob], size: int, samples: int) -> Iterator[_Batch]:
     """Yields batches of one size; the last is padded with zeros."""
 
     def empty() -> _Batch:
         return _Batch(np.zeros((size, samples), dtype=np.float32), 0, [])
 
     batch = empty()
-    for index, item in items:
-        if isinstance(item, Reading):
-            batch.parts.append((index, item))
+    for item in items:
+        if isinstance(item, FinishedJob):
+            batch.parts.append(item)
             if not batch.filled:
                 yield batch
                 batch = empty()
             continue
-        first = 0
-        while first < len(item.starts):
-            last = min(first + size - batch.filled, len(item.starts))
-            part = Windows(item.starts[first:last], item.ends[first:last], item.sound[first:last])
+        windows, first = item.windows, 0
+        while first < len(windows.starts):
+            last = min(first + size - batch.filled, len(windows.starts))
+            part = Windows(windows.starts[first:last], windows.ends[first:last], windows.sound[first:last])
             batch.sound[batch.filled : batch.filled + last - first] = part.sound
             batch.filled += last - first
-            batch.parts.append((index, part))
+            batch.parts.append(_ReadWindows(item.job, part))
             if batch.filled == size:
                 yield batch
                 batch = empty()

@@ -4,7 +4,6 @@ import contextlib
 import heapq
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import locked
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.audio_stream import Reading
-from kenya_birds.inference.detections import Detection, RecordingInfo, name_in
+from kenya_birds.inference.detections import RecordingInfo, name_in
 from kenya_birds.inference.journal import Journal, JournalWriter, hash_files
 from kenya_birds.inference.output_tables import check_formats
 from kenya_birds.inference.pipeline import SoundscapePipeline, log_losses, log_missing_band
 from kenya_birds.inference.progress_bar import RecordingsBar
-from kenya_birds.inference.run_report import RunFiles, RunReport
+from kenya_birds.inference.run_report import RunCost, RunFiles, RunReport
 from kenya_birds.inference.sources import FileState, FoundSources, Source, find_sources
 from kenya_birds.saved_models import THRESHOLDS_FILE, WEIGHTS_FILE, SavedModel
 
@@ -99,47 +98,34 @@ def run_detection(
         if team.is_first:
             with _stop_all_on_error(team):
                 check_formats(formats)
-                sources = find_sources(paths)
-                sources.log()
-                if name_pattern is not None:
-                    name_pattern.check(name_in(source.recording) for source in sources)
-                files.prepare()
-                stack.enter_context(locked(files.folder, files.state_folder / "lock"))
-                files.check_unchanged()
+                sources = _find(paths, name_pattern)
+                stack.enter_context(_locked(files))
                 model_hash = hash_model(pipeline.saved)
         else:
-            sources = find_sources(paths)
-            model_hash = ""
+            sources, model_hash = find_sources(paths), ""
         _stop_with_first(team)
-        made_with = {"model_sha256": team.broadcast(model_hash), **_same_for_all(team, _made_with(pipeline))}
-        with files.writing():
-            journal = Journal(files.state_folder, made_with)
-            if team.is_first:
-                journal.clean()
-        plan = team.broadcast(_plan(sources, journal, team.size, resume=resume) if team.is_first else None)
-        if team.is_first:
-            _log_plan(plan, journal.changes() if resume else [])
-            with files.writing():
-                journal.sign()
+        model_hash = team.broadcast(model_hash)
+        journal = _open_journal(pipeline, files, model_hash, team)
+        plan = _share_plan(sources, journal, files, team, resume=resume)
         begin_s = time.perf_counter()
         found = {source.recording: source for source in sources}
         mine = [found.get(name, Source(name)) for name, owner in plan.owners.items() if owner == team.rank]
         _analyse(pipeline, mine, journal, files, plan, show_progress=team.is_first)
         spent = team.gather(pipeline.stopwatch.spent_s)
-        wall_s = time.perf_counter() - begin_s
         if not team.is_first:
             return None
         readings = {name: _reading(journal, name) for name in plan.recordings}
         log_missing_band(readings, pipeline.frequencies_hz[1])
-        counts: Counter[str] = Counter()
         report = RunReport.of(
             readings,
             new=set(plan.owners),
-            wall_s=wall_s,
-            spent_s={part: sum(one[part] for one in spent) for part in spent[0]},
+            cost=RunCost(
+                wall_s=time.perf_counter() - begin_s,
+                spent_s={part: sum(one[part] for one in spent) for part in spent[0]},
+                processes=team.size,
+                threads=pipeline.scorer.threads,
+            ),
             about=_about(pipeline, model_hash),
-            processes=team.size,
-            threads=pipeline.scorer.threads,
             skipped=sources.skipped,
         )
         analysed = [
@@ -147,9 +133,46 @@ def run_detection(
             for name, reading in readings.items()
             if reading.windows
         ]
-        detections = _counted(journal, [info.recording for info in analysed], counts)
-        files.write(report, analysed, detections, counts, formats, pipeline.names, pipeline.frequencies_hz)
+        detections = (found for info in analysed for found in journal.detections(info.recording))
+        files.write(report, analysed, detections, formats, pipeline.names, pipeline.frequencies_hz)
         return report
+
+
+def _find(paths: Iterable[str | Path] | FoundSources, name_pattern: NamePattern | None) -> FoundSources:
+    """Finds the recordings, logs which files are skipped, and checks the pattern of names."""
+    sources = find_sources(paths)
+    sources.log()
+    if name_pattern is not None:
+        name_pattern.check(name_in(source.recording) for source in sources)
+    return sources
+
+
+@contextlib.contextmanager
+def _locked(files: RunFiles) -> Iterator[None]:
+    """Creates the output folder, and refuses another run in it during the `with` block."""
+    files.prepare()
+    with locked(files.folder, files.state_folder / "lock"):
+        files.check_unchanged()
+        yield
+
+
+def _open_journal(pipeline: SoundscapePipeline, files: RunFiles, model_hash: str, team: Team) -> Journal:
+    made_with = {"model_sha256": model_hash, **_same_for_all(team, _made_with(pipeline))}
+    with files.writing():
+        journal = Journal(files.state_folder, made_with)
+        if team.is_first:
+            journal.clean()
+    return journal
+
+
+def _share_plan(sources: Sequence[Source], journal: Journal, files: RunFiles, team: Team, *, resume: bool) -> _Plan:
+    """Makes the plan in the first process and sends it to the others."""
+    plan: _Plan = team.broadcast(_plan(sources, journal, team.size, resume=resume) if team.is_first else None)
+    if team.is_first:
+        _log_plan(plan, journal.changes() if resume else [])
+        with files.writing():
+            journal.sign()
+    return plan
 
 
 def hash_model(saved: SavedModel) -> str:
@@ -270,10 +293,3 @@ def _reading(journal: Journal, recording: str) -> Reading:
     if reading is None:
         raise UserError(f"the record of {recording} is not in the journal: all processes must share the output folder")
     return reading
-
-
-def _counted(journal: Journal, recordings: Iterable[str], counts: Counter[str]) -> Iterator[Detection]:
-    for recording in recordings:
-        for detection in journal.detections(recording):
-            counts[detection.species] += 1
-            yield detection

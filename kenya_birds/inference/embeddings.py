@@ -21,12 +21,12 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import as_utf8, check_output, check_suffix
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_source
-from kenya_birds.inference.batching import BatchPool, Job, computed
+from kenya_birds.inference.batching import BatchPool, ComputedWindows, FinishedJob, Job, computed
 from kenya_birds.inference.detect import hash_model
 from kenya_birds.inference.embedding_models import Embedder, load_embedder
 from kenya_birds.inference.pipeline import MAX_READERS, log_losses, log_missing_band
 from kenya_birds.inference.progress_bar import RecordingsBar
-from kenya_birds.inference.run_report import RunReport, write_failures
+from kenya_birds.inference.run_report import RunCost, RunReport, write_failures
 from kenya_birds.inference.sources import FoundSources, Source, find_sources
 from kenya_birds.inference.table_formats import Outputs
 from kenya_birds.inference.windows import WindowGrid, Windows
@@ -88,18 +88,10 @@ def embed_recordings(
             return embedder(sound)
 
     pool = BatchPool(embed, embedder.device, batch_size)
-    about = {
-        "model": embedder.saved.name,
-        "model_sha256": hash_model(embedder.saved),
-        "embedding": embedder.how,
-        "embedding_size": embedder.size,
-        "sampling_rate": embedder.sampling_rate,
-        "clip_s": embedder.clip_s,
-        "overlap_s": overlap_s,
-    }
+    jobs = [_job(source, grid, embedder.sampling_rate, stopwatch) for source in sources]
+    about = {**_describe(embedder), "overlap_s": overlap_s}
     versions = {"kenya_birds": __version__, **embedding_versions()}
     begin_s = time.perf_counter()
-    readings: dict[str, Reading] = {}
     try:
         with ExitStack() as stack:
             outputs = stack.enter_context(Outputs(output.parent))
@@ -107,31 +99,13 @@ def embed_recordings(
             file = outputs.open_parquet(output.name, _schema(embedder.size, {**about, "versions": versions}))
             writer = _Writer(file, Path(folder), sources, embedder)
             bar = stack.enter_context(RecordingsBar(sources, {source.recording: _size(source) for source in sources}))
-            reached_s = dict.fromkeys(range(len(sources)), 0.0)
-            jobs = [_job(source, grid, embedder.sampling_rate, stopwatch) for source in sources]
-            for index, item, rows in computed(jobs, readers, pool, grid.window_samples):
-                with stopwatch.time("write"):
-                    if isinstance(item, Windows):
-                        writer.add(index, item, rows)
-                        end_s = float(item.ends[-1]) / embedder.sampling_rate
-                        bar.advance(end_s - reached_s[index])
-                        reached_s[index] = end_s
-                        continue
-                    writer.finish(index, item)
-                readings[sources[index].recording] = item
-                log_losses(sources[index].recording, item)
-                bar.advance(max(item.duration_s - reached_s[index], 0.0))
-                bar.finish(sources[index].recording, item.duration_s)
-            writer.close()
-            log_missing_band(readings, embedder.highest_hz)
+            _write_all(computed(jobs, readers, pool, grid.window_samples), writer, bar, stopwatch)
+            log_missing_band(writer.readings, embedder.highest_hz)
             report = RunReport.of(
-                {source.recording: readings[source.recording] for source in sources},
-                new=set(readings),
-                wall_s=time.perf_counter() - begin_s,
-                spent_s=stopwatch.spent_s,
+                {source.recording: writer.readings[source.recording] for source in sources},
+                new=set(writer.readings),
+                cost=RunCost(time.perf_counter() - begin_s, stopwatch.spent_s, processes=1, threads=pool.threads),
                 about={**about, "windows": writer.rows},
-                processes=1,
-                threads=pool.threads,
                 skipped=sources.skipped,
             )
             write_failures(outputs.open(failed), report.failures)
@@ -139,6 +113,34 @@ def embed_recordings(
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror or error}): nothing was written") from None
     return report
+
+
+def _describe(embedder: Embedder) -> dict[str, Any]:
+    return {
+        "model": embedder.saved.name,
+        "model_sha256": hash_model(embedder.saved),
+        "embedding": embedder.how,
+        "embedding_size": embedder.size,
+        "sampling_rate": embedder.sampling_rate,
+        "clip_s": embedder.clip_s,
+    }
+
+
+def _write_all(
+    items: Iterable[ComputedWindows | FinishedJob], writer: "_Writer", bar: RecordingsBar, stopwatch: Stopwatch
+) -> None:
+    """Writes embeddings as they are computed, and shows the progress."""
+    for item in items:
+        with stopwatch.time("write"):
+            if isinstance(item, ComputedWindows):
+                bar.advance(writer.add(item.job, item.windows, item.results))
+                continue
+            advance_s = writer.finish(item.job, item.reading)
+        recording = writer.recording(item.job)
+        log_losses(recording, item.reading)
+        bar.advance(advance_s)
+        bar.finish(recording, item.reading.duration_s)
+    writer.close()
 
 
 def format_embedding(report: RunReport) -> str:
@@ -219,45 +221,68 @@ class _Spool:
 
 
 class _Writer:
-    """Writer that keeps the order of recordings; failed recordings are skipped."""
+    """Writer that keeps the order of recordings; failed recordings are skipped.
+
+    Attributes:
+        rows: Number of embeddings in the file.
+        readings: Result of the reading of each finished recording.
+    """
 
     def __init__(self, file: pq.ParquetWriter, folder: Path, sources: Sequence[Source], embedder: Embedder) -> None:
         self.rows = 0
+        self.readings: dict[str, Reading] = {}
         self._file, self._folder, self._sources, self._embedder = file, folder, sources, embedder
         self._spools: dict[int, _Spool] = {}
+        self._reached_s = dict.fromkeys(range(len(sources)), 0.0)
         self._next = 0
         self._tables: list[pa.Table] = []
 
-    def add(self, index: int, windows: Windows, embeddings: np.ndarray) -> None:
+    def recording(self, index: int) -> str:
+        """Name of a recording."""
+        return self._sources[index].recording
+
+    def add(self, index: int, windows: Windows, embeddings: np.ndarray) -> float:
         """Stores windows of a recording.
 
         Args:
             index: Index of the recording.
             windows: The windows.
             embeddings: Their embeddings, shape `(windows, size)`.
+
+        Returns:
+            Seconds from the end of the recording's previous windows to the end of these.
         """
         spool = self._spool(index)
         with spool.path.open("ab") as file:
             file.write(np.ascontiguousarray(embeddings, dtype=np.float32).tobytes())
         spool.starts.append(windows.starts)
         spool.ends.append(windows.ends)
+        before_s, self._reached_s[index] = (
+            self._reached_s[index],
+            float(windows.ends[-1]) / self._embedder.sampling_rate,
+        )
+        return self._reached_s[index] - before_s
 
-    def finish(self, index: int, reading: Reading) -> None:
+    def finish(self, index: int, reading: Reading) -> float:
         """Marks a recording as read, and writes all recordings whose predecessors are written.
 
         Args:
             index: Index of the recording.
             reading: Result of its reading.
+
+        Returns:
+            Seconds from the end of its last windows to its end.
         """
-        self._spool(index).reading = reading
+        self.readings[self.recording(index)] = self._spool(index).reading = reading
         while self._next in self._spools and self._spools[self._next].reading is not None:
             spool = self._spools.pop(self._next)
-            for table in self._rows(spool, self._sources[self._next].recording):
+            for table in self._rows(spool, self.recording(self._next)):
                 self._tables.append(table)
                 if sum(map(len, self._tables)) >= ROWS_PER_GROUP:
                     self._flush()
             spool.path.unlink(missing_ok=True)
             self._next += 1
+        return max(reading.duration_s - self._reached_s[index], 0.0)
 
     def close(self) -> None:
         """Writes the remaining rows."""

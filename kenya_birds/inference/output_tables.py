@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,19 @@ from kenya_birds.inference.timeline_formats import AudacityLabels, RavenTables
 STEM = "detections"
 
 
+@dataclass(frozen=True)
+class WrittenTables:
+    """Tables that were written.
+
+    Attributes:
+        files: The files, in order.
+        counts: Number of detections by species, from the most frequent species on.
+    """
+
+    files: list[Path]
+    counts: dict[str, int]
+
+
 def write_tables(
     folder: str | Path,
     formats: Sequence[str],
@@ -33,7 +48,7 @@ def write_tables(
     species_names: Mapping[str, SpeciesNames],
     frequencies_hz: tuple[float, float],
     metadata: Mapping[str, Any],
-) -> list[Path]:
+) -> WrittenTables:
     """Writes detections in several formats in one pass, in bounded memory.
 
     `recordings.csv` is always written. It lists all analysed recordings, also those without detections. The formats:
@@ -58,7 +73,7 @@ def write_tables(
         metadata: Information such as model and settings, for Parquet and JSON; must be JSON.
 
     Returns:
-        The files, in order.
+        The files, and the number of detections of each species.
 
     Raises:
         UserError: If a format is unknown or a file cannot be written.
@@ -82,8 +97,8 @@ def write_tables(
             }
             writers: list[TableWriter] = [RecordingsTable(outputs)]
             writers += [makers[name]() for name in TABLE_FORMATS if name in formats]
-            _write(writers, recordings, detections, species_names)
-            return outputs.commit()
+            counts = _write(writers, recordings, detections, species_names)
+            return WrittenTables(outputs.commit(), counts)
     except OSError as error:
         raise UserError(
             f"the tables in {folder} cannot be written: {error}; free disk space, or give a writable folder"
@@ -102,7 +117,9 @@ def _write(
     recordings: Sequence[RecordingInfo],
     detections: Iterable[Detection],
     names: Mapping[str, SpeciesNames],
-) -> None:
+) -> dict[str, int]:
+    """Writes all rows; returns the number of detections by species, from the most frequent species on."""
+    counts: Counter[str] = Counter()
     rest = iter(detections)
     found = next(rest, None)
     for info in recordings:
@@ -115,6 +132,7 @@ def _write(
             if found.species not in names:
                 raise ValueError(f"{found} has a species without names")
             last = found.start_sample
+            counts[found.species] += 1
             row = Row.of(found, info, names[found.species])
             for writer in writers:
                 writer.write(row)
@@ -123,3 +141,4 @@ def _write(
         raise ValueError(f"{found} has a recording that is not listed, or is out of order")
     for writer in writers:
         writer.close()
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -15,12 +15,12 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import probabilities
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_array, read_source
-from kenya_birds.inference.batching import BatchPool, Job, computed
+from kenya_birds.inference.batching import BatchPool, ComputedWindows, Job, computed
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
 from kenya_birds.inference.sources import Source, find_sources
 from kenya_birds.inference.species import species_names
-from kenya_birds.inference.windows import WindowGrid, Windows
+from kenya_birds.inference.windows import WindowGrid
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
@@ -246,19 +246,20 @@ class SoundscapePipeline:
         """
         finders: dict[int, DetectionFinder] = {}
         reached: dict[int, int] = {}
-        for index, item, scores in computed(jobs, self.num_workers, self.scorer, self.grid.window_samples):
-            recording = jobs[index].recording
+        for item in computed(jobs, self.num_workers, self.scorer, self.grid.window_samples):
+            index, recording = item.job, jobs[item.job].recording
             finder = finders.get(index) or finders.setdefault(index, self._finder(recording))
             before = reached.get(index, 0)
-            if isinstance(item, Windows):
-                reached[index] = int(item.ends[-1])
+            if isinstance(item, ComputedWindows):
+                windows = item.windows
+                reached[index] = int(windows.ends[-1])
                 advance_s = (reached[index] - before) / self.sampling_rate
-                yield Progress(recording, finder.add(item.starts, item.ends, scores), advance_s, None)
+                yield Progress(recording, finder.add(windows.starts, windows.ends, item.results), advance_s, None)
             else:
                 del finders[index]
                 reached.pop(index, None)
-                advance_s = item.duration_s - before / self.sampling_rate
-                yield Progress(recording, finder.finish(), advance_s, item)
+                advance_s = item.reading.duration_s - before / self.sampling_rate
+                yield Progress(recording, finder.finish(), advance_s, item.reading)
 
     def _finder(self, recording: str) -> DetectionFinder:
         return DetectionFinder(recording, self.classes, self.thresholds, self.settings, self.sampling_rate)

@@ -6,7 +6,6 @@ import datetime
 import hashlib
 import os
 import platform
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,41 @@ FAILED_COLUMNS = ("recording", "status", "start_s", "end_s", "reason")
 SILENT = "silent"
 
 
+@dataclass(frozen=True)
+class RunCost:
+    """Time and processes of a run.
+
+    Attributes:
+        wall_s: Seconds for the analysis.
+        spent_s: Seconds of all threads by part of the work.
+        processes: Number of processes.
+        threads: Number of computing threads of each process.
+    """
+
+    wall_s: float
+    spent_s: Mapping[str, float]
+    processes: int
+    threads: int
+
+    def describe(self, analysed_s: float) -> dict[str, Any]:
+        """The part of `run.json` about time.
+
+        Args:
+            analysed_s: Seconds of sound that were analysed.
+        """
+        busy_s = sum(self.spent_s.values())
+        return {
+            "hours": analysed_s / 3600,
+            "wall_s": self.wall_s,
+            "times_real_time": analysed_s / self.wall_s if self.wall_s else 0.0,
+            "processes": self.processes,
+            "scoring_threads": self.threads,
+            "share_of_busy_time": {part: spent / busy_s if busy_s else 0.0 for part, spent in self.spent_s.items()},
+            "busy_s": dict(self.spent_s),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+
+
 @dataclass
 class RunReport:
     """Report of a run.
@@ -50,11 +84,8 @@ class RunReport:
         readings: Mapping[str, Reading],
         *,
         new: set[str],
-        wall_s: float,
-        spent_s: Mapping[str, float],
+        cost: RunCost,
         about: Mapping[str, Any],
-        processes: int,
-        threads: int,
         skipped: Sequence[Skipped] = (),
     ) -> "RunReport":
         """Makes the report of a run, without the counts of detections.
@@ -62,18 +93,14 @@ class RunReport:
         Args:
             readings: Result of the reading of each recording.
             new: Recordings that this run analysed itself.
-            wall_s: Seconds for their analysis.
-            spent_s: Seconds of all threads by part of the work.
+            cost: Time of their analysis, and its processes.
             about: Model and settings.
-            processes: Number of processes.
-            threads: Number of scoring threads of each process.
             skipped: Files that the search skipped. Those that the user may want are among the failures.
         """
         failures = [row for name, reading in readings.items() for row in _unscored(name, reading)]
         failures += [(left.path, "skipped", "", "", left.reason) for left in skipped if left.skip.is_loss]
         new_s = sum(reading.duration_s for name, reading in readings.items() if name in new and reading.windows)
         all_s = sum(reading.duration_s for reading in readings.values() if reading.windows)
-        busy_s = sum(spent_s.values())
         at_fault = [reading for reading in readings.values() if reading.losses]
         silent = [reading for reading in readings.values() if reading.silences]
         content = {
@@ -90,17 +117,7 @@ class RunReport:
                 for skip, (count, first) in count_skipped(skipped).items()
             },
             "hours": all_s / 3600,
-            "this_run": {
-                "recordings": len(new),
-                "hours": new_s / 3600,
-                "wall_s": wall_s,
-                "times_real_time": new_s / wall_s if wall_s else 0.0,
-                "processes": processes,
-                "scoring_threads": threads,
-                "share_of_busy_time": {part: spent / busy_s if busy_s else 0.0 for part, spent in spent_s.items()},
-                "busy_s": dict(spent_s),
-                "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            },
+            "this_run": {"recordings": len(new), **cost.describe(new_s)},
             "versions": {
                 "kenya_birds": __version__,
                 "python": platform.python_version(),
@@ -206,7 +223,6 @@ class RunFiles:
         report: RunReport,
         recordings: Sequence[RecordingInfo],
         detections: Iterable[Detection],
-        counts: Counter[str],
         formats: Sequence[str],
         names: Mapping[str, SpeciesNames],
         frequencies_hz: tuple[float, float],
@@ -217,7 +233,6 @@ class RunFiles:
             report: The report; the detections by species are added to it.
             recordings: Recordings of the tables.
             detections: Detections in the order of the recordings.
-            counts: Detections by species; complete after `detections` is consumed.
             formats: See `write_tables`.
             names: Names by code.
             frequencies_hz: Lowest and highest frequency of the model's input.
@@ -238,9 +253,9 @@ class RunFiles:
             )
             with Outputs(self.folder) as outputs:
                 write_failures(outputs.open(FAILED_FILE), report.failures)
-                written += outputs.commit()
-            report.content["detections"] = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-            tables = {path.relative_to(self.folder).as_posix(): _digest(path) for path in written}
+                files = [*written.files, *outputs.commit()]
+            report.content["detections"] = written.counts
+            tables = {path.relative_to(self.folder).as_posix(): _digest(path) for path in files}
             for name in set(before) - set(tables):
                 (self.folder / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # the folder of a format that is no longer written

@@ -192,7 +192,7 @@ class Page:
             whole = picture(path, whole_description(duration_s, found, names))
         tables = session.new_folder("tables")
         stem = Path(findings.info.name).stem
-        files = write_tables(
+        written = write_tables(
             tables,
             ["raven", "audacity", "csv"],
             [findings.info],
@@ -201,7 +201,7 @@ class Page:
             frequencies_hz=self.analyser.frequencies_hz,
             metadata={},
         )
-        by_place = {path.relative_to(tables).parts[0]: path for path in files}
+        by_place = {path.relative_to(tables).parts[0]: path for path in written.files}
         table = by_place["detections.csv"].rename(tables / f"{stem}.detections.csv")
         return (
             line,
