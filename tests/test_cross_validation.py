@@ -52,6 +52,16 @@ def test_every_recording_is_tested_once_by_a_model_that_has_not_heard_it(validat
     assert sorted(set(read_predictions(validated / "predictions.parquet").recordings)) == sorted(tested)
 
 
+def test_whole_recordings_of_all_folds_are_pooled(validated):
+    pooled = read(validated / "metrics.json")["out_of_fold"]["whole_recordings"]
+    folds = [read(path)["test"]["whole_recordings"] for path in sorted(validated.glob("fold-*/metrics.json"))]
+    assert pooled["calls"] == sum(fold["calls"] for fold in folds)
+    assert pooled["hours"] == pytest.approx(sum(fold["hours"] for fold in folds))
+    false = [fold["metrics"]["false_per_h"]["value"] * fold["hours"] for fold in folds]
+    assert pooled["metrics"]["false_per_h"]["value"] * pooled["hours"] == pytest.approx(sum(false))
+    assert len(pd.read_csv(validated / "recording_counts.csv")) == len(pd.read_csv(validated / "folds.csv"))
+
+
 def test_the_pooled_figures_are_those_of_the_out_of_fold_predictions(validated):
     told = read(validated / "metrics.json")["out_of_fold"]
     predictions = read_predictions(validated / "predictions.parquet")

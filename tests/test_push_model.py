@@ -28,6 +28,7 @@ PUBLISHED = {
     *("signal_kenya_birds.py", "metrics.json", "per_species.csv", "predictions.parquet", "splits.csv"),
     *("thresholds.json", "training_summary.json", "training_recordings.csv", "run_settings.json"),
     *("confusion_matrix.png", "f1_by_training_clips.png", "precision_recall.png", "reliability.png"),
+    "recording_windows.parquet",
     *("recording_calls.csv", "recording_counts.csv", "recording_detections.csv", "recording_species.csv"),
     *("recall_by_false_detections.png", "recording_timeline.png"),
 }

@@ -59,6 +59,7 @@ def test_training_leaves_everything_that_a_published_model_needs(trained):
         "preprocessor_config.json",
         "recall_by_false_detections.png",
         "recording_calls.csv",
+        "recording_windows.parquet",
         "recording_counts.csv",
         "recording_detections.csv",
         "recording_species.csv",

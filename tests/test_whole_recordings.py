@@ -1,5 +1,8 @@
 """A model is judged on whole recordings: with known scores, as one does it by hand."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,10 +12,17 @@ from hypothesis import strategies as st
 
 from kenya_birds.data.archive import read_archive
 from kenya_birds.data.decoded_recordings import decode_recordings
+from kenya_birds.errors import UserError
 from kenya_birds.evaluation.event_metrics import event_intervals
-from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
+from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, WindowPredictions
 from kenya_birds.evaluation.window_targets import WindowTargets
-from kenya_birds.experiments.whole_recordings import evaluate_recordings, strongest_detections, truth_of
+from kenya_birds.experiments.whole_recordings import (
+    evaluate_recordings,
+    pool_folds,
+    strongest_detections,
+    truth_of,
+)
 
 CLASSES = ["lark", "owl"]
 # 12 s are four windows of 3 s. The lark at 6.1 s is near an edge: unknown in the window before.
@@ -29,15 +39,9 @@ def judged(tmp_path):
         archive.annotations, archive.unknown, decoded.lengths, CLASSES, sampling_rate=8_000, window=24_000
     )
 
-    def judge(scores, **settings):
-        return evaluate_recordings(
-            grid,
-            np.array(scores, dtype=float),
-            grid.targets(targets),
-            truth_of(archive, decoded, CLASSES),
-            thresholds=np.array([0.5, 0.5]),
-            **settings,
-        )
+    def judge(scores):
+        windows = WindowPredictions.of(grid, CLASSES, np.array(scores, dtype=float), grid.targets(targets))
+        return evaluate_recordings(windows, truth_of(archive, decoded.names, CLASSES), np.array([0.5, 0.5]))
 
     return grid, grid.targets(targets), judge
 
@@ -94,13 +98,10 @@ def test_a_call_in_two_overlapping_windows_is_one_detection(tmp_path):
     targets = WindowTargets.of(
         archive.annotations, archive.unknown, decoded.lengths, CLASSES, sampling_rate=8_000, window=24_000
     )
-    scores = evaluate_recordings(
-        grid,
-        np.array([[0.0, 0.9], [0.0, 0.8], [0.0, 0.1]]),
-        grid.targets(targets),
-        truth_of(archive, decoded, CLASSES),
-        thresholds=np.array([0.5, 0.5]),
+    windows = WindowPredictions.of(
+        grid, CLASSES, np.array([[0.0, 0.9], [0.0, 0.8], [0.0, 0.1]]), grid.targets(targets)
     )
+    scores = evaluate_recordings(windows, truth_of(archive, ["a.wav"], CLASSES), np.array([0.5, 0.5]))
     assert scores.detections[["start_s", "end_s", "is_right"]].to_numpy().tolist() == [[0.0, 4.5, True]]
     assert (value(scores, "precision"), value(scores, "best_f1")) == (1, 1)
 
@@ -130,3 +131,39 @@ def test_the_strongest_of_overlapping_detections_remain_at_every_threshold(table
     pd.testing.assert_frame_equal(
         strongest_detections(above), kept[kept["score"] >= threshold].reset_index(drop=True), check_dtype=False
     )
+
+
+def test_folds_are_pooled_from_their_files(judged, tmp_path):
+    grid, targets, judge = judged
+    whole = judge(SCORES)
+    archive = read_archive(tmp_path / "archive")
+    both = WindowPredictions.of(grid, CLASSES, np.array(SCORES), targets)
+    for fold in range(2):
+        rows, folder = np.flatnonzero(grid.recording == fold), tmp_path / f"fold-{fold}"
+        part = replace(
+            both,
+            recordings=[both.recordings[fold]],
+            **{name: getattr(both, name)[rows] for name in ("start", "end", "scores", "targets")},
+            recording=np.zeros(len(rows), dtype=np.int64),
+        )
+        folder.mkdir()
+        part.write(folder / "recording_windows.parquet")
+        again = WindowPredictions.read(folder / "recording_windows.parquet")
+        for name, value_of in vars(part).items():
+            np.testing.assert_array_equal(getattr(again, name), value_of)
+        thresholds = Thresholds(None, 0.5, dict.fromkeys(CLASSES, 0.5))
+        (folder / "thresholds.json").write_text(json.dumps(thresholds.to_json()))
+    pooled = pool_folds([tmp_path / "fold-0", tmp_path / "fold-1"], archive)
+    first, second = (
+        event_intervals([scores], np.random.default_rng(0), resamples=20)[0] for scores in (whole, pooled)
+    )
+    assert first == second
+    pd.testing.assert_frame_equal(whole.per_species(), pooled.per_species())
+    (tmp_path / "fold-1" / "recording_windows.parquet").unlink()
+    assert pool_folds([tmp_path / "fold-0", tmp_path / "fold-1"], archive) is None
+
+
+def test_a_file_that_is_no_table_of_windows_is_refused(tmp_path):
+    pd.DataFrame({"recording": ["a.wav"]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(UserError, match=r"other\.parquet is not a table of windows"):
+        WindowPredictions.read(tmp_path / "other.parquet")

@@ -1,5 +1,6 @@
 """Metrics of a model on whole recordings: of its detections, and of its scores of all windows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,33 @@ class RecordingScores(EventScores):
         super().__init__(detections, truth, tolerance_s=tolerance_s, window_s=window_s)
         self._every = EventScores(every, truth, tolerance_s=tolerance_s, window_s=window_s)
         self._scored = windows
+        self._settings = {"tolerance_s": tolerance_s, "window_s": window_s}
+
+    @classmethod
+    def pooled(cls, parts: "Sequence[RecordingScores]") -> "RecordingScores":
+        """The recordings of several models with the same classes and windows, each recording scored by one model.
+
+        Args:
+            parts: What the models scored; no recording is in two of them.
+        """
+        truths = [part._truth for part in parts]
+        first = np.cumsum([0, *(len(truth.durations_s) for truth in truths)])
+        windows = WindowScores(
+            np.concatenate([part._scored.group + number for part, number in zip(parts, first, strict=False)]),
+            np.concatenate([part._scored.scores for part in parts]),
+            np.concatenate([part._scored.targets for part in parts]),
+        )
+        truth = Truth(
+            {name: duration_s for truth in truths for name, duration_s in truth.durations_s.items()},
+            truths[0].classes,
+            pd.concat([truth.calls for truth in truths], ignore_index=True),
+            pd.concat([truth.unknown for truth in truths], ignore_index=True),
+        )
+        detections, every = (
+            pd.concat([scores.detections for scores in of], ignore_index=True).drop(columns=["is_right", "is_ignored"])
+            for of in (parts, [part._every for part in parts])
+        )
+        return cls(detections, every, windows, truth, **parts[0]._settings)
 
     def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """See `EventScores.weighted`."""

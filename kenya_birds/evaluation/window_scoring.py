@@ -1,17 +1,22 @@
 """All windows of whole recordings: where they are, what is known to be in them, and a model's scores of them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from kenya_birds.data.archive import Archive
 from kenya_birds.data.decoded_recordings import DecodedRecordings, decode_recordings
 from kenya_birds.data.window_grid import WindowGrid
+from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_targets import WindowTargets
+from kenya_birds.files import users_file
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import MASKED, KenyaBirdsForAudioClassification
 
@@ -146,3 +151,112 @@ def plan_windows(
         margin_s=margin_s,
     )
     return RecordingWindowGrid.of(decoded, extractor.clip_samples, overlap_s), targets
+
+
+# Keys in the file's metadata.
+CLASSES_KEY, GRID_KEY = b"kenya_birds.classes", b"kenya_birds.windows"
+
+
+@dataclass(frozen=True)
+class WindowPredictions:
+    """Probabilities of all windows of some recordings, and what is annotated in them.
+
+    Attributes:
+        classes: eBird codes by class id.
+        recordings: Names of the recordings.
+        recording: Index of each window's recording, shape `(windows,)`.
+        start: First sample of each window.
+        end: The sample after its last one.
+        scores: Calibrated probabilities, shape `(windows, classes)`.
+        targets: 1 present, 0 absent, -100 unknown, same shape.
+        sampling_rate: In hertz.
+        window: Length of a window in samples.
+        overlap_s: Overlap of neighbouring windows in seconds.
+    """
+
+    classes: list[str]
+    recordings: list[str]
+    recording: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    scores: np.ndarray
+    targets: np.ndarray
+    sampling_rate: int
+    window: int
+    overlap_s: float
+
+    @classmethod
+    def of(
+        cls, grid: RecordingWindowGrid, classes: list[str], scores: np.ndarray, targets: np.ndarray
+    ) -> "WindowPredictions":
+        """Those of a grid.
+
+        Args:
+            grid: The windows.
+            classes: eBird codes by class id.
+            scores: Calibrated probabilities, shape `(windows, classes)`.
+            targets: 1 present, 0 absent, -100 unknown, same shape.
+        """
+        names, rate = list(grid.decoded.names), grid.decoded.sampling_rate
+        places = grid.recording, grid.start, grid.end
+        return cls(classes, names, *places, scores, targets, rate, grid.window, grid.overlap_s)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether neighbouring windows overlap."""
+        return self.overlap_s > 0
+
+    def write(self, path: str | Path) -> None:
+        """Writes a Parquet file with one row per window, which `pandas.read_parquet` reads.
+
+        The file is written completely or not at all. Columns: `recording`, `start_s`, `end_s`, `present` and `unknown`
+        (lists of eBird codes), and the probability of each class in a column with its code as name.
+
+        Args:
+            path: Parquet file to write; an existing file is replaced.
+
+        Raises:
+            UserError: If a code is the name of another column, or the file cannot be written.
+        """
+        codes = np.array(self.classes, dtype=object)
+        columns = {
+            "recording": pa.array(np.array(self.recordings, dtype=object)[self.recording], pa.string()),
+            "start_s": pa.array(self.start / self.sampling_rate),
+            "end_s": pa.array(self.end / self.sampling_rate),
+            "present": pa.array([codes[row == 1].tolist() for row in self.targets], pa.list_(pa.string())),
+            "unknown": pa.array([codes[row == MASKED].tolist() for row in self.targets], pa.list_(pa.string())),
+        }
+        if taken := sorted(set(columns) & set(self.classes)):
+            raise UserError(f"eBird codes {', '.join(taken)} are names of other columns of {path}: rename the species")
+        columns |= {code: pa.array(self.scores[:, label]) for label, code in enumerate(self.classes)}
+        grid = {name: getattr(self, name) for name in ("recordings", "sampling_rate", "window", "overlap_s")}
+        metadata = {CLASSES_KEY: json.dumps(self.classes).encode(), GRID_KEY: json.dumps(grid).encode()}
+        with users_file(Path(path)) as partial:
+            pq.write_table(pa.table(columns).replace_schema_metadata(metadata), partial)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "WindowPredictions":
+        """Reads a file of `write`.
+
+        Raises:
+            UserError: If the file cannot be read or is not such a file.
+        """
+        try:
+            table = pq.read_table(path)
+            classes = json.loads(table.schema.metadata[CLASSES_KEY])
+            grid = json.loads(table.schema.metadata[GRID_KEY])
+            names = {name: index for index, name in enumerate(grid["recordings"])}
+            labels = {code: label for label, code in enumerate(classes)}
+            targets = np.zeros((len(table), len(classes)), dtype=np.int64)
+            for column, value in (("present", 1), ("unknown", MASKED)):
+                for row, codes in enumerate(table[column].to_pylist()):
+                    targets[row, [labels[code] for code in codes]] = value
+            starts, ends = (
+                np.rint(table[name].to_numpy() * grid["sampling_rate"]).astype(np.int64)
+                for name in ("start_s", "end_s")
+            )
+            recording = np.array([names[name] for name in table["recording"].to_pylist()], dtype=np.int64)
+            scores = np.stack([table[code].to_numpy() for code in classes], axis=1)
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not a table of windows of an evaluation: {error}") from None
+        return cls(classes, recording=recording, start=starts, end=ends, scores=scores, targets=targets, **grid)

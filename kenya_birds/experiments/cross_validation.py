@@ -87,6 +87,7 @@ class CrossValidation:
         plan = Run(settings.changed(output_dir=str(self.output_dir / "plan"), resume_from_checkpoint=None))
         self.classes = plan.builder.classes
         self._common_names, self._record = plan.common_names, plan.record
+        self._archive = plan.builder.archive
         self.table = find_folds(plan.builder, data.splits_file, data.folds, data.split_seed)
         self.folds = self.table["fold"].nunique()
         plan.check_starting_model(self.table["recording"])  # each is a test recording in one fold
@@ -238,7 +239,11 @@ class CrossValidation:
         ]
         with writing_results(self.output_dir):
             metrics, calibration = write_out_of_fold(
-                self.output_dir, folds, common_names=self._common_names, seed=self.settings.training.seed
+                self.output_dir,
+                folds,
+                archive=self._archive,
+                common_names=self._common_names,
+                seed=self.settings.training.seed,
             )
         runs = [summary["result"] for summary in summaries]
         results = {

@@ -347,6 +347,12 @@ class _Work:
             _, done, chosen = self.fit(splits_of_fold(table, fold), self.output_dir / f"fold-{fold}")
             folds.append(done)
             fitted.append(chosen)
-        pooled, _ = write_out_of_fold(self.output_dir, folds, common_names=self._common_names, seed=self.settings.seed)
+        pooled, _ = write_out_of_fold(
+            self.output_dir,
+            folds,
+            archive=self.builder.archive,
+            common_names=self._common_names,
+            seed=self.settings.seed,
+        )
         each = [{**metrics, **chosen} for metrics, chosen in zip(pooled["each"], fitted, strict=True)]
         return pooled["out_of_fold"], {"folds": number, "each": each, "mean": pooled["mean"], "sd": pooled["sd"]}

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from transformers.trainer_utils import PredictionOutput
 
 from kenya_birds.console import transformers_bars_hidden
+from kenya_birds.data.archive import Archive
 from kenya_birds.evaluation.calibration import Calibration, CalibrationChoice, choose_calibration
 from kenya_birds.evaluation.evaluation_report import (
     METRICS_FILE,
@@ -27,7 +28,7 @@ from kenya_birds.evaluation.evaluation_report import (
 from kenya_birds.evaluation.metrics import class_targets, probabilities
 from kenya_birds.evaluation.predictions import Predictions, read_predictions, score_clips
 from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds
-from kenya_birds.experiments.whole_recordings import ScoredWindows
+from kenya_birds.experiments.whole_recordings import ScoredWindows, pool_folds, write_recordings
 from kenya_birds.files import read_json, write_json
 from kenya_birds.training.callbacks import write_results
 from kenya_birds.training.run_folder import SUMMARY_FILE, writing_results
@@ -191,7 +192,7 @@ class Fold:
 
 
 def write_out_of_fold(
-    folder: Path, folds: Sequence[Fold], *, common_names: Mapping[str, str], seed: int
+    folder: Path, folds: Sequence[Fold], *, archive: Archive, common_names: Mapping[str, str], seed: int
 ) -> tuple[dict[str, Any], CalibrationChoice]:
     """Writes what `write_report` writes, of all folds' predictions: no clip is scored by a model trained on it.
 
@@ -201,6 +202,7 @@ def write_out_of_fold(
     Args:
         folder: Output folder.
         folds: The folds.
+        archive: The archive of the recordings.
         common_names: By eBird code.
         seed: Seed of the bootstrap.
 
@@ -223,6 +225,23 @@ def write_out_of_fold(
     thresholds = scored.thresholds(calibration.calibration, classes)
     names = metrics[0]["intervals"]
     mean, sd = _mean_and_sd(metrics, names)
+    context = EvaluationContext(
+        common_names,
+        np.mean([fold.train_counts for fold in folds], axis=0).round().astype(int).tolist(),
+        split=OUT_OF_FOLD,
+        more={
+            "mean_of_folds": mean,
+            "sd_of_folds": sd,
+            "validation": {"calibration": calibration.to_json(), "thresholds": thresholds.reason()},
+        },
+        seed=seed,
+    )
+    pooled_recordings = pool_folds([fold.folder for fold in folds], archive)
+    if pooled_recordings is not None:
+        overlap_s = metrics[0][WHOLE_RECORDINGS]["overlap_s"]
+        whole = write_recordings(folder, pooled_recordings, context, overlap_s=overlap_s)
+        context = context.with_more(OUT_OF_FOLD, {WHOLE_RECORDINGS: whole})
+        logger.info("out of fold, %s", format_recordings(whole))
     out_of_fold = write_report(
         folder,
         pooled,
@@ -230,17 +249,7 @@ def write_out_of_fold(
         uncalibrated=np.concatenate(uncalibrated) if any_calibrated else None,
         thresholds=thresholds,
         reported=np.concatenate(reported),
-        context=EvaluationContext(
-            common_names,
-            np.mean([fold.train_counts for fold in folds], axis=0).round().astype(int).tolist(),
-            split=OUT_OF_FOLD,
-            more={
-                "mean_of_folds": mean,
-                "sd_of_folds": sd,
-                "validation": {"calibration": calibration.to_json(), "thresholds": thresholds.reason()},
-            },
-            seed=seed,
-        ),
+        context=context,
     )
     logger.info("out of fold: %s", format_metrics(out_of_fold))
     logger.info(

@@ -1,6 +1,7 @@
 """Evaluates a model on whole recordings: scores of all windows, detections, and their metrics."""
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.data.archive import Archive
-from kenya_birds.data.decoded_recordings import DecodedRecordings
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.evaluation.evaluation_report import EvaluationContext
 from kenya_birds.evaluation.event_metrics import Truth, event_intervals
@@ -21,31 +21,26 @@ from kenya_birds.evaluation.recording_figures import (
 )
 from kenya_birds.evaluation.recording_metrics import RecordingScores, WindowScores
 from kenya_birds.evaluation.thresholds import Thresholds
-from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
+from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, WindowPredictions
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.files import write_table
 from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
+from kenya_birds.saved_models import THRESHOLDS_FILE
 
 # Metrics over all thresholds use detections with at least this score.
 LEAST_SCORE = 0.01
 RECALL_FILE = "recall_by_false_detections.png"
+# Scores and annotations of all windows (see `WindowPredictions.write`).
+WINDOWS_FILE = "recording_windows.parquet"
 TIMELINE_FILE = "recording_timeline.png"
 DETECTION_COLUMNS = ("recording", "species", "start_s", "end_s", "score")
 
 
-def find_detections(
-    grid: RecordingWindowGrid,
-    scores: np.ndarray,
-    classes: list[str],
-    thresholds: np.ndarray,
-    settings: FindingSettings,
-) -> pd.DataFrame:
-    """Detections from these scores, as `kenya-birds detect` makes them.
+def find_detections(windows: WindowPredictions, thresholds: np.ndarray, settings: FindingSettings) -> pd.DataFrame:
+    """Detections from the scores of windows, as `kenya-birds detect` makes them.
 
     Args:
-        grid: The windows.
-        scores: Probabilities of the windows, shape `(windows, classes)`.
-        classes: eBird codes by class id.
+        windows: The windows.
         thresholds: Decision threshold of each class, shape `(classes,)`.
         settings: How windows become detections.
 
@@ -53,11 +48,11 @@ def find_detections(
         `recording`, `species`, `start_s`, `end_s` and `score`.
     """
     found = []
-    for index, name in enumerate(grid.decoded.names):
-        rows = np.flatnonzero(grid.recording == index)
-        finder = DetectionFinder(name, classes, thresholds, settings, grid.decoded.sampling_rate)
+    for index, name in enumerate(windows.recordings):
+        rows = np.flatnonzero(windows.recording == index)
+        finder = DetectionFinder(name, windows.classes, thresholds, settings, windows.sampling_rate)
         if len(rows):
-            found += finder.add(grid.start[rows], grid.end[rows], scores[rows])
+            found += finder.add(windows.start[rows], windows.end[rows], windows.scores[rows])
         found += finder.finish()
     table = [(one.recording, one.species, one.start_s, one.end_s, one.score) for one in found]
     return pd.DataFrame(table, columns=list(DETECTION_COLUMNS)).astype(
@@ -65,15 +60,14 @@ def find_detections(
     )
 
 
-def truth_of(archive: Archive, decoded: DecodedRecordings, classes: list[str]) -> Truth:
+def truth_of(archive: Archive, names: Sequence[str], classes: list[str]) -> Truth:
     """Annotations of some recordings, for the classes of a model.
 
     Args:
         archive: The archive.
-        decoded: The recordings.
+        names: The recordings.
         classes: eBird codes; calls of other species are skipped.
     """
-    names = decoded.names
     calls = archive.annotations
     return Truth(
         {name: archive.headers[name].duration_s for name in names},
@@ -108,13 +102,7 @@ def strongest_detections(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def evaluate_recordings(
-    grid: RecordingWindowGrid,
-    scores: np.ndarray,
-    targets: np.ndarray,
-    truth: Truth,
-    *,
-    thresholds: np.ndarray,
-    tolerance_s: float = 0.0,
+    windows: WindowPredictions, truth: Truth, thresholds: np.ndarray, *, tolerance_s: float = 0.0
 ) -> RecordingScores:
     """Evaluates the scores of all windows of some recordings.
 
@@ -123,24 +111,43 @@ def evaluate_recordings(
     right and one false detection.
 
     Args:
-        grid: The windows.
-        scores: Calibrated probabilities, shape `(windows, classes)`.
-        targets: Targets of the windows, same shape.
+        windows: The windows.
         truth: The annotations of the recordings, in their order.
         thresholds: Decision threshold of each class, shape `(classes,)`.
         tolerance_s: See `match_events`.
     """
-    rate = grid.decoded.sampling_rate
-    least = np.full(len(truth.classes), LEAST_SCORE)
-    every = find_detections(grid, scores, truth.classes, least, FindingSettings())
+    every = find_detections(windows, np.full(len(windows.classes), LEAST_SCORE), FindingSettings())
     return RecordingScores(
-        find_detections(grid, scores, truth.classes, thresholds, FindingSettings(merge=grid.overlaps)),
-        strongest_detections(every) if grid.overlaps else every,
-        WindowScores(grid.recording, scores, targets),
+        find_detections(windows, thresholds, FindingSettings(merge=windows.overlaps)),
+        strongest_detections(every) if windows.overlaps else every,
+        WindowScores(windows.recording, windows.scores, windows.targets),
         truth,
         tolerance_s=tolerance_s,
-        window_s=grid.window / rate,
+        window_s=windows.window / windows.sampling_rate,
     )
+
+
+def pool_folds(folders: Sequence[Path], archive: Archive) -> RecordingScores | None:
+    """The test recordings of all folds of a cross-validation, each scored by the model of its fold.
+
+    Args:
+        folders: Output folders of the folds.
+        archive: The archive.
+
+    Returns:
+        The pooled scores; None if a fold has not been evaluated on whole recordings.
+
+    Raises:
+        UserError: If a file of a fold cannot be read.
+    """
+    if not all((folder / WINDOWS_FILE).is_file() for folder in folders):
+        return None
+    parts = []
+    for folder in folders:
+        windows = WindowPredictions.read(folder / WINDOWS_FILE)
+        thresholds = Thresholds.read(folder / THRESHOLDS_FILE).values(windows.classes)
+        parts.append(evaluate_recordings(windows, truth_of(archive, windows.recordings, windows.classes), thresholds))
+    return RecordingScores.pooled(parts)
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,7 @@ class ScoredWindows:
     def write_report(
         self, folder: Path, calibration: Calibration, thresholds: Thresholds, context: EvaluationContext
     ) -> dict[str, Any]:
-        """Evaluates the windows and writes what `write_recordings` writes.
+        """Evaluates the windows; writes what `write_recordings` writes, and `recording_windows.parquet`.
 
         Args:
             folder: Output folder.
@@ -177,14 +184,14 @@ class ScoredWindows:
         Returns:
             See `write_recordings`.
         """
-        scores = evaluate_recordings(
-            self.grid,
-            probabilities(calibration.apply(self.logits), multi_label=self.multi_label),
-            self.grid.targets(self.annotated),
-            truth_of(self.archive, self.grid.decoded, self.classes),
-            thresholds=thresholds.values(self.classes),
-        )
-        return write_recordings(folder, scores, context, overlap_s=self.grid.overlap_s)
+        probability = probabilities(calibration.apply(self.logits), multi_label=self.multi_label)
+        targets = self.grid.targets(self.annotated)
+        windows = WindowPredictions.of(self.grid, self.classes, probability, targets)
+        truth = truth_of(self.archive, windows.recordings, self.classes)
+        scores = evaluate_recordings(windows, truth, thresholds.values(self.classes))
+        report = write_recordings(folder, scores, context, overlap_s=self.grid.overlap_s)
+        windows.write(folder / WINDOWS_FILE)
+        return report
 
 
 def write_recordings(
