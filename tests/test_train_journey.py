@@ -191,7 +191,7 @@ def test_push_model_shows_what_would_go(trained):
     assert result.returncode == 0, result.stderr
     assert "checkpoint" not in result.stdout
     assert re.search(r"model\.safetensors +[\d,]+ bytes", result.stdout)
-    assert "27 files" in result.stdout
+    assert "28 files" in result.stdout
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_archive):
