@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from kenya_birds.experiments.probe_settings import ProbeSettings
 from kenya_birds.experiments.results import OUT_OF_FOLD, Fold, Scored, write_out_of_fold, write_test
 from kenya_birds.files import check_new_folder, read_json, write_json, write_table
 from kenya_birds.inference.detect import hash_model
-from kenya_birds.inference.embedding_models import load_embedder
+from kenya_birds.inference.embedding_models import Embedder, load_embedder
+from kenya_birds.saved_models import SavedModel
 from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.settings import read_settings
-from kenya_birds.training.training_recordings import TrainingRecordings, overlap_of
+from kenya_birds.training.training_recordings import Overlap, TrainingRecordings, overlap_of
 from kenya_birds.values import Count, Device, checked
 
 logger = logging.getLogger(__name__)
@@ -209,31 +210,8 @@ def probe(
     splits_file = settings.splits_file
     if trained is not None and splits_file is None and settings.folds is None:
         splits_file = trained.splits_file
-
-    def plan(splits: pd.DataFrame | None) -> KenyaBirds:
-        return clips_builder(
-            data_dir,
-            splits=splits,
-            cache_dir=cache_dir,
-            sampling_rate=embedder.sampling_rate,
-            clip_s=embedder.clip_s,
-            edge_tolerance_s=settings.edge_tolerance_s,
-            min_annotations=settings.min_annotations,
-            split_seed=settings.split_seed,
-        )
-
-    builder = plan(read_splits(splits_file) if splits_file else None)
-    if settings.folds is not None or (splits_file is not None and has_folds(splits_file)):
-        table = find_folds(builder, splits_file, settings.folds, settings.split_seed)
-        builder = plan(splits_of_fold(table, 0))
-    else:
-        table = builder.splits
-    tested = table if "fold" in table else table[table["split"] == "test"]
-    overlap = overlap_of(embedder.saved, builder.archive.fingerprints(tested["recording"]))
-    advice = "Probe it with its own splits (--splits_file), or on another archive"
-    overlap.refuse(embedder.saved.name, ["train", "validation"], advice)
-    if overlap.note():
-        logger.warning("%s", overlap.note())
+    builder, table = _plan(data_dir, replace(settings, splits_file=splits_file), embedder, cache_dir)
+    overlap = _check_overlap(embedder.saved, builder, table)
     multi_label = settings.problem_type == MULTI_LABEL
     if trained is not None:
         trained.check(table, builder.classes, multi_label=multi_label)
@@ -273,6 +251,42 @@ def probe(
     if trained is not None:
         columns[str(trained.folder)] = trained.metrics
     return format_comparison(columns)
+
+
+def _plan(
+    data_dir: str | Path, settings: ProbeSettings, embedder: Embedder, cache_dir: str | Path | None
+) -> tuple[KenyaBirds, pd.DataFrame]:
+    """The planned clips, and the table of splits or folds."""
+
+    def plan(splits: pd.DataFrame | None) -> KenyaBirds:
+        return clips_builder(
+            data_dir,
+            splits=splits,
+            cache_dir=cache_dir,
+            sampling_rate=embedder.sampling_rate,
+            clip_s=embedder.clip_s,
+            edge_tolerance_s=settings.edge_tolerance_s,
+            min_annotations=settings.min_annotations,
+            split_seed=settings.split_seed,
+        )
+
+    splits_file = settings.splits_file
+    builder = plan(read_splits(splits_file) if splits_file else None)
+    if settings.folds is not None or (splits_file is not None and has_folds(splits_file)):
+        table = find_folds(builder, splits_file, settings.folds, settings.split_seed)
+        return plan(splits_of_fold(table, 0)), table
+    return builder, builder.splits
+
+
+def _check_overlap(saved: SavedModel, builder: KenyaBirds, table: pd.DataFrame) -> Overlap:
+    """The model's training recordings that are tested; raises `UserError` if it was trained on them."""
+    tested = table if "fold" in table else table[table["split"] == "test"]
+    overlap = overlap_of(saved, builder.archive.fingerprints(tested["recording"]))
+    advice = "Probe it with its own splits (--splits_file), or on another archive"
+    overlap.refuse(saved.name, ["train", "validation"], advice)
+    if overlap.note():
+        logger.warning("%s", overlap.note())
+    return overlap
 
 
 @dataclass
