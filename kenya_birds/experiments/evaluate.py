@@ -221,7 +221,7 @@ class _Evaluation:
 def _find_splits(
     saved: SavedModel, summary: dict[str, Any], split: str, splits_file: str | Path | None
 ) -> tuple[str | Path | None, str | None]:
-    """The table of splits, or the split that all recordings are put into; neither where a split has to be made."""
+    """The table of splits, or the split that contains all recordings; neither if new splits are needed."""
     if split == ALL:
         return None, "test"
     if splits_file is not None:
@@ -237,10 +237,10 @@ def _find_splits(
 
 
 def _check_overlap(saved: SavedModel, builder: KenyaBirds, split: str) -> dict[str, Any]:
-    """What the model has to do with the recordings of the split; raises `UserError` if they must not judge it."""
+    """How many recordings of the split the model was trained on; raises `UserError` if it must not evaluate them."""
     splits = builder.splits
-    judged = splits["recording"] if split == ALL else splits.loc[splits["split"] == split, "recording"]
-    overlap = overlap_of(saved, builder.archive.fingerprints(judged))
+    evaluated = splits["recording"] if split == ALL else splits.loc[splits["split"] == split, "recording"]
+    overlap = overlap_of(saved, builder.archive.fingerprints(evaluated))
     refused = {"train": [], "validation": ["train"]}.get(split, ["train", "validation"])
     overlap.refuse(
         saved.name,
@@ -278,7 +278,7 @@ def _listed(codes: Iterable[str]) -> str:
 
 
 def _train_counts(classes: list[str], summary: dict[str, Any], builder: KenyaBirds) -> list[int]:
-    """Clips that the model was trained on, by the summary of its run, or by the splits where it has none."""
+    """Number of training clips by class, from the summary of the model's run, or else from the splits."""
     if "clips_per_species" in summary:
         counted = {code: splits.get("train", 0) for code, splits in summary["clips_per_species"].items()}
     else:

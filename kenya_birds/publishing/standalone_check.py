@@ -60,10 +60,10 @@ def answer(model_name: str, revision: str | None = None) -> dict[str, Any]:
         sounds["other rate"] = (sound(clip_s, 44_100), 44_100)
     multi_label = model.config.problem_type == "multi_label_classification"
     # Before transformers 5.23 the pipeline needs the argument for independent labels.
-    told = {"top_k": None, **({"function_to_apply": "sigmoid"} if multi_label else {})}
+    arguments = {"top_k": None, **({"function_to_apply": "sigmoid"} if multi_label else {})}
     scores = {}
     for name, (waveform, sampling_rate) in sounds.items():
-        guesses = classify({"array": waveform, "sampling_rate": sampling_rate}, **told)
+        guesses = classify({"array": waveform, "sampling_rate": sampling_rate}, **arguments)
         scores[name] = {guess["label"]: guess["score"] for guess in guesses}
     with torch.no_grad():
         logits = model(**extractor(sounds["clip"][0], sampling_rate=rate, return_tensors="pt")).logits[0]

@@ -39,12 +39,12 @@ def power_weights(counts: Sequence[int] | np.ndarray, power: float) -> np.ndarra
 
 
 class ClipDraw(NamedTuple):
-    """What a place in an epoch holds.
+    """One drawn clip of an epoch, with its random numbers.
 
     Attributes:
         clip: Index of the clip.
         partner: Index of the clip that may be mixed into it.
-        chance: Uniform numbers in [0, 1) for all that is left to chance.
+        chance: Uniform random numbers in [0, 1) for augmentation.
     """
 
     clip: int
@@ -55,16 +55,16 @@ class ClipDraw(NamedTuple):
 class ClipSampler(Sampler[ClipDraw]):
     """Draws an epoch of clips: each once in random order, or with replacement in proportion to weights.
 
-    The draw depends on the seed and the epoch alone, so that every process draws the same and a resumed run goes on
-    with the same clips. Clips that would make an incomplete last step are left out, other ones in every epoch: an
-    epoch is the same however many processes share a step.
+    The draw depends on the seed and the epoch only: every process draws the same clips, and a resumed run continues
+    with the same clips. Clips that would make an incomplete last step are skipped; each epoch skips other clips. So an
+    epoch does not depend on the number of processes.
 
     Args:
         clips: Number of clips to draw from.
         clips_per_step: Clips of one optimiser step, over all processes and accumulated batches.
         seed: Seed of the draws.
         weights: One per clip, not all zero; by default each clip is drawn once.
-        numbers: How many random numbers come with each clip.
+        numbers: Number of random numbers of each clip.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class ClipSampler(Sampler[ClipDraw]):
 
 
 class FeatureClips(torch.utils.data.Dataset):
-    """Clips to evaluate on, by the batch.
+    """Batches of clips for evaluation.
 
     Args:
-        clips: What `extract_features` returns.
+        clips: The result of `extract_features`.
         feature_shape: Bands and frames.
-        multi_label: Whether the target is every species in the clip, rather than the annotated one.
+        multi_label: Whether the targets are all species in the clip instead of the annotated one.
     """
 
     def __init__(self, clips: Dataset, feature_shape: tuple[int, int], multi_label: bool) -> None:
@@ -142,12 +142,12 @@ class MixableSound(torch.utils.data.Dataset):
 
 
 class TrainingClips(MixableSound):
-    """Clips to train on, by the batch, with what chance has in store for them.
+    """Batches of clips for training, with the amounts of their augmentation.
 
     Args:
-        clips: What `clean_clips` returns.
+        clips: The result of `clean_clips`.
         augmentation: Turns a clip's random numbers into amounts.
-        multi_label: Whether the target is every species in the clip, rather than the annotated one.
+        multi_label: Whether the targets are all species in the clip instead of the annotated one.
     """
 
     def __init__(self, clips: Dataset, augmentation: Augmentation, multi_label: bool) -> None:
@@ -170,7 +170,7 @@ class TrainingClips(MixableSound):
         return len(self) * self.waveforms[0].nbytes
 
     def move_to(self, device: torch.device) -> None:
-        """Keeps all waveforms on the device from now on: batches only name them."""
+        """Copies all waveforms to the device; batches then contain their indices only."""
         self.resident = torch.from_numpy(np.stack(self.waveforms)).to(device)
 
     def __getitems__(self, draws: Sequence[ClipDraw]) -> dict[str, Any]:
@@ -178,12 +178,12 @@ class TrainingClips(MixableSound):
 
         Returns:
             `sound` for `waveform`, `amounts` (see `Augmentation.amounts`) and `labels` (see `clip_targets`); with
-            mixup also `partner`, the sound of what is mixed into the rows `amounts["mixed"]`, and where single-label
-            `partner_labels`, of all rows.
+            mixup also `partner`, the sound that is mixed into the rows `amounts["mixed"]`, and if single-label
+            `partner_labels` of all rows.
         """
         clip = np.array([draw.clip for draw in draws])
         amounts = self.augmentation.amounts(np.stack([draw.chance for draw in draws]))
-        # Where there is context, only real sound is shifted in; without, what leaves at one end returns at the other.
+        # With context, the shift brings in sound of the recording; without, the clip is rotated.
         shift = np.zeros(len(clip), dtype=np.int64)
         if "shift" in amounts:
             shift = np.rint(amounts.pop("shift").numpy() * self.clip_samples).astype(np.int64)
@@ -227,11 +227,11 @@ class TrainingClips(MixableSound):
 
 
 def clip_targets(clips: Dataset, multi_label: bool) -> torch.Tensor:
-    """What is to be learned of each clip.
+    """Training targets of clips.
 
     Returns:
         Class ids of shape `(clips,)`, or zeros and ones of shape `(clips, classes)`, with -100 instead of zero
-        where an unknown bird may be that class.
+        if an unidentified bird may be that class.
     """
     class_ids = {code: label for label, code in enumerate(clips.features["label"].names)}
     targets = torch.from_numpy(clip_references(clips, class_ids, multi_label=multi_label))
@@ -239,10 +239,10 @@ def clip_targets(clips: Dataset, multi_label: bool) -> torch.Tensor:
 
 
 class _Calls:
-    """The annotated calls round each clip, to know which are in its window when that is shifted.
+    """The annotated calls near each clip, which give the targets of its shifted window.
 
-    A shifted window holds the calls that are centred in it, without `edge_tolerance_s`. Where birds that nobody could
-    name are is not known here: a window stays as unknown as it was.
+    A shifted window contains the calls whose centre is in it, without `edge_tolerance_s`. The places of unidentified
+    birds are not known here: unknown targets remain unknown.
     """
 
     def __init__(self, clips: Dataset, clip_s: float) -> None:

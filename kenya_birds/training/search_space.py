@@ -33,8 +33,8 @@ class Range:
     log: bool = False
 
 
-# By the names of flags, but for the strength: 0 is no such augmentation, 1 the probabilities of the settings, 2 twice
-# them, up to always.
+# By the names of flags, except the strength: 0 is no augmentation, 1 has the probabilities of the settings, and 2 has
+# twice these probabilities (at most 1).
 RANGES = {
     "learning_rate": Range(1e-4, 3e-3, log=True),
     "weight_decay": Range(1e-3, 0.3, log=True),
@@ -107,9 +107,9 @@ class SearchSpace:
         """
         data, model, training = self.settings.data, self.settings.model, self.settings.training
         searched = self.flags(dict.fromkeys((*self.ranges, STRENGTH), 0.0))
-        told = {
+        fixed = {
             **self.settings.deciding(),
-            # The clips of a step, as they are spread here, and what is recorded without its path.
+            # The division of a step into batches, and files that are recorded without their path.
             "per_device_train_batch_size": training.per_device_train_batch_size,
             "gradient_accumulation_steps": training.gradient_accumulation_steps,
             "init_from": _absolute(model.init_from),
@@ -118,7 +118,7 @@ class SearchSpace:
         usual = usual_settings()
         return {
             name: value
-            for name, value in told.items()
+            for name, value in fixed.items()
             # The last one follows from the metric.
             if name in usual and name not in (*searched, "greater_is_better") and value not in (None, usual[name])
         }

@@ -96,7 +96,7 @@ class Settings:
             if name in DECIDING_ARGUMENTS
             or not (_is_private(name) or value == usual[name] or not (value or usual[name]))
         }
-        told = {
+        recorded = {
             **dataclasses.asdict(self.data),
             **dataclasses.asdict(self.model),
             **dataclasses.asdict(self.features),
@@ -105,8 +105,8 @@ class Settings:
             CLIPS_PER_STEP: args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         }
         if Path(self.model.init_from).exists():
-            told["init_from"] = Path(self.model.init_from).name  # and not where it lies
-        return json.loads(json.dumps({name: value for name, value in told.items() if name not in NOT_RECORDED}))
+            recorded["init_from"] = Path(self.model.init_from).name  # without its folder
+        return json.loads(json.dumps({name: value for name, value in recorded.items() if name not in NOT_RECORDED}))
 
     def deciding(self) -> dict[str, Any]:
         """The settings of the record that decide which model is the result."""
@@ -133,12 +133,12 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         `NAME was VALUE and is VALUE now` for each difference.
     """
     usual = usual_settings()
-    told = []
+    found = []
     for name, value in now.items():
         before = then.get(name, usual.get(name, value))
         if before != value:
-            told.append(f"{name} was {before} and is {value} now")
-    return told
+            found.append(f"{name} was {before} and is {value} now")
+    return found
 
 
 def _is_private(name: str) -> bool:

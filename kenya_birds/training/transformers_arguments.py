@@ -63,10 +63,10 @@ def _field(name: str, node: ast.AnnAssign, classes: dict[str, ast.ClassDef]) -> 
     metadata = options.get("metadata")
     # Each value separately, because some others are computed.
     pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
-    told = {_constant(key): _constant(value) for key, value in pairs}
-    if told.get("choices"):
-        kind = replace(kind, choices=tuple(told["choices"]))
-    text = " ".join((told.get("help") or "").split()).replace("%%", "%")  # as argparse would show it
+    values = {_constant(key): _constant(value) for key, value in pairs}
+    if values.get("choices"):
+        kind = replace(kind, choices=tuple(values["choices"]))
+    text = " ".join((values.get("help") or "").split()).replace("%%", "%")  # as argparse would show it
     return TransformersField(name, kind, _constant(options.get("default")), text)
 
 
