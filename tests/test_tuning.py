@@ -82,6 +82,16 @@ def test_a_study_leaves_numbers_and_pictures_and_training_takes_its_flags(tmp_pa
     assert "save_only_model" not in told
 
 
+def test_training_on_recordings_is_tuned_by_the_average_precision_of_windows(tmp_path, small_archive, cache):
+    settings = {"train_on": "recordings", "problem_type": "multi_label_classification", "windows_per_epoch": 32}
+    search(small_archive, tmp_path, cache, trials=1, **settings)
+    best = json.loads((tmp_path / "out" / "best.json").read_text())
+    assert 0 < best["mean_cmap"] <= 1
+    assert sum(best["fold_cmap"]) / 2 == pytest.approx(best["mean_cmap"])
+    assert best["flags"]["train_on"] == "recordings"
+    assert pd.read_csv(tmp_path / "out" / "history.csv")["mean_cmap"].tolist() == [pytest.approx(best["mean_cmap"])]
+
+
 def test_a_killed_study_tries_the_killed_trial_again_and_counts_on(tmp_path, small_archive, cache, monkeypatch):
     storage = f"sqlite:///{tmp_path}/study.db"
     command = [sys.executable, "-c", "from kenya_birds.cli import main; main()", "tune", small_archive]

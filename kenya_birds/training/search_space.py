@@ -74,6 +74,11 @@ class SearchSpace:
             unused.add("drop_path_rate")
         self.ranges = {name: numbers for name, numbers in RANGES.items() if name not in unused}
 
+    @property
+    def metric(self) -> str:
+        """Name of the metric that trials maximise."""
+        return str(self.settings.training.metric_for_best_model)
+
     def describe(self) -> dict[str, Any]:
         """The space as JSON: ranges and choices by name."""
         described: dict[str, Any] = {name: asdict(numbers) for name, numbers in self.ranges.items()}

@@ -1,7 +1,8 @@
-"""Tuning: a study of Optuna whose objective is the mean macro F1 over folds of recordings.
+"""Tuning: a study of Optuna whose objective is a mean metric over folds of recordings.
 
-The recordings of the test split are not used. The others are divided into folds. Each fold is the validation split
-once, with training on the others.
+The metric is the one that chooses the epoch: macro F1 on clips or, with `--train_on recordings`, the mean average
+precision on windows of the validation recordings. The recordings of the test split are not used. The others are
+divided into folds. Each fold is the validation split once, with training on the others.
 """
 
 import gc
@@ -29,11 +30,12 @@ from kenya_birds.data.archive import archive_fingerprint
 from kenya_birds.data.splits import stratified_folds
 from kenya_birds.errors import UserError
 from kenya_birds.files import is_new_or_empty, read_json, write_json
+from kenya_birds.training.callbacks import SHOWN
 from kenya_birds.training.flags import tuning_flags
 from kenya_birds.training.search_space import SearchSpace, SeededTPESampler
 from kenya_birds.training.settings import Settings
 from kenya_birds.training.training_run import Run
-from kenya_birds.training.tuning_report import FOLD_EPOCHS, FOLD_SCORES, write_tuning
+from kenya_birds.training.tuning_report import FOLD_EPOCHS, write_tuning
 from kenya_birds.training.tuning_settings import TuningSettings
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ RETRIES = 2
 
 
 def tune(data_dir: str | Path, output: str | Path, tuning: TuningSettings, flags: Sequence[str] = ()) -> Study:
-    """Searches for the settings with the best mean macro F1 over folds, or resumes such a study.
+    """Searches for the settings with the best mean metric over folds, or resumes such a study.
 
     Trials run in `output/trial-N/fold-K`; a trial's folder is deleted at its end. See `write_tuning` for the results.
     Several processes may work on one study at the same time. With one process, the same seed (`--seed` among the
@@ -134,10 +136,11 @@ def _parse(data_dir: str | Path, output: Path, flags: Sequence[str]) -> Settings
         raise UserError(
             f"{training.world_size} processes share one run: start kenya-birds tune once per process, on one storage"
         )
-    if training.eval_strategy == "no" or training.metric_for_best_model != "macro_f1":
+    metric = "cmap" if settings.data.train_on == "recordings" else "macro_f1"
+    if training.eval_strategy == "no" or training.metric_for_best_model != metric:
         raise UserError(
             f"eval_strategy is {training.eval_strategy} and metric_for_best_model {training.metric_for_best_model}: "
-            "tuning uses the macro F1 on validation, so omit both flags"
+            f"tuning uses the {SHOWN[metric]} on validation, so omit both flags"
         )
     return settings.changed(report_to="none", resume_from_checkpoint=None, save_total_limit=1, save_only_model=True)
 
@@ -261,10 +264,16 @@ def _objective(settings: Settings, space: SearchSpace, table: pd.DataFrame, outp
             scores.append(score)
             epochs.append(epoch)
             mean = float(np.mean(scores))
-            trial.set_user_attr(FOLD_SCORES, scores)
+            trial.set_user_attr(f"fold_{space.metric}", scores)
             trial.set_user_attr(FOLD_EPOCHS, epochs)
             logger.info(
-                "Trial %d, fold %d of %d: macro F1 %.4f, mean %.4f", trial.number, fold + 1, folds, score, mean
+                "Trial %d, fold %d of %d: %s %.4f, mean %.4f",
+                trial.number,
+                fold + 1,
+                folds,
+                SHOWN[space.metric],
+                score,
+                mean,
             )
             trial.report(mean, step=fold)
             if fold + 1 < folds and trial.should_prune():
@@ -276,14 +285,15 @@ def _objective(settings: Settings, space: SearchSpace, table: pd.DataFrame, outp
 
 
 def _best_epoch(settings: Settings, splits: pd.DataFrame) -> tuple[float, float]:
-    """Trains; returns the best macro F1 on validation and its epoch."""
+    """Trains; returns the metric of the best epoch on validation, and the epoch."""
     trainer, _, _ = Run(settings, splits).train()
-    evaluations = [entry for entry in trainer.state.log_history if "eval_macro_f1" in entry]
-    best = max(evaluations, key=lambda entry: entry["eval_macro_f1"])
+    metric = f"eval_{settings.training.metric_for_best_model}"
+    evaluations = [entry for entry in trainer.state.log_history if metric in entry]
+    best = max(evaluations, key=lambda entry: entry[metric])
     del trainer
     gc.collect()  # a trainer and its model hold each other
     torch.cuda.empty_cache()
-    return float(best["eval_macro_f1"]), float(best["epoch"])
+    return float(best[metric]), float(best["epoch"])
 
 
 def _remove_ended(study: Study, output: Path) -> None:

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kenya_birds.files import write_json, write_table
 from kenya_birds.plot_style import styled
+from kenya_birds.training.callbacks import SHOWN
 from kenya_birds.training.flags import PARAMS_KEY
 from kenya_birds.training.search_space import SearchSpace
 from kenya_birds.training.training_recordings import RECORDINGS_KEY
@@ -26,7 +27,6 @@ BEST_FILE = "best.json"
 HISTORY_FILE = "history.csv"
 HISTORY_PICTURE = "history.png"
 IMPORTANCE_PICTURE = "importance.png"
-FOLD_SCORES = "fold_macro_f1"
 FOLD_EPOCHS = "fold_best_epoch"
 LEAST_TRIALS_FOR_IMPORTANCE = 4
 
@@ -37,7 +37,7 @@ def write_tuning(
     """Writes the results of a study so far.
 
     - `best.json`: flags of `train_hf.py` by name (with those that were not searched and do not have their default),
-      their mean macro F1, the trial, its folds and the search space.
+      the mean of the metric (see `tuning`), the trial, its folds and the search space.
     - `history.csv`, `history.png`: all trials.
     - `importance.png`: importance of each parameter (PED-ANOVA), if four or more trials are completed.
 
@@ -49,8 +49,9 @@ def write_tuning(
             these are test recordings.
     """
     trials = study.get_trials(deepcopy=False)
-    write_table(history(study), folder / HISTORY_FILE)
-    _draw_history(trials, folder / HISTORY_PICTURE)
+    metric = space.metric
+    write_table(history(study, metric), folder / HISTORY_FILE)
+    _draw_history(trials, folder / HISTORY_PICTURE, SHOWN[metric])
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not complete:
         logger.warning("No trial is completed: %s is not written", BEST_FILE)
@@ -59,9 +60,9 @@ def write_tuning(
     write_json(
         {
             PARAMS_KEY: {**space.fixed(), **space.flags(best.params)},
-            "mean_macro_f1": best.value,
+            f"mean_{metric}": best.value,
             "trial": best.number,
-            FOLD_SCORES: best.user_attrs[FOLD_SCORES],
+            f"fold_{metric}": best.user_attrs[f"fold_{metric}"],
             FOLD_EPOCHS: best.user_attrs[FOLD_EPOCHS],
             "study_name": study.study_name,
             "space": space.describe(),
@@ -77,22 +78,30 @@ def write_tuning(
             LEAST_TRIALS_FOR_IMPORTANCE,
         )
     elif len({trial.value for trial in complete}) == 1:
-        logger.info("All trials have the same macro F1: %s is not written", IMPORTANCE_PICTURE)
+        logger.info("All trials have the same %s: %s is not written", SHOWN[metric], IMPORTANCE_PICTURE)
     else:
         _draw_importance(
             get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()), folder / IMPORTANCE_PICTURE
         )
 
 
-def history(study: Study) -> pd.DataFrame:
-    """One row per trial: `trial`, `state`, `mean_macro_f1` (so far, if it was pruned), folds, parameters, time."""
+def history(study: Study, metric: str = "macro_f1") -> pd.DataFrame:
+    """The trials of a study.
+
+    Args:
+        study: The study.
+        metric: Name of the metric that the trials maximise.
+
+    Returns:
+        One row per trial: `trial`, `state`, `mean_METRIC` (so far, if it was pruned), folds, parameters, time.
+    """
     names = sorted({name for trial in study.get_trials(deepcopy=False) for name in trial.params})
     rows = [
         {
             "trial": trial.number,
             "state": trial.state.name.lower(),
-            "mean_macro_f1": _mean(trial),
-            FOLD_SCORES: " ".join(f"{score:.4f}" for score in trial.user_attrs.get(FOLD_SCORES, [])),
+            f"mean_{metric}": _mean(trial),
+            f"fold_{metric}": " ".join(f"{score:.4f}" for score in trial.user_attrs.get(f"fold_{metric}", [])),
             FOLD_EPOCHS: " ".join(f"{epoch:g}" for epoch in trial.user_attrs.get(FOLD_EPOCHS, [])),
             **{name: trial.params.get(name) for name in names},
             "started": trial.datetime_start,
@@ -109,8 +118,8 @@ def _mean(trial: FrozenTrial) -> float:
 
 
 @styled()
-def _draw_history(trials: list[FrozenTrial], path: Path) -> None:
-    """Draws the mean macro F1 of each trial, and the best of the completed trials so far."""
+def _draw_history(trials: list[FrozenTrial], path: Path, metric: str) -> None:
+    """Draws the mean metric of each trial, and the best of the completed trials so far."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     figure = Figure(figsize=(7.5, 4.5), dpi=100, layout="constrained")
@@ -131,7 +140,7 @@ def _draw_history(trials: list[FrozenTrial], path: Path) -> None:
         )
     axes.set_xlabel("trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("macro F1 on validation")
+    axes.set_ylabel(f"{metric} on validation")
     axes.legend(fontsize=9)
     figure.savefig(path, format="png")
 
