@@ -43,7 +43,8 @@ wheel: install
 
 demo: install
 	rm -rf $(DEMO)
-	$(BIN)/kenya-birds synthesize $(DEMO)/archive --recordings 16 --duration_s 120 --species 8 --annotations 320
+	$(BIN)/kenya-birds synthesize $(DEMO)/archive --recordings 16 --duration_s 120 --species 8 --annotations 320 \
+		--scene quiet
 	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process 2 train_hf.py --data_dir $(DEMO)/archive --output_dir $(DEMO)/model \
 		--cache_dir $(DEMO)/cache --use_cpu --backbone test_convnext --init_from scratch \

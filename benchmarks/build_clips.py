@@ -83,6 +83,7 @@ def main() -> None:
             duration_s=3600 / RECORDINGS_PER_HOUR,
             species=60,
             annotations=ANNOTATIONS_PER_HOUR * options.hours,
+            scene="quiet",
         )
         logging.disable(logging.WARNING)
         datasets.disable_progress_bars()

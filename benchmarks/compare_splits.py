@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--time_limit_s", type=float, default=60.0, help="of each balanced split, in seconds")
     options = parser.parse_args()
 
-    full_size = synthetic_annotations(recordings=35, duration_s=3600.0, species=176, annotations=10_294)
+    full_size = synthetic_annotations(recordings=35, duration_s=3600.0, species=176, annotations=10_294, scene="quiet")
     archives = {
         "synthetic, 10 or more": _frequent(full_size, 10),
         "synthetic, all species": full_size,

@@ -180,7 +180,7 @@ def serving(model: str, uploads: Path, concurrency: int) -> Iterator[tuple[subpr
 
 def cut_recordings(folder: Path, count: int, duration_s: float) -> list[Path]:
     """So many different recordings, one after the other out of a synthetic archive's."""
-    archive = synthesize_archive(folder / "archive", recordings=1, duration_s=count * duration_s)
+    archive = synthesize_archive(folder / "archive", recordings=1, duration_s=count * duration_s, scene="quiet")
     with soundfile.SoundFile(next((archive / "soundscape_data").iterdir())) as whole:
         paths = []
         for number in range(count):

@@ -95,7 +95,9 @@ def synthesize(folder: Path) -> Path:
     """One recording of an hour."""
     from kenya_birds.data.synthetic import synthesize_archive
 
-    archive = synthesize_archive(folder / "archive", recordings=1, duration_s=3600, species=8, annotations=300)
+    archive = synthesize_archive(
+        folder / "archive", recordings=1, duration_s=3600, species=8, annotations=300, scene="quiet"
+    )
     return next((archive / "soundscape_data").iterdir())
 
 

@@ -59,7 +59,9 @@ def measure_speed(options: argparse.Namespace) -> None:
     """One table: each part alone, and all of it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        archive = synthesize_archive(folder / "archive", recordings=options.recordings, duration_s=options.duration_s)
+        archive = synthesize_archive(
+            folder / "archive", recordings=options.recordings, duration_s=options.duration_s, scene="quiet"
+        )
         files = sorted((archive / "soundscape_data").iterdir())
         model = save_random_model(folder / "model", options.backbone)
         device = make_pipeline(model, options).scorer._device
@@ -147,7 +149,7 @@ def measure_memory(options: argparse.Namespace) -> None:
     """Peak memory of a run on one short and one long recording, each in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        archive = synthesize_archive(folder / "archive", recordings=1, duration_s=600)
+        archive = synthesize_archive(folder / "archive", recordings=1, duration_s=600, scene="quiet")
         sound, rate = soundfile.read(next((archive / "soundscape_data").iterdir()), dtype="int16")
         save_random_model(folder / "model", options.backbone)
         print(f"{options.backbone}, windows overlap by {options.overlap_s} s")

@@ -42,7 +42,7 @@ def main() -> None:
     print("| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         archive = synthesize_archive(
-            Path(folder) / "archive", recordings=1, duration_s=60 * options.minutes, species=5
+            Path(folder) / "archive", recordings=1, duration_s=60 * options.minutes, species=5, scene="quiet"
         )
         (recording,) = (archive / "soundscape_data").iterdir()
         for backbone in options.backbones:

@@ -254,7 +254,9 @@ def measure_trainer(options: argparse.Namespace) -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet_folder() as folder:
-        archive = synthesize_archive(folder / "archive", recordings=10, duration_s=120, species=8, annotations=700)
+        archive = synthesize_archive(
+            folder / "archive", recordings=10, duration_s=120, species=8, annotations=700, scene="quiet"
+        )
         clips = load_clips(archive, cache_dir=folder / "cache", context_s=0.9)
         args = KenyaBirdsTrainingArguments(
             str(folder / "run"),

@@ -52,7 +52,7 @@ def small_archive(tmp_path_factory):
     from kenya_birds.data.synthetic import synthesize_archive
 
     folder = tmp_path_factory.mktemp("shared") / "archive"
-    return synthesize_archive(folder, recordings=8, duration_s=20, species=6, annotations=140, seed=1)
+    return synthesize_archive(folder, recordings=8, duration_s=20, species=6, annotations=140, scene="quiet", seed=1)
 
 
 @pytest.fixture(scope="session")

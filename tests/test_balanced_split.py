@@ -221,7 +221,7 @@ def test_classes_that_cannot_be_everywhere_are_told_and_those_that_only_the_seed
 
 @pytest.fixture(scope="module")
 def full_size():
-    return synthetic_annotations(recordings=35, duration_s=3600.0, species=176, annotations=10_294)
+    return synthetic_annotations(recordings=35, duration_s=3600.0, species=176, annotations=10_294, scene="quiet")
 
 
 def test_a_time_limit_that_ends_the_search_is_kept_and_told(full_size, caplog):

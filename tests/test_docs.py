@@ -50,7 +50,9 @@ def things(tmp_path_factory):
     from kenya_birds.data.synthetic import synthesize_archive
 
     folder = tmp_path_factory.mktemp("pages")
-    archive = synthesize_archive(folder / "archive", recordings=9, duration_s=40, species=5, annotations=110, seed=2)
+    archive = synthesize_archive(
+        folder / "archive", recordings=9, duration_s=40, species=5, annotations=110, scene="quiet", seed=2
+    )
     train(archive, folder / "birds", folder / "cache", num_train_epochs=6, min_annotations=10)
     # So small a model detects hardly anything at its own thresholds.
     thresholds = json.loads((folder / "birds" / "thresholds.json").read_text(encoding="utf-8"))
@@ -58,7 +60,9 @@ def things(tmp_path_factory):
     (folder / "birds" / "thresholds.json").write_text(json.dumps(thresholds), encoding="utf-8")
     shutil.copytree(folder / "birds", folder / "someone" / "birds-of-baringo")
     # Recordings that the model was not trained on: pages train on what is detected in them.
-    elsewhere = synthesize_archive(folder / "x", recordings=9, duration_s=40, species=5, annotations=110, seed=7)
+    elsewhere = synthesize_archive(
+        folder / "x", recordings=9, duration_s=40, species=5, annotations=110, scene="quiet", seed=7
+    )
     (folder / "recordings").mkdir()
     # Another recording has a name that only --name_pattern reads.
     names = ["north 07.12.2021 15-38.flac", *(f"KEN_{n:03}_20211207_153852.flac" for n in range(1, 9))]

@@ -23,7 +23,7 @@ SETTINGS = {"folds": 3, "num_train_epochs": 2, "no_call_windows": 2}
 def archive(tmp_path_factory):
     """Six recordings of a minute with gaps between calls."""
     folder = tmp_path_factory.mktemp("sparse") / "archive"
-    return synthesize_archive(folder, recordings=6, duration_s=60, species=3, annotations=60, seed=3)
+    return synthesize_archive(folder, recordings=6, duration_s=60, species=3, annotations=60, scene="quiet", seed=3)
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def epoch_lines(caplog, args, scores, stop_at=None):
             state.epoch = float(epoch)
             log.on_epoch_end(args, state, control)
             if score is not None:
-                metrics = {"eval_loss": 0.25, "eval_macro_f1": score}
+                metrics = {"eval_loss": 0.25, "eval_macro_f1": score, "eval_cmap": 1 - score}
                 state.log_history.append({**metrics, "epoch": state.epoch})
                 log.on_evaluate(args, state, control, metrics=metrics)
         log.on_train_end(args, state, control)
@@ -60,6 +60,13 @@ def test_an_epoch_is_one_line_with_loss_score_speed_and_time_left(caplog, tmp_pa
         "Epoch 2 of 3: loss 2.5, validation loss 0.25, macro F1 0.2500 (best: 0.5000 in epoch 1), N clips/s, 0 s left",
         "Epoch 3 of 3: loss 3.5, validation loss 0.25, macro F1 0.7500 (the best so far), N clips/s",
     ]
+
+
+def test_the_best_epoch_is_that_of_the_metric_that_is_shown(caplog, tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), eval_strategy="epoch", metric_for_best_model="cmap", **ARGS)
+    lines = epoch_lines(caplog, args, [0.5, 0.25, 0.75])
+    assert "mean average precision 0.7500 (the best so far)" in lines[1]
+    assert "mean average precision 0.2500 (best: 0.7500 in epoch 2)" in lines[2]
 
 
 def test_a_run_without_evaluation_tells_its_loss_and_where_it_stops(caplog, tmp_path):

@@ -294,7 +294,9 @@ def test_a_dry_run_writes_the_demo_and_sends_nothing(trained, unchecked, tmp_pat
 def test_another_archive_than_the_models_is_refused(trained, unchecked, tmp_path):
     from kenya_birds.data.synthetic import synthesize_archive
 
-    other = synthesize_archive(tmp_path / "other", recordings=4, duration_s=20, species=3, annotations=60, seed=5)
+    other = synthesize_archive(
+        tmp_path / "other", recordings=4, duration_s=20, species=3, annotations=60, scene="quiet", seed=5
+    )
     with pytest.raises(UserError, match=r"recording|species differ"):
         push_here(trained, "--repo_id", "birds", "--with_dataset", other, "--data_license", "cc-by-4.0")
     assert unchecked.requests == []

@@ -38,7 +38,7 @@ def test_recordings_with_other_numbers_share_a_site_that_is_named():
 
 
 def test_names_of_synthetic_recordings_are_understood():
-    names = synthetic_annotations(recordings=9, duration_s=60.0, species=3)["recording"].unique()
+    names = synthetic_annotations(recordings=9, duration_s=60.0, species=3, scene="quiet")["recording"].unique()
     assert len(names) == 9
     assert None not in [parse_recording_name(name) for name in names]
 

@@ -349,7 +349,9 @@ def test_an_annotation_past_the_end_is_counted_and_left_out(archive, tmp_path):
 
 
 def test_background_comes_from_windows_without_a_call(tmp_path, small_archive, capfd):
-    sparse = synthesize_archive(tmp_path / "archive", recordings=5, duration_s=40, species=2, annotations=30, seed=1)
+    sparse = synthesize_archive(
+        tmp_path / "archive", recordings=5, duration_s=40, species=2, annotations=30, scene="quiet", seed=1
+    )
     settings = {"num_train_epochs": 1, "background_probability": 0.5, "min_annotations": 5}
     train(sparse, tmp_path / "run", tmp_path / "cache", **settings)
     refused(

@@ -132,7 +132,7 @@ def test_focal_weights_lower_the_loss_of_what_is_easy(small_archive, tmp_path):
 def quiet_archive(tmp_path_factory):
     """Six recordings of 30 s with few calls."""
     folder = tmp_path_factory.mktemp("quiet") / "archive"
-    return synthesize_archive(folder, recordings=6, duration_s=30, species=2, annotations=30, seed=2)
+    return synthesize_archive(folder, recordings=6, duration_s=30, species=2, annotations=30, scene="quiet", seed=2)
 
 
 def test_a_run_with_hard_windows_that_was_stopped_within_an_epoch_ends_as_one_that_was_not(quiet_archive, tmp_path):

@@ -16,7 +16,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.recording_windows import RecordingWindows
-from kenya_birds.training.window_sampler import WindowSampler
+from kenya_birds.training.window_sampler import WindowSampler, warn_of_short_stretches
 
 RATE, WINDOW = 10, 30
 # Two recordings of 60 s; the second has damage from 30 to 31 s.
@@ -122,6 +122,21 @@ def test_without_empty_windows_their_share_is_drawn_anywhere_and_logged(caplog):
 def test_what_cannot_be_drawn_from_is_one_line(decoded, calls, settings, message):
     with pytest.raises(UserError, match=message):
         draws_of(decoded, targets=targets_of(decoded, calls), **settings)
+
+
+def test_stretches_shorter_than_a_window_are_logged_with_their_annotations(caplog):
+    warn_of_short_stretches(DECODED, targets_of())
+    assert not caplog.text
+    decoded = DecodedRecordings(
+        [recording("a", [[0, 90], [95, 120], [390, 419]]), recording("b", [[0, 300], [310, 600]])], RATE
+    )
+    # Of the calls of recording a, that at 10 s lies in the second stretch and that at 40 s in the third.
+    warn_of_short_stretches(decoded, targets_of(decoded))
+    assert (
+        "2 of 5 stretches of unbroken sound in the training recordings are shorter than a window of 3 s" in caplog.text
+    )
+    assert "(5.4 s in all)" in caplog.text
+    assert "their 2 annotations are not learned" in caplog.text
 
 
 def test_incomplete_steps_are_left_out():

@@ -50,6 +50,14 @@ def _add_synthesize(commands: Any) -> None:
     add_option(
         size, "--annotations", Count, help="number of annotated calls; by default in proportion to the total length"
     )
+    add_option(
+        size,
+        "--scene",
+        Literal["field", "quiet"],
+        "field",
+        help="field: calls at any distance, and insects, frogs, wind, rain, engines and people, which are not "
+        "annotated; quiet: clear calls in steady noise",
+    )
     add_option(size, "--seed", Seed, 0, help="random seed: the same seed gives the same archive")
     add_general(command)
     command.set_defaults(run=_synthesize, after_stop="the archive is not complete: delete the folder and run it again")
@@ -67,6 +75,7 @@ def _synthesize(options: argparse.Namespace) -> None:
         duration_s=options.duration_s,
         species=options.species,
         annotations=options.annotations,
+        scene=options.scene,
         seed=options.seed,
     )
     print(f"The archive is in {options.data_dir}")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,17 +11,31 @@ import soundfile as sf
 from scipy import signal
 from tqdm import tqdm
 
+from kenya_birds.data.synthetic_field import (
+    DISTANCE_RANGE_M,
+    MAX_SOUND_S,
+    REVERBERATION_S,
+    SAMPLE_RATE_HZ,
+    attenuate,
+    call_rate,
+    plan_other_sounds,
+    render_other_sound,
+    reverberate,
+)
 from kenya_birds.defaults import SYNTHETIC_DURATION_S, SYNTHETIC_RECORDINGS, SYNTHETIC_SPECIES
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_new_folder
 from kenya_birds.values import Count, Seed, SyntheticDuration, checked
 
-SAMPLE_RATE_HZ = 32_000
+Scene = Literal["field", "quiet"]
 BLOCK_S = 60.0  # audio held in memory at once
 CALL_REACH_S = 0.7  # no call is longer than twice this
 MAX_ANNOTATIONS_PER_S = 2.0
 NOISE_RANGE_DBFS = (-58.0, -40.0)  # RMS
 SNR_RANGE_DB = (6.0, 35.0)  # a call's peak over the noise's RMS
+FIELD_SNR_RANGE_DB = (28.0, 36.0)  # the same, 10 m from the bird
+# Hours after 5:30 at which the recordings of a site begin.
+QUIET_HOURS, FIELD_HOURS = (0, 1, 11, 12), (1, 7, 12, 15)
 MAX_CALL_DBFS = -9.0
 SOFT_LIMIT, HARD_LIMIT = 0.8, 0.98  # fractions of full scale
 # Shape of the real set: annotations of the species at a relative rank (0 the commonest, 1 the rarest).
@@ -207,32 +221,71 @@ def _white_gain(b: np.ndarray | list[float], a: np.ndarray | list[float]) -> flo
     return float(np.linalg.norm(signal.lfilter(b, a, signal.unit_impulse(SAMPLE_RATE_HZ))))
 
 
-def _write_recording(
-    path: Path, duration_s: float, calls: list[tuple[float, SyntheticSpecies]], seed: np.random.SeedSequence
-) -> None:
-    """Writes noise with calls, given as (centre in seconds, species) in order of time."""
-    noise_seed, calls_seed = seed.spawn(2)
+def _write_recording(path: Path, duration_s: float, recording: _PlannedRecording, scene: Scene) -> None:
+    """Writes noise with calls; in the field also with other sounds."""
+    calls, is_field = recording.calls, scene == "field"
+    noise_seed, calls_seed, field_seed = recording.audio_seed.spawn(3)
     call_seeds = calls_seed.spawn(len(calls))
     rng = np.random.default_rng(noise_seed)
     noise_dbfs = rng.uniform(*NOISE_RANGE_DBFS)
-    snr_range_db = SNR_RANGE_DB[0], min(SNR_RANGE_DB[1], MAX_CALL_DBFS - noise_dbfs)
+    highest_db = MAX_CALL_DBFS - noise_dbfs
     noise = _Noise(rng.uniform(0.4, 1.0) if rng.random() < 0.4 else 0.0, rng)
+    others = _OtherSounds(duration_s, _hour(recording.name), np.random.default_rng(field_seed)) if is_field else None
     centres = np.array([round(centre_s * SAMPLE_RATE_HZ) for centre_s, _ in calls])
-    total, block_frames, reach = (round(seconds * SAMPLE_RATE_HZ) for seconds in (duration_s, BLOCK_S, CALL_REACH_S))
+    total, block_frames = round(duration_s * SAMPLE_RATE_HZ), round(BLOCK_S * SAMPLE_RATE_HZ)
+    before_s = CALL_REACH_S + (REVERBERATION_S if is_field else 0.0)
+    before, after = round(before_s * SAMPLE_RATE_HZ), round(CALL_REACH_S * SAMPLE_RATE_HZ)
     with sf.SoundFile(path, "w", SAMPLE_RATE_HZ, channels=1, subtype="PCM_16", format="FLAC") as file:
         for begin in range(0, total, block_frames):
             end = min(begin + block_frames, total)
-            block = noise.draw(end - begin) * 10 ** (noise_dbfs / 20)
-            for i in range(*np.searchsorted(centres, (begin - reach, end + reach))):
+            block = noise.draw(end - begin)
+            for i in range(*np.searchsorted(centres, (begin - before, end + after))):
                 # A call across two blocks is rendered twice, with the same result because it has its own seed.
                 call_rng = np.random.default_rng(call_seeds[i])
-                level = 10 ** ((noise_dbfs + call_rng.uniform(*snr_range_db)) / 20)
-                call = level * render_call(calls[i][1], call_rng)
-                start = int(centres[i]) - len(call) // 2
-                first, last = max(start, begin), min(start + len(call), end)
-                if first < last:
-                    block[first - begin : last - begin] += call[first - start : last - start]
-            file.write(_to_pcm16(block))
+                render = _field_call if is_field else _quiet_call
+                to_centre, call = render(calls[i][1], highest_db, call_rng)
+                _add(block, begin, int(centres[i]) - to_centre, call)
+            if others is not None:
+                others.add_to(block, begin)
+            file.write(_to_pcm16(block * 10 ** (noise_dbfs / 20)))
+
+
+def _quiet_call(bird: SyntheticSpecies, highest_db: float, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+    """A call in units of the noise's RMS, and how many samples before its centre it begins."""
+    level = 10 ** (rng.uniform(SNR_RANGE_DB[0], min(SNR_RANGE_DB[1], highest_db)) / 20)
+    call = level * render_call(bird, rng)
+    return len(call) // 2, call
+
+
+def _field_call(bird: SyntheticSpecies, highest_db: float, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+    """A call as it is heard from a random distance, with echoes; otherwise as `_quiet_call`."""
+    level = 10 ** (min(rng.uniform(*FIELD_SNR_RANGE_DB), highest_db) / 20)
+    distance_m = float(np.exp(rng.uniform(*np.log(DISTANCE_RANGE_M))))
+    call = attenuate(level * render_call(bird, rng), distance_m)
+    return len(call) // 2, reverberate(call, distance_m, rng)
+
+
+class _OtherSounds:
+    """The sounds of a recording that are no birds, in units of the noise's RMS."""
+
+    def __init__(self, duration_s: float, hour: float, rng: np.random.Generator) -> None:
+        self._sounds = plan_other_sounds(duration_s, hour, rng)
+        self._starts = np.array([round(sound.start_s * SAMPLE_RATE_HZ) for sound in self._sounds], dtype=np.int64)
+
+    def add_to(self, block: np.ndarray, begin: int) -> None:
+        """Adds what lies in a block, which begins at a sample of the recording."""
+        longest = round(MAX_SOUND_S * SAMPLE_RATE_HZ)
+        for i in range(*np.searchsorted(self._starts, (begin - longest, begin + len(block)))):
+            sound = self._sounds[i]
+            rendered = render_other_sound(sound.kind, sound.duration_s, np.random.default_rng(sound.seed))
+            _add(block, begin, int(self._starts[i]), 10 ** (sound.level_db / 20) * rendered)
+
+
+def _add(block: np.ndarray, begin: int, start: int, sound: np.ndarray) -> None:
+    """Adds the part of a sound that lies in a block; both positions are samples of the recording."""
+    first, last = max(start, begin), min(start + len(sound), begin + len(block))
+    if first < last:
+        block[first - begin : last - begin] += sound[first - start : last - start]
 
 
 def _to_pcm16(samples: np.ndarray) -> np.ndarray:
@@ -243,8 +296,16 @@ def _to_pcm16(samples: np.ndarray) -> np.ndarray:
     return np.rint(samples * 32767).astype(np.int16)
 
 
-def _share_out(counts: list[int], sites: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _share_out(
+    counts: list[int], sites: np.ndarray, rng: np.random.Generator, rates: np.ndarray | float = 1.0
+) -> np.ndarray:
     """Distributes species over recordings: common species widely, and each species more at some sites.
+
+    Args:
+        counts: Calls of each species.
+        sites: Site of each recording.
+        rng: Source of randomness.
+        rates: How often birds call in each recording, in any unit.
 
     Returns:
         Number of calls per (species, recording).
@@ -257,7 +318,7 @@ def _share_out(counts: list[int], sites: np.ndarray, rng: np.random.Generator) -
     for index, count in enumerate(counts):
         presence = max(6, round(recordings * (count / counts[0]) ** 0.3)) if count >= 10 else max(1, count // 2)
         presence = min(2 + index % 2 if index in local else presence, count, recordings)
-        weight = rng.uniform(0.3, 1.0, recordings)[sites] * rng.lognormal(0.0, 0.6, recordings)
+        weight = rates * rng.uniform(0.3, 1.0, recordings)[sites] * rng.lognormal(0.0, 0.6, recordings)
         chosen = rng.choice(recordings, presence, replace=False, p=weight / weight.sum())
         plan[index, chosen] = 1 + rng.multinomial(count - presence, weight[chosen] / weight[chosen].sum())
     return plan
@@ -277,13 +338,19 @@ def _call_times_s(calls: int, duration_s: float, rng: np.random.Generator) -> np
     return np.clip(np.minimum(tenths, last - order[::-1]), 1, last) / 10
 
 
-def _recording_names(recordings: int) -> tuple[list[str], np.ndarray]:
+def _hour(name: str) -> float:
+    """Time of day at the start of a recording, in hours."""
+    start = datetime.strptime(name[8:23], "%Y%m%d_%H%M%S")
+    return start.hour + start.minute / 60
+
+
+def _recording_names(recordings: int, hours: tuple[int, ...] = QUIET_HOURS) -> tuple[list[str], np.ndarray]:
     """Returns sorted file names, and the index of each one's site."""
     sites = np.sort(np.arange(recordings) % max(min(recordings, 2), round(recordings / 4)))
     names = []
     for index, site in enumerate(sites.tolist()):
         visit = index - int(np.searchsorted(sites, site))
-        start = datetime(2021, 12, 7, 5, 30) + timedelta(days=site + visit, hours=(0, 1, 11, 12)[visit % 4])
+        start = datetime(2021, 12, 7, 5, 30) + timedelta(days=site + visit, hours=hours[visit % len(hours)])
         names.append(f"SYN_{site + 1:03d}_{start:%Y%m%d_%H%M%S}.flac")
     return names, sites
 
@@ -296,6 +363,7 @@ def synthesize_archive(
     duration_s: SyntheticDuration = SYNTHETIC_DURATION_S,
     species: Count = SYNTHETIC_SPECIES,
     annotations: Count | None = None,
+    scene: Scene = "field",
     seed: Seed = 0,
 ) -> Path:
     """Writes an archive of synthetic soundscapes in the format of the Kenyan data set.
@@ -311,6 +379,9 @@ def synthesize_archive(
         annotations: Number of annotated calls, at least `species` and at most two per second of audio. By default one
             per 3.5 s up to a total of one hour of audio, and fewer in larger archives, down to one per 12 s as in the
             real data set.
+        scene: `field`: calls from 5 to 150 m away, with the loss of high frequencies and the echoes of the distance;
+            most calls at dawn and dusk; and insects, frogs, wind, rain, engines and people, which are not annotated
+            (see `synthetic_field`). `quiet`: clear calls in steady noise, at any hour.
         seed: Random seed, at least 0.
 
     Returns:
@@ -320,7 +391,7 @@ def synthesize_archive(
         UserError: A number is out of range, or the folder is not empty or cannot be created.
     """
     data_dir = Path(data_dir)
-    plan = _plan_recordings(recordings, duration_s, species, annotations, seed)
+    plan = _plan_recordings(recordings, duration_s, species, annotations, scene, seed)
     check_new_folder(data_dir, "folder")
     try:
         (data_dir / "soundscape_data").mkdir(parents=True)
@@ -334,7 +405,7 @@ def synthesize_archive(
     rows = []
     for recording in tqdm(plan, desc="Synthesising recordings", unit="recording"):
         path = data_dir / "soundscape_data" / recording.name
-        _write_recording(path, duration_s, recording.calls, recording.audio_seed)
+        _write_recording(path, duration_s, recording, scene)
         rows += [(recording.name, centre_s, centre_s, bird.code) for centre_s, bird in recording.calls]
     table = pd.DataFrame(rows, columns=["Filename", "Start Time (s)", "End Time (s)", "Species eBird Code"])
     table.to_csv(data_dir / "annotations.csv", index=False, float_format="%.1f", lineterminator="\n")
@@ -348,6 +419,7 @@ def synthetic_annotations(
     duration_s: SyntheticDuration = SYNTHETIC_DURATION_S,
     species: Count = SYNTHETIC_SPECIES,
     annotations: Count | None = None,
+    scene: Scene = "field",
     seed: Seed = 0,
 ) -> pd.DataFrame:
     """Returns the annotations of the archive that `synthesize_archive` makes from the same arguments, without audio.
@@ -357,6 +429,7 @@ def synthetic_annotations(
         duration_s: See `synthesize_archive`.
         species: See `synthesize_archive`.
         annotations: See `synthesize_archive`.
+        scene: See `synthesize_archive`.
         seed: See `synthesize_archive`.
 
     Returns:
@@ -365,13 +438,13 @@ def synthetic_annotations(
     Raises:
         UserError: A number is out of range.
     """
-    plan = _plan_recordings(recordings, duration_s, species, annotations, seed)
+    plan = _plan_recordings(recordings, duration_s, species, annotations, scene, seed)
     rows = [(recording.name, centre_s, bird.code) for recording in plan for centre_s, bird in recording.calls]
     return pd.DataFrame(rows, columns=["recording", "center_s", "species"])
 
 
 def _plan_recordings(
-    recordings: int, duration_s: float, species: int, annotations: int | None, seed: int
+    recordings: int, duration_s: float, species: int, annotations: int | None, scene: Scene, seed: int
 ) -> list[_PlannedRecording]:
     """Returns the calls of each recording, sorted by name."""
     total_s = recordings * duration_s
@@ -385,9 +458,11 @@ def _plan_recordings(
         )
 
     birds = synthetic_species(species)
-    names, sites = _recording_names(recordings)
+    is_field = scene == "field"
+    names, sites = _recording_names(recordings, FIELD_HOURS if is_field else QUIET_HOURS)
+    rates = np.array([call_rate(_hour(name) + duration_s / 7200) for name in names]) if is_field else 1.0
     plan_seed, *recording_seeds = np.random.SeedSequence(seed).spawn(1 + recordings)
-    calls_of = _share_out(counts, sites, np.random.default_rng(plan_seed))
+    calls_of = _share_out(counts, sites, np.random.default_rng(plan_seed), rates)
     plan = []
     for column, name in enumerate(names):
         times_seed, audio_seed = recording_seeds[column].spawn(2)

@@ -297,7 +297,7 @@ def _example(folder: Path, recording: str | Path | None) -> Path:
     if recording is None:
         with tempfile.TemporaryDirectory() as place:
             archive = synthesize_archive(
-                Path(place) / "a", recordings=1, duration_s=EXAMPLE_S, species=8, annotations=16
+                Path(place) / "a", recordings=1, duration_s=EXAMPLE_S, species=8, annotations=16, scene="quiet"
             )
             (made,) = (archive / RECORDINGS_FOLDER).iterdir()
             return Path(shutil.move(made, folder / f"{INVENTED}{made.suffix}"))

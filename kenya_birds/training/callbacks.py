@@ -214,7 +214,7 @@ class EpochLog(TrainerCallback):
         if metrics:
             parts += [
                 f"validation loss {metrics['eval_loss']:.3g}",
-                f"{SHOWN[shown]} {metrics[f'eval_{shown}']:.4f}{_best(state)}",
+                f"{SHOWN[shown]} {metrics[f'eval_{shown}']:.4f}{_best(state, f'eval_{shown}')}",
             ]
         parts.append(f"{self._clips_per_s:,.0f} clips/s")
         epochs = self.epochs or state.num_train_epochs
@@ -322,9 +322,9 @@ def format_time(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _best(state: TrainerState) -> str:
-    """Text on the best epoch so far."""
-    scores = {entry["epoch"]: entry["eval_macro_f1"] for entry in state.log_history if "eval_macro_f1" in entry}
+def _best(state: TrainerState, name: str) -> str:
+    """Text on the epoch with the highest value of a metric so far."""
+    scores = {entry["epoch"]: entry[name] for entry in state.log_history if name in entry}
     if not scores:
         return ""
     best = max(scores, key=lambda epoch: scores[epoch])

@@ -46,6 +46,7 @@ from kenya_birds.training.training_recordings import (
     overlap_with_tuning,
     recordings_before,
 )
+from kenya_birds.training.window_sampler import warn_of_short_stretches
 from kenya_birds.training.window_training import EvaluationWindows, WindowPlan, choose_windows, start_at_prior
 
 logger = logging.getLogger(__name__)
@@ -241,6 +242,7 @@ class Run:
     def _window_plan(self) -> WindowPlan:
         data = self.settings.data
         grid, targets = self.windows("train")
+        warn_of_short_stretches(grid.decoded, targets)
         return WindowPlan(
             grid.decoded,
             targets,

@@ -86,10 +86,8 @@ class WindowSampler(Sampler[WindowDraw]):
         self.length = length - length % windows_per_step if length >= windows_per_step else length
         self.seed, self.epoch, self.numbers = seed, 0, numbers
         self._targets = targets
-        # On the axis of the targets, on which recordings follow on each other.
-        runs = [recording.runs + targets.offset[index] for index, recording in enumerate(decoded.recordings)]
-        self._first, self._last = np.concatenate([np.zeros((0, 2), dtype=np.int64), *runs]).T
-        self._last = self._last - targets.window
+        first, end = _stretches(decoded, targets)
+        self._first, self._last = first, end - targets.window
         is_long = self._last >= self._first
         self._first, self._last = self._first[is_long], self._last[is_long]
         if not len(self._first):
@@ -150,6 +148,37 @@ class WindowSampler(Sampler[WindowDraw]):
         """Recording and first sample of windows whose positions on the axis of the targets are given."""
         recording = self._targets.offset.searchsorted(place, side="right") - 1
         return recording.tolist(), (place - self._targets.offset[recording]).tolist()
+
+
+def warn_of_short_stretches(decoded: DecodedRecordings, targets: WindowTargets) -> None:
+    """Logs how many stretches of unbroken sound are shorter than a window, and how many annotations lie in them.
+
+    Args:
+        decoded: The training recordings.
+        targets: Their annotations.
+    """
+    first, end = _stretches(decoded, targets)
+    middle = (targets.start + targets.end) // 2
+    stretch = first.searchsorted(middle, side="right") - 1
+    is_short = end - first < targets.window
+    if not is_short.any():
+        return
+    lies_in = (stretch >= 0) & (middle < end[stretch]) & is_short[stretch]
+    logger.warning(
+        "%d of %d stretches of unbroken sound in the training recordings are shorter than a window of %g s (%.1f s in "
+        "all): no window is drawn from them, and their %d annotations are not learned",
+        is_short.sum(),
+        len(first),
+        targets.window / targets.sampling_rate,
+        (end - first)[is_short].sum() / targets.sampling_rate,
+        lies_in.sum(),
+    )
+
+
+def _stretches(decoded: DecodedRecordings, targets: WindowTargets) -> np.ndarray:
+    """First sample and end of each stretch of unbroken sound, on the axis of the targets; shape `(2, stretches)`."""
+    runs = [recording.runs + targets.offset[index] for index, recording in enumerate(decoded.recordings)]
+    return np.concatenate([np.zeros((0, 2), dtype=np.int64), *runs]).T
 
 
 class _Places:
