@@ -16,16 +16,16 @@ import multiprocess
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from datasets.builder import Key
 
 from kenya_birds.data.archive import Archive, archive_fingerprint, read_archive, select_classes
 from kenya_birds.data.audio import RecordingReader, encode_wav
 from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.splits import SPLITS, check_splits, stratified_split
-from kenya_birds.defaults import MIN_ANNOTATIONS, TEST_SIZE, VALIDATION_SIZE
+from kenya_birds.defaults import MIN_ANNOTATIONS, SPLIT_SEED, TEST_SIZE, VALIDATION_SIZE
 from kenya_birds.errors import UserError
 from kenya_birds.fingerprints import DECODERS, code_fingerprint, library_versions
+from kenya_birds.private_interfaces import BuilderHooks, table_key
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 WATCH = "end-with-parent"
@@ -131,7 +131,7 @@ class ClipsConfig(datasets.BuilderConfig):
     test_size: float = TEST_SIZE
     validation_size: float = VALIDATION_SIZE
     fold: int = 0
-    split_seed: int = 42
+    split_seed: int = SPLIT_SEED
 
     def __post_init__(self) -> None:
         """Checks settings that are not checked elsewhere."""
@@ -160,7 +160,7 @@ class ClipsConfig(datasets.BuilderConfig):
         return super().create_config_id({**config_kwargs, **made_from}, custom_features)
 
 
-class KenyaBirds(datasets.ArrowBasedBuilder):
+class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
     """Builder of the clips: one window centred on each annotation of the selected species.
 
     The builder writes Arrow tables, not examples, because `datasets` encodes audio examples only with torchcodec and
@@ -177,7 +177,12 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
         start_s: Start of the clip, without context, in the recording; negative if it is before the recording's start.
         center_s: Centre of the annotation.
 
+    Args:
+        cache_dir: Folder of the cache; by default that of `datasets`.
+        **settings: Arguments of `datasets.DatasetBuilder`, and the fields of `ClipsConfig`.
+
     Attributes:
+        cache_root: Folder of the cache.
         archive: The archive.
         classes: eBird codes; the index is the class id.
         clips: Planned clips (see `plan_clips`).
@@ -196,6 +201,10 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
     clips: pd.DataFrame
     splits: pd.DataFrame
     same_sound: list[list[str]]
+
+    def __init__(self, cache_dir: str | None = None, **settings: Any) -> None:
+        self.cache_root = os.path.expanduser(cache_dir or datasets.config.HF_DATASETS_CACHE)
+        super().__init__(cache_dir=self.cache_root, **settings)
 
     def _info(self) -> datasets.DatasetInfo:
         config = self.config
@@ -238,13 +247,13 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
             ),
         )
 
-    def _download_and_prepare(self, *args: Any, **settings: Any) -> None:
-        # `datasets` holds the lock of this folder. Files of a killed build would otherwise remain there.
-        folder = Path(self._output_dir)
+    @contextmanager
+    def preparing(self, folder: Path) -> Iterator[None]:
+        """Removes the files of a killed build, and ends the worker processes with this process."""
         for left in folder.iterdir() if folder.suffix == ".incomplete" else ():
             left.unlink()
         with children_end_with_us(), _interrupts_kept():
-            super()._download_and_prepare(*args, **settings)
+            yield
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         recordings = self.splits.groupby("split")["recording"].apply(list)
@@ -254,7 +263,7 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
             if split in recordings
         ]
 
-    def _generate_tables(self, recordings: list[str]) -> Iterator[tuple[Key, pa.Table]]:
+    def _generate_tables(self, recordings: list[str]) -> Iterator[tuple[Any, pa.Table]]:
         end_with_parent()
         rate, context = self.config.sampling_rate, round(self.config.context_s * self.config.sampling_rate)
         samples = round(self.config.clip_s * rate)
@@ -283,7 +292,7 @@ class KenyaBirds(datasets.ArrowBasedBuilder):
                             "start_s": [row.start / rate for row in rows],
                             "center_s": [row.center_s for row in rows],
                         }
-                        yield Key(shard, first), pa.table(columns)
+                        yield table_key(shard, first), pa.table(columns)
 
     def _windows(self, recording: str, reader: RecordingReader) -> pd.DataFrame:
         """Returns the windows to cut from a recording, with the columns of `plan_clips`, in order of time."""
@@ -336,7 +345,7 @@ class NoCallWindows(KenyaBirds):
             settings["splits"] = dict(zip(planned.splits["recording"], planned.splits["split"], strict=True))
         super().__init__(
             data_dir=planned.config.data_dir,
-            cache_dir=planned._cache_dir_root,
+            cache_dir=planned.cache_root,
             dataset_name=f"{planned.dataset_name}_{NO_CALL}",
             **settings,
         )

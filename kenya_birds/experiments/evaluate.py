@@ -209,7 +209,7 @@ class _Evaluation:
             splits.loc[splits["split"] == self.split, "recording"].to_list(),
             self.classes,
             self.extractor,
-            cache_dir=self.builder._cache_dir_root,
+            cache_dir=self.builder.cache_root,
             overlap_s=float(settings.get("overlap_s", 0.0)),
             margin_s=float(settings.get("edge_margin_s", DEFAULT_EDGE_MARGIN_S)),
             threads=num_proc or 1,

@@ -17,7 +17,6 @@ from typing import Any
 
 import fsspec
 from fsspec.core import split_protocol
-from fsspec.implementations.local import LocalFileSystem
 
 from kenya_birds.data.sound_files import (
     SOUND_SUFFIXES,
@@ -254,10 +253,10 @@ def _nothing(name: str, skipped: Sequence[Skipped]) -> str:
 
 
 def _expand(name: str, *, must_exist: bool) -> _Part:
-    system = _remote_system(name)
-    if system is not None:
-        return _expand_remote(name, system, must_exist=must_exist)
-    path = Path(LocalFileSystem._strip_protocol(name) if name.startswith(("file://", "local://")) else name)
+    protocol, _ = split_protocol(name)
+    if protocol not in (None, "file", "local"):
+        return _expand_remote(name, must_exist=must_exist)
+    path = Path(fsspec.core.url_to_fs(name)[1] if name.startswith(("file://", "local://")) else name)
     if path.is_dir():
         return _Part.of_files(find_sound(path))
     if not path.exists() and glob.has_magic(str(path)):
@@ -341,19 +340,10 @@ def _read_list(path: Path) -> _Part:
     return whole
 
 
-def _remote_system(name: str) -> Any | None:
-    """Returns the file system of a URL; None for a local path."""
-    protocol, _ = split_protocol(name)
-    if protocol in (None, "file", "local"):
-        return None
-    with _reached(_public(name)):
-        return fsspec.core.url_to_fs(name)[0]
-
-
-def _expand_remote(url: str, system: Any, *, must_exist: bool) -> _Part:
-    path = system._strip_protocol(url)
+def _expand_remote(url: str, *, must_exist: bool) -> _Part:
     skipped: list[str] = []
     with _reached(_public(url)):
+        system, path = fsspec.core.url_to_fs(url)
         if not must_exist or (is_named_as_sound(_public(url)) and system.isfile(path)):
             files = [path]
         else:
@@ -370,7 +360,7 @@ def _expand_remote(url: str, system: Any, *, must_exist: bool) -> _Part:
                 elif not is_pattern:
                     system.info(path)  # raises an error if nothing exists there
     # Paths on servers with a login do not contain the host.
-    host = system._get_kwargs_from_urls(url).get("host")
+    host = system.storage_options.get("host")
 
     def shown(file: str) -> str:
         return _public(

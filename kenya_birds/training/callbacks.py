@@ -270,8 +270,10 @@ class RunTensorBoard(TensorBoardCallback):
     ) -> None:
         """Opens the log; the log of a resumed run continues at its step."""
         if state.is_world_process_zero and self.logging_dir is None:
+            from torch.utils.tensorboard import SummaryWriter
+
             self.logging_dir = str(log_folder(args.output_dir))
-            self.tb_writer = self._SummaryWriter(self.logging_dir, purge_step=state.global_step + 1)
+            self.tb_writer = SummaryWriter(self.logging_dir, purge_step=state.global_step + 1)
         super().on_train_begin(args, state, control, **kwargs)
 
     def on_log(

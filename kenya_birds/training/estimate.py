@@ -7,21 +7,19 @@ and need no GPU. A large backbone with a large batch is estimated on a laptop wi
 import json
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from kenya_birds.console import user_errors
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.private_interfaces import fake_tensors, operations_observed
 from kenya_birds.values import Count, Positive, checked
 
 
@@ -70,21 +68,29 @@ def saved_bytes(model: nn.Module, *inputs: torch.Tensor) -> int:
     return sum(storage.nbytes() for key, storage in storages.items() if key not in own)
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes:
     """Context that measures `peak`, the largest number of bytes in tensors created in it.
 
     Temporary memory of kernels is not included.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.peak = self._now = 0
         self._alive: set[int] = set()
+        self._context = ExitStack()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {id(tensor.untyped_storage()) for tensor in _tensors((args, kwargs))}
-        result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
+    def __enter__(self) -> "LiveBytes":
+        """Starts to measure."""
+        self._context.enter_context(operations_observed(self._count))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends the measurement."""
+        self._context.close()
+
+    def _count(self, arguments: list[torch.Tensor], results: list[torch.Tensor]) -> None:
+        known = {id(tensor.untyped_storage()) for tensor in arguments}
+        for tensor in results:
             storage = tensor.untyped_storage()
             # Views and results of in-place operations share the storage of their arguments.
             if id(storage) not in known | self._alive:
@@ -92,7 +98,6 @@ class LiveBytes(TorchDispatchMode):
                 self._now += storage.nbytes()
                 weakref.finalize(storage, self._forget, id(storage), storage.nbytes())
         self.peak = max(self.peak, self._now)
-        return result
 
     def _forget(self, key: int, size: int) -> None:
         self._alive.remove(key)
@@ -118,10 +123,6 @@ def bf16_autocast(device_type: str, enabled: bool = True) -> Iterator[None]:
             torch.clear_autocast_cache()
         torch.set_autocast_enabled(device_type, before[0])
         torch.set_autocast_dtype(device_type, before[1])
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _convolution_backward_flops(
@@ -214,7 +215,7 @@ def estimate(
     weights = _bytes(model.parameters()) + _bytes(model.buffers())
     gradients = _bytes(model.parameters())
     memory = {}
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_tensors():
         # CUDA, because the list of autocast operations depends on the device type.
         model.to_empty(device="cuda")
         for precision in PRECISIONS:

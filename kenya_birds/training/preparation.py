@@ -14,6 +14,7 @@ from kenya_birds.data.audio import decode_wav
 from kenya_birds.fingerprints import FRONT_END, code_fingerprint, library_versions
 from kenya_birds.model import signal_kenya_birds
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.private_interfaces import dataset_fingerprint
 
 CLIPS_PER_BATCH = 64
 FULL_SCALE = 32767
@@ -94,7 +95,7 @@ def _replace_audio(
 
     features = Features({**{name: kind for name, kind in clips.features.items() if name != "audio"}, **columns})
     # The default fingerprint covers only this function, not changes of the signal processing.
-    made_from = (clips._fingerprint, stage, settings, code_fingerprint(__name__), library_versions(FRONT_END))
+    made_from = (dataset_fingerprint(clips), stage, settings, code_fingerprint(__name__), library_versions(FRONT_END))
     done = clips.with_format("arrow").map(
         replace,
         batched=True,

@@ -35,6 +35,7 @@ from kenya_birds.model.modeling_kenya_birds import (
     log_softmax_with_no_call,
     softmax_loss,
 )
+from kenya_birds.private_interfaces import TrainerHooks
 from kenya_birds.training.arguments import AugmentationArguments, TrainerArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import ClipSampler, FeatureClips, TrainingClips, power_weights, rows_of
@@ -93,7 +94,7 @@ class KenyaBirdsTrainingArguments(TrainerArguments, TrainingArguments):
             raise UserError("split_batches must stay off: it would change the number of clips of a step")
 
 
-class KenyaBirdsTrainer(Trainer):
+class KenyaBirdsTrainer(TrainerHooks, Trainer):
     """Trains a bird classifier on clips of `load_clips`.
 
     The waveform stage of the feature extractor is applied once to the training clips and kept in the cache of
@@ -310,8 +311,8 @@ class KenyaBirdsTrainer(Trainer):
         """Loads clips of `load_clips`."""
         return super().get_test_dataloader(self._feature_clips(test_dataset))
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
+    def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Augments training clips and computes their features; clips to evaluate have theirs already."""
         if "sound" not in inputs:
             return inputs
         amounts = inputs["amounts"]
@@ -379,7 +380,8 @@ class KenyaBirdsTrainer(Trainer):
             losses = losses * focal_weights(logits, labels, self.args.focal_gamma)
         return losses * (weights if self.multi_label else weights[labels])
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> ClipSampler | WindowSampler:
+    def train_sampler(self) -> ClipSampler | WindowSampler:
+        """The sampler of training clips, or of windows of the training recordings."""
         if self.plan is not None:
             return self._window_sampler(self.args)
         weights = None
@@ -389,7 +391,7 @@ class KenyaBirdsTrainer(Trainer):
             weights = [max((class_weights[label] for label in labels), default=0.0) for labels in self.labels_per_clip]
         return ClipSampler(
             len(self.labels_per_clip),
-            self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
+            self.clips_per_batch * self.args.world_size * self.args.gradient_accumulation_steps,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             weights=weights,
             numbers=len(DRAWS),

@@ -232,7 +232,7 @@ class Run:
                 self.splits.loc[self.splits["split"] == split, "recording"].to_list(),
                 self.builder.classes,
                 self.extractor,
-                cache_dir=self.builder._cache_dir_root,
+                cache_dir=self.builder.cache_root,
                 overlap_s=data.overlap_s,
                 margin_s=data.edge_margin_s,
                 threads=data.num_proc or 1,
