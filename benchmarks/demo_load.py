@@ -84,7 +84,7 @@ class Visitor:
             with self._http, self._page():
                 rows = self._rows(recording)
                 rows_s = time.monotonic() - begin_s
-                (picture,) = self._queued("stretch", 0, *FILTERS)
+                (picture,) = self._queued("section", 0, *FILTERS)
                 address = re.search("src='(gradio_api/[^']*)'", picture)
                 if address is None or not self._ask("GET", f"/{address[1]}").content.startswith(b"\x89PNG"):
                     raise RuntimeError("the picture is no PNG")

@@ -14,8 +14,8 @@ from kenya_birds import cli
 from kenya_birds.cli import _parser
 from kenya_birds.console import one_line_errors
 from kenya_birds.errors import UserError
-from kenya_birds.training.arguments import TRACKERS, TrainerArguments, trainer_kinds
 from kenya_birds.training.flags import GROUPS, TITLES, train_parser
+from kenya_birds.training.trainer_arguments import TRACKERS, TrainerArguments, trainer_kinds
 from kenya_birds.training.transformers_arguments import transformers_fields
 from kenya_birds.values import Count, Folds, Kind, Range, Share, checked
 

@@ -397,10 +397,12 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_clips(archive, 
 def test_workers_end_with_a_build_that_is_killed_where_they_inherit_nothing(tmp_path, slow_build):
     cache = tmp_path / "cache"
     process = slow_build(cache, 2, "spawn")
-    wait_for(lambda: len(list(cache.rglob("*train*.arrow"))) == 2)
-    children = children_of(process.pid)
-    writing = {child for child in children if any(".incomplete" in link for link in open_files(child))}
-    assert len(writing) == 2
+
+    def writers():
+        return {pid for pid in children_of(process.pid) if any(".incomplete" in link for link in open_files(pid))}
+
+    wait_for(lambda: len(writers()) == 2)
+    children, writing = children_of(process.pid), writers()
     process.kill()
     process.wait()
     wait_for(lambda: not any(map(is_running, writing)), timeout_s=10)

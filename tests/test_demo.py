@@ -366,7 +366,7 @@ def test_uploads_that_no_session_uses_are_removed_when_they_are_old(uploads):
 def test_of_each_kind_of_file_a_page_has_the_last_two(uploads):
     session = uploads.sessions.open("me", uploads.add())
     folders = [session.new_folder("tables") for _ in range(4)]
-    other = session.new_folder("stretch")
+    other = session.new_folder("section")
     assert [folder.exists() for folder in folders] == [False, False, True, True]
     assert other.exists()
 
@@ -447,9 +447,9 @@ def test_pictures_are_described_in_words(visitor, recording):
     visitor.ask("analyse", 0.5)
     whole = visitor.ask("show", True, 0.05, [], True)[3]
     assert "alt='Timeline of 00:40.0: when each of 3 species was detected. Bird " in whole
-    stretch = visitor.ask("stretch", 5, True, 0.05, [], True)[0]
-    assert re.search("alt='Spectrogram from 00:05.0 to 00:35.0 with [0-9]+ detections. Bird .*, score 0", stretch)
-    address = re.search("src='(.*?)'", stretch)[1]
+    section = visitor.ask("section", 5, True, 0.05, [], True)[0]
+    assert re.search("alt='Spectrogram from 00:05.0 to 00:35.0 with [0-9]+ detections. Bird .*, score 0", section)
+    address = re.search("src='(.*?)'", section)[1]
     assert visitor.http.get(f"/{address}").headers["content-type"] == "image/png"
 
 
@@ -463,7 +463,7 @@ def test_names_on_the_page_are_text():
     texts = [
         markup.legend(found, names, species_styles(names)),
         markup.picture(Path("x.png"), markup.whole_description(40, found, names)),
-        markup.picture(Path("x.png"), markup.stretch_description(0, 30, 40, found, names)),
+        markup.picture(Path("x.png"), markup.section_description(0, 30, 40, found, names)),
     ]
     for text in texts:
         assert "<img src=x" not in text

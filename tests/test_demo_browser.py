@@ -130,7 +130,7 @@ class Visit:
 
     def results(self):
         """Waits for the results, and tells the table's texts."""
-        self.until(lambda: "detections" in self.text("#line") and self.all("#stretch img"))
+        self.until(lambda: "detections" in self.text("#line") and self.all("#section img"))
         return self.rows()
 
     def rows(self):
@@ -156,15 +156,15 @@ def test_a_dropped_recording_is_shown_filtered_and_downloaded(page, recording, t
     assert rows[0][4] == rows[0][3].replace("Bird", "Avis")
     assert all(float(row[2]) >= 0.5 for row in rows)
 
-    picture = page.all("#stretch img")[0].get_attribute("src")
+    picture = page.all("#section img")[0].get_attribute("src")
     page.all("#by_time [role=gridcell]")[5 * 5].click()
-    page.until(lambda: page.all("#stretch img")[0].get_attribute("src") != picture)
+    page.until(lambda: page.all("#section img")[0].get_attribute("src") != picture)
     page.until(lambda: page.sound_s() == pytest.approx(seconds_of(rows[5][0]) - 0.5, abs=0.1))
     assert page.driver.execute_script("return document.querySelector('#recording audio').paused")
 
-    picture = page.all("#stretch img")[0].get_attribute("src")
+    picture = page.all("#section img")[0].get_attribute("src")
     page.all("#start input[type=range]")[0].send_keys(Keys.ARROW_RIGHT)
-    page.until(lambda: page.all("#stretch img")[0].get_attribute("src") != picture)
+    page.until(lambda: page.all("#section img")[0].get_attribute("src") != picture)
 
     box = page.all("#least input[type=number]")[0]
     box.send_keys(Keys.CONTROL, "a")
@@ -244,13 +244,13 @@ def test_nothing_is_wider_than_a_phone(page, recording):
             "settings",
             "legend",
         )
-        for name in (*names, "whole", "start", "stretch", "download_csv"):
+        for name in (*names, "whole", "start", "section", "download_csv"):
             box = page.all(f"#{name}")[0].rect
             assert box["x"] >= 0, name
             assert box["x"] + box["width"] <= 390, name
             assert box["width"] > 60, name
         assert page.driver.execute_script(PAST_THE_EDGE) == []
-        for name in ("whole", "stretch"):  # pictures stay legible, and scroll
+        for name in ("whole", "section"):  # pictures stay legible, and scroll
             width = page.driver.execute_script(f"return document.querySelector('#{name} .picture').scrollWidth")
             assert width >= 820
     finally:

@@ -215,8 +215,9 @@ def test_no_token_is_told_before_anything_is_sent(model_dir, fake_hub, monkeypat
     assert fake_hub.requests == []
 
 
-def test_a_token_that_cannot_be_sent_is_not_quoted(model_dir, fake_hub):
-    assert "log in" in refused(fake_hub, model_dir, token=f"{fake_hub.token}\n{fake_hub.token}")
+def test_a_token_that_cannot_be_sent_is_not_quoted(model_dir, fake_hub, monkeypatch):
+    monkeypatch.setattr("kenya_birds.publishing.hub.get_token", lambda: f"{fake_hub.token}\n{fake_hub.token}")
+    assert "log in" in refused(fake_hub, model_dir)
 
 
 def test_a_token_that_the_client_quotes_is_blotted_out(model_dir, fake_hub, monkeypatch):

@@ -16,9 +16,10 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference import activity
 from kenya_birds.inference import plots as plot
 from kenya_birds.inference.activity import BREAK, at_hours, hour_labels, measure_activity, plot_activity, shown_hours
+from kenya_birds.inference.detection_boxes import MAX_LANES, Box, cut, join, stack
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
-from kenya_birds.inference.plots import MAX_LANES, Box, cut, detections_of, draw_stretch, join, plot_recording, stack
+from kenya_birds.inference.plots import detections_of, draw_section, plot_recording
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import COLOURS, SpeciesStyle, short_name, species_styles
 
@@ -72,7 +73,7 @@ def test_same_detections_same_bytes(tables, tmp_path, ending):
     assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
 
 
-def test_a_stretch_ends_where_the_recording_does(tables, tmp_path):
+def test_a_section_ends_where_the_recording_does(tables, tmp_path):
     path, folder = tables
     output = tmp_path / "x.png"
     assert plot_recording(path, folder / "detections.csv", output, start_s=30, duration_s=600) == (30, 40)
@@ -88,7 +89,7 @@ def test_a_stretch_ends_where_the_recording_does(tables, tmp_path):
         ({"duration_s": 601}, "at most 600"),
     ],
 )
-def test_a_stretch_outside_the_recording_is_refused(tables, tmp_path, settings, reason):
+def test_a_section_outside_the_recording_is_refused(tables, tmp_path, settings, reason):
     path, folder = tables
     with pytest.raises(UserError, match=reason):
         plot_recording(path, folder / "detections.csv", tmp_path / "x.png", **settings)
@@ -134,7 +135,7 @@ def test_a_tone_lies_at_its_time_and_pitch(tables, start_s, duration_s):
     assert start_s + (loud[-1] + 0.5) * column_s == pytest.approx(23, abs=0.04)
 
 
-def test_only_the_stretch_is_read_and_no_more_columns_are_kept_than_a_row_shows(tables, monkeypatch):
+def test_only_the_section_is_read_and_no_more_columns_are_kept_than_a_row_shows(tables, monkeypatch):
     asked = []
     blocks = RecordingReader.blocks
 
@@ -212,7 +213,7 @@ def test_a_label_stands_in_its_bar_if_it_fits_else_behind_it_and_at_the_end_of_t
 def test_lines_mark_begins_and_ends_over_the_whole_height_and_nothing_looks_like_a_frequency_limit(tables):
     path, _ = tables
     rows = table(("x", 20, 23, "a", 0.9), ("x", 21, 24, "b", 0.8), ("x", 39, 45, "b", 0.8))
-    figure, _ = draw_stretch(path, rows, 21, 19, species_styles("ab"))
+    figure, _ = draw_section(path, rows, 21, 19, species_styles("ab"))
     spectrograms = [axes for axes in figure.axes if axes.get_ylabel() == "kHz"]
     assert len(spectrograms) == 2
     assert not any(axes.patches for axes in spectrograms)
@@ -230,15 +231,15 @@ def test_lines_mark_begins_and_ends_over_the_whole_height_and_nothing_looks_like
 def test_what_has_no_room_is_counted_in_the_picture(tables):
     path, _ = tables
     rows = table(*(("x", 20, 23, f"s{n:02}", n / 20) for n in range(15)))
-    texts = [text.get_text() for text in draw_stretch(path, rows, 19, 5, species_styles(rows["code"]))[0].texts]
+    texts = [text.get_text() for text in draw_section(path, rows, 19, 5, species_styles(rows["code"]))[0].texts]
     assert texts[-1] == "not shown: 3 with the lowest scores"
 
 
-def test_a_species_has_one_colour_in_every_stretch_of_a_recording(tables, tmp_path, monkeypatch):
+def test_a_species_has_one_colour_in_every_section_of_a_recording(tables, tmp_path, monkeypatch):
     path, folder = tables
     seen = []
-    draw = plot.draw_stretch
-    monkeypatch.setattr(plot, "draw_stretch", lambda *args: seen.append(args[-1]) or draw(*args))
+    draw = plot.draw_section
+    monkeypatch.setattr(plot, "draw_section", lambda *args: seen.append(args[-1]) or draw(*args))
     for start_s in (0, 19, 22):
         plot_recording(path, folder / "detections.csv", tmp_path / f"{start_s}.svg", start_s=start_s, duration_s=5)
     assert seen[0] == seen[1] == seen[2] == species_styles(["combul2", "dol$"])
@@ -292,7 +293,7 @@ def test_a_very_short_recording_is_drawn(tmp_path, frames):
     path = tmp_path / "x.wav"
     soundfile.write(path, np.full(frames, 0.1), RATE)
     rows = table(("x", 0, frames / RATE, "a", 0.9))
-    figure, end_s = draw_stretch(path, rows, 0, 60, species_styles("a"))
+    figure, end_s = draw_section(path, rows, 0, 60, species_styles("a"))
     plot.save_picture(figure, tmp_path / "x.png")
     assert end_s == frames / RATE
 
@@ -320,7 +321,7 @@ def test_damage_is_marked_and_the_rest_is_drawn_as_it_is(tables, tmp_path):
     assert np.flatnonzero(is_lost).tolist() == list(range(int(begin // column), int(-(-end // column))))
     far = np.abs(np.arange(damaged.shape[1]) - begin / column) > (end - begin) / column + 5
     np.testing.assert_allclose(damaged[:, far], whole[:, far], atol=1e-3)
-    figure, _ = draw_stretch(path, table(), 0, 40, {})
+    figure, _ = draw_section(path, table(), 0, 40, {})
     assert any("yellow: damaged" in text.get_text() for text in figure.texts)
     plot_recording(path, folder / "detections.csv", tmp_path / "x.png", start_s=begin / RATE, duration_s=0.02)
 

@@ -228,17 +228,17 @@ class RecordingReader:
         end = self.header.frames if end is None else min(end, self.header.frames)
         here = min(end, self._frames_here)
         while start < here:
-            stretches = self._decode(start, min(start + frames, here))
-            for first, last, sound in stretches:
+            sections = self._decode(start, min(start + frames, here))
+            for first, last, sound in sections:
                 if sound is not None:
                     yield Block(first, last - first, sound, self.decoder, "")
                 elif last - first == frames and self._pyav is not None and self._pyav.ended:
                     yield Block(first, here - first, None, None, self._reason())  # the rest is lost
-                    stretches.append((first, here, None))
+                    sections.append((first, here, None))
                     break
                 else:
                     yield Block(first, last - first, None, None, self._reason())
-            start = stretches[-1][1]
+            start = sections[-1][1]
         if start < end:
             yield Block(start, end - start, None, None, self._missing())
         elif end == self.header.frames and self._pyav is not None and not self._pyav.is_end_known:
@@ -269,12 +269,12 @@ class RecordingReader:
 
     def _decode(self, first: int, last: int) -> list[tuple[int, int, np.ndarray | None]]:
         """Decodes `[first, last)` into sections: (first frame, frame after the last, float32 sound or None)."""
-        stretches = self._decode_any(first, last)
+        sections = self._decode_any(first, last)
         # Float formats can contain invalid samples, which are lost too. The comparison is false for NaN.
-        if not all(sound is None or max(sound.max(), -sound.min()) < MAX_AMPLITUDE for *_, sound in stretches):
+        if not all(sound is None or max(sound.max(), -sound.min()) < MAX_AMPLITUDE for *_, sound in sections):
             self._errors[str(self.decoder)] = "samples that are not numbers, or far beyond full scale"
-            return [part for stretch in stretches for part in _finite_parts(*stretch)]
-        return stretches
+            return [part for section in sections for part in _finite_parts(*section)]
+        return sections
 
     def _decode_any(self, first: int, last: int) -> list[tuple[int, int, np.ndarray | None]]:
         # After a failure soundfile is avoided if possible: its seeks into long damage take minutes.
@@ -301,16 +301,16 @@ class RecordingReader:
         found = None if pyav is None else self._try(PyavDecoder.name, lambda: pyav.read(first, last))
         if pyav is not None and found is not None:
             self._errors[PyavDecoder.name] = pyav.damage or "no intact sound"
-        stretches: list[tuple[int, int, np.ndarray | None]] = []
+        sections: list[tuple[int, int, np.ndarray | None]] = []
         at = first
         for begin, sound in found or ():
             if begin > at:
-                stretches.append((at, begin, None))
+                sections.append((at, begin, None))
             at = begin + len(sound)
-            stretches.append((begin, at, sound))
+            sections.append((begin, at, sound))
         if at < last:
-            stretches.append((at, last, None))
-        return stretches
+            sections.append((at, last, None))
+        return sections
 
     def _open_pyav(self) -> PyavDecoder | None:
         """Returns PyAV's decoder if it can open the file and finds the same sampling rate and channels."""

@@ -125,17 +125,17 @@ class PyavDecoder:
             self._start(first)
         while self._until < last:
             self._advance(first - keep)
-        stretches: list[tuple[int, list[np.ndarray]]] = []
+        parts: list[tuple[int, list[np.ndarray]]] = []
         end = -1
         for at, sound in self._recent:
             sound = sound[max(first - at, 0) : max(last - at, 0)]
             if len(sound):
                 at = max(at, first)
                 if at != end:
-                    stretches.append((at, []))
-                stretches[-1][1].append(sound)
+                    parts.append((at, []))
+                parts[-1][1].append(sound)
                 end = at + len(sound)
-        return [(at, np.concatenate(sounds)) for at, sounds in stretches]
+        return [(at, np.concatenate(sounds)) for at, sounds in parts]
 
     def _start(self, first: int) -> None:
         """Starts decoding at the frame that contains `first`."""

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,128 +20,12 @@ from kenya_birds.data.recording_name import parse_recording_name
 from kenya_birds.defaults import PLOT_DURATION_S
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_picture
+from kenya_birds.inference.detection_boxes import Box, cut, join, stack
 from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.model.signal_kenya_birds import power_spectrogram
 from kenya_birds.plot_style import SpeciesStyle, save_picture, short_name, species_styles, styled
 from kenya_birds.values import PlotDuration, Seconds, checked
-
-MAX_LANES = 12
-
-
-@dataclass(frozen=True)
-class Box:
-    """A detection, or several overlapping detections of one species, or the part of it in one row.
-
-    Attributes:
-        start_s: Start.
-        end_s: End.
-        species: eBird code.
-        name: Common name; may be empty.
-        score: Highest score.
-        lane: Lane above the spectrogram, from 0.
-        label_s: Start of the label.
-        is_begin: Whether the box begins with the detection, and not with the row.
-        is_end: Whether the box ends with the detection, and not with the row.
-    """
-
-    start_s: float
-    end_s: float
-    species: str
-    name: str
-    score: float
-    lane: int = 0
-    label_s: float = 0.0
-    is_begin: bool = True
-    is_end: bool = True
-
-    @property
-    def label(self) -> str:
-        """Name and score."""
-        return f"{short_name(self.name.strip() or self.species)} {self.score:.2f}"
-
-
-def join(detections: pd.DataFrame) -> list[Box]:
-    """Joins overlapping detections of a species into boxes, sorted by start.
-
-    Args:
-        detections: Detections of one recording (see `read_detections`).
-    """
-    rows = detections.sort_values(["start_s", "score"], ascending=[True, False], kind="stable")
-    columns = (rows[name].tolist() for name in ("start_s", "end_s", "code", "common_name", "score"))
-    last: dict[str, Box] = {}
-    boxes = []
-    for box in map(Box, *columns):
-        before = last.get(box.species)
-        if before is not None and box.start_s < before.end_s:
-            box = replace(before, end_s=max(before.end_s, box.end_s), score=max(before.score, box.score))
-        elif before is not None:
-            boxes.append(before)
-        last[box.species] = box
-    return sorted([*boxes, *last.values()], key=lambda box: (box.start_s, -box.score, box.species))
-
-
-def cut(boxes: Sequence[Box], first_s: float, last_s: float) -> list[Box]:
-    """Returns the boxes, or parts of boxes, between two times, in the same order.
-
-    Args:
-        boxes: The boxes.
-        first_s: Start of the section.
-        last_s: End of the section.
-    """
-    parts = [
-        replace(
-            box,
-            start_s=max(box.start_s, first_s),
-            end_s=min(box.end_s, last_s),
-            is_begin=box.start_s >= first_s,
-            is_end=box.end_s <= last_s,
-        )
-        for box in boxes
-    ]
-    return [part for part in parts if part.start_s < part.end_s]
-
-
-def stack(boxes: Sequence[Box], widths_s: Sequence[float], first_s: float, last_s: float) -> list[Box]:
-    """Assigns lanes to boxes and positions to labels, so that none of them overlap.
-
-    A label is in its box if it fits, otherwise after it, or before it at the end of the row. If more than 12 lanes
-    are necessary, the boxes with the lowest scores are dropped.
-
-    Args:
-        boxes: Boxes by start.
-        widths_s: Width of each label in seconds.
-        first_s: Start of the row.
-        last_s: End of the row.
-
-    Returns:
-        The boxes that fit, by start.
-    """
-    kept = list(range(len(boxes)))
-    while True:
-        ends_s: list[float] = []
-        stacked = []
-        for place in kept:
-            box, width_s = boxes[place], widths_s[place]
-            label_s = _label_place(box, width_s, first_s, last_s)
-            begin_s = min(box.start_s, label_s)
-            lane = next((lane for lane, end_s in enumerate(ends_s) if end_s <= begin_s), len(ends_s))
-            ends_s[lane : lane + 1] = [max(box.end_s, label_s + width_s)]
-            stacked.append(replace(box, lane=lane, label_s=label_s))
-        if len(ends_s) <= MAX_LANES:
-            return stacked
-        kept.remove(min(kept, key=lambda place: boxes[place].score))
-
-
-def _label_place(box: Box, width_s: float, first_s: float, last_s: float) -> float:
-    if width_s <= box.end_s - box.start_s:
-        return box.start_s
-    if box.end_s + width_s <= last_s:
-        return box.end_s
-    if box.start_s - width_s >= first_s:
-        return box.start_s - width_s
-    return max(first_s, min(box.start_s, last_s - width_s))  # a label as long as the row
-
 
 LEAD_S = 1.0  # shown before the first detection
 # A picture has up to 8 rows; with 15 s per row, the label of a detection of 3 s fits.
@@ -197,12 +80,12 @@ def plot_recording(
     styles = species_styles(
         found["code"].value_counts().sort_index().sort_values(ascending=False, kind="stable").index
     )
-    figure, end_s = draw_stretch(recording, found, begin_s, duration_s, styles)
+    figure, end_s = draw_section(recording, found, begin_s, duration_s, styles)
     save_picture(figure, output)
     return begin_s, end_s
 
 
-def draw_stretch(
+def draw_section(
     recording: str | Path,
     detections: pd.DataFrame,
     start_s: float,
@@ -320,52 +203,67 @@ def _draw(
     lanes = [max((box.lane + 1 for box in row), default=1) for row in boxes]
     height_inch = TOP_INCH + sum(lanes) * LANE_INCH + len(rows) * (SPECTROGRAM_INCH + GAP_INCH)
     figure.set_size_inches(WIDTH_INCH, height_inch)
-    known = parse_recording_name(name)
-    start = known and (known.local or known.utc)
-    clock = "" if not start else f", begun {start:%Y-%m-%d %H:%M:%S} {'UTC' if start.tzinfo else 'local time'}"
-    title = f"{short_name(name, 70)}   {_minutes(rows[0][0])} to {_minutes(rows[-1][0] + row_s)}{clock}"
     levels_db = np.concatenate([levels.ravel()[::7] for _, levels in rows])
     notes = [f"not shown: {left_out:,} with the lowest scores"] if left_out else []
     if np.isnan(levels_db).any():
         notes.append("yellow: damaged, cannot be read")
     left, title_inch = LEFT_INCH / WIDTH_INCH, 0.15 if notes else 0.22
+    title = _title(name, rows[0][0], rows[-1][0] + row_s)
     figure.text(left, 1 - title_inch / height_inch, title, fontsize=10, weight="bold", va="center")
     if notes:
         figure.text(left, 1 - 0.34 / height_inch, "; ".join(notes), fontsize=8, va="center")
 
-    top_hz = min(MAX_HZ, sampling_rate / 2)
-    quiet, loud = _range(levels_db)
-    colours = colormaps["Greys"].with_extremes(bad=DAMAGED)
+    limits_db = _range(levels_db)
     y_inch = height_inch - TOP_INCH
     width = (WIDTH_INCH - LEFT_INCH - RIGHT_INCH) / WIDTH_INCH
     for (first, levels), row, number in zip(rows, boxes, lanes, strict=True):
         y_inch -= number * LANE_INCH + SPECTROGRAM_INCH
         bottoms_and_heights = ((y_inch, SPECTROGRAM_INCH), (y_inch + SPECTROGRAM_INCH, number * LANE_INCH))
         axes, above = (
-            figure.add_axes((LEFT_INCH / WIDTH_INCH, bottom / height_inch, width, height / height_inch))
+            figure.add_axes((left, bottom / height_inch, width, height / height_inch))
             for bottom, height in bottoms_and_heights
         )
-        axes.imshow(
-            levels,
-            origin="lower",
-            aspect="auto",
-            extent=(first, first + row_s, 0, sampling_rate / 2),
-            cmap=colours,
-            vmin=quiet,
-            vmax=loud,
-        )
-        axes.set(xlim=(first, first + row_s), ylim=(0, top_hz))
-        axes.xaxis.set_major_locator(MaxNLocator(15, steps=[1, 2, 5, 10], integer=row_s >= 5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _minutes(value)))
-        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}"))
-        axes.tick_params(labelsize=7.5, length=2.5)
-        axes.set_ylabel("kHz", fontsize=8)
+        _draw_levels(axes, levels, (first, first + row_s), sampling_rate, limits_db)
         above.set(xlim=axes.get_xlim(), ylim=(0, number))
         above.axis("off")
         _draw_boxes(axes, above, row, styles)
         y_inch -= GAP_INCH
     return figure
+
+
+def _title(name: str, start_s: float, end_s: float) -> str:
+    """The recording, the section, and when the recording begins, if its name says so."""
+    known = parse_recording_name(name)
+    start = known and (known.local or known.utc)
+    clock = "" if not start else f", begun {start:%Y-%m-%d %H:%M:%S} {'UTC' if start.tzinfo else 'local time'}"
+    return f"{short_name(name, 70)}   {_minutes(start_s)} to {_minutes(end_s)}{clock}"
+
+
+def _draw_levels(
+    axes: Axes,
+    levels_db: np.ndarray,
+    section_s: tuple[float, float],
+    sampling_rate: int,
+    limits_db: tuple[float, float],
+) -> None:
+    """Draws one row of the spectrogram, from the level that is white to the level that is black."""
+    axes.imshow(
+        levels_db,
+        origin="lower",
+        aspect="auto",
+        extent=(*section_s, 0, sampling_rate / 2),
+        cmap=colormaps["Greys"].with_extremes(bad=DAMAGED),
+        vmin=limits_db[0],
+        vmax=limits_db[1],
+    )
+    axes.set(xlim=section_s, ylim=(0, min(MAX_HZ, sampling_rate / 2)))
+    is_long = section_s[1] - section_s[0] >= 5
+    axes.xaxis.set_major_locator(MaxNLocator(15, steps=[1, 2, 5, 10], integer=is_long))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _minutes(value)))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}"))
+    axes.tick_params(labelsize=7.5, length=2.5)
+    axes.set_ylabel("kHz", fontsize=8)
 
 
 def _draw_boxes(axes: Axes, above: Axes, boxes: Sequence[Box], styles: Mapping[str, SpeciesStyle]) -> None:

@@ -6,7 +6,7 @@ import re
 import tempfile
 import wave
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,27 +134,11 @@ def source_and_license(source: str | None, license: str | None) -> tuple[str | N
     return KENYAN_SOURCE, license or KENYAN_LICENSE
 
 
-def render_clips_card(
-    clips: datasets.DatasetDict,
-    files: Mapping[str, str],
-    sizes: list[SplitInfo],
-    download_size: int,
-    *,
-    title: str,
-    repo_id: str = "OWNER/NAME",
-    source: str | None = None,
-    license: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    species: Mapping[str, Mapping[str, str]] | None = None,
-    template: Path | None = None,
-) -> str:
-    """The text of a data set's README.md.
+@dataclass(frozen=True)
+class ClipsCard:
+    """What the card of a data set says, besides what its clips say.
 
-    Args:
-        clips: The clips, with the features of the files.
-        files: Pattern of the files' names by split.
-        sizes: Number of clips and of bytes of each split.
-        download_size: Bytes of all files.
+    Attributes:
         title: The card's title.
         repo_id: `owner/name`, for the example in the card.
         source: Credit and citation for the recordings and annotations (see `KENYAN_SOURCE`).
@@ -166,11 +150,40 @@ def render_clips_card(
     Raises:
         UserError: If the template is missing.
     """
-    if template is not None and not template.is_file():
-        raise UserError(f"there is no data set card template {template}: give an existing file")
+
+    title: str
+    repo_id: str = "OWNER/NAME"
+    source: str | None = None
+    license: str | None = None
+    settings: Mapping[str, Any] | None = None
+    species: Mapping[str, Mapping[str, str]] | None = None
+    template: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the template."""
+        if self.template is not None and not self.template.is_file():
+            raise UserError(f"there is no data set card template {self.template}: give an existing file")
+
+
+def render_clips_card(
+    card: ClipsCard,
+    clips: datasets.DatasetDict,
+    files: Mapping[str, str],
+    sizes: list[SplitInfo],
+    download_size: int,
+) -> str:
+    """The text of a data set's README.md.
+
+    Args:
+        card: What it says besides.
+        clips: The clips, with the features of the files.
+        files: Pattern of the files' names by split.
+        sizes: Number of clips and of bytes of each split.
+        download_size: Bytes of all files.
+    """
     metadata = DatasetCardData(
-        license=license,
-        pretty_name=title,
+        license=card.license,
+        pretty_name=card.title,
         task_categories=["audio-classification"],
         tags=["bioacoustics", "birds", "soundscape"],
         configs=[
@@ -188,19 +201,19 @@ def render_clips_card(
         dataset_size=sum(split.num_bytes for split in sizes),
     )
     DatasetInfosDict({"default": info}).to_dataset_card_data(metadata)
-    card = DatasetCard.from_template(
+    text = DatasetCard.from_template(
         metadata,
-        template_path=None if template is None else str(template),
+        template_path=None if card.template is None else str(card.template),
         template_str=TEMPLATE,
         **_facts(clips),
         cell=markdown_cell,
-        title=title,
-        repo_id=repo_id,
-        source=source,
-        settings=settings,
-        species=species,
+        title=card.title,
+        repo_id=card.repo_id,
+        source=card.source,
+        settings=card.settings,
+        species=card.species,
     )
-    return f"{str(card).rstrip()}\n"
+    return f"{str(text).rstrip()}\n"
 
 
 def _features(clips: datasets.DatasetDict) -> datasets.Features:
@@ -300,7 +313,7 @@ def save_clips(clips: datasets.DatasetDict, folder: str | Path, *, title: str, *
         clips: The result of `load_clips`.
         folder: Output folder, new or empty.
         title: The card's title.
-        **card: Arguments of `render_clips_card`: `repo_id`, `source`, `license`, `settings`, `species`, `template`.
+        **card: Other fields of `ClipsCard`: `repo_id`, `source`, `license`, `settings`, `species`, `template`.
 
     Returns:
         The folder.
@@ -310,6 +323,7 @@ def save_clips(clips: datasets.DatasetDict, folder: str | Path, *, title: str, *
             folder is not empty or cannot be written.
     """
     folder = Path(folder).resolve()
+    about = ClipsCard(title, **card)
     _check_clips(clips)
     # decode=True lets the Hub's viewer play the clips; the cast itself does not decode.
     audio = next(iter(clips.values())).features["audio"]
@@ -324,7 +338,7 @@ def save_clips(clips: datasets.DatasetDict, folder: str | Path, *, title: str, *
             sizes = [_write_split(split, rows, partial / DATA) for split, rows in clips.items()]
             download_size = sum(path.stat().st_size for path in (partial / DATA).iterdir())
             files = {split: f"{DATA}/{split}-*" for split in clips}
-            text = render_clips_card(clips, files, sizes, download_size, title=title, **card)
+            text = render_clips_card(about, clips, files, sizes, download_size)
             (partial / CARD).write_text(text, encoding="utf-8")
             put_folder_in_place(partial, folder)
     except OSError as error:
@@ -339,7 +353,6 @@ def push_clips(
     title: str,
     private: bool = False,
     revision: str | None = None,
-    token: str | None = None,
     **card: Any,
 ) -> str:
     """Uploads clips as Parquet to a data set repository in one commit.
@@ -352,8 +365,7 @@ def push_clips(
         title: The card's title.
         private: Whether a new repository is private.
         revision: Branch to commit to; it is created if it does not exist.
-        token: Access token; by default that of the Hub's login or of HF_TOKEN.
-        **card: Arguments of `render_clips_card`: `source`, `license`, `settings`, `species`, `template`.
+        **card: Other fields of `ClipsCard`: `source`, `license`, `settings`, `species`, `template`.
 
     Returns:
         The URL of the commit.
@@ -361,7 +373,7 @@ def push_clips(
     Raises:
         UserError: See `save_clips` and `upload_files`.
     """
-    repo_id = full_repo_id(repo_id, repo_type="dataset", token=token)
+    repo_id = full_repo_id(repo_id, "dataset")
     with tempfile.TemporaryDirectory(prefix="kenya_birds_") as temporary:
         folder = save_clips(clips, Path(temporary) / "clips", title=title, repo_id=repo_id, **card)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -373,7 +385,6 @@ def push_clips(
             replaced=f"{DATA}/*-of-*.parquet",
             private=private,
             revision=revision,
-            token=token,
         )
     return str(commit.commit_url)
 

@@ -25,13 +25,12 @@ from kenya_birds.saved_models import transport_error
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
-def full_repo_id(repo_id: str, *, repo_type: str = "model", token: str | None = None) -> str:
+def full_repo_id(repo_id: str, repo_type: str = "model") -> str:
     """Adds the owner to a repository's name, if it has none.
 
     Args:
         repo_id: `owner/name`, or `name` for the logged-in account.
         repo_type: `model`, `dataset` or `space`.
-        token: Access token; by default that of the Hub's login or of HF_TOKEN.
 
     Returns:
         `owner/name`. The Hub is contacted only if the owner is missing.
@@ -42,7 +41,7 @@ def full_repo_id(repo_id: str, *, repo_type: str = "model", token: str | None = 
     check_repo_id(repo_id, repo_type)
     if "/" in repo_id:
         return repo_id
-    api = _api(token)
+    api = _api()
     with _one_line_hub_errors(repo_id, api, repo_type):
         return f"{api.whoami()['name']}/{repo_id}"
 
@@ -75,7 +74,6 @@ def upload_files(
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
-    token: str | None = None,
 ) -> CommitInfo:
     """Uploads files to a repository in one commit. Repository and branch are created if they do not exist.
 
@@ -91,7 +89,6 @@ def upload_files(
         private: Whether a new repository is private.
         revision: Branch to commit to (a new one starts from the main branch), or `refs/pr/N` for an open pull request.
         create_pr: Whether to open a pull request to the main branch of an existing repository.
-        token: Access token; by default that of the Hub's login or of HF_TOKEN.
 
     Returns:
         The commit: `commit_url`, `oid`, and `pr_url` and `pr_revision` of a new pull request. If nothing has changed,
@@ -101,8 +98,8 @@ def upload_files(
         UserError: If the Hub refuses the name or the token, if it cannot be reached, or if `private` is True and the
             repository exists and is public.
     """
-    repo_id = full_repo_id(repo_id, repo_type=repo_type, token=token)
-    api = _api(token)
+    repo_id = full_repo_id(repo_id, repo_type)
+    api = _api()
     with _one_line_hub_errors(repo_id, api, repo_type):
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()
@@ -133,8 +130,9 @@ def upload_files(
             )
 
 
-def _api(token: str | None) -> HfApi:
-    token = (token or get_token() or "").strip()
+def _api() -> HfApi:
+    """The Hub's client, with the token of the Hub's login or of HF_TOKEN."""
+    token = (get_token() or "").strip()
     if not token:
         raise UserError(f"no Hugging Face token found; {_LOG_IN}")
     # The HTTP client would show such a token in its error.

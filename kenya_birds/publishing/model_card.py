@@ -89,20 +89,7 @@ def render_model_card(
         model_name=model_name,
         datasets=[dataset_id] if dataset_id else None,
         base_model=_base_model(summary["starting_point"], config["backbone"]),
-        eval_results=[
-            EvalResult(
-                task_type="audio-classification",
-                dataset_type=dataset_id or summary["archive"]["name"],
-                dataset_name=summary["archive"]["name"],
-                # In cross-validation every recording is a test recording.
-                dataset_split="all" if cross_validated else "test",
-                metric_type=metric_type,
-                metric_name=f"{metric_name} (cross-validation)" if cross_validated else metric_name,
-                metric_value=round(results[key], 4),
-            )
-            for key, (metric_type, metric_name) in METRIC_NAMES.items()
-            if results[key] is not None
-        ],
+        eval_results=_eval_results(results, summary["archive"]["name"], dataset_id, cross_validated),
     )
     card = ModelCard.from_template(
         metadata,
@@ -138,6 +125,26 @@ def render_model_card(
         pictures={name: title for name, title in PICTURES.items() if (model_dir / name).is_file()},
     )
     return str(card)
+
+
+def _eval_results(
+    results: Mapping[str, Any], archive: str, dataset_id: str | None, cross_validated: bool
+) -> list[EvalResult]:
+    """The metrics for the header of the card, which the Hub shows beside it."""
+    return [
+        EvalResult(
+            task_type="audio-classification",
+            dataset_type=dataset_id or archive,
+            dataset_name=archive,
+            # In cross-validation every recording is a test recording.
+            dataset_split="all" if cross_validated else "test",
+            metric_type=metric_type,
+            metric_name=f"{metric_name} (cross-validation)" if cross_validated else metric_name,
+            metric_value=round(results[key], 4),
+        )
+        for key, (metric_type, metric_name) in METRIC_NAMES.items()
+        if results[key] is not None
+    ]
 
 
 def _base_model(starting_point: str, backbone: str) -> str | None:

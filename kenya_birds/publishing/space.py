@@ -82,27 +82,11 @@ def write_space(
         UserError: If the folder is not empty or cannot be written to, or Gradio or this package is not installed.
     """
     check_space(folder)
-    title = f"Who sings here? {repo_id.rpartition('/')[2]}"
-    header = {
-        "title": title,
-        "emoji": "🐦",
-        "colorFrom": "green",
-        "colorTo": "blue",
-        "sdk": "gradio",
-        "sdk_version": _gradio(),
-        "python_version": PYTHON,
-        "app_file": "app.py",
-        "pinned": False,
-        "license": license,
-        "models": [repo_id],
-    }
     model = f"{repo_id}@{revision}" if revision else repo_id
-    # JSON values are valid YAML.
-    lines = "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in header.items())
     texts = {
         "app.py": APP.format(repo_id=repo_id, model=model),
         "requirements.txt": "".join(f"{line}\n" for line in requirements()),
-        "README.md": f"---\n{lines}---\n" + TEXT.format(repo_id=repo_id),
+        "README.md": _header(repo_id, license) + TEXT.format(repo_id=repo_id),
     }
     sources = {f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path for path in package_files()}
     if code_license is not None:
@@ -119,6 +103,26 @@ def write_space(
     return [folder / name for name in sorted([*texts, *sources])]
 
 
+def _header(repo_id: str, license: str) -> str:
+    """The YAML header of the Space's README.md."""
+    values = {
+        "title": f"Who sings here? {repo_id.rpartition('/')[2]}",
+        "emoji": "🐦",
+        "colorFrom": "green",
+        "colorTo": "blue",
+        "sdk": "gradio",
+        "sdk_version": _gradio(),
+        "python_version": PYTHON,
+        "app_file": "app.py",
+        "pinned": False,
+        "license": license,
+        "models": [repo_id],
+    }
+    # JSON values are valid YAML.
+    lines = "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
+    return f"---\n{lines}---\n"
+
+
 def check_space(folder: Path) -> None:
     """Raises `UserError` if no Space can be written to this folder; called before a model is published."""
     if folder.exists() and not folder.is_dir():
@@ -128,9 +132,7 @@ def check_space(folder: Path) -> None:
     requirements()
 
 
-def publish_space(
-    folder: Path, space_id: str, *, message: str, private: bool = False, token: str | None = None
-) -> CommitInfo:
+def publish_space(folder: Path, space_id: str, *, message: str, private: bool = False) -> CommitInfo:
     """Uploads a Space's folder in one commit; it replaces the code of an earlier commit.
 
     Args:
@@ -138,7 +140,6 @@ def publish_space(
         space_id: `owner/name`, or `name` for the logged-in account.
         message: The commit's title.
         private: Whether a new Space is private.
-        token: Access token; by default that of the Hub's login or of HF_TOKEN.
 
     Returns:
         The commit.
@@ -158,7 +159,6 @@ def publish_space(
         repo_type="space",
         replaced=f"{PACKAGE.name}/*",
         private=private,
-        token=token,
     )
 
 

@@ -95,7 +95,7 @@ def build(page: Page, *, max_upload_mb: float, concurrency: int, example: Path) 
             whole = gr.HTML(elem_id="whole")
             legend = gr.HTML(elem_id="legend")
             start = gr.Slider(0, 1, 0, step=1, label="Show from (s)", elem_id="start")
-            stretch = gr.HTML(elem_id="stretch")
+            section = gr.HTML(elem_id="section")
             moment = gr.Number(visible=False)
 
         filters = list(controls[1:])
@@ -103,7 +103,7 @@ def build(page: Page, *, max_upload_mb: float, concurrency: int, example: Path) 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
         def draw(event: Any) -> None:
-            event.then(page.stretch, [start, *filters], stretch, **quiet)
+            event.then(page.section, [start, *filters], section, **quiet)
 
         def analyse(event: Any, **api: Any) -> None:
             analysed = event.then(
@@ -143,7 +143,7 @@ def build(page: Page, *, max_upload_mb: float, concurrency: int, example: Path) 
                 **quiet,
             )
         )
-        start.input(page.stretch, [start, *filters], stretch, trigger_mode="always_last", **quiet)
+        start.input(page.section, [start, *filters], section, trigger_mode="always_last", **quiet)
         for table in (by_time, by_species):
             moved = table.select(page.go_to, None, [start, moment], **quiet)
             moved.then(None, moment, None, js=MOVE_SOUND)

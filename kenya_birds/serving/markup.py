@@ -62,7 +62,7 @@ def whole_description(duration_s: float, detections: Sequence[Detection], names:
     )
 
 
-def stretch_description(
+def section_description(
     begin_s: float, end_s: float, duration_s: float, detections: Sequence[Detection], names: Mapping[str, SpeciesNames]
 ) -> str:
     """Describes the picture of a section.
@@ -80,8 +80,8 @@ def stretch_description(
         f"score {one.score:.2f}"
         for one in near
     ]
-    stretch = f"{clock(begin_s, duration_s)} to {clock(end_s, duration_s)}"
-    return f"Spectrogram from {stretch} with {len(near)} detections. " + _list(listed)
+    section = f"{clock(begin_s, duration_s)} to {clock(end_s, duration_s)}"
+    return f"Spectrogram from {section} with {len(near)} detections. " + _list(listed)
 
 
 def legend(

@@ -18,11 +18,11 @@ from kenya_birds.serving.markup import (
     message,
     picture,
     problem,
+    section_description,
     settings_text,
-    stretch_description,
     whole_description,
 )
-from kenya_birds.serving.pictures import STRETCH_S, picture_of_stretch, picture_of_whole
+from kenya_birds.serving.pictures import SECTION_S, picture_of_section, picture_of_whole
 from kenya_birds.serving.sessions import Session, Sessions
 
 logger = logging.getLogger(__name__)
@@ -115,13 +115,13 @@ class Page:
         names = self.analyser.names
         choices = [(_full_name(*names[code]), code) for code in findings.species]
         first = next(iter(findings.detections(self.settings(*self.defaults, None, True))), None)
-        last_s = max(1, math.ceil(findings.duration_s - STRETCH_S))
+        last_s = max(1, math.ceil(findings.duration_s - SECTION_S))
         start_s = min(last_s, max(0, math.floor(first.start_s - LEAD_S))) if first else 0
         return (
             message(*about),
             gr.update(visible=True),
             gr.update(choices=choices, value=[]),
-            gr.update(maximum=last_s, value=start_s, visible=findings.duration_s > STRETCH_S),
+            gr.update(maximum=last_s, value=start_s, visible=findings.duration_s > SECTION_S),
         )
 
     @property
@@ -186,7 +186,7 @@ class Page:
         if len(found) > MAX_ROWS:
             line += f"; the table shows the first {MAX_ROWS:,}, the downloads have all"
         whole = ""
-        if duration_s > STRETCH_S and found:
+        if duration_s > SECTION_S and found:
             path = session.new_folder("whole") / "whole.png"
             picture_of_whole(duration_s, found, names, styles, path)
             whole = picture(path, whole_description(duration_s, found, names))
@@ -215,7 +215,7 @@ class Page:
             table,
         )
 
-    def stretch(
+    def section(
         self, start_s: float, own: bool, least: float, species: list[str] | None, merge: bool, request: gr.Request
     ) -> Any:
         """Draws the spectrogram of a section.
@@ -236,15 +236,15 @@ class Page:
         styles = species_styles(findings.species)  # of all species, so that filters and scrolling keep the colours
         begin_s = min(max(0.0, start_s), max(0.0, findings.duration_s - 1))
         try:
-            path = session.new_folder("stretch") / "spectrogram.png"
-            picture_of_stretch(session.recording, found, names, styles, begin_s, path)
+            path = session.new_folder("section") / "spectrogram.png"
+            picture_of_section(session.recording, found, names, styles, begin_s, path)
         except (OSError, UserError) as error:  # sound that cannot be read cannot be drawn
             if session.is_closed.is_set():
                 return gr.skip()
             logger.info("%s", error)
             return message("The spectrogram cannot be drawn here: the recording cannot be read.")
-        end_s = min(begin_s + STRETCH_S, findings.duration_s)
-        return picture(path, stretch_description(begin_s, end_s, findings.duration_s, found, names))
+        end_s = min(begin_s + SECTION_S, findings.duration_s)
+        return picture(path, section_description(begin_s, end_s, findings.duration_s, found, names))
 
     def go_to(self, event: gr.SelectData) -> Any:
         """Handles a click on a row; returns the start of the picture and of the sound."""

@@ -10,19 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kenya_birds.inference.detections import Detection
-from kenya_birds.inference.plots import draw_stretch
+from kenya_birds.inference.plots import draw_section
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import SpeciesStyle, save_picture, short_name, styled
 from kenya_birds.serving.analysis import clock
 
-STRETCH_S = 30.0
+SECTION_S = 30.0
 MAX_SPECIES = 20
 WIDTH_INCH, ROW_INCH = 11.0, 0.24
 # matplotlib's style is global.
 _drawing = threading.Lock()
 
 
-def picture_of_stretch(
+def picture_of_section(
     recording: Path,
     detections: Sequence[Detection],
     names: Mapping[str, SpeciesNames],
@@ -43,13 +43,13 @@ def picture_of_stretch(
     Raises:
         UserError: If the recording cannot be read there.
     """
-    near = [one for one in detections if one.end_s > start_s and one.start_s < start_s + STRETCH_S]
+    near = [one for one in detections if one.end_s > start_s and one.start_s < start_s + SECTION_S]
     table = pd.DataFrame(
         [(one.start_s, one.end_s, one.species, names[one.species].common_name, one.score) for one in near],
         columns=["start_s", "end_s", "code", "common_name", "score"],
     )
     with _drawing:
-        save_picture(draw_stretch(recording, table, start_s, STRETCH_S, styles)[0], output)
+        save_picture(draw_section(recording, table, start_s, SECTION_S, styles)[0], output)
 
 
 def picture_of_whole(

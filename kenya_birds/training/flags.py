@@ -16,10 +16,9 @@ from kenya_birds.training.arguments import (
     DataArguments,
     FeatureArguments,
     ModelArguments,
-    TrainerArguments,
-    trainer_kinds,
 )
 from kenya_birds.training.run_folder import find_start, last_whole_checkpoint
+from kenya_birds.training.trainer_arguments import TrainerArguments, trainer_kinds
 from kenya_birds.training.transformers_arguments import TransformersField, check_inherited, transformers_fields
 from kenya_birds.values import Kind, kinds_of
 

@@ -36,7 +36,7 @@ from kenya_birds.model.modeling_kenya_birds import (
     softmax_loss,
 )
 from kenya_birds.private_interfaces import TrainerHooks
-from kenya_birds.training.arguments import AugmentationArguments, TrainerArguments
+from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import ClipSampler, FeatureClips, TrainingClips, power_weights, rows_of
 from kenya_birds.training.callbacks import (
@@ -51,6 +51,7 @@ from kenya_birds.training.callbacks import (
 from kenya_birds.training.preparation import clean_clips, extract_features
 from kenya_birds.training.recording_windows import RecordingWindows
 from kenya_birds.training.run_folder import STATE_FILE, copy_record, last_whole_checkpoint
+from kenya_birds.training.trainer_arguments import TrainerArguments
 from kenya_birds.training.transformers_arguments import check_inherited, defaults
 from kenya_birds.training.window_mining import HardWindows
 from kenya_birds.training.window_sampler import WindowSampler
@@ -129,34 +130,18 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         augmentation: AugmentationArguments | None = None,
         background: Dataset | None = None,
     ) -> None:
-        if args.n_gpu > 1:
-            raise UserError(
-                f"{args.n_gpu} GPUs but one process: start with `accelerate launch --multi_gpu train_hf.py ...`, or "
-                "show one GPU only (CUDA_VISIBLE_DEVICES=0)"
-            )
         self.multi_label = model.config.problem_type == "multi_label_classification"
-        if self.multi_label and args.label_smoothing_factor:
-            raise UserError("label_smoothing_factor is for single-label training: leave it out where multi-label")
-        num_labels = model.config.num_labels
         self.plan = train_dataset if isinstance(train_dataset, WindowPlan) else None
-        if self.plan is not None and not self.multi_label:
-            raise UserError("training on recordings is multi-label: set problem_type multi_label_classification")
+        _check_arguments(args, self.multi_label, self.plan)
         self.labels_per_clip = (
             train_dataset.labels
             if isinstance(train_dataset, WindowPlan)
             else [labels if self.multi_label else [label] for labels, label in _targets(train_dataset)]
         )
-        self.class_counts = np.bincount(np.concatenate(self.labels_per_clip), minlength=num_labels)
+        self.class_counts = np.bincount(np.concatenate(self.labels_per_clip), minlength=model.config.num_labels)
         self.class_weights = torch.tensor(
             power_weights(self.class_counts, args.loss_weight_power), dtype=torch.float32, device=args.device
         )
-        if args.loss_weight_power + args.sampler_weight_power > 1:
-            logger.warning(
-                "loss_weight_power %.2g and sampler_weight_power %.2g together weigh rare classes by more than their "
-                "inverse frequency",
-                args.loss_weight_power,
-                args.sampler_weight_power,
-            )
         patience = args.early_stopping_patience
         # Without evaluations, or a metric, there is nothing to wait for.
         can_stop = patience and args.eval_strategy != "no" and args.metric_for_best_model is not None
@@ -400,6 +385,26 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Zero: Trainer's estimate is for text models and would be wrong here."""
         return 0
+
+
+def _check_arguments(args: KenyaBirdsTrainingArguments, multi_label: bool, plan: WindowPlan | None) -> None:
+    """Raises `UserError` if the arguments do not fit the machine or the targets; warns of doubled weights."""
+    if args.n_gpu > 1:
+        raise UserError(
+            f"{args.n_gpu} GPUs but one process: start with `accelerate launch --multi_gpu train_hf.py ...`, or show "
+            "one GPU only (CUDA_VISIBLE_DEVICES=0)"
+        )
+    if multi_label and args.label_smoothing_factor:
+        raise UserError("label_smoothing_factor is for single-label training: leave it out where multi-label")
+    if plan is not None and not multi_label:
+        raise UserError("training on recordings is multi-label: set problem_type multi_label_classification")
+    if args.loss_weight_power + args.sampler_weight_power > 1:
+        logger.warning(
+            "loss_weight_power %.2g and sampler_weight_power %.2g together weigh rare classes by more than their "
+            "inverse frequency",
+            args.loss_weight_power,
+            args.sampler_weight_power,
+        )
 
 
 def training_team(args: KenyaBirdsTrainingArguments) -> Team:

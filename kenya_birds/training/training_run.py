@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,26 @@ from transformers import set_seed
 
 from kenya_birds.console import user_errors
 from kenya_birds.data.archive import ANNOTATIONS_FILE
+from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
 from kenya_birds.data.planning import plan_no_call
 from kenya_birds.data.splits import SPLITS, read_splits
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, plan_windows
 from kenya_birds.evaluation.window_targets import WindowTargets
-from kenya_birds.files import check_not_locked, locked, read_json, write_table
+from kenya_birds.files import check_not_locked, locked, write_table
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training.callbacks import StopAt
 from kenya_birds.training.flags import check_train_on
+from kenya_birds.training.run_checks import (
+    archive_of_run,
+    check_classes,
+    check_settings,
+    hash_annotations,
+    splits_of_run,
+)
 from kenya_birds.training.run_folder import (
     SPLITS_FILE,
     RunRecord,
@@ -37,7 +44,7 @@ from kenya_birds.training.run_folder import (
     forget_start,
     lies_in,
 )
-from kenya_birds.training.settings import Settings, differences, training_summary
+from kenya_birds.training.settings import Settings, training_summary
 from kenya_birds.training.starting_points import initialize
 from kenya_birds.training.trainer import KenyaBirdsTrainer, training_team
 from kenya_birds.training.training_recordings import (
@@ -81,7 +88,6 @@ class Run:
     ) -> None:
         self.settings = settings
         check_train_on(settings.data, settings.model, settings.features)
-        data, model = settings.data, settings.model
         self.team = training_team(settings.training)
         self._output_dir, self._stack, self._entered = Path(settings.training.output_dir), contextlib.ExitStack(), 0
         self._everything_for = everything_for
@@ -92,32 +98,44 @@ class Run:
         set_seed(settings.training.seed)
         with user_errors(ValueError):
             self.extractor = KenyaBirdsFeatureExtractor(**dataclasses.asdict(settings.features))
-        if splits is None and data.splits_file:
-            splits = read_splits(data.splits_file, data.fold)
+        if splits is None and settings.data.splits_file:
+            splits = read_splits(settings.data.splits_file, settings.data.fold)
         record = None
         if self._checkpoint is not None:
             record = RunRecord.read(self._checkpoint)
             check_settings(record, settings, everything_for, self._checkpoint)
-            splits = _splits_of_run(self._checkpoint, splits, everything_for)
-        with _told_of_run(self._checkpoint):
-            self.builder = clips_builder(
-                data.data_dir,
-                splits=splits,
-                cache_dir=data.cache_dir,
-                sampling_rate=self.extractor.sampling_rate,
-                clip_s=self.extractor.clip_s,
-                context_s=data.context_s,
-                edge_tolerance_s=data.edge_tolerance_s,
-                min_annotations=data.min_annotations,
-                test_size=data.test_size,
-                validation_size=data.validation_size,
-                fold=data.fold,
-                split_seed=data.split_seed,
-            )
+            splits = splits_of_run(self._checkpoint, splits, everything_for)
+        with archive_of_run(self._checkpoint):
+            self.builder = self._plan_clips(splits)
         self.splits = self.builder.splits if everything_for is None else self.builder.splits.assign(split="train")
-        classes = self.builder.classes
+        self.model = self._make_model()
+        self.record = self._start_model() if record is None else self._check_archive(record)
+        self._before = recordings_before(settings.model.init_from, self._checkpoint)
+        splits = self.builder.splits
+        self.check_starting_model(splits.loc[splits["split"] == "test", "recording"])
+        self._warn_of_validation(splits.loc[splits["split"] == "validation", "recording"])
+
+    def _plan_clips(self, splits: pd.DataFrame | None) -> KenyaBirds:
+        data = self.settings.data
+        return clips_builder(
+            data.data_dir,
+            splits=splits,
+            cache_dir=data.cache_dir,
+            sampling_rate=self.extractor.sampling_rate,
+            clip_s=self.extractor.clip_s,
+            context_s=data.context_s,
+            edge_tolerance_s=data.edge_tolerance_s,
+            min_annotations=data.min_annotations,
+            test_size=data.test_size,
+            validation_size=data.validation_size,
+            fold=data.fold,
+            split_seed=data.split_seed,
+        )
+
+    def _make_model(self) -> KenyaBirdsForAudioClassification:
+        model, classes = self.settings.model, self.builder.classes
         with user_errors(ValueError):
-            self.model = KenyaBirdsForAudioClassification(
+            return KenyaBirdsForAudioClassification(
                 KenyaBirdsConfig(
                     backbone=model.backbone,
                     drop_rate=model.drop_rate,
@@ -129,25 +147,31 @@ class Run:
                     species=self.builder.archive.species_names(classes),
                 )
             )
+
+    def _start_model(self) -> RunRecord:
+        """Loads the starting weights of a new run; returns its record."""
+        data = self.settings.data
         annotations = hash_annotations(data.data_dir)
-        if record is None:
-            starting_point = initialize(self.model, model.init_from, self.extractor)
-            if data.train_on == "recordings":
-                start_at_prior(self.model)
-            record = RunRecord(settings.record(), starting_point, annotations, everything_for)
-        else:
-            _check_classes(self._checkpoint, classes)
-            if annotations != record.annotations:
-                logger.warning(
-                    "%s has changed since this run was started: it keeps its splits, and trains on the annotations as "
-                    "they are now",
-                    Path(data.data_dir) / ANNOTATIONS_FILE,
-                )
-        self.record = record
-        self._before = recordings_before(model.init_from, self._checkpoint)
-        splits = self.builder.splits
-        self.check_starting_model(splits.loc[splits["split"] == "test", "recording"])
-        heard = self._overlap(splits.loc[splits["split"] == "validation", "recording"]).names("train")
+        starting_point = initialize(self.model, self.settings.model.init_from, self.extractor)
+        if data.train_on == "recordings":
+            start_at_prior(self.model)
+        return RunRecord(self.settings.record(), starting_point, annotations, self._everything_for)
+
+    def _check_archive(self, record: RunRecord) -> RunRecord:
+        """Refuses other classes than those of the resumed run, and warns of other annotations; returns its record."""
+        check_classes(self._checkpoint, self.builder.classes)
+        data_dir = self.settings.data.data_dir
+        if hash_annotations(data_dir) != record.annotations:
+            logger.warning(
+                "%s has changed since this run was started: it keeps its splits, and trains on the annotations as "
+                "they are now",
+                Path(data_dir) / ANNOTATIONS_FILE,
+            )
+        return record
+
+    def _warn_of_validation(self, recordings: Iterable[str]) -> None:
+        """Warns if the starting model was trained on validation recordings."""
+        heard = self._overlap(recordings).names("train")
         if heard:
             logger.warning(
                 "The starting model was trained on %d of the validation recordings, on which epoch, calibration and "
@@ -420,80 +444,3 @@ class Run:
                 checkpoint = adopt(checkpoint, folder)
             self._stack = stack.pop_all()
         return checkpoint
-
-
-def check_settings(record: RunRecord, settings: Settings, everything_for: float | None, where: Path) -> None:
-    """Raises `UserError` unless a run has the settings now that decide what it learns, and says which have changed.
-
-    Everything else may change when a run is resumed: paths, what is shown and logged, numbers of processes and
-    workers, precision, and how the clips of a step are spread over processes and batches. `init_from` is not read.
-
-    Args:
-        record: Of the run that is resumed.
-        settings: Those of now.
-        everything_for: See `Run`.
-        where: What is resumed.
-    """
-    deciding = {name: value for name, value in settings.deciding().items() if name != "init_from"}
-    changes = differences(record.settings, deciding)
-    if record.everything_for != everything_for:
-        changes.append(f"the epochs on all splits were {record.everything_for} and are {everything_for} now")
-    if changes:
-        raise UserError(
-            f"the run of {where} was started with other settings: {'; '.join(changes)}. Give the settings that it was "
-            "started with, or start a new run in another --output_dir"
-        )
-
-
-def hash_annotations(data_dir: str | Path) -> str:
-    """SHA-256 of an archive's annotations.csv."""
-    return hashlib.sha256((Path(data_dir) / ANNOTATIONS_FILE).read_bytes()).hexdigest()
-
-
-@contextlib.contextmanager
-def _told_of_run(checkpoint: Path | None) -> Iterator[None]:
-    """Says of an archive that does not fit the splits of a run that they are the run's."""
-    try:
-        yield
-    except UserError as error:
-        if checkpoint is None:
-            raise
-        raise UserError(
-            f"{error} (the splits are those that the run of {checkpoint} was started with: resume it on the archive "
-            "as it was then, or start a new run in another --output_dir)"
-        ) from None
-
-
-def _splits_of_run(checkpoint: Path, given: pd.DataFrame | None, everything_for: float | None) -> pd.DataFrame:
-    """The splits that a run was started with. A fit on everything has one split: there, the given ones are planned."""
-    own = read_splits(checkpoint / SPLITS_FILE)
-    if given is None:
-        return own
-    now = given if everything_for is None else given.assign(split="train")
-    before, after = (dict(zip(table["recording"], table["split"], strict=True)) for table in (own, now))
-    others = sorted(name for name in {**before, **after} if before.get(name) != after.get(name))
-    if others:
-        raise UserError(
-            f"the run of {checkpoint} was started with other splits: {len(others)} recordings were in another one or "
-            f"in none, the first is {others[0]}. Leave out --splits_file, or start a new run in another --output_dir"
-        )
-    return given
-
-
-def _check_classes(checkpoint: Path | None, classes: list[str]) -> None:
-    """Raises `UserError` unless a checkpoint was trained on these classes."""
-    assert checkpoint is not None
-    try:
-        labels = read_json(checkpoint / "config.json")["id2label"]
-        trained = [labels[str(index)] for index in range(len(labels))]
-    except (KeyError, TypeError):
-        raise UserError(
-            f"{checkpoint} is not a checkpoint of this package: it has no config.json with classes"
-        ) from None
-    if trained != classes:
-        apart = sorted(set(trained) ^ set(classes))
-        raise UserError(
-            f"{checkpoint} was trained on other species: {len(trained)} then and {len(classes)} now"
-            f"{', which differ in ' + ', '.join(apart[:5]) if apart else ', in another order'}: resume it on the "
-            "archive as it was then, or start a new run in another --output_dir"
-        )
