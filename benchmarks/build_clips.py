@@ -1,10 +1,11 @@
-"""Time and memory of cutting an archive's clips, compared with decoding it once with soundfile in as many processes.
+"""Time and memory of cutting an archive's clips, and of keeping its decoded recordings, beside decoding it once.
 
     python benchmarks/build_clips.py [--hours 4] [--data_dir ARCHIVE]
 
 Without an archive, a synthetic one is made, with recordings of 20 minutes and as many annotations per hour as in the
-Kenyan archive. Both are measured alternately, and the fastest run of each counts, because other work on the machine
-slows them down.
+Kenyan archive. "Decode" reads every recording with soundfile, "build" cuts all clips, "keep" decodes all recordings
+into the cache from which training draws windows. They are measured in turns, with as many processes (keep: threads),
+and the fastest run of each counts, because other work on the machine slows them down.
 """
 
 import argparse
@@ -21,9 +22,11 @@ import datasets
 import soundfile
 
 from kenya_birds.data.dataset import load_clips
+from kenya_birds.data.decoded_recordings import decode_recordings
 from kenya_birds.data.synthetic import synthesize_archive
 
 ANNOTATIONS_PER_HOUR = 294
+SAMPLING_RATE_HZ = 32_000
 RECORDINGS_PER_HOUR = 3  # in a few hours enough for the processes to share those of each split
 
 
@@ -48,6 +51,13 @@ def build(data_dir: Path, processes: int) -> None:
     """Cuts every clip of an archive."""
     with tempfile.TemporaryDirectory() as cache_dir:
         load_clips(data_dir, cache_dir=cache_dir, num_proc=processes)
+
+
+def keep(data_dir: Path, threads: int) -> None:
+    """Decodes every recording of an archive into a new cache."""
+    paths = {path.name: path for path in (data_dir / "soundscape_data").iterdir()}
+    with tempfile.TemporaryDirectory() as cache_dir:
+        decode_recordings(paths, cache_dir, SAMPLING_RATE_HZ, threads=threads)
 
 
 def measure(function: Callable[[Path, int], None], data_dir: Path, processes: int) -> tuple[float, float]:
@@ -89,12 +99,15 @@ def main() -> None:
         datasets.disable_progress_bars()
         print(f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores, {data_dir.name}")
         decode_all(data_dir, 1)  # into the page cache
-        print(f"{'processes':>9}  {'decode (s)':>10}  {'build (s)':>9}  {'ratio':>5}  {'build, peak MB':>14}")
+        print("| Processes | Decode (s) | Build (s) | Keep (s) | Build, peak MB | Keep, peak MB |")
+        print("| --- | --- | --- | --- | --- | --- |")
         for processes in (1, 2):
-            runs = [[measure(run, data_dir, processes) for run in (decode_all, build)] for _ in range(options.repeats)]
-            decoded = min(decoding[0] for decoding, _ in runs)
-            seconds, peak_mb = min(building for _, building in runs)
-            print(f"{processes:>9}  {decoded:>10.1f}  {seconds:>9.1f}  {seconds / decoded:>5.2f}  {peak_mb:>14.0f}")
+            runs = [
+                [measure(run, data_dir, processes) for run in (decode_all, build, keep)]
+                for _ in range(options.repeats)
+            ]
+            (decoded_s, _), (built_s, built_mb), (kept_s, kept_mb) = map(min, zip(*runs, strict=True))
+            print(f"| {processes} | {decoded_s:.1f} | {built_s:.1f} | {kept_s:.1f} | {built_mb:.0f} | {kept_mb:.0f} |")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python benchmarks/training_speed.py clip        # one clip from int16 to features: beside the seed's way; one core
     python benchmarks/training_speed.py mel         # log-mel alone: beside librosa and torchaudio; one core
     python benchmarks/training_speed.py trainer     # KenyaBirdsTrainer's steps: beside the bare backbone's
+    python benchmarks/training_speed.py recordings  # the same, on windows of whole recordings
     python benchmarks/training_speed.py step        # the same without `datasets`; on a GPU also where the time goes
 
 The seed's way is that of the project's first classifier: noisereduce, pre-emphasis, audiomentations, librosa; it
@@ -144,10 +145,13 @@ def measure_mel(options: argparse.Namespace) -> None:
         print(f"| {name} | {clip_ms:.2f} | {times_ms[0] / clip_ms:.2f} |")
 
 
-def make_model(backbone: str, device: str) -> KenyaBirdsForAudioClassification:
+def make_model(
+    backbone: str, device: str, problem_type: str = "single_label_classification"
+) -> KenyaBirdsForAudioClassification:
     """A classifier with random weights, laid out in memory as the trainer does."""
     torch.manual_seed(0)
-    model = KenyaBirdsForAudioClassification(KenyaBirdsConfig(backbone=backbone, num_labels=CLASSES))
+    config = KenyaBirdsConfig(backbone=backbone, num_labels=CLASSES, problem_type=problem_type)
+    model = KenyaBirdsForAudioClassification(config)
     return model.to(device, memory_format=torch.channels_last).train()
 
 
@@ -226,9 +230,12 @@ def measure_trainer(options: argparse.Namespace) -> None:
     """Steps of the trainer, everything on, over the bare backbone's, in turns."""
     from transformers import TrainerCallback
 
+    from kenya_birds.data.archive import read_archive
     from kenya_birds.data.dataset import load_clips
     from kenya_birds.data.synthetic import synthesize_archive
+    from kenya_birds.evaluation.window_scoring import plan_windows
     from kenya_birds.training.trainer import KenyaBirdsTrainer, KenyaBirdsTrainingArguments
+    from kenya_birds.training.window_training import WindowPlan
 
     class Clock(TrainerCallback):
         """Notes when each step ends; between steps, runs a bare one and takes its time off."""
@@ -253,11 +260,28 @@ def measure_trainer(options: argparse.Namespace) -> None:
             return time.perf_counter()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_recordings = options.measure == "recordings"
+    extractor = KenyaBirdsFeatureExtractor()
+    model = make_model(options.backbone, device, f"{'multi' if on_recordings else 'single'}_label_classification")
     with quiet_folder() as folder:
         archive = synthesize_archive(
             folder / "archive", recordings=10, duration_s=120, species=8, annotations=700, scene="quiet"
         )
-        clips = load_clips(archive, cache_dir=folder / "cache", context_s=0.9)
+        if on_recordings:
+            found = read_archive(archive)
+            codes = [f"class{index}" for index in range(CLASSES - len(found.species))]
+            grid, targets = plan_windows(
+                found,
+                list(found.headers),
+                [*found.species.index, *codes],
+                extractor,
+                cache_dir=folder / "cache",
+                overlap_s=0.0,
+                margin_s=0.25,
+            )
+            learned = WindowPlan(grid.decoded, targets)
+        else:
+            learned = load_clips(archive, cache_dir=folder / "cache", context_s=0.9)["train"]
         args = KenyaBirdsTrainingArguments(
             str(folder / "run"),
             per_device_train_batch_size=options.batch_size,
@@ -273,11 +297,11 @@ def measure_trainer(options: argparse.Namespace) -> None:
             use_cpu=device == "cpu",
         )
         trainer = KenyaBirdsTrainer(
-            make_model(options.backbone, device),
+            model,
             args,
-            KenyaBirdsFeatureExtractor(),
-            clips["train"],
-            clips["validation"],
+            extractor,
+            learned,
+            None,
             augmentation=AugmentationArguments(),
         )
         clock = Clock(bare_step(make_model(options.backbone, device), device, options))
@@ -298,7 +322,13 @@ def quiet_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-MEASURES = {"clip": measure_clip, "mel": measure_mel, "trainer": measure_trainer, "step": measure_step}
+MEASURES = {
+    "clip": measure_clip,
+    "mel": measure_mel,
+    "trainer": measure_trainer,
+    "recordings": measure_trainer,
+    "step": measure_step,
+}
 
 
 def main() -> None:

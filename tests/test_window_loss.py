@@ -5,13 +5,16 @@ import math
 import pytest
 import torch
 
+from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import (
     KenyaBirdsForAudioClassification,
     log_softmax_with_no_call,
     softmax_log_odds,
     softmax_loss,
 )
+from kenya_birds.training.trainer import KenyaBirdsTrainer, KenyaBirdsTrainingArguments
 from kenya_birds.training.window_training import focal_weights, log_softmax_of_log_odds
 
 # Odds against no call: the probabilities of no call and of three classes are 1/8, 2/8, 4/8 and 1/8.
@@ -130,3 +133,9 @@ def test_focal_weights_are_powers_of_the_probability_of_what_is_false():
     labels = torch.tensor([[1.0, 0.0, -100.0]])
     assert focal_weights(logits, labels, 2.0)[0, :2].tolist() == pytest.approx([1 / 16, 9 / 16])
     assert focal_weights(logits, labels, 0.0)[0, :2].tolist() == [1, 1]
+
+
+def test_a_softmax_is_not_trained_with_focal_weights(clips, tmp_path):
+    args = KenyaBirdsTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", focal_gamma=2.0)
+    with pytest.raises(UserError, match="focal_gamma weighs binary losses, and this model has a softmax"):
+        KenyaBirdsTrainer(build(no_call_class=True), args, KenyaBirdsFeatureExtractor(), clips["train"], None)

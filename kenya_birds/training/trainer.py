@@ -117,7 +117,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
 
     Raises:
         UserError: If one process would drive several GPUs, background is asked for and there is none, or multi-label
-            targets shall be smoothed.
+            targets shall be smoothed, or a softmax be trained with focal weights.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
     ) -> None:
         self.multi_label = model.config.problem_type == "multi_label_classification"
         self.plan = train_dataset if isinstance(train_dataset, WindowPlan) else None
-        _check_arguments(args, self.multi_label, self.plan)
+        _check_arguments(args, self.multi_label, self.plan, has_softmax=model.config.no_call_class)
         self.labels_per_clip = (
             train_dataset.labels
             if isinstance(train_dataset, WindowPlan)
@@ -387,7 +387,9 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         return 0
 
 
-def _check_arguments(args: KenyaBirdsTrainingArguments, multi_label: bool, plan: WindowPlan | None) -> None:
+def _check_arguments(
+    args: KenyaBirdsTrainingArguments, multi_label: bool, plan: WindowPlan | None, *, has_softmax: bool
+) -> None:
     """Raises `UserError` if the arguments do not fit the machine or the targets; warns of doubled weights."""
     if args.n_gpu > 1:
         raise UserError(
@@ -396,6 +398,8 @@ def _check_arguments(args: KenyaBirdsTrainingArguments, multi_label: bool, plan:
         )
     if multi_label and args.label_smoothing_factor:
         raise UserError("label_smoothing_factor is for single-label training: leave it out where multi-label")
+    if has_softmax and args.focal_gamma:
+        raise UserError("focal_gamma weighs binary losses, and this model has a softmax: leave it out")
     if plan is not None and not multi_label:
         raise UserError("training on recordings is multi-label: set problem_type multi_label_classification")
     if args.loss_weight_power + args.sampler_weight_power > 1:
