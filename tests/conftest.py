@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,20 @@ def _log_as_libraries_have_it():
     logger = logging.getLogger("kenya_birds")
     logger.handlers, logger.propagate = [], True
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def blank_figures():
+    """Figures are not drawn, which takes a third of the time of a small run; for files that do not look at them."""
+    from matplotlib.figure import Figure
+
+    def blank(self, file, **_):
+        self.clear()
+        Path(file).write_bytes(b"no picture")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", blank)
+        yield
 
 
 @pytest.fixture(scope="session")

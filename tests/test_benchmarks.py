@@ -35,7 +35,7 @@ runpy.run_path("benchmarks/training_speed.py", run_name="__main__")
 
 def test_what_many_hours_take_is_measured_and_reckoned():
     words = ("--backbones", "test_convnext", "--minutes", "0.2", "--repeats", "1", "--device", "cpu")
-    result = run_script("benchmarks/scale.py", *words, PYTHONPATH=str(ROOT))
+    result = run_script("benchmarks/scale.py", *words)
     assert result.returncode == 0, result.stderr
     backbone, seconds, hours_a_day, years = (
         cell.strip() for cell in result.stdout.splitlines()[-1].strip("|").split("|")
@@ -49,7 +49,7 @@ def test_what_many_hours_take_is_measured_and_reckoned():
 def test_visitors_of_the_demo_that_come_at_once_are_counted_and_timed(tmp_path):
     model = save_model(tmp_path / "model")
     words = ("--model", str(model), "--users", "3", "--duration_s", "4")
-    result = run_script("benchmarks/demo_load.py", *words, PYTHONPATH=str(ROOT))
+    result = run_script("benchmarks/demo_load.py", *words)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[1] == "answered 3, refused 0, failed 0"

@@ -1,21 +1,18 @@
 """Cross-validation and the final fit: every recording tested once, stopped and gone on, a model of all recordings."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import filelock
 import numpy as np
 import pandas as pd
 import pytest
 from archives import edit
-from running import ROOT, SMALL, flags, run, settings_of, train
+from running import SMALL, flags, run_script, settings_of, start, train, wait_until
 
+import train_hf
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.evaluation_report import plain_metrics
 from kenya_birds.evaluation.predictions import read_predictions
@@ -25,6 +22,8 @@ from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 
 SETTINGS = {"num_train_epochs": 3, "min_annotations": 8}
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,7 @@ def test_a_model_of_all_recordings_is_not_evaluated_on_them(validated, small_arc
 
 
 def test_the_final_model_can_be_published(validated):
-    result = run(sys.executable, "push_model.py", "--model_dir", validated, "--repo_id", "ann/birds", "--dry_run")
+    result = run_script("push_model.py", "--model_dir", validated, "--repo_id", "ann/birds", "--dry_run")
     assert result.returncode == 0, result.stderr
     assert "fold-" not in result.stdout
     assert "folds.csv" in result.stdout
@@ -164,19 +163,11 @@ def test_going_on_does_not_repeat_what_is_done(validated, small_archive, tmp_pat
 
 def test_a_killed_cross_validation_goes_on_at_the_fold_that_was_running(validated, small_archive, tmp_path):
     folder = tmp_path / "birds"
-    words = flags(small_archive, folder, validated.parent / "cache", folds=3, **SETTINGS)
-    process = subprocess.Popen(
-        [sys.executable, "train_hf.py", *words], cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not list(folder.glob("fold-1/checkpoint-*/trainer_state.json")):
-            assert process.poll() is None, "ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = start(train_hf.main, flags(small_archive, folder, validated.parent / "cache", folds=3, **SETTINGS))
+    wait_until(lambda: list(folder.glob("fold-1/checkpoint-*/trainer_state.json")) or not process.is_alive())
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "killed before its end"
     assert not (folder / "fold-2").exists()
     done = (folder / "fold-0" / "model.safetensors").stat().st_mtime_ns
     train(small_archive, folder, validated.parent / "cache", folds=3, resume_from_checkpoint="true", **SETTINGS)
@@ -189,8 +180,6 @@ def test_a_killed_cross_validation_goes_on_at_the_fold_that_was_running(validate
 def refused(match, **settings):
     settings = {**SMALL, **SETTINGS, "output_dir": "nowhere", **settings}
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    import train_hf
-
     with pytest.raises(UserError, match=match):
         train_hf.main(words)
 

@@ -322,8 +322,13 @@ import multiprocess
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 from kenya_birds.data import builders
 from kenya_birds.data.dataset import load_clips
-fast = builders.encode_wav
-builders.encode_wav = lambda *args: time.sleep(0.05) or fast(*args)
+fast, cut = builders.encode_wav, []
+def encode(*args):
+    cut.append(args)
+    if len(cut) > 1:  # every process waits with one clip written, however late another one starts
+        time.sleep(600)
+    return fast(*args)
+builders.encode_wav = encode
 builders.CLIPS_PER_TABLE = 1
 if __name__ == "__main__":
     archive, cache, num_proc, method = sys.argv[1:]
@@ -334,7 +339,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def slow_build(archive, tmp_path):
-    """Begins to cut clips slowly, in a process that is returned."""
+    """Begins to cut clips, in a process that is returned: it and its workers stop after one clip each."""
     script = tmp_path / "build.py"
     script.write_text(SLOW_BUILD, encoding="utf-8")
 
@@ -346,7 +351,7 @@ def slow_build(archive, tmp_path):
     return begin
 
 
-def wait_for(condition, timeout_s=60.0):
+def wait_for(condition, timeout_s=300.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
@@ -381,7 +386,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_clips(archive, 
     assert len(children) == (3 if num_proc == 2 else 0), "two that cut, and one that serves their queue"
     process.kill()
     process.wait()
-    wait_for(lambda: not any(map(is_running, children)), timeout_s=10)
+    wait_for(lambda: not any(map(is_running, children)))
     (incomplete,) = cache.rglob("*.incomplete")
     assert not list(cache.rglob("dataset_info.json"))
     (incomplete / "kenya_birds-train-00007-00000-of-NNNNN.arrow").write_bytes(b"of a build with more processes")
@@ -405,7 +410,7 @@ def test_workers_end_with_a_build_that_is_killed_where_they_inherit_nothing(tmp_
     children, writing = children_of(process.pid), writers()
     process.kill()
     process.wait()
-    wait_for(lambda: not any(map(is_running, writing)), timeout_s=10)
+    wait_for(lambda: not any(map(is_running, writing)))
     for child in filter(is_running, children):  # one that only serves their queue
         os.kill(child, signal.SIGTERM)
 
@@ -418,8 +423,8 @@ def test_ctrl_c_ends_a_build_with_all_its_processes_and_one_traceback(tmp_path, 
     wait_for(lambda: len(list(cache.rglob("*train*.arrow"))) == num_proc)
     children = children_of(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.wait(timeout=20) == -signal.SIGINT
-    wait_for(lambda: not any(map(is_running, children)), timeout_s=10)
+    assert process.wait(timeout=300) == -signal.SIGINT
+    wait_for(lambda: not any(map(is_running, children)))
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert log.count("Traceback") == 1, log
     assert log.splitlines()[-1] == "KeyboardInterrupt"

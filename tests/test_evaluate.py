@@ -18,6 +18,8 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.publishing.clips_dataset import model_clips_builder
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def save_model(folder, classes, multi_label=False, **fields):
     torch.manual_seed(0)

@@ -18,6 +18,8 @@ from kenya_birds.training.training_run import Run
 
 SETTINGS = {"folds": 3, "num_train_epochs": 2, "no_call_windows": 2}
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):

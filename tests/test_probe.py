@@ -29,6 +29,8 @@ from kenya_birds.inference.embedding_models import load_embedder
 SETTINGS = {"min_annotations": 8}
 CANDIDATES = {"linear": heads._linear, "knn": heads._nearest}
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):

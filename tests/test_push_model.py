@@ -1,6 +1,9 @@
 """From a trained folder to a model that others load by its name: push_model.py against a Hub on this machine."""
 
+import contextlib
+import io
 import json
+import logging
 import re
 import runpy
 import shutil
@@ -13,10 +16,11 @@ import pytest
 import yaml
 from fake_hub import FakeHub
 from huggingface_hub import constants
-from running import ROOT, train
+from running import ROOT, run_here, train
 from safetensors.torch import load_file, save_file
 
 import push_model
+from kenya_birds import cli
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.publishing.model_folder import PROGRAM
@@ -32,6 +36,8 @@ PUBLISHED = {
     *("recording_calls.csv", "recording_counts.csv", "recording_detections.csv", "recording_species.csv"),
     *("recall_by_false_detections.png", "recording_timeline.png"),
 }
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +79,15 @@ def hub():
 def published(trained, small_archive, home, hub):
     """What was said when the model was published with its clips, and, changed, on the branch `calm`."""
     data = ("--with_dataset", small_archive, "--data_license", "cc0-1.0", "--source", "A. Singer (2026)")
-    first = push(hub, home, trained, "birds", *data)
+    first = push(hub, home, trained, "birds", *data, HF_DEBUG="1", HF_HUB_VERBOSITY="debug")
     assert first.returncode == 0, first.stderr
     calm = shutil.copytree(trained, home / "calm", ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
     weights = load_file(calm / "model.safetensors")
     weights["classifier.weight"] *= 0.5
     save_file(weights, calm / "model.safetensors", metadata={"format": "pt"})
-    second = push(hub, home, calm, "ann/birds", "--revision", "calm")
+    with pytest.MonkeyPatch.context() as patch:
+        hub.redirect(patch, home / "hf")
+        second = run_here(cli.main, "push", "--model_dir", calm, "--repo_id", "ann/birds", "--revision", "calm")
     assert second.returncode == 0, second.stderr
     return first, second
 
@@ -123,20 +131,25 @@ def test_the_data_set_beside_it_has_the_models_splits(published, hub, trained):
     assert b"A. Singer (2026)" in commit["files"]["README.md"]
 
 
-def answer(hub, home, *words):
-    done = run(hub, home, "-I", PROGRAM, *words)
-    assert done.returncode == 0, done.stderr
-    assert hub.token not in done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+# One process loads all of them: it begins with seconds of imports.
+ANSWERS = """
+import runpy, sys
+program, *models = sys.argv[1:]
+for model in models:
+    sys.argv = [program, *model.split("@")]
+    runpy.run_path(program, run_name="__main__")
+"""
 
 
 def test_a_stranger_loads_it_by_name_and_revision(published, hub, home, trained):
-    local = answer(hub, home, trained)
-    first = hub.repos["ann/birds"]["commits"][0]["oid"]
+    oid = hub.repos["ann/birds"]["commits"][0]["oid"]
     (line,) = [line for line in published[0].stdout.splitlines() if line.startswith("Load it with: ")]
-    assert f'from_pretrained("ann/birds", revision="{first}", trust_remote_code=True)' in line
-    assert answer(hub, home, "ann/birds", first)["scores"] == local["scores"]
-    calm = answer(hub, home, "ann/birds", "calm")
+    assert f'from_pretrained("ann/birds", revision="{oid}", trust_remote_code=True)' in line
+    done = run(hub, home, "-I", "-c", ANSWERS, PROGRAM, trained, f"ann/birds@{oid}", "ann/birds@calm")
+    assert done.returncode == 0, done.stderr
+    assert hub.token not in done.stdout + done.stderr
+    local, first, calm = map(json.loads, done.stdout.splitlines())
+    assert first["scores"] == local["scores"]
     assert max(calm["scores"]["clip"].values()) < max(local["scores"]["clip"].values())
     assert calm["logits"] != local["logits"]
 
@@ -153,8 +166,10 @@ def test_it_is_found_by_name_with_what_belongs_to_it(published, hub, trained, mo
     assert not list(saved.folder.glob("*.py"))
 
 
-def test_it_is_evaluated_by_name_on_its_own_test_split(published, hub, home, trained, small_archive):
-    done = run(hub, home, "-m", "kenya_birds", "evaluate", "ann/birds", small_archive, "--output", home / "again")
+def test_it_is_evaluated_by_name_on_its_own_test_split(published, hub, home, trained, small_archive, monkeypatch):
+    hub.redirect(monkeypatch, home / "hf")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hf" / "hub"))
+    done = run_here(cli.main, "evaluate", "ann/birds", small_archive, "--output", home / "again")
     assert done.returncode == 0, done.stderr
     assert hub.token not in done.stdout + done.stderr
     splits = pd.read_csv(trained / "splits.csv").set_index("recording")["split"]
@@ -166,20 +181,38 @@ def test_it_is_evaluated_by_name_on_its_own_test_split(published, hub, home, tra
     assert macro_f1 == pytest.approx(json.loads((trained / "metrics.json").read_text())["test"]["macro_f1"], abs=1e-6)
 
 
-def test_the_token_is_in_no_output_and_no_file(published, hub, home, trained, tmp_path):
+@contextlib.contextmanager
+def debug_log(name):
+    """Everything that a library logs."""
+    logger, log = logging.getLogger(name), io.StringIO()
+    handler, level = logging.StreamHandler(log), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield log
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def test_the_token_is_in_no_output_and_no_file(published, hub, home, trained, monkeypatch, tmp_path):
     said = [done.stdout + done.stderr for done in published]
-    for trouble in ("refuse_token", "read_only"):
-        setattr(hub, trouble, True)
-        # The one is asked for its name before all checks, the other goes as far as it can.
-        repo_id = "other" if trouble == "refuse_token" else "ann/other"
-        done = push(hub, home, trained, repo_id, HF_DEBUG="1", HF_HUB_VERBOSITY="debug")
+    monkeypatch.setattr("kenya_birds.publishing.model_folder.check_model", lambda *_, **__: None)
+    monkeypatch.setattr(constants, "HF_DEBUG", True)
+    hub.redirect(monkeypatch, tmp_path)
+    for trouble, repo_id in (("refuse_token", "other"), ("read_only", "ann/other")):
+        setattr(hub, trouble, True)  # the first when the Hub is asked for the user's name, the other much later
+        with debug_log("huggingface_hub") as log:
+            done = run_here(cli.main, "push", "--model_dir", trained, "--repo_id", repo_id)
         setattr(hub, trouble, False)
         assert done.returncode == 2
-        # What the Hub's client logs when it is asked to stands before it.
-        assert done.stderr.splitlines()[-1].startswith("push_model.py: error: ")
-        said.append(done.stdout + done.stderr)
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("kenya-birds push: error: ")
+        said.append(line + log.getvalue())
     assert "HTTP 401" in said[2]
     assert "HTTP 403" in said[3]
+    # What the Hub's client is asked to log stands there.
+    assert all("curl -X" in text for text in said[:1] + said[2:])
     assert not any(hub.token in text for text in said)
 
     token = hub.token.encode()

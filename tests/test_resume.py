@@ -41,6 +41,8 @@ SETTINGS = {
 }
 BEST, LAST = "checkpoint-16", "checkpoint-32"
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):

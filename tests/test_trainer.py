@@ -1,16 +1,15 @@
 import dataclasses
 import shutil
 import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from running import ROOT, flags, losses, metrics, run, train
+from running import ROOT, flags, losses, metrics, run, start, train, wait_until
 from safetensors.torch import load_file
 
+import train_hf
 from kenya_birds.data.audio import decode_wav
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import classification_metrics
@@ -20,6 +19,8 @@ from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassificat
 from kenya_birds.training.augmentation import AugmentationArguments
 from kenya_birds.training.trainer import KenyaBirdsTrainer, KenyaBirdsTrainingArguments
 from kenya_birds.training.transformers_arguments import METRICS
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 @pytest.fixture
@@ -219,10 +220,14 @@ REFERENCE = {"sampler_weight_power": 0.3, "mixup_probability": 0.5}
 
 
 @pytest.fixture(scope="module")
-def reference_run(small_archive, tmp_path_factory):
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def reference_run(small_archive, cache, tmp_path_factory):
     """Two epochs in one process, eight clips a step."""
-    folder = tmp_path_factory.mktemp("reference")
-    return train(small_archive, folder / "run", folder / "cache", **REFERENCE)
+    return train(small_archive, tmp_path_factory.mktemp("reference") / "run", cache, **REFERENCE)
 
 
 def assert_same_run(output_dir, reference, rtol):
@@ -238,36 +243,29 @@ def test_the_same_seed_gives_the_same_weights(reference_run, small_archive, tmp_
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_accumulated_batches_equal_one_large_batch(reference_run, small_archive, tmp_path):
-    accumulated = train(
-        small_archive,
-        tmp_path / "run",
-        tmp_path / "cache",
-        **REFERENCE,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=4,
-    )
+def test_accumulated_batches_equal_one_large_batch(reference_run, small_archive, cache, tmp_path):
+    batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    accumulated = train(small_archive, tmp_path / "run", cache, **REFERENCE, **batches)
     assert_same_run(accumulated, reference_run, rtol=1e-3)
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(reference_run, small_archive, tmp_path):
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(reference_run, small_archive, cache, tmp_path):
     first = min(reference_run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    resumed = train(small_archive, tmp_path / "run", tmp_path / "cache", **REFERENCE, resume_from_checkpoint=first)
+    resumed = train(small_archive, tmp_path / "run", cache, **REFERENCE, resume_from_checkpoint=first)
     assert_same_run(resumed, reference_run, rtol=1e-5)
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(reference_run, small_archive, tmp_path):
-    words = flags(small_archive, tmp_path / "run", tmp_path / "cache", **REFERENCE)
-    process = subprocess.Popen([sys.executable, "train_hf.py", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline_s = time.monotonic() + 120
-    while not list((tmp_path / "run").glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline_s:
-        time.sleep(0.02)
+def test_a_run_that_is_killed_goes_on_where_it_was(reference_run, small_archive, cache, tmp_path):
+    process = start(train_hf.main, flags(small_archive, tmp_path / "run", cache, **REFERENCE))
+    states = (tmp_path / "run").glob
+    wait_until(lambda: list(states("checkpoint-*/trainer_state.json")) or not process.is_alive())
     process.kill()
-    assert process.wait() == -signal.SIGKILL, "killed before its end"
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "killed before its end"
     assert not (tmp_path / "run" / "config.json").exists()
     # As if it had been killed while it wrote another.
     (tmp_path / "run" / "checkpoint-999").mkdir()
-    train(small_archive, tmp_path / "run", tmp_path / "cache", **REFERENCE, resume_from_checkpoint="true")
+    train(small_archive, tmp_path / "run", cache, **REFERENCE, resume_from_checkpoint="true")
     shutil.rmtree(tmp_path / "run" / "checkpoint-999", ignore_errors=True)
     assert_same_run(tmp_path / "run", reference_run, rtol=1e-5)
 
@@ -310,8 +308,8 @@ def test_two_processes_equal_one_with_the_same_global_batch_and_wait_for_each_ot
     assert_same_run(tmp_path / "run", reference_run, rtol=2e-3)
 
 
-def test_multi_label_training_scores_every_species_in_a_clip(small_archive, tmp_path):
-    output_dir = train(small_archive, tmp_path / "run", tmp_path / "cache", problem_type="multi_label_classification")
+def test_multi_label_training_scores_every_species_in_a_clip(small_archive, cache, tmp_path):
+    output_dir = train(small_archive, tmp_path / "run", cache, problem_type="multi_label_classification")
     assert 0 <= metrics(output_dir)["test"]["macro_f1"] <= 1
     model = KenyaBirdsForAudioClassification.from_pretrained(output_dir)
     assert model.config.problem_type == "multi_label_classification"

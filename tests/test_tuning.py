@@ -1,17 +1,14 @@
 """Tuning: what is searched, on which recordings, and that a study goes on as if it had not been stopped."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import optuna
 import pandas as pd
 import pytest
 from optuna.trial import TrialState
-from running import ROOT, SMALL, flags
+from running import SMALL, flags, start, wait_until
 
 import train_hf
 from kenya_birds.cli import main
@@ -93,25 +90,12 @@ def test_training_on_recordings_is_tuned_by_the_average_precision_of_windows(tmp
 
 
 def test_a_killed_study_tries_the_killed_trial_again_and_counts_on(tmp_path, small_archive, cache, monkeypatch):
-    storage = f"sqlite:///{tmp_path}/study.db"
-    command = [sys.executable, "-c", "from kenya_birds.cli import main; main()", "tune", small_archive]
-    command += ["--trials", "3", "--folds", "2", "--storage", storage, "--output", tmp_path / "out"]
-    process = subprocess.Popen(
-        [str(word) for word in [*command, "--", *words(cache)]],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        for line in process.stderr:
-            if "Trial 1, fold 1 of 2" in line:
-                break
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    options = ["--trials", "3", "--folds", "2", "--storage", f"sqlite:///{tmp_path}/study.db"]
+    process = start(main, ["tune", str(small_archive), *options, "--output", f"{tmp_path}/out", "--", *words(cache)])
+    wait_until(lambda: list((tmp_path / "out").glob("trial-1/fold-*")) or not process.is_alive())
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "killed before its end"
     (left,) = [path.name for path in (tmp_path / "out").glob("trial-*")]
     assert left == "trial-1"
 
