@@ -1,10 +1,11 @@
-"""Benchmarks that shall run on a bare GPU machine do."""
+"""Benchmarks run: those of speed on a bare machine, the comparison of settings on a small archive."""
 
+import json
 import sys
 
 import pytest
 from detecting import save_model
-from running import ROOT, run, run_script
+from running import ROOT, SMALL, run, run_script
 
 MISSING = (
     "datasets",
@@ -57,3 +58,34 @@ def test_visitors_of_the_demo_that_come_at_once_are_counted_and_timed(tmp_path):
     assert 0 < median_s <= worst_s
     assert alone_s > 0
     assert "visitors' folders left: 0" in lines
+
+
+def compared(archive, folder, *words):
+    """What the comparison of arms prints for the first fold of three, after one epoch."""
+    recordings = sorted(path.name for path in (archive / "soundscape_data").iterdir())
+    lines = [f"{name},{number % 3}" for number, name in enumerate(recordings)]
+    (folder / "folds.csv").write_text("\n".join(["recording,fold", *lines]) + "\n")
+    small = {name: value for name, value in SMALL.items() if name not in ("report_to", "disable_tqdm")}
+    shared = " ".join(f"--{name} {value}" for name, value in {**small, "num_train_epochs": 1}.items())
+    options = ["--folds_file", folder / "folds.csv", "--folds", "0", "--flags", shared, "--resamples", "50"]
+    return run_script("benchmarks/recordings_against_clips.py", archive, folder / "work", *options, *words)
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_arms_are_trained_once_and_compared_on_whole_recordings(small_archive, tmp_path, monkeypatch):
+    arms = ("--only", "clips", "--arm", "focal: --train_on recordings --focal_gamma 2")
+    first = compared(small_archive, tmp_path, *arms)
+    assert first.returncode == 0, first.stderr
+    head, _, *rows = first.stdout.splitlines()
+    assert head.startswith("3 recordings, 0.02 h, ")
+    assert rows[0] == "| | clips | focal |"
+    assert "| | focal minus clips |" in rows
+    assert sum("F1 of events" in row for row in rows) == 2
+    record = json.loads((tmp_path / "work" / "focal-fold0-seed0.json").read_text())
+    assert record["command"][-2:] == ["--focal_gamma", "2"]
+    assert 0 <= record["metrics"]["test"]["macro_f1"] <= 1
+    monkeypatch.setattr("train_hf.main", None)  # nothing is trained again
+    assert compared(small_archive, tmp_path, *arms).stdout == first.stdout
+    changed = compared(small_archive, tmp_path, "--arm", "focal: --train_on recordings")
+    assert changed.returncode == 2
+    assert "is of a run with other flags" in changed.stderr

@@ -325,13 +325,13 @@ from kenya_birds.data.dataset import load_clips
 fast, cut = builders.encode_wav, []
 def encode(*args):
     cut.append(args)
-    if len(cut) > 1:  # every process waits with one clip written, however late another one starts
+    if len(cut) > int(sys.argv[5]):
         time.sleep(600)
     return fast(*args)
 builders.encode_wav = encode
 builders.CLIPS_PER_TABLE = 1
 if __name__ == "__main__":
-    archive, cache, num_proc, method = sys.argv[1:]
+    archive, cache, num_proc, method = sys.argv[1:5]
     multiprocess.set_start_method(method)
     load_clips(archive, cache_dir=cache, num_proc=int(num_proc), sampling_rate=8000, min_annotations=2)
 """
@@ -339,12 +339,12 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def slow_build(archive, tmp_path):
-    """Begins to cut clips, in a process that is returned: it and its workers stop after one clip each."""
+    """Begins to cut clips, in a process that is returned; each of its processes waits after so many clips."""
     script = tmp_path / "build.py"
     script.write_text(SLOW_BUILD, encoding="utf-8")
 
-    def begin(cache, num_proc, method):
-        words = [sys.executable, script, archive, cache, str(num_proc), method]
+    def begin(cache, num_proc, method, clips=2):
+        words = [sys.executable, script, archive, cache, str(num_proc), method, str(clips)]
         log = (tmp_path / "log.txt").open("w", encoding="utf-8")
         return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
 
@@ -380,8 +380,10 @@ def children_of(pid):
 @pytest.mark.parametrize("num_proc", [1, 2])
 def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_clips(archive, tmp_path, slow_build, num_proc):
     cache = tmp_path / "cache"
-    process = slow_build(cache, num_proc, "fork")
-    wait_for(lambda: len([path for path in cache.rglob("*train*.arrow") if path.stat().st_size > 30_000]) >= num_proc)
+    # One process is killed with a complete split, two in the middle of the first one.
+    process = slow_build(cache, num_proc, "fork", clips=6 if num_proc == 1 else 2)
+    least = 30_000 if num_proc == 1 else 0
+    wait_for(lambda: len([path for path in cache.rglob("*train*.arrow") if path.stat().st_size >= least]) == num_proc)
     children = children_of(process.pid)
     assert len(children) == (3 if num_proc == 2 else 0), "two that cut, and one that serves their queue"
     process.kill()
