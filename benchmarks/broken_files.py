@@ -26,7 +26,7 @@ FRAME = 4096  # samples of a FLAC frame, as libsndfile writes it
 def main() -> None:
     """Prints the table."""
     with tempfile.TemporaryDirectory() as folder:
-        print(f"{'file':<36}  {'soundfile alone':<28}  now")
+        print(f"{'file':<36}  {'soundfile alone':<28}  kenya_birds")
         for name, (content, whole) in broken_files(Path(folder)).items():
             path = Path(folder) / "broken.audio"
             path.write_bytes(content)

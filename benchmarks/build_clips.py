@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, help="an archive; by default a synthetic one")
     parser.add_argument("--hours", type=int, default=4, help="length of the synthetic archive")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each; the fastest counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each; the fastest is reported")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data_dir = options.data_dir or synthesize_archive(

@@ -20,7 +20,9 @@ def main() -> None:
         "--data_dir", default=os.environ.get("KENYA_BIRDS_ARCHIVE"), help="a real archive (or $KENYA_BIRDS_ARCHIVE)"
     )
     parser.add_argument("--folds", type=int, default=5, help="folds of the cross-validation")
-    parser.add_argument("--time_limit_s", type=float, default=60.0, help="of each balanced split, in seconds")
+    parser.add_argument(
+        "--time_limit_s", type=float, default=60.0, help="time limit of each balanced split in seconds"
+    )
     options = parser.parse_args()
 
     full_size = synthetic_annotations(recordings=35, duration_s=3600.0, species=176, annotations=10_294, scene="quiet")

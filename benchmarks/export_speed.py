@@ -63,7 +63,9 @@ def measure_graph(options: argparse.Namespace) -> None:
     extractor = KenyaBirdsFeatureExtractor()
     waveform = waveforms(extractor, options.batch_size)
     features = extractor.extract(waveform)
-    print("| backbone | threads | what | ms a clip | torch's time over it |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| backbone | threads | program | ms per clip | time of torch / this time |\n| --- | --- | --- | --- | --- |"
+    )
     for backbone in options.backbones:
         torch.manual_seed(0)
         config = KenyaBirdsConfig(backbone=backbone, num_labels=CLASSES)
@@ -143,7 +145,7 @@ def measure_stages(options: argparse.Namespace) -> None:
     }
     with torch.no_grad():
         times_s = dict(zip(ways, least_s(*ways.values(), repeats=options.repeats), strict=True))
-    print("| front end, one core | ms a clip | share |\n| --- | --- | --- |")
+    print("| feature extractor, one core | ms per clip | share |\n| --- | --- | --- |")
     for way, seconds in times_s.items():
         print(f"| {way} | {1000 * seconds / len(waveform):.2f} | {seconds / times_s['all']:.0%} |")
 

@@ -29,9 +29,9 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
-    parser.add_argument("work_dir", type=Path, help="models, probes and cut clips are kept there")
+    parser.add_argument("work_dir", type=Path, help="folder for models, probes and clips")
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--init_from", required=True, help="as in train_hf.py")
+    parser.add_argument("--init_from", required=True, help="initial weights, as in train_hf.py")
     options = parser.parse_args()
     trained = TrainedRun.read(options.run_dir)
     rows: dict[str, tuple[dict[str, Any], float | None]] = {}

@@ -33,7 +33,7 @@ def main() -> None:
     """Prints one table for each size of test split."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=200, help="test splits of each size")
-    parser.add_argument("--resamples", type=int, default=400, help="of each bootstrap")
+    parser.add_argument("--resamples", type=int, default=400, help="resamples of each bootstrap")
     options = parser.parse_args()
     generator = np.random.default_rng(0)
     for classes, recordings, clips in ((10, 10, 40), (40, 8, 60), (40, 35, 60)):

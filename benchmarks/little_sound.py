@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("archives", nargs="+", type=Path)
-    parser.add_argument("--windows", type=int, default=120, help="how many with a call, and without")
+    parser.add_argument("--windows", type=int, default=120, help="windows with a call, and as many without")
     options = parser.parse_args()
     saved = find_model(options.model)
     model, extractor = load_classifier(saved)

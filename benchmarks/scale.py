@@ -30,9 +30,9 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=["convnext_atto", "convnext_tiny"], help="timm models")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of the recording that is analysed")
     parser.add_argument("--overlap_s", type=float, default=0.0, help="overlap of neighbouring windows (s)")
-    parser.add_argument("--noise_reduction", default="stationary", help="of the front end")
+    parser.add_argument("--noise_reduction", default="stationary", help="noise reduction of the feature extractor")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.add_argument("--repeats", type=int, default=3, help="the fastest counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each; the fastest is reported")
     options = parser.parse_args()
     on_gpu = options.device.startswith("cuda")
     unit = "GPU" if on_gpu else "core"

@@ -1,5 +1,6 @@
 """The estimate: counts that the literature and hand arithmetic know, and memory that real tensors confirm."""
 
+import functools
 import json
 import runpy
 import subprocess
@@ -16,16 +17,18 @@ from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.training import estimate as estimate_module
 from kenya_birds.training.estimate import (
     LiveBytes,
     count_flops,
     default_feature_size,
-    estimate,
     format_estimate,
     run_cost,
     saved_bytes,
 )
 
+# An estimate takes a second or more, and several tests look at the same ones.
+estimate = functools.cache(estimate_module.estimate)
 ROOT = Path(__file__).parent.parent
 FAMILIES = ["test_convnext", "convnext_tiny", "tf_efficientnetv2_b0", "mobilenetv4_conv_small"]
 
@@ -201,11 +204,11 @@ def test_memory_is_linear_in_the_batch_and_flops_are_the_same_for_each_clip(batc
 
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_bf16_saves_about_half_and_copies_of_the_weights(backbone):
-    small, large = (estimate(backbone, batch_size=size, num_labels=10).memory for size in (16, 32))
-    per_clip = {name: (large[name].saved - small[name].saved) / 16 for name in small}
+    small, large = (estimate(backbone, batch_size=size, num_labels=10).memory for size in (32, 64))
+    per_clip = {name: (large[name].saved - small[name].saved) / 32 for name in small}
     # Layer normalisation keeps float32 under CUDA's autocast.
     assert 0.48 < per_clip["bf16"] / per_clip["fp32"] < 0.6
-    copies = small["bf16"].saved - 16 * per_clip["bf16"]
+    copies = small["bf16"].saved - 32 * per_clip["bf16"]
     assert 0.9 * small["bf16"].weights / 2 < copies < 1.1 * small["bf16"].weights / 2
 
 
@@ -216,7 +219,7 @@ def test_a_large_backbone_at_a_large_batch_is_estimated_without_its_memory():
 
 def test_autocast_is_off_again_after_an_estimate():
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    estimate("test_convnext", batch_size=1, num_labels=2)
+    estimate_module.estimate("test_convnext", batch_size=1, num_labels=2)
     assert (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")) == before
 
 
@@ -302,7 +305,7 @@ def test_the_module_needs_neither_datasets_nor_librosa():
         "from kenya_birds.training.estimate import estimate\n"
         "print(estimate('test_convnext', batch_size=1, num_labels=2).parameters)"
     )
-    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     assert int(process.stdout) > 100_000
 

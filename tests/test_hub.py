@@ -286,7 +286,7 @@ print(type(config).__name__, config.id2label[1])
 def test_a_fresh_process_publishes_and_loads_by_name(model_dir, fake_hub, tmp_path):
     command = [sys.executable, "-c", JOURNEY, str(model_dir)]
     environment = fake_hub.environment(tmp_path / "home")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["KenyaBirdsConfig", "Bulbul"]
     assert fake_hub.token not in done.stdout + done.stderr

@@ -297,7 +297,7 @@ def test_a_fresh_process_loads_by_name_as_the_card_says(clips, fake_hub, tmp_pat
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

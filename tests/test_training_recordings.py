@@ -1,17 +1,14 @@
 """No command judges a model on recordings that it, or a model that it was started from, was trained on."""
 
 import json
-import runpy
 import shutil
-import sys
 
 import pandas as pd
 import pytest
 import soundfile
-from running import ROOT, flags, settings_of
+from running import flags, settings_of
 from test_evaluate import save_model
 
-from kenya_birds.data.archive import read_archive
 from kenya_birds.data.dataset import clips_builder
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.evaluation_report import format_metrics
@@ -250,36 +247,3 @@ def test_a_run_that_began_with_its_test_recordings_cannot_stand_beside(builder, 
     TrainingRecordings.of_splits(splits, {}).and_those_of(donor).write(tmp_path / "fold-2")
     with pytest.raises(UserError, match=r"fold-2' was trained on 1 of the 1 recordings"):
         run.check_not_trained_on({"a": None, "b": None, "c": None})
-
-
-def test_detections_in_training_recordings_are_not_judged(
-    model, small_archive, builder, tmp_path, monkeypatch, capsys
-):
-    turned(builder.splits).to_csv(tmp_path / "other.csv", index=False)
-    calls = read_archive(small_archive).annotations
-    found = pd.DataFrame(
-        {
-            "recording": calls["recording"],
-            "start_s": calls["center_s"] - 1,
-            "end_s": calls["center_s"] + 1,
-            "code": calls["species"],
-            "common_name": "",
-            "scientific_name": "",
-            "score": 0.9,
-        }
-    )
-    found.to_csv(tmp_path / "found.csv", index=False)
-
-    def judge(*words):
-        words = [tmp_path / "found.csv", small_archive, model, "--min_annotations", 8, *words]
-        monkeypatch.setattr(sys, "argv", ["detection_quality.py", *map(str, words)])
-        runpy.run_path(str(ROOT / "benchmarks" / "detection_quality.py"), run_name="__main__")
-
-    judge()
-    printed = capsys.readouterr().out
-    assert "recordings that the model was not trained on" in printed
-    tested = builder.splits.loc[builder.splits["split"] == "test", "recording"]
-    assert str(len(builder.clips[builder.clips["recording"].isin(tested)])) in printed
-    with pytest.raises(SystemExit, match="2"):
-        judge("--splits_file", tmp_path / "other.csv")
-    assert "was trained on" in capsys.readouterr().err
