@@ -281,7 +281,10 @@ def parser_of(program):
 
 def known_flags(program):
     if Path(program).parent.name:  # a script with a parser of its own
-        return set(re.findall(r'"(--\w+)"', (ROOT / program).read_text(encoding="utf-8")))
+        text = (ROOT / program).read_text(encoding="utf-8")
+        if "add_arguments(parser" in text:  # the options of arms are declared once
+            text += (ROOT / "benchmarks" / "arms.py").read_text(encoding="utf-8")
+        return set(re.findall(r'"(--\w+)"', text))
     return set(parser_of(program)._option_string_actions)
 
 
