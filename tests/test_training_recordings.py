@@ -170,7 +170,7 @@ def test_all_recordings_of_another_archive_need_no_split(model, small_archive, c
     assert told["recordings"] == 8
     assert not told["training_overlap"]["is_known"]
     assert "The training recordings of the model are unknown" in format_metrics(told)
-    with pytest.raises(UserError, match="leave out --splits_file or --split"):
+    with pytest.raises(UserError, match="omit --splits_file or --split"):
         evaluate(other, small_archive, tmp_path / "no", cache, split="all", splits_file=model / "splits.csv")
 
 
