@@ -154,6 +154,7 @@ class EventScores:
             from the start of each recording; a remainder shorter than a window is not scored.
 
     Attributes:
+        truth: The annotations.
         detections: The detections, with `is_right` and `is_ignored`.
         calls: The calls, with `is_found`.
         matches: How they were matched.
@@ -162,7 +163,7 @@ class EventScores:
     def __init__(
         self, detections: pd.DataFrame, truth: Truth, *, tolerance_s: float = 0.0, window_s: float = WINDOW_S
     ) -> None:
-        self._truth = truth
+        self.truth = truth
         detections, calls = detections.reset_index(drop=True), truth.calls.reset_index(drop=True)
         self.matches: Matches = match_events(detections, calls, truth.unknown, tolerance_s=tolerance_s)
         self.detections = detections.assign(is_right=self.matches.is_right, is_ignored=self.matches.is_ignored)
@@ -178,14 +179,14 @@ class EventScores:
 
         Average precision is over windows; NaN for a species that no window contains.
         """
-        ones = np.ones((1, len(self._truth.durations_s)))
+        ones = np.ones((1, len(self.truth.durations_s)))
         right, reported, found, calls = (sums.sum(axis=0) for sums in self._sums())
         with np.errstate(invalid="ignore", divide="ignore"):
             precision, recall = right / reported, found / calls
             f1 = np.where(calls > 0, _f1(np.where(reported > 0, precision, 0), recall), np.nan)
         return pd.DataFrame(
             {
-                "species": self._truth.classes,
+                "species": self.truth.classes,
                 "calls": calls,
                 "found": found,
                 "detections": reported,
@@ -200,10 +201,10 @@ class EventScores:
     def per_recording(self) -> pd.DataFrame:
         """`recording`, `duration_s`, `calls`, `found`, `detections`, `right` and `false_per_h`."""
         right, reported, found, calls = (sums.sum(axis=1) for sums in self._sums())
-        durations_s = np.array(list(self._truth.durations_s.values()))
+        durations_s = np.array(list(self.truth.durations_s.values()))
         return pd.DataFrame(
             {
-                "recording": list(self._truth.durations_s),
+                "recording": list(self.truth.durations_s),
                 "duration_s": durations_s,
                 "calls": calls,
                 "found": found,
@@ -220,7 +221,7 @@ class EventScores:
         rows = rows[np.argsort(-score[rows], kind="stable")]
         last = np.flatnonzero(np.diff(score[rows], append=np.nan) != 0)
         false, found = ((flags[rows]).cumsum()[last] for flags in (~self.matches.is_right, self.matches.is_first))
-        hours = sum(self._truth.durations_s.values()) / 3600
+        hours = sum(self.truth.durations_s.values()) / 3600
         return false / hours, found / max(len(self.calls), 1)
 
     def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -234,7 +235,7 @@ class EventScores:
         """
         weights = weights.astype(np.float64)
         sums = self._sums()
-        hours = weights @ (np.array(list(self._truth.durations_s.values())) / 3600)
+        hours = weights @ (np.array(list(self.truth.durations_s.values())) / 3600)
         right, reported, found, calls = (weights @ each.sum(axis=1) for each in sums)
         with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
             warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
@@ -257,7 +258,7 @@ class EventScores:
 
     def _sums(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Right and reported detections, found and annotated calls, each of shape `(recordings, classes)`."""
-        shape = (len(self._truth.durations_s), len(self._truth.classes))
+        shape = (len(self.truth.durations_s), len(self.truth.classes))
 
         def count(group: np.ndarray, label: np.ndarray, rows: np.ndarray) -> np.ndarray:
             sums = np.zeros(shape)

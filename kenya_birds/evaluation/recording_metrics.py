@@ -68,7 +68,7 @@ class RecordingScores(EventScores):
         Args:
             parts: What the models scored; no recording is in two of them.
         """
-        truths = [part._truth for part in parts]
+        truths = [part.truth for part in parts]
         first = np.cumsum([0, *(len(truth.durations_s) for truth in truths)])
         windows = WindowScores(
             np.concatenate([part._scored.group + number for part, number in zip(parts, first, strict=False)]),
