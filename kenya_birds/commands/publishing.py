@@ -49,10 +49,16 @@ def _add_push_clips(commands: Any) -> None:
         help="OWNER/NAME, or NAME for the account that is logged in",
     )
     add_option(repository, "--private", bool, False, help="make the repository private")
-    add_option(repository, "--output", Path, metavar="FOLDER", help="only save the data set there; needs no network")
+    add_option(
+        repository,
+        "--output",
+        Path,
+        metavar="FOLDER",
+        help="write the data set to this folder instead of publishing it; needs no network",
+    )
     card = command.add_argument_group("Card")
     add_option(card, "--title", str, help="title; by default the repository's name")
-    add_option(card, "--source", str, help="whom to cite: a text, or kenya for Zenodo record 10943500")
+    add_option(card, "--source", str, help="source to cite: a text, or kenya for Zenodo record 10943500")
     add_option(
         card,
         "--license",
@@ -62,12 +68,10 @@ def _add_push_clips(commands: Any) -> None:
     )
     clips = command.add_argument_group("Clips")
     add_option(clips, "--min_annotations", Count, MIN_ANNOTATIONS, help="drop species with fewer annotations")
-    add_option(clips, "--context_s", Seconds, 0.0, help="sound kept on each side of a clip")
+    add_option(clips, "--context_s", Seconds, 0.0, help="extra sound on each side of a clip")
     add_option(clips, "--num_proc", Count | None, help="processes that cut clips; by default 1")
     add_general(command)
-    command.set_defaults(
-        run=_push_clips, after_stop="run the same command again; what is on the Hub is not sent twice"
-    )
+    command.set_defaults(run=_push_clips, after_stop=AFTER_STOP)
 
 
 def _push_clips(options: argparse.Namespace) -> None:
@@ -99,7 +103,7 @@ def _push_clips(options: argparse.Namespace) -> None:
         print(push_clips(clips, options.repo_id, private=options.private, **card))
     else:
         folder = save_clips(clips, options.output, repo_id=options.repo_id, **card)
-        print(f"The clips are in {folder}; nothing was sent.")
+        print(f"The clips are in {folder}; nothing was published.")
 
 
 def _add_export(commands: Any) -> None:
@@ -115,7 +119,7 @@ def _add_export(commands: Any) -> None:
     add_option(command, "model", str, help=MODEL)
     output = command.add_argument_group("Output")
     add_option(output, "--output", Path, required=True, metavar="FOLDER", help="folder to write: new or empty")
-    add_option(output, "--formats", Literal["onnx"], "onnx", help="what to write", aliases=("--format",))
+    add_option(output, "--formats", Literal["onnx"], "onnx", help="format of the model", aliases=("--format",))
     add_general(command)
     command.set_defaults(run=_export, after_stop="nothing was written; run the same command again")
 

@@ -50,7 +50,7 @@ def add_push_options(parser: Parser) -> None:
     )
     add_option(model, "--create_pr", bool, False, help="open a pull request instead of committing")
     _add_card_options(parser)
-    _add_options_beside(parser)
+    _add_companion_options(parser)
     check = parser.add_argument_group("Check")
     add_option(
         check,
@@ -76,11 +76,16 @@ def _add_card_options(parser: Parser) -> None:
     add_option(
         card, "--data_license", str, metavar="NAME", help="licence of recordings and annotations, as the Hub spells it"
     )
-    add_option(card, "--source", str, help="whom to cite for them: a text, or kenya for Zenodo record 10943500")
+    add_option(
+        card,
+        "--source",
+        str,
+        help="source of recordings and annotations to cite: a text, or kenya for Zenodo record 10943500",
+    )
 
 
-def _add_options_beside(parser: Parser) -> None:
-    beside = parser.add_argument_group("Beside the model")
+def _add_companion_options(parser: Parser) -> None:
+    beside = parser.add_argument_group("Together with the model")
     add_option(
         beside,
         "--with_dataset",
@@ -197,11 +202,11 @@ def _check_options(options: argparse.Namespace) -> None:
     """Raises `UserError` if options contradict each other, or what they name is not there."""
     if options.create_pr and (options.private or options.revision or options.with_dataset or options.with_space):
         raise UserError(
-            "--create_pr goes to the main branch of a repository that exists: leave out --private, --revision, "
+            "--create_pr goes to the main branch of a repository that exists: omit --private, --revision, "
             "--with_dataset and --with_space"
         )
     if options.with_dataset and not options.data_license and options.source != "kenya":
-        raise UserError("--with_dataset needs --data_license: under which licence the recordings may be published")
+        raise UserError("--with_dataset needs --data_license, the licence of the recordings")
     published_files(options.model_dir)
     from kenya_birds.publishing.hub import check_repo_id
 

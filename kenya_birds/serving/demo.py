@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,87 +71,127 @@ def build(page: Page, *, max_upload_mb: float, concurrency: int, example: Path) 
     """
     with gr.Blocks(title="Who sings here?", analytics_enabled=False) as blocks:
         gr.HTML(_introduction(page.analyser, max_upload_mb))
-        recording = gr.Audio(
-            sources=["upload", "microphone"],
-            type="filepath",
-            label="Recording",
-            editable=False,
-            buttons=[],
-            # For a waveform, the browser would decode hours of sound.
-            waveform_options=gr.WaveformOptions(show_recording_waveform=False),
-            elem_id="recording",
-        )
-        try_example = gr.Button(f"Try an example: {_title(example)}", size="sm", elem_id="example")
-        about = gr.HTML(elem_id="about", min_height=90)
-        with gr.Column(visible=False, elem_id="results") as results:
-            overlap, own, least, species, merge = controls = _controls(page)
-            line = gr.Markdown(elem_id="line")
-            by_time, by_species = _tables()
-            with gr.Row():
-                downloads = [
-                    gr.DownloadButton(text, size="sm", min_width=90, elem_id=f"download_{name}")
-                    for name, text in (("raven", "↓ Raven"), ("audacity", "↓ Audacity"), ("csv", "↓ CSV"))
-                ]
-            settings = gr.HTML(elem_id="settings")
-            whole = gr.HTML(elem_id="whole")
-            legend = gr.HTML(elem_id="legend")
-            start = gr.Slider(0, 1, 0, step=1, label="Show from (s)", elem_id="start")
-            section = gr.HTML(elem_id="section")
-            moment = gr.Number(visible=False)
-
-        filters = list(controls[1:])
-        shown = [line, by_time, by_species, whole, legend, settings, *downloads]
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-
-        def draw(event: Any) -> None:
-            event.then(page.section, [start, *filters], section, **quiet)
-
-        def analyse(event: Any, **api: Any) -> None:
-            analysed = event.then(
-                page.analyse,
-                overlap,
-                [about, results, species, start],
-                show_progress_on=about,
-                concurrency_limit=concurrency,
-                concurrency_id="analyse",
-                **((api and {**api, "api_name": "analyse"}) or {"api_visibility": "private"}),
-            )
-            name = {**api, "api_name": "show"} if api else {"api_visibility": "private"}
-            draw(analysed.then(page.show, filters, shown, show_progress="hidden", **name))
-
-        opening: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-        api = {"api_visibility": "undocumented"}
-        given = gr.on(
-            [recording.upload, recording.stop_recording, recording.clear],
-            page.open,
-            recording,
-            [about, results],
-            api_name="open",
-            **api,
-            **opening,
-        )
-        analyse(given, **api)
-        chosen = try_example.click(lambda: str(example), None, recording, **quiet)
-        analyse(chosen.then(page.open, recording, [about, results], api_visibility="private", **opening))
-        analyse(overlap.input(None))
-        draw(
-            gr.on(
-                [least.change, own.input, species.input, merge.input],
-                page.show,
-                filters,
-                shown,
-                trigger_mode="always_last",
-                **quiet,
-            )
-        )
-        start.input(page.section, [start, *filters], section, trigger_mode="always_last", **quiet)
-        for table in (by_time, by_species):
-            moved = table.select(page.go_to, None, [start, moment], **quiet)
-            moved.then(None, moment, None, js=MOVE_SOUND)
-            draw(moved)
+        view = _add_view(page, example)
+        _connect(page, view, concurrency, example)
         blocks.unload(page.close)
     blocks.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)
     return blocks
+
+
+@dataclass(frozen=True)
+class _View:
+    """The components of the page that events read or change."""
+
+    recording: gr.Audio
+    try_example: gr.Button
+    about: gr.HTML
+    results: gr.Column
+    overlap: gr.Radio
+    own: gr.Checkbox
+    least: gr.Slider
+    species: gr.Dropdown
+    merge: gr.Checkbox
+    line: gr.Markdown
+    by_time: gr.Dataframe
+    by_species: gr.Dataframe
+    downloads: list[gr.DownloadButton]
+    settings: gr.HTML
+    whole: gr.HTML
+    legend: gr.HTML
+    start: gr.Slider
+    section: gr.HTML
+    moment: gr.Number
+
+    @property
+    def filters(self) -> list[Any]:
+        """The controls that choose among the detections of an analysis."""
+        return [self.own, self.least, self.species, self.merge]
+
+    @property
+    def shown(self) -> list[Any]:
+        """The components that `Page.show` fills."""
+        tables = [self.line, self.by_time, self.by_species]
+        return [*tables, self.whole, self.legend, self.settings, *self.downloads]
+
+
+def _add_view(page: Page, example: Path) -> _View:
+    """Adds the components to the page, from top to bottom."""
+    recording = gr.Audio(
+        sources=["upload", "microphone"],
+        type="filepath",
+        label="Recording",
+        editable=False,
+        buttons=[],
+        # For a waveform, the browser would decode hours of sound.
+        waveform_options=gr.WaveformOptions(show_recording_waveform=False),
+        elem_id="recording",
+    )
+    try_example = gr.Button(f"Try an example: {_title(example)}", size="sm", elem_id="example")
+    about = gr.HTML(elem_id="about", min_height=90)
+    with gr.Column(visible=False, elem_id="results") as results:
+        overlap, own, least, species, merge = _controls(page)
+        line = gr.Markdown(elem_id="line")
+        by_time, by_species = _tables()
+        with gr.Row():
+            downloads = [
+                gr.DownloadButton(text, size="sm", min_width=90, elem_id=f"download_{name}")
+                for name, text in (("raven", "↓ Raven"), ("audacity", "↓ Audacity"), ("csv", "↓ CSV"))
+            ]
+        settings = gr.HTML(elem_id="settings")
+        whole = gr.HTML(elem_id="whole")
+        legend = gr.HTML(elem_id="legend")
+        start = gr.Slider(0, 1, 0, step=1, label="Show from (s)", elem_id="start")
+        section = gr.HTML(elem_id="section")
+        moment = gr.Number(visible=False)
+    return _View(
+        recording, try_example, about, results, overlap, own, least, species, merge, line, by_time, by_species,
+        downloads, settings, whole, legend, start, section, moment,
+    )  # fmt: skip
+
+
+def _connect(page: Page, view: _View, concurrency: int, example: Path) -> None:
+    """Connects the components' events with the page's handlers."""
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+    def draw(event: Any) -> None:
+        event.then(page.section, [view.start, *view.filters], view.section, **quiet)
+
+    def analyse(event: Any, **api: Any) -> None:
+        analysed = event.then(
+            page.analyse,
+            view.overlap,
+            [view.about, view.results, view.species, view.start],
+            show_progress_on=view.about,
+            concurrency_limit=concurrency,
+            concurrency_id="analyse",
+            **((api and {**api, "api_name": "analyse"}) or {"api_visibility": "private"}),
+        )
+        name = {**api, "api_name": "show"} if api else {"api_visibility": "private"}
+        draw(analysed.then(page.show, view.filters, view.shown, show_progress="hidden", **name))
+
+    opening: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+    opened = [view.about, view.results]
+    api = {"api_visibility": "undocumented"}
+    given = gr.on(
+        [view.recording.upload, view.recording.stop_recording, view.recording.clear],
+        page.open,
+        view.recording,
+        opened,
+        api_name="open",
+        **api,
+        **opening,
+    )
+    analyse(given, **api)
+    chosen = view.try_example.click(lambda: str(example), None, view.recording, **quiet)
+    analyse(chosen.then(page.open, view.recording, opened, api_visibility="private", **opening))
+    analyse(view.overlap.input(None))
+    changes = [view.least.change, view.own.input, view.species.input, view.merge.input]
+    draw(gr.on(changes, page.show, view.filters, view.shown, trigger_mode="always_last", **quiet))
+    view.start.input(page.section, [view.start, *view.filters], view.section, trigger_mode="always_last", **quiet)
+    for table in (view.by_time, view.by_species):
+        moved = table.select(page.go_to, None, [view.start, view.moment], **quiet)
+        moved.then(None, view.moment, None, js=MOVE_SOUND)
+        draw(moved)
 
 
 def _introduction(analyser: Analyser, max_upload_mb: float) -> str:

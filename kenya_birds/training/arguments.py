@@ -34,7 +34,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 
 @dataclass
 class DataArguments:
-    """The archive, and how it is cut into clips and split."""
+    """The archive, its clips and its splits."""
 
     data_dir: str = field(
         metadata={"help": "the archive: a folder with annotations.csv, species.csv, soundscape_data/"}
@@ -42,18 +42,17 @@ class DataArguments:
     train_on: Literal["clips", "recordings"] = field(
         default="clips",
         metadata={
-            "help": "clips: learn from one clip round each annotation; recordings: learn from windows that lie "
+            "help": "clips: learn from one clip around each annotation; recordings: learn from windows that lie "
             "anywhere in the training recordings, with several calls or none (multi-label)"
         },
     )
     call_windows: Share = field(
-        default=0.5, metadata={"help": "--train_on recordings: share of the windows that are drawn round a call"}
+        default=0.5, metadata={"help": "--train_on recordings: share of the windows that are drawn around a call"}
     )
     empty_windows: Share = field(
         default=0.25,
         metadata={
-            "help": "--train_on recordings: share of the windows without a call; those that are left are drawn "
-            "anywhere"
+            "help": "--train_on recordings: share of the windows without a call; the other windows are drawn anywhere"
         },
     )
     hard_windows: Share = field(
@@ -73,18 +72,18 @@ class DataArguments:
     edge_margin_s: Seconds = field(
         default=0.25,
         metadata={
-            "help": "--train_on recordings: a call whose centre is so near to a window's edge, inside or outside, is "
-            "neither present nor absent"
+            "help": "--train_on recordings: a call counts as neither present nor absent if its centre is closer than "
+            "this to an edge of the window, inside or outside"
         },
     )
     windows_per_epoch: Count | None = field(
         default=None,
-        metadata={"help": "--train_on recordings: windows of an epoch; by default as many as there are calls"},
+        metadata={"help": "--train_on recordings: number of windows per epoch; by default the number of calls"},
     )
     validation_windows: Count = field(
         default=5000,
         metadata={
-            "help": "--train_on recordings: choose the epoch by so many windows of the validation recordings at most"
+            "help": "--train_on recordings: largest number of validation windows on which the best epoch is chosen"
         },
     )
     overlap_s: Seconds = field(
@@ -98,15 +97,15 @@ class DataArguments:
     context_s: Seconds = field(
         default=0.0,
         metadata={
-            "help": "sound kept on each side of a clip; training shifts its window by up to this much. With 0, what "
-            "is shifted out at one end of the clip comes back at the other"
+            "help": "sound kept on each side of a clip; training shifts its window by up to this much. With 0, sound "
+            "that is shifted out at one end of the clip is inserted at the other"
         },
     )
     edge_tolerance_s: SignedSeconds = field(
         default=0.0,
         metadata={
-            "help": "how far outside a clip the centre of a call may be and still count as in the clip, where the "
-            "window is not shifted; negative: how far inside it has to be"
+            "help": "count a call as in a clip if its centre is up to this far outside the clip, before any shift; "
+            "negative: only if it is at least this far inside"
         },
     )
     splits_file: str | None = field(
@@ -122,7 +121,7 @@ class DataArguments:
     )
     fold: Whole = field(
         default=0,
-        metadata={"help": "which fold is the test split, of ceil(1 / test_size) folds or of those in --splits_file"},
+        metadata={"help": "number of the test fold, of ceil(1 / test_size) folds or of those in --splits_file"},
     )
     folds: Folds | None = field(
         default=None,
@@ -132,13 +131,13 @@ class DataArguments:
         default=False,
         metadata={
             "help": f"after the cross-validation ({DEFAULT_FOLDS} folds unless --folds is given) train on all "
-            "recordings, for as many epochs as were best in the median fold"
+            "recordings, for the median of the folds' best numbers of epochs"
         },
     )
     no_call_windows: Whole = field(
         default=100,
         metadata={
-            "help": "choose decision thresholds also on this many windows without a call, from each validation "
+            "help": "choose decision thresholds also on this many windows without a call from each validation "
             "recording; 0: on annotated clips only"
         },
     )
@@ -146,7 +145,7 @@ class DataArguments:
         default=SPLIT_SEED, metadata={"help": "random seed of the split (another --fold changes it more)"}
     )
     cache_dir: str | None = field(
-        default=None, metadata={"help": "where clips are stored; by default the cache of the datasets library"}
+        default=None, metadata={"help": "folder for cached clips; by default the cache of the datasets library"}
     )
     num_proc: Count | None = field(default=None, metadata={"help": "processes that cut clips; by default 1"})
 
@@ -163,12 +162,12 @@ class DataArguments:
                 "or less"
             )
         if self.fold and (self.folds is not None or self.final_fit):
-            raise UserError(f"fold is {self.fold} and a cross-validation runs every fold: leave one of the two out")
+            raise UserError(f"fold is {self.fold} and a cross-validation runs every fold: omit one of the two")
 
 
 @dataclass
 class ModelArguments:
-    """The backbone and where its weights come from."""
+    """The backbone and its initial weights."""
 
     backbone: str = field(default=BACKBONE, metadata={"help": "name of a convolutional timm model"})
     init_from: str = field(
@@ -248,10 +247,10 @@ class FeatureArguments:
 
 @dataclass
 class AugmentationArguments:
-    """Random changes of training clips: how often each happens, and how large it is at most."""
+    """Random changes of training clips: the probability of each, and its largest size."""
 
     shift_probability: Share = field(default=0.5, metadata={"help": "how often a clip's window is shifted in time"})
-    # Up to there the annotated call stays in its clip.
+    # With a larger shift, the annotated call would leave its clip.
     shift_max: Annotated[float, Range(0, 0.5)] = field(
         default=0.3, metadata={"help": "largest shift, as a share of the clip; no further than --context_s"}
     )
@@ -265,7 +264,7 @@ class AugmentationArguments:
     )
     gain_probability: Share = field(default=0.5, metadata={"help": "how often a clip is made louder or quieter"})
     gain_max_db: Annotated[float, Range(0, 100, unit="DB")] = field(
-        default=12.0, metadata={"help": "largest gain up or down; standardised features do not show it"}
+        default=12.0, metadata={"help": "largest gain up or down; it has no effect on standardised features"}
     )
     noise_probability: Share = field(default=0.5, metadata={"help": "how often pink or brown noise is added"})
     background_probability: Share = field(
@@ -275,7 +274,7 @@ class AugmentationArguments:
         default=5.0, metadata={"help": "lowest signal-to-noise ratio when noise or background is added"}
     )
     snr_max_db: Annotated[float, Range(unit="DB")] = field(
-        default=35.0, metadata={"help": "highest signal-to-noise ratio then"}
+        default=35.0, metadata={"help": "highest signal-to-noise ratio when noise or background is added"}
     )
     mask_probability: Share = field(
         default=1.0, metadata={"help": "how often some bands, and how often some frames, are masked"}
@@ -300,7 +299,7 @@ class AugmentationArguments:
 
     @classmethod
     def none(cls) -> "AugmentationArguments":
-        """Training clips as they are evaluated."""
+        """Settings without any random change."""
         settings = cls()
         for setting in fields(cls):
             if setting.name.endswith("_probability"):

@@ -54,22 +54,22 @@ def _has_gpu() -> bool:
 
 @dataclass
 class TrainerArguments:
-    """This project's arguments of the trainer, and its defaults of transformers' `TrainingArguments`."""
+    """Additional arguments of the trainer, and other defaults for some of transformers' `TrainingArguments`."""
 
     loss_weight_power: NotNegative = field(
         default=0.5,
         metadata={
-            "help": "weight classes by n^-power in the loss, n being their clips; 1: inverse frequency, 0: alike"
+            "help": "weight each class by n^-X in the loss, with n its number of clips; 1: inverse frequency; 0: equal"
         },
     )
     sampler_weight_power: NotNegative = field(
         default=0.0,
-        metadata={"help": "draw clips in proportion to n^-power of their class; 0: each clip once an epoch"},
+        metadata={"help": "draw clips in proportion to n^-X, with n as above; 0: each clip once per epoch"},
     )
     focal_gamma: NotNegative = field(
         default=0.0,
         metadata={
-            "help": "multi-label training: weight the loss by (1 - p)^gamma, p being the probability of what is true; "
+            "help": "multi-label training: weight the loss by (1 - p)^X, with p the probability of the correct label; "
             "0: binary cross-entropy"
         },
     )
@@ -79,7 +79,7 @@ class TrainerArguments:
     )
     early_stopping_patience: Whole = field(
         default=10,
-        metadata={"help": "stop after this many evaluations on validation without a better one; 0: never stop early"},
+        metadata={"help": "stop after this many evaluations on validation without improvement; 0: never stop early"},
     )
     auto_mixed_precision: bool = field(
         default=True, metadata={"help": "without --bf16 or --fp16, use bf16 if the GPU supports it, otherwise fp16"}
@@ -88,12 +88,12 @@ class TrainerArguments:
     bf16: bool = field(default=False, metadata={"help": "bfloat16 mixed precision"})
     fp16: bool = field(default=False, metadata={"help": "float16 mixed precision"})
     per_device_train_batch_size: Count = field(
-        default=CLIPS_PER_BATCH, metadata={"help": "training clips per device and step"}
+        default=CLIPS_PER_BATCH, metadata={"help": "training clips per device and batch"}
     )
     per_device_eval_batch_size: Count = field(
-        default=CLIPS_PER_BATCH, metadata={"help": "clips per device that are evaluated at once"}
+        default=CLIPS_PER_BATCH, metadata={"help": "evaluation clips per device and batch"}
     )
-    num_train_epochs: Positive = field(default=EPOCHS, metadata={"help": "epochs to train for at most"})
+    num_train_epochs: Positive = field(default=EPOCHS, metadata={"help": "largest number of epochs"})
     learning_rate: Positive = field(default=5e-4, metadata={"help": "AdamW's learning rate after warm-up"})
     weight_decay: NotNegative = field(default=0.05, metadata={"help": "AdamW's weight decay"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning rate schedule after warm-up"})
@@ -103,34 +103,36 @@ class TrainerArguments:
     eval_strategy: str = field(default="epoch", metadata={"help": "when to evaluate on validation"})
     save_strategy: str = field(default="epoch", metadata={"help": "when to save a checkpoint"})
     save_total_limit: Count | None = field(
-        default=2, metadata={"help": "how many checkpoints are kept, the best one included"}
+        default=2, metadata={"help": "number of checkpoints that are kept, including the best one"}
     )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "end with the best checkpoint"})
-    metric_for_best_model: str | None = field(default="macro_f1", metadata={"help": "the metric that best refers to"})
-    logging_steps: Positive = field(default=10, metadata={"help": "log the loss every so many steps"})
-    # Looking at every loss waits for the GPU at every step; and a loss that is no number had better be seen.
+    metric_for_best_model: str | None = field(
+        default="macro_f1", metadata={"help": "metric that determines the best epoch"}
+    )
+    logging_steps: Positive = field(default=10, metadata={"help": "log the loss after this many steps"})
+    # The filter waits for the GPU at every step, and it hides losses that are NaN.
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "log an average instead of a loss that is NaN or infinite"}
     )
     report_to: str = field(
         default="tensorboard",
-        metadata={"help": f"where metrics are logged: none, all, {', '.join(sorted(TRACKERS))}"},
+        metadata={"help": f"programs to which metrics are logged: none, all, {', '.join(sorted(TRACKERS))}"},
     )
     # The collator reads the columns that the model's forward does not name.
     remove_unused_columns: bool = field(default=False, metadata={"help": "must stay off"})
-    # Trainer would leave out clips of the evaluation too.
+    # Trainer would drop clips of the evaluation too.
     dataloader_drop_last: bool = field(
-        default=False, metadata={"help": "must stay off: training leaves out incomplete steps in any case"}
+        default=False, metadata={"help": "must stay off: training drops incomplete steps in any case"}
     )
     dataloader_pin_memory: bool = field(
         default_factory=_has_gpu, metadata={"help": "pin batches in memory; by default if there is a GPU"}
     )
-    # The next batch is moved while the device works on this one.
+    # The next batch is moved while the device computes.
     accelerator_config: dict | str | None = field(
         default_factory=lambda: {"non_blocking": _has_gpu()},
         metadata={"help": "accelerate's configuration (JSON); by default non_blocking if there is a GPU"},
     )
-    # Early stopping counts the evaluations without a better one.
+    # Early stopping counts the evaluations without improvement.
     restore_callback_states_from_checkpoint: bool = field(default=True, metadata={"help": "must stay on"})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "look for unused parameters in each step; there are none"}
@@ -151,8 +153,8 @@ class TrainerArguments:
             )
         if self.dataloader_drop_last:
             raise UserError(
-                "dataloader_drop_last must stay off: it would leave clips out of the evaluation, and training leaves "
-                "incomplete steps out in any case"
+                "dataloader_drop_last must stay off: it would drop clips of the evaluation, and training drops "
+                "incomplete steps in any case"
             )
         check_trackers(self.report_to)
 
