@@ -16,16 +16,16 @@ from kenya_birds.training.settings import Settings, differences
 
 
 def check_settings(record: RunRecord, settings: Settings, everything_for: float | None, where: Path) -> None:
-    """Raises `UserError` unless a run has the settings now that decide what it learns, and says which have changed.
+    """Raises `UserError`, with the changes, if settings that decide the result differ from those of the resumed run.
 
-    Everything else may change when a run is resumed: paths, what is shown and logged, numbers of processes and
-    workers, precision, and how the clips of a step are spread over processes and batches. `init_from` is not read.
+    Other settings may change: paths, output and logs, numbers of processes and workers, precision, and the division of
+    a step's clips among processes and batches. `init_from` is ignored.
 
     Args:
-        record: Of the run that is resumed.
-        settings: Those of now.
+        record: Record of the resumed run.
+        settings: The current settings.
         everything_for: See `Run`.
-        where: What is resumed.
+        where: The checkpoint to resume from.
     """
     deciding = {name: value for name, value in settings.deciding().items() if name != "init_from"}
     changes = differences(record.settings, deciding)
@@ -58,7 +58,7 @@ def archive_of_run(checkpoint: Path | None) -> Iterator[None]:
 
 
 def splits_of_run(checkpoint: Path, given: pd.DataFrame | None, everything_for: float | None) -> pd.DataFrame:
-    """The splits that a run was started with. A fit on everything has one split: there, the given ones are planned."""
+    """The splits with which a run was started. A fit on all recordings has one split, and keeps the given ones."""
     own = read_splits(checkpoint / SPLITS_FILE)
     if given is None:
         return own

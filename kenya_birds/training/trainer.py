@@ -67,7 +67,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class KenyaBirdsTrainingArguments(TrainerArguments, TrainingArguments):
-    """`TrainingArguments` with this project's defaults, and the weights of its loss and sampler."""
+    """`TrainingArguments` with the additional arguments and the defaults of `TrainerArguments`."""
 
     def __post_init__(self) -> None:
         """Chooses mixed precision and checks the values.
@@ -77,7 +77,7 @@ class KenyaBirdsTrainingArguments(TrainerArguments, TrainingArguments):
         """
         self.check()
         check_inherited(vars(self), defaults(type(self)))
-        # `accelerate launch` says "no" where its user said nothing.
+        # `accelerate launch` sets "no" by default.
         chosen = self.bf16 or self.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
         if self.auto_mixed_precision and not chosen and not self.use_cpu and torch.cuda.is_available():
             self.bf16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -86,11 +86,10 @@ class KenyaBirdsTrainingArguments(TrainerArguments, TrainingArguments):
             super().__post_init__()
         except ValueError as error:
             raise UserError(str(error)) from None
-        check_inherited(vars(self), defaults(type(self)))  # what accelerate's launcher asks for came only now
+        check_inherited(vars(self), defaults(type(self)))  # now with the settings of accelerate's launcher
         if getattr(self.accelerator_config, "dispatch_batches", None):
-            # accelerate would join and cut batches along their first dimension, which is not the same for all that is
-            # in them.
-            raise UserError("dispatch_batches must stay off: every process loads batches of its own")
+            # accelerate would join and cut batches along their first dimension, which differs among their tensors.
+            raise UserError("dispatch_batches must stay off: every process loads its own batches")
         if getattr(self.accelerator_config, "split_batches", None):
             raise UserError("split_batches must stay off: it would change the number of clips of a step")
 
@@ -98,26 +97,27 @@ class KenyaBirdsTrainingArguments(TrainerArguments, TrainingArguments):
 class KenyaBirdsTrainer(TrainerHooks, Trainer):
     """Trains a bird classifier on clips of `load_clips`.
 
-    The waveform stage of the feature extractor is applied once to the training clips and kept in the cache of
-    `datasets`, and so are the features of the clips to evaluate on. Training batches reach the device as int16 and are
-    augmented and become features there. Evaluation is never augmented.
+    The waveform stage of the feature extractor is applied once to the training clips; its result is kept in the cache
+    of `datasets`, and so are the features of the evaluation clips. Training batches are int16 waveforms until they are
+    on the device, where they are augmented and turned into features. Evaluation clips are never augmented.
 
-    The loss weighs classes by `args.loss_weight_power` and is divided by the number of clips (known elements, where
-    multi-label) of the whole step, over all processes and accumulated batches: how a batch is spread does not matter.
+    The loss weights classes by `args.loss_weight_power`. It is divided by the number of clips (multi-label: of known
+    labels) of the whole step, over all processes and accumulated batches, so that it does not depend on how the clips
+    of a step are divided.
 
     Args:
         model: The classifier.
         args: The arguments.
-        feature_extractor: The front end, saved with every checkpoint.
+        feature_extractor: The feature extractor; it is saved with every checkpoint.
         train_dataset: Training clips, or the plan of training on windows of whole recordings.
-        eval_dataset: Validation clips or windows; None where `args` ask for no evaluation.
-        augmentation: What chance changes in training clips; by default nothing.
-        background: Windows without a call, as long as a clip; needed where `augmentation.background_probability` is
+        eval_dataset: Validation clips or windows; None if `args` have no evaluation.
+        augmentation: Random changes of training clips; by default none.
+        background: Windows without a call, as long as a clip; required if `augmentation.background_probability` is
             above 0.
 
     Raises:
-        UserError: If one process would drive several GPUs, background is asked for and there is none, or multi-label
-            targets shall be smoothed, or a softmax be trained with focal weights.
+        UserError: If one process has several GPUs, background is required and missing, label smoothing is combined with
+            multi-label targets, or focal weights with a softmax.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             power_weights(self.class_counts, args.loss_weight_power), dtype=torch.float32, device=args.device
         )
         patience = args.early_stopping_patience
-        # Without evaluations, or a metric, there is nothing to wait for.
+        # Early stopping needs evaluations and a metric.
         can_stop = patience and args.eval_strategy != "no" and args.metric_for_best_model is not None
         stopping = [EarlyStoppingCallback(patience)] if can_stop else []
         self._feature_clips = partial(
@@ -163,9 +163,9 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             training_data = self._training_clips(clean, args)
         else:
             training_data = RecordingWindows(self.plan.decoded, self.plan.targets, self.augmentation, self.plan.length)
-            self._window_sampler(args)  # what cannot be drawn from is known now
+            self._window_sampler(args)  # raises an error for recordings without usable windows before training
         super().__init__(
-            # Convolutions of one channel each, with batch normalisation, take half the time so on a CPU.
+            # On a CPU, depthwise convolutions with batch normalisation take half the time in this format.
             model=model.to(memory_format=torch.channels_last),
             args=args,
             data_collator=_as_it_is,
@@ -178,7 +178,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         if self.plan is not None and self.plan.hard_share:
             self.add_callback(HardWindows(self.plan.rescore_epochs, self.plan.scored_windows))
         self._log_epochs()
-        # The loss below divides by the number of items in the whole step: let Trainer count them, and not scale again.
+        # Trainer then counts the items of the whole step, for `compute_loss`, and does not scale the loss again.
         self.model_accepts_loss_kwargs = True
 
     def _training_clips(self, clean: Dataset, args: KenyaBirdsTrainingArguments) -> TrainingClips:
@@ -205,12 +205,12 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         )
 
     def _hard_windows(self, sampler: WindowSampler) -> np.ndarray:
-        # A resumed run has another callback than the one that it was built with.
+        # A resumed run has another callback object than the one that was added to it.
         hard = next(one for one in self.callback_handler.callbacks if isinstance(one, HardWindows))
         return hard.find(sampler, self.train_dataset, self.model, self.accelerator)
 
     def _log_epochs(self) -> None:
-        """Replaces what transformers prints and logs by one line for each epoch, and by curves that are some."""
+        """Replaces the output of transformers by one line per epoch, and its TensorBoard log by our curves."""
         self._losses = StepLosses(self.accelerator)
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
@@ -220,24 +220,24 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             self.add_callback(RunTensorBoard())
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """A batch forth and back; its loss is kept for the epoch's line."""
+        """Forward and backward pass of a batch; its loss is kept for the epoch's line."""
         loss = super().training_step(*args, **kwargs)
         self._losses.add(loss.detach(), is_step=self.accelerator.sync_gradients)
         return loss
 
     @property
     def trained_s(self) -> float:
-        """Seconds of training so far, those before the run was resumed included."""
+        """Seconds of training so far, including those before the run was resumed."""
         return next(one.total_s for one in self.callback_handler.callbacks if isinstance(one, TrainingClock))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **settings: Any) -> TrainOutput:
-        """Trains (see `Trainer.train`), and ends with the best checkpoint where the arguments ask for that.
+        """Trains (see `Trainer.train`); with `load_best_model_at_end`, the model ends with the best epoch's weights.
 
-        From a checkpoint after which training had ended, nothing is trained: its run was stopped just afterwards.
+        If training had ended with the checkpoint to resume from, its model is loaded and nothing is trained.
 
         Raises:
-            UserError: If there is no checkpoint to resume from, the best checkpoint is asked for and is not there, or
-                no evaluation gave a number.
+            UserError: If there is no checkpoint to resume from, the best checkpoint is missing, or no evaluation gave
+                a number.
         """
         checkpoint: Path | None = None
         if resume_from_checkpoint is True:
@@ -247,24 +247,24 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         elif resume_from_checkpoint:
             checkpoint = Path(resume_from_checkpoint)
         if checkpoint is not None:
-            self.args.eval_on_start = False  # that has been done, and early stopping would count it twice
+            self.args.eval_on_start = False  # it has been done, and early stopping would count it twice
             state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
             if has_ended(self.callback_handler.callbacks, state):
-                return self._take_up(checkpoint, state)
+                return self._load_ended(checkpoint, state)
         output = super().train(None if checkpoint is None else str(checkpoint), *arguments, **settings)
-        self._check_best()  # it was loaded from there
+        self._check_best()
         return output
 
     def _check_best(self) -> None:
         if self.args.load_best_model_at_end and self.state.best_global_step is None:
             raise UserError(
-                f"no evaluation gave a {self.args.metric_for_best_model} that is a number, so that no epoch is the "
-                "best: look at the losses in the log, and lower --learning_rate"
+                f"no evaluation gave a {self.args.metric_for_best_model} that is a number, so there is no best epoch: "
+                "look at the losses in the log, and lower --learning_rate"
             )
         find_best(self.args, self.state)
 
-    def _take_up(self, checkpoint: Path, state: TrainerState) -> TrainOutput:
-        """Loads what training ended with: the best checkpoint where that is asked for, else the last one."""
+    def _load_ended(self, checkpoint: Path, state: TrainerState) -> TrainOutput:
+        """Loads the model of a training that has ended: of its best epoch if there is one, else of its last."""
         self.state = state
         state.is_local_process_zero, state.is_world_process_zero = (
             self.is_local_process_zero(),
@@ -280,7 +280,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         return TrainOutput(state.global_step, 0.0, {"train_runtime": 0.0})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves model and front end; a checkpoint gets the run's settings and splits too, which later commands use."""
+        """Saves model and feature extractor, and in a checkpoint also the settings and splits of the run."""
         with transformers_bars_hidden():
             super().save_model(output_dir, _internal_call=_internal_call)
         if output_dir is not None and self.args.should_save and Path(output_dir) != Path(self.args.output_dir):
@@ -289,11 +289,11 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
     def get_eval_dataloader(
         self, eval_dataset: Dataset | FeatureClips | EvaluationWindows | None = None
     ) -> DataLoader:
-        """Loads clips of `load_clips`, by default the validation clips."""
+        """Loader of clips of `load_clips`, by default of the validation clips."""
         return super().get_eval_dataloader(None if eval_dataset is None else self._feature_clips(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Dataset | FeatureClips | EvaluationWindows) -> DataLoader:
-        """Loads clips of `load_clips`."""
+        """Loader of clips of `load_clips`."""
         return super().get_test_dataloader(self._feature_clips(test_dataset))
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -336,9 +336,9 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[None, Any, Any]:
-        """Logits and labels of a batch; the loss is computed from all of them together (see `_metrics`).
+        """Logits and labels of a batch; the loss is computed from all batches together (see `_metrics`).
 
-        A mean of the batches' losses would count the clips twice with which several processes fill up the last batch.
+        Several processes repeat clips to fill their last batches; a mean over batches would count those clips twice.
         """
         _, logits, labels = super().prediction_step(*args, **kwargs)
         return None, logits, labels
@@ -372,7 +372,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         weights = None
         if self.args.sampler_weight_power:
             class_weights = power_weights(self.class_counts, self.args.sampler_weight_power)
-            # A clip with several species is drawn as often as its rarest one asks for.
+            # A clip with several species has the weight of the rarest.
             weights = [max((class_weights[label] for label in labels), default=0.0) for labels in self.labels_per_clip]
         return ClipSampler(
             len(self.labels_per_clip),
@@ -383,7 +383,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Zero: Trainer's estimate is for text models and would be wrong here."""
+        """Returns zero, because Trainer's estimate is for text models."""
         return 0
 
 
@@ -412,7 +412,7 @@ def _check_arguments(
 
 
 def training_team(args: KenyaBirdsTrainingArguments) -> Team:
-    """The processes that train together; asking for the device has transformers set them up."""
+    """The processes that train together; transformers connects them when the device is read."""
     assert args.device is not None
     return Team()
 
@@ -441,7 +441,7 @@ def _background(
     extractor: KenyaBirdsFeatureExtractor,
     device: torch.device,
 ) -> torch.Tensor | None:
-    """Clean windows without a call, int16 of any level (it is set when they are added), if they are asked for."""
+    """Windows without a call after noise reduction, int16, for augmentation; None if they are not used."""
     if not augmentation.background_probability:
         return None
     if not background:
@@ -453,10 +453,10 @@ def _background(
 
 
 def _fit(clips: TrainingClips, device: torch.device) -> bool:
-    """Whether the clips take at most a quarter of the memory that is free on the device, which is not the CPU."""
+    """Whether the device is a GPU and the clips take at most a quarter of its free memory."""
     return device.type == "cuda" and 4 * clips.nbytes <= torch.cuda.mem_get_info(device)[0]
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    """The data sets above return whole batches."""
+    """Collator for data sets that return whole batches."""
     return batch

@@ -62,25 +62,26 @@ logger = logging.getLogger(__name__)
 class Run:
     """A run that is checked and planned.
 
-    Nothing is written before it is entered: `with Run(settings) as run: ...`. Inside, its output folder has its record
-    and splits, and no other run can use it. What works in the folder enters the run itself if nobody has.
+    A run is a context manager: `with Run(settings) as run: ...`. Nothing is written before. In the block, the output
+    folder has the record and the splits of the run, and is locked for other runs. Methods that write into the folder
+    enter the run themselves if necessary.
 
     Args:
-        settings: The settings. A run that is resumed has the splits that it was started with.
-        splits: `recording` and `split`, instead of what the settings say.
-        everything_for: Train on the clips of all splits for so many epochs of the settings' schedule, without
-            evaluation; by default on the train split, to the best epoch on validation.
+        settings: The settings. A resumed run keeps the splits with which it was started.
+        splits: `recording` and `split`, instead of the splits of the settings.
+        everything_for: Train on the clips of all splits for this many epochs of the settings' schedule, without
+            evaluation; by default on the train split, until the best epoch on validation.
 
     Attributes:
         settings: The settings.
         team: The processes that share the run.
-        extractor: The front end.
-        builder: Plans and cuts the clips.
+        extractor: The feature extractor.
+        builder: Builder of the clips.
         splits: `recording` and `split` of the run.
-        model: The classifier with its starting weights.
+        model: The classifier with its initial weights.
 
     Raises:
-        UserError: If an argument or the archive cannot be used, or the run that is to be resumed was another.
+        UserError: If an argument or the archive cannot be used, or differ from those of the run to resume.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        """Frees the output folder; of a new run that failed before it had trained, nothing is left in it."""
+        """Unlocks the output folder; if a new run failed before training, its files are removed."""
         self._entered -= 1
         if self._entered:
             return
@@ -204,10 +205,10 @@ class Run:
         """Raises `UserError` if the starting model was trained on recordings, or chosen with them.
 
         Args:
-            recordings: Those that will test this run.
+            recordings: The test recordings of this run.
         """
         advice = (
-            f"The test would not say how well the new model works on other recordings: pass the starting model's own "
+            f"The test would not show how well the new model works on other recordings: give the starting model's own "
             f"{SPLITS_FILE} as --splits_file, or test on recordings that it was not trained on"
         )
         self._overlap(recordings).refuse(self.settings.model.init_from, ["train", "validation"], advice)
@@ -216,7 +217,7 @@ class Run:
         """Warns if settings were tuned on recordings that will test the run.
 
         Args:
-            params: The best.json of `kenya-birds tune` that the settings are from; None if they are from none.
+            params: The best.json of `kenya-birds tune` with the settings; None if there is none.
             recordings: The test recordings; by default those of the test split.
         """
         if params is None:
@@ -291,13 +292,14 @@ class Run:
         return {code: names["common_name"] for code, names in self.model.config.species.items()}
 
     def validation_no_call(self) -> tuple[datasets.Dataset | None, np.ndarray]:
-        """Windows of the validation recordings in which nothing is annotated, as many as the settings say.
+        """Windows without annotations from the validation recordings; their number is in the settings.
 
-        They are cut when they are first used. A model that is trained on recordings has none: its thresholds are
-        chosen on all windows.
+        They are cut at the first call. With training on recordings there are none, because thresholds are then chosen
+        on all windows.
 
         Returns:
-            The windows, None where there are none, and the weight of each: how many of its recording it stands for.
+            The windows, or None if there are none; and the weight of each: the number of such windows in its recording
+            that it represents.
 
         Raises:
             UserError: If none of them can be read.
@@ -309,7 +311,7 @@ class Run:
 
     def _cut_no_call(self) -> tuple[datasets.Dataset | None, np.ndarray]:
         data, clip_s = self.settings.data, self.extractor.clip_s
-        # From a centre so far away, a call as long as a clip does not reach into the window.
+        # A call as long as a clip does not reach into the window if its centre is this far away.
         margin_s = clip_s / 2
         recordings = self.builder.splits.loc[self.builder.splits["split"] == "validation", "recording"].to_list()
         planned = plan_no_call(self.builder.archive, recordings, self.extractor.sampling_rate, clip_s, margin_s)
@@ -333,11 +335,11 @@ class Run:
         """Cuts the clips and trains: `cut_clips`, `make_trainer` and `fit`.
 
         Returns:
-            The trainer, the clips by split, and the run's summary. The best (or last) model is in the trainer, and not
-            saved yet except in checkpoints.
+            The trainer, the clips by split, and the run's summary. The trainer has the best (or last) model, which is
+            saved only in checkpoints.
 
         Raises:
-            UserError: If the clips cannot be cut or trained on, or the best checkpoint is not there.
+            UserError: If the clips cannot be cut or trained on, or the best checkpoint is missing.
         """
         with self:
             clips = self.cut_clips()
@@ -366,7 +368,7 @@ class Run:
         """The trainer of the model: on the training clips, or on windows of the training recordings.
 
         Args:
-            clips: What `cut_clips` returned.
+            clips: Result of `cut_clips`.
 
         Raises:
             UserError: If these clips cannot be trained on.
@@ -389,17 +391,17 @@ class Run:
         return trainer
 
     def fit(self, trainer: KenyaBirdsTrainer, clips: datasets.DatasetDict) -> dict[str, Any]:
-        """Trains, or resumes; afterwards the best (or last) model is in the trainer.
+        """Trains or resumes; the trainer then has the best (or last) model.
 
         Args:
-            trainer: What `make_trainer` returned.
-            clips: What `cut_clips` returned.
+            trainer: Result of `make_trainer`.
+            clips: Result of `cut_clips`.
 
         Returns:
             The run's summary, for `training_summary.json`.
 
         Raises:
-            UserError: If the best checkpoint is not there.
+            UserError: If the best checkpoint is missing.
         """
         data, args = self.settings.data, self.settings.training
         summary = training_summary(
@@ -411,7 +413,7 @@ class Run:
             self.record.starting_point,
             data.train_on,
         )
-        self.team.wait()  # here, and not where waiting is timed
+        self.team.wait()  # here, so that the waiting time is not measured as training
         trainer.train(None if self._checkpoint is None else str(self._checkpoint))
         state = trainer.state
         summary["result"] = {"epochs": round(state.epoch or 0, 2)}
@@ -430,9 +432,9 @@ class Run:
         with contextlib.ExitStack() as stack, user_errors(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder))
-            # Another run may have come and gone since this one was planned.
+            # Another run may have used the folder since this one was planned.
             if self._find_start() != checkpoint:
-                raise UserError(f"another run has used {folder} meanwhile: run the same command again")
+                raise UserError(f"another run has used {folder} in the meantime: run the same command again")
             if checkpoint is None:
                 self.record.write(folder)
                 write_table(self.splits, folder / SPLITS_FILE)
