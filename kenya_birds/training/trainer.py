@@ -116,8 +116,8 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             above 0.
 
     Raises:
-        UserError: If one process has several GPUs, background is required and missing, label smoothing is combined with
-            multi-label targets, or focal weights with a softmax.
+        UserError: If one process has several GPUs, background is required and missing, or label smoothing is combined
+            with multi-label targets, or focal weights with a softmax.
     """
 
     def __init__(
