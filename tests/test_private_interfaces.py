@@ -60,9 +60,18 @@ def names_defined(tree):
             yield node.id
 
 
+def trees_of_bases(tree):
+    """The modules of this package from which a module imports: its classes may inherit their private attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kenya_birds."):
+            path = ROOT / f"{node.module.replace('.', '/')}.py"
+            if path.is_file():  # otherwise it is a folder
+                yield ast.parse(path.read_text(encoding="utf-8"))
+
+
 def private_names_used(tree):
-    """Private names of other modules, each with its line."""
-    own = {*names_defined(tree)}
+    """Private names of libraries, each with its line."""
+    own = {name for module in (tree, *trees_of_bases(tree)) for name in names_defined(module)}
     for node in ast.walk(tree):
         found = []
         if isinstance(node, ast.Attribute) and node.attr not in own | OF_PYTHON:
