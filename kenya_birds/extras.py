@@ -8,7 +8,13 @@ from kenya_birds.errors import UserError
 
 PACKAGE = "kenya_birds"
 # Modules of each extra in setup.cfg.
-EXTRAS = {"demo": ("gradio",), "optuna": ("optuna",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+EXTRAS = {
+    "demo": ("gradio",),
+    "optuna": ("optuna",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "onnxruntime": ("onnxruntime",),
+    "tflite": ("ai_edge_litert",),
+}
 
 
 def check_extra(extra: str, what: str) -> None:

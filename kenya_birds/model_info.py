@@ -41,9 +41,11 @@ def describe_model(saved: SavedModel) -> dict[str, Any]:
     table = _species_table(saved.folder / SPECIES_TABLE_FILE)
     return {
         "model": saved.name,
-        "backbone": config.get("backbone"),
+        "backbone": (config.get("graph") or {}).get("name") or config.get("backbone"),
+        "published_network": config.get("graph"),
         "problem_type": config.get("problem_type") or DEFAULT_PROBLEM_TYPE,
-        "calibrated": "logit_scale" in config and (config["logit_scale"], config.get("logit_offset")) != (1.0, 0.0),
+        "calibrated": config.get("logit_scale") is not None
+        and (config["logit_scale"], config.get("logit_offset")) != (1.0, 0.0),
         "clip_s": extractor.get("clip_s"),
         "sampling_rate_hz": extractor.get("sampling_rate"),
         "frequencies_hz": [extractor.get("f_min_hz"), extractor.get("f_max_hz")],
@@ -82,6 +84,12 @@ def format_model(about: dict[str, Any]) -> str:
         f"Clips of {_shown(about['clip_s'])} s at {_shown(about['sampling_rate_hz'])} Hz; frequencies from "
         f"{_shown(low_hz)} to {_shown(high_hz)} Hz; scores are {'' if about['calibrated'] else 'not '}calibrated",
     ]
+    network = about["published_network"]
+    if network is not None:
+        lines.append(
+            f"A published network: {Path(network['file']).name}, licence {network.get('license') or 'not stated'}, "
+            f"from {network.get('source') or 'an unknown source'}"
+        )
     data, clips = about["data"], about["clips"]
     if data["recordings"] is not None:
         parts = "" if not clips else ": " + ", ".join(f"{n:,} {split}" for split, n in clips.items()) + " clips"

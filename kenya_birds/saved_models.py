@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from kenya_birds.errors import UserError
+from kenya_birds.extras import check_extra
 from kenya_birds.files import read_json
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 THRESHOLDS_FILE = "thresholds.json"
+# Extras with the runtimes of published networks, by the suffix of the network's file.
+RUNTIME_EXTRAS = {".onnx": "onnxruntime", ".tflite": "tflite"}
 # Files that are downloaded: no code, no pickled weights and no checkpoints.
 FETCHED = ("*.json", "splits.csv", "training_recordings.csv", WEIGHTS_FILE, "model-*-of-*.safetensors")
 
@@ -87,11 +90,46 @@ def check_model(name: str, *, ours: bool = False) -> SavedModel | None:
 
 
 def check_ours(saved: SavedModel) -> None:
-    """Raises `UserError` if a model is not a model of this package."""
+    """Raises `UserError` if a model is not of this package, or the file of its published network is unusable."""
     if saved.config.get("model_type") != "kenya_birds":
         raise UserError(
             f"'{saved.name}' is no model of this package: its config.json has the model_type "
             f"{saved.config.get('model_type')}"
+        )
+    graph = saved.config.get("graph")
+    if graph is not None:
+        # It imports numpy.
+        from kenya_birds.model.graph_kenya_birds import check_sha256, find_graph
+
+        try:
+            path = find_graph(graph, saved.folder)
+            check_extra(RUNTIME_EXTRAS[path.suffix], f"'{saved.name}' ({path.name})")
+            check_sha256(path, str(graph["sha256"]))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f"'{saved.name}' cannot be used: {error}") from None
+
+
+def runtime_of(saved: SavedModel) -> tuple[str, ...]:
+    """The package that runs a model's published network; none if it has no network."""
+    graph = saved.config.get("graph")
+    if graph is None:
+        return ()
+    from kenya_birds.model.graph_kenya_birds import RUNTIMES
+
+    return (RUNTIMES[Path(graph["file"]).suffix][1],)
+
+
+def check_trained(saved: SavedModel, what: str) -> None:
+    """Raises `UserError` if a model is a published network that `kenya-birds wrap` made a model folder.
+
+    Args:
+        saved: The model.
+        what: What is refused, and what to do, as the end of a sentence.
+    """
+    graph = saved.config.get("graph")
+    if graph is not None:
+        raise UserError(
+            f"'{saved.name}' is a published network ({graph.get('name')}), which was not trained here: {what}"
         )
 
 

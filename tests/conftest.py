@@ -20,6 +20,7 @@ SLOW_FILES = (
     "test_benchmarks.py",
     "test_notebook.py",
     "test_detect.py",
+    "test_wrap.py",
     "test_demo_browser.py",
     "test_train_recordings.py",
     "test_demo.py",

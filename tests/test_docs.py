@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import soundfile
 from doc_pages import PAGES, SHELLS, blocks, commands, inline_code, prose, simple_commands
+from networks import write_labels, write_tflite
 from running import ROOT, flags, run, train
 
 import kenya_birds
@@ -32,7 +33,7 @@ WITH_PYTHON = [
 ]
 # Pages whose commands run too, with what the commands make themselves.
 WITH_COMMANDS = {
-    "ecologist.md": ("found", "corrected", "better"),
+    "ecologist.md": ("birdnet", "found", "corrected", "better"),
     "tables.md": ("found",),
     "data.md": ("birds",),
 }
@@ -68,6 +69,9 @@ def things(tmp_path_factory):
     names = ["north 07.12.2021 15-38.flac", *(f"KEN_{n:03}_20211207_153852.flac" for n in range(1, 9))]
     for name, recording in zip(names, sorted((elsewhere / "soundscape_data").iterdir()), strict=True):
         (folder / "recordings" / name).symlink_to(recording)
+    # Stands in for BirdNET, which has the same input.
+    write_tflite(folder / "BirdNET_GLOBAL_6K_V2.4_Model_FP32.tflite", samples=144_000)
+    write_labels(folder / "BirdNET_GLOBAL_6K_V2.4_Labels.txt")
     first = min((archive / "soundscape_data").iterdir())
     (folder / "KEN_001_20211207_153852.flac").symlink_to(first)
     sound, rate = soundfile.read(first, frames=3 * soundfile.info(first).samplerate)

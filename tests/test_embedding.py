@@ -389,7 +389,7 @@ def test_a_search_with_another_model_or_a_silent_example_is_refused(
     with pytest.raises(UserError, match="is not the model that made"):
         search_embeddings(embedded, [example], model=str(other), device="cpu")
     assert "other versions" not in caplog.text
-    monkeypatch.setattr(search_module, "embedding_versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr(search_module, "embedding_versions", lambda saved: {"torch": "9.9"})
     moved = shutil.copytree(model, tmp_path / "moved")
     assert len(search_embeddings(embedded, [example], model=str(moved), device="cpu", top_k=1000)) == len(
         pd.read_parquet(embedded)

@@ -383,6 +383,7 @@ def test_the_folder_of_files_that_travel_is_flat():
         "__init__.py",
         "configuration_kenya_birds.py",
         "feature_extraction_kenya_birds.py",
+        "graph_kenya_birds.py",
         "modeling_kenya_birds.py",
         "signal_kenya_birds.py",
     }

@@ -29,7 +29,14 @@ from kenya_birds.saved_models import find_model
 PUBLISHED = {
     *("LICENSE", "README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
     *("configuration_kenya_birds.py", "feature_extraction_kenya_birds.py", "modeling_kenya_birds.py"),
-    *("signal_kenya_birds.py", "metrics.json", "per_species.csv", "predictions.parquet", "splits.csv"),
+    *(
+        "graph_kenya_birds.py",
+        "signal_kenya_birds.py",
+        "metrics.json",
+        "per_species.csv",
+        "predictions.parquet",
+        "splits.csv",
+    ),
     *("thresholds.json", "training_summary.json", "training_recordings.csv", "run_settings.json"),
     *("confusion_matrix.png", "f1_by_training_clips.png", "precision_recall.png", "reliability.png"),
     "recording_windows.parquet",

@@ -50,6 +50,7 @@ def test_training_leaves_everything_that_a_published_model_needs(trained):
         "confusion_matrix.png",
         "f1_by_training_clips.png",
         "feature_extraction_kenya_birds.py",
+        "graph_kenya_birds.py",
         "metrics.json",
         "model.safetensors",
         "modeling_kenya_birds.py",
@@ -191,7 +192,7 @@ def test_push_model_shows_what_would_go(trained):
     assert result.returncode == 0, result.stderr
     assert "checkpoint" not in result.stdout
     assert re.search(r"model\.safetensors +[\d,]+ bytes", result.stdout)
-    assert "28 files" in result.stdout
+    assert "29 files" in result.stdout
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_archive):

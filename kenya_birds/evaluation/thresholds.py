@@ -40,6 +40,7 @@ class Thresholds:
             0.5 for all species (`default_macro_f1`), and the number of `recordings`. None if this was not checked.
         overlap_s: Overlap of neighbouring windows for which they were chosen; None if they were chosen on clips.
         merge: Whether detections are merged in the evaluation on whole recordings; None as above.
+        by_hand: Whether a person set them, without any recording.
     """
 
     wanted_precision: float | None
@@ -49,6 +50,7 @@ class Thresholds:
     cross_validation: dict[str, float] | None = None
     overlap_s: float | None = None
     merge: bool | None = None
+    by_hand: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for JSON with the attributes' names."""
@@ -73,6 +75,8 @@ class Thresholds:
 
     def reason(self) -> str:
         """How the thresholds were chosen, in one sentence."""
+        if self.by_hand:
+            return "The thresholds were set by hand, not chosen on recordings."
         if self.cross_validation is None:
             return "The thresholds were not checked on other recordings."
         check = self.cross_validation

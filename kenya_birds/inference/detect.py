@@ -23,7 +23,7 @@ from kenya_birds.inference.pipeline import SoundscapePipeline, log_losses, log_m
 from kenya_birds.inference.progress_bar import RecordingsBar
 from kenya_birds.inference.run_report import RunCost, RunFiles, RunReport
 from kenya_birds.inference.sources import FileState, FoundSources, Source, find_sources
-from kenya_birds.saved_models import THRESHOLDS_FILE, WEIGHTS_FILE, SavedModel
+from kenya_birds.saved_models import THRESHOLDS_FILE, WEIGHTS_FILE, SavedModel, runtime_of
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def settings_of(pipeline: SoundscapePipeline) -> dict[str, Any]:
 def _made_with(pipeline: SoundscapePipeline) -> dict[str, Any]:
     """Returns everything except the model's files that affects detections."""
     code = code_fingerprint(SoundscapePipeline.__module__)
-    versions = library_versions((*MODEL, *DECODERS))
+    versions = library_versions((*MODEL, *DECODERS, *runtime_of(pipeline.saved)))
     return {**settings_of(pipeline), "kenya_birds": __version__, "code": code[:12], **versions}
 
 

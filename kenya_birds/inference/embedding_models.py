@@ -216,6 +216,10 @@ def load_embedder(model: str | SavedModel, *, clip_s: float | None = None, devic
         classifier, own = load_classifier(saved)
         if clip_s is not None and round(clip_s * own.sampling_rate) != own.clip_samples:
             raise UserError(f"clip_s is {clip_s}, but '{saved.name}' has windows of {own.clip_s:g} s: remove --clip_s")
+        if not classifier.embedding_size:
+            raise UserError(
+                f"the embedding of '{saved.name}' is not known: wrap its network again with --embedding TENSOR"
+            )
         return OwnEmbedder(saved, classifier, own, chosen)
     foreign = load(saved, AutoModel, heads_may_differ=True, trust_remote_code=False)
     with user_errors(OSError, ValueError, ImportError):

@@ -30,7 +30,7 @@ from kenya_birds.inference.run_report import RunCost, RunReport, write_failures
 from kenya_birds.inference.sources import FoundSources, Source, find_sources
 from kenya_birds.inference.table_formats import Outputs
 from kenya_birds.inference.windows import WindowGrid, Windows
-from kenya_birds.saved_models import find_model
+from kenya_birds.saved_models import SavedModel, find_model, runtime_of
 from kenya_birds.values import Count, Device, Seconds, checked
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def embed_recordings(
     pool = BatchPool(embed, embedder.device, batch_size)
     jobs = [_job(source, grid, embedder.sampling_rate, stopwatch) for source in sources]
     about = {**_describe(embedder), "overlap_s": overlap_s}
-    versions = {"kenya_birds": __version__, **embedding_versions()}
+    versions = {"kenya_birds": __version__, **embedding_versions(embedder.saved)}
     begin_s = time.perf_counter()
     try:
         with ExitStack() as stack:
@@ -156,9 +156,12 @@ def format_embedding(report: RunReport) -> str:
     return "\n".join(lines)
 
 
-def embedding_versions() -> dict[str, str]:
-    """Returns the versions of code and libraries that affect embeddings."""
-    return {"code": code_fingerprint(Embedder.__module__)[:12], **library_versions((*MODEL, *DECODERS))}
+def embedding_versions(saved: SavedModel) -> dict[str, str]:
+    """Returns the versions of code and libraries that affect a model's embeddings."""
+    return {
+        "code": code_fingerprint(Embedder.__module__)[:12],
+        **library_versions((*MODEL, *DECODERS, *runtime_of(saved))),
+    }
 
 
 def failures_file(output: Path) -> Path:
@@ -372,7 +375,7 @@ def search_embeddings(
             f"'{saved.name}' is not the model that made {path}: give that model with --model, or embed again with "
             "this one"
         )
-    made_with, now = about.get("versions", {}), embedding_versions()
+    made_with, now = about.get("versions", {}), embedding_versions(saved)
     if changed := [name for name in now if made_with.get(name) != now[name]]:
         logger.warning(
             "%s was made with other versions of %s: similarities may be inexact; embed again for exact ones",

@@ -28,6 +28,8 @@ from .signal_kenya_birds import (
 logger = logging.get_logger(__name__)
 
 FEATURE_TYPES = ("mel", "stft", "reassigned")
+# No features: the model takes the waveform.
+WAVEFORM = "waveform"
 NOISE_REDUCTIONS = ("stationary", "nonstationary", "none")
 PAD_MODES = ("symmetric", "constant")
 # Values for models that were saved before these settings existed: a model needs the features of its training.
@@ -61,7 +63,8 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         do_peak_normalize (`bool`, defaults to `True`): Whether each clip is scaled to a peak of 1, so that features
             do not depend on the level of the recording. Without it they depend on the level, except with
             `do_standardize` for clips whose loudest band is above `top_db - 100` dB.
-        feature_type (`str`, defaults to `"mel"`): `"mel"`, `"stft"` or `"reassigned"`.
+        feature_type (`str`, defaults to `"mel"`): `"mel"`, `"stft"` or `"reassigned"`; or `"waveform"`, for a model
+            with a published network: the result is the waveform after the waveform stage.
         n_fft (`int`, defaults to 2048): Samples per frame.
         hop_length (`int`, defaults to 512): Samples between frames.
         n_mels (`int`, defaults to 128): Number of bands of `mel` and `reassigned` features.
@@ -132,8 +135,8 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         rate, bin_hz = self.sampling_rate, self.sampling_rate / max(self.n_fft, 1)
         rules = [
             (
-                self.feature_type in FEATURE_TYPES,
-                f"feature_type is {self.feature_type!r}, expected one of {FEATURE_TYPES}",
+                self.feature_type in (*FEATURE_TYPES, WAVEFORM),
+                f"feature_type is {self.feature_type!r}, expected one of {(*FEATURE_TYPES, WAVEFORM)}",
             ),
             (
                 self.noise_reduction in NOISE_REDUCTIONS,
@@ -206,7 +209,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
             **kwargs: Further arguments of transformers' extractors; not used.
 
         Returns:
-            `input_features`: float32, shape `(batch, bands, frames)`.
+            `input_features`: float32, shape `(batch, bands, frames)`; `(batch, samples)` if they are waveforms.
 
         Raises:
             ValueError: If the sampling rate is not the extractor's, or a waveform is empty, not mono, neither float
@@ -238,8 +241,11 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
             waveform: Float, finite, shape `(batch, clip_samples)`.
 
         Returns:
-            Shape `(batch, bands, frames)`, float32, on the same device.
+            Shape `(batch, bands, frames)`, or `(batch, clip_samples)` if features are waveforms; float32, on the same
+            device.
         """
+        if self.feature_type == WAVEFORM:
+            return in_chunks(self.clean, waveform)
         return in_chunks(lambda chunk: self.to_level(self.band_power(self.clean(chunk))), waveform)
 
     def clean(self, waveform: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .configuration_kenya_birds import KenyaBirdsConfig
+from .graph_kenya_birds import GraphRunner, find_graph
 
 # An unknown multi-label target: neither present nor absent.
 MASKED = -100
 MULTI_LABEL = "multi_label_classification"
 AUTO_CLASS = "AutoModelForAudioClassification"
+# Probabilities of a published network are clipped to [EPSILON, 1 - EPSILON], so that their logits are finite.
+EPSILON = 1e-12
 
 
 class KenyaBirdsForAudioClassification(PreTrainedModel):
@@ -28,6 +31,10 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
     loses nothing, because a softmax depends on differences of logits only. In training mode, `forward` returns the
     other logits of this softmax. In evaluation mode, it returns log-odds (see `softmax_log_odds`), whose sigmoid is
     the softmax. So scores are read as those of any multi-label model, and no call is never one of them.
+
+    If `config.graph` is set, a published network takes the place of backbone and classifier, and the input is the
+    waveform. `from_pretrained` opens its file. The logits of a class are the log-odds of the network's probability. It
+    runs on the CPU, and cannot be trained.
 
     Args:
         config: The configuration; `config.backbone` is the name of a timm model. It is built with random weights.
@@ -56,12 +63,51 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
             raise ValueError(
                 f"no_call_class is set and problem_type is {config.problem_type!r}: expected {MULTI_LABEL!r}"
             )
-        self.backbone = backbone = build_backbone(config)
-        self.embedding_size: int = getattr(backbone, "head_hidden_size", backbone.num_features)
-        self.dropout = nn.Dropout(config.drop_rate)
-        self.classifier = nn.Linear(self.embedding_size, config.num_labels)
-        self.supports_gradient_checkpointing = _has_gradient_checkpointing(backbone)
+        self._network: GraphRunner | None = None
+        self.backbone: Any = None
+        self.classifier: Any = None
+        if config.graph is not None:
+            self.embedding_size: int = config.graph["embedding_size"] or 0
+            # The network's output of each class.
+            self.register_buffer("output_of_class", torch.arange(config.num_labels))
+        else:
+            self.backbone = backbone = build_backbone(config)
+            self.embedding_size = getattr(backbone, "head_hidden_size", backbone.num_features)
+            self.dropout = nn.Dropout(config.drop_rate)
+            self.classifier = nn.Linear(self.embedding_size, config.num_labels)
+            self.supports_gradient_checkpointing = _has_gradient_checkpointing(backbone)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a model, and opens the file of its published network if it has one.
+
+        Args:
+            pretrained_model_name_or_path: The model's folder, or its name on the Hub.
+            *args: As in transformers.
+            **kwargs: As in transformers.
+
+        Raises:
+            OSError: If the network's file does not exist.
+            ImportError: If its runtime is not installed.
+            ValueError: If it is another file than the config says.
+        """
+        built = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = built[0] if isinstance(built, tuple) else built
+        if model.config.graph is not None:
+            path = find_graph(model.config.graph, pretrained_model_name_or_path, kwargs.get("revision"))
+            model._network = GraphRunner(model.config.graph, path)
+        return built
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return super().device if self.config.graph is None else self.output_of_class.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the input: that of the weights; float32 for a published network."""
+        return super().dtype if self.config.graph is None else torch.float32
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Saves the model and its code, for `AutoModel` and `AutoModelForAudioClassification`.
@@ -77,19 +123,25 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def embed(self, input_features: torch.Tensor) -> torch.Tensor:
-        """Embeddings of clips: the input of the classifier.
+        """Embeddings of clips: the input of the classifier, or the embedding of a published network.
 
         Args:
             input_features: Shape `(batch, bands, frames)`, as the feature extractor returns them.
 
         Returns:
             Shape `(batch, embedding_size)`.
+
+        Raises:
+            ValueError: If the network's embedding is not known.
         """
+        if self.config.graph is not None:
+            if not self.embedding_size:
+                raise ValueError("the published network of this model has no known embedding")
+            return self._run_network("embeddings", input_features)
         bands, frames = input_features.shape[1:]
         # A backbone halves the size five times. Most drop the remainder (28 of 188 frames), some fail on it.
         padded = nn.functional.pad(input_features, (0, -frames % 32, 0, -bands % 32))
-        backbone: Any = self.backbone
-        return backbone(padded.unsqueeze(1))  # (B, bands, frames) -> (B, 1, bands, frames) -> (B, D)
+        return self.backbone(padded.unsqueeze(1))  # (B, bands, frames) -> (B, 1, bands, frames) -> (B, D)
 
     def forward(
         self,
@@ -100,7 +152,7 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         """Scores clips.
 
         Args:
-            input_features: Shape `(batch, bands, frames)`.
+            input_features: Shape `(batch, bands, frames)`; `(batch, samples)` if the model has a published network.
             labels: Class ids of shape `(batch,)`, or zeros and ones of shape `(batch, num_labels)` if the problem is
                 multi-label. With labels, the output has an unweighted loss (with a class for no call, `softmax_loss`
                 before calibration).
@@ -109,7 +161,11 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         Returns:
             `logits` of shape `(batch, num_labels)`, and `loss` if labels are given.
         """
-        logits = self.classifier(self.dropout(self.embed(input_features)))
+        if self.config.graph is not None:
+            outputs = self._run_network("scores", input_features)
+            logits = log_odds(outputs, self.config.graph["activation"])[:, self.output_of_class]
+        else:
+            logits = self.classifier(self.dropout(self.embed(input_features)))
         loss = None
         if labels is not None and self.config.no_call_class:
             loss = softmax_loss(log_softmax_with_no_call(logits), labels).mean()
@@ -120,6 +176,13 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         if return_dict if return_dict is not None else self.config.return_dict:
             return SequenceClassifierOutput(loss=loss, logits=logits)
         return (logits,) if loss is None else (loss, logits)
+
+    def _run_network(self, what: str, waveform: torch.Tensor) -> torch.Tensor:
+        """Runs the published network on the CPU; the result is on the device of the waveform."""
+        if self._network is None:
+            raise ValueError("the published network is not open: load the model with from_pretrained")
+        sound = waveform.detach().float().cpu().numpy()
+        return torch.from_numpy(getattr(self._network, what)(sound, torch.get_num_threads())).to(waveform.device)
 
     def _calibrate(self, logits: torch.Tensor) -> torch.Tensor:
         scale, offset = self.config.logit_scale, self.config.logit_offset
@@ -139,9 +202,29 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
             module.init_non_persistent_buffers()  # type: ignore[operator]
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        backbone: Any = self.backbone
-        backbone.set_grad_checkpointing(enable)
+        self.backbone.set_grad_checkpointing(enable)
         self.gradient_checkpointing = enable
+
+
+def log_odds(scores: torch.Tensor, activation: str) -> torch.Tensor:
+    """Log-odds `log(p / (1 - p))` of the probabilities of a published network.
+
+    Args:
+        scores: Shape `(batch, outputs)`.
+        activation: What turns them into probabilities: `"sigmoid"` or `"softmax"`; `"none"` if they are such.
+
+    Returns:
+        float32, same shape.
+
+    Raises:
+        ValueError: If the activation has another name.
+    """
+    if activation == "sigmoid":
+        return scores.float()
+    if activation not in ("softmax", "none"):
+        raise ValueError(f"activation is {activation!r}, expected 'sigmoid', 'softmax' or 'none'")
+    probability = scores.double().softmax(dim=1) if activation == "softmax" else scores.double()
+    return torch.logit(probability, eps=EPSILON).float()
 
 
 def build_backbone(config: KenyaBirdsConfig, **kwargs: Any) -> Any:

@@ -21,7 +21,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.publishing.fourier_matrices import FourierMatrices
-from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, find_model
+from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, check_trained, find_model
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +171,7 @@ def export_onnx(model_name: str, output_dir: str | Path) -> Path:
     output_dir = Path(output_dir).resolve()
     check_new_folder(output_dir)
     saved = find_model(model_name)
+    check_trained(saved, "it is a file for onnxruntime or LiteRT already")
     model, extractor = load_classifier(saved)
     if extractor.feature_type == "reassigned":
         raise UserError(

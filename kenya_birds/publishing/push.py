@@ -9,6 +9,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import CARD_TEMPLATE, check_layout, shipped_file
 from kenya_birds.parsing import Parser, add_general, add_option
 from kenya_birds.publishing.model_folder import loading_line, model_contents, published_files
+from kenya_birds.saved_models import SavedModel, check_trained
 from kenya_birds.values import Count
 
 DESCRIPTION = (
@@ -207,6 +208,11 @@ def _check_options(options: argparse.Namespace) -> None:
         )
     if options.with_dataset and not options.data_license and options.source != "kenya":
         raise UserError("--with_dataset needs --data_license, the licence of the recordings")
+    if (options.model_dir / "config.json").is_file():
+        check_trained(
+            SavedModel(str(options.model_dir), options.model_dir, "model"),
+            "its authors publish it; share the command that made the folder instead",
+        )
     published_files(options.model_dir)
     from kenya_birds.publishing.hub import check_repo_id
 

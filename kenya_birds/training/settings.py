@@ -194,7 +194,7 @@ def clip_settings(folder: Path, **given: float | None) -> dict[str, Any]:
         assumed = [name for name in USUAL_CLIPS if name not in known and given.get(name) is None]
         if assumed:
             logger.warning(
-                "%s has no %s, because an older version trained it: %s",
+                "%s has no %s, because an older version trained it or it was not trained here: %s",
                 folder,
                 SETTINGS_FILE,
                 ", ".join(f"{name} is assumed to be {USUAL_CLIPS[name]:g}" for name in assumed),

@@ -1,0 +1,190 @@
+"""Model folders of published networks, for `kenya-birds wrap`."""
+
+import gc
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kenya_birds import __version__
+from kenya_birds.console import transformers_bars_hidden, user_errors
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.files import check_new_folder, link_or_copy, put_folder_in_place, write_json
+from kenya_birds.inference.network_labels import as_species
+from kenya_birds.inference.published_networks import NetworkPlan
+from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+from kenya_birds.model.feature_extraction_kenya_birds import WAVEFORM, KenyaBirdsFeatureExtractor
+from kenya_birds.model.graph_kenya_birds import file_sha256, open_graph, with_peak
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.model_loading import load_model
+from kenya_birds.saved_models import THRESHOLDS_FILE
+
+# Scores of model and network may differ by rounding.
+TOLERANCE = 1e-5
+
+
+def wrap_network(plan: NetworkPlan, output_dir: str | Path, *, bundle: bool = False) -> float:
+    """Writes a published network as a model folder, and compares the scores of both on one window of noise.
+
+    The folder is written completely or not at all.
+
+    Args:
+        plan: The network (see `plan_network`).
+        output_dir: A new or empty folder.
+        bundle: Whether to copy the network's file into the folder. Otherwise, the folder has its path and SHA-256.
+
+    Returns:
+        The largest difference between the scores of the model and of the network.
+
+    Raises:
+        UserError: If the folder cannot be written, the network needs other files besides its own, or the scores of
+            the model differ from those of the network.
+    """
+    output_dir = Path(output_dir).resolve()
+    check_new_folder(output_dir)
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}.", dir=output_dir.parent) as temporary:
+            partial = Path(temporary) / output_dir.name
+            partial.mkdir()
+            _write(plan, partial, bundle=bundle)
+            # The file alone, without others of its folder, must be the network.
+            copy = partial / plan.path.name
+            (shutil.copyfile if bundle else link_or_copy)(plan.path, copy)
+            difference = _compare(plan, partial)
+            gc.collect()  # closes the networks: Windows renames no folder with an open file
+            if not bundle:
+                copy.unlink()
+            put_folder_in_place(partial, output_dir)
+    except OSError as error:
+        raise UserError(f"the model cannot be written to {output_dir}: {error.strerror or error}") from None
+    return difference
+
+
+def _write(plan: NetworkPlan, folder: Path, *, bundle: bool) -> None:
+    settings, labels = plan.settings, list(plan.labels.values())
+    codes = [label.code for label in labels]
+    config = KenyaBirdsConfig(
+        id2label=dict(enumerate(codes)),
+        label2id={code: index for index, code in enumerate(codes)},
+        species=as_species(labels),
+        problem_type="multi_label_classification",
+        graph={
+            "file": plan.path.name if bundle else plan.path.resolve().as_posix(),
+            "sha256": file_sha256(plan.path),
+            "input": settings.input,
+            "scores": settings.scores,
+            "embedding": settings.embedding,
+            "outputs": plan.outputs,
+            "samples": plan.samples,
+            "embedding_size": plan.embedding_size,
+            "activation": settings.activation,
+            "peak": settings.peak,
+            "name": settings.name,
+            "license": settings.license,
+            "source": settings.source,
+        },
+    )
+    model = KenyaBirdsForAudioClassification(config)
+    model.output_of_class = torch.tensor(list(plan.labels))
+    with transformers_bars_hidden():
+        model.save_pretrained(folder)
+    with user_errors(ValueError):
+        KenyaBirdsFeatureExtractor(
+            sampling_rate=settings.sampling_rate or 0,
+            clip_s=settings.clip_s or 0,
+            noise_reduction="none",
+            high_pass_hz=0.0,
+            do_peak_normalize=False,
+            feature_type=WAVEFORM,
+            f_min_hz=settings.f_min_hz or 0.0,
+            f_max_hz=settings.f_max_hz or 0.0,
+            do_standardize=False,
+        ).save_pretrained(folder)
+    if settings.threshold is not None:
+        thresholds = Thresholds(None, settings.threshold, dict.fromkeys(codes, settings.threshold), by_hand=True)
+        write_json(thresholds.to_json(), folder / THRESHOLDS_FILE)
+    (folder / "README.md").write_text(render_card(plan, config.graph or {}), encoding="utf-8")
+
+
+def _compare(plan: NetworkPlan, folder: Path) -> float:
+    """The largest difference between the scores of a model folder and of its network, for a window of noise."""
+    settings = plan.settings
+    noise = np.random.default_rng(1).uniform(-0.1, 0.1, (1, plan.samples)).astype(np.float32)
+    model, extractor = load_model(folder)
+    with torch.no_grad():
+        found = model(extractor.extract(torch.from_numpy(noise))).logits.double().sigmoid()[0].numpy()
+    sound = noise if settings.peak is None else with_peak(noise, settings.peak)
+    scores = torch.from_numpy(
+        open_graph(plan.path).run(sound, str(settings.input), [str(settings.scores)])[0]
+    ).double()
+    own = {"sigmoid": scores.sigmoid(), "softmax": scores.softmax(dim=1), "none": scores}[str(settings.activation)]
+    difference = float(np.abs(found - own[0].numpy()[list(plan.labels)]).max())
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the model's scores differ from those of {plan.path.name} by {difference:.2g}, expected at most "
+            f"{TOLERANCE:g}: the network gives other scores for the same window"
+        )
+    return difference
+
+
+def render_card(plan: NetworkPlan, graph: dict[str, object]) -> str:
+    """The text of the model's README.md.
+
+    Args:
+        plan: The network.
+        graph: `graph` of the model's config.
+    """
+    settings = plan.settings
+    if settings.license is None:
+        terms = "Its licence is not stated here: look it up before you use or share the model or its detections."
+    else:
+        terms = f"Its licence is `{settings.license}`"
+        if "-nc" in settings.license.lower():
+            terms += (
+                ", which excludes commercial use: neither the network nor this folder may be used or shared for "
+                "commercial purposes"
+            )
+        if "-sa" in settings.license.lower():
+            terms += ". What is derived from the network must be shared under the same licence"
+        terms += "."
+    if settings.threshold is None:
+        threshold = "It has no decision threshold: give one with `--threshold`."
+    else:
+        threshold = (
+            f"The decision threshold of all species is {settings.threshold:g}. It was set by hand and was not checked "
+            "on recordings: check a sample of the detections by ear."
+        )
+    license_line = f"license: {settings.license}\n" if settings.license else ""
+    of_all = "" if len(plan.labels) == plan.outputs else f" of its {plan.outputs:,}"
+    return f"""---
+{license_line}pipeline_tag: audio-classification
+tags: [bioacoustics, birds]
+---
+
+# {settings.name}
+
+This model is the published network {settings.name}. `kenya-birds wrap` (kenya_birds {__version__}) made it a model
+folder; nothing was trained. It scores {len(plan.labels):,}{of_all} classes in windows of {settings.clip_s:g} s at
+{settings.sampling_rate} Hz.
+
+- File: `{plan.path.name}`, SHA-256 `{graph["sha256"]}`
+- Source: {settings.source or "not stated"}
+- {terms}
+
+The scores are those of the network. They are not calibrated probabilities. {threshold}
+
+```bash
+kenya-birds detect FOLDER recordings --output found
+```
+
+Code in this folder is under Apache-2.0. Cite the network's authors when you publish its detections.
+
+```json
+{json.dumps({name: value for name, value in graph.items() if name != "file"}, indent=2, ensure_ascii=False)}
+```
+"""
