@@ -13,13 +13,14 @@ import torch
 from networks import CODES, RATE, SAMPLES, SIZE, weights, write_labels, write_onnx, write_tflite
 from networks import write_free_onnx as write_free
 from networks import write_spectrogram_onnx as write_spectrogram
-from running import run
+from running import flags, run, settings_of
 from scipy.special import expit, softmax
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from kenya_birds import load_model
 from kenya_birds.cli import main
 from kenya_birds.data.synthetic import synthesize_archive
+from kenya_birds.errors import UserError
 from kenya_birds.inference.network_labels import NetworkLabel, read_labels, restrict_labels
 from kenya_birds.inference.postprocessing import FindingSettings
 from kenya_birds.inference.published_networks import PRESETS
@@ -43,10 +44,10 @@ def own_scores(windows: np.ndarray) -> np.ndarray:
     return windows @ first @ second
 
 
-def wrap(folder, *flags, network=None, labels=None):
+def wrap(folder, *more, network=None, labels=None):
     network = network or write_onnx(folder / "network.onnx")
     labels = labels or write_labels(folder / "labels.txt")
-    main(["wrap", str(network), "--labels", str(labels), "--output", str(folder / "model"), *map(str, flags)])
+    main(["wrap", str(network), "--labels", str(labels), "--output", str(folder / "model"), *map(str, more)])
     return folder / "model"
 
 
@@ -77,8 +78,7 @@ def test_detections_have_the_scores_of_the_network_on_the_same_windows(write, re
     suffix = ".onnx" if write is write_onnx else ".tflite"
     network = write(tmp_path / f"network{suffix}")
     inner = "embedding" if write is write_onnx else "POOL"
-    flags = (*NETWORK[:4], "--embedding", inner, "--threshold", "0.3")
-    model = wrap(tmp_path, *flags, network=network)
+    model = wrap(tmp_path, *NETWORK[:4], "--embedding", inner, "--threshold", "0.3", network=network)
     done = run(sys.executable, "-m", "kenya_birds", "detect", str(model), str(recording), "--output", f"{tmp_path}/x")
     assert done.returncode == 0, done.stderr
     found = pd.read_csv(tmp_path / "x" / "detections.csv")
@@ -107,8 +107,8 @@ def test_probabilities_and_a_softmax_stay_what_they_are(tmp_path):
         path = write_onnx(folder / "network.onnx", activation=network)
         # The share of a softmax is over all scores of the network, not over the chosen species.
         chosen = write_labels(folder / "chosen.txt", [CODES[2], CODES[0]])
-        flags = ("--sampling_rate", RATE, "--activation", activation, "--species", chosen)
-        model, extractor = load_model(wrap(folder, *flags, network=path))
+        settings = ("--sampling_rate", RATE, "--activation", activation, "--species", chosen)
+        model, extractor = load_model(wrap(folder, *settings, network=path))
         features = extractor(list(windows), sampling_rate=RATE, return_tensors="pt")
         found = model(**features).logits.sigmoid().detach().numpy()
         np.testing.assert_allclose(found, expected[:, [0, 2]], atol=1e-5)
@@ -119,6 +119,15 @@ def test_windows_are_centred_and_scaled_to_a_peak():
     windows = np.array([[1.0, 2.0, 5.0], [7.0, 7.0, 7.0]], dtype=np.float32)
     # Means 8/3 and 7; the largest distances 7/3 and 0.
     np.testing.assert_allclose(with_peak(windows, 0.25), [[-5 / 28, -2 / 28, 0.25], [0, 0, 0]], atol=1e-6)
+
+
+def test_a_peak_is_part_of_the_model(tmp_path):
+    model, extractor = load_model(wrap(tmp_path, *NETWORK, "--peak", "0.25"))
+    windows = sound(3).reshape(-1, SAMPLES).astype(np.float32) / 32768
+    logits = model(**extractor(list(windows), sampling_rate=RATE, return_tensors="pt")).logits
+    centred = windows - windows.mean(axis=1, keepdims=True)
+    expected = own_scores(0.25 * centred / np.abs(centred).max(axis=1, keepdims=True))
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 def test_a_network_of_windows_of_any_length_needs_one(tmp_path, capsys):
@@ -176,8 +185,8 @@ def test_an_archive_is_evaluated_with_its_own_codes(tmp_path, blank_figures):
     folder = wrap(tmp_path, *NETWORK, "--species", archive / "species.csv", network=network, labels=labels)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert set(config["id2label"].values()) == set(species["Species eBird Code"])
-    flags = ["--split", "all", "--min_annotations", "1", "--cache_dir", str(tmp_path / "cache")]
-    main(["evaluate", str(folder), str(archive), "--output", str(tmp_path / "evaluated"), *flags])
+    settings = ["--split", "all", "--min_annotations", "1", "--cache_dir", str(tmp_path / "cache")]
+    main(["evaluate", str(folder), str(archive), "--output", str(tmp_path / "evaluated"), *settings])
     metrics = json.loads((tmp_path / "evaluated" / "metrics.json").read_text(encoding="utf-8"))["all"]
     assert metrics["clips"] > 10
     assert metrics["whole_recordings"]["calls"] == 24
@@ -245,7 +254,7 @@ def test_another_file_than_the_hash_says_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("network", "flags", "said"),
+    ("network", "settings", "said"),
     [
         (write_spectrogram, NETWORK, "takes no waveform"),
         (write_free, NETWORK, "no scores of a fixed number"),
@@ -264,10 +273,10 @@ def test_another_file_than_the_hash_says_is_refused(tmp_path, capsys):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_network_that_does_not_fit_is_refused_in_one_line(network, flags, said, tmp_path, capsys):
+def test_a_network_that_does_not_fit_is_refused_in_one_line(network, settings, said, tmp_path, capsys):
     path = network(tmp_path / "network.onnx")
     labels = write_labels(tmp_path / "labels.txt")
-    message = refusal(capsys, "wrap", path, "--labels", labels, "--output", tmp_path / "model", *flags)
+    message = refusal(capsys, "wrap", path, "--labels", labels, "--output", tmp_path / "model", *settings)
     assert said in message
     assert not (tmp_path / "model").exists()
 
@@ -295,6 +304,9 @@ def test_what_needs_a_trained_model_refuses_a_published_network(wrapped, tmp_pat
         ("push", "--model_dir", wrapped, "--repo_id", "ann/birds", "--dry_run"),
     ):
         assert "is a published network (network), which was not trained here" in refusal(capsys, *command)
+    archive = synthesize_archive(tmp_path / "archive", recordings=1, duration_s=5, species=2, annotations=2, seed=1)
+    with pytest.raises(UserError, match="cannot be the start of a training"):
+        settings_of(flags(archive, tmp_path / "trained", tmp_path / "cache", init_from=wrapped))
 
 
 def test_labels_are_read_from_the_files_of_birdnet_and_perch(tmp_path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_can_make, check_file, check_layout, is_new_or_empty, read_json
 from kenya_birds.parsing import Parser, add_general, add_option
-from kenya_birds.saved_models import check_model
+from kenya_birds.saved_models import NO_START, check_model, check_trained
 from kenya_birds.training.arguments import (
     AugmentationArguments,
     DataArguments,
@@ -315,7 +315,9 @@ def _check_inputs(flags: TrainFlags) -> None:
     if start.endswith(".safetensors"):
         check_file(start, "a safetensors file with timm's weights (--init_from)")
     elif start not in ("pretrained", "scratch"):
-        check_model(start)
+        saved = check_model(start)
+        if saved is not None:
+            check_trained(saved, NO_START)
 
 
 def _check_output(flags: TrainFlags, new_output: bool) -> None:
