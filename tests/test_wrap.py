@@ -5,6 +5,7 @@ import logging
 import sys
 
 import numpy as np
+import onnx
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -278,6 +279,16 @@ def test_a_network_that_does_not_fit_is_refused_in_one_line(network, settings, s
     labels = write_labels(tmp_path / "labels.txt")
     message = refusal(capsys, "wrap", path, "--labels", labels, "--output", tmp_path / "model", *settings)
     assert said in message
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_network_in_several_files_is_refused(tmp_path, capsys):
+    network = onnx.load(write_onnx(tmp_path / "whole.onnx"))
+    path = tmp_path / "parts.onnx"
+    onnx.save(network, path, save_as_external_data=True, location="weights", size_threshold=1)
+    labels = write_labels(tmp_path / "labels.txt")
+    message = refusal(capsys, "wrap", path, "--labels", labels, "--output", tmp_path / "model", *NETWORK)
+    assert "parts.onnx does not open without other files of its folder: save the network as one file" in message
     assert not (tmp_path / "model").exists()
 
 

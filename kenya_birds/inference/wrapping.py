@@ -52,9 +52,9 @@ def wrap_network(plan: NetworkPlan, output_dir: str | Path, *, bundle: bool = Fa
             partial = Path(temporary) / output_dir.name
             partial.mkdir()
             _write(plan, partial, bundle=bundle)
-            # The file alone, without others of its folder, must be the network.
             copy = partial / plan.path.name
             (shutil.copyfile if bundle else link_or_copy)(plan.path, copy)
+            _check_alone(copy)
             difference = _compare(plan, partial)
             gc.collect()  # closes the networks: Windows renames no folder with an open file
             if not bundle:
@@ -109,6 +109,17 @@ def _write(plan: NetworkPlan, folder: Path, *, bundle: bool) -> None:
         thresholds = Thresholds(None, settings.threshold, dict.fromkeys(codes, settings.threshold), by_hand=True)
         write_json(thresholds.to_json(), folder / THRESHOLDS_FILE)
     (folder / "README.md").write_text(render_card(plan, config.graph or {}), encoding="utf-8")
+
+
+def _check_alone(copy: Path) -> None:
+    """Raises `UserError` if a network does not open without the other files of its folder, which no hash covers."""
+    try:
+        open_graph(copy)
+    except ValueError as error:
+        raise UserError(
+            f"{copy.name} does not open without other files of its folder: save the network as one file, for example "
+            f"with onnx.save(onnx.load(FILE), NEW_FILE) ({error})"
+        ) from None
 
 
 def _compare(plan: NetworkPlan, folder: Path) -> float:
