@@ -5,7 +5,8 @@
         --preset birdnet-2.4 --output birdnet
     OMP_NUM_THREADS=1 python benchmarks/published_network.py birdnet recording.wav --peer_python peer/bin/python
 
-The recording is expected at 48 kHz and with whole windows of 3 s, so that both score the same samples. Starting is not
+Both score the same samples if the recording has 48 kHz and whole windows of 3 s; otherwise, resampling and the last
+window differ. Starting is not
 counted. CPU seconds are the least of several turns, because other work on the machine does not change them much.
 """
 
