@@ -208,9 +208,9 @@ def _controls(page: Page) -> tuple[gr.Radio, gr.Checkbox, gr.Slider, gr.Dropdown
     analyser = page.analyser
     own_first, least_first = page.defaults
     with gr.Row():
-        least = gr.Slider(
-            page.least_score, 0.95, least_first, step=0.01, label="Minimum score", min_width=260, elem_id="least"
-        )
+        # From 0, although lower scores than `page.least_score` are not kept: gradio sends each typed digit, and would
+        # show an error after the 0 of 0.95.
+        least = gr.Slider(0, 1, least_first, step=0.01, label="Minimum score", min_width=260, elem_id="least")
         species = gr.Dropdown(
             [], multiselect=True, label="Species (none chosen: all)", min_width=260, elem_id="species"
         )
