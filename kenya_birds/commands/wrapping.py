@@ -1,4 +1,4 @@
-"""The command that makes published networks models of this package: wrap."""
+"""The command that turns published networks into models of this package: wrap."""
 
 import argparse
 from pathlib import Path
@@ -15,9 +15,10 @@ def add_commands(commands: Any) -> None:
     command = new_command(
         commands,
         "wrap",
-        "make a published network a model folder, without training",
-        "Makes a published classifier that takes waveforms, such as BirdNET or Perch, a model folder for all "
-        "commands. Its scores stay those of the network. ONNX graphs need onnxruntime, TFLite files ai-edge-litert.",
+        "turn a published network into a model folder, without training",
+        "Turns a published classifier that takes waveforms, such as BirdNET or Perch, into a model folder for all "
+        "commands. The model gives the scores of the network. ONNX graphs need onnxruntime, TFLite files "
+        "ai-edge-litert.",
         "kenya-birds wrap BirdNET.tflite --labels labels.txt --preset birdnet-2.4 --output birdnet\n"
         "kenya-birds detect birdnet recordings --output found",
     )
@@ -43,8 +44,8 @@ def add_commands(commands: Any) -> None:
         "--species",
         Path,
         metavar="FILE",
-        help="keep only these species: text with one name per line, or an archive's species.csv, whose codes the "
-        "model then has; by default all",
+        help="keep only these species: text with one name per line, or an archive's species.csv (the model then has "
+        "its codes); by default all",
     )
     add_option(
         model,
@@ -97,13 +98,15 @@ def _add_network(command: Any) -> None:
         metavar="TENSOR",
         help="name of its embedding, for kenya-birds embed; by default none",
     )
-    add_option(network, "--f_min_hz", NotNegative | None, metavar="HZ", help="lowest frequency it hears; by default 0")
+    add_option(
+        network, "--f_min_hz", NotNegative | None, metavar="HZ", help="lowest frequency that it uses; by default 0"
+    )
     add_option(
         network,
         "--f_max_hz",
         Positive | None,
         metavar="HZ",
-        help="highest frequency it hears; by default half of the sampling rate",
+        help="highest frequency that it uses; by default half of the sampling rate",
     )
     card = command.add_argument_group("Card")
     add_option(card, "--name", str, help="name of the network; by default that of the preset or the file")
