@@ -1,5 +1,6 @@
 """Files that commands read and write: checks, JSON, and writing them whole."""
 
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,12 @@ def shipped_file(name: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(f"{name} is missing in {package}: install kenya_birds again")
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(content: dict[str, Any], path: Path, *, allow_nan: bool = True) -> None:

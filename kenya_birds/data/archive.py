@@ -80,6 +80,10 @@ class Archive:
         columns = ["scientific_name", "common_name"]
         return {code: {column: str(self.species.at[code, column]) for column in columns} for code in classes}
 
+    def common_names(self, classes: Iterable[str]) -> dict[str, str]:
+        """Returns the common name by eBird code, for the codes in `classes`."""
+        return {code: names["common_name"] for code, names in self.species_names(classes).items()}
+
 
 def read_archive(data_dir: str | Path) -> Archive:
     """Reads `annotations.csv`, `species.csv` and the header of every annotated recording.

@@ -82,7 +82,7 @@ class RecordingScores(EventScores):
             pd.concat([truth.unknown for truth in truths], ignore_index=True),
         )
         detections, every = (
-            pd.concat([scores.detections for scores in of], ignore_index=True).drop(columns=["is_right", "is_ignored"])
+            pd.concat([scores.detections for scores in of], ignore_index=True)
             for of in (parts, [part._every for part in parts])
         )
         return cls(detections, every, windows, truth, **parts[0]._settings)

@@ -15,6 +15,7 @@ from kenya_birds.data.archive import Archive
 from kenya_birds.data.decoded_recordings import DecodedRecordings, decode_recordings
 from kenya_birds.data.window_grid import WindowGrid
 from kenya_birds.errors import UserError
+from kenya_birds.evaluation.predictions import CLASSES_KEY
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.files import users_file
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -62,11 +63,6 @@ class RecordingWindowGrid:
                 parts.append(np.stack([np.full(len(starts), index), starts, np.minimum(starts + window, end)]))
         recording, start, end = np.concatenate(parts, axis=1)
         return cls(decoded, window, recording, start, end, overlap_s)
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether neighbouring windows overlap."""
-        return self.overlap_s > 0
 
     @cached_property
     def names(self) -> np.ndarray:
@@ -153,8 +149,8 @@ def plan_windows(
     return RecordingWindowGrid.of(decoded, extractor.clip_samples, overlap_s), targets
 
 
-# Keys in the file's metadata.
-CLASSES_KEY, GRID_KEY = b"kenya_birds.classes", b"kenya_birds.windows"
+# Key in the file's metadata of what its columns do not say.
+GRID_KEY = b"kenya_birds.windows"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from kenya_birds.evaluation.window_targets import DEFAULT_EDGE_MARGIN_S
 from kenya_birds.experiments.whole_recordings import ScoredWindows
 from kenya_birds.files import is_new_or_empty, read_json
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL, KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, find_model
 from kenya_birds.training.run_folder import SPLITS_FILE, SUMMARY_FILE
@@ -121,7 +121,7 @@ def evaluate_model(
     trained = [model.config.id2label[label] for label in range(model.config.num_labels)]
     classes = _classes(trained, builder.classes, common_classes)
     context = EvaluationContext(
-        {code: names["common_name"] for code, names in builder.archive.species_names(classes).items()},
+        builder.archive.common_names(classes),
         _train_counts(classes, summary, builder),
         split=split,
         overlap=overlap,
@@ -152,7 +152,7 @@ class _Evaluation:
 
     @property
     def multi_label(self) -> bool:
-        return bool(self.model.config.problem_type == "multi_label_classification")
+        return bool(self.model.config.problem_type == MULTI_LABEL)
 
     @property
     def thresholds(self) -> Thresholds | None:

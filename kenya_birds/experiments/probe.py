@@ -24,6 +24,7 @@ from kenya_birds.experiments.results import OUT_OF_FOLD, Fold, Scored, write_out
 from kenya_birds.files import check_new_folder, read_json, write_json, write_table
 from kenya_birds.inference.detect import hash_model
 from kenya_birds.inference.embedding_models import Embedder, load_embedder
+from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL
 from kenya_birds.saved_models import SavedModel
 from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.settings import read_settings
@@ -158,7 +159,6 @@ def _clips(recordings: np.ndarray, center_s: np.ndarray, references: np.ndarray)
 
 
 PROBE_FILE = "probe.json"
-MULTI_LABEL = "multi_label_classification"
 
 
 @checked
@@ -302,10 +302,7 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.recordings = np.asarray(self.rows["recording"][:])
-        codes = self.builder.classes
-        self._common_names = {
-            code: names["common_name"] for code, names in self.builder.archive.species_names(codes).items()
-        }
+        self._common_names = self.builder.archive.common_names(self.builder.classes)
 
     def rows_of(self, splits: pd.DataFrame, split: str) -> np.ndarray:
         """The clips of a split."""

@@ -32,8 +32,8 @@ class NetworkSettings:
         scores: Name of the output with a score for each label.
         embedding: Name of the tensor with the embedding.
         peak: Peak that each window is scaled to after its mean is removed; None: it is not scaled.
-        f_min_hz: Lowest frequency that it hears; by default 0.
-        f_max_hz: Highest frequency that it hears; by default half of the sampling rate.
+        f_min_hz: Lowest frequency that it uses; by default 0.
+        f_max_hz: Highest frequency that it uses; by default half of the sampling rate.
         threshold: Decision threshold of all species.
         license: Licence of its weights, as the Hub spells it.
         source: Where it comes from.

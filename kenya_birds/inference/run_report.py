@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import datetime
-import hashlib
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, TextIO
 from kenya_birds import __version__
 from kenya_birds.data.sound_files import Skip, Skipped, count_skipped
 from kenya_birds.errors import UserError
-from kenya_birds.files import as_utf8, check_can_make, read_json, write_json
+from kenya_birds.files import as_utf8, check_can_make, file_sha256, read_json, write_json
 from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection, RecordingInfo
@@ -212,7 +211,7 @@ class RunFiles:
         """Raises `UserError` if tables of an earlier run were edited, so that a user's changes would be lost."""
         for name, digest in self._tables().items():
             path = self.folder / name
-            if path.is_file() and _digest(path) != digest:
+            if path.is_file() and file_sha256(path) != digest:
                 raise UserError(
                     f"{path} was edited after an earlier run, and this run would replace it: move it away, or give "
                     "another --output"
@@ -255,7 +254,7 @@ class RunFiles:
                 write_failures(outputs.open(FAILED_FILE), report.failures)
                 files = [*written.files, *outputs.commit()]
             report.content["detections"] = written.counts
-            tables = {path.relative_to(self.folder).as_posix(): _digest(path) for path in files}
+            tables = {path.relative_to(self.folder).as_posix(): file_sha256(path) for path in files}
             for name in set(before) - set(tables):
                 (self.folder / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # the folder of a format that is no longer written
@@ -297,8 +296,3 @@ def write_failures(file: TextIO, failures: Sequence[tuple[str, ...]]) -> None:
     table = csv.writer(file, lineterminator="\n")
     table.writerow(FAILED_COLUMNS)
     table.writerows((safe_path(recording), *others) for recording, *others in failures)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,7 @@ from kenya_birds.inference.published_networks import NetworkPlan
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import WAVEFORM, KenyaBirdsFeatureExtractor
 from kenya_birds.model.graph_kenya_birds import file_sha256, open_graph, with_peak
-from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL, KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_model
 from kenya_birds.saved_models import THRESHOLDS_FILE
 
@@ -72,7 +72,7 @@ def _write(plan: NetworkPlan, folder: Path, *, bundle: bool) -> None:
         id2label=dict(enumerate(codes)),
         label2id={code: index for index, code in enumerate(codes)},
         species=as_species(labels),
-        problem_type="multi_label_classification",
+        problem_type=MULTI_LABEL,
         graph={
             "file": plan.path.name if bundle else plan.path.resolve().as_posix(),
             "sha256": file_sha256(plan.path),
@@ -179,9 +179,9 @@ tags: [bioacoustics, birds]
 
 # {settings.name}
 
-This model is the published network {settings.name}. `kenya-birds wrap` (kenya_birds {__version__}) made it a model
-folder; nothing was trained. It scores {len(plan.labels):,}{of_all} classes in windows of {settings.clip_s:g} s at
-{settings.sampling_rate} Hz.
+This model is the published network {settings.name}. `kenya-birds wrap` (kenya_birds {__version__}) turned it into a
+model folder; nothing was trained. It scores {len(plan.labels):,}{of_all} classes in windows of {settings.clip_s:g} s
+at {settings.sampling_rate} Hz.
 
 - File: `{plan.path.name}`, SHA-256 `{graph["sha256"]}`
 - Source: {settings.source or "not stated"}

@@ -63,11 +63,11 @@ class DataArguments:
         },
     )
     rescore_epochs: Count = field(
-        default=3, metadata={"help": "--hard_windows: score empty windows again after so many epochs"}
+        default=3, metadata={"help": "--hard_windows: score empty windows again after this many epochs"}
     )
     scored_windows: Count = field(
         default=2000,
-        metadata={"help": "--hard_windows: score so many empty windows at most, and at most four for each hard one"},
+        metadata={"help": "--hard_windows: largest number of empty windows to score, at most four for each hard one"},
     )
     edge_margin_s: Seconds = field(
         default=0.25,

@@ -1,6 +1,5 @@
 """The output folder of training: the record of its run, its checkpoints, and the files that may be replaced."""
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import LOCK_FILE, is_new_or_empty, read_json, write_json
+from kenya_birds.files import LOCK_FILE, file_sha256, is_new_or_empty, read_json, write_json
 
 SETTINGS_FILE = "run_settings.json"
 SPLITS_FILE = "splits.csv"
@@ -205,7 +204,7 @@ def writing_results(folder: Path) -> Iterator[None]:
     check_results(folder)
     write_json({}, folder / DIGESTS_FILE)
     yield
-    digests = {name: _digest(folder / name) for name in RESULT_FILES if (folder / name).is_file()}
+    digests = {name: file_sha256(folder / name) for name in RESULT_FILES if (folder / name).is_file()}
     write_json(digests, folder / DIGESTS_FILE)
 
 
@@ -217,7 +216,7 @@ def check_results(folder: Path) -> None:
         return  # training was killed while writing them
     for name in RESULT_FILES:
         path = folder / name
-        if path.exists() and not (path.is_file() and _digest(path) == digests.get(name)):
+        if path.exists() and not (path.is_file() and file_sha256(path) == digests.get(name)):
             how = "was changed since training wrote it" if name in digests else "was not written by training"
             raise UserError(f"{path} {how}, and this run would replace it: move it, or give another --output_dir")
 
@@ -273,8 +272,3 @@ def _step(checkpoint: Path) -> int:
     """The step of a checkpoint from its folder's name; -1 if the folder is not a checkpoint."""
     number = checkpoint.name.removeprefix(CHECKPOINT_PREFIX)
     return int(number) if checkpoint.name != number and number.isdecimal() and checkpoint.is_dir() else -1
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

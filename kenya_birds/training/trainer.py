@@ -30,6 +30,7 @@ from kenya_birds.evaluation.metrics import average_precisions, class_targets, cl
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import (
     MASKED,
+    MULTI_LABEL,
     KenyaBirdsForAudioClassification,
     classification_loss,
     log_softmax_with_no_call,
@@ -130,7 +131,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         augmentation: AugmentationArguments | None = None,
         background: Dataset | None = None,
     ) -> None:
-        self.multi_label = model.config.problem_type == "multi_label_classification"
+        self.multi_label = model.config.problem_type == MULTI_LABEL
         self.plan = train_dataset if isinstance(train_dataset, WindowPlan) else None
         _check_arguments(args, self.multi_label, self.plan, has_softmax=model.config.no_call_class)
         self.labels_per_clip = (
