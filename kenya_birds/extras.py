@@ -14,6 +14,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "onnxruntime": ("onnxruntime",),
     "tflite": ("ai_edge_litert",),
+    "crowsetta": ("crowsetta",),
 }
 
 

@@ -72,10 +72,12 @@ def read_json(path: Path) -> dict[str, Any]:
 ANNOTATIONS_FILE = "annotations.csv"
 SPECIES_FILE = "species.csv"
 RECORDINGS_FOLDER = "soundscape_data"
+# In archives whose recordings lie elsewhere.
+RECORDINGS_TABLE = "recordings.csv"
 
 
 def check_layout(data_dir: str | Path) -> None:
-    """Raises `UserError` if the archive's folder, one of its tables or its folder of recordings is missing."""
+    """Raises `UserError` if the archive's folder, a table, or the folder or table of recordings is missing."""
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise UserError(
@@ -85,7 +87,7 @@ def check_layout(data_dir: str | Path) -> None:
     for name in (ANNOTATIONS_FILE, SPECIES_FILE):
         if not (data_dir / name).is_file():
             raise UserError(f"no {name} in {data_dir}: an archive needs it")
-    if not (data_dir / RECORDINGS_FOLDER).is_dir():
+    if not (data_dir / RECORDINGS_FOLDER).is_dir() and not (data_dir / RECORDINGS_TABLE).is_file():
         raise UserError(f"no folder {RECORDINGS_FOLDER}/ in {data_dir}: unpack the recordings there")
 
 

@@ -38,7 +38,7 @@ FORMS = {
         "kaleidoscope.csv",
         "OFFSET,confidence,INDIR,FOLDER,IN FILE,DURATION,TOP1MATCH\n"
         "3.0,0.8,/data,site1,a.wav,3.0,Eurasian Blackbird\n",
-        ("a.wav", 3, 6, "", "", "", "Eurasian Blackbird", 0.8),
+        ("/data/site1/a.wav", 3, 6, "", "", "", "Eurasian Blackbird", 0.8),
     ),
     "Raven by hand": (
         "a.Table.1.selections.txt",
@@ -136,7 +136,7 @@ def test_several_formats_of_one_result_are_not_counted_twice(tmp_path):
         ("file,start,end\na,one,2\n", r"line 2: 'start' is 'one', expected a number"),
         ('file,start,end\n"a\nb",1,2\na,inf,2\n', r"line 4: 'start' is 'inf'"),
         ("file,start,end,score\na,1,2,high\n", r"'score' is 'high'"),
-        ("file,start,end\na,3,2\n", r"t\.csv, line 2 ends before it starts \(3 s, 2 s\)"),
+        ("file,start,end\na,3,2\n", r"t\.csv line 2: ends before it starts \(3 s, 2 s\)"),
         ("file,start,end\na,1,2,3\n", r"line 2 has 4 cells and the header has 3"),
     ],
 )

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from kenya_birds.data.audio import AudioHeader, read_header
+from kenya_birds.data.audio import AudioHeader
 from kenya_birds.data.csv_table import read_table
-from kenya_birds.data.same_recording import files_of_recordings, same_sound, sound_fingerprints
+from kenya_birds.data.recording_places import RecordingPlaces
+from kenya_birds.data.same_recording import same_sound, sound_fingerprints
 from kenya_birds.errors import UserError
-from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, SPECIES_FILE, check_layout
+from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, RECORDINGS_TABLE, SPECIES_FILE, check_layout
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,16 @@ class Archive:
 
     Attributes:
         data_dir: The archive's folder.
-        annotations: One row per usable annotation: `recording` (file name), `start_s` and `end_s` (seconds from the
-            start of the recording; equal if only the middle of the call is annotated), `center_s` (the middle)
-            and `species` (eBird code), in the order of the table.
+        annotations: One row per usable annotation: `recording` (file name, or its path in `recordings.csv`), `start_s`
+            and `end_s` (seconds from the start of the recording; equal if only the middle of the call is annotated),
+            `center_s` (the middle) and `species` (eBird code), in the order of the table.
         unknown: `recording`, `start_s`, `end_s` and `center_s` of birds that the annotators could not identify
             (`????`, or no code).
         species: Indexed by eBird code: `scientific_name`, `common_name`.
-        headers: Header of each readable annotated recording, by file name.
+        headers: Header of each readable recording with annotations, by name; recordings without a call are among them
+            if `recordings.csv` lists them.
         set_aside: Skipped annotations: `row` (line in the CSV; the header is line 1), `recording`, `reason`.
-        files: File name by recording. Names of recordings are in NFC; a file system may store them in NFD (see
+        paths: Path by recording. Names of recordings are in NFC; a file system may store them in NFD (see
             `recording_key`).
     """
 
@@ -60,11 +62,11 @@ class Archive:
     species: pd.DataFrame
     headers: dict[str, AudioHeader]
     set_aside: pd.DataFrame
-    files: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
 
     def recording_path(self, recording: str) -> Path:
         """Returns the path of a recording."""
-        return self.data_dir / RECORDINGS_FOLDER / self.files.get(recording, recording)
+        return self.paths.get(recording) or self.data_dir / RECORDINGS_FOLDER / recording
 
     def fingerprints(self, recordings: Iterable[str]) -> dict[str, str | None]:
         """Returns `sound_fingerprint` by recording."""
@@ -93,7 +95,8 @@ def read_archive(data_dir: str | Path) -> Archive:
     are also found under another spelling of their name (see `recording_key`).
 
     Args:
-        data_dir: Folder with `annotations.csv`, `species.csv` and `soundscape_data/`.
+        data_dir: Folder with `annotations.csv`, `species.csv`, and `soundscape_data/` or `recordings.csv` (see
+            `RecordingPlaces`).
 
     Raises:
         UserError: If a file, column or recording is missing, a cell is not a number, a species is not in
@@ -118,13 +121,15 @@ def read_archive(data_dir: str | Path) -> Archive:
             f"{data_dir / ANNOTATIONS_FILE} line {first.row}: species code '{first.species}' is not in {SPECIES_FILE} "
             f"({len(unlisted)} such rows): {hint}"
         )
-    names, files = _find_files(data_dir, annotations)
+    places = RecordingPlaces.of(data_dir)
+    names, files = _find_files(data_dir, annotations, places)
     annotations["recording"] = annotations["recording"].map(names)
-    headers = _read_headers(data_dir / RECORDINGS_FOLDER, files)
+    headers = _read_headers(places, files)
     usable, unknown, set_aside = _set_aside(annotations, headers)
     if usable.empty:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE}: none of its {len(set_aside)} annotations can be used")
-    return Archive(data_dir, usable, unknown, species, headers, set_aside, files)
+    paths = {name: places.path(file) for name, file in files.items()}
+    return Archive(data_dir, usable, unknown, species, headers, set_aside, paths)
 
 
 def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]:
@@ -172,12 +177,15 @@ def archive_fingerprint(data_dir: str | Path) -> str:
     digest = hashlib.sha256()
     for table in (ANNOTATIONS_FILE, SPECIES_FILE):
         digest.update((data_dir / table).read_bytes())
-    for path in sorted((data_dir / RECORDINGS_FOLDER).iterdir()):
+    places = RecordingPlaces.of(data_dir)
+    if places.is_table:
+        digest.update((data_dir / RECORDINGS_TABLE).read_bytes())
+    for name, path in sorted(places.paths.items()):
         if not path.is_file():  # a folder, or a link to nothing
             continue
         status = path.stat()
         # Names may be invalid Unicode.
-        digest.update(b"%b\0%d\0%d\0" % (os.fsencode(path.name), status.st_size, status.st_mtime_ns))
+        digest.update(b"%b\0%d\0%d\0" % (os.fsencode(name), status.st_size, status.st_mtime_ns))
     return digest.hexdigest()[:16]
 
 
@@ -215,40 +223,46 @@ def _index_species(species: pd.DataFrame, path: Path) -> pd.DataFrame:
     return species.drop(columns="row").set_index("species")
 
 
-def _find_files(data_dir: Path, annotations: pd.DataFrame) -> tuple[dict[str, str], dict[str, str]]:
-    """Returns the recordings' names (NFC) by their names in the table, and their file names by these names."""
-    folder, recordings = data_dir / RECORDINGS_FOLDER, sorted(annotations["recording"].unique())
-    outside = [name for name in recordings if Path(name).name != name or "\\" in name or name in ("", ".", "..")]
-    if outside:
-        row = annotations.loc[annotations["recording"] == outside[0], "row"].iloc[0]
-        raise UserError(
-            f"{data_dir / ANNOTATIONS_FILE} line {row}: '{outside[0]}' is not a plain file name: expected recordings "
-            f"directly in {RECORDINGS_FOLDER}/"
-        )
-    found = files_of_recordings(folder, recordings)
-    # `Path.exists` raises if a name is too long.
-    missing = [name for name in recordings if name not in found or not os.path.exists(folder / found[name])]
+def _find_files(
+    data_dir: Path, annotations: pd.DataFrame, places: RecordingPlaces
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns the recordings' names (NFC) by their names in the table, and their names in `places` by these names."""
+    recordings = sorted(annotations["recording"].unique())
+    if not places.is_table:
+        _check_plain(data_dir, annotations, recordings)
+    found = places.find(recordings)
+    missing = [name for name in recordings if name not in found]
     if missing:
-        raise UserError(
-            f"{len(missing)} of {len(recordings)} annotated recordings are not in {folder}: {', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}: download them, or remove their rows from {ANNOTATIONS_FILE}"
-        )
+        raise UserError(f"{len(missing)} of {len(recordings)} annotated recordings {places.missing(missing)}")
+    if places.is_table:
+        found |= {name: name for name in set(places.paths) - set(found.values())}
     names = {name: unicodedata.normalize("NFC", file) for name, file in found.items()}
     files: dict[str, str] = {}
     for name, file in found.items():
         if files.setdefault(names[name], file) != file:
             raise UserError(
-                f"{folder} has two recordings whose names differ only in the encoding of their accents, "
+                f"{places.source} has two recordings whose names differ only in the encoding of their accents, "
                 f"{files[names[name]]!a} and {file!a}: rename one of them, in {ANNOTATIONS_FILE} too"
             )
     return names, files
 
 
-def _read_headers(folder: Path, files: dict[str, str]) -> dict[str, AudioHeader]:
+def _check_plain(data_dir: Path, annotations: pd.DataFrame, recordings: list[str]) -> None:
+    """Raises `UserError` if a recording is not directly in `soundscape_data/`."""
+    outside = [name for name in recordings if Path(name).name != name or "\\" in name or name in ("", ".", "..")]
+    if outside:
+        row = annotations.loc[annotations["recording"] == outside[0], "row"].iloc[0]
+        raise UserError(
+            f"{data_dir / ANNOTATIONS_FILE} line {row}: '{outside[0]}' is not a plain file name: expected recordings "
+            f"directly in {RECORDINGS_FOLDER}/; recordings in other folders are read with kenya-birds import"
+        )
+
+
+def _read_headers(places: RecordingPlaces, files: dict[str, str]) -> dict[str, AudioHeader]:
     headers = {}
     for name in sorted(files):
         try:
-            headers[name] = read_header(folder / files[name])
+            headers[name] = places.header(files[name])
         except UserError as error:
             logger.warning("%s", error)
     return headers

@@ -1,10 +1,10 @@
 """Check of a whole archive: every recording to its last frame, every row of every table."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from kenya_birds.data.archive import (
 )
 from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.recording_check import RecordingCheck, check_recording
-from kenya_birds.data.same_recording import files_of_recordings, same_sound, sound_fingerprints
+from kenya_birds.data.recording_places import RecordingPlaces, is_inside
+from kenya_birds.data.same_recording import same_sound, sound_fingerprints
 from kenya_birds.data.sound_files import Skip, find_sound, is_hidden, is_named_as_sound
 from kenya_birds.files import (
     ANNOTATIONS_FILE,
-    RECORDINGS_FOLDER,
     SPECIES_FILE,
     as_utf8,
     check_layout,
@@ -50,7 +50,7 @@ class ArchiveCheck:
 
     Attributes:
         data_dir: The archive's folder.
-        recordings: Every recording in `soundscape_data/`, by name.
+        recordings: Every recording in `soundscape_data/` or `recordings.csv`, by name.
         findings: One row per finding: `kind` (`sound`, `annotation`, `species`), `recording`, `line` of its table,
             `species`, `start_s` and `end_s` in the recording, `finding`, `effect` (`skipped`, `stops training`, or
             empty if training uses it), `detail`.
@@ -77,7 +77,7 @@ def check_archive(data_dir: str | Path, *, num_proc: Count = 1) -> ArchiveCheck:
     """Reads every recording to its last frame and every row of the tables, and lists all problems.
 
     Args:
-        data_dir: Folder with `annotations.csv`, `species.csv` and `soundscape_data/`.
+        data_dir: Folder with `annotations.csv`, `species.csv`, and `soundscape_data/` or `recordings.csv`.
         num_proc: Number of processes. Each reads its own recordings, in blocks.
 
     Raises:
@@ -91,17 +91,18 @@ def check_archive(data_dir: str | Path, *, num_proc: Count = 1) -> ArchiveCheck:
         seconds = pd.to_numeric(annotations[column], errors="coerce")
         annotations[column.removesuffix("_s")] = annotations[column]  # the original text
         annotations[column] = seconds.where(np.isfinite(seconds)).astype(float)
-    files = files_of_recordings(data_dir / RECORDINGS_FOLDER, annotations["recording"].unique())
+    places = RecordingPlaces.of(data_dir)
+    files = places.find(annotations["recording"].unique())
     annotations["recording"] = [files.get(name, name) for name in annotations["recording"]]
 
     annotated = set(annotations["recording"])
-    paths, others = _find_recordings(data_dir / RECORDINGS_FOLDER, annotated)
+    paths, others = _listed(places) if places.is_table else _find_recordings(places.source, annotated)
     recordings = list(_check_recordings(paths, num_proc))
     rows = [
         *others,
         *(row for recording in recordings for row in _recording_findings(recording, annotated)),
         *_same_sound_findings(paths),
-        *_annotation_findings(annotations, recordings, set(species["species"])),
+        *_annotation_findings(annotations, recordings, set(species["species"]), places),
         *_species_findings(species, set(annotations["species"])),
     ]
     if annotations.empty:
@@ -187,7 +188,16 @@ def _printable(line: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
-def _find_recordings(folder: Path, annotated: set[str]) -> tuple[list[Path], list[dict[str, Any]]]:
+def _listed(places: RecordingPlaces) -> tuple[dict[str, Path], list[dict[str, Any]]]:
+    """Returns the recordings of `recordings.csv`, and findings about those that do not exist."""
+    there = {name: path for name, path in sorted(places.paths.items()) if path.exists()}
+    lost = [name for name in places.paths if name not in there]
+    return there, [
+        _finding("sound", "does not exist", STOPS, recording=name, detail=str(places.path(name))) for name in lost
+    ]
+
+
+def _find_recordings(folder: Path, annotated: set[str]) -> tuple[dict[str, Path], list[dict[str, Any]]]:
     """Returns the recordings that training uses, and findings about other files in their folder."""
     names = {
         name
@@ -211,17 +221,20 @@ def _find_recordings(folder: Path, annotated: set[str]) -> tuple[list[Path], lis
             rows.append(
                 _finding("sound", left.skip.value, NOTHING, recording=_below(left.path, folder), detail=detail)
             )
-    return [folder / name for name in sorted(names)], rows
+    return {name: folder / name for name in sorted(names)}, rows
 
 
 def _below(path: str, folder: Path) -> str:
     return as_utf8(Path(path).relative_to(folder).as_posix())
 
 
-def _check_recordings(paths: list[Path], num_proc: int) -> Iterator[RecordingCheck]:
+def _check_recordings(paths: Mapping[str, Path], num_proc: int) -> Iterator[RecordingCheck]:
     with ProcessPoolExecutor(num_proc) if num_proc > 1 else nullcontext() as pool:
-        checks = pool.map(check_recording, paths) if pool else map(check_recording, paths)
-        yield from tqdm(checks, total=len(paths), desc="Reading recordings", unit="recording")
+        checks = pool.map(check_recording, paths.values()) if pool else map(check_recording, paths.values())
+        for name, check in zip(
+            paths, tqdm(checks, total=len(paths), desc="Reading recordings", unit="recording"), strict=True
+        ):
+            yield replace(check, recording=as_utf8(name))
 
 
 def _recording_findings(recording: RecordingCheck, annotated: set[str]) -> Iterator[dict[str, Any]]:
@@ -247,25 +260,22 @@ def _recording_findings(recording: RecordingCheck, annotated: set[str]) -> Itera
             yield _finding("sound", what, NOTHING, recording=name, detail=detail)
 
 
-def _same_sound_findings(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    names = [path.name for path in paths]
-    for group in same_sound(dict(zip(names, sound_fingerprints(paths), strict=True))):
+def _same_sound_findings(paths: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
+    for group in same_sound(dict(zip(paths, sound_fingerprints(paths.values()), strict=True))):
         for name in group:
             others = ", ".join(other for other in group if other != name)
             yield _finding("sound", "has the same sound as another recording", NOTHING, recording=name, detail=others)
 
 
 def _annotation_findings(
-    table: pd.DataFrame, recordings: list[RecordingCheck], codes: set[str]
+    table: pd.DataFrame, recordings: list[RecordingCheck], codes: set[str], places: RecordingPlaces
 ) -> Iterator[dict[str, Any]]:
     opened = {recording.recording: recording for recording in recordings if not recording.error}
     unread = {recording.recording for recording in recordings} - set(opened)
     names, start_s, end_s = table["recording"], table["start_s"], table["end_s"]
     center_s = (start_s + end_s) / 2
     duration_s = names.map({name: recording.duration_s for name, recording in opened.items()}).astype(float)
-    is_plain = np.array(
-        [Path(name).name == name and "\\" not in name and name not in ("", "..") for name in names], bool
-    )
+    is_plain = np.array([is_inside(name) and (places.is_table or Path(name).name == name) for name in names], bool)
     is_damaged = [
         name in opened
         and any(loss.start_s < at + REACH_S and loss.end_s > at - REACH_S for loss in opened[name].losses)

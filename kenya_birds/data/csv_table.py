@@ -1,7 +1,11 @@
 """CSV tables written by people: each cell is read as text, each row with its line number in the file."""
 
+import codecs
 import csv
+import io
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -11,23 +15,63 @@ from kenya_birds.errors import UserError
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
-def read_csv(path: str | Path, delimiter: str = ",") -> pd.DataFrame:
-    """Reads all columns of a CSV as text without surrounding spaces; blank rows are skipped.
+@dataclass(frozen=True)
+class TextTable:
+    """Cells of a text table, without surrounding spaces; blank rows are skipped.
 
-    Missing cells at the end of a row are empty. `NA`, `null` and the like are read as plain text.
+    Attributes:
+        header: Names of the columns.
+        rows: Cells of each row, as many as the header has; missing cells at the end of a row are empty.
+        lines: The line of the file on which each row begins; the header begins on line 1.
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+
+
+def read_text(path: str | Path) -> tuple[str, str]:
+    """Reads a text that any program has written.
 
     Args:
-        path: The table, in UTF-8, with or without a byte order mark.
-        delimiter: Separator between cells. With tabs, quotation marks are plain text, as Raven writes them.
+        path: A text in UTF-8 or UTF-16 with or without a byte order mark, or in Windows-1252 (which contains Latin-1).
 
     Returns:
-        The columns. The index is `row`, the line on which a row begins; the header begins on line 1.
+        The text, with its line ends, and the name of its encoding. A text that is not in UTF-8 or UTF-16 is read as
+        Windows-1252; a few bytes that are no character there are read as in Latin-1.
 
     Raises:
-        UserError: If the file cannot be read, has no header, or a row has more cells than the header.
+        OSError: If the file cannot be read.
+        UnicodeDecodeError: If a text with the byte order mark of UTF-16 is not in UTF-16.
+        ValueError: If the file is not a text.
     """
-    path = Path(path)
-    rows = _rows(path, delimiter)
+    content = Path(path).read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16"), "UTF-16"
+    for encoding, zeros in (("utf-16-le", content[1:80:2]), ("utf-16-be", content[:80:2])):
+        if len(content) % 2 == 0 and zeros and not any(zeros):
+            return content.decode(encoding), "UTF-16"
+    if b"\0" in content:
+        raise ValueError("the file is not a text")
+    with suppress(UnicodeDecodeError):
+        return content.decode("utf-8-sig"), "UTF-8"
+    with suppress(UnicodeDecodeError):
+        return content.decode("cp1252"), "Windows-1252"
+    return content.decode("latin-1"), "Latin-1"
+
+
+def parse_table(text: str, path: str | Path, delimiter: str = ",") -> TextTable:
+    """Splits a text into cells.
+
+    Args:
+        text: The text.
+        path: Its file, for messages.
+        delimiter: Separator between cells. With tabs, quotation marks are plain text, as Raven writes them.
+
+    Raises:
+        UserError: If the text has no header, a row has more cells than the header, or quotation marks do not match.
+    """
+    rows = _rows(io.StringIO(text, newline=""), path, delimiter)
     _, header = next(rows, (1, []))
     if not any(header):
         raise UserError(f"{path} is empty: expected a header, and a row for each line of the table")
@@ -40,7 +84,7 @@ def read_csv(path: str | Path, delimiter: str = ",") -> pd.DataFrame:
             f"{path} has {_SEPARATORS[found]} between its columns: expected commas, and a point in decimal numbers; "
             "save it as CSV (UTF-8) with commas"
         )
-    lines, cells = [], []
+    table = TextTable(header, [], [])
     for line, row in rows:
         if not any(row):
             continue
@@ -49,17 +93,42 @@ def read_csv(path: str | Path, delimiter: str = ",") -> pd.DataFrame:
                 f"{path} line {line} has {len(row)} cells and the header has {len(header)}: expected a point in "
                 "decimal numbers, and quotation marks around text with commas"
             )
-        lines.append(line)
-        cells.append((row + [""] * len(header))[: len(header)])
-    return pd.DataFrame(cells, columns=header, index=pd.Index(lines, name="row", dtype="int64")).astype(str)
+        table.lines.append(line)
+        table.rows.append((row + [""] * len(header))[: len(header)])
+    return table
 
 
-def read_table(path: str | Path, columns: Mapping[str, str]) -> pd.DataFrame:
+def read_csv(path: str | Path, delimiter: str = ",") -> pd.DataFrame:
+    """Reads all columns of a CSV as text (see `TextTable`). `NA`, `null` and the like are read as plain text.
+
+    Args:
+        path: The table, in UTF-8, with or without a byte order mark.
+        delimiter: See `parse_table`.
+
+    Returns:
+        The columns. The index is `row`, the line on which a row begins.
+
+    Raises:
+        UserError: If the file cannot be read, has no header, or a row has more cells than the header.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a UTF-8 table of comma-separated values: {error}") from None
+    table = parse_table(text, path, delimiter)
+    index = pd.Index(table.lines, name="row", dtype="int64")
+    return pd.DataFrame(table.rows, columns=table.header, index=index).astype(str)
+
+
+def read_table(
+    path: str | Path, columns: Mapping[str, str], optional: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Reads some columns of a CSV and renames them (see `read_csv`).
 
     Args:
         path: The table.
         columns: New name by the name in the file.
+        optional: The same for columns that the table may lack; their cells are then empty.
 
     Returns:
         The columns in this order, after `row`.
@@ -72,25 +141,24 @@ def read_table(path: str | Path, columns: Mapping[str, str]) -> pd.DataFrame:
     missing = [column for column in columns if column not in names]
     if missing:
         raise UserError(f"{path} has no column {missing}: expected {list(columns)}, found {names}")
-    repeated = [column for column in columns if names.count(column) > 1]
+    more = dict(optional or {})
+    repeated = [column for column in (*columns, *more) if names.count(column) > 1]
     if repeated:
         raise UserError(f"{path} has the column {repeated[0]!r} twice: remove or rename one")
-    table = table[list(columns)].rename(columns=dict(columns)).reset_index()
+    table = table.assign(**{column: "" for column in more if column not in names})
+    table = table[[*columns, *more]].rename(columns={**columns, **more}).reset_index()
     return table[(table[list(columns.values())] != "").any(axis=1)].reset_index(drop=True)
 
 
-def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(file: io.StringIO, path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     line = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if delimiter == "\t":
-                reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-            else:
-                reader = csv.reader(file, delimiter=delimiter, strict=True)
-            for cells in reader:
-                yield line, [cell.strip() for cell in cells]
-                line = reader.line_num + 1
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a UTF-8 table of comma-separated values: {error}") from None
+        if delimiter == "\t":
+            reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        else:
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+        for cells in reader:
+            yield line, [cell.strip() for cell in cells]
+            line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path} line {line} is not a row of comma-separated values: {error}") from None

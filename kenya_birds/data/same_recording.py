@@ -44,29 +44,28 @@ def recording_key(name: str) -> str:
     return f"{stem}{dot}{suffix.lower()}" if stem else suffix
 
 
-def files_of_recordings(folder: Path, names: Iterable[str]) -> dict[str, str]:
+def spellings(files: Iterable[str], names: Iterable[str], folder: Path | None = None) -> dict[str, str]:
     """Finds the files of recordings, by their exact names or by another spelling (see `recording_key`).
 
     Args:
-        folder: Folder of the files.
-        names: Plain file names, as in a table.
+        files: Names of the files.
+        names: Names as in a table.
+        folder: Folder of the files: a file system that ignores case finds more names there.
 
     Returns:
         The file's name by the name in the table, without recordings that have no file, or several files in other
         spellings.
     """
-    files = os.listdir(folder)
     there, by_key = set(files), defaultdict(list)
-    for file in files:
+    for file in there:
         by_key[recording_key(file)].append(file)
     found = {}
     for name in names:
-        spellings = by_key[recording_key(name)]
-        # Case-insensitive file systems find more names.
-        if name in there or (len(spellings) != 1 and os.path.exists(folder / name)):
+        alike = by_key.get(recording_key(name), [])
+        if name in there or (folder is not None and len(alike) != 1 and os.path.exists(folder / name)):
             found[name] = name
-        elif len(spellings) == 1:
-            found[name] = spellings[0]
+        elif len(alike) == 1:
+            found[name] = alike[0]
     return found
 
 

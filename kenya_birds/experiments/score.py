@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 
 from kenya_birds.data.archive import Archive, read_archive
 from kenya_birds.data.event_tables import EventTable, read_events
+from kenya_birds.data.recording_matching import RecordingFinder
 from kenya_birds.data.same_recording import recording_key
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.event_metrics import METRICS, WINDOW_S, EventScores, Truth, event_intervals
@@ -166,21 +167,17 @@ def _cell(metric: Mapping[str, Any]) -> str:
 
 
 def _recording_finder(archive: Archive) -> Callable[[str], str | None]:
-    """Finds the archive's recording for a name in a table: by file name, else without folder and suffix."""
-    by_key = {recording_key(name): name for name in archive.headers}
-    by_stem: dict[str, list[str]] = {}
-    for key, name in by_key.items():
-        by_stem.setdefault(PurePosixPath(key).stem.lower(), []).append(name)
+    """Finds the archive's recording for a name in a table (see `RecordingFinder`)."""
+    finder = RecordingFinder(archive.headers)
 
     def find(name: str) -> str | None:
-        key = recording_key(name.rpartition("/")[2])
-        if key in by_key:
-            return by_key[key]
-        # A table may give names without suffix, and a name may contain dots.
-        alike = by_stem.get(PurePosixPath(key).stem.lower()) or by_stem.get(key.lower()) or []
-        if len(alike) > 1:
-            raise UserError(f"'{name}' may be {alike[0]} or {alike[1]} of the archive: give the name with its suffix")
-        return alike[0] if alike else None
+        match = finder.find(name)
+        if match.recording is None and len(match.others) > 1:
+            raise UserError(
+                f"'{name}' may be {match.others[0]} or {match.others[1]} of the archive: give the name with its "
+                "suffix and folder"
+            )
+        return match.recording
 
     return find
 
@@ -219,7 +216,7 @@ def _scored_recordings(
                 ", ".join(absent[:3]),
             )
         renamed = sum(
-            match is not None and recording_key(match) != recording_key(name.rpartition("/")[2])
+            match is not None and recording_key(match.rpartition("/")[2]) != recording_key(name.rpartition("/")[2])
             for name, match in known.items()
         )
         if renamed:

@@ -1,0 +1,271 @@
+"""Rows of an import: their recordings, times, frequencies and species."""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kenya_birds.data.import_report import CHANGED, NOT_TAKEN, NOTE, Findings
+from kenya_birds.data.recording_matching import Match, RecordingFinder
+from kenya_birds.data.recording_places import KeptHeader
+from kenya_birds.data.sound_files import count_skipped, find_sound
+from kenya_birds.data.species_names import NameMap, SpeciesOfNames, species_of_names
+from kenya_birds.data.table_cells import SPECIES, TableCells
+
+# Times of programs are rounded: an end that is this far past the end of a recording is the end.
+ROUNDING_S = 0.05
+# Microseconds, less than a sample.
+DECIMALS = 6
+RECORDING_IS_LOST = "its recording is not there"
+
+
+@dataclass(frozen=True)
+class FolderRecordings:
+    """The recordings of the folder.
+
+    Attributes:
+        every: Their paths below the folder, with `/`.
+        finder: Finds them.
+    """
+
+    every: list[str]
+    finder: RecordingFinder
+
+
+def find_recordings(
+    tables: Sequence[TableCells], files: Sequence[str], root: Path, findings: Findings
+) -> FolderRecordings:
+    """Searches the folder of the recordings.
+
+    Args:
+        tables: The tables.
+        files: Their paths below the source.
+        root: The folder.
+        findings: Files that cannot be used are added.
+    """
+    search = find_sound(root)
+    every = []
+    for file in search.found:
+        name = Path(os.path.relpath(file.path, root)).as_posix()
+        if not os.path.exists(file.path):
+            findings.add(NOT_TAKEN, "a link to a recording that does not exist", recording=name)
+        elif name.isprintable():
+            every.append(name)
+        else:
+            detail = name.encode("unicode_escape", "replace").decode()
+            findings.add(NOT_TAKEN, "the name of a recording cannot be written in a table", detail=detail)
+    for skip, (number, first) in count_skipped(search.skipped).items():
+        findings.add(NOTE, f"{skip.value}", detail=f"{number}, such as {first}")
+    folders = {
+        file.rpartition("/")[0] for file, table in zip(files, tables, strict=True) if table.recording is not None
+    }
+    return FolderRecordings(every, RecordingFinder(every, folders))
+
+
+def with_recordings(
+    events: pd.DataFrame,
+    tables: Sequence[TableCells],
+    files: Sequence[str],
+    recordings: FolderRecordings,
+    findings: Findings,
+) -> tuple[pd.DataFrame, set[str]]:
+    """Finds the recording of each row.
+
+    Args:
+        events: See `events_of`; with `file`.
+        tables: The tables.
+        files: Their paths below the source.
+        recordings: The recordings of the folder.
+        findings: What is found is added.
+
+    Returns:
+        The rows whose recording is there and that can be read, and the recordings that are known to have no call:
+        their table has no rows, or a row has neither times nor a species.
+    """
+    own = np.array([_own_name(file, table) for file, table in zip(files, tables, strict=True)], dtype=object)
+    is_own = np.array([table.recording is not None for table in tables], dtype=bool)
+    number = events["table"].to_numpy()
+    named = np.where(is_own[number], own[number], events["recording"])
+    folders = np.array([file.rpartition("/")[0] for file in files], dtype=object)
+    keys = list(zip(named.tolist(), folders[number].tolist(), is_own[number].tolist(), strict=True))
+    own_keys = {files[row]: (own[row], folders[row], True) for row in np.flatnonzero(is_own).tolist()}
+    matches = {
+        key: recordings.finder.find(key[0], key[1], is_of_table=key[2]) for key in sorted({*keys, *own_keys.values()})
+    }
+    events = events.assign(recording=[matches[key].recording or "" for key in keys])
+    is_lost = (events["recording"] == "").to_numpy(dtype=bool)
+    details = [_why_lost(matches[keys[row]]) for row in np.flatnonzero(is_lost).tolist()]
+    findings.add_rows(NOT_TAKEN, RECORDING_IS_LOST, events[is_lost].assign(recording=named[is_lost]), details)
+    for (name, *_), match in matches.items():
+        if match.is_renamed and match.recording is not None:
+            findings.add(NOTE, "has another suffix than the table says", recording=match.recording, detail=name)
+    of_tables = {file: matches[key] for file, key in own_keys.items()}
+    silent = _silent(tables, files, of_tables, findings)
+    events = events[~is_lost]
+    is_blank = events["is_blank"]
+    silent |= set(events.loc[is_blank, "recording"])
+    wrong = events[(events["problem"] != "") & ~is_blank]
+    findings.add_rows(NOT_TAKEN, "a row cannot be read", wrong, wrong["problem"])
+    return events[(events["problem"] == "") & ~is_blank], silent - set(wrong["recording"])
+
+
+def _silent(
+    tables: Sequence[TableCells], files: Sequence[str], matches: Mapping[str, Match], findings: Findings
+) -> set[str]:
+    """Returns the recordings of empty tables; notes recordings with several tables."""
+    users: dict[str, list[str]] = defaultdict(list)
+    silent = set()
+    for file, table in zip(files, tables, strict=True):
+        match = matches.get(file)
+        if match is None:
+            continue
+        if match.recording is not None:
+            users[match.recording].append(file)
+            if not table.lines:
+                silent.add(match.recording)
+        elif not table.lines:
+            finding = "the recording of an empty table is not there"
+            findings.add(NOT_TAKEN, finding, file=file, detail=_why_lost(match))
+    for recording, names in users.items():
+        if len(names) > 1:
+            findings.add(NOTE, "has several tables, all were read", recording=recording, detail=", ".join(names))
+    return silent
+
+
+def _own_name(file: str, table: TableCells) -> str:
+    """Returns the path, without suffix, of the recording of a table by the table's path."""
+    folder, slash, _ = file.rpartition("/")
+    return f"{folder}{slash}{table.recording or ''}"
+
+
+def _why_lost(match: Match) -> str:
+    others = match.others
+    if not others:
+        return ""
+    if len(others) == 1:
+        return f"only {others[0]} has this name"
+    return f"it may be {others[0]} or {others[1]}: write its folder into the table"
+
+
+def with_checked_times(calls: pd.DataFrame, headers: Mapping[str, KeptHeader], findings: Findings) -> pd.DataFrame:
+    """Returns the calls within their recordings, with frequencies that the recordings have.
+
+    Args:
+        calls: `recording`, `start_s`, `end_s`, `low_hz`, `high_hz`, `file` and `line`.
+        headers: Header by recording; calls of other recordings are dropped.
+        findings: Calls that are not taken or are changed are added.
+    """
+    calls = calls[calls["recording"].isin(headers)]
+    lengths_s = {name: kept.header.duration_s for name, kept in headers.items()}
+    halves_hz = {name: kept.header.sample_rate_hz / 2 for name, kept in headers.items()}
+    duration_s = calls["recording"].map(lengths_s).astype(float)
+    start_s, end_s = calls["start_s"], calls["end_s"]
+    is_point = start_s == end_s
+    is_past = (start_s >= duration_s) & ~(is_point & (start_s <= duration_s + ROUNDING_S))
+    is_before = (end_s < 0) | ((end_s == 0) & ~is_point)
+    for is_so, finding in ((is_past, "is past the end of its recording"), (is_before, "is before its recording")):
+        details = [
+            f"{a:g} to {b:g} s, the recording has {c:g} s"
+            for a, b, c in zip(start_s[is_so], end_s[is_so], duration_s[is_so], strict=True)
+        ]
+        findings.add_rows(NOT_TAKEN, finding, calls[is_so], details)
+    is_in = ~is_past & ~is_before
+    calls, duration_s = calls[is_in], duration_s[is_in]
+    start_s, end_s = calls["start_s"], calls["end_s"]
+    cut = (end_s > duration_s + ROUNDING_S) | (start_s < -ROUNDING_S)
+    details = [f"{a:g} to {b:g} s" for a, b in zip(start_s[cut], end_s[cut], strict=True)]
+    findings.add_rows(CHANGED, "was cut at the start or end of its recording", calls[cut], details)
+    last_s = np.floor(duration_s * 10**DECIMALS) / 10**DECIMALS
+    calls = calls.assign(start_s=start_s.clip(0, last_s).round(DECIMALS), end_s=end_s.clip(0, last_s).round(DECIMALS))
+    return _with_checked_frequencies(calls, calls["recording"].map(halves_hz).astype(float), findings)
+
+
+def _with_checked_frequencies(calls: pd.DataFrame, nyquist_hz: pd.Series, findings: Findings) -> pd.DataFrame:
+    low_hz, high_hz = calls["low_hz"], calls["high_hz"]
+    is_wrong = (low_hz > high_hz) | (low_hz < 0) | (low_hz >= nyquist_hz)
+    is_high = (high_hz > nyquist_hz) & ~is_wrong
+    for is_so, finding in (
+        (is_wrong, "has frequencies that cannot be, which were left out"),
+        (is_high, "has an upper frequency above half the sampling rate, which was lowered to it"),
+    ):
+        details = [
+            f"{a:g} to {b:g} Hz, half the sampling rate is {c:g} Hz"
+            for a, b, c in zip(low_hz[is_so], high_hz[is_so], nyquist_hz[is_so], strict=True)
+        ]
+        findings.add_rows(CHANGED, finding, calls[is_so], details)
+    high_hz = high_hz.where(~is_high, nyquist_hz)
+    return calls.assign(low_hz=low_hz.where(~is_wrong), high_hz=high_hz.where(~is_wrong))
+
+
+def with_species(
+    calls: pd.DataFrame, given: NameMap | None, findings: Findings
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Finds the species of the calls.
+
+    Args:
+        calls: With the columns of names.
+        given: Codes of names.
+        findings: Names that are uncertain, or in no map, are added.
+
+    Returns:
+        The calls with `species`, without those that are left out; the table of species (see `SpeciesOfNames`); and
+        `name`, `code` and `count` of the names in the tables, the most frequent first.
+    """
+    keys = list(SPECIES)
+    groups = calls.groupby(keys, sort=False)
+    names = groups.size().reset_index(name="count")
+    firsts = calls.loc[~calls.duplicated(keys)]
+    found = species_of_names(names, given)
+    shown = [
+        next((row[name] for name in ("label", "code", "scientific_name", "common_name") if row[name]), "")
+        for row in names.to_dict("records")
+    ]
+    _name_findings(found, firsts, shown, names["count"].tolist(), findings)
+    codes = np.array(found.codes, dtype=object)[groups.ngroup().to_numpy()]
+    calls = calls.assign(species=pd.Series(codes, index=calls.index, dtype=object))
+    listed = pd.DataFrame(
+        {"name": shown, "code": ["" if code is None else code for code in found.codes], "count": names["count"]}
+    )
+    listed = listed.groupby(["name", "code"], sort=False)["count"].sum().reset_index()
+    return calls[calls["species"].notna()], found.species, listed.sort_values("count", ascending=False, kind="stable")
+
+
+def _name_findings(
+    found: SpeciesOfNames, firsts: pd.DataFrame, shown: Sequence[str], counts: Sequence[int], findings: Findings
+) -> None:
+    for number, (file, line) in enumerate(zip(firsts["file"], firsts["line"], strict=True)):
+        detail = f"'{shown[number]}', {counts[number]} annotations"
+        if number in found.uncertain:
+            effect, finding = CHANGED, "a name is uncertain and was taken as an unknown bird"
+            detail = f"{detail}: {found.uncertain[number]}"
+        elif number in found.unmapped:
+            effect, finding = CHANGED, "a name is not in the map and was taken as an unknown bird"
+        elif found.codes[number] is None:
+            effect, finding = NOT_TAKEN, "a name has no code in the map, so its annotations were left out"
+        elif not shown[number]:
+            effect, finding = NOTE, "annotations without a name are unknown birds"
+        else:
+            continue
+        findings.add(effect, finding, file=file, line=int(line), detail=detail)
+    for code, others in found.spellings.items():
+        findings.add(
+            NOTE,
+            "names that differ in case or blanks are one species",
+            detail=f"'{code}': {', '.join(sorted(set(others)))}",
+        )
+
+
+def without_repetitions(calls: pd.DataFrame, findings: Findings) -> pd.DataFrame:
+    """Returns the calls, each once.
+
+    Args:
+        calls: `recording`, `start_s`, `end_s`, `species`, `file` and `line`.
+        findings: Repetitions are added.
+    """
+    is_repeated = calls.duplicated(["recording", "start_s", "end_s", "species"])
+    findings.add_rows(NOT_TAKEN, "repeats an earlier annotation", calls[is_repeated])
+    return calls[~is_repeated]

@@ -1,0 +1,159 @@
+"""Tables and names of species that an import reads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from kenya_birds.data.event_tables import tables_in
+from kenya_birds.data.import_report import NOT_TAKEN, NOTE, Findings
+from kenya_birds.data.species_names import NameMap, read_name_map
+from kenya_birds.data.table_cells import KINDS, SPECIES, SUFFIXES, NoEventsError, TableCells, read_cells
+from kenya_birds.errors import UserError
+from kenya_birds.files import RECORDINGS_TABLE, SPECIES_FILE
+
+CROWSETTA = "crowsetta:"
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """What is imported, and how.
+
+    Attributes:
+        source: A table, or a folder of tables with all its subfolders.
+        recordings: Folder of the recordings; by default that of `source`.
+        form: One of `KINDS`, or `crowsetta:NAME`; by default every table is read as what it is.
+        species_column: The only column with names of species.
+        columns: The table's name of a column by ours (see `table_cells.ALIASES`).
+        names: Table of names and codes (see `read_name_map`).
+        annotator: Who annotated, where the tables do not say it.
+        all_recordings: Takes recordings without a table too, as recordings without a call.
+    """
+
+    source: Path
+    recordings: Path | None = None
+    form: str | None = None
+    species_column: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    names: Path | None = None
+    annotator: str = ""
+    all_recordings: bool = False
+
+    @property
+    def root(self) -> Path:
+        """Folder of the recordings."""
+        return self.recordings or (self.source if self.source.is_dir() else self.source.parent)
+
+
+def check_settings(settings: ImportSettings) -> None:
+    """Raises `UserError` if the source or the folder of recordings does not exist."""
+    if not settings.source.exists():
+        raise UserError(f"there is no {settings.source}: expected a table of annotations, or a folder with tables")
+    if not settings.root.is_dir():
+        raise UserError(f"there is no folder {settings.root}: expected the folder of the recordings")
+    is_known = settings.form in (None, *KINDS) or str(settings.form).startswith(CROWSETTA)
+    if not is_known:
+        raise UserError(f"there is no format '{settings.form}': expected {', '.join(KINDS)} or {CROWSETTA}NAME")
+
+
+def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells]:
+    """Reads the tables of the source.
+
+    Args:
+        settings: The settings.
+        findings: Files that are not read are added.
+
+    Raises:
+        UserError: If no table can be read, or a table has no known column of species.
+    """
+    source = settings.source
+    if str(settings.form).startswith(CROWSETTA):
+        from kenya_birds.data.crowsetta_tables import read_crowsetta
+
+        return read_crowsetta(source, str(settings.form).removeprefix(CROWSETTA), findings)
+    if not source.is_dir() and source.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{source} does not have the suffix of a table: expected one of {', '.join(SUFFIXES)}")
+    paths = [path for path in tables_in(source) if not _is_of_archive(path, source)] if source.is_dir() else [source]
+    tables = []
+    for path in paths:
+        name = path_below(path, source)
+        try:
+            table = read_cells(path, settings.columns)
+        except NoEventsError as error:
+            if not source.is_dir():
+                raise
+            findings.add(NOTE, "is not a table of annotations", file=name, detail=without_path(str(error), str(path)))
+            continue
+        except UserError as error:
+            findings.add(NOT_TAKEN, "a table cannot be read", file=name, detail=without_path(str(error), str(path)))
+            continue
+        if settings.form is not None and settings.form not in table.kinds:
+            findings.add(NOT_TAKEN, f"a table is not of {settings.form}", file=name, detail=f"it is of {table.kind}")
+            continue
+        if table.encoding not in ("UTF-8", "UTF-16", "binary"):
+            findings.add(NOTE, "a table is not in UTF-8", file=name, detail=f"it was read as {table.encoding}")
+        tables.append(_with_species_column(table, settings))
+    if not tables:
+        first = " ".join(next(iter(findings.format()), "").split())
+        raise UserError(
+            f"{source} has no table of annotations that can be read: expected files that end in "
+            f"{', '.join(SUFFIXES)}{f'; {first}' if first else ''}"
+        )
+    return tables
+
+
+def _is_of_archive(path: Path, source: Path) -> bool:
+    """Whether a file is in an imported archive below the source."""
+    return (
+        path.parent != source and (path.parent / RECORDINGS_TABLE).is_file() and (path.parent / SPECIES_FILE).is_file()
+    )
+
+
+def _with_species_column(table: TableCells, settings: ImportSettings) -> TableCells:
+    column = settings.species_column
+    if column is not None and table.header:
+        label = read_cells(table.path, {**settings.columns, "label": column}).cells["label"]
+        others = {name: cells for name, cells in table.cells.items() if name not in SPECIES}
+        return replace(table, cells={**others, "label": label}, columns={**table.columns, "label": column})
+    if table.lines and not any(name in table.cells for name in SPECIES):
+        raise UserError(
+            f"{table.path} has no column of species that is known: give --species_column; the columns are "
+            f"{', '.join(table.header)}"
+        )
+    return table
+
+
+def read_names(settings: ImportSettings, findings: Findings) -> NameMap | None:
+    """Reads the map of names; the `species.csv` beside the tables is one too.
+
+    Args:
+        settings: The settings.
+        findings: A `species.csv` that cannot be read is added.
+
+    Raises:
+        UserError: If the map of the settings cannot be read.
+    """
+    if settings.names is not None:
+        return read_name_map(settings.names)
+    beside = (settings.source if settings.source.is_dir() else settings.source.parent) / SPECIES_FILE
+    if not beside.is_file():
+        return None
+    try:
+        return read_name_map(beside)
+    except UserError as error:
+        findings.add(
+            NOTE,
+            "is not a list of species, and was not read",
+            file=SPECIES_FILE,
+            detail=without_path(str(error), str(beside)),
+        )
+        return None
+
+
+def path_below(path: Path, folder: Path) -> str:
+    """Returns a path below a folder, with `/`; the name of a file that was given itself."""
+    return path.relative_to(folder).as_posix() if path != folder else path.name
+
+
+def without_path(message: str, path: str) -> str:
+    """Returns a message without the path at its start."""
+    return message.removeprefix(path).strip().removeprefix(":").strip()

@@ -1,0 +1,51 @@
+"""Numbers as people and programs write them: with decimal points or decimal commas."""
+
+import numpy as np
+import pandas as pd
+
+_EVIDENT_POINT = r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+\.[0-9]+|[+-]?[0-9]{1,3}(?:,[0-9]{3}){2,}"
+_EVIDENT_COMMA = r"[+-]?[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+"
+# 1,234 is 1.234 or 1234.
+_EITHER = r"[+-]?[1-9][0-9]{0,2},[0-9]{3}"
+
+
+def parse_numbers(texts: pd.DataFrame, table: np.ndarray, has_commas: np.ndarray) -> pd.DataFrame:
+    """Reads numbers with decimal points or decimal commas.
+
+    A comma is a decimal comma if the text has one meaning only (`0,5`; `1.234,5`), or if other numbers of the same
+    table have decimal commas and none has a decimal point. Where the other numbers have decimal points, commas
+    separate thousands. Text that has two meanings (`1,234` alone) is not read.
+
+    Args:
+        texts: Columns of texts, without spaces around them.
+        table: Number of the table of each row, from 0, shape `(rows,)`.
+        has_commas: Whether a table is known to be from a program with decimal commas, shape `(tables,)`.
+
+    Returns:
+        Finite floats with the same columns and index; NaN where a text is not a number or has two meanings.
+    """
+    numbers = texts.apply(pd.to_numeric, errors="coerce").astype(float)
+    texts = texts.astype(str)
+    with_comma = texts.apply(lambda column: column.str.contains(",", regex=False))
+    if with_comma.any(axis=None):
+        has_point = np.zeros(len(has_commas), dtype=bool)
+        has_comma = has_commas.copy()
+        kinds = {}
+        for name in map(str, texts):
+            column = texts[name]
+            comma = with_comma[name]
+            point, continental, either = (
+                comma & column.str.fullmatch(kind) for kind in (_EVIDENT_POINT, _EVIDENT_COMMA, _EITHER)
+            )
+            single = comma & (column.str.count(",") == 1) & ~column.str.contains(".", regex=False) & ~either
+            kinds[name] = point, continental | single, either
+            np.logical_or.at(has_comma, table, (continental | single).to_numpy())
+            np.logical_or.at(has_point, table, (point | (column.str.contains(".", regex=False) & ~comma)).to_numpy())
+        commas_only, points_only = has_comma & ~has_point, has_point & ~has_comma
+        for name, (point, comma, either) in kinds.items():
+            is_decimal = comma | (either & commas_only[table])
+            is_thousand = point | (either & points_only[table])
+            for which, removed in ((is_decimal, "."), (is_thousand, ",")):
+                read = texts.loc[which, name].str.replace(removed, "", regex=False).str.replace(",", ".", regex=False)
+                numbers.loc[which, name] = pd.to_numeric(read, errors="coerce").to_numpy(dtype=float)
+    return numbers.where(np.isfinite(numbers))

@@ -1,0 +1,467 @@
+"""Annotations of other programs become an archive whose recordings stay where they are."""
+
+import codecs
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from archives import noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kenya_birds import UserError
+from kenya_birds.cli import main
+from kenya_birds.data.archive import archive_fingerprint, read_archive
+from kenya_birds.data.check import check_archive
+from kenya_birds.data.importing import ImportSettings, format_import, import_annotations
+from kenya_birds.data.number_texts import parse_numbers
+from kenya_birds.data.table_cells import read_cells
+
+RAVEN = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)\tSpecies\n"
+RATE, SECONDS = 8_000, 10
+
+
+def record(folder, *names, rate=RATE):
+    """Recordings of 10 s of noise."""
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / name, noise(SECONDS, rate, seed), rate)
+
+
+def write(path, text, encoding="utf-8"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def raven(*rows):
+    """A selection table of (start, end, species), each a box from 1000 to 2000 Hz."""
+    lines = (f"{n}\tSpectrogram 1\t1\t{a}\t{b}\t1000\t2000\t{name}\n" for n, (a, b, name) in enumerate(rows, 1))
+    return RAVEN + "".join(lines)
+
+
+def taken(result, *columns):
+    """The annotations as the archive has them."""
+    table = pd.read_csv(result.archive / "annotations.csv", keep_default_na=False, dtype=str)
+    names = {"recording": "Filename", "start": "Start Time (s)", "end": "End Time (s)", "code": "Species eBird Code"}
+    names |= {"low": "Low Freq (Hz)", "high": "High Freq (Hz)", "who": "Annotator", "source": "Source"}
+    rows = table[[names[column] for column in columns or ("recording", "start", "end", "code")]]
+    return [tuple(row) for row in rows.to_numpy().tolist()]
+
+
+def found(result, effect="not taken"):
+    """(file, line, finding) of each finding with this effect."""
+    rows = result.findings.rows
+    return [(file, line, finding) for one, file, line, _, finding, _ in rows if one == effect]
+
+
+@pytest.fixture
+def do_import(tmp_path):
+    def run(source=tmp_path / "in", **settings):
+        return import_annotations(tmp_path / "archive", ImportSettings(source, **settings))
+
+    return run
+
+
+# Formats
+
+
+def test_raven_tables_beside_recordings_in_subfolders(tmp_path, do_import):
+    record(tmp_path / "in", "site1/a.wav", "site2/a.wav", "site2/b.wav")
+    write(tmp_path / "in/site1/a.Table.1.selections.txt", raven((1.5, 2.5, "WOTH"), (3, 4, "EATO")))
+    write(tmp_path / "in/site2/a.Table.1.selections.txt", raven((5, 6, "WOTH")))
+    result = do_import()
+    assert taken(result) == [
+        ("site1/a.wav", "1.5", "2.5", "WOTH"),
+        ("site1/a.wav", "3.0", "4.0", "EATO"),
+        ("site2/a.wav", "5.0", "6.0", "WOTH"),
+    ]
+    assert taken(result, "low", "high", "source")[0] == ("1000.0", "2000.0", "site1/a.Table.1.selections.txt, line 2")
+    assert found(result) == []
+    archive = read_archive(result.archive)
+    assert sorted(archive.headers) == ["site1/a.wav", "site2/a.wav"]
+    assert archive.recording_path("site2/a.wav") == tmp_path / "in/site2/a.wav"
+    assert check_archive(result.archive).is_usable
+    # Nothing is copied.
+    assert sorted(path.name for path in result.archive.iterdir()) == [
+        "annotations.csv",
+        "import_report.csv",
+        "recordings.csv",
+        "species.csv",
+    ]
+
+
+def test_audacity_labels_with_frequencies_and_points(tmp_path, do_import):
+    record(tmp_path / "in", "a.flac")
+    write(tmp_path / "in/a.txt", "1.0\t2.0\tSP\n\\\t1500.5\t3000\n4.0\t4.0\tCRER\n\\\t-1\t-1\n")
+    result = do_import()
+    assert taken(result, "start", "end", "low", "high", "code") == [
+        ("1.0", "2.0", "1500.5", "3000.0", "SP"),
+        ("4.0", "4.0", "", "", "CRER"),
+    ]
+    assert read_archive(result.archive).annotations["center_s"].tolist() == [1.5, 4.0]
+
+
+def test_kaleidoscope_names_folders_and_another_suffix(tmp_path, do_import):
+    record(tmp_path / "in", "site1/a.flac", "site2/a.flac")
+    header = "INDIR,FOLDER,IN FILE,OFFSET,DURATION,TOP1MATCH,MANUAL ID\n"
+    rows = "C:\\data,site1,a.wav,1,2,XXXX,owl\nC:\\data,site2,a.wav,3,2,XXXX,lark\n"
+    write(tmp_path / "in/id.csv", header + rows)
+    result = do_import()
+    assert taken(result) == [("site1/a.flac", "1.0", "3.0", "owl"), ("site2/a.flac", "3.0", "5.0", "lark")]
+    assert "has another suffix than the table says" in format_import(result)
+
+
+def test_birdnet_labels_have_two_names(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.BirdNET.results.txt", "0\t3\tTurdus merula_Common Blackbird\t0.9\n")
+    result = do_import(form="birdnet")
+    assert taken(result) == [("a.wav", "0.0", "3.0", "Turdus merula")]
+    assert result.species.to_numpy().tolist() == [["Turdus merula", "Turdus merula", "Common Blackbird"]]
+
+
+def test_a_csv_with_columns_and_names_of_its_own(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    text = "clip,Begin,Finish,kind,by\na.wav,1,2,Amsel,Ann\na.wav,3,4,Wind,\na.wav,5,6,Who,\n"
+    table = write(tmp_path / "in/t.csv", text)
+    names = write(tmp_path / "names.csv", "name,code,scientific_name\namsel,eurbla,Turdus merula\nWind,\n")
+    columns = {"recording": "clip", "start_s": "Begin", "end_s": "Finish", "annotator": "by"}
+    result = do_import(table, columns=columns, species_column="kind", names=names, annotator="Bob")
+    assert taken(result, "start", "code", "who") == [("1.0", "eurbla", "Ann"), ("5.0", "????", "Bob")]
+    assert result.species.to_numpy().tolist() == [["Turdus merula", "eurbla", "Amsel"]]
+    assert found(result) == [("t.csv", 3, "a name has no code in the map, so its annotations were left out")]
+    assert found(result, "changed") == [("t.csv", 4, "a name is not in the map and was taken as an unknown bird")]
+    text = format_import(result)
+    assert "1  Amsel -> eurbla" in text
+    assert "1  Wind, left out" in text
+    assert "1  Who -> ????" in text
+
+
+def test_crowsetta_reads_further_formats(tmp_path, do_import):
+    pytest.importorskip("crowsetta")
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.csv", "onset_s,offset_s,label\n1.0,2.0,owl\n3.0,4.0,lark\n")
+    with pytest.raises(UserError, match="crowsetta has no format 'x': expected one of"):
+        do_import(form="crowsetta:x")
+    result = do_import(form="crowsetta:simple-seq")
+    assert taken(result) == [("a.wav", "1.0", "2.0", "owl"), ("a.wav", "3.0", "4.0", "lark")]
+
+
+def test_an_imported_archive_can_be_imported_again(tmp_path, do_import):
+    record(tmp_path / "in", "site1/a.wav")
+    write(tmp_path / "in/site1/a.txt", raven((1.25, 2.5, "WOTH")))
+    result = do_import()
+    again = import_annotations(tmp_path / "again", ImportSettings(result.archive, recordings=tmp_path / "in"))
+    assert taken(again) == taken(result)
+
+
+# How tables are written
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_encodings_separators_and_line_ends(encoding, delimiter, end, tmp_path):
+    lines = [["file", "start", "end", "species"], [r"C:\data\a.wav", "1.5", "2.5", "Grünspecht"]]
+    path = write(tmp_path / "t.csv", end.join(delimiter.join(line) for line in lines) + end, encoding)
+    cells = read_cells(path)
+    assert cells.cells["label"] == ["Grünspecht"]
+    assert cells.lines == [2]
+
+
+def test_decimal_commas(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav", "b.wav")
+    write(tmp_path / "in/a.txt", raven((1.5, 2.25, "WOTH")).replace("1.5", "1,5").replace("2.25", "2,250"))
+    write(tmp_path / "in/b.csv", "start;end;species\n1,500;2,750;WOTH\n")
+    assert taken(do_import(), "recording", "start", "end") == [("a.wav", "1.5", "2.25"), ("b.wav", "1.5", "2.75")]
+
+
+def test_a_number_with_two_meanings_is_told_and_not_taken(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav", "b.wav")
+    write(tmp_path / "in/a.txt", "1,234\t2,345\towl\n")
+    write(tmp_path / "in/b.txt", "1.5\t2.5\towl\n")
+    result = do_import()
+    assert taken(result, "recording") == [("b.wav",)]
+    assert found(result) == [("a.txt", 1, "a row cannot be read")]
+    assert "'start' is '1,234', expected a number with a decimal point" in format_import(result)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 99_999_999), min_size=1, max_size=5))
+def test_decimal_commas_and_points_give_the_same_numbers(numbers):
+    texts = pd.DataFrame({"start_s": [f"{number / 10_000:.4f}" for number in numbers]})
+    one_table, unknown = np.zeros(len(texts), dtype=int), np.array([False])
+    points = parse_numbers(texts, one_table, unknown)
+    assert points["start_s"].tolist() == [number / 10_000 for number in numbers]
+    commas = texts.apply(lambda column: column.str.replace(".", ","))
+    pd.testing.assert_frame_equal(parse_numbers(commas, one_table, unknown), points)
+
+
+@pytest.mark.parametrize(
+    ("texts", "numbers"),
+    [
+        (["1,234", "0,5"], [1.234, 0.5]),
+        (["1,234", "0.5"], [1234, 0.5]),
+        (["1,234.5", "1,234,567"], [1234.5, 1_234_567]),
+        (["1.234,5", "1,234"], [1234.5, 1.234]),
+        (["1,234"], [np.nan]),
+        (["1,234", "0,5", "0.5"], [np.nan, 0.5, 0.5]),
+        (["inf", "nan", "1e999", "", "1,2,3", "-1e-3"], [np.nan] * 5 + [-0.001]),
+    ],
+)
+def test_a_comma_has_the_meaning_that_the_other_numbers_of_the_table_show(texts, numbers):
+    read = parse_numbers(pd.DataFrame({"start_s": texts}), np.zeros(len(texts), dtype=int), np.array([False]))
+    np.testing.assert_array_equal(read["start_s"], numbers)
+
+
+# Bad input
+
+
+def test_rows_without_one_meaning_are_told_with_file_and_line(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav", "site1/b.wav")
+    rows = [
+        "a.wav,1,2,owl",
+        "lost.wav,1,2,owl",
+        "a.wav,one,2,owl",
+        "a.wav,3,2,owl",
+        "a.wav,11,12,owl",
+        "a.wav,-2,-1,owl",
+        "site9/b.wav,1,2,owl",
+        "a.wav,1,2,OWL",
+        "a.wav,9,12,owl",
+        "D:\\x\\site1\\b.wav,1,2,owl",
+    ]
+    write(tmp_path / "in/t.csv", "\n".join(["file,start,end,species", *rows]) + "\n")
+    result = do_import()
+    assert taken(result) == [
+        ("a.wav", "1.0", "2.0", "owl"),
+        ("a.wav", "9.0", "10.0", "owl"),
+        ("site1/b.wav", "1.0", "2.0", "owl"),
+    ]
+    assert sorted(found(result), key=lambda row: row[1]) == [
+        ("t.csv", 3, "its recording is not there"),
+        ("t.csv", 4, "a row cannot be read"),
+        ("t.csv", 5, "a row cannot be read"),
+        ("t.csv", 6, "is past the end of its recording"),
+        ("t.csv", 7, "is before its recording"),
+        ("t.csv", 8, "its recording is not there"),
+        ("t.csv", 9, "repeats an earlier annotation"),
+    ]
+    report = pd.read_csv(result.archive / "import_report.csv", keep_default_na=False)
+    assert "only site1/b.wav has this name" in report["detail"].tolist()
+    assert "'start' is 'one', expected a number" in report["detail"].tolist()
+    assert found(result, "changed") == [("t.csv", 10, "was cut at the start or end of its recording")]
+
+
+def test_frequencies_that_the_recording_cannot_have(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    rows = ["1,2,1000,5000", "3,4,4500,6000", "5,6,3000,2000"]
+    write(tmp_path / "in/a.csv", "\n".join(["start,end,low_hz,high_hz,species", *(f"{row},owl" for row in rows)]))
+    result = do_import()
+    assert taken(result, "start", "low", "high") == [("1.0", "1000.0", "4000.0"), ("3.0", "", ""), ("5.0", "", "")]
+    assert [line for _, line, _ in found(result, "changed")] == [3, 4, 2]
+
+
+def test_an_empty_table_is_a_recording_without_a_call(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav", "b.wav", "c.wav", "d.wav")
+    write(tmp_path / "in/a.txt", raven((1, 2, "owl")))
+    write(tmp_path / "in/b.txt", RAVEN)
+    write(tmp_path / "in/t.csv", "file,start,end,species\nc.wav,,,\n")
+    result = do_import()
+    assert sorted(result.recordings) == ["a.wav", "b.wav", "c.wav"]
+    assert sorted(read_archive(result.archive).headers) == ["a.wav", "b.wav", "c.wav"]
+    shutil.rmtree(result.archive)
+    assert sorted(do_import(all_recordings=True).recordings) == ["a.wav", "b.wav", "c.wav", "d.wav"]
+
+
+def test_two_tables_of_one_recording_are_read_and_their_repetitions_counted_once(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.Table.1.selections.txt", raven((1, 2, "owl"), (3, 4, "owl")))
+    write(tmp_path / "in/a.Table.2.selections.txt", raven((1, 2, "owl"), (5, 6, "lark")))
+    result = do_import()
+    assert len(taken(result)) == 3
+    assert found(result) == [("a.Table.2.selections.txt", 2, "repeats an earlier annotation")]
+    assert "has several tables, all were read" in format_import(result)
+
+
+def test_names_that_differ_in_case_or_blanks_are_one_species(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    names = ["Tree Pipit", "Tree Pipit", "tree  pipit", "TREE PIPIT"]
+    write(tmp_path / "in/a.txt", "".join(f"{n}\t{n + 0.5}\t{name}\n" for n, name in enumerate(names)))
+    result = do_import()
+    assert {code for (code,) in taken(result, "code")} == {"Tree Pipit"}
+    assert "names that differ in case or blanks are one species" in format_import(result)
+
+
+def test_the_same_species_under_several_names_gets_one_code(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    header = "file,start,end,code,scientific_name,common_name\n"
+    rows = "a.wav,1,2,eurbla,Turdus merula,Blackbird\na.wav,3,4,,turdus merula,\na.wav,5,6,,,BLACKBIRD\n"
+    write(tmp_path / "in/t.csv", header + rows)
+    assert [code for (code,) in taken(do_import(), "code")] == ["eurbla"] * 3
+
+
+def test_one_name_for_two_species_is_told_and_becomes_an_unknown_bird(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    header = "file,start,end,code,scientific_name,common_name\n"
+    rows = [
+        "a.wav,1,2,amerob,Turdus migratorius,Robin",
+        "a.wav,2,3,eurrob,Erithacus rubecula,Robin",
+        "a.wav,3,4,,,Robin",
+        "a.wav,4,5,amerob,Turdus migratorius,Robin",
+        "a.wav,5,6,amerob,Petroica phoenicea,Robin",
+    ]
+    write(tmp_path / "in/t.csv", header + "\n".join(rows))
+    result = do_import()
+    assert [code for (code,) in taken(result, "code")] == ["amerob", "eurrob", "????", "amerob", "????"]
+    finding = "a name is uncertain and was taken as an unknown bird"
+    assert found(result, "changed") == [("t.csv", 4, finding), ("t.csv", 6, finding)]
+    assert "may be amerob or eurrob" in format_import(result)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("name,code\nowl,a\nOWL,b\n", r"line 3: 'OWL' has the code 'b', and 'a' on line 2"),
+        ("first,second\n", "expected name and code, or the columns of species.csv"),
+    ],
+)
+def test_a_map_without_one_meaning_is_refused(names, message, tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.txt", "1\t2\towl\n")
+    with pytest.raises(UserError, match=message):
+        do_import(names=write(tmp_path / "names.csv", names))
+    assert not (tmp_path / "archive").exists()
+
+
+def test_recordings_of_the_same_name_in_two_folders_are_told(tmp_path, do_import):
+    record(tmp_path / "in", "site1/a.wav", "site2/a.wav", "b.wav")
+    write(tmp_path / "tables/t.csv", "file,start,end,species\na.wav,1,2,owl\nb.wav,1,2,owl\n")
+    result = do_import(tmp_path / "tables", recordings=tmp_path / "in")
+    assert taken(result, "recording") == [("b.wav",)]
+    assert "it may be site1/a.wav or site2/a.wav" in format_import(result)
+
+
+def test_tables_in_a_folder_of_their_own(tmp_path, do_import):
+    record(tmp_path / "in", "recordings/a.wav")
+    write(tmp_path / "in/tables/a.txt", "1\t2\towl\n")
+    assert taken(do_import(), "recording") == [("recordings/a.wav",)]
+
+
+def test_a_table_whose_recording_is_gone_does_not_take_that_of_another_site(tmp_path, do_import):
+    record(tmp_path / "in", "site2/a.wav")
+    for site in ("site1", "site2"):
+        write(tmp_path / f"in/{site}/a.txt", f"1\t2\t{site}\n")
+    result = do_import()
+    assert taken(result, "recording", "code") == [("site2/a.wav", "site2")]
+    assert found(result) == [("site1/a.txt", 1, "its recording is not there")]
+
+
+def test_paths_do_not_leave_the_folder_of_the_recordings(tmp_path, do_import):
+    record(tmp_path, "in/a.wav", "other/b.wav")
+    write(
+        tmp_path / "in/t.csv",
+        f"file,start,end,species\na.wav,1,2,owl\n../other/b.wav,1,2,owl\n{tmp_path}/other/b.wav,1,2,owl\n",
+    )
+    result = do_import()
+    assert taken(result, "recording") == [("a.wav",)]
+    assert [line for _, line, _ in found(result)] == [3, 4]
+
+
+def test_nothing_is_written_if_nothing_can_be_taken_or_the_folder_is_not_empty(tmp_path, do_import):
+    write(tmp_path / "in/a.txt", raven((1, 2, "owl")))
+    with pytest.raises(UserError, match=r"are not in .*in; give their folder with --recordings"):
+        do_import()
+    assert not (tmp_path / "archive").exists()
+    record(tmp_path / "in", "a.wav")
+    kept = write(tmp_path / "archive/annotations.csv", "mine")
+    with pytest.raises(UserError, match="is not an empty folder"):
+        do_import()
+    assert kept.read_text() == "mine"
+    with pytest.raises(UserError, match="there is no"):
+        import_annotations(tmp_path / "new", ImportSettings(tmp_path / "nowhere"))
+
+
+def test_a_table_without_a_known_column_of_species_says_which_columns_it_has(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.csv", "start,end,Vogel\n1,2,Amsel\n")
+    with pytest.raises(UserError, match="give --species_column; the columns are start, end, Vogel"):
+        do_import()
+    assert taken(do_import(species_column="Vogel"), "code") == [("Amsel",)]
+
+
+def test_recordings_and_tables_that_cannot_be_read_are_told(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/b.wav", "no sound")
+    write(tmp_path / "in/t.csv", "file,start,end,species\na.wav,1,2,owl\nb.wav,1,2,owl\n")
+    write(tmp_path / "in/broken.csv", "file,start,end,species\na.wav,1,5,2,5,owl\n")
+    (tmp_path / "in/image.txt").write_bytes(codecs.BOM_UTF16_LE + b"\0")
+    result = do_import()
+    assert taken(result, "recording") == [("a.wav",)]
+    assert {(file, finding) for file, _, finding in found(result)} == {
+        ("", "a recording cannot be read"),
+        ("broken.csv", "a table cannot be read"),
+        ("image.txt", "a table cannot be read"),
+    }
+
+
+# The archive
+
+
+def test_a_moved_folder_is_an_error_that_says_what_to_do(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.txt", "1\t2\towl\n")
+    archive = do_import().archive
+    before = archive_fingerprint(archive)
+    (tmp_path / "in").rename(tmp_path / "disk")
+    with pytest.raises(
+        UserError, match=r"recordings.csv line 2: the folder of the recordings '.*in' does not exist: con"
+    ):
+        read_archive(archive)
+    table = archive / "recordings.csv"
+    table.write_text(table.read_text().replace(str((tmp_path / "in").resolve()), str(tmp_path / "disk")))
+    assert read_archive(archive).recording_path("a.wav") == tmp_path / "disk/a.wav"
+    assert archive_fingerprint(archive) != before
+    (tmp_path / "disk/a.wav").unlink()
+    with pytest.raises(UserError, match=r"1 of 1 annotated recordings do not exist: .*a\.wav"):
+        read_archive(archive)
+    assert not check_archive(archive).is_usable
+
+
+@pytest.mark.parametrize("name", ["../a.wav", "/a.wav", "x/../../a.wav", "C:/a.wav", "x\\\\a.wav", ""])
+def test_recordings_of_a_table_are_below_their_folder(name, tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.txt", "1\t2\towl\n")
+    archive = do_import().archive
+    table = archive / "recordings.csv"
+    table.write_text(table.read_text().replace("a.wav", name))
+    with pytest.raises(UserError, match="is not a path below its folder"):
+        read_archive(archive)
+
+
+def test_headers_are_kept_and_read_again_when_the_file_has_changed(tmp_path, do_import, monkeypatch):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.txt", "1\t2\towl\n")
+    archive = do_import().archive
+    with monkeypatch.context() as patch:
+        patch.setattr("kenya_birds.data.recording_places.read_header", None)
+        assert read_archive(archive).headers["a.wav"].frames == RATE * SECONDS
+    soundfile.write(tmp_path / "in/a.wav", noise(4), RATE)
+    assert read_archive(archive).headers["a.wav"].frames == 4 * RATE
+
+
+def test_the_command_imports_and_refuses_in_one_line(tmp_path, capsys):
+    record(tmp_path / "in", "a.wav")
+    table = write(tmp_path / "in/t.csv", 'clip,"Begin, s",End,bird\na.wav,1,2,owl\n')
+    words = ["import", str(table), "--output", str(tmp_path / "archive"), "--columns"]
+    main([*words, "recording=clip,start=Begin, s,species=bird"])
+    assert "1 annotations" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "archive")
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "begin=clip"])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "--columns has 'begin=clip': expected NAME=COLUMN" in error
+    assert error.count("\n") == 1
