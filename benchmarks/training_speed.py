@@ -208,6 +208,7 @@ def measure_step(options: argparse.Namespace) -> None:
     steps = least_s(many(bare), many(lambda: bare(features())), many(features), repeats=options.repeats)
     bare_s, whole_s, features_s = (seconds / options.steps for seconds in steps)
     print(f"{options.backbone}, batch {options.batch_size}, {'bf16' if options.bf16 else 'fp32'}, {device}")
+    print(f"noise reduction: {options.noise_reduction}")
     print("| step | ms | clips/s | relative to the bare backbone |\n| --- | --- | --- | --- |")
     for name, seconds in (
         ("bare backbone", bare_s),
@@ -263,7 +264,7 @@ def measure_trainer(options: argparse.Namespace) -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     on_recordings = options.measure == "recordings"
-    extractor = KenyaBirdsFeatureExtractor()
+    extractor = KenyaBirdsFeatureExtractor(noise_reduction=options.noise_reduction)
     model = make_model(options.backbone, device, f"{'multi' if on_recordings else 'single'}_label_classification")
     with quiet_folder() as folder:
         archive = synthesize_archive(
@@ -312,6 +313,7 @@ def measure_trainer(options: argparse.Namespace) -> None:
     bare_s, step_s = np.median(clock.bare_s[2:]), np.median(clock.step_s[2:])
     print(f"{options.backbone}, batch {options.batch_size}, {'bf16' if options.bf16 else 'fp32'}, {device}")
     print(f"medians of {len(clock.step_s) - 2} steps")
+    print(f"noise reduction: {options.noise_reduction}")
     print("| step | ms | clips/s | relative to the bare backbone |\n| --- | --- | --- | --- |")
     for name, seconds in (("bare backbone", bare_s), ("trainer", step_s)):
         print(f"| {name} | {1000 * seconds:.1f} | {options.batch_size / seconds:.1f} | {bare_s / seconds:.3f} |")
@@ -341,6 +343,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10, help="steps of one run")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--noise_reduction", default="stationary", help="of trainer and recordings")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--peak_tflops", type=float, help="peak speed of the device, to print the used share")

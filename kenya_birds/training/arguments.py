@@ -78,7 +78,10 @@ class DataArguments:
     )
     windows_per_epoch: Count | None = field(
         default=None,
-        metadata={"help": "--train_on recordings: number of windows per epoch; by default the number of calls"},
+        metadata={
+            "help": "--train_on recordings: number of windows per epoch; by default so many that as many windows are "
+            "around calls as the training recordings have calls"
+        },
     )
     validation_windows: Count = field(
         default=5000,

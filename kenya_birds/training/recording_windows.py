@@ -48,18 +48,32 @@ class RecordingWindows(MixableSound):
             mixed window has the classes of both windows.
         """
         recording, start = np.array([draw[:2] for draw in draws]).T
-        amounts = self.augmentation.amounts(np.stack([draw.chance for draw in draws]))
-        amounts.pop("shift", None)
-        labels = self.targets(recording, start)
+        amounts = self._amounts(draws)
         batch: dict[str, Any] = {"sound": self._sound(recording, start), "amounts": amounts}
         if "mixed" in amounts:
             partner, partner_start = np.array([draw[2:4] for draw in draws]).T
             mixed = amounts["mixed"].numpy()
             batch["partner"] = self._sound(partner[mixed], partner_start[mixed])
-            others = self.targets(partner, partner_start)
-            either = np.where((labels == 1) | (others == 1), 1, np.minimum(labels, others))
-            labels[mixed] = either[mixed]
-        return {**batch, "labels": torch.from_numpy(labels).float()}
+        return {**batch, "labels": torch.from_numpy(self._labels(draws, amounts)).float()}
+
+    def labels(self, draws: Sequence[WindowDraw]) -> np.ndarray:
+        """The labels of a batch: 1, 0 or -100, int64 of shape `(batch, classes)`."""
+        return self._labels(draws, self._amounts(draws))
+
+    def _amounts(self, draws: Sequence[WindowDraw]) -> dict[str, torch.Tensor]:
+        amounts = self.augmentation.amounts(np.stack([draw.chance for draw in draws]))
+        amounts.pop("shift", None)
+        return amounts
+
+    def _labels(self, draws: Sequence[WindowDraw], amounts: dict[str, torch.Tensor]) -> np.ndarray:
+        recording, start, partner, partner_start = np.array([draw[:4] for draw in draws]).T
+        labels = self.targets(recording, start)
+        if "mixed" in amounts:
+            mixed = amounts["mixed"].numpy()
+            others = self.targets(partner[mixed], partner_start[mixed])
+            own = labels[mixed]
+            labels[mixed] = np.where((own == 1) | (others == 1), 1, np.minimum(own, others))
+        return labels
 
     def raw(self, recording: list[int], start: list[int]) -> torch.Tensor:
         """Windows as they are in the recordings: float32, shape `(windows, samples)`."""

@@ -55,6 +55,7 @@ from kenya_birds.training.run_folder import STATE_FILE, copy_record, last_whole_
 from kenya_birds.training.trainer_arguments import TrainerArguments
 from kenya_birds.training.transformers_arguments import check_inherited, defaults
 from kenya_birds.training.window_mining import HardWindows
+from kenya_birds.training.window_prevalence import DRAWN_WINDOWS, prior_shift
 from kenya_birds.training.window_sampler import WindowSampler
 from kenya_birds.training.window_training import (
     EvaluationWindows,
@@ -158,13 +159,17 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         self.augmentation = Augmentation(
             augmentation, feature_extractor, torch.Generator().manual_seed(args.seed), windows, args.device
         )
+        self._prior_shift: torch.Tensor | float = 0.0
         training_data: TrainingClips | RecordingWindows
         if self.plan is None:
             assert clean is not None
             training_data = self._training_clips(clean, args)
         else:
             training_data = RecordingWindows(self.plan.decoded, self.plan.targets, self.augmentation, self.plan.length)
-            self._window_sampler(args)  # raises an error for recordings without usable windows before training
+            sampler = self._window_sampler(args, drawn_windows=DRAWN_WINDOWS)
+            weights = self.class_weights.cpu().numpy() if model.config.no_call_class else None
+            shift = prior_shift(training_data, sampler, softmax_weights=weights)
+            self._prior_shift = torch.tensor(shift, dtype=torch.float32, device=args.device)
         super().__init__(
             # On a CPU, depthwise convolutions with batch normalisation take half the time in this format.
             model=model.to(memory_format=torch.channels_last),
@@ -189,17 +194,18 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             logger.info("%.1f GB of training clips are kept on the device", clips.nbytes / 1e9)
         return clips
 
-    def _window_sampler(self, args: KenyaBirdsTrainingArguments) -> WindowSampler:
+    def _window_sampler(self, args: KenyaBirdsTrainingArguments, *, drawn_windows: int | None = None) -> WindowSampler:
+        """The sampler of training, or one that draws another number of windows, of which none is hard."""
         assert self.plan is not None
         return WindowSampler(
             self.plan.decoded,
             self.plan.targets,
-            length=self.plan.length,
+            length=drawn_windows or self.plan.length,
             windows_per_step=args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
             seed=args.seed if args.data_seed is None else args.data_seed,
             call_share=self.plan.call_share,
             empty_share=self.plan.empty_share,
-            hard_share=self.plan.hard_share,
+            hard_share=0.0 if drawn_windows else self.plan.hard_share,
             hard_windows=self._hard_windows,
             species_power=args.sampler_weight_power,
             numbers=len(DRAWS),
@@ -358,6 +364,8 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0, in_training: bool = False
     ) -> torch.Tensor:
         weights = self.class_weights.to(logits.device)
+        if in_training:
+            logits = logits + self._prior_shift
         if self.model.config.no_call_class:
             shares = log_softmax_with_no_call(logits) if in_training else log_softmax_of_log_odds(logits)
             return softmax_loss(shares, labels, weights)

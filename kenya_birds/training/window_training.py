@@ -32,7 +32,7 @@ class WindowPlan:
         targets: Their annotations.
         call_share: Share of the windows round calls.
         empty_share: Share of the windows without a call.
-        windows_per_epoch: Windows of an epoch; None: as many as there are calls.
+        windows_per_epoch: Windows of an epoch; None: so many that as many of them are round calls as there are calls.
         hard_share: Share of the windows without a call that are hard (see `HardWindows`).
         rescore_epochs: Epochs after which the model scores windows without a call again.
         scored_windows: Windows that are scored each time, at most.
@@ -55,7 +55,7 @@ class WindowPlan:
     @property
     def length(self) -> int:
         """Windows of an epoch."""
-        return self.windows_per_epoch or len(self.labels)
+        return self.windows_per_epoch or round(len(self.labels) / (self.call_share or 1.0))
 
 
 class EvaluationWindows(torch.utils.data.Dataset):

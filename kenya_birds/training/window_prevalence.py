@@ -1,0 +1,77 @@
+"""How often drawn windows hold each species, beside how often the recordings do."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+
+from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
+from kenya_birds.training.recording_windows import RecordingWindows
+from kenya_birds.training.window_sampler import WindowDraw, WindowSampler
+
+# Windows that are drawn to count species; and windows whose targets are in memory at the same time.
+DRAWN_WINDOWS = 50_000
+BLOCK = 4096
+
+
+def prior_shift(
+    windows: RecordingWindows, sampler: WindowSampler, *, softmax_weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Log-odds of each class in drawn windows, less its log-odds in all windows of the recordings.
+
+    Windows round calls are drawn more often than they occur, so a model would learn too high probabilities. If training
+    adds this shift to the logits, the logits themselves have the odds of the recordings (logit adjustment: Menon et al.
+    2021; correction for other priors: Saerens et al. 2002).
+
+    Args:
+        windows: The training windows; they mix labels as their augmentation does.
+        sampler: Draws the windows to count, an epoch.
+        softmax_weights: Weight of each class in the loss, if the classes share a softmax with "no call". The odds are
+            then those of class against no call. In a window with several classes, each counts as its share.
+
+    Returns:
+        float64, shape `(classes,)`. A class that is in no window has the shift of all classes together.
+    """
+    is_softmax = softmax_weights is not None
+    drawn, without = _count((windows.labels(draws) for draws in _blocks(sampler)), is_softmax=is_softmax)
+    if softmax_weights is not None:
+        drawn = drawn * softmax_weights
+    present, absent = _count(_every_window(windows), is_softmax=is_softmax)
+    shift = _log_odds(drawn, without) - _log_odds(present, absent)
+    of_all = _log_odds(drawn.sum(), without.sum()) - _log_odds(present.sum(), absent.sum())
+    return np.where((drawn > 0) & (present > 0), shift, of_all)
+
+
+def _log_odds(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
+    return np.log(present + 0.5) - np.log(absent + 0.5)
+
+
+def _blocks(sampler: WindowSampler) -> Iterator[list[WindowDraw]]:
+    draws = iter(sampler)
+    while block := list(islice(draws, BLOCK)):
+        yield block
+
+
+def _every_window(windows: RecordingWindows) -> Iterator[np.ndarray]:
+    """Targets of all windows of the recordings, half a window apart."""
+    targets = windows.targets
+    overlap_s = targets.window // 2 / targets.sampling_rate
+    grid = RecordingWindowGrid.of(windows.decoded, targets.window, overlap_s)
+    is_long = grid.end - grid.start == targets.window
+    recording, start = grid.recording[is_long], grid.start[is_long]
+    for first in range(0, len(start), BLOCK):
+        yield targets(recording[first : first + BLOCK], start[first : first + BLOCK])
+
+
+def _count(blocks: Iterable[np.ndarray], *, is_softmax: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Windows with each class, and windows without it (softmax: without any), shape `(classes,)` each."""
+    present, absent = np.zeros(()), np.zeros(())
+    for labels in blocks:
+        is_present = labels == 1
+        if is_softmax:
+            number = is_present.sum(axis=1, keepdims=True)
+            present = present + (is_present / np.maximum(number, 1)).sum(axis=0)
+            absent = absent + (labels == 0).all(axis=1).sum()
+        else:
+            present, absent = present + is_present.sum(axis=0), absent + (labels == 0).sum(axis=0)
+    return present, absent
