@@ -213,6 +213,15 @@ def test_one_recording_cannot_check_a_calibration(multi_label):
     assert "there is only one validation recording, so a calibration cannot be checked" in choice.reason()
 
 
+def test_fewer_recordings_than_asked_for_give_no_calibration():
+    logits, references, recordings = multi_label_logits(sharpness=4.0)
+    number = len(np.unique(recordings))
+    choice = choose_calibration(logits, references, recordings, least_recordings=number + 1)
+    assert choice.calibration == Calibration()
+    assert f"{number} validation recordings are fewer than {number + 1}" in choice.reason()
+    assert choose_calibration(logits, references, recordings, least_recordings=number).kind != "none"
+
+
 def test_a_validation_split_that_tells_nothing_leaves_scores_as_they_are():
     logits = np.random.default_rng(0).normal(size=(8, 3))
     for references in (np.full((8, 3), -100), np.zeros((8, 3), dtype=int)):

@@ -36,6 +36,11 @@ def test_a_model_of_recordings_is_multi_label_and_chosen_by_windows(trained):
     assert (settings["train_on"], settings["call_windows"], settings["overlap_s"]) == ("recordings", 0.5, 0.0)
     assert json.loads((trained / "thresholds.json").read_text())["overlap_s"] == 0.0
     assert len(losses(trained)) == 3 * 48 / 8
+    # Training has corrected for the drawn windows: few recordings do not change the scores.
+    assert (config["logit_scale"], config.get("logit_offset")) == (1.0, None)
+    told = json.loads((trained / "metrics.json").read_text())["validation"]
+    assert "validation recordings are fewer than 10" in told["calibration"]["reason"]
+    assert told["thresholds"] == "The thresholds were chosen on all windows of the validation recordings."
 
 
 def test_whole_recordings_come_first(trained):
@@ -124,8 +129,8 @@ def test_focal_weights_lower_the_loss_of_what_is_easy(small_archive, tmp_path):
             run.train()
         first.append(losses(tmp_path / f"gamma{gamma}"))
     assert len(first[0]) == len(first[1]) == 6
-    # A new classifier gives each species 2% in the recordings, and a little more in the drawn windows: of the loss of a
-    # call about 0.96 ** 2 remains, of the others next to nothing.
+    # A new classifier gives each species 2% in the recordings, and a little more in the drawn windows: about 0.96 ** 2
+    # of the loss of a call remains, of the others next to nothing.
     assert 0.9 < first[1][0] / first[0][0] < 0.98
 
 

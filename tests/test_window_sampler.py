@@ -16,6 +16,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.recording_windows import RecordingWindows
+from kenya_birds.training.window_prevalence import prior_shift
 from kenya_birds.training.window_sampler import WindowSampler, warn_of_short_stretches
 
 RATE, WINDOW = 10, 30
@@ -188,3 +189,44 @@ def test_mixed_windows_hold_what_either_holds(windows):
     others = plain.__getitems__(partners)["labels"]
     assert ((batch["labels"] == 1) == ((own == 1) | (others == 1))).all()
     assert dataset.waveform(batch).shape == (8, 24_000)
+
+
+def shift_of(softmax_weights=None, **settings):
+    """Shift of the priors of `DECODED`, and the targets of its drawn windows and of all its windows."""
+    targets = targets_of()
+    augmentation = Augmentation(AugmentationArguments.none(), KenyaBirdsFeatureExtractor(), torch.Generator())
+    dataset = RecordingWindows(DECODED, targets, augmentation, 8)
+    sampler = WindowSampler(DECODED, targets, length=30_000, numbers=len(DRAWS), **settings)
+    drawn = dataset.labels(list(sampler))
+    places = [(index, start) for index, end in ((0, 600), (1, 300)) for start in range(end - WINDOW + 1)]
+    places += [(1, start) for start in range(310, 600 - WINDOW + 1)]
+    every = targets(*np.array(places).T)
+    return prior_shift(dataset, sampler, softmax_weights=softmax_weights), drawn, every
+
+
+def log_odds(targets):
+    return np.log((targets == 1).sum(axis=0) / (targets == 0).sum(axis=0))
+
+
+def test_the_shift_turns_the_odds_of_draws_into_those_of_the_recordings():
+    shift, drawn, every = shift_of(call_share=0.6, empty_share=0.2)
+    assert (shift > 0.4).all()  # calls are drawn more often than they occur
+    assert log_odds(drawn) - shift == pytest.approx(log_odds(every), abs=0.15)
+
+
+def test_windows_that_are_drawn_anywhere_need_no_shift():
+    shift, _, _ = shift_of(call_share=0.0, empty_share=0.0)
+    assert shift == pytest.approx([0, 0], abs=0.15)
+
+
+def test_the_odds_of_a_softmax_are_those_against_no_call():
+    shift, drawn, every = shift_of(np.ones(2), call_share=0.6, empty_share=0.2)
+
+    def against_no_call(targets):
+        present = targets == 1
+        shares = (present / np.maximum(present.sum(axis=1, keepdims=True), 1)).sum(axis=0)
+        return np.log(shares / (targets == 0).all(axis=1).sum())
+
+    assert against_no_call(drawn) - shift == pytest.approx(against_no_call(every), abs=0.15)
+    weighted, _, _ = shift_of(np.array([1.0, 3.0]), call_share=0.6, empty_share=0.2)
+    assert weighted - shift == pytest.approx([0, np.log(3)], abs=1e-3)

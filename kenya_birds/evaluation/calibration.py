@@ -89,7 +89,8 @@ class CalibrationChoice:
         own_classes: How many classes have a scale and offset of their own.
         recordings: Number of validation recordings.
         brier_score: Mean squared difference of probabilities and labels on held-out recordings, for each kind that
-            was tried; None if there is only one recording, or no clip has known labels.
+            was tried; None if there are too few recordings, or no clip has known labels.
+        least_recordings: Number of validation recordings from which on a calibration is tried.
     """
 
     calibration: Calibration
@@ -97,15 +98,17 @@ class CalibrationChoice:
     own_classes: int
     recordings: int
     brier_score: dict[str, float] | None
+    least_recordings: int = 2
 
     def reason(self) -> str:
         """The reason for the choice, in one sentence."""
         if self.brier_score is None:
-            why = (
-                "there is only one validation recording, so a calibration cannot be checked"
-                if self.recordings == 1
-                else "no validation clip has known species"
-            )
+            if self.recordings == 1:
+                why = "there is only one validation recording, so a calibration cannot be checked"
+            elif self.recordings < self.least_recordings:
+                why = f"{self.recordings} validation recordings are fewer than {self.least_recordings}"
+            else:
+                why = "no validation clip has known species"
             return f"Scores are not calibrated: {why}."
         scores = ", ".join(f"{kind} {value:.4f}" for kind, value in self.brier_score.items())
         chosen = "Scores are not calibrated" if self.kind == NONE else f"Scores are calibrated by {self.kind}"
@@ -120,7 +123,9 @@ class CalibrationChoice:
         return {**fields, "reason": self.reason()}
 
 
-def choose_calibration(logits: np.ndarray, references: np.ndarray, recordings: np.ndarray) -> CalibrationChoice:
+def choose_calibration(
+    logits: np.ndarray, references: np.ndarray, recordings: np.ndarray, *, least_recordings: int = 2
+) -> CalibrationChoice:
     """Chooses a calibration, or none, by cross-validation over the validation recordings.
 
     The candidates are fitted on some recordings and compared on the others by the Brier score. The best one is then
@@ -132,12 +137,13 @@ def choose_calibration(logits: np.ndarray, references: np.ndarray, recordings: n
         logits: Uncalibrated, shape `(clips, classes)`. Never those of the test split.
         references: Class ids `(clips,)`, or ones, zeros and -100 of shape `(clips, classes)`.
         recordings: Name of each clip's recording, shape `(clips,)`.
+        least_recordings: With fewer recordings, there is no calibration.
     """
     logits, references = np.asarray(logits, dtype=np.float64), np.asarray(references)
     recordings = np.asarray(recordings)
     number, folds = len(np.unique(recordings)), recording_folds(recordings)
-    if not folds:
-        return CalibrationChoice(Calibration(), NONE, 0, number, None)
+    if number < max(least_recordings, 2):
+        return CalibrationChoice(Calibration(), NONE, 0, number, None, least_recordings)
     if references.ndim == 1:
         calibrated = _held_out(logits, references, folds, fit_calibration)
         targets = class_targets(references, logits.shape[1])

@@ -77,6 +77,8 @@ class Thresholds:
         """How the thresholds were chosen, in one sentence."""
         if self.by_hand:
             return "The thresholds were set by hand, not chosen on recordings."
+        if self.cross_validation is None and self.overlap_s is not None:
+            return "The thresholds were chosen on all windows of the validation recordings."
         if self.cross_validation is None:
             return "The thresholds were not checked on other recordings."
         check = self.cross_validation

@@ -27,7 +27,7 @@ from kenya_birds.evaluation.evaluation_report import (
 )
 from kenya_birds.evaluation.metrics import class_targets, probabilities
 from kenya_birds.evaluation.predictions import Predictions, read_predictions, score_clips
-from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds
+from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds, choose_thresholds
 from kenya_birds.experiments.whole_recordings import ScoredWindows, pool_folds, write_recordings
 from kenya_birds.files import read_json, write_json
 from kenya_birds.training.callbacks import write_results
@@ -37,6 +37,9 @@ from kenya_birds.training.training_run import Run
 
 logger = logging.getLogger(__name__)
 
+# Training on recordings gives probabilities already. Fewer validation recordings than these do not tell better ones: a
+# calibration on four recordings was worse on other recordings than none.
+CALIBRATION_RECORDINGS = 10
 # Name of the pooled predictions in metrics.json: each clip is scored by the model of the fold that it was tested in.
 OUT_OF_FOLD = "out_of_fold"
 
@@ -82,7 +85,12 @@ class Scored:
     def calibration(self) -> CalibrationChoice:
         """The calibration that is best on validation recordings that it was not fitted on, or none."""
         if len(self.window_logits):
-            choice = choose_calibration(self.window_logits, self.window_targets, self.window_recordings)
+            choice = choose_calibration(
+                self.window_logits,
+                self.window_targets,
+                self.window_recordings,
+                least_recordings=CALIBRATION_RECORDINGS,
+            )
         else:
             choice = choose_calibration(self.validation_logits, self.validation_references, self.validation_recordings)
         logger.info("%s", choice.reason())
@@ -91,15 +99,12 @@ class Scored:
     def thresholds(self, calibration: Calibration, classes: Sequence[str]) -> Thresholds:
         """Those with the best F1 on all windows of validation recordings, or on clips and windows without a call.
 
-        They are checked on validation recordings that they were not chosen on (see `choose_checked_thresholds`).
+        Those of clips are checked on validation recordings that they were not chosen on (see
+        `choose_checked_thresholds`), because clips do not show how often a call is in a window.
         """
         if len(self.window_logits):
-            thresholds = choose_checked_thresholds(
-                probabilities(calibration.apply(self.window_logits), multi_label=True),
-                self.window_targets,
-                classes,
-                self.window_recordings,
-            )
+            scores = probabilities(calibration.apply(self.window_logits), multi_label=True)
+            thresholds = choose_thresholds(scores, self.window_targets, classes)
             overlap_s = float(self.window_overlap_s)
             thresholds = replace(thresholds, overlap_s=overlap_s, merge=overlap_s > 0)
             logger.info("%s", thresholds.reason())

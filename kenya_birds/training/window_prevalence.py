@@ -9,8 +9,10 @@ from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
 from kenya_birds.training.recording_windows import RecordingWindows
 from kenya_birds.training.window_sampler import WindowDraw, WindowSampler
 
-# Windows that are drawn to count species; and windows whose targets are in memory at the same time.
+# Windows that are drawn to count species; windows of the recordings to count them, about; and windows whose targets
+# are in memory at the same time.
 DRAWN_WINDOWS = 50_000
+MOST_WINDOWS = 500_000
 BLOCK = 4096
 
 
@@ -19,9 +21,9 @@ def prior_shift(
 ) -> np.ndarray:
     """Log-odds of each class in drawn windows, less its log-odds in all windows of the recordings.
 
-    Windows round calls are drawn more often than they occur, so a model would learn too high probabilities. If training
-    adds this shift to the logits, the logits themselves have the odds of the recordings (logit adjustment: Menon et al.
-    2021; correction for other priors: Saerens et al. 2002).
+    Windows round calls are drawn more often than they occur, so a model would learn too high probabilities. If
+    training adds this shift to the logits, the logits themselves have the odds of the recordings (logit adjustment:
+    Menon et al. 2021; correction for other priors: Saerens et al. 2002).
 
     Args:
         windows: The training windows; they mix labels as their augmentation does.
@@ -53,10 +55,11 @@ def _blocks(sampler: WindowSampler) -> Iterator[list[WindowDraw]]:
 
 
 def _every_window(windows: RecordingWindows) -> Iterator[np.ndarray]:
-    """Targets of all windows of the recordings, half a window apart."""
+    """Targets of all windows of the recordings: ten in the length of a window, fewer if there are too many."""
     targets = windows.targets
-    overlap_s = targets.window // 2 / targets.sampling_rate
-    grid = RecordingWindowGrid.of(windows.decoded, targets.window, overlap_s)
+    samples = sum(recording.samples for recording in windows.decoded.recordings)
+    hop = min(max(targets.window // 10, samples // MOST_WINDOWS), targets.window // 2)
+    grid = RecordingWindowGrid.of(windows.decoded, targets.window, (targets.window - hop) / targets.sampling_rate)
     is_long = grid.end - grid.start == targets.window
     recording, start = grid.recording[is_long], grid.start[is_long]
     for first in range(0, len(start), BLOCK):
