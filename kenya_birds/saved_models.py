@@ -122,7 +122,7 @@ def runtime_of(saved: SavedModel) -> tuple[str, ...]:
 
 
 def check_trained(saved: SavedModel, what: str) -> None:
-    """Raises `UserError` if a model is a published network that `kenya-birds wrap` made a model folder.
+    """Raises `UserError` if a model has a published network, whose weights this package cannot train or export.
 
     Args:
         saved: The model.
@@ -131,7 +131,7 @@ def check_trained(saved: SavedModel, what: str) -> None:
     graph = saved.config.get("graph")
     if graph is not None:
         raise UserError(
-            f"'{saved.name}' is a published network ({graph.get('name')}), which was not trained here: {what}"
+            f"'{saved.name}' has a published network ({graph.get('name')}), which was not trained here: {what}"
         )
 
 

@@ -24,10 +24,10 @@ from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
 from kenya_birds.inference.network_labels import NetworkLabel, read_labels, restrict_labels
 from kenya_birds.inference.postprocessing import FindingSettings
-from kenya_birds.inference.published_networks import PRESETS
 from kenya_birds.model.graph_kenya_birds import with_peak
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.serving.analysis import Analyser
+from kenya_birds.waveform_networks import PRESETS
 
 NETWORK = ("--sampling_rate", str(RATE), "--activation", "sigmoid", "--embedding", "embedding", "--threshold", "0.5")
 
@@ -314,7 +314,7 @@ def test_what_needs_a_trained_model_refuses_a_published_network(wrapped, tmp_pat
         ("export", wrapped, "--output", tmp_path / "graph"),
         ("push", "--model_dir", wrapped, "--repo_id", "ann/birds", "--dry_run"),
     ):
-        assert "is a published network (network), which was not trained here" in refusal(capsys, *command)
+        assert "has a published network (network), which was not trained here" in refusal(capsys, *command)
     archive = synthesize_archive(tmp_path / "archive", recordings=1, duration_s=5, species=2, annotations=2, seed=1)
     with pytest.raises(UserError, match="cannot be the start of a training"):
         settings_of(flags(archive, tmp_path / "trained", tmp_path / "cache", init_from=wrapped))

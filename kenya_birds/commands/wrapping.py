@@ -118,7 +118,8 @@ def _wrap(options: argparse.Namespace) -> None:
     from dataclasses import fields
 
     from kenya_birds.files import check_new_folder
-    from kenya_birds.inference.published_networks import NetworkSettings, plan_network
+    from kenya_birds.inference.published_networks import plan_network
+    from kenya_birds.waveform_networks import NetworkSettings
 
     check_new_folder(options.output)
     given = NetworkSettings(**{field.name: getattr(options, field.name) for field in fields(NetworkSettings)})

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kenya_birds.console import transformers_bars_hidden, user_errors
+from kenya_birds.console import user_errors
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.splits import read_folds, splits_of_fold, stratified_folds
@@ -334,9 +334,7 @@ def fit_on_everything(validated: CrossValidation, results: dict[str, Any]) -> No
         def write() -> None:
             with writing_results(output_dir):
                 Calibration(**results["calibration"]).store(trainer.model.config)
-                with transformers_bars_hidden():
-                    trainer.model.save_pretrained(output_dir)
-                run.extractor.save_pretrained(output_dir)
+                run.save_model(output_dir)
                 for name in (SPLITS_FILE, RECORDINGS_FILE):
                     shutil.copyfile(folder / name, output_dir / name)
                 write_json(summary, output_dir / SUMMARY_FILE)

@@ -10,7 +10,6 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers.trainer_utils import PredictionOutput
 
-from kenya_birds.console import transformers_bars_hidden
 from kenya_birds.data.archive import Archive
 from kenya_birds.evaluation.calibration import Calibration, CalibrationChoice, choose_calibration
 from kenya_birds.evaluation.evaluation_report import (
@@ -26,7 +25,7 @@ from kenya_birds.evaluation.evaluation_report import (
     write_report,
 )
 from kenya_birds.evaluation.metrics import class_targets, probabilities
-from kenya_birds.evaluation.predictions import Predictions, read_predictions, score_clips
+from kenya_birds.evaluation.predictions import Predictions, read_predictions
 from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds, choose_thresholds
 from kenya_birds.experiments.whole_recordings import ScoredWindows, pool_folds, write_recordings
 from kenya_birds.files import read_json, write_json
@@ -333,7 +332,7 @@ def score_splits(run: Run, trainer: KenyaBirdsTrainer, clips: DatasetDict) -> Ru
     no_call, weights = run.validation_no_call()
     no_call_logits = np.zeros((0, logits.shape[1]), dtype=np.float32)
     if run.team.is_first and no_call is not None:
-        no_call_logits = score_clips(trainer.model, run.extractor, no_call)
+        no_call_logits = run.clip_logits(no_call)
     on_recordings = run.settings.data.train_on == "recordings"
     scored = Scored(
         logits,
@@ -343,7 +342,7 @@ def score_splits(run: Run, trainer: KenyaBirdsTrainer, clips: DatasetDict) -> Ru
         no_call_logits,
         weights,
         np.asarray([] if no_call is None else no_call["recording"][:], dtype=str),
-        *(_validation_windows(run, trainer) if on_recordings and run.team.is_first else ()),
+        *(_validation_windows(run) if on_recordings and run.team.is_first else ()),
     )
     return RunScores(scored, predicted, _test_windows(run, trainer) if run.team.is_first else None)
 
@@ -371,9 +370,7 @@ def save_results(
         with writing_results(output_dir):
             calibration = scores.scored.calibration()
             calibration.calibration.store(trainer.model.config)
-            with transformers_bars_hidden():
-                trainer.model.save_pretrained(output_dir)
-            run.extractor.save_pretrained(output_dir)
+            run.save_model(output_dir)
             write_json(summary, output_dir / SUMMARY_FILE)
             metrics = write_test(
                 output_dir,
@@ -396,16 +393,15 @@ def save_results(
     run.team.first_does(write)
 
 
-def _validation_windows(run: Run, trainer: KenyaBirdsTrainer) -> tuple[np.ndarray, ...]:
+def _validation_windows(run: Run) -> tuple[np.ndarray, ...]:
     """Logits, targets and recordings of all windows of the validation recordings, and the overlap of the windows."""
     grid, annotated = run.windows("validation")
-    logits = grid.logits(trainer.model, run.extractor)
-    return logits, grid.targets(annotated), grid.names, np.array(grid.overlap_s)
+    return run.window_logits("validation"), grid.targets(annotated), grid.names, np.array(grid.overlap_s)
 
 
 def _test_windows(run: Run, trainer: KenyaBirdsTrainer) -> ScoredWindows:
     grid, annotated = run.windows("test")
-    logits = grid.logits(trainer.model, run.extractor)
+    logits = run.window_logits("test")
     return ScoredWindows(
         run.builder.archive, run.builder.classes, grid, annotated, logits, multi_label=trainer.multi_label
     )

@@ -18,10 +18,11 @@ from kenya_birds.inference.network_labels import as_species
 from kenya_birds.inference.published_networks import NetworkPlan
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import WAVEFORM, KenyaBirdsFeatureExtractor
-from kenya_birds.model.graph_kenya_birds import file_sha256, open_graph, with_peak
+from kenya_birds.model.graph_kenya_birds import open_graph, with_peak
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL, KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_model
 from kenya_birds.saved_models import THRESHOLDS_FILE
+from kenya_birds.waveform_networks import graph_settings, license_terms
 
 # Scores of model and network may differ by rounding.
 TOLERANCE = 1e-5
@@ -68,47 +69,26 @@ def wrap_network(plan: NetworkPlan, output_dir: str | Path, *, bundle: bool = Fa
 def _write(plan: NetworkPlan, folder: Path, *, bundle: bool) -> None:
     settings, labels = plan.settings, list(plan.labels.values())
     codes = [label.code for label in labels]
+    graph = graph_settings(plan.path, settings, plan.samples, outputs=plan.outputs, embedding_size=plan.embedding_size)
+    if bundle:
+        graph["file"] = plan.path.name
     config = KenyaBirdsConfig(
         id2label=dict(enumerate(codes)),
         label2id={code: index for index, code in enumerate(codes)},
         species=as_species(labels),
         problem_type=MULTI_LABEL,
-        graph={
-            "file": plan.path.name if bundle else plan.path.resolve().as_posix(),
-            "sha256": file_sha256(plan.path),
-            "input": settings.input,
-            "scores": settings.scores,
-            "embedding": settings.embedding,
-            "outputs": plan.outputs,
-            "samples": plan.samples,
-            "embedding_size": plan.embedding_size,
-            "activation": settings.activation,
-            "peak": settings.peak,
-            "name": settings.name,
-            "license": settings.license,
-            "source": settings.source,
-        },
+        graph=graph,
     )
     model = KenyaBirdsForAudioClassification(config)
     model.output_of_class = torch.tensor(list(plan.labels))
     with transformers_bars_hidden():
         model.save_pretrained(folder)
     with user_errors(ValueError):
-        KenyaBirdsFeatureExtractor(
-            sampling_rate=settings.sampling_rate or 0,
-            clip_s=settings.clip_s or 0,
-            noise_reduction="none",
-            high_pass_hz=0.0,
-            do_peak_normalize=False,
-            feature_type=WAVEFORM,
-            f_min_hz=settings.f_min_hz or 0.0,
-            f_max_hz=settings.f_max_hz or 0.0,
-            do_standardize=False,
-        ).save_pretrained(folder)
+        KenyaBirdsFeatureExtractor(feature_type=WAVEFORM, **settings.front_end()).save_pretrained(folder)
     if settings.threshold is not None:
         thresholds = Thresholds(None, settings.threshold, dict.fromkeys(codes, settings.threshold), by_hand=True)
         write_json(thresholds.to_json(), folder / THRESHOLDS_FILE)
-    (folder / "README.md").write_text(render_card(plan, config.graph or {}), encoding="utf-8")
+    (folder / "README.md").write_text(render_card(plan, graph), encoding="utf-8")
 
 
 def _check_alone(copy: Path) -> None:
@@ -151,18 +131,7 @@ def render_card(plan: NetworkPlan, graph: dict[str, object]) -> str:
         graph: `graph` of the model's config.
     """
     settings = plan.settings
-    if settings.license is None:
-        terms = "Its licence is not stated here: look it up before you use or share the model or its detections."
-    else:
-        terms = f"Its licence is `{settings.license}`"
-        if "-nc" in settings.license.lower():
-            terms += (
-                ", which excludes commercial use: neither the network nor this folder may be used or shared for "
-                "commercial purposes"
-            )
-        if "-sa" in settings.license.lower():
-            terms += ". What is derived from the network must be shared under the same licence"
-        terms += "."
+    terms = license_terms(settings.license, "this folder")
     if settings.threshold is None:
         threshold = "It has no decision threshold: give one with `--threshold`."
     else:

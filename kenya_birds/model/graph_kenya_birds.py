@@ -235,8 +235,10 @@ def find_graph(graph: dict[str, Any], model: Any, revision: str | None = None) -
     found = next((file for file in (beside, path) if file.is_file()), None)
     if found is None:
         where = "there" if path.name == str(path) else f"there or at {path}"
+        source = f"get it from {graph['source']} and " if graph.get("source") else ""
         raise FileNotFoundError(
-            f"the file of its published network, {path.name}, is not {where}: put it into the model's folder"
+            f"the file of its published network, {path.name}, is not {where}: {source}put it into the model's folder "
+            "(download a model on the Hub to a folder first)"
         )
     return found
 
@@ -274,19 +276,22 @@ class GraphRunner:
         self._settings = settings
         self._graph = open_graph(path)
 
-    def scores(self, waveform: np.ndarray, threads: int = 1) -> np.ndarray:
-        """Scores `(windows, outputs)` of windows `(windows, samples)`, as the network gives them."""
-        return self._run(waveform, self._settings["scores"], threads)
+    def __call__(self, waveform: np.ndarray, parts: Sequence[str], threads: int = 1) -> list[np.ndarray]:
+        """Runs the network.
 
-    def embeddings(self, waveform: np.ndarray, threads: int = 1) -> np.ndarray:
-        """Embeddings `(windows, size)` of windows `(windows, samples)`."""
-        return self._run(waveform, self._settings["embedding"], threads)
+        Args:
+            waveform: Windows, float32, shape `(windows, samples)`.
+            parts: What to return: `"embedding"`, `"scores"` or both.
+            threads: Threads of the runtime.
 
-    def _run(self, waveform: np.ndarray, name: str, threads: int) -> np.ndarray:
+        Returns:
+            Embeddings `(windows, size)` and scores `(windows, outputs)`, in the order of the parts.
+        """
         peak = self._settings.get("peak")
         if peak is not None:
             waveform = with_peak(waveform, peak)
-        return self._graph.run(waveform, self._settings["input"], [name], threads)[0]
+        names = [self._settings[part] for part in parts]
+        return self._graph.run(waveform, self._settings["input"], names, threads)
 
 
 def with_peak(waveform: np.ndarray, peak: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -32,9 +33,11 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
     other logits of this softmax. In evaluation mode, it returns log-odds (see `softmax_log_odds`), whose sigmoid is
     the softmax. So scores are read as those of any multi-label model, and no call is never one of them.
 
-    If `config.graph` is set, a published network takes the place of backbone and classifier, and the input is the
-    waveform. `from_pretrained` opens its file. The logits of a class are the log-odds of the network's probability. It
-    runs on the CPU, and cannot be trained.
+    If `config.graph` is set, a published network takes the place of the backbone, and the input is the waveform.
+    `from_pretrained` opens its file. It runs on the CPU, and cannot be trained. Without `config.head` it also takes
+    the place of the classifier: the logits of a class are the log-odds of the network's probability.
+
+    If `config.head` is set, the classifier is an `EmbeddingHead`.
 
     Args:
         config: The configuration; `config.backbone` is the name of a timm model. It is built with random weights.
@@ -68,14 +71,18 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         self.classifier: Any = None
         if config.graph is not None:
             self.embedding_size: int = config.graph["embedding_size"] or 0
-            # The network's output of each class.
-            self.register_buffer("output_of_class", torch.arange(config.num_labels))
         else:
             self.backbone = backbone = build_backbone(config)
             self.embedding_size = getattr(backbone, "head_hidden_size", backbone.num_features)
+            self.supports_gradient_checkpointing = _has_gradient_checkpointing(backbone)
+        if config.head is not None:
+            self.classifier = EmbeddingHead(self.embedding_size, config.num_labels, config.drop_rate, **config.head)
+        elif config.graph is None:
             self.dropout = nn.Dropout(config.drop_rate)
             self.classifier = nn.Linear(self.embedding_size, config.num_labels)
-            self.supports_gradient_checkpointing = _has_gradient_checkpointing(backbone)
+        if self.needs_scores:
+            # The network's output of each class; -1: it has none.
+            self.register_buffer("output_of_class", torch.arange(config.num_labels))
         self.post_init()
 
     @classmethod
@@ -96,13 +103,30 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         model = built[0] if isinstance(built, tuple) else built
         if model.config.graph is not None:
             path = find_graph(model.config.graph, pretrained_model_name_or_path, kwargs.get("revision"))
-            model._network = GraphRunner(model.config.graph, path)
+            model.open_network(path)
         return built
+
+    def open_network(self, path: Path) -> None:
+        """Opens the file of the published network.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ImportError: If its runtime is not installed.
+            ValueError: If it is another file than the config says.
+        """
+        self._network = GraphRunner(self.config.graph, path)
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the model uses the scores of a published network."""
+        return self.config.graph is not None and (self.config.head is None or self.config.head["network_scores"])
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return super().device if self.config.graph is None else self.output_of_class.device
+        return super().device if self.classifier is not None else self.output_of_class.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -123,7 +147,7 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def embed(self, input_features: torch.Tensor) -> torch.Tensor:
-        """Embeddings of clips: the input of the classifier, or the embedding of a published network.
+        """Embeddings of clips: the output of the backbone, or the embedding of a published network.
 
         Args:
             input_features: Shape `(batch, bands, frames)`, as the feature extractor returns them.
@@ -137,17 +161,45 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         if self.config.graph is not None:
             if not self.embedding_size:
                 raise ValueError("the published network of this model has no known embedding")
-            return self._run_network("embeddings", input_features)
+            return self._run_network(input_features, "embedding")[0]
         bands, frames = input_features.shape[1:]
         # A backbone halves the size five times. Most drop the remainder (28 of 188 frames), some fail on it.
         padded = nn.functional.pad(input_features, (0, -frames % 32, 0, -bands % 32))
         return self.backbone(padded.unsqueeze(1))  # (B, bands, frames) -> (B, 1, bands, frames) -> (B, D)
 
+    def head_input(self, input_features: torch.Tensor) -> torch.Tensor:
+        """Input of the classifier: embeddings, and the network's log-odds of each class if the head uses them.
+
+        Args:
+            input_features: See `forward`.
+
+        Returns:
+            Shape `(batch, embedding_size)`, or `(batch, embedding_size + num_labels)` where the log-odds of classes
+            that the network does not know are 0. Without a classifier, the log-odds `(batch, num_labels)`.
+        """
+        if not self.needs_scores:
+            return self.embed(input_features)
+        if self.classifier is None:
+            return self._known_log_odds(self._run_network(input_features, "scores")[0])
+        embeddings, scores = self._run_network(input_features, "embedding", "scores")
+        return torch.cat([embeddings, self._known_log_odds(scores) * (self.output_of_class >= 0)], dim=1)
+
+    def _known_log_odds(self, scores: torch.Tensor) -> torch.Tensor:
+        """Log-odds of each class, from the scores `(batch, outputs)` of the network."""
+        return log_odds(scores, self.config.graph["activation"])[:, self.output_of_class.clamp(min=0)]
+
+    def _classify(self, head_input: torch.Tensor) -> torch.Tensor:
+        """Logits of `head_input`, before calibration."""
+        if self.classifier is None:
+            return head_input
+        return self.classifier(head_input if self.config.head is not None else self.dropout(head_input))
+
     def forward(
         self,
-        input_features: torch.Tensor,
+        input_features: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        head_input: torch.Tensor | None = None,
     ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
         """Scores clips.
 
@@ -157,15 +209,16 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
                 multi-label. With labels, the output has an unweighted loss (with a class for no call, `softmax_loss`
                 before calibration).
             return_dict: Whether to return an output object instead of a tuple; by default as in the config.
+            head_input: Result of `head_input`, instead of features.
 
         Returns:
             `logits` of shape `(batch, num_labels)`, and `loss` if labels are given.
         """
-        if self.config.graph is not None:
-            outputs = self._run_network("scores", input_features)
-            logits = log_odds(outputs, self.config.graph["activation"])[:, self.output_of_class]
-        else:
-            logits = self.classifier(self.dropout(self.embed(input_features)))
+        if head_input is None:
+            if input_features is None:
+                raise ValueError("expected input_features, or head_input")
+            head_input = self.head_input(input_features)
+        logits = self._classify(head_input)
         loss = None
         if labels is not None and self.config.no_call_class:
             loss = softmax_loss(log_softmax_with_no_call(logits), labels).mean()
@@ -177,12 +230,13 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
             return SequenceClassifierOutput(loss=loss, logits=logits)
         return (logits,) if loss is None else (loss, logits)
 
-    def _run_network(self, what: str, waveform: torch.Tensor) -> torch.Tensor:
-        """Runs the published network on the CPU; the result is on the device of the waveform."""
+    def _run_network(self, waveform: torch.Tensor, *parts: str) -> list[torch.Tensor]:
+        """Runs the published network on the CPU; the results are on the device of the waveform."""
         if self._network is None:
             raise ValueError("the published network is not open: load the model with from_pretrained")
         sound = waveform.detach().float().cpu().numpy()
-        return torch.from_numpy(getattr(self._network, what)(sound, torch.get_num_threads())).to(waveform.device)
+        results = self._network(sound, parts, torch.get_num_threads())
+        return [torch.from_numpy(values).to(waveform.device) for values in results]
 
     def _calibrate(self, logits: torch.Tensor) -> torch.Tensor:
         scale, offset = self.config.logit_scale, self.config.logit_offset
@@ -195,7 +249,7 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # timm initialises its own modules. The classifier and modules that are in no checkpoint remain.
-        if module is self.classifier:
+        if module is self.classifier and isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
         elif hasattr(module, "init_non_persistent_buffers"):
@@ -204,6 +258,59 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         self.backbone.set_grad_checkpointing(enable)
         self.gradient_checkpointing = enable
+
+
+class EmbeddingHead(nn.Module):
+    """A classifier on embeddings of a frozen backbone: linear, or with one hidden layer.
+
+    Embeddings are standardised with the mean and the standard deviation of the training windows. With network scores,
+    the logit of a class is `score_weight * network_logit`, plus what the head computes from the embedding. The output
+    layer starts at zero, so that a class starts with what the network knows of it.
+
+    Args:
+        size: Length of an embedding.
+        classes: Number of classes.
+        drop_rate: Dropout before the output layer.
+        hidden_size: Size of the hidden layer; None: there is none.
+        network_scores: Whether the log-odds of each class follow the embedding in the input.
+    """
+
+    def __init__(
+        self, size: int, classes: int, drop_rate: float, hidden_size: int | None, network_scores: bool
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.hidden: nn.Linear | None
+        self.mean: torch.Tensor
+        self.scale: torch.Tensor
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+        self.hidden = None if hidden_size is None else nn.Linear(size, hidden_size)
+        self.dropout = nn.Dropout(drop_rate)
+        self.output = nn.Linear(hidden_size or size, classes)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+        self.score_weight = nn.Parameter(torch.ones(classes)) if network_scores else None
+
+    @property
+    def bias(self) -> torch.Tensor:
+        """Bias of each class, shape `(classes,)`."""
+        return self.output.bias
+
+    @torch.no_grad()
+    def standardize(self, head_input: torch.Tensor) -> None:
+        """Takes mean and standard deviation from the inputs of the training windows, shape `(windows, ...)`."""
+        deviation, mean = torch.std_mean(head_input[:, : self.size], dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(deviation > 1e-6 * mean.abs().clamp(min=1e-6), deviation, 1))
+
+    def forward(self, head_input: torch.Tensor) -> torch.Tensor:
+        """Logits `(batch, classes)` of inputs `(batch, size)`, or `(batch, size + classes)` with network scores."""
+        values = (head_input[:, : self.size] - self.mean) / self.scale
+        if self.hidden is not None:
+            values = nn.functional.gelu(self.hidden(values))
+        logits = self.output(self.dropout(values))
+        return logits if self.score_weight is None else logits + self.score_weight * head_input[:, self.size :]
 
 
 def log_odds(scores: torch.Tensor, activation: str) -> torch.Tensor:

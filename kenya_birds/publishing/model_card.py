@@ -22,9 +22,11 @@ from kenya_birds.experiments.results import OUT_OF_FOLD
 from kenya_birds.experiments.score import DESCRIPTIONS
 from kenya_birds.experiments.whole_recordings import RECALL_FILE, TIMELINE_FILE
 from kenya_birds.files import read_json
+from kenya_birds.model.graph_kenya_birds import RUNTIMES
 from kenya_birds.publishing.clips_dataset import markdown_cell
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.training.run_folder import SUMMARY_FILE
+from kenya_birds.waveform_networks import license_terms
 
 METRIC_NAMES = {
     "macro_f1": ("f1", "Macro F1"),
@@ -81,11 +83,15 @@ def render_model_card(
     fold_s = summary["cross_validation"]["train_runtime_s"] if cross_validated else 0.0
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
     model_name = model_id.rpartition("/")[2]
+    network = config.get("graph")
+    if network is not None and license is None and "-sa" in (network["license"] or "").lower():
+        license = network["license"]  # what is derived from the network has its licence
+    timm_tags = [] if network else ["timm", config["backbone"].split(".")[0]]
     metadata = ModelCardData(
         license=license,
         library_name="transformers",
         pipeline_tag="audio-classification",
-        tags=["bioacoustics", "birds", "soundscape", "timm", config["backbone"].split(".")[0]],
+        tags=["bioacoustics", "birds", "soundscape", *timm_tags],
         model_name=model_name,
         datasets=[dataset_id] if dataset_id else None,
         base_model=_base_model(summary["starting_point"], config["backbone"]),
@@ -105,6 +111,8 @@ def render_model_card(
         shown_id=model_name if Path(model_id).exists() else model_id,
         has_thresholds=(model_dir / THRESHOLDS_FILE).is_file(),
         config=config,
+        network=network and _network(model_dir, network),
+        head=config.get("head"),
         extractor=read_json(model_dir / "preprocessor_config.json"),
         summary=summary,
         metrics=metrics,
@@ -145,6 +153,18 @@ def _eval_results(
         for key, (metric_type, metric_name) in METRIC_NAMES.items()
         if results[key] is not None
     ]
+
+
+def _network(model_dir: Path, network: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card says about the published network of a model."""
+    file = Path(network["file"])
+    return {
+        **network,
+        "file": file.name,
+        "is_bundled": (model_dir / file.name).is_file(),
+        "runtime": RUNTIMES[file.suffix][1],
+        "terms": license_terms(network["license"], "this model"),
+    }
 
 
 def _base_model(starting_point: str, backbone: str) -> str | None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import read_json
+from kenya_birds.files import link_or_copy, read_json
+from kenya_birds.model.graph_kenya_birds import find_graph
 from kenya_birds.publishing.leaks import find_leaks, secret_variables
 from kenya_birds.saved_models import WEIGHTS_FILE, WEIGHTS_INDEX
 from kenya_birds.training.run_folder import SUMMARY_FILE
@@ -22,7 +23,8 @@ ALLOWED_SUFFIXES = (".safetensors", ".json", ".py", ".csv", ".png", ".parquet")
 CARD = "README.md"
 LICENSE = "LICENSE"
 ALLOWED_NAMES = (CARD, LICENSE)
-REQUIRED_NAMES = ("config.json", "preprocessor_config.json", CARD)
+CONFIG = "config.json"
+REQUIRED_NAMES = (CONFIG, "preprocessor_config.json", CARD)
 
 _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import\b", re.MULTILINE)
 
@@ -45,6 +47,10 @@ def published_files(model_dir: Path) -> list[Path]:
     if not model_dir.is_dir():
         raise UserError(f"model folder {model_dir} does not exist; give the output folder of training")
     files = {path.name: path for path in sorted(model_dir.iterdir()) if _is_publishable(path, model_dir)}
+    if (model_dir / CONFIG).is_file():
+        network = network_file(model_dir)
+        if network is not None and network.parent == model_dir:  # with --bundle_backbone
+            files[network.name] = network
     missing = [name for name in REQUIRED_NAMES if name not in files]
     missing += _missing_weights(files)
     missing += _missing_code(files)
@@ -73,11 +79,27 @@ def model_contents(
         UserError: See `published_files`.
     """
     contents: dict[str, Path | bytes] = {path.name: path for path in published_files(model_dir)}
+    network = network_file(model_dir)
+    if network is not None:
+        config = read_json(model_dir / CONFIG)
+        config["graph"]["file"] = network.name  # without its local path
+        contents[CONFIG] = json.dumps(config, indent=2, sort_keys=True).encode()
     if readme is not None:
         contents[CARD] = readme.encode()
     if license_file is not None:
         contents.setdefault(LICENSE, license_file)
     return dict(sorted(contents.items()))
+
+
+def network_file(model_dir: Path) -> Path | None:
+    """The file of a model's published network; None if the model has none, or the file does not exist."""
+    graph = read_json(model_dir / CONFIG).get("graph")
+    if graph is None:
+        return None
+    try:
+        return find_graph(graph, model_dir)
+    except OSError:
+        return None
 
 
 def loading_line(model_dir: Path, repo_id: str, revision: str | None = None) -> str:
@@ -140,13 +162,16 @@ SHOWN_LEAKS = 5
 TIMEOUT_S = 600
 
 
-def check_model(contents: Mapping[str, Path | bytes], *, public: Sequence[str] = ()) -> None:
+def check_model(
+    contents: Mapping[str, Path | bytes], *, network: Path | None = None, public: Sequence[str] = ()
+) -> None:
     """Checks a model before it is published. Nothing is sent.
 
     The model's code runs in a separate process: only check folders with trusted code.
 
     Args:
         contents: The result of `model_contents`.
+        network: The file of its published network, which is needed for the check and may not be published.
         public: See `find_leaks`.
 
     Raises:
@@ -168,6 +193,8 @@ def check_model(contents: Mapping[str, Path | bytes], *, public: Sequence[str] =
                 (folder / name).write_bytes(content)
             else:
                 shutil.copyfile(content, folder / name)
+        if network is not None and not (folder / network.name).exists():
+            link_or_copy(network, folder / network.name)
         _check_versions(folder)
         _check_answer(folder, Path(temporary))
 

@@ -9,7 +9,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import CARD_TEMPLATE, check_layout, shipped_file
 from kenya_birds.parsing import Parser, add_general, add_option
 from kenya_birds.publishing.model_folder import loading_line, model_contents, published_files
-from kenya_birds.saved_models import SavedModel, check_trained
+from kenya_birds.saved_models import SavedModel, check_ours, check_trained
 from kenya_birds.values import Count
 
 DESCRIPTION = (
@@ -118,7 +118,7 @@ def push_model(options: argparse.Namespace) -> None:
     from kenya_birds.publishing.clips_dataset import model_clips_builder, source_and_license
     from kenya_birds.publishing.hub import full_repo_id
     from kenya_birds.publishing.model_card import render_model_card
-    from kenya_birds.publishing.model_folder import check_model
+    from kenya_birds.publishing.model_folder import check_model, network_file
 
     source, data_license = source_and_license(options.source, options.data_license)
     builder = model_clips_builder(options.model_dir, options.with_dataset) if options.with_dataset else None
@@ -135,7 +135,7 @@ def push_model(options: argparse.Namespace) -> None:
         code_url=options.code_url,
     )
     contents = model_contents(options.model_dir, readme=card, license_file=shipped_file(LICENSE_FILE))
-    check_model(contents, public=[*options.allow, *repo_id.split("/")])
+    check_model(contents, network=network_file(options.model_dir), public=[*options.allow, *repo_id.split("/")])
     print("Checked: the model answers in a clean process; no secret and no local path is in its files.")
     if options.dry_run:
         _show(options, contents, dataset_id, builder)
@@ -209,10 +209,11 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.with_dataset and not options.data_license and options.source != "kenya":
         raise UserError("--with_dataset needs --data_license, the licence of the recordings")
     if (options.model_dir / "config.json").is_file():
-        check_trained(
-            SavedModel(str(options.model_dir), options.model_dir, "model"),
-            "its authors publish it; share the command that made the folder instead",
-        )
+        saved = SavedModel(str(options.model_dir), options.model_dir, "model")
+        if saved.config.get("head") is None:
+            check_trained(saved, "its authors publish it; share the command that made the folder instead")
+        if saved.config.get("graph") is not None:
+            check_ours(saved)  # that its network is there, for the check
     published_files(options.model_dir)
     from kenya_birds.publishing.hub import check_repo_id
 

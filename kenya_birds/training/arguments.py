@@ -172,7 +172,54 @@ class DataArguments:
 class ModelArguments:
     """The backbone and its initial weights."""
 
-    backbone: str = field(default=BACKBONE, metadata={"help": "name of a convolutional timm model"})
+    backbone: str = field(
+        default=BACKBONE,
+        metadata={
+            "help": "name of a convolutional timm model; or a frozen backbone, on which only a head is trained: a "
+            "published network (.onnx, .tflite) or a model (of kenya-birds wrap or training)"
+        },
+    )
+    backbone_preset: Literal["birdnet-2.4", "birdnet-v3", "perch-2"] | None = field(
+        default=None, metadata={"help": "--backbone FILE: take the settings of this network, as in kenya-birds wrap"}
+    )
+    freeze_backbone: bool = field(
+        default=False,
+        metadata={
+            "help": "train only a head, on embeddings that are computed once; always so for a --backbone folder"
+        },
+    )
+    head: Literal["linear", "mlp"] = field(
+        default="linear", metadata={"help": "head on a frozen backbone; mlp: with one hidden layer"}
+    )
+    head_hidden_size: Count = field(default=512, metadata={"help": "--head mlp: size of the hidden layer"})
+    network_scores: bool | None = field(
+        default=None,
+        metadata={
+            "help": "frozen published network: its scores of the archive's species are an input of the head; by "
+            "default if it is a folder of kenya-birds wrap and knows any of them"
+        },
+    )
+    embedded_versions: Count = field(
+        default=1,
+        metadata={
+            "help": "frozen backbone: number of embeddings of each training window: one of its sound as it is, the "
+            "others of augmented sound"
+        },
+    )
+    embedding_hop_s: Duration | None = field(
+        default=None,
+        metadata={
+            "help": "frozen backbone and --train_on recordings: distance of the windows that are embedded; by default "
+            "half a window"
+        },
+    )
+    bundle_backbone: bool = field(
+        default=False,
+        metadata={
+            "help": "copy the file of a published network into the model folder; otherwise the folder refers to it by "
+            "path and SHA-256"
+        },
+    )
     init_from: str = field(
         default="pretrained",
         metadata={
@@ -246,6 +293,13 @@ class FeatureArguments:
             UserError: If a value is out of range.
         """
         check_fields(self)
+
+
+@dataclass
+class WaveformArguments(FeatureArguments):
+    """The feature extractor's arguments for a published network, which takes the waveform."""
+
+    feature_type: Literal["waveform"] = field(default="waveform")  # type: ignore[assignment]
 
 
 @dataclass

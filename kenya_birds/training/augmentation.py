@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kenya_birds.errors import UserError
-from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.feature_extraction_kenya_birds import WAVEFORM, KenyaBirdsFeatureExtractor
 from kenya_birds.model.signal_kenya_birds import in_chunks
 from kenya_birds.training.arguments import AugmentationArguments
 
@@ -252,7 +252,7 @@ class Augmentation:
             amounts: The result of `amounts`, on the waveform's device.
 
         Returns:
-            Shape `(batch, bands, frames)`.
+            Shape `(batch, bands, frames)`; `(batch, clip_samples)` if features are waveforms.
         """
         per_clip = [
             name
@@ -267,12 +267,13 @@ class Augmentation:
             if name in amounts
         ]
 
-        def power_of(rows: torch.Tensor) -> torch.Tensor:
-            return self.extractor.band_power(
-                self._change(waveform[rows], {name: amounts[name][rows] for name in per_clip})
-            )
+        def changed(rows: torch.Tensor) -> torch.Tensor:
+            return self._change(waveform[rows], {name: amounts[name][rows] for name in per_clip})
 
-        power = in_chunks(power_of, torch.arange(len(waveform), device=waveform.device))
+        every = torch.arange(len(waveform), device=waveform.device)
+        if self.extractor.feature_type == WAVEFORM:
+            return in_chunks(changed, every)
+        power = in_chunks(lambda rows: self.extractor.band_power(changed(rows)), every)
         if len(amounts.get("warped", ())):
             rows = amounts["warped"]
             warped = warp_bands(power[rows], self.bands_hz, amounts["pitch_semitones"])

@@ -183,16 +183,7 @@ class TrainingClips(MixableSound):
         """
         clip = np.array([draw.clip for draw in draws])
         amounts = self.augmentation.amounts(np.stack([draw.chance for draw in draws]))
-        # With context, the shift brings in sound of the recording; without, the clip is rotated.
-        shift = np.zeros(len(clip), dtype=np.int64)
-        if "shift" in amounts:
-            shift = np.rint(amounts.pop("shift").numpy() * self.clip_samples).astype(np.int64)
-            if self.context:
-                shift = shift.clip(-self.context, self.context)
-        labels = self.targets[clip]
-        if self.calls is not None:
-            shift_s = shift / self.augmentation.extractor.sampling_rate
-            labels = torch.stack([self.calls.shifted(*row) for row in zip(labels, clip, shift_s, strict=True)])
+        shift, labels = self.shifted(clip, amounts)
         batch: dict[str, Any] = {"sound": self._sound(clip, shift), "amounts": amounts, "labels": labels}
         if "mixed" in amounts:
             partner = np.array([draw.partner for draw in draws])
@@ -205,6 +196,25 @@ class TrainingClips(MixableSound):
             else:
                 batch["partner_labels"] = others
         return batch
+
+    def shifted(self, clip: np.ndarray, amounts: dict[str, torch.Tensor]) -> tuple[np.ndarray, torch.Tensor]:
+        """Shift of each clip's window in samples, and the labels of the shifted window.
+
+        Args:
+            clip: Indices of clips.
+            amounts: See `Augmentation.amounts`; `shift` is removed.
+        """
+        # With context, the shift brings in sound of the recording; without, the clip is rotated.
+        shift = np.zeros(len(clip), dtype=np.int64)
+        if "shift" in amounts:
+            shift = np.rint(amounts.pop("shift").numpy() * self.clip_samples).astype(np.int64)
+            if self.context:
+                shift = shift.clip(-self.context, self.context)
+        labels = self.targets[clip]
+        if self.calls is not None:
+            shift_s = shift / self.augmentation.extractor.sampling_rate
+            labels = torch.stack([self.calls.shifted(*row) for row in zip(labels, clip, shift_s, strict=True)])
+        return shift, labels
 
     def _sound(self, clip: np.ndarray, shift: np.ndarray) -> dict[str, torch.Tensor]:
         start = (self.context + shift) % len(self.waveforms[0])

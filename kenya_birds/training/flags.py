@@ -17,6 +17,13 @@ from kenya_birds.training.arguments import (
     FeatureArguments,
     ModelArguments,
 )
+from kenya_birds.training.frozen_backbones import (
+    HEAD_DEFAULTS,
+    check_frozen,
+    find_backbone,
+    frozen_values,
+    is_frozen,
+)
 from kenya_birds.training.run_folder import find_start, last_whole_checkpoint
 from kenya_birds.training.trainer_arguments import TrainerArguments, trainer_kinds
 from kenya_birds.training.transformers_arguments import TransformersField, check_inherited, transformers_fields
@@ -44,6 +51,10 @@ TITLES = {
         *("train_on", "call_windows", "empty_windows", "hard_windows", "rescore_epochs", "scored_windows"),
         *("edge_margin_s", "windows_per_epoch", "validation_windows"),
         *("overlap_s", "window_loss", "focal_gamma"),
+    ),
+    "Head on a frozen backbone": (
+        *("freeze_backbone", "backbone_preset", "head", "head_hidden_size", "network_scores", "embedded_versions"),
+        *("embedding_hop_s", "bundle_backbone"),
     ),
     "Cross-validation": ("folds", "final_fit"),
     "Loss, sampling and regularisation": (
@@ -153,7 +164,13 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
     if light[0].get("train_on") == "recordings":
         light[1] = {"problem_type": "multi_label_classification", **light[1]}
         own = {"metric_for_best_model": "cmap", **own}
-    data, model, features, augmentation = (group(**values) for group, values in zip(GROUPS, light, strict=False))
+    data, model = DataArguments(**light[0]), ModelArguments(**light[1])
+    backbone = find_backbone(model)
+    features, changes = frozen_values(backbone, *light[1:])
+    augmentation = AugmentationArguments(**(changes if is_frozen(model) else light[3]))
+    check_frozen(data, model, features, augmentation)
+    if is_frozen(model):
+        own = {**HEAD_DEFAULTS, **own}
     check_train_on(data, model, features)
     if model.window_loss == "softmax" and own.get("focal_gamma"):
         raise UserError("focal_gamma weighs binary losses: leave it out, or use --window_loss bce")

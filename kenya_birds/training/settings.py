@@ -104,8 +104,9 @@ class Settings:
             **training,
             CLIPS_PER_STEP: args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         }
-        if Path(self.model.init_from).exists():
-            recorded["init_from"] = Path(self.model.init_from).name  # without its folder
+        for name in ("init_from", "backbone"):
+            if Path(recorded[name]).exists():
+                recorded[name] = Path(recorded[name]).name  # without its folder
         return json.loads(json.dumps({name: value for name, value in recorded.items() if name not in NOT_RECORDED}))
 
     def deciding(self) -> dict[str, Any]:

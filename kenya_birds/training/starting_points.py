@@ -243,6 +243,11 @@ def _from_own_model(model: KenyaBirdsForAudioClassification, donor: SavedModel) 
     # The same architecture, but the installed timm may not know the tag of the donor's weights.
     given = load(donor, KenyaBirdsForAudioClassification, backbone=ours)
     model.backbone.load_state_dict(given.backbone.state_dict())
+    if given.config.head is not None or model.config.head is not None:
+        logger.info(
+            "The classifier of '%s' is not taken over, because a head on embeddings differs from it", donor.name
+        )
+        return
     indices = model.config.label2id
     shared = {indices[code]: index for index, code in given.config.id2label.items() if code in indices}
     with torch.no_grad():

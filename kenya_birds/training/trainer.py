@@ -49,6 +49,8 @@ from kenya_birds.training.callbacks import (
     find_best,
     has_ended,
 )
+from kenya_birds.training.embedded_data import EmbeddedRows, EmbeddedTraining, EmbeddedWindows, EmbeddedWindowSampler
+from kenya_birds.training.frozen_training import FrozenEmbeddings
 from kenya_birds.training.preparation import clean_clips, extract_features
 from kenya_birds.training.recording_windows import RecordingWindows
 from kenya_birds.training.run_folder import STATE_FILE, copy_record, last_whole_checkpoint
@@ -116,6 +118,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         augmentation: Random changes of training clips; by default none.
         background: Windows without a call, as long as a clip; required if `augmentation.background_probability` is
             above 0.
+        frozen: Embeds all data, if the backbone is frozen: then only the classifier is trained.
 
     Raises:
         UserError: If one process has several GPUs, background is required and missing, or label smoothing is combined
@@ -128,10 +131,12 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         args: KenyaBirdsTrainingArguments,
         feature_extractor: KenyaBirdsFeatureExtractor,
         train_dataset: Dataset | WindowPlan,
-        eval_dataset: Dataset | EvaluationWindows | None,
+        eval_dataset: Dataset | EvaluationWindows | EmbeddedRows | None,
         augmentation: AugmentationArguments | None = None,
         background: Dataset | None = None,
+        frozen: FrozenEmbeddings | None = None,
     ) -> None:
+        self.frozen = frozen
         self.multi_label = model.config.problem_type == MULTI_LABEL
         self.plan = train_dataset if isinstance(train_dataset, WindowPlan) else None
         _check_arguments(args, self.multi_label, self.plan, has_softmax=model.config.no_call_class)
@@ -149,23 +154,29 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         can_stop = patience and args.eval_strategy != "no" and args.metric_for_best_model is not None
         stopping = [EarlyStoppingCallback(patience)] if can_stop else []
         self._feature_clips = partial(
-            _feature_clips, extractor=feature_extractor, args=args, multi_label=self.multi_label
+            _feature_clips, extractor=feature_extractor, args=args, multi_label=self.multi_label, frozen=frozen
         )
         augmentation = augmentation or AugmentationArguments.none()
         self._team = training_team(args)
         with self._team.one_first():
-            clean = None if self.plan else clean_clips(train_dataset, feature_extractor, args.device)
+            is_cleaned = self.plan is None and (frozen is None or frozen.versions > 1)
+            clean = clean_clips(train_dataset, feature_extractor, args.device) if is_cleaned else None
             windows = _background(augmentation, background, feature_extractor, args.device)
         self.augmentation = Augmentation(
             augmentation, feature_extractor, torch.Generator().manual_seed(args.seed), windows, args.device
         )
         self._prior_shift: torch.Tensor | float = 0.0
-        training_data: TrainingClips | RecordingWindows
-        if self.plan is None:
+        training_data: TrainingClips | RecordingWindows | EmbeddedTraining
+        if frozen is not None:
+            with self._team.one_first():
+                training_data = self._embedded(frozen, train_dataset, clean)
+        elif self.plan is None:
             assert clean is not None
             training_data = self._training_clips(clean, args)
         else:
             training_data = RecordingWindows(self.plan.decoded, self.plan.targets, self.augmentation, self.plan.length)
+        if self.plan is not None:
+            assert isinstance(training_data, RecordingWindows | EmbeddedWindows)
             sampler = self._window_sampler(args, drawn_windows=DRAWN_WINDOWS)
             weights = self.class_weights.cpu().numpy() if model.config.no_call_class else None
             shift = prior_shift(training_data, sampler, softmax_weights=weights)
@@ -187,6 +198,20 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         # Trainer then counts the items of the whole step, for `compute_loss`, and does not scale the loss again.
         self.model_accepts_loss_kwargs = True
 
+    def _embedded(
+        self, frozen: FrozenEmbeddings, train_dataset: Dataset | WindowPlan, clean: Dataset | None
+    ) -> EmbeddedTraining:
+        """Embeds the training data, and freezes the backbone."""
+        if isinstance(train_dataset, WindowPlan):
+            data: EmbeddedTraining = frozen.training_windows(train_dataset, self.augmentation)
+        else:
+            prepared = None if clean is None else TrainingClips(clean, self.augmentation, self.multi_label)
+            data = frozen.training_clips(train_dataset, self.multi_label, prepared)
+        if frozen.model.backbone is not None:
+            frozen.model.backbone.requires_grad_(False)
+        frozen.model.classifier.standardize(data.inputs)
+        return data
+
     def _training_clips(self, clean: Dataset, args: KenyaBirdsTrainingArguments) -> TrainingClips:
         clips = TrainingClips(clean, self.augmentation, self.multi_label)
         if args.clips_on_device == "yes" or (args.clips_on_device == "auto" and _fit(clips, args.device)):
@@ -194,21 +219,28 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             logger.info("%.1f GB of training clips are kept on the device", clips.nbytes / 1e9)
         return clips
 
-    def _window_sampler(self, args: KenyaBirdsTrainingArguments, *, drawn_windows: int | None = None) -> WindowSampler:
+    def _window_sampler(
+        self, args: KenyaBirdsTrainingArguments, *, drawn_windows: int | None = None
+    ) -> WindowSampler | EmbeddedWindowSampler:
         """The sampler of training, or one that draws another number of windows, of which none is hard."""
         assert self.plan is not None
+        drawn: dict[str, Any] = {
+            "length": drawn_windows or self.plan.length,
+            "windows_per_step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+            "seed": args.seed if args.data_seed is None else args.data_seed,
+            "species_power": args.sampler_weight_power,
+        }
+        if self.frozen is not None:
+            return self.frozen.window_sampler(self.plan, **drawn)
         return WindowSampler(
             self.plan.decoded,
             self.plan.targets,
-            length=drawn_windows or self.plan.length,
-            windows_per_step=args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
-            seed=args.seed if args.data_seed is None else args.data_seed,
             call_share=self.plan.call_share,
             empty_share=self.plan.empty_share,
             hard_share=0.0 if drawn_windows else self.plan.hard_share,
             hard_windows=self._hard_windows,
-            species_power=args.sampler_weight_power,
             numbers=len(DRAWS),
+            **drawn,
         )
 
     def _hard_windows(self, sampler: WindowSampler) -> np.ndarray:
@@ -294,12 +326,14 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             copy_record(Path(self.args.output_dir), Path(output_dir))
 
     def get_eval_dataloader(
-        self, eval_dataset: Dataset | FeatureClips | EvaluationWindows | None = None
+        self, eval_dataset: Dataset | FeatureClips | EvaluationWindows | EmbeddedRows | None = None
     ) -> DataLoader:
         """Loader of clips of `load_clips`, by default of the validation clips."""
         return super().get_eval_dataloader(None if eval_dataset is None else self._feature_clips(eval_dataset))
 
-    def get_test_dataloader(self, test_dataset: Dataset | FeatureClips | EvaluationWindows) -> DataLoader:
+    def get_test_dataloader(
+        self, test_dataset: Dataset | FeatureClips | EvaluationWindows | EmbeddedRows
+    ) -> DataLoader:
         """Loader of clips of `load_clips`."""
         return super().get_test_dataloader(self._feature_clips(test_dataset))
 
@@ -374,7 +408,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             losses = losses * focal_weights(logits, labels, self.args.focal_gamma)
         return losses * (weights if self.multi_label else weights[labels])
 
-    def train_sampler(self) -> ClipSampler | WindowSampler:
+    def train_sampler(self) -> ClipSampler | WindowSampler | EmbeddedWindowSampler:
         """The sampler of training clips, or of windows of the training recordings."""
         if self.plan is not None:
             return self._window_sampler(self.args)
@@ -432,13 +466,17 @@ def _targets(dataset: Dataset) -> list[tuple[list[int], int]]:
 
 
 def _feature_clips(
-    clips: Dataset | FeatureClips | EvaluationWindows,
+    clips: Dataset | FeatureClips | EvaluationWindows | EmbeddedRows,
     extractor: KenyaBirdsFeatureExtractor,
     args: KenyaBirdsTrainingArguments,
     multi_label: bool,
-) -> FeatureClips | EvaluationWindows:
-    if isinstance(clips, FeatureClips | EvaluationWindows):
+    frozen: FrozenEmbeddings | None,
+) -> FeatureClips | EvaluationWindows | EmbeddedRows:
+    if isinstance(clips, FeatureClips | EvaluationWindows | EmbeddedRows):
         return clips
+    if frozen is not None:
+        with training_team(args).one_first():
+            return frozen.evaluation_clips(clips, multi_label)
     with training_team(args).one_first():
         features = extract_features(clips, extractor, args.device)
     return FeatureClips(features, extractor.feature_shape, multi_label)

@@ -69,9 +69,18 @@ class TrainingRecordings:
         name = donor.starting_point if "@" in donor.starting_point else donor.folder.resolve().name
         known = cls.read(donor.folder)
         if known is None:
-            return cls(pd.DataFrame([["", "", "", name]], columns=list(COLUMNS)))
+            return cls.unknown(name)
         model = [f"{name}, from {earlier}" if earlier else name for earlier in known.table["model"]]
         return cls(known.table.assign(model=model))
+
+    @classmethod
+    def unknown(cls, name: str) -> "TrainingRecordings":
+        """The recordings of a model of which they are unknown.
+
+        Args:
+            name: The model.
+        """
+        return cls(pd.DataFrame([["", "", "", name]], columns=list(COLUMNS)))
 
     def and_those_of(self, other: "TrainingRecordings | None") -> "TrainingRecordings":
         """These and other recordings."""
@@ -184,7 +193,7 @@ def recordings_before(init_from: str, checkpoint: Path | None) -> TrainingRecord
     """The recordings of the models of this package from which a run is started.
 
     Args:
-        init_from: See `starting_points.initialize`.
+        init_from: See `starting_points.initialize`; or the model that is the backbone.
         checkpoint: The checkpoint from which the run resumes, if it does.
 
     Returns:

@@ -3,31 +3,38 @@
 import contextlib
 import dataclasses
 import logging
+import shutil
 from collections.abc import Iterable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
+import torch
 from transformers import set_seed
 
-from kenya_birds.console import user_errors
+from kenya_birds.console import transformers_bars_hidden, user_errors
 from kenya_birds.data.archive import ANNOTATIONS_FILE
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
 from kenya_birds.data.planning import plan_no_call
 from kenya_birds.data.splits import SPLITS, read_splits
 from kenya_birds.errors import UserError
+from kenya_birds.evaluation.predictions import score_clips
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, plan_windows
 from kenya_birds.evaluation.window_targets import WindowTargets
-from kenya_birds.files import check_not_locked, locked, write_table
+from kenya_birds.files import check_not_locked, file_sha256, locked, read_json, write_table
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.saved_models import SavedModel
 from kenya_birds.training.callbacks import StopAt
+from kenya_birds.training.embedded_data import EmbeddedRows
 from kenya_birds.training.flags import check_train_on
+from kenya_birds.training.frozen_backbones import find_backbone, is_frozen
+from kenya_birds.training.frozen_training import FrozenEmbeddings, copy_backbone, load_backbone, make_head
 from kenya_birds.training.run_checks import (
     archive_of_run,
     check_classes,
@@ -89,6 +96,7 @@ class Run:
     ) -> None:
         self.settings = settings
         check_train_on(settings.data, settings.model, settings.features)
+        self.backbone = find_backbone(settings.model)
         self.team = training_team(settings.training)
         self._output_dir, self._stack, self._entered = Path(settings.training.output_dir), contextlib.ExitStack(), 0
         self._everything_for = everything_for
@@ -111,7 +119,7 @@ class Run:
         self.splits = self.builder.splits if everything_for is None else self.builder.splits.assign(split="train")
         self.model = self._make_model()
         self.record = self._start_model() if record is None else self._check_archive(record)
-        self._before = recordings_before(settings.model.init_from, self._checkpoint)
+        self._before = self._recordings_before()
         splits = self.builder.splits
         self.check_starting_model(splits.loc[splits["split"] == "test", "recording"])
         self._warn_of_validation(splits.loc[splits["split"] == "validation", "recording"])
@@ -135,25 +143,44 @@ class Run:
 
     def _make_model(self) -> KenyaBirdsForAudioClassification:
         model, classes = self.settings.model, self.builder.classes
+        species = self.builder.archive.species_names(classes)
+        head, outputs = None, None
+        if is_frozen(model):
+            logger.info("The backbone is frozen: embeddings are computed once, and a head is trained on them")
+            head, outputs = make_head(model, self.backbone, classes, species)
         with user_errors(ValueError):
-            return KenyaBirdsForAudioClassification(
+            made = KenyaBirdsForAudioClassification(
                 KenyaBirdsConfig(
-                    backbone=model.backbone,
+                    backbone=model.backbone if self.backbone is None else self.backbone.architecture,
+                    graph=None if self.backbone is None else self.backbone.graph,
+                    head=head,
                     drop_rate=model.drop_rate,
                     drop_path_rate=model.drop_path_rate,
                     problem_type=model.problem_type,
                     no_call_class=model.window_loss == "softmax",
                     id2label=dict(enumerate(classes)),
                     label2id={code: index for index, code in enumerate(classes)},
-                    species=self.builder.archive.species_names(classes),
+                    species=species,
                 )
             )
+        if outputs is not None:
+            made.output_of_class = outputs
+        return made
+
+    def _recordings_before(self) -> TrainingRecordings | None:
+        if self.backbone is None:
+            return recordings_before(self.settings.model.init_from, self._checkpoint)
+        if self._checkpoint is None and self.backbone.is_untrained:
+            return TrainingRecordings.unknown(self.backbone.public_name)
+        return recordings_before(self.backbone.name, self._checkpoint)
 
     def _start_model(self) -> RunRecord:
         """Loads the starting weights of a new run; returns its record."""
         data = self.settings.data
         annotations = hash_annotations(data.data_dir)
-        starting_point = initialize(self.model, self.settings.model.init_from, self.extractor)
+        starting_point = load_backbone(self.model, self.backbone)
+        if starting_point is None:
+            starting_point = initialize(self.model, self.settings.model.init_from, self.extractor)
         if data.train_on == "recordings":
             start_at_prior(self.model)
         return RunRecord(self.settings.record(), starting_point, annotations, self._everything_for)
@@ -161,6 +188,7 @@ class Run:
     def _check_archive(self, record: RunRecord) -> RunRecord:
         """Refuses other classes than those of the resumed run, and warns of other annotations; returns its record."""
         check_classes(self._checkpoint, self.builder.classes)
+        self._restore_backbone()
         data_dir = self.settings.data.data_dir
         if hash_annotations(data_dir) != record.annotations:
             logger.warning(
@@ -169,6 +197,22 @@ class Run:
                 Path(data_dir) / ANNOTATIONS_FILE,
             )
         return record
+
+    def _restore_backbone(self) -> None:
+        """Gives the model of a resumed run its frozen backbone; other weights are loaded when training resumes."""
+        checkpoint = self._checkpoint
+        if not is_frozen(self.settings.model) or checkpoint is None:
+            return
+        if self.model.config.graph is None:
+            copy_backbone(self.model, SavedModel(str(checkpoint), checkpoint, "model"))
+            return
+        load_backbone(self.model, self.backbone)
+        before = read_json(checkpoint / "config.json").get("graph") or {}
+        if before.get("sha256") != self.model.config.graph["sha256"]:
+            raise UserError(
+                f"the run of {checkpoint} was started with another file of the network '{before.get('name')}': give "
+                "that file, or start a new run in another --output_dir"
+            )
 
     def _warn_of_validation(self, recordings: Iterable[str]) -> None:
         """Warns if the starting model was trained on validation recordings."""
@@ -211,7 +255,8 @@ class Run:
             f"The test would not show how well the new model works on other recordings: give the starting model's own "
             f"{SPLITS_FILE} as --splits_file, or test on recordings that it was not trained on"
         )
-        self._overlap(recordings).refuse(self.settings.model.init_from, ["train", "validation"], advice)
+        start = self.settings.model.init_from if self.backbone is None else self.backbone.name
+        self._overlap(recordings).refuse(start, ["train", "validation"], advice)
 
     def warn_of_tuning(self, params: Path | None, recordings: Iterable[str] | None = None) -> None:
         """Warns if settings were tuned on recordings that will test the run.
@@ -279,12 +324,72 @@ class Run:
             data.scored_windows,
         )
 
-    def _validation_windows(self) -> EvaluationWindows:
+    def _validation_windows(self) -> EvaluationWindows | EmbeddedRows:
         data, args = self.settings.data, self.settings.training
         grid, annotated = self.windows("validation")
         targets = grid.targets(annotated)
         rows = choose_windows(targets, data.validation_windows, args.seed)
+        if self.frozen is not None:
+            with self.team.one_first():
+                inputs = self.frozen.windows(grid, "windows of the validation recordings")
+            return EmbeddedRows(inputs[rows], torch.from_numpy(targets[rows]).float())
         return EvaluationWindows(grid, rows, targets, self.extractor, args.device)
+
+    @cached_property
+    def frozen(self) -> FrozenEmbeddings | None:
+        """The embeddings of the frozen backbone; None if the backbone is trained."""
+        if not is_frozen(self.settings.model):
+            return None
+        args = self.settings.training
+        return FrozenEmbeddings(
+            self.model,
+            self.extractor,
+            self.builder.archive,
+            self.builder.cache_root,
+            args.device,
+            self.settings.model,
+            args.seed,
+        )
+
+    def window_logits(self, split: str) -> np.ndarray:
+        """Logits of all windows of the recordings of a split, before calibration.
+
+        Args:
+            split: Of `splits`.
+        """
+        grid, _ = self.windows(split)
+        if self.frozen is not None:
+            return self.frozen.window_logits(grid, f"windows of the {split} recordings")
+        return grid.logits(self.model, self.extractor)
+
+    def clip_logits(self, clips: datasets.Dataset) -> np.ndarray:
+        """Logits of clips, before calibration."""
+        if self.frozen is not None:
+            return self.frozen.clip_logits(clips, "windows without a call")
+        return score_clips(self.model, self.extractor, clips)
+
+    def save_model(self, folder: Path) -> None:
+        """Saves the model and its feature extractor; with `--bundle_backbone` also the published network.
+
+        Args:
+            folder: The model's folder.
+
+        Raises:
+            UserError: If another file has the name of the network.
+        """
+        graph = self.model.config.graph
+        if graph is not None and self.settings.model.bundle_backbone:
+            source = Path(graph["file"])
+            target = folder / source.name
+            if not target.exists():
+                shutil.copyfile(source, target)
+            elif file_sha256(target) != graph["sha256"]:
+                raise UserError(f"{target} is another file than the network: move it")
+            self.model.config.graph = {**graph, "file": source.name}
+        with transformers_bars_hidden():
+            self.model.save_pretrained(folder)
+        self.extractor.save_pretrained(folder)
+        self.model.config.graph = graph
 
     @property
     def common_names(self) -> dict[str, str]:
@@ -379,12 +484,14 @@ class Run:
             with self.team.one_first():
                 background = load_no_call(self.builder, data.num_proc, context_s=0.0)
         learned: datasets.Dataset | WindowPlan = clips["train"]
-        evaluated: datasets.Dataset | EvaluationWindows | None = clips.get("validation")
+        evaluated: datasets.Dataset | EvaluationWindows | EmbeddedRows | None = clips.get("validation")
         if data.train_on == "recordings":
             learned = self._window_plan()
             evaluated = None if evaluated is None else self._validation_windows()
             logger.info("Each epoch has %d windows drawn from the training recordings", learned.length)
-        trainer = KenyaBirdsTrainer(self.model, args, self.extractor, learned, evaluated, augmentation, background)
+        trainer = KenyaBirdsTrainer(
+            self.model, args, self.extractor, learned, evaluated, augmentation, background, self.frozen
+        )
         if self._everything_for is not None:
             trainer.add_callback(StopAt(self._everything_for))
             trainer.epoch_log.epochs = self._everything_for

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
+from kenya_birds.training.embedded_data import EmbeddedWindows, EmbeddedWindowSampler
 from kenya_birds.training.recording_windows import RecordingWindows
-from kenya_birds.training.window_sampler import WindowDraw, WindowSampler
+from kenya_birds.training.window_sampler import WindowSampler
 
 # Windows that are drawn to count species; windows of the recordings to count them, about; and windows whose targets
 # are in memory at the same time.
@@ -17,7 +19,10 @@ BLOCK = 4096
 
 
 def prior_shift(
-    windows: RecordingWindows, sampler: WindowSampler, *, softmax_weights: np.ndarray | None = None
+    windows: RecordingWindows | EmbeddedWindows,
+    sampler: WindowSampler | EmbeddedWindowSampler,
+    *,
+    softmax_weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """Log-odds of each class in drawn windows, less its log-odds in all windows of the recordings.
 
@@ -48,13 +53,13 @@ def _log_odds(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
     return np.log(present + 0.5) - np.log(absent + 0.5)
 
 
-def _blocks(sampler: WindowSampler) -> Iterator[list[WindowDraw]]:
-    draws = iter(sampler)
+def _blocks(sampler: WindowSampler | EmbeddedWindowSampler) -> Iterator[list[Any]]:
+    draws: Iterator[Any] = iter(sampler)
     while block := list(islice(draws, BLOCK)):
         yield block
 
 
-def _every_window(windows: RecordingWindows) -> Iterator[np.ndarray]:
+def _every_window(windows: RecordingWindows | EmbeddedWindows) -> Iterator[np.ndarray]:
     """Targets of all windows of the recordings: ten in the length of a window, fewer if there are too many."""
     targets = windows.targets
     samples = sum(recording.samples for recording in windows.decoded.recordings)

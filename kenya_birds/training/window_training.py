@@ -126,7 +126,8 @@ def choose_windows(targets: np.ndarray, most: int, seed: int) -> np.ndarray:
 def start_at_prior(model: KenyaBirdsForAudioClassification) -> None:
     """Lets a new classifier start with a probability of 2% for each class, as most windows hold no call (Lin 2017).
 
-    A classifier that has learned biases already, from another model, keeps them.
+    A classifier that has learned biases already, from another model, keeps them. Classes that a published
+    network scores start at 0.
 
     Args:
         model: The model.
@@ -134,6 +135,9 @@ def start_at_prior(model: KenyaBirdsForAudioClassification) -> None:
     bias = model.classifier.bias
     if not bias.any():
         torch.nn.init.constant_(bias, math.log(PRIOR / (1 - PRIOR)))
+        if model.needs_scores:
+            with torch.no_grad():
+                bias[model.output_of_class >= 0] = 0
 
 
 def focal_weights(logits: torch.Tensor, labels: torch.Tensor, gamma: float) -> torch.Tensor:

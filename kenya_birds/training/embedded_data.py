@@ -1,0 +1,168 @@
+"""Training and evaluation data of heads: embeddings of clips and windows, in batches."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from kenya_birds.data.decoded_recordings import DecodedRecordings
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.window_targets import WindowTargets
+from kenya_birds.training.batches import ClipDraw
+
+
+class EmbeddedRows(torch.utils.data.Dataset):
+    """Embedded clips or windows to evaluate on.
+
+    Args:
+        inputs: Inputs of the head, float32 of shape `(rows, size)`.
+        targets: Targets of the rows, as in `FeatureClips` and `EvaluationWindows`.
+    """
+
+    def __init__(self, inputs: np.ndarray, targets: torch.Tensor) -> None:
+        self.inputs = torch.from_numpy(inputs)
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """A batch: `head_input` of shape `(batch, size)`, and `labels`."""
+        rows = list(indices)
+        return {"head_input": self.inputs[rows], "labels": self.targets[rows]}
+
+
+class EmbeddedTraining(torch.utils.data.Dataset):
+    """Embedded clips or windows to train on, each in one or several versions.
+
+    Args:
+        versions: Inputs of the head, float32 of shape `(rows, size)` for each version.
+        labels: Targets of the rows of each version; shape `(rows,)`, or `(rows, classes)`.
+    """
+
+    def __init__(self, versions: Sequence[np.ndarray], labels: Sequence[torch.Tensor]) -> None:
+        self.versions = len(versions)
+        self.inputs = torch.from_numpy(np.concatenate(versions))
+        self.rows = self.length = len(versions[0])
+        self._labels = torch.cat(list(labels))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitems__(self, draws: Sequence[ClipDraw]) -> dict[str, torch.Tensor]:
+        """A batch: `head_input` of shape `(batch, size)`, and `labels`. The first random number draws the version."""
+        rows = torch.tensor([draw.clip + int(draw.chance[0] * self.versions) * self.rows for draw in draws])
+        return {"head_input": self.inputs[rows], "labels": self._labels[rows]}
+
+
+class EmbeddedWindows(EmbeddedTraining):
+    """Embedded windows of whole recordings.
+
+    Args:
+        versions: See `EmbeddedTraining`.
+        labels: 1, 0 or -100 of each window, shape `(windows, classes)`; the same in each version.
+        decoded: The training recordings.
+        targets: The annotations of the same recordings.
+        length: Windows of an epoch.
+    """
+
+    def __init__(
+        self,
+        versions: Sequence[np.ndarray],
+        labels: np.ndarray,
+        *,
+        decoded: DecodedRecordings,
+        targets: WindowTargets,
+        length: int,
+    ) -> None:
+        super().__init__(versions, [torch.from_numpy(labels).float()] * len(versions))
+        self.decoded, self.targets, self.length = decoded, targets, length
+        self._targets_of_rows = labels
+
+    def labels(self, draws: Sequence[ClipDraw]) -> np.ndarray:
+        """The labels of a batch: 1, 0 or -100, int64 of shape `(batch, classes)`."""
+        return self._targets_of_rows[[draw.clip for draw in draws]]
+
+
+class EmbeddedWindowSampler(Sampler[ClipDraw]):
+    """Draws an epoch of embedded windows of recordings: some with a call, some without, the others anywhere.
+
+    As in `WindowSampler`, draws depend on the seed and the epoch only. A window with a call: a species is drawn with a
+    weight of `n ** (1 - species_power)`, with `n` its number of calls, then one of the recordings with it, then one of
+    the windows there that contain it.
+
+    Args:
+        targets: 1, 0 or -100 of each window, shape `(windows, classes)`.
+        recording: Index of each window's recording, shape `(windows,)`.
+        is_empty: Whether nothing is annotated in a window or near its edges, shape `(windows,)`.
+        calls: Number of calls of each class, shape `(classes,)`.
+        length: Windows of an epoch.
+        windows_per_step: Windows of one optimiser step, over all processes and accumulated batches. An incomplete last
+            step is left out.
+        seed: Seed of the draws.
+        call_share: Share of the windows with a call.
+        empty_share: Share of the windows without a call.
+        species_power: 0: species are as frequent as their calls; 1: all species are equally frequent.
+
+    Raises:
+        UserError: If no window is known to contain a call.
+    """
+
+    def __init__(
+        self,
+        targets: np.ndarray,
+        recording: np.ndarray,
+        is_empty: np.ndarray,
+        calls: np.ndarray,
+        *,
+        length: int,
+        windows_per_step: int,
+        seed: int,
+        call_share: float,
+        empty_share: float,
+        species_power: float,
+    ) -> None:
+        self.length = length - length % windows_per_step if length >= windows_per_step else length
+        self.seed, self.epoch, self._windows = seed, 0, len(targets)
+        self._empty = np.flatnonzero(is_empty)
+        row, label = np.nonzero(targets == 1)
+        if not len(row):
+            raise UserError(
+                "no window of the training recordings is known to contain a call: choose a smaller --embedding_hop_s, "
+                "or train on clips"
+            )
+        order = np.lexsort((row, recording[row], label))
+        self._row, label, of = row[order], label[order], recording[row[order]]
+        # Windows are sorted by species and recording: each pair of them is a group of neighbours.
+        self._group = np.flatnonzero(np.diff(label, prepend=-1) | np.diff(of, prepend=-1))
+        self._group_size = np.diff(self._group, append=len(label))
+        self._species = np.flatnonzero(np.diff(label[self._group], prepend=-1))
+        self._species_groups = np.diff(self._species, append=len(self._group))
+        weights = np.maximum(calls[label[self._group[self._species]]], 1.0) ** (1 - species_power)
+        self._weights = weights / weights.sum()
+        with_call, empty = round(call_share * self.length), round(empty_share * self.length)
+        empty = empty if len(self._empty) else 0
+        self._numbers = with_call, empty, self.length - with_call - empty
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch's draws; called by the trainer."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[ClipDraw]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        with_call, empty, anywhere = self._numbers
+        drawn = [self._with_call(generator, with_call), generator.integers(self._windows, size=anywhere)]
+        if empty:
+            drawn.append(self._empty[generator.integers(len(self._empty), size=empty)])
+        rows = generator.permutation(np.concatenate(drawn)).tolist()
+        yield from map(ClipDraw, rows, rows, generator.random((self.length, 1)))
+
+    def _with_call(self, generator: np.random.Generator, number: int) -> np.ndarray:
+        species = generator.choice(len(self._weights), number, p=self._weights)
+        groups = (generator.random(number) * self._species_groups[species]).astype(np.int64)
+        group = self._species[species] + groups
+        return self._row[self._group[group] + (generator.random(number) * self._group_size[group]).astype(np.int64)]
