@@ -3,6 +3,7 @@ import os
 import re
 import unicodedata
 
+import numpy as np
 import pandas as pd
 import pytest
 import soundfile
@@ -41,13 +42,20 @@ def annotate(data_dir, *lines, header=HEADER):
 
 
 def test_annotations_keep_their_order_and_get_the_middle_of_the_call(archive):
-    assert read_archive(archive).annotations.to_dict("list") == {
+    assert read_archive(archive).annotations.drop(columns=["low_hz", "high_hz"]).to_dict("list") == {
         "recording": ["b.flac", "a.flac", "a.flac"],
         "start_s": [4.0, 1.0, 3.25],
         "end_s": [4.0, 2.5, 3.25],
         "center_s": [4.0, 1.75, 3.25],
         "species": ["owl1", "owl1", "lark2"],
     }
+
+
+def test_frequencies_are_read_where_an_archive_has_them(archive):
+    rows = ["a.flac,1.0,1.0,owl1,300,5000.5", "b.flac,1.0,1.0,owl1,,", "b.flac,1.0,1.0,owl1,?,"]
+    annotate(archive, *rows, header=f"{HEADER},Low Freq (Hz),High Freq (Hz)")
+    read = read_archive(archive).annotations[["low_hz", "high_hz"]]
+    np.testing.assert_array_equal(read, [[300, 5000.5], [np.nan, np.nan], [np.nan, np.nan]])
 
 
 def test_headers_tell_length_rate_and_channels(archive):
@@ -74,7 +82,7 @@ def test_names_of_species_are_found_by_code(archive):
 
 def test_tables_may_have_other_columns_another_order_spaces_blank_lines_and_a_byte_order_mark(archive):
     plain = read_archive(archive)
-    table = pd.read_csv(archive / "annotations.csv").assign(**{"Low Freq (Hz)": 300})
+    table = pd.read_csv(archive / "annotations.csv").assign(**{"Distance (m)": 300})
     text = table[table.columns[::-1]].to_csv(index=False).replace("owl1,", " owl1 ,").replace("\n", "\r\n")
     (archive / "annotations.csv").write_text(f"\ufeff{text}\r\n,,,,\r\n", newline="")
     edit(archive / "species.csv", "Scientific", "\ufeffScientific")

@@ -1,10 +1,10 @@
-"""The command that imports annotations of other programs."""
+"""Commands that import annotations of other programs, and write annotations for them."""
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from kenya_birds.commands.common import RUN_AGAIN
+from kenya_birds.commands.common import RUN_AGAIN, add_archive
 from kenya_birds.errors import UserError
 from kenya_birds.parsing import add_general, add_option, new_command
 
@@ -26,7 +26,12 @@ COLUMN_WORDS = {
 
 
 def add_commands(commands: Any) -> None:
-    """Adds this command to the parser."""
+    """Adds these commands to the parser."""
+    _add_import(commands)
+    _add_export(commands)
+
+
+def _add_import(commands: Any) -> None:
     command = new_command(
         commands,
         "import",
@@ -80,6 +85,42 @@ def add_commands(commands: Any) -> None:
     )
     add_general(command)
     command.set_defaults(run=_import, after_stop=RUN_AGAIN)
+
+
+def _add_export(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "export-annotations",
+        "write the annotations of an archive for Raven, Audacity or a spreadsheet",
+        "Writes the annotations of an archive for another program. `kenya-birds import` reads the corrected tables "
+        "again.",
+        "kenya-birds export-annotations archive --to raven --output selections\n"
+        "kenya-birds import selections --recordings sound --output corrected",
+    )
+    add_archive(command)
+    output = command.add_argument_group("Output")
+    add_option(output, "--output", Path, required=True, metavar="FOLDER", help="output folder: new or empty")
+    add_option(
+        output,
+        "--to",
+        Literal["raven", "audacity", "csv"],
+        "raven",
+        help="raven: a selection table for each recording; audacity: a label file for each recording; csv: one table "
+        "with the columns of the collections on Zenodo",
+    )
+    add_general(command)
+    command.set_defaults(run=_export, after_stop=RUN_AGAIN)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from kenya_birds.files import check_layout, check_new_folder
+
+    check_layout(options.data_dir)
+    check_new_folder(options.output)
+    from kenya_birds.data.annotation_export import export_annotations
+
+    files = export_annotations(options.data_dir, options.output, options.to)
+    print(f"{len(files)} files are in {options.output}")
 
 
 def _import(options: argparse.Namespace) -> None:

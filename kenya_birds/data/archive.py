@@ -30,6 +30,8 @@ ANNOTATION_COLUMNS = {
     "End Time (s)": "end_s",
     "Species eBird Code": "species",
 }
+# Columns that an archive may lack.
+BOX_COLUMNS = {"Low Freq (Hz)": "low_hz", "High Freq (Hz)": "high_hz"}
 SPECIES_COLUMNS = {
     "Scientific Name": "scientific_name",
     "Species eBird Code": "species",
@@ -45,7 +47,8 @@ class Archive:
         data_dir: The archive's folder.
         annotations: One row per usable annotation: `recording` (file name, or its path in `recordings.csv`), `start_s`
             and `end_s` (seconds from the start of the recording; equal if only the middle of the call is annotated),
-            `center_s` (the middle) and `species` (eBird code), in the order of the table.
+            `center_s` (the middle), `species` (eBird code), `low_hz` and `high_hz` (NaN if unknown), in the order of
+            the table.
         unknown: `recording`, `start_s`, `end_s` and `center_s` of birds that the annotators could not identify
             (`????`, or no code).
         species: Indexed by eBird code: `scientific_name`, `common_name`.
@@ -104,12 +107,15 @@ def read_archive(data_dir: str | Path) -> Archive:
     """
     data_dir = Path(data_dir)
     check_layout(data_dir)
-    annotations = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS)
+    annotations = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS, BOX_COLUMNS)
     species = read_table(data_dir / SPECIES_FILE, SPECIES_COLUMNS)
     if annotations.empty:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE} has no annotations: expected at least one row")
     for column in ("start_s", "end_s"):
         annotations[column] = _as_seconds(annotations, column, data_dir / ANNOTATIONS_FILE)
+    for column in BOX_COLUMNS.values():
+        # Frequencies are for pictures and reports alone.
+        annotations[column] = pd.to_numeric(annotations[column], errors="coerce").astype(float)
     species = _index_species(species, data_dir / SPECIES_FILE)
 
     unlisted = annotations[~annotations["species"].isin([*species.index, UNKNOWN_SPECIES, NO_CODE])]
@@ -283,7 +289,9 @@ def _set_aside(
     reason[duration_s.isna()] = "the recording cannot be read"
 
     annotations = annotations.assign(center_s=center_s, reason=reason)
-    usable = annotations.loc[reason == "", ["recording", "start_s", "end_s", "center_s", "species"]]
+    usable = annotations.loc[
+        reason == "", ["recording", "start_s", "end_s", "center_s", "species", *BOX_COLUMNS.values()]
+    ]
     is_unknown = reason.isin(["unknown bird", "no species code"])
     unknown = annotations.loc[is_unknown, ["recording", "start_s", "end_s", "center_s"]]
     set_aside = annotations.loc[reason != "", ["row", "recording", "reason"]]

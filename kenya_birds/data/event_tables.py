@@ -42,6 +42,8 @@ COLUMNS = (
 )
 # Tables of all recordings that `kenya-birds detect` writes, the most exact first.
 OWN_TABLES = ("detections.parquet", "detections.csv", "detections.selections.txt")
+# Of computed times: microseconds, less than a sample.
+DECIMALS = 6
 # Spreadsheets read text that begins with these characters as a formula; our CSV files prefix it with an apostrophe.
 _GUARDED = re.compile(r"'[=+\-@\t\r]")
 
@@ -146,9 +148,10 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
     ]
     # In a Raven table of several recordings, the end is a time in the joined sound.
     moved = numbers["begin_s"].notna() & numbers["end_s"].notna()
-    events["end_s"] = numbers["end_s"].where(~moved, numbers["end_s"] + numbers["start_s"] - numbers["begin_s"])
+    of_file_s = (numbers["end_s"] + numbers["start_s"] - numbers["begin_s"]).round(DECIMALS)
+    events["end_s"] = numbers["end_s"].where(~moved, of_file_s)
     no_end = ~has_column["end_s"].to_numpy()[table]
-    events["end_s"] = events["end_s"].where(~no_end, numbers["start_s"] + numbers["duration_s"])
+    events["end_s"] = events["end_s"].where(~no_end, (numbers["start_s"] + numbers["duration_s"]).round(DECIMALS))
     events["score"] = events["score"].fillna(1.0)
     lines = np.array([line for one in tables for line in one.lines], dtype=np.int64)
     events = events.assign(table=table, line=lines)

@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kenya_birds.data.csv_table import read_table
+from kenya_birds.data.event_tables import DECIMALS
 from kenya_birds.data.import_report import CHANGED, NOT_TAKEN, NOTE, Findings
 from kenya_birds.data.recording_matching import Match, RecordingFinder
-from kenya_birds.data.recording_places import KeptHeader
+from kenya_birds.data.recording_places import PLACE_COLUMNS, KeptHeader
 from kenya_birds.data.sound_files import count_skipped, find_sound
 from kenya_birds.data.species_names import NameMap, SpeciesOfNames, species_of_names
 from kenya_birds.data.table_cells import SPECIES, TableCells
+from kenya_birds.errors import UserError
+from kenya_birds.files import RECORDINGS_TABLE
 
 # Times of programs are rounded: an end that is this far past the end of a recording is the end.
 ROUNDING_S = 0.05
-# Microseconds, less than a sample.
-DECIMALS = 6
 RECORDING_IS_LOST = "its recording is not there"
 
 
@@ -136,6 +138,29 @@ def _silent(
     return silent
 
 
+def listed_recordings(folder: Path, recordings: FolderRecordings, findings: Findings) -> set[str]:
+    """Returns the recordings of the `recordings.csv` of an archive beside the tables.
+
+    Args:
+        folder: Folder of the tables.
+        recordings: The recordings of the folder.
+        findings: Recordings that are not there are added.
+    """
+    path = folder / RECORDINGS_TABLE
+    if not path.is_file():
+        return set()
+    try:
+        names = read_table(path, PLACE_COLUMNS)["recording"]
+    except UserError:
+        return set()  # another table of this name, such as that of detect
+    matches = {name: recordings.finder.find(name) for name in names}
+    for name, match in matches.items():
+        if match.recording is None:
+            finding = f"a recording of {RECORDINGS_TABLE} is not there"
+            findings.add(NOT_TAKEN, finding, file=RECORDINGS_TABLE, recording=name, detail=_why_lost(match))
+    return {match.recording for match in matches.values() if match.recording is not None}
+
+
 def _own_name(file: str, table: TableCells) -> str:
     """Returns the path, without suffix, of the recording of a table by the table's path."""
     folder, slash, _ = file.rpartition("/")
@@ -185,7 +210,9 @@ def with_checked_times(calls: pd.DataFrame, headers: Mapping[str, KeptHeader], f
 
 
 def _with_checked_frequencies(calls: pd.DataFrame, nyquist_hz: pd.Series, findings: Findings) -> pd.DataFrame:
-    low_hz, high_hz = calls["low_hz"], calls["high_hz"]
+    # Raven's boxes have frequencies, also where nobody has measured any.
+    is_whole = (calls["low_hz"] <= 0) & (calls["high_hz"] == nyquist_hz)
+    low_hz, high_hz = calls["low_hz"].where(~is_whole), calls["high_hz"].where(~is_whole)
     is_wrong = (low_hz > high_hz) | (low_hz < 0) | (low_hz >= nyquist_hz)
     is_high = (high_hz > nyquist_hz) & ~is_wrong
     for is_so, finding in (

@@ -39,9 +39,14 @@ class ImportSettings:
     all_recordings: bool = False
 
     @property
+    def tables(self) -> Path:
+        """Folder of the tables."""
+        return self.source if self.source.is_dir() else self.source.parent
+
+    @property
     def root(self) -> Path:
         """Folder of the recordings."""
-        return self.recordings or (self.source if self.source.is_dir() else self.source.parent)
+        return self.recordings or self.tables
 
 
 def check_settings(settings: ImportSettings) -> None:
@@ -134,7 +139,7 @@ def read_names(settings: ImportSettings, findings: Findings) -> NameMap | None:
     """
     if settings.names is not None:
         return read_name_map(settings.names)
-    beside = (settings.source if settings.source.is_dir() else settings.source.parent) / SPECIES_FILE
+    beside = settings.tables / SPECIES_FILE
     if not beside.is_file():
         return None
     try:

@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kenya_birds.data.archive import ANNOTATION_COLUMNS, SPECIES_COLUMNS, UNKNOWN_SPECIES
+from kenya_birds.data.archive import ANNOTATION_COLUMNS, BOX_COLUMNS, SPECIES_COLUMNS, UNKNOWN_SPECIES
 from kenya_birds.data.event_tables import events_of
 from kenya_birds.data.import_report import NOT_TAKEN, NOTE, Findings
 from kenya_birds.data.import_rows import (
     RECORDING_IS_LOST,
     find_recordings,
+    listed_recordings,
     with_checked_times,
     with_recordings,
     with_species,
@@ -42,7 +43,13 @@ from kenya_birds.files import (
 )
 
 REPORT_FILE = "import_report.csv"
-MORE_COLUMNS = {"Low Freq (Hz)": "low_hz", "High Freq (Hz)": "high_hz", "Annotator": "annotator", "Source": "source"}
+COLUMNS = {
+    **{name: column for name, column in ANNOTATION_COLUMNS.items() if column != "species"},
+    **BOX_COLUMNS,
+    "Species eBird Code": "species",
+    "Annotator": "annotator",
+    "Source": "source",
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ def import_annotations(output: str | Path, settings: ImportSettings) -> ImportRe
     events["file"] = np.array(files, dtype=object)[events["table"]] if len(events) else ""
     found = find_recordings(tables, files, settings.root, findings)
     calls, silent = with_recordings(events, tables, files, found, findings)
+    silent |= listed_recordings(settings.tables, found, findings) - set(events["recording"])
     if settings.all_recordings:
         silent |= set(found.every) - set(events["recording"])
     headers = read_headers(sorted({*calls["recording"], *silent}), settings.root, findings)
@@ -188,7 +196,7 @@ def _write(result: ImportResult, root: Path) -> None:
         partial.mkdir(parents=True)
         for rows, columns, name in (
             (result.species, SPECIES_COLUMNS, SPECIES_FILE),
-            (result.annotations, {**ANNOTATION_COLUMNS, **MORE_COLUMNS}, ANNOTATIONS_FILE),
+            (result.annotations, COLUMNS, ANNOTATIONS_FILE),
         ):
             write_table(rows[list(columns.values())].set_axis(list(columns), axis=1), partial / name)
         write_places(result.recordings, root, partial / RECORDINGS_TABLE)

@@ -84,8 +84,8 @@ class TableCells:
 
     @property
     def recording(self) -> str | None:
-        """Name of the recording by the table's own name; None if a column names the recordings."""
-        return None if "recording" in self.cells else recording_of(self.path)
+        """Name of the recording by the table's own name; None if a column names the recordings of its rows."""
+        return None if self.cells.get("recording") else recording_of(self.path)
 
     @property
     def kinds(self) -> set[str]:
@@ -123,7 +123,8 @@ def read_cells(path: Path, columns: Mapping[str, str] | None = None) -> TableCel
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as a table ({type(error).__name__}: {error})") from None
     first = next((line for line in text.splitlines() if line.strip()), "")
-    if _is_audacity(first):
+    # Labels have no header: an empty file has none.
+    if _is_audacity(first) or (not first and path.suffix.lower() == ".txt"):
         return _read_audacity(path, encoding, text)
     named = re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE)
     if named:  # Excel's own first line
