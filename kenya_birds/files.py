@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,17 @@ def check_layout(data_dir: str | Path) -> None:
             raise UserError(f"no {name} in {data_dir}: an archive needs it")
     if not (data_dir / RECORDINGS_FOLDER).is_dir() and not (data_dir / RECORDINGS_TABLE).is_file():
         raise UserError(f"no folder {RECORDINGS_FOLDER}/ in {data_dir}: unpack the recordings there")
+
+
+def check_layouts(folders: Sequence[str | Path]) -> None:
+    """Raises `UserError` if one of several archives is none, or is given twice."""
+    places: list[Path] = []
+    for folder in folders:
+        check_layout(folder)
+        place = Path(folder).resolve()
+        if place in places:
+            raise UserError(f"the archive {folder} is given twice: give each archive once")
+        places.append(place)
 
 
 def check_file(path: str | Path | None, what: str) -> None:

@@ -64,6 +64,8 @@ def things(tmp_path_factory):
     elsewhere = synthesize_archive(
         folder / "x", recordings=9, duration_s=40, species=5, annotations=110, scene="quiet", seed=7
     )
+    (folder / "kenya").symlink_to(archive)
+    (folder / "colombia").symlink_to(elsewhere)
     (folder / "recordings").mkdir()
     # Another recording has a name that only --name_pattern reads.
     names = ["north 07.12.2021 15-38.flac", *(f"KEN_{n:03}_20211207_153852.flac" for n in range(1, 9))]

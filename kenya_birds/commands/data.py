@@ -1,10 +1,18 @@
-"""Commands about archives: synthesize, download, check, report, split."""
+"""Commands about archives: synthesize, download, join, check, report, split."""
 
 import argparse
 from pathlib import Path
 from typing import Any, Literal
 
-from kenya_birds.commands.common import RUN_AGAIN, add_archive, add_name_pattern, add_overwrite, read_name_pattern
+from kenya_birds.commands.common import (
+    RUN_AGAIN,
+    add_archive,
+    add_name_pattern,
+    add_overwrite,
+    check_archives,
+    read_archive_folder,
+    read_name_pattern,
+)
 from kenya_birds.defaults import (
     KENYA_RECORD,
     MIN_ANNOTATIONS,
@@ -17,13 +25,14 @@ from kenya_birds.defaults import (
     VALIDATION_SIZE,
     ZENODO_API_URL,
 )
+from kenya_birds.errors import UserError
 from kenya_birds.parsing import add_general, add_option, new_command
 from kenya_birds.values import Count, Duration, HeldOutFolds, Seed, SplitSize, SyntheticDuration
 
 
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
-    for add in (_add_synthesize, _add_download, _add_check, _add_report, _add_split):
+    for add in (_add_synthesize, _add_download, _add_join, _add_check, _add_report, _add_split):
         add(commands)
 
 
@@ -109,6 +118,35 @@ def _download(options: argparse.Namespace) -> None:
     print(f"The archive is in {options.data_dir}")
 
 
+def _add_join(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "join",
+        "make one archive of several",
+        "Writes an archive with the recordings, annotations and species of several archives. Recordings are not "
+        "copied. Species with the same code or scientific name are one. train_hf.py and the commands that take "
+        "several archives do this by themselves.",
+        "kenya-birds join kenya colombia --output both",
+    )
+    add_archive(command, several=True)
+    output = command.add_argument_group("Output")
+    add_option(output, "--output", Path, required=True, metavar="ARCHIVE", help="folder of the archive: new or empty")
+    add_general(command)
+    command.set_defaults(run=_join, after_stop=RUN_AGAIN)
+
+
+def _join(options: argparse.Namespace) -> None:
+    from kenya_birds.files import check_new_folder
+
+    check_new_folder(options.output)
+    check_archives(options)
+    if len(options.data_dirs) < 2:
+        raise UserError("one archive is given: expected two or more to join")
+    from kenya_birds.data.joined_archive import join_archives
+
+    print(join_archives(options.data_dirs, options.output).format())
+
+
 def _add_check(commands: Any) -> None:
     command = new_command(
         commands,
@@ -148,7 +186,7 @@ def _add_report(commands: Any) -> None:
         "splits and tables.",
         "kenya-birds report archive --output report.html",
     )
-    add_archive(command)
+    add_archive(command, several=True)
     output = command.add_argument_group("Output")
     add_option(output, "--output", Path, Path("report.html"), metavar="FILE", help="HTML file to write")
     add_overwrite(output)
@@ -169,7 +207,7 @@ def _report(options: argparse.Namespace) -> None:
     from kenya_birds.exploration.archive_report import write_report
 
     output = write_report(
-        options.data_dir,
+        read_archive_folder(options),
         options.output,
         min_annotations=options.min_annotations,
         seed=options.seed,
@@ -189,7 +227,7 @@ def _add_split(commands: Any) -> None:
         "the split.",
         "kenya-birds split archive --output splits.csv\nkenya-birds split archive --folds 5 --output folds.csv",
     )
-    add_archive(command)
+    add_archive(command, several=True)
     output = command.add_argument_group("Output")
     add_option(
         output,
@@ -241,21 +279,31 @@ def _split(options: argparse.Namespace) -> None:
     _check_paths(options)
     from kenya_birds.data.archive import read_archive, select_classes
     from kenya_birds.data.balanced_split import make_splits
+    from kenya_birds.data.joined_archive import divide_each
     from kenya_birds.data.split_audit import audit_split, format_audit
-    from kenya_birds.data.splits import write_splits
+    from kenya_birds.data.splits import least_recordings, write_splits
 
-    archive = read_archive(options.data_dir)
+    archive = read_archive(read_archive_folder(options))
     annotations = archive.annotations
     annotations = annotations[annotations["species"].isin(select_classes(annotations, options.min_annotations))]
-    table = make_splits(
+    same_sound = archive.same_sound()
+    balanced_parts = options.folds or 3
+    is_balanced = options.folds or options.strategy == "balanced"
+    table = divide_each(
         annotations,
-        options.strategy,
-        folds=options.folds,
-        test_size=options.test_size,
-        validation_size=options.validation_size,
-        seed=options.seed,
-        time_limit_s=options.time_limit_s,
-        same_sound=archive.same_sound(),
+        archive.archive_of,
+        same_sound,
+        lambda part: make_splits(
+            part,
+            options.strategy,
+            folds=options.folds,
+            test_size=options.test_size,
+            validation_size=options.validation_size,
+            seed=options.seed,
+            time_limit_s=options.time_limit_s,
+            same_sound=same_sound,
+        ),
+        least=balanced_parts if is_balanced else least_recordings(options.test_size, options.validation_size),
     )
     write_splits(table, options.output, overwrite=options.overwrite)
     train_size = 1 - options.test_size - options.validation_size
@@ -265,8 +313,11 @@ def _split(options: argparse.Namespace) -> None:
 
 
 def _check_paths(options: argparse.Namespace) -> None:
-    """Checks the archive and the output of a command."""
+    """Checks the archives and the output of a command."""
     from kenya_birds.files import check_layout, check_output
 
-    check_layout(options.data_dir)
+    if hasattr(options, "data_dirs"):
+        check_archives(options)
+    else:
+        check_layout(options.data_dir)
     check_output(options.output, options.overwrite)

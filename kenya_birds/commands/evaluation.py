@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any, Literal
 
-from kenya_birds.commands.common import MODEL, RUN_AGAIN, add_archive, add_device, log_loading
+from kenya_birds.commands.common import (
+    MODEL,
+    RUN_AGAIN,
+    add_archive,
+    add_device,
+    check_archives,
+    log_loading,
+    read_archive_folder,
+)
 from kenya_birds.defaults import CLIPS_PER_BATCH
 from kenya_birds.experiments.probe_settings import ProbeSettings
 from kenya_birds.parsing import add_field, add_general, add_option, new_command, read_fields
@@ -30,7 +38,7 @@ def _add_evaluate(commands: Any) -> None:
         "kenya-birds evaluate birds archive --output again",
     )
     add_option(command, "model", str, help=MODEL)
-    add_archive(command)
+    add_archive(command, several=True)
     output = command.add_argument_group("Output")
     add_option(
         output,
@@ -92,12 +100,12 @@ def _add_evaluated_clips(command: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_file, check_layout, check_new_folder
+    from kenya_birds.files import check_file, check_new_folder
     from kenya_birds.saved_models import check_model
 
     output = options.output or Path(f"evaluation_{options.split}")
     check_model(options.model, ours=True)
-    check_layout(options.data_dir)
+    check_archives(options)
     check_file(options.splits_file, "a table of splits or folds")
     check_new_folder(output)
     log_loading(options.model)
@@ -106,7 +114,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     metrics = evaluate_model(
         options.model,
-        options.data_dir,
+        read_archive_folder(options, options.cache_dir),
         output,
         split=options.split,
         splits_file=options.splits_file,
@@ -219,7 +227,7 @@ def _add_probe(commands: Any) -> None:
         "kenya-birds probe birds archive --folds 5 --output probe",
     )
     add_option(command, "model", str, help=MODEL)
-    add_archive(command)
+    add_archive(command, several=True)
     output = command.add_argument_group("Output")
     add_option(output, "--output", Path, Path("probe"), metavar="FOLDER", help="output folder: new or empty")
     add_option(
@@ -284,11 +292,11 @@ def _add_probed_clips(command: Any) -> None:
 
 
 def _probe(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_file, check_layout, check_new_folder
+    from kenya_birds.files import check_file, check_new_folder
     from kenya_birds.saved_models import check_model
 
     check_model(options.model)
-    check_layout(options.data_dir)
+    check_archives(options)
     check_file(options.splits_file, "a table of splits or folds")
     if options.beside is not None:
         check_file(options.beside / "metrics.json", "the output folder of train_hf.py (--beside)")
@@ -298,7 +306,7 @@ def _probe(options: argparse.Namespace) -> None:
 
     table = probe(
         options.model,
-        options.data_dir,
+        read_archive_folder(options, options.cache_dir),
         options.output,
         read_fields(options, ProbeSettings),
         beside=options.beside,

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kenya_birds.commands.common import MODEL, add_archive
+from kenya_birds.commands.common import MODEL, add_archive, check_archives, read_archive_folder
 from kenya_birds.defaults import BACKBONE, CLIPS_PER_BATCH, EPOCHS
 from kenya_birds.parsing import add_field, add_general, add_option, new_command, read_fields
 from kenya_birds.training.tuning_settings import TuningSettings
@@ -110,8 +110,8 @@ def _add_tune(commands: Any) -> None:
         "train_hf.py for settings that are not searched follow after --. Needs optuna.",
         "kenya-birds tune archive --trials 30 --output tuning -- --num_train_epochs 20",
     )
-    command.usage = "kenya-birds tune data_dir --trials N [options] [-- flags of train_hf.py]"
-    add_archive(command)
+    command.usage = "kenya-birds tune ARCHIVE --trials N [options] [-- flags of train_hf.py]"
+    add_archive(command, several=True)
     study = command.add_argument_group("Study")
     add_field(
         study,
@@ -143,10 +143,11 @@ def _tune(options: argparse.Namespace) -> None:
     from kenya_birds.extras import check_extra
     from kenya_birds.training.flags import tuning_flags
 
-    tuning_flags(options.data_dir, options.output, options.train_flags)
+    tuning_flags(options.data_dirs[0], options.output, options.train_flags)
+    check_archives(options)
     check_extra("optuna", "tuning")
     from kenya_birds.training.tuning import tune
 
     settings = read_fields(options, TuningSettings)
-    tune(options.data_dir, options.output, settings, options.train_flags)
+    tune(read_archive_folder(options), options.output, settings, options.train_flags)
     print(f"The best settings (for train_hf.py --params), history and figures are in {options.output}")

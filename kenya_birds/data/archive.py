@@ -57,6 +57,7 @@ class Archive:
         set_aside: Skipped annotations: `row` (line in the CSV; the header is line 1), `recording`, `reason`.
         paths: Path by recording. Names of recordings are in NFC; a file system may store them in NFD (see
             `recording_key`).
+        archive_of: In a joined archive, the name of the archive that each recording comes from (see `join_archives`).
     """
 
     data_dir: Path
@@ -66,6 +67,7 @@ class Archive:
     headers: dict[str, AudioHeader]
     set_aside: pd.DataFrame
     paths: dict[str, Path] = field(default_factory=dict)
+    archive_of: dict[str, str] = field(default_factory=dict)
 
     def recording_path(self, recording: str) -> Path:
         """Returns the path of a recording."""
@@ -135,7 +137,8 @@ def read_archive(data_dir: str | Path) -> Archive:
     if usable.empty:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE}: none of its {len(set_aside)} annotations can be used")
     paths = {name: places.path(file) for name, file in files.items()}
-    return Archive(data_dir, usable, unknown, species, headers, set_aside, paths)
+    origins = {name: places.archive_of[file] for name, file in files.items() if file in places.archive_of}
+    return Archive(data_dir, usable, unknown, species, headers, set_aside, paths, origins)
 
 
 def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]:

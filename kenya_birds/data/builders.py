@@ -19,9 +19,10 @@ import pyarrow as pa
 
 from kenya_birds.data.archive import Archive, archive_fingerprint, read_archive, select_classes
 from kenya_birds.data.audio import RecordingReader, encode_wav
+from kenya_birds.data.joined_archive import divide_each
 from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.data.same_recording import check_undivided, with_names_of
-from kenya_birds.data.splits import SPLITS, check_splits, stratified_split
+from kenya_birds.data.splits import SPLITS, check_splits, least_recordings, stratified_split
 from kenya_birds.defaults import MIN_ANNOTATIONS, SPLIT_SEED, TEST_SIZE, VALIDATION_SIZE
 from kenya_birds.errors import UserError
 from kenya_birds.fingerprints import DECODERS, code_fingerprint, library_versions
@@ -218,13 +219,19 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
             recordings = sorted(self.clips["recording"].unique())
             self.splits = pd.DataFrame({"recording": recordings, "split": config.one_split})
         elif config.splits is None:
-            self.splits = stratified_split(
+            self.splits = divide_each(
                 self.clips,
-                test_size=config.test_size,
-                validation_size=config.validation_size,
-                fold=config.fold,
-                seed=config.split_seed,
-                same_sound=self.same_sound,
+                self.archive.archive_of,
+                self.same_sound,
+                lambda clips: stratified_split(
+                    clips,
+                    test_size=config.test_size,
+                    validation_size=config.validation_size,
+                    fold=config.fold,
+                    seed=config.split_seed,
+                    same_sound=self.same_sound,
+                ),
+                least=least_recordings(config.test_size, config.validation_size),
             )
         else:
             names = set(self.clips["recording"])

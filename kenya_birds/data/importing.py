@@ -31,7 +31,7 @@ from kenya_birds.data.import_tables import (
     read_tables,
     without_path,
 )
-from kenya_birds.data.recording_places import KeptHeader, write_places
+from kenya_birds.data.recording_places import KeptHeader, Place, write_places
 from kenya_birds.errors import UserError
 from kenya_birds.files import (
     ANNOTATIONS_FILE,
@@ -199,7 +199,8 @@ def _write(result: ImportResult, root: Path) -> None:
             (result.annotations, COLUMNS, ANNOTATIONS_FILE),
         ):
             write_table(rows[list(columns.values())].set_axis(list(columns), axis=1), partial / name)
-        write_places(result.recordings, root, partial / RECORDINGS_TABLE)
+        places = [Place(name, root, name, kept=kept) for name, kept in result.recordings.items()]
+        write_places(places, partial / RECORDINGS_TABLE)
         result.findings.write(partial / REPORT_FILE)
         put_folder_in_place(partial, result.archive)
     except OSError as error:

@@ -1,7 +1,7 @@
 """Where the recordings of an archive lie: in its folder `soundscape_data/`, or anywhere, as `recordings.csv` says."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
@@ -21,6 +21,8 @@ HEADER_COLUMNS = {
     "Size (bytes)": "size",
     "Modified (ns)": "modified_ns",
 }
+# In a joined archive: the path below the folder, if it is not the recording's name, and the archive it comes from.
+JOINED_COLUMNS = {"File": "file", "Archive": "archive"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,25 @@ class KeptHeader:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A row of `recordings.csv`.
+
+    Attributes:
+        recording: Name of the recording, with `/` between folders.
+        folder: A folder.
+        file: Path below it, with `/`.
+        archive: The archive that the recording comes from; empty: this one.
+        kept: The header; None if it cannot be read.
+    """
+
+    recording: str
+    folder: Path
+    file: str
+    archive: str = ""
+    kept: KeptHeader | None = None
+
+
+@dataclass(frozen=True)
 class RecordingPlaces:
     """The recordings of an archive.
 
@@ -66,11 +87,13 @@ class RecordingPlaces:
         paths: Every file in that folder, or recording of that table, by its name there. Names in the table have `/`
             between folders.
         kept: Headers in the table.
+        archive_of: In a joined archive, the archive that each recording comes from.
     """
 
     source: Path
     paths: dict[str, Path]
     kept: dict[str, KeptHeader] = field(default_factory=dict)
+    archive_of: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data_dir: Path) -> "RecordingPlaces":
@@ -83,12 +106,14 @@ class RecordingPlaces:
         if not path.is_file():
             folder = data_dir / RECORDINGS_FOLDER
             return cls(folder, {name: folder / name for name in sorted(os.listdir(folder))})
-        table = read_table(path, PLACE_COLUMNS, HEADER_COLUMNS)
-        for row in table[[not is_inside(name) for name in table["recording"]]].itertuples():
-            raise UserError(
-                f"{path} line {row.row}: '{row.recording}' is not a path below its folder: expected one such as "
-                "site1/a.wav"
-            )
+        table = read_table(path, PLACE_COLUMNS, {**HEADER_COLUMNS, **JOINED_COLUMNS})
+        table["file"] = table["file"].where(table["file"] != "", table["recording"])
+        for column in ("recording", "file"):
+            for row in table[[not is_inside(name) for name in table[column]]].itertuples():
+                raise UserError(
+                    f"{path} line {row.row}: '{getattr(row, column)}' is not a path below its folder: expected one "
+                    "such as site1/a.wav"
+                )
         repeated = table[table["recording"].map(recording_key).duplicated()]
         if len(repeated):
             raise UserError(f"{path} line {repeated['row'].iloc[0]}: this recording is listed twice: remove one line")
@@ -99,9 +124,10 @@ class RecordingPlaces:
                     "disk, or replace this path in the column Folder by the new one"
                 )
         # A relative folder is below the archive.
-        places = zip(table["recording"], table["folder"], strict=True)
-        paths = {name: data_dir / folder / name for name, folder in places}
-        return cls(path, paths, _kept(table))
+        places = zip(table["recording"], table["folder"], table["file"], strict=True)
+        paths = {name: data_dir / folder / file for name, folder, file in places}
+        origins = table[table["archive"] != ""]
+        return cls(path, paths, _kept(table), dict(zip(origins["recording"], origins["archive"], strict=True)))
 
     @property
     def is_table(self) -> bool:
@@ -157,27 +183,25 @@ def is_inside(name: str) -> bool:
     return not ({"", ".", ".."} & set(parts)) and "\\" not in name and not PureWindowsPath(name).drive
 
 
-def write_places(recordings: Mapping[str, KeptHeader], folder: Path, path: Path) -> None:
-    """Writes `recordings.csv`.
+def write_places(places: Iterable[Place], path: Path) -> None:
+    """Writes `recordings.csv`, sorted by recording.
 
     Args:
-        recordings: Header by the recording's path below `folder`, with `/`.
-        folder: The folder of the recordings.
+        places: The rows.
         path: The table; an existing file is replaced.
     """
-    rows = [
-        (
-            name,
-            str(folder),
-            kept.header.frames,
-            kept.header.sample_rate_hz,
-            kept.header.channels,
-            kept.size,
-            kept.modified_ns,
-        )
-        for name, kept in sorted(recordings.items())
-    ]
-    write_table(pd.DataFrame(rows, columns=[*PLACE_COLUMNS, *HEADER_COLUMNS]), path)
+    rows = []
+    for place in sorted(places, key=lambda place: place.recording):
+        kept = place.kept
+        header: tuple[int | str, ...] = ("",) * len(HEADER_COLUMNS)
+        if kept is not None:
+            about = kept.header
+            header = (about.frames, about.sample_rate_hz, about.channels, kept.size, kept.modified_ns)
+        file = "" if place.file == place.recording else place.file
+        rows.append((place.recording, str(place.folder), *header, file, place.archive))
+    table = pd.DataFrame(rows, columns=[*PLACE_COLUMNS, *HEADER_COLUMNS, *JOINED_COLUMNS])
+    unused = [column for column in JOINED_COLUMNS if not table[column].astype(bool).any()]
+    write_table(table.drop(columns=unused), path)
 
 
 def _kept(table: pd.DataFrame) -> dict[str, KeptHeader]:

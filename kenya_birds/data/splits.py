@@ -58,8 +58,7 @@ def stratified_split(
     """
     every, annotations = annotations, joined(annotations, same_sound)
     check_can_split(annotations, test_size, validation_size)
-    outer = math.ceil(round(1 / test_size, 9))
-    inner = max(2, math.ceil(round((1 - test_size) / validation_size, 9)))
+    outer, inner = _folds_of(test_size, validation_size)
     recordings = annotations["recording"].nunique()
     if not _fits(recordings, outer, inner):
         asked = outer, inner
@@ -112,6 +111,16 @@ def stratified_folds(
             tables.append(pd.DataFrame({"recording": chosen["recording"].unique(), "fold": fold}))
     table = pd.concat(tables).sort_values("recording").reset_index(drop=True)
     return separated(table, every, same_sound)
+
+
+def least_recordings(test_size: float, validation_size: float) -> int:
+    """Returns the number of recordings from which on `stratified_split` has all its folds.
+
+    Args:
+        test_size: Share of the test split.
+        validation_size: Share of the validation split.
+    """
+    return sum(_folds_of(test_size, validation_size))
 
 
 def check_can_split(annotations: pd.DataFrame, test_size: float, validation_size: float) -> None:
@@ -314,6 +323,11 @@ def check_splits(table: pd.DataFrame, recordings: set[str]) -> None:
     for problem, found in problems.items():
         if found:
             raise UserError(f"the split table {problem}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}")
+
+
+def _folds_of(test_size: float, validation_size: float) -> tuple[int, int]:
+    """Returns the numbers of outer and inner folds."""
+    return math.ceil(round(1 / test_size, 9)), max(2, math.ceil(round((1 - test_size) / validation_size, 9)))
 
 
 def _parts(annotations: pd.DataFrame, outer: int, inner: int) -> dict[str, pd.DataFrame]:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +108,8 @@ def _scores(targets: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.
 METRICS_FILE = "metrics.json"
 # What metrics.json says of the whole recordings of a split.
 WHOLE_RECORDINGS = "whole_recordings"
+# Metrics of each archive of a joined one, in those of a split and of whole recordings.
+ARCHIVES = "archives"
 SPECIES_TABLE_FILE = "per_species.csv"
 PREDICTIONS_FILE = "predictions.parquet"
 CONFUSION_FILE = "confusion_matrix.png"
@@ -128,6 +130,7 @@ class EvaluationContext:
         more: Further content of `metrics.json`, by split.
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap resamples.
+        archive_of: In a joined archive, the archive of each recording; metrics are then given for each of them too.
     """
 
     common_names: Mapping[str, str] = field(default_factory=dict)
@@ -137,6 +140,20 @@ class EvaluationContext:
     more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seed: int = 0
     resamples: int = RESAMPLES
+    archive_of: Mapping[str, str] = field(default_factory=dict)
+
+    def archives(self, recordings: Iterable[str]) -> dict[str, np.ndarray]:
+        """Which recordings are of each archive, by its name; empty unless they are of several archives.
+
+        Args:
+            recordings: Names; they may repeat.
+
+        Returns:
+            Booleans of shape `(recordings,)`.
+        """
+        origin = np.array([self.archive_of.get(name, "") for name in recordings], dtype=str)
+        names = np.unique(origin).tolist()
+        return {name: origin == name for name in names} if len(names) > 1 else {}
 
     def with_more(self, split: str, content: Mapping[str, Any]) -> "EvaluationContext":
         """The same context with further content of `metrics.json` for one split."""
@@ -211,8 +228,9 @@ def write_report(
     Returns:
         The metrics of `evaluation_metrics` (None if undefined); `intervals`, their 95% intervals by name
         (`[low, high]` or None); `ece_before_calibration` (None without `uncalibrated`); `clips`; `recordings`;
-        `training_overlap`, if the context has an `overlap`; and `not_scored`: the classes that F1 and average
-        precision skip (`no_clip`), and those that AUROC skips (`no_auroc`). It can be written as JSON.
+        `training_overlap`, if the context has an `overlap`; `archives`, the metrics of each archive of a joined one;
+        and `not_scored`: the classes that F1 and average precision skip (`no_clip`), and those that AUROC skips
+        (`no_auroc`). It can be written as JSON.
 
     Raises:
         ValueError: If no clip contains a known class.
@@ -263,7 +281,19 @@ def _metrics(predictions: Predictions, uncalibrated: np.ndarray | None, context:
             "no_auroc": [codes[label] for label in np.flatnonzero(np.isnan(aurocs(scores, targets)))],
         },
         **({} if context.overlap is None else {"training_overlap": dict(context.overlap)}),
+        **_of_archives(predictions, context),
     }
+
+
+def _of_archives(predictions: Predictions, context: EvaluationContext) -> dict[str, Any]:
+    """Metrics of the clips of each archive of a joined one."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, rows in context.archives(predictions.recordings).items():
+        recordings = len(np.unique(predictions.recordings[rows]))
+        found[name] = {"clips": int(rows.sum()), "recordings": recordings}
+        if (predictions.targets[rows] == 1).any():
+            found[name] |= plain_metrics(predictions.scores[rows], predictions.references[rows])
+    return {ARCHIVES: found} if found else {}
 
 
 def _save_figures(
@@ -304,6 +334,7 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
         shown = "not defined" if value is None else f"{value:.4f}"
         between = "" if interval is None else f"  ({interval[0]:.4f} to {interval[1]:.4f})"
         lines.append(f"{name:<14} {shown}{between}")
+    lines += _archive_lines(metrics, ("macro_f1", "cmap", "auroc"))
     return "\n".join(lines)
 
 
@@ -322,7 +353,17 @@ def format_recordings(whole: Mapping[str, Any]) -> str:
         shown = "not defined" if value is None else f"{value:.4f}"
         between = "" if interval is None else f"  ({interval[0]:.4f} to {interval[1]:.4f})"
         lines.append(f"{name:<28} {shown}{between}")
+    lines += _archive_lines(whole, ("f1", "precision", "recall", "false_per_h", "cmap"))
     return "\n".join(lines)
+
+
+def _archive_lines(metrics: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """A line for each archive of a joined one."""
+    lines = []
+    for archive, found in metrics.get(ARCHIVES, {}).items():
+        values = (f"{name} {found[name]:.4f}" for name in names if found.get(name) is not None)
+        lines.append(f"archive {archive}, {found['recordings']} recordings: {', '.join(values)}")
+    return lines
 
 
 def _number(value: float) -> float | None:

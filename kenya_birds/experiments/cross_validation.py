@@ -15,6 +15,7 @@ import torch
 
 from kenya_birds.console import user_errors
 from kenya_birds.data.builders import KenyaBirds
+from kenya_birds.data.joined_archive import divide_each
 from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.splits import read_folds, splits_of_fold, stratified_folds
 from kenya_birds.errors import UserError
@@ -285,7 +286,13 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
         return table.sort_values("recording").reset_index(drop=True)
     folds = DEFAULT_FOLDS if folds is None else folds
     Kind.of(Folds).check("folds", folds)
-    return stratified_folds(builder.clips, folds, seed=seed, same_sound=builder.same_sound)
+    return divide_each(
+        builder.clips,
+        builder.archive.archive_of,
+        builder.same_sound,
+        lambda clips: stratified_folds(clips, folds, seed=seed, same_sound=builder.same_sound),
+        least=folds,
+    )
 
 
 def _write_logits(scored: Scored, path: Path) -> None:

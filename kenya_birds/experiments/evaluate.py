@@ -126,6 +126,7 @@ def evaluate_model(
         split=split,
         overlap=overlap,
         seed=seed,
+        archive_of=builder.archive.archive_of,
     )
     calibration = Calibration.of(model.config)
     Calibration().store(model.config)  # raw logits are needed, to show the effect of the calibration

@@ -239,6 +239,7 @@ def write_out_of_fold(
             "validation": {"calibration": calibration.to_json(), "thresholds": thresholds.reason()},
         },
         seed=seed,
+        archive_of=archive.archive_of,
     )
     pooled_recordings = pool_folds([fold.folder for fold in folds], archive)
     if pooled_recordings is not None:
@@ -384,6 +385,7 @@ def save_results(
                     trainer.class_counts.tolist(),
                     more={split: {"loss": each.metrics[f"{split}_loss"]} for split, each in scores.predicted.items()},
                     seed=run.settings.training.seed,
+                    archive_of=run.builder.archive.archive_of,
                 ),
                 windows=scores.windows,
             )

@@ -11,8 +11,8 @@ import pandas as pd
 
 from kenya_birds.data.archive import Archive
 from kenya_birds.evaluation.calibration import Calibration
-from kenya_birds.evaluation.evaluation_report import EvaluationContext
-from kenya_birds.evaluation.event_metrics import Truth, event_intervals
+from kenya_birds.evaluation.evaluation_report import ARCHIVES, EvaluationContext
+from kenya_birds.evaluation.event_metrics import METRICS, Truth, event_intervals
 from kenya_birds.evaluation.metrics import probabilities
 from kenya_birds.evaluation.recording_figures import (
     save_recall_by_false_reports,
@@ -211,7 +211,7 @@ def write_recordings(
 
     Returns:
         For `metrics.json`: `hours`, `calls`, `overlap_s`, and `metrics`, the `value` and `interval` of each (see
-        `event_intervals`).
+        `event_intervals`); for a joined archive also `archives`, the values of each archive.
     """
     folder.mkdir(parents=True, exist_ok=True)
     recordings = scores.per_recording()
@@ -241,4 +241,16 @@ def write_recordings(
         duration_s=float(recordings.loc[recordings["recording"] == name, "duration_s"].iloc[0]),
         names=dict(context.common_names),
     )
-    return {"hours": hours, "calls": int(recordings["calls"].sum()), "overlap_s": overlap_s, "metrics": metrics}
+    found = {"hours": hours, "calls": int(recordings["calls"].sum()), "overlap_s": overlap_s, "metrics": metrics}
+    archives = context.archives(recordings["recording"].tolist())
+    if archives:
+        values = scores.weighted(np.stack(list(archives.values())).astype(np.int64))
+        found[ARCHIVES] = {
+            name: {"recordings": int(rows.sum())} | {metric: _number(values[metric][number]) for metric in METRICS}
+            for number, (name, rows) in enumerate(archives.items())
+        }
+    return found
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -37,7 +37,10 @@ class DataArguments:
     """The archive, its clips and its splits."""
 
     data_dir: str = field(
-        metadata={"help": "the archive: a folder with annotations.csv, species.csv, soundscape_data/"}
+        metadata={
+            "help": "the archive: a folder with annotations.csv, species.csv, and soundscape_data/ or recordings.csv; "
+            "several archives are joined"
+        }
     )
     train_on: Literal["clips", "recordings"] = field(
         default="clips",

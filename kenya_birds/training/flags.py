@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import check_can_make, check_file, check_layout, is_new_or_empty, read_json
+from kenya_birds.files import check_can_make, check_file, check_layouts, is_new_or_empty, read_json
 from kenya_birds.parsing import Parser, add_general, add_option
 from kenya_birds.saved_models import NO_START, check_model, check_trained
 from kenya_birds.training.arguments import (
@@ -112,6 +112,7 @@ class TrainFlags:
         augmentation: Random changes of training clips.
         training: Arguments of `KenyaBirdsTrainingArguments` that are given.
         params: The best.json that gave some of the values.
+        more_archives: Archives besides that of `data`; all of them are joined.
     """
 
     data: DataArguments
@@ -120,18 +121,27 @@ class TrainFlags:
     augmentation: AugmentationArguments
     training: dict[str, Any]
     params: Path | None = None
+    more_archives: tuple[str, ...] = ()
 
     def settings(self) -> "Settings":
-        """The settings of a run; imports torch.
+        """The settings of a run, whose archive is one: several are joined in the cache. Imports torch.
 
         Raises:
-            UserError: If transformers refuses an argument.
+            UserError: If transformers refuses an argument, or the archives cannot be joined.
         """
         from kenya_birds.training.settings import Settings
         from kenya_birds.training.trainer import KenyaBirdsTrainingArguments
 
         training = KenyaBirdsTrainingArguments(**self.training)
-        return Settings(self.data, self.model, self.features, self.augmentation, training)
+        data = self.data
+        if self.more_archives:
+            from datasets import config
+
+            from kenya_birds.data.joined_archive import one_archive
+
+            joined = one_archive([data.data_dir, *self.more_archives], data.cache_dir or config.HF_DATASETS_CACHE)
+            data = dataclasses.replace(data, data_dir=str(joined))
+        return Settings(data, self.model, self.features, self.augmentation, training)
 
 
 def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new_output: bool = True) -> TrainFlags:
@@ -149,6 +159,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
     given = vars(train_parser(program).parse_args(list(words)))
     params = given.pop("params", None)
     given = {**_read_params(params), **given}
+    given["data_dir"], *more_archives = given["data_dir"]
     parts = []
     for group in GROUPS:
         names = {field.name for field in dataclasses.fields(group)}
@@ -174,7 +185,15 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
     check_train_on(data, model, features)
     if model.window_loss == "softmax" and own.get("focal_gamma"):
         raise UserError("focal_gamma weighs binary losses: leave it out, or use --window_loss bce")
-    flags = TrainFlags(data, model, features, augmentation, training={**own, **given}, params=params)
+    flags = TrainFlags(
+        data,
+        model,
+        features,
+        augmentation,
+        training={**own, **given},
+        params=params,
+        more_archives=tuple(more_archives),
+    )
     _check_inputs(flags)
     _check_output(flags, new_output)
     return flags
@@ -274,7 +293,7 @@ def train_parser(program: str = "train_hf.py", *, show_all: bool = False) -> Par
                 metavar=METAVARS.get(name),
                 help=text if is_shown else argparse.SUPPRESS,
                 required=name in ("data_dir", "output_dir"),
-                **({"nargs": "?"} if kind.base is bool else {}),
+                **({"nargs": "?"} if kind.base is bool else {"nargs": "+"} if name == "data_dir" else {}),
             )
     general = add_general(parser)
     general.add_argument("--help_all", action=_HelpAll, nargs=0, help="show the flags of transformers too, and exit")
@@ -324,7 +343,7 @@ def _read_params(path: Path | None) -> dict[str, Any]:
 
 def _check_inputs(flags: TrainFlags) -> None:
     """Raises `UserError` unless what is to be read is there."""
-    check_layout(flags.data.data_dir)
+    check_layouts([flags.data.data_dir, *flags.more_archives])
     check_file(flags.data.splits_file, "a table of splits or folds (--splits_file)")
     start = flags.model.init_from
     if flags.training.get("resume_from_checkpoint"):

@@ -1,0 +1,151 @@
+"""Several archives as one: names, species, splits, and a model that is trained on them."""
+
+import json
+
+import pandas as pd
+import pytest
+from archives import edit, write_archive
+from running import flags, settings_of
+
+import train_hf
+from kenya_birds.cli import main
+from kenya_birds.data.archive import read_archive
+from kenya_birds.data.joined_archive import divide_each, join_archives, one_archive
+from kenya_birds.data.splits import stratified_split
+from kenya_birds.data.synthetic import synthesize_archive
+from kenya_birds.errors import UserError
+
+
+@pytest.fixture
+def two(tmp_path):
+    """`north` has larks and owls, `south` owls and doves; both have a recording a.wav."""
+    north = write_archive(
+        tmp_path / "north", [("a.wav", 1.0, "lark"), ("b.wav", (2.0, 3.0), "owl"), ("b.wav", 5.0, "????")]
+    )
+    south = write_archive(tmp_path / "south", [("a.wav", 4.0, "owl"), ("c.wav", 6.0, "dove")], seconds=12.0)
+    return north, south
+
+
+def test_recordings_keep_their_places_and_get_the_name_of_their_archive(two, tmp_path):
+    joined = join_archives(two, tmp_path / "both")
+    archive = read_archive(joined.path)
+    assert sorted(archive.headers) == ["north/a.wav", "north/b.wav", "south/a.wav", "south/c.wav"]
+    assert archive.recording_path("south/a.wav") == two[1] / "soundscape_data" / "a.wav"
+    assert archive.headers["north/a.wav"].duration_s == 10.0
+    assert archive.headers["south/a.wav"].duration_s == 12.0
+    assert archive.archive_of == {name: name.split("/")[0] for name in archive.headers}
+    assert archive.annotations[["recording", "start_s", "end_s", "species"]].to_numpy().tolist() == [
+        ["north/a.wav", 1.0, 1.0, "lark"],
+        ["north/b.wav", 2.0, 3.0, "owl"],
+        ["south/a.wav", 4.0, 4.0, "owl"],
+        ["south/c.wav", 6.0, 6.0, "dove"],
+    ]
+    assert archive.unknown["recording"].tolist() == ["north/b.wav"]
+    assert sorted(path.name for path in joined.path.iterdir()) == ["annotations.csv", "recordings.csv", "species.csv"]
+    assert (joined.annotations, joined.recordings) == ({"north": 3, "south": 2}, {"north": 2, "south": 2})
+
+
+def test_species_are_one_by_code_or_by_scientific_name(two, tmp_path):
+    edit(two[1] / "species.csv", "Avis owl,owl,", "Avis  LARK,woodlark,")  # the lark under another code
+    edit(two[1] / "annotations.csv", ",owl", ",woodlark")
+    edit(two[1] / "species.csv", "Avis dove,dove,", "Avis columba,Owl,")  # the code of the owl in other letters
+    edit(two[1] / "annotations.csv", ",dove", ",Owl")
+    joined = join_archives(two, tmp_path / "both")
+    archive = read_archive(joined.path)
+    assert archive.species.index.tolist() == ["lark", "owl"]
+    by_recording = archive.annotations.set_index("recording")["species"]
+    assert (by_recording["south/a.wav"], by_recording["south/c.wav"]) == ("lark", "owl")
+    assert joined.renamed == [("south", "woodlark", "lark")]
+    assert joined.renames == [("south", "Owl", "Avis columba", "Avis owl")]
+    assert "south: woodlark is lark: same scientific name" in joined.format()
+
+
+def test_a_joined_archive_can_be_joined_again(two, tmp_path):
+    first = join_archives(two, tmp_path / "both").path
+    third = write_archive(tmp_path / "more" / "north", [("a.wav", 3.0, "swift")])
+    archive = read_archive(join_archives([first, third, two[0]], tmp_path / "all").path)
+    assert archive.archive_of["both/south/a.wav"] == "both/south"
+    assert archive.recording_path("both/south/a.wav") == two[1] / "soundscape_data" / "a.wav"
+    assert {"north/a.wav", "north-2/a.wav"} <= set(archive.headers)  # two folders of one name
+
+
+def test_what_cannot_be_joined_is_one_line(two, tmp_path, capsys):
+    for words, message in (
+        (["join", two[0], "--output", tmp_path / "new"], "one archive is given: expected two or more"),
+        (["join", two[0], two[0], "--output", tmp_path / "new"], "is given twice"),
+        (["join", two[0], tmp_path / "nothing", "--output", tmp_path / "new"], "no archive at"),
+        (["join", *two, "--output", two[0]], "not an empty folder"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(word) for word in words])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_cache_keeps_a_joined_archive_until_one_of_them_changes(two, tmp_path):
+    first = one_archive(two, tmp_path / "cache")
+    assert one_archive(two, tmp_path / "cache") == first
+    edit(two[0] / "annotations.csv", "b.wav,2.0", "b.wav,2.5")
+    assert one_archive(two, tmp_path / "cache") != first
+    assert one_archive(two[:1], tmp_path / "cache") == two[0]
+
+
+def test_each_archive_is_divided_by_itself():
+    rows = [
+        (f"{name}/{number:02}.wav", "owl") for name, count in (("north", 40), ("south", 10)) for number in range(count)
+    ]
+    annotations = pd.DataFrame(rows, columns=["recording", "species"])
+    archive_of = {recording: recording.split("/")[0] for recording, _ in rows}
+
+    def test_shares(same_sound=(), least=10):
+        table = divide_each(
+            annotations, archive_of, same_sound, lambda part: stratified_split(part, same_sound=same_sound), least
+        )
+        assert table["recording"].tolist() == sorted(archive_of)
+        return table[table["split"] == "test"]["recording"].str.split("/").str[0].value_counts().to_dict()
+
+    assert test_shares() == {"north": 8, "south": 2}
+    # Too few recordings, or the same sound in both: all are divided together.
+    assert sum(test_shares(least=11).values()) == 10
+    table = divide_each(
+        annotations,
+        archive_of,
+        [["north/00.wav", "south/00.wav"]],
+        lambda part: stratified_split(part, same_sound=[["north/00.wav", "south/00.wav"]]),
+        10,
+    ).set_index("recording")["split"]
+    assert table["north/00.wav"] == table["south/00.wav"]
+
+
+def test_a_model_of_two_archives_has_figures_of_each(tmp_path, capsys):
+    archives = [
+        synthesize_archive(
+            tmp_path / name, recordings=14, duration_s=12, species=species, annotations=84, scene="quiet", seed=seed
+        )
+        for name, species, seed in (("north", 2, 0), ("south", 3, 1))
+    ]
+    words = flags(archives[0], tmp_path / "birds", tmp_path / "cache", num_train_epochs=1)
+    place = words.index("--output_dir")
+    words[place:place] = [str(archives[1])]
+    train_hf.main(words)
+    test = json.loads((tmp_path / "birds" / "metrics.json").read_text())["test"]
+    assert set(test["archives"]) == set(test["whole_recordings"]["archives"]) == {"north", "south"}
+    assert sum(each["clips"] for each in test["archives"].values()) == test["clips"]
+    splits = pd.read_csv(tmp_path / "birds" / "splits.csv")
+    in_test = splits[splits["split"] == "test"]["recording"].str.split("/").str[0]
+    assert set(in_test) == {"north", "south"}
+    # The same archives are found again, by evaluate as well.
+    capsys.readouterr()
+    more = ["--cache_dir", tmp_path / "cache", "--output", tmp_path / "again"]
+    main([str(word) for word in ("evaluate", tmp_path / "birds", *archives, *more)])
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())["test"]
+    assert again["archives"] == test["archives"]
+    assert "archive south, " in capsys.readouterr().out
+
+
+def test_several_archives_are_checked_before_training(two, tmp_path):
+    words = flags(two[0], tmp_path / "birds", tmp_path / "cache")
+    place = words.index("--output_dir")
+    words[place:place] = [str(tmp_path / "nothing")]
+    with pytest.raises(UserError, match="no archive at"):
+        settings_of(words)
