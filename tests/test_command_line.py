@@ -337,7 +337,7 @@ def test_switches_are_turned_on_and_off_as_in_transformers():
         "--include_for_metrics a b": {"include_for_metrics": ["a", "b"]},
     }.items():
         given = vars(train_parser().parse_args([*words, *line.split()]))
-        assert given == {"data_dir": "a", "output_dir": "b", **expected}
+        assert given == {"data_dir": ["a"], "output_dir": "b", **expected}
 
 
 def test_a_switch_shows_its_own_help_once():
