@@ -63,12 +63,14 @@ def write_recordings(folder: Path, lengths_s: tuple[float, ...], rate: int = RAT
     return folder
 
 
-def run_in_folder(model: Path, paths: list, output: Path, *, team=None, resume=True, formats=FORMATS, **options):
+def run_in_folder(
+    model: Path, paths: list, output: Path, *, team=None, resume=True, formats=FORMATS, time_zone=None, **options
+):
     """A run in this process; settings of what counts as a detection go into `settings`."""
     settings = FindingSettings(**options.pop("settings", {}))
     options = {"overlap_s": 0.5, "device": "cpu", "batch_size": 4, **options}
     pipeline = SoundscapePipeline(model, settings=settings, **options)
-    return run_detection(pipeline, paths, output, formats=formats, resume=resume, team=team)
+    return run_detection(pipeline, paths, output, formats=formats, resume=resume, team=team, time_zone=time_zone)
 
 
 def tables(output: Path) -> dict[str, bytes]:

@@ -20,6 +20,7 @@ from kenya_birds.inference.detection_boxes import MAX_LANES, Box, cut, join, sta
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
 from kenya_birds.inference.plots import detections_of, draw_section, plot_recording
+from kenya_birds.inference.recordings_reader import RunRecordings
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import COLOURS, SpeciesStyle, short_name, species_styles
 
@@ -351,7 +352,7 @@ def test_a_detection_counts_for_the_hour_of_its_middle_also_after_midnight():
 def test_recorded_hours_are_those_of_all_recordings():
     silent = "s/KEN_002_20211207_120000.flac"
     durations = {MORNING: 3600.0, EVENING: 120.0, silent: 7200.0, "s/other.wav": 99.0}
-    counted = measure_activity(table((MORNING, 0, 3, "a", 1)), durations, "t")
+    counted = measure_activity(table((MORNING, 0, 3, "a", 1)), RunRecordings(durations, {}), "t")
     assert counted.recorded_h[[5, 6, 12, 13]].tolist() == [0.5, 0.5, 1, 1]
     assert counted.recorded_h.sum() == pytest.approx(3 + 120 / 3600)
     assert (counted.recordings, counted.left_out) == (3, 1)
@@ -400,7 +401,7 @@ def test_names_that_do_not_tell_the_time_are_an_error_that_says_so(tmp_path, cap
         with pytest.raises(SystemExit, match="2"):
             cli.main(["activity", str(path), "--output", str(tmp_path / "x.png")])
         error = capsys.readouterr().err
-        assert "a time in its name: expected names such as KEN_001_20211207_153852.flac" in error
+        assert "or names such as KEN_001_20211207_153852.flac" in error
 
 
 def test_the_command_draws_a_day_and_says_what_it_left_out(tmp_path, capsys):
@@ -416,7 +417,7 @@ def test_the_command_draws_a_day_and_says_what_it_left_out(tmp_path, capsys):
         svg = (tmp_path / "day.svg").read_text()
         assert "Grey: not recorded" in svg
         assert "10 detections of 2 species in 2 recordings" in svg
-        assert "Skipped: 1 recording without local time in the name" in svg
+        assert "Skipped: 1 recording without local time." in svg
 
 
 def test_the_rows_of_another_run_s_recordings_are_not_taken(tmp_path):
@@ -479,7 +480,8 @@ def test_the_edges_of_hours_are_labelled_and_so_are_those_of_a_break():
 @pytest.mark.parametrize("durations", [None, {MORNING: 3600.0, EVENING: 3600.0}, {MORNING: 86_000.0}])
 def test_no_text_of_an_activity_is_cut_off_or_covers_another(species, durations):
     rows = table(*((MORNING, 3.0 * n, 3.0 * n + 3, f"a very long name of a species {n}", 1) for n in range(species)))
-    figure = activity._draw(measure_activity(rows, durations, "t"))
+    run = None if durations is None else RunRecordings(durations, {})
+    figure = activity._draw(measure_activity(rows, run, "t"))
     figure.canvas.draw()
     texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
     boxes = [text.get_window_extent() for text in texts]
@@ -491,7 +493,7 @@ def test_no_text_of_an_activity_is_cut_off_or_covers_another(species, durations)
 def test_an_hour_that_was_hardly_recorded_does_not_set_the_scale():
     counted = measure_activity(
         table(*((MORNING, 10.0 * n, 10.0 * n, "a", 1) for n in range(9)), (EVENING, 61.0, 62.0, "a", 1)),
-        {MORNING: 1800.0, EVENING: 62.0},  # of the second, two seconds reach into hour 0
+        RunRecordings({MORNING: 1800.0, EVENING: 62.0}, {}),  # of the second, two seconds reach into hour 0
         "t",
     )
     assert counted.recorded_h[0] == pytest.approx(2 / 3600)

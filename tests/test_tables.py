@@ -83,7 +83,7 @@ def test_the_csv_holds_names_scores_and_local_times(tmp_path):
     rows = lines(tmp_path / "detections.csv", ",")
     assert list(rows[2].values()) == [
         MORNING, "57.000031", "60.000023", "combul2", "Common Bulbul", "Pycnonotus barbatus", "0.123457",
-        "2021-12-07T06:30:57.000", "", "KEN_001", "2021-12-07", "6",
+        "2021-12-07T06:30:57.000", "", "KEN_001", "2021-12-07", "6", "", "",
     ]  # fmt: skip
     assert (rows[3]["local_time"], rows[3]["date"], rows[3]["hour"]) == ("2021-12-08T00:00:00.000", "2021-12-08", "0")
 
@@ -123,7 +123,7 @@ def test_an_offset_gives_both_times_and_a_pattern_the_site(tmp_path):
     infos = [RecordingInfo(name, RATE * 3600, RATE, name_pattern=pattern) for name in names]
     write(tmp_path, infos=infos, rows=[Detection(name, 1800 * RATE, 1801 * RATE, RATE, "x", 1) for name in names])
     rows = lines(tmp_path / "detections.csv", ",")
-    assert [tuple(row.values())[-5:] for row in rows] == [
+    assert [tuple(row.values())[-7:-2] for row in rows] == [
         ("2021-12-08T00:08:52.000", "2021-12-07T21:08:52.000Z", "", "2021-12-08", "0"),
         ("2021-12-08T00:08:00.000", "", "'=north", "2021-12-08", "0"),
     ]
@@ -146,6 +146,8 @@ def test_parquet_has_types_names_samples_and_metadata(tmp_path):
         "utc_time": "timestamp[us, tz=UTC]",
         "date": "date32[day]",
         "hour": "int8",
+        "latitude": "double",
+        "longitude": "double",
         "start_sample": "int64",
         "end_sample": "int64",
         "sample_rate_hz": "int32",
@@ -177,6 +179,8 @@ def test_json_is_one_document(tmp_path):
         "site": "KEN_001",
         "date": "2021-12-07",
         "hour": 6,
+        "latitude": None,
+        "longitude": None,
     }
     assert [row["date"] for row in content["recordings"]] == ["2021-12-07", None, "2021-12-07"]
 

@@ -80,6 +80,29 @@ def read_name_pattern(options: Any) -> Any:
     return NamePattern.of(options.name_pattern)
 
 
+def add_time_zone(group: Any) -> None:
+    """Adds the option for the time zone of the recorders."""
+    add_option(
+        group,
+        "--time_zone",
+        str,
+        metavar="ZONE",
+        help="time zone of recorders on local clocks, such as Africa/Nairobi or +03:00, to compute UTC from local "
+        "times and local times from UTC; by default tables have only the times that names and headers state",
+    )
+
+
+def read_time_zone(options: Any) -> Any:
+    """The value of `--time_zone` as a `tzinfo`.
+
+    Raises:
+        UserError: If there is no such time zone.
+    """
+    from kenya_birds.data.recording_time import parse_time_zone
+
+    return parse_time_zone(options.time_zone)
+
+
 def add_overwrite(group: Any) -> None:
     """Adds the option to replace an existing file."""
     add_option(group, "--overwrite", bool, False, help="replace the output if it exists")

@@ -13,9 +13,11 @@ from kenya_birds.commands.common import (
     add_name_pattern,
     add_overwrite,
     add_speed,
+    add_time_zone,
     check_overlap,
     log_loading,
     read_name_pattern,
+    read_time_zone,
 )
 from kenya_birds.defaults import PLOT_DURATION_S, SEARCH_TOP_K, TABLE_FORMATS
 from kenya_birds.inference.postprocessing import FindingSettings
@@ -63,6 +65,7 @@ def _add_detect(commands: Any) -> None:
         help="formats of the tables, separated by commas",
     )
     add_name_pattern(output)
+    add_time_zone(output)
     add_option(output, "--resume", bool, True, help="skip recordings that an earlier run has completed")
     _add_windows(command)
     _add_reported(command)
@@ -112,7 +115,7 @@ def _detect(options: argparse.Namespace) -> None:
     from kenya_birds.inference.species import names_in, read_species
     from kenya_birds.saved_models import check_ours, check_thresholds, find_model
 
-    name_pattern = read_name_pattern(options)
+    name_pattern, time_zone = read_name_pattern(options), read_time_zone(options)
     saved = find_model(options.model)
     check_ours(saved)
     species = read_species(options.species, names_in(saved)) if options.species else None
@@ -147,6 +150,7 @@ def _detect(options: argparse.Namespace) -> None:
         formats=[name.strip() for name in options.formats.split(",")],
         resume=options.resume,
         name_pattern=name_pattern,
+        time_zone=time_zone,
         team=team,
     )
     if report is not None:
@@ -202,9 +206,9 @@ def _add_activity(commands: Any) -> None:
         commands,
         "activity",
         "draw the detections of each species by hour of the day",
-        "Draws the number of detections of each species by hour of the day. Times come from the recordings' names, "
-        "such as KEN_001_20211207_153852.flac. If recordings.csv is in the folder of the table, the numbers are per "
-        "recorded hour.",
+        "Draws the number of detections of each species by hour of the day. Times are those of recordings.csv in the "
+        "folder of the table, and the numbers are then per recorded hour; without it, times come from the recordings' "
+        "names, such as KEN_001_20211207_153852.flac.",
         "kenya-birds activity found/detections.csv --output activity.png",
     )
     add_option(command, "detections", Path, help=DETECTIONS)
@@ -222,7 +226,7 @@ def _activity(options: argparse.Namespace) -> None:
         options.detections, options.output, overwrite=options.overwrite, name_pattern=name_pattern
     )
     if activity.left_out:
-        print(f"Skipped: {activity.left_out} recordings without {activity.clock} in their names")
+        print(f"Skipped: {activity.left_out} recordings without {activity.clock}")
     print(f"The activity of {len(activity.counts)} species is in {options.output}")
 
 

@@ -221,13 +221,20 @@ def _start(groups: dict[str, str | None]) -> datetime | None:
         return None
     numbers = [int(groups.get(name) or 0) for name in ("year", "month", "day", "hour", "minute", "second")]
     try:
-        return datetime(*numbers, tzinfo=_zone(groups.get("zone")))  # type: ignore[arg-type, misc]
+        return datetime(*numbers, tzinfo=zone_of(groups.get("zone")))  # type: ignore[arg-type, misc]
     except ValueError:
         return None
 
 
-def _zone(text: str | None) -> timezone | None:
-    """Returns a time zone; `+0000` is a local time, while Z and UTC are not."""
+def zone_of(text: str | None) -> timezone | None:
+    """Returns the time zone of an offset; `+0000` is a local time, while Z and UTC are not.
+
+    Args:
+        text: Such as `+0300`, `+03:00`, `+03`, Z or UTC; empty or None: no time zone.
+
+    Raises:
+        ValueError: If there is no such offset.
+    """
     if not text:
         return None
     if text in ("Z", "UTC"):

@@ -138,13 +138,13 @@ def find_sound(path: Path) -> SoundExtent | None:
             start = file.read(1024)
             size = file.seek(0, io.SEEK_END)
             if start[:4] in (b".snd", b"dns."):
-                return _au_sound(_OpenFile(file, size), start)
+                return _au_sound(OpenFile(file, size), start)
             if start.startswith(b"fLaC"):
-                return _flac_sound(_OpenFile(file, size), start)
+                return _flac_sound(OpenFile(file, size), start)
             if start.startswith(b"NIST_1A\n"):
-                return _nist_sound(_OpenFile(file, size), start)
+                return _nist_sound(OpenFile(file, size), start)
             if start[8:12].startswith(KINDS.get(start[:4], (b"WAVE",))) and start[:4] in LAYOUTS:
-                return _chunked_sound(_OpenFile(file, size), start[:4], LAYOUTS[start[:4]])
+                return _chunked_sound(OpenFile(file, size), start[:4], LAYOUTS[start[:4]])
     except (OSError, struct.error, ValueError, ArithmeticError, LookupError):
         pass
     return None
@@ -188,7 +188,7 @@ class SoundBytes(io.RawIOBase):
         super().close()
 
 
-class _OpenFile(NamedTuple):
+class OpenFile(NamedTuple):
     """An open file and its size in bytes."""
 
     file: BinaryIO
@@ -221,7 +221,7 @@ class _OpenFile(NamedTuple):
         return 0 if is_other else rest
 
 
-def _chunked_sound(file: _OpenFile, container: bytes, layout: Layout) -> SoundExtent | None:
+def _chunked_sound(file: OpenFile, container: bytes, layout: Layout) -> SoundExtent | None:
     form: SampleForm | None = None
     sound: tuple[int, int] | None = None
     others, large, reasons = 0, None, []
@@ -264,7 +264,7 @@ def _chunked_sound(file: _OpenFile, container: bytes, layout: Layout) -> SoundEx
 
 
 def _extent(
-    file: _OpenFile, begin: int, end: int, at: int, form: SampleForm | None, others: int, reasons: list[str]
+    file: OpenFile, begin: int, end: int, at: int, form: SampleForm | None, others: int, reasons: list[str]
 ) -> SoundExtent:
     """Returns the extent of sound at `[begin, end)` by the header, in a file whose chunks end at `at`."""
     lost = others
@@ -277,7 +277,7 @@ def _extent(
     return SoundExtent(begin, max(min(end, file.size), begin), lost, "; ".join(dict.fromkeys(reasons)), form)
 
 
-def _end(file: _OpenFile, layout: Layout, begin: int, size: int) -> int:
+def _end(file: OpenFile, layout: Layout, begin: int, size: int) -> int:
     """Returns the end of sound that begins at `begin` and has `size` bytes by its header."""
     rest = file.size - begin - size
     if not 0 < size < MAX_SOUND_BYTES or any(size in sizes for sizes in UNKNOWN_SIZES):
@@ -329,7 +329,7 @@ def _caf_form(number: str, desc: bytes) -> SampleForm | None:
 _FORMS = {b"fmt ": _wave_form, b"COMM": _aiff_form, b"desc": _caf_form}
 
 
-def _au_sound(file: _OpenFile, start: bytes) -> SoundExtent:
+def _au_sound(file: OpenFile, start: bytes) -> SoundExtent:
     begin, size, encoding, _, channels = struct.unpack((">" if start[:1] == b"." else "<") + "5I", start[4:24])
     width = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}.get(encoding, 0)
     end = file.size if not size or any(size in sizes for sizes in UNKNOWN_SIZES) else begin + size
@@ -337,7 +337,7 @@ def _au_sound(file: _OpenFile, start: bytes) -> SoundExtent:
     return _extent(file, begin, end, end, form, 0, [])
 
 
-def _nist_sound(file: _OpenFile, start: bytes) -> SoundExtent | None:
+def _nist_sound(file: OpenFile, start: bytes) -> SoundExtent | None:
     numbers = dict(re.findall(rb"\n(sample_count|channel_count|sample_n_bytes) -i (\d+)", start))
     if len(numbers) < 3:
         return None
@@ -346,7 +346,7 @@ def _nist_sound(file: _OpenFile, start: bytes) -> SoundExtent | None:
     return _extent(file, begin, end, end, SampleForm(block) if block else None, 0, [])
 
 
-def _flac_sound(file: _OpenFile, start: bytes) -> SoundExtent | None:
+def _flac_sound(file: OpenFile, start: bytes) -> SoundExtent | None:
     """Checks the positions of some frames: they must increase and stay below the header's number of samples."""
     block_frames, promised = int.from_bytes(start[10:12]), int.from_bytes(start[18:26]) & (2**36 - 1)
     if start[4] & 127 or not block_frames or not promised:

@@ -1,8 +1,7 @@
 """Picture of the activity of species by hour of the day."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,12 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kenya_birds.data.recording_name import DAY_H, NamePattern, parse_recording_name, recorded_by_hour
+from kenya_birds.data.recording_name import DAY_H, NamePattern, recorded_by_hour
+from kenya_birds.data.recording_time import TimeAndPlace, find_time_and_place
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_picture
 from kenya_birds.inference.detections import name_in
+from kenya_birds.inference.recordings_reader import RunRecordings, read_recordings
 from kenya_birds.inference.table_formats import RECORDINGS_TABLE
 from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.plot_style import save_picture, short_name, styled
@@ -38,7 +39,7 @@ class Activity:
         recorded_h: Hours recorded in each hour of the day, shape `(24,)`; None if unknown.
         clock: Clock of the hours: `local time` or `UTC`.
         recordings: Number of recordings that are counted.
-        left_out: Number of skipped recordings, whose names have no time or only that of another clock.
+        left_out: Number of skipped recordings, whose time is unknown or only known by another clock.
     """
 
     counts: pd.DataFrame
@@ -54,9 +55,9 @@ def plot_activity(
     """Draws how often each species was detected at each hour of the day, as a heat map.
 
     If `recordings.csv` of the same run is in the table's folder, colours are detections per recorded hour, so that
-    hours with more recordings do not seem more active, and hours without a recording are grey. Hours are taken from
-    the recordings' names; recordings without a time in their name are skipped and counted in the title. If some names
-    have local time and others UTC, those with UTC are skipped.
+    hours with more recordings do not seem more active, and hours without a recording are grey. Hours are those of
+    `recordings.csv`, otherwise of the recordings' names; recordings without a time are skipped and counted in the
+    title. If some have local time and others only UTC, those with UTC are skipped.
 
     Args:
         detections: A table of detections (see `read_detections`).
@@ -68,18 +69,19 @@ def plot_activity(
         The activity of all species; the picture shows the 40 most frequent ones.
 
     Raises:
-        UserError: If a file cannot be used, or has no detection in a recording with a time in its name.
+        UserError: If a file cannot be used, or has no detection in a recording whose time is known.
     """
     check_picture(output, overwrite)
     table = read_detections(detections)
-    activity = measure_activity(table, _durations(Path(detections), table), detections, name_pattern)
+    run = read_recordings(Path(detections), table["recording"].unique())
+    activity = measure_activity(table, run, detections, name_pattern)
     save_picture(_draw(activity), output)
     return activity
 
 
 def measure_activity(
     table: pd.DataFrame,
-    duration_s: Mapping[str, float] | None,
+    run: RunRecordings | None,
     name: str | Path,
     name_pattern: NamePattern | None = None,
 ) -> Activity:
@@ -87,28 +89,27 @@ def measure_activity(
 
     Args:
         table: See `read_detections`.
-        duration_s: Length of all recordings, including those without detections; None if unknown.
+        run: All recordings, including those without detections; None if unknown.
         name: Name of the table, for messages.
         name_pattern: Pattern that reads the time from the names of recordings (see `parse_recording_name`).
 
     Raises:
-        UserError: If no detection is in a recording with a time in its name.
+        UserError: If no detection is in a recording whose time is known.
     """
-    recordings = list(duration_s if duration_s is not None else dict.fromkeys(table["recording"]))
-    paths = {path: name_in(path) for path in dict.fromkeys([*recordings, *table["recording"]])}
+    recordings = list(run.duration_s if run is not None else dict.fromkeys(table["recording"]))
+    paths = list(dict.fromkeys([*recordings, *table["recording"]]))
     if name_pattern is not None:
-        name_pattern.check(paths.values())
-    parsed = {path: parse_recording_name(file_name, name_pattern) for path, file_name in paths.items()}
-    known_names = {path: known for path, known in parsed.items() if known is not None}
-    is_local = any(known.local is not None for known in known_names.values())
-    starts = {path: known.local if is_local else known.utc for path, known in known_names.items()}
+        name_pattern.check(map(name_in, paths))
+    times = {path: _find_place(path, run, name_pattern).times(timedelta(0)) for path in paths}
+    is_local = any(local is not None for local, _ in times.values())
+    starts = {path: local if is_local else utc for path, (local, utc) in times.items()}
     begins = {path: start for path, start in starts.items() if start is not None}
     known = table[table["recording"].isin(list(begins))]
     if known.empty:
         raise UserError(
-            f"{name} has no detection in a recording with a time in its name: expected names such as "
-            f"KEN_001_20211207_153852.flac, found {', '.join(sorted(paths)[:3]) or 'no recording'}; other names need "
-            "a name pattern (--name_pattern)"
+            f"{name} has no detection in a recording whose time is known: expected a time in {RECORDINGS_TABLE}, or "
+            f"names such as KEN_001_20211207_153852.flac, found {', '.join(sorted(paths)[:3]) or 'no recording'}; "
+            "other names need a name pattern (--name_pattern)"
         )
     begin_s = known["recording"].map({path: _second_of_day(start) for path, start in begins.items()})
     hour = ((begin_s + (known["start_s"] + known["end_s"]) / 2) // 3600 % DAY_H).astype(int)
@@ -116,30 +117,22 @@ def measure_activity(
     counts = pd.crosstab(names, hour).reindex(columns=range(DAY_H), fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
     recorded_h = None
-    if duration_s is not None:
-        known_s = [(begins[path], seconds) for path, seconds in duration_s.items() if path in begins]
+    if run is not None:
+        known_s = [(begins[path], seconds) for path, seconds in run.duration_s.items() if path in begins]
         recorded_h = recorded_by_hour(known_s) / 3600
     kept = sum(path in begins for path in recordings)
     return Activity(counts, recorded_h, "local time" if is_local else "UTC", kept, len(recordings) - kept)
 
 
+def _find_place(path: str, run: RunRecordings | None, pattern: NamePattern | None) -> TimeAndPlace:
+    """Returns time and place of a recording: by a pattern that matches its name, in the run, or by its name."""
+    is_matched = pattern is not None and pattern.match(name_in(path)) is not None
+    place = None if run is None or is_matched else run.place(path)
+    return place if place is not None and place.start else find_time_and_place(name_in(path), pattern=pattern)
+
+
 def _second_of_day(time: datetime) -> int:
     return time.hour * 3600 + time.minute * 60 + time.second
-
-
-def _durations(detections: Path, table: pd.DataFrame) -> dict[str, float] | None:
-    """Returns lengths by `recordings.csv` in the table's folder; None if it is missing or from another run."""
-    path = detections.parent / RECORDINGS_TABLE
-    if not path.is_file():
-        return None
-    try:
-        rows = pd.read_csv(path, dtype={"recording": str}, keep_default_na=False)
-        durations = dict(zip(rows["recording"], rows["duration_s"].astype(float), strict=True))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}): correct it, or move it away") from None
-    # Raven's table has absolute paths.
-    listed = set(map(name_in, durations))
-    return durations if set(map(name_in, table["recording"].unique())) <= listed else None
 
 
 def shown_hours(recorded_h: np.ndarray | None) -> np.ndarray:
@@ -256,7 +249,7 @@ def _title(activity: Activity, hours: np.ndarray) -> list[str]:
     if len(hours) < DAY_H:
         lines.append("Not shown: four or more consecutive hours without a recording.")
     if activity.left_out:
-        lines.append(f"Skipped: {_count(activity.left_out, 'recording')} without {activity.clock} in the name.")
+        lines.append(f"Skipped: {_count(activity.left_out, 'recording')} without {activity.clock}.")
     if len(counts) > MAX_SPECIES:
         rest = int(counts.iloc[MAX_SPECIES:].to_numpy().sum())
         lines.append(

@@ -13,6 +13,7 @@ import numpy as np
 import soxr
 
 from kenya_birds.data.audio import MAX_AMPLITUDE, AudioHeader, Block, RecordingReader
+from kenya_birds.data.recorder_header import NO_HEADER, RecorderHeader, read_recorder_header
 from kenya_birds.data.sound_pieces import resampled
 from kenya_birds.errors import UserError
 from kenya_birds.inference.sources import FileState, Source
@@ -70,6 +71,7 @@ class Reading:
         is_final: Whether a second reading would give the same result; False if it could not be opened or disappeared.
         state: State of the file; None if it could not be opened, and for a waveform.
         silences: Digital silence that was not scored, in a recording that also has sound.
+        header: Time and place in its header.
     """
 
     frames: int
@@ -79,6 +81,7 @@ class Reading:
     is_final: bool = True
     state: FileState | None = None
     silences: tuple[UnscoredSound, ...] = ()
+    header: RecorderHeader = NO_HEADER
 
     @property
     def duration_s(self) -> float:
@@ -124,7 +127,7 @@ def read_source(
                 if isinstance(found, Reading):
                     if source.state() != before:
                         raise UserError("the file changed while it was read")
-                    found = replace(found, state=before)
+                    found = replace(found, state=before, header=read_recorder_header(path))
                 yield found
     except UserError as error:
         yield Reading.failed(str(error))

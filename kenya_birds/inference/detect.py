@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import tzinfo
 from pathlib import Path
 from typing import Any
 
 from kenya_birds import __version__
 from kenya_birds.data.recording_name import NamePattern
+from kenya_birds.data.recording_time import log_headers
 from kenya_birds.distributed import Team
 from kenya_birds.errors import UserError
 from kenya_birds.files import locked
@@ -68,6 +70,7 @@ def run_detection(
     formats: Sequence[str],
     resume: bool = True,
     name_pattern: NamePattern | None = None,
+    time_zone: tzinfo | None = None,
     team: Team | None = None,
 ) -> RunReport | None:
     """Analyses recordings and writes tables; interrupted runs resume.
@@ -83,6 +86,7 @@ def run_detection(
         formats: See `write_tables`.
         resume: Whether to reuse existing records.
         name_pattern: Pattern that reads site and time from the names of recordings (see `parse_recording_name`).
+        time_zone: Time zone of recorders on local clocks (see `find_time_and_place`).
         team: The processes of the run.
 
     Returns:
@@ -129,10 +133,18 @@ def run_detection(
             skipped=sources.skipped,
         )
         analysed = [
-            RecordingInfo(name, reading.frames, reading.sample_rate_hz, name_pattern=name_pattern)
+            RecordingInfo(
+                name,
+                reading.frames,
+                reading.sample_rate_hz,
+                name_pattern=name_pattern,
+                header=reading.header,
+                time_zone=time_zone,
+            )
             for name, reading in readings.items()
             if reading.windows
         ]
+        log_headers((info.recording, info.header, info.known) for info in analysed)
         detections = (found for info in analysed for found in journal.detections(info.recording))
         files.write(report, analysed, detections, formats, pipeline.names, pipeline.frequencies_hz)
         return report

@@ -3,12 +3,14 @@
 import ntpath
 import os
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from kenya_birds.data.recording_name import NamePattern, RecordingName, parse_recording_name
+from kenya_birds.data.recorder_header import NO_HEADER, RecorderHeader
+from kenya_birds.data.recording_name import NamePattern
+from kenya_birds.data.recording_time import TimeAndPlace, find_time_and_place
 from kenya_birds.files import as_utf8
 from kenya_birds.inference.species import SpeciesNames
 
@@ -54,6 +56,8 @@ class RecordingInfo:
         sample_rate_hz: Sampling rate of the recording.
         is_here: Whether the file is on this machine; False for visitors of the web page.
         name_pattern: Pattern that reads site and time from its name (see `parse_recording_name`).
+        header: Time and place in its header.
+        time_zone: Time zone of recorders on local clocks (see `find_time_and_place`).
     """
 
     recording: str
@@ -61,6 +65,8 @@ class RecordingInfo:
     sample_rate_hz: int
     is_here: bool = True
     name_pattern: NamePattern | None = None
+    header: RecorderHeader = NO_HEADER
+    time_zone: tzinfo | None = None
 
     @property
     def name(self) -> str:
@@ -73,27 +79,24 @@ class RecordingInfo:
         return Fraction(self.frames, self.sample_rate_hz)
 
     @cached_property
-    def known(self) -> RecordingName:
-        """Site and start time in its name; None for missing parts."""
-        return parse_recording_name(self.name, self.name_pattern) or RecordingName(None, None)
+    def known(self) -> TimeAndPlace:
+        """When and where it begins, by its name and header."""
+        return find_time_and_place(self.name, pattern=self.name_pattern, header=self.header, time_zone=self.time_zone)
 
     def times(self, after_us: int) -> tuple[datetime | None, datetime | None]:
         """Returns local time and UTC time at an offset in microseconds; None if unknown."""
-        after = timedelta(microseconds=after_us)
-        local, utc = self.known.local, self.known.utc
-        return None if local is None else local + after, None if utc is None else utc + after
+        return self.known.times(timedelta(microseconds=after_us))
 
     def when(self, after_us: int) -> "When":
         """Returns times, site, date and hour at an offset in microseconds; date and hour are local time if known."""
         local, utc = self.times(after_us)
         time = local or utc
-        return When(
-            local, utc, self.known.site, None if time is None else time.date(), None if time is None else time.hour
-        )
+        day, hour = (None, None) if time is None else (time.date(), time.hour)
+        return When(local, utc, self.known.site, day, hour, self.known.latitude, self.known.longitude)
 
 
 class When(NamedTuple):
-    """Time and place of a detection, from the recording's name; these are columns of tables.
+    """Time and place of a detection, from the recording's name and header; these are columns of tables.
 
     Attributes:
         local_time: Local time, without a time zone.
@@ -101,6 +104,8 @@ class When(NamedTuple):
         site: See `RecordingName`.
         date: Date in local time, or in UTC if only that is known.
         hour: Hour, 0 to 23, in the same time.
+        latitude: Degrees, north is positive.
+        longitude: Degrees, east is positive.
     """
 
     local_time: datetime | None
@@ -108,6 +113,8 @@ class When(NamedTuple):
     site: str | None
     date: date | None
     hour: int | None
+    latitude: float | None
+    longitude: float | None
 
     def texts(self) -> tuple[str, ...]:
         """Returns the fields as text: times in ISO 8601 with milliseconds; empty if unknown."""
@@ -115,14 +122,15 @@ class When(NamedTuple):
             _iso_time(self.local_time),
             _iso_time(self.utc_time),
             self.site or "",
-            *map(_text, (self.date, self.hour)),
+            *map(_text, (self.date, self.hour, self.latitude, self.longitude)),
         )
 
     def as_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values; None if unknown."""
-        local_time, utc_time, site, day, _ = self.texts()
+        local_time, utc_time, site, day, *_ = self.texts()
         texts = {"local_time": local_time, "utc_time": utc_time, "site": as_utf8(site), "date": day}
-        return {**{name: text or None for name, text in texts.items()}, "hour": self.hour}
+        numbers = {"hour": self.hour, "latitude": self.latitude, "longitude": self.longitude}
+        return {**{name: text or None for name, text in texts.items()}, **numbers}
 
 
 def _iso_time(time: datetime | None) -> str:
@@ -130,7 +138,7 @@ def _iso_time(time: datetime | None) -> str:
     return "" if time is None else time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _text(value: date | int | None) -> str:
+def _text(value: date | float | None) -> str:
     return "" if value is None else str(value)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kenya_birds.data.recorder_header import RecorderHeader
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json, write_json
 from kenya_birds.inference.audio_stream import Reading
@@ -96,8 +97,14 @@ class Journal:
             losses, silences = (
                 tuple(UnscoredSound(**part) for part in stored.pop(name)) for name in ("losses", "silences")
             )
-            state = stored.pop("state")
-            return Reading(**stored, losses=losses, silences=silences, state=FileState(**state) if state else None)
+            state, header = stored.pop("state"), RecorderHeader.of(stored.pop("header"))
+            return Reading(
+                **stored,
+                losses=losses,
+                silences=silences,
+                state=FileState(**state) if state else None,
+                header=header,
+            )
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:

@@ -299,6 +299,8 @@ class ParquetTable:
                 "site": text,
                 "date": pa.date32(),
                 "hour": pa.int8(),
+                "latitude": pa.float64(),
+                "longitude": pa.float64(),
                 "start_sample": pa.int64(),
                 "end_sample": pa.int64(),
                 "sample_rate_hz": pa.int32(),

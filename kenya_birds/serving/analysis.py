@@ -232,7 +232,7 @@ class Analyser:
             raise UserError(f"{path.name}: {reading.losses[0].reason if reading else 'it was not read to its end'}")
         found = np.concatenate(parts)
         return Findings(
-            RecordingInfo(path.name, reading.frames, reading.sample_rate_hz, is_here=False),
+            RecordingInfo(path.name, reading.frames, reading.sample_rate_hz, is_here=False, header=reading.header),
             overlap_s,
             tuple(sorted((*reading.losses, *reading.silences), key=lambda loss: loss.start_s)),
             pipeline.classes,

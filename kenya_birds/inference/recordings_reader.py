@@ -1,0 +1,77 @@
+"""Reader of `recordings.csv` of a detection run: lengths, and when and where recordings begin."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kenya_birds.data.recording_time import TimeAndPlace
+from kenya_birds.errors import UserError
+from kenya_birds.inference.detections import name_in
+from kenya_birds.inference.table_formats import FORMULA, RECORDINGS_TABLE
+
+
+@dataclass(frozen=True)
+class RunRecordings:
+    """The recordings of a run.
+
+    Attributes:
+        duration_s: Length in seconds by path.
+        places: Time and place by path.
+    """
+
+    duration_s: Mapping[str, float]
+    places: Mapping[str, TimeAndPlace]
+
+    def place(self, path: str) -> TimeAndPlace | None:
+        """Returns time and place of a recording by its path, or by its file name if only one recording has it."""
+        if path in self.places:
+            return self.places[path]
+        same = [place for other, place in self.places.items() if name_in(other) == name_in(path)]
+        return same[0] if len(same) == 1 else None
+
+
+def read_recordings(detections: Path, recordings: Iterable[str]) -> RunRecordings | None:
+    """Reads `recordings.csv` in the folder of a table of detections.
+
+    Args:
+        detections: The table.
+        recordings: Recordings with detections.
+
+    Returns:
+        None if the file is missing or from another run.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    path = detections.parent / RECORDINGS_TABLE
+    if not path.is_file():
+        return None
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        found = RunRecordings(
+            dict(zip(rows["recording"], rows["duration_s"].astype(float), strict=True)),
+            {str(row["recording"]): _place(row) for row in rows.to_dict("records")},
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}): correct it, or move it away") from None
+    # Raven's table has absolute paths.
+    listed = set(map(name_in, found.duration_s))
+    return found if set(map(name_in, recordings)) <= listed else None
+
+
+def _place(row: Mapping[Any, str]) -> TimeAndPlace:
+    """Returns time and place in a row; raises `ValueError` if a value cannot be parsed."""
+    local, utc = (
+        datetime.fromisoformat(text) if (text := row.get(name, "")) else None for name in ("local_time", "utc_time")
+    )
+    start = local if utc is None else utc.astimezone(UTC)
+    if local is not None and utc is not None:
+        start = local.replace(tzinfo=timezone(local - utc.astimezone(UTC).replace(tzinfo=None)))
+    latitude, longitude = (float(text) if (text := row.get(name, "")) else None for name in ("latitude", "longitude"))
+    site = row.get("site", "")
+    site = site[1:] if site.startswith("'") and FORMULA.match(site[1:]) else site
+    return TimeAndPlace(site or None, start, None, latitude, longitude)
