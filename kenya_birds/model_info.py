@@ -43,6 +43,7 @@ def describe_model(saved: SavedModel) -> dict[str, Any]:
         "model": saved.name,
         "backbone": (config.get("graph") or {}).get("name") or config.get("backbone"),
         "published_network": config.get("graph"),
+        "head": config.get("head"),
         "problem_type": config.get("problem_type") or DEFAULT_PROBLEM_TYPE,
         "calibrated": config.get("logit_scale") is not None
         and (config["logit_scale"], config.get("logit_offset")) != (1.0, 0.0),
@@ -90,6 +91,11 @@ def format_model(about: dict[str, Any]) -> str:
             f"A published network: {Path(network['file']).name}, licence {network.get('license') or 'not stated'}, "
             f"from {network.get('source') or 'an unknown source'}"
         )
+    head = about["head"]
+    if head is not None:
+        hidden = f"one hidden layer of {head['hidden_size']} units" if head["hidden_size"] else "linear"
+        scores = ", with the network's own scores as inputs" if head["network_scores"] else ""
+        lines.append(f"Only its head was trained ({hidden}{scores}): the backbone is frozen")
     data, clips = about["data"], about["clips"]
     if data["recordings"] is not None:
         parts = "" if not clips else ": " + ", ".join(f"{n:,} {split}" for split, n in clips.items()) + " clips"

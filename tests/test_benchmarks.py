@@ -89,3 +89,12 @@ def test_arms_are_trained_once_and_compared_on_whole_recordings(small_archive, t
     changed = compared(small_archive, tmp_path, "--arm", "focal: --train_on recordings")
     assert changed.returncode == 2
     assert "is of a run with other flags" in changed.stderr
+
+
+def test_a_head_trains_on_random_embeddings():
+    words = ("--windows", "200", "--classes", "4", "--size", "8", "--epochs", "1", "--batch_sizes", "16")
+    result = run_script("benchmarks/head_speed.py", *words, "--hidden_sizes", "0", "6")
+    assert result.returncode == 0, result.stderr
+    rows = [line.strip("|").split("|") for line in result.stdout.splitlines()[-2:]]
+    assert [row[0].strip() for row in rows] == ["linear", "mlp, 6"]
+    assert all(float(row[3]) > 0 for row in rows)

@@ -18,6 +18,7 @@ from kenya_birds.model_loading import load_model
 from kenya_birds.publishing.model_folder import model_contents
 from kenya_birds.training.embedded_data import EmbeddedTraining, EmbeddedWindowSampler
 from kenya_birds.training.embedding_cache import BLOCK_WINDOWS, Block, EmbeddingCache, blocks_of
+from kenya_birds.training.flags import tuning_flags
 from kenya_birds.training.training_run import Run
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -112,6 +113,15 @@ def test_a_head_starts_with_what_the_network_knows():
     assert torch.equal(head(inputs), torch.tensor([[-4.0, 5.0]]))
 
 
+def test_a_head_in_half_precision_takes_the_embeddings_of_a_network(trained):
+    model, _ = load_model(trained)
+    sound = torch.from_numpy(np.random.default_rng(0).uniform(-0.3, 0.3, (2, RATE)).astype("f4"))
+    with torch.no_grad():
+        whole, half = model(sound).logits, model.bfloat16()(sound).logits
+    assert half.dtype == torch.bfloat16
+    assert torch.allclose(whole, half.float(), atol=0.1 * float(whole.abs().max()))
+
+
 def test_a_head_standardises_embeddings_and_leaves_constant_numbers_alone():
     head = EmbeddingHead(2, 2, 0.0, hidden_size=None, network_scores=False)
     head.standardize(torch.tensor([[1.0, 7.0], [3.0, 7.0]]))
@@ -141,7 +151,9 @@ def test_evaluation_and_detection_take_the_model(trained, small_archive, tmp_pat
     assert len(pd.read_csv(tmp_path / "found" / "detections.csv"))
     assert len(pd.read_parquet(tmp_path / "e.parquet")["embedding"][0]) == 5
     main(["info", str(trained)])
-    assert "licence cc-by-nc-sa-4.0" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "licence cc-by-nc-sa-4.0" in printed
+    assert "Only its head was trained (linear, with the network's own scores as inputs)" in printed
 
 
 def test_the_card_names_network_head_and_licence(trained):
@@ -328,7 +340,10 @@ def test_timms_backbone_is_frozen_on_request(small_archive, place, tmp_path):
         ({"freeze_backbone": True, "mixup_probability": 0.5}, "--mixup_probability cannot be used with a frozen"),
         ({"freeze_backbone": True, "noise_probability": 0.5}, "--embedded_versions 2 or more"),
         ({"freeze_backbone": True, "drop_path_rate": 0.1}, "--drop_path_rate cannot be used with a frozen"),
-        ({"freeze_backbone": True, "embedding_hop_s": 1}, "--embedding_hop_s is for --train_on recordings"),
+        (
+            {"backbone": "test_convnext", "freeze_backbone": True, "embedding_hop_s": 1},
+            "--embedding_hop_s is for --train_on recordings",
+        ),
         ({"freeze_backbone": True, "train_on": "recordings", "hard_windows": 0.5}, "--hard_windows cannot be used"),
         ({"freeze_backbone": True, "train_on": "recordings", "embedding_hop_s": 9}, "embedding_hop_s is 9"),
     ],
@@ -383,6 +398,11 @@ def test_another_file_than_the_hash_says_and_a_missing_runtime_are_refused(
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     with pytest.raises(UserError, match="needs onnxruntime, which is not installed: run pip install"):
         head_settings(small_archive, tmp_path / "out", tmp_path / "cache", **settings(network))
+
+
+def test_tuning_refuses_a_frozen_backbone(small_archive, tmp_path):
+    with pytest.raises(UserError, match="compare heads with"):
+        tuning_flags(small_archive, tmp_path / "out", ["--freeze_backbone", "true"])
 
 
 def test_a_model_with_a_published_network_is_no_start_and_is_not_exported(trained, small_archive, tmp_path, capsys):

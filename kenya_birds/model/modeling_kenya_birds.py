@@ -306,6 +306,7 @@ class EmbeddingHead(nn.Module):
 
     def forward(self, head_input: torch.Tensor) -> torch.Tensor:
         """Logits `(batch, classes)` of inputs `(batch, size)`, or `(batch, size + classes)` with network scores."""
+        head_input = head_input.to(self.mean.dtype)  # networks give float32
         values = (head_input[:, : self.size] - self.mean) / self.scale
         if self.hidden is not None:
             values = nn.functional.gelu(self.hidden(values))

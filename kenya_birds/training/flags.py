@@ -257,7 +257,13 @@ def tuning_flags(data_dir: str | Path, output: str | Path, flags: Sequence[str])
                 "and a final fit comes after tuning"
             )
     words = ["--data_dir", str(data_dir), "--output_dir", str(output), *flags]
-    return parse_train_flags(words, "kenya-birds tune", new_output=False)
+    parsed = parse_train_flags(words, "kenya-birds tune", new_output=False)
+    if is_frozen(parsed.model):
+        raise UserError(
+            "tuning searches settings of backbones that are trained, and this one is frozen: compare heads with "
+            "train_hf.py --folds, which takes seconds once the embeddings are in the cache"
+        )
+    return parsed
 
 
 def train_parser(program: str = "train_hf.py", *, show_all: bool = False) -> Parser:
