@@ -178,6 +178,12 @@ def test_a_split_decodes_its_own_recordings_only(small_archive, tmp_path):
     assert run.windows("test")[0] is grid
 
 
+def test_windows_shorter_than_the_margin_are_evaluated(small_archive, tmp_path):
+    settings = {"clip_s": 0.4, "n_mels": 32, "num_train_epochs": 1, **UNCHANGED}
+    folder = train(small_archive, tmp_path / "birds", tmp_path / "cache", **settings)
+    assert json.loads((folder / "metrics.json").read_text())["test"]["whole_recordings"]["calls"] > 0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -126,7 +126,7 @@ def plan_windows(
         extractor: Gives the sampling rate and the length of a window.
         cache_dir: Folder of the cache (see `decode_recordings`).
         overlap_s: Overlap of neighbouring windows in seconds.
-        margin_s: See `WindowTargets`.
+        margin_s: See `WindowTargets`. If it is half of a window or more, a quarter of the window is used.
         threads: Number of recordings that are decoded at the same time.
 
     Returns:
@@ -144,7 +144,7 @@ def plan_windows(
         classes,
         sampling_rate=extractor.sampling_rate,
         window=extractor.clip_samples,
-        margin_s=margin_s,
+        margin_s=margin_s if 2 * margin_s < extractor.clip_s else extractor.clip_s / 4,
     )
     return RecordingWindowGrid.of(decoded, extractor.clip_samples, overlap_s), targets
 
