@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 # Training on recordings gives probabilities already. Fewer validation recordings than these do not tell better ones: a
 # calibration on four recordings was worse on other recordings than none.
 CALIBRATION_RECORDINGS = 10
+# Windows with a call, side by side, of a species whose threshold is halfway between its own best one and the shared one.
+SHRINKAGE_WINDOWS = 50
 # Name of the pooled predictions in metrics.json: each clip is scored by the model of the fold that it was tested in.
 OUT_OF_FOLD = "out_of_fold"
 
@@ -103,7 +105,7 @@ class Scored:
         """
         if len(self.window_logits):
             scores = probabilities(calibration.apply(self.window_logits), multi_label=True)
-            thresholds = choose_thresholds(scores, self.window_targets, classes)
+            thresholds = choose_thresholds(scores, self.window_targets, classes, shrinkage_clips=SHRINKAGE_WINDOWS)
             overlap_s = float(self.window_overlap_s)
             thresholds = replace(thresholds, overlap_s=overlap_s, merge=overlap_s > 0)
             logger.info("%s", thresholds.reason())
