@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 # Training on recordings gives probabilities already. Fewer validation recordings than these do not tell better ones: a
 # calibration on four recordings was worse on other recordings than none.
 CALIBRATION_RECORDINGS = 10
-# Windows with a call, side by side, of a species whose threshold is halfway between its own best one and the shared one.
+# The threshold of a species with so many windows with its call is halfway between its own best one and the shared one.
 SHRINKAGE_WINDOWS = 50
 # Name of the pooled predictions in metrics.json: each clip is scored by the model of the fold that it was tested in.
 OUT_OF_FOLD = "out_of_fold"
