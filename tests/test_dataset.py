@@ -147,9 +147,18 @@ def test_windows_past_the_ends_are_filled_with_mirrored_sound(load, archive):
 
 
 def test_the_middle_of_a_long_call_is_the_centre(tmp_path):
-    rows = [(f"r{i}.flac", (2.0, 5.0), code) for i in range(3) for code in ("owl", "wren")]
+    rows = [(f"r{i}.flac", (2.0, 3.5), code) for i in range(3) for code in ("owl", "wren")]
     row = rows_of(load_clips(write_archive(tmp_path / "archive", rows), cache_dir=tmp_path, **SETTINGS))[0]
-    assert (row["start_s"], row["center_s"]) == (3.0, 3.5)
+    assert (row["start_s"], row["center_s"]) == (2.25, 2.75)
+
+
+def test_a_call_of_several_windows_gives_several_clips(tmp_path):
+    rows = [(f"r{i}.flac", (2.0, 5.5), code) for i in range(3) for code in ("owl", "wren")]
+    found = rows_of(load_clips(write_archive(tmp_path / "archive", rows), cache_dir=tmp_path, **SETTINGS))
+    centers = [row["center_s"] for row in found if (row["recording"], row["label"]) == ("r0.flac", 0)]
+    # Three windows of 1 s in the middle of three parts of 3.5 s / 3.
+    assert centers == pytest.approx([2 + 3.5 / 6, 2 + 3.5 / 2, 2 + 3.5 * 5 / 6])
+    assert {tuple(row["labels"]) for row in found} == {(0, 1)}
 
 
 def test_clips_have_the_rate_and_length_asked_for(load):
@@ -181,6 +190,7 @@ def test_recordings_with_many_clips_are_cut_whole(tmp_path):
 def test_windows_are_centred_and_hold_their_first_moment_but_not_the_one_after_their_last(rows, clip_s):
     table = pd.DataFrame(rows, columns=["recording", "center_s", "species"])
     table["center_s"] /= 100
+    table = table.assign(start_s=table["center_s"], end_s=table["center_s"])
     archive = Archive(Path(), table, table.iloc[:0], pd.DataFrame(), {}, pd.DataFrame())
     planned = plan_clips(archive, ["owl", "wren"], 100, clip_s)
     samples = round(clip_s * 100)

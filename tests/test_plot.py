@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from archives import write_archive
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
@@ -16,6 +17,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference import activity
 from kenya_birds.inference import plots as plot
 from kenya_birds.inference.activity import BREAK, at_hours, hour_labels, measure_activity, plot_activity, shown_hours
+from kenya_birds.inference.annotation_boxes import annotations_of
 from kenya_birds.inference.detection_boxes import MAX_LANES, Box, cut, join, stack
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
@@ -240,7 +242,7 @@ def test_a_species_has_one_colour_in_every_section_of_a_recording(tables, tmp_pa
     path, folder = tables
     seen = []
     draw = plot.draw_section
-    monkeypatch.setattr(plot, "draw_section", lambda *args: seen.append(args[-1]) or draw(*args))
+    monkeypatch.setattr(plot, "draw_section", lambda *args, **more: seen.append(args[-1]) or draw(*args, **more))
     for start_s in (0, 19, 22):
         plot_recording(path, folder / "detections.csv", tmp_path / f"{start_s}.svg", start_s=start_s, duration_s=5)
     assert seen[0] == seen[1] == seen[2] == species_styles(["combul2", "dol$"])
@@ -499,3 +501,37 @@ def test_an_hour_that_was_hardly_recorded_does_not_set_the_scale():
     assert counted.recorded_h[0] == pytest.approx(2 / 3600)
     (image,) = activity._draw(counted).axes[0].images
     assert image.norm.vmax == pytest.approx(18)
+
+
+def test_annotations_are_drawn_as_boxes_beside_the_detections(tables, tmp_path):
+    path, _ = tables
+    (tmp_path / "birds.csv").write_text(
+        "file,start,end,low_hz,high_hz,species\n"
+        f"{path.stem}.wav,20,23,3500,4500,tone\n{path.stem}.wav,25,25,,,point\nother.wav,20,23,1,2,other\n"
+    )
+    boxes = annotations_of(path, tmp_path / "birds.csv")
+    assert boxes["label"].tolist() == ["tone", "point"]
+    rows = table((str(path), 20, 23, "a", 0.9))
+    figure, _ = draw_section(path, rows, 19, 8, species_styles("a"), boxes)
+    spectrogram = figure.axes[0]
+    drawn = [(box.get_x(), box.get_y(), box.get_width(), box.get_height()) for box in spectrogram.patches]
+    # Without frequencies, a box has almost the height of the picture: 15 kHz.
+    assert drawn == [(20, 3500, 3, 1000), (25, pytest.approx(150), 0, pytest.approx(14_700))]
+    assert [text.get_text().strip() for text in spectrogram.texts] == ["tone", "point"]
+    with pytest.raises(UserError, match=r"birds.csv has no annotations of x.wav"):
+        annotations_of(tmp_path / "x.wav", tmp_path / "birds.csv")
+
+
+def test_the_command_draws_the_annotations_of_an_archive(tmp_path):
+    archive = write_archive(tmp_path / "archive", [("a.wav", (2.0, 4.0), "owl1"), ("a.wav", 6.0, "????")])
+    recording = archive / "soundscape_data" / "a.wav"
+    assert annotations_of(recording, archive)["label"].tolist() == ["owl1", "????"]
+    found = tmp_path / "found.csv"
+    found.write_text(
+        f"recording,start_s,end_s,code,common_name,scientific_name,score\n{recording},1,4,owl1,Owl,,0.9\n"
+    )
+    words = ["plot", str(recording), str(found), "--annotations", str(archive), "--output", str(tmp_path / "a.png")]
+    cli.main(words)
+    plain = words[:3] + words[5:6] + [str(tmp_path / "b.png")]
+    cli.main(plain)
+    assert (imread(tmp_path / "a.png") != imread(tmp_path / "b.png")).any()

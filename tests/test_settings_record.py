@@ -77,12 +77,14 @@ def test_differences_are_told_with_both_values_and_a_setting_that_is_new_had_its
 
 
 def test_clips_are_cut_as_the_record_says_unless_a_setting_is_given(tmp_path):
-    model = write(tmp_path / "m", settings={"context_s": 0.4, "edge_tolerance_s": 0.7, "min_annotations": 4})
+    told = {"context_s": 0.4, "edge_tolerance_s": 0.7, "min_overlap_s": 0.2, "min_annotations": 4}
+    model = write(tmp_path / "m", settings=told)
     recorded = {
         "sampling_rate": 32_000,
         "clip_s": 3.0,
         "context_s": 0.4,
         "edge_tolerance_s": 0.7,
+        "min_overlap_s": 0.2,
         "min_annotations": 4,
     }
     assert clip_settings(model) == recorded

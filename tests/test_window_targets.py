@@ -11,7 +11,7 @@ from kenya_birds.evaluation.window_targets import WindowTargets
 RATE = 10
 
 
-def targets_of(calls, unknown=(), lengths=None, margin_s=0.5, classes=("lark", "owl")):
+def targets_of(calls, unknown=(), lengths=None, margin_s=0.5, classes=("lark", "owl"), min_overlap_s=0.0):
     """(recording, start, end, species) and (recording, start, end); windows of 3 s at 10 Hz."""
     return WindowTargets.of(
         pd.DataFrame(calls, columns=["recording", "start_s", "end_s", "species"]),
@@ -21,6 +21,7 @@ def targets_of(calls, unknown=(), lengths=None, margin_s=0.5, classes=("lark", "
         sampling_rate=RATE,
         window=30,
         margin_s=margin_s,
+        min_overlap_s=min_overlap_s,
     )
 
 
@@ -144,3 +145,22 @@ def test_many_windows_at_once_are_as_one_by_one(calls, unknown, windows, margin)
     recording, start = np.array(windows).T
     expected = [slow(calls, unknown, "ab"[index], first, margin) for index, first in windows]
     assert targets(recording, start).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("start_s", "expected"),
+    [
+        (7.8, 1),  # 0.8 s of 4 s
+        (7.7, -100),
+        (7.0, 0),
+        (13.2, 1),
+        (13.3, -100),
+    ],
+)
+def test_a_call_with_an_end_is_present_from_the_least_overlap_on(start_s, expected):
+    assert found(targets_of([("a", 10.0, 14.0, "owl")], min_overlap_s=0.8), start_s) == [[0, expected]]
+
+
+def test_a_call_that_is_shorter_than_the_least_overlap_is_present_if_all_of_it_is():
+    targets = targets_of([("a", 10.0, 10.5, "owl")], min_overlap_s=0.8)
+    assert found(targets, [7.5, 7.4, 10.0, 10.1]) == [[0, 1], [0, -100], [0, 1], [0, -100]]

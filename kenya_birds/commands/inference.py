@@ -178,6 +178,14 @@ def _add_plot(commands: Any) -> None:
         help="start of the section; by default one second before the first detection",
     )
     add_option(section, "--duration_s", PlotDuration, PLOT_DURATION_S, help="length of the section")
+    beside = command.add_argument_group("Annotations")
+    add_option(
+        beside,
+        "--annotations",
+        Path,
+        metavar="PATH",
+        help="archive, or table of annotations of any program: drawn as boxes beside the detections",
+    )
     _add_picture(command, "spectrogram.png")
     add_general(command)
     command.set_defaults(run=_plot, after_stop=RUN_AGAIN)
@@ -196,6 +204,7 @@ def _plot(options: argparse.Namespace) -> None:
         options.output,
         start_s=options.start_s,
         duration_s=options.duration_s,
+        annotations=options.annotations,
         overwrite=options.overwrite,
     )
     print(f"The spectrogram from {start_s:g} to {end_s:g} s is in {options.output}")

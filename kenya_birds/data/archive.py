@@ -49,8 +49,8 @@ class Archive:
             and `end_s` (seconds from the start of the recording; equal if only the middle of the call is annotated),
             `center_s` (the middle), `species` (eBird code), `low_hz` and `high_hz` (NaN if unknown), in the order of
             the table.
-        unknown: `recording`, `start_s`, `end_s` and `center_s` of birds that the annotators could not identify
-            (`????`, or no code).
+        unknown: The same columns without `species`, of birds that the annotators could not identify (`????`, or no
+            code).
         species: Indexed by eBird code: `scientific_name`, `common_name`.
         headers: Header of each readable recording with annotations, by name; recordings without a call are among them
             if `recordings.csv` lists them.
@@ -296,7 +296,7 @@ def _set_aside(
         reason == "", ["recording", "start_s", "end_s", "center_s", "species", *BOX_COLUMNS.values()]
     ]
     is_unknown = reason.isin(["unknown bird", "no species code"])
-    unknown = annotations.loc[is_unknown, ["recording", "start_s", "end_s", "center_s"]]
+    unknown = annotations.loc[is_unknown, ["recording", "start_s", "end_s", "center_s", *BOX_COLUMNS.values()]]
     set_aside = annotations.loc[reason != "", ["row", "recording", "reason"]]
     for why, rows in set_aside.groupby("reason"):
         logger.warning(

@@ -113,6 +113,7 @@ class ClipsConfig(datasets.BuilderConfig):
         clip_s: Length of a clip in seconds.
         context_s: Seconds of sound stored on each side of the clip, so that training can shift the clip.
         edge_tolerance_s: See `plan_clips`.
+        min_overlap_s: See `plan_clips`.
         min_annotations: Species with fewer annotations are dropped.
         splits: `train`, `validation` or `test` by recording; by default `stratified_split` with the four fields below.
         one_split: Assigns every recording to this split, instead of `splits` or `stratified_split`.
@@ -126,6 +127,7 @@ class ClipsConfig(datasets.BuilderConfig):
     clip_s: float = DEFAULT_CLIP_S
     context_s: float = 0.0
     edge_tolerance_s: float = 0.0
+    min_overlap_s: float = 0.0
     min_annotations: int = MIN_ANNOTATIONS
     splits: dict[str, str] | None = None
     one_split: str | None = None
@@ -150,6 +152,8 @@ class ClipsConfig(datasets.BuilderConfig):
             )
         if not 2 * abs(self.edge_tolerance_s) < self.clip_s:
             raise UserError(f"edge_tolerance_s is {self.edge_tolerance_s}: expected less than half of clip_s")
+        if not 0 <= self.min_overlap_s <= self.clip_s:
+            raise UserError(f"min_overlap_s is {self.min_overlap_s}: expected 0 to clip_s")
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
         """Adds the archive, the code and the library versions, so that clips are cut again if one of them changes."""
@@ -162,7 +166,7 @@ class ClipsConfig(datasets.BuilderConfig):
 
 
 class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
-    """Builder of the clips: one window centred on each annotation of the selected species.
+    """Builder of the clips: one window centred on each annotation of the selected species, more on long calls.
 
     The builder writes Arrow tables, not examples, because `datasets` encodes audio examples only with torchcodec and
     FFmpeg.
@@ -171,12 +175,12 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
         audio: The clip with its context, mirrored past the recording's ends: mono WAV, 16-bit integers if they are
             exact, otherwise 32-bit floats (see `encode_wav`).
         label: Class id of the annotation; names are eBird codes. None for windows without annotations.
-        labels: Class ids of all annotations with their centre in the clip, each once, sorted.
-        unknown: True if the centre of an annotation of an unknown bird is in the clip. A species that is not in
+        labels: Class ids of all annotations in the clip (see `plan_clips`), each once, sorted.
+        unknown: True if an annotation of an unknown bird is in the clip. A species that is not in
             `labels` may then be present.
         recording: File name of the recording.
         start_s: Start of the clip, without context, in the recording; negative if it is before the recording's start.
-        center_s: Centre of the annotation.
+        center_s: Centre of the annotation, or of a part of it in a long call.
 
     Args:
         cache_dir: Folder of the cache; by default that of `datasets`.
@@ -212,7 +216,12 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
         self.archive = read_archive(config.data_dir)
         self.classes = select_classes(self.archive.annotations, config.min_annotations)
         self.clips = plan_clips(
-            self.archive, self.classes, config.sampling_rate, config.clip_s, config.edge_tolerance_s
+            self.archive,
+            self.classes,
+            config.sampling_rate,
+            config.clip_s,
+            config.edge_tolerance_s,
+            config.min_overlap_s,
         )
         self.same_sound = self.archive.same_sound()
         if config.one_split:

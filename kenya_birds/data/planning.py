@@ -8,46 +8,121 @@ from kenya_birds.data.archive import Archive
 PLAN_COLUMNS = ["recording", "center_s", "start", "species", "label", "labels", "unknown"]
 
 
+# A box is in a window if they overlap by this share of the shorter of the two.
+MIN_OVERLAP = 0.5
+
+
 def plan_clips(
-    archive: Archive, classes: list[str], sampling_rate: int, clip_s: float, edge_tolerance_s: float = 0.0
+    archive: Archive,
+    classes: list[str],
+    sampling_rate: int,
+    clip_s: float,
+    edge_tolerance_s: float = 0.0,
+    min_overlap_s: float = 0.0,
 ) -> pd.DataFrame:
-    """Plans one window around each annotation.
+    """Plans one window around each annotation, and several side by side in a call of two windows or more.
+
+    An annotation with equal start and end is a point, and is in a window if the point is. Other annotations are boxes,
+    and are in a window if they overlap enough. The annotation of the window itself always counts.
 
     Args:
         archive: The archive.
         classes: eBird codes; the index is the class id. Annotations of other species are skipped.
         sampling_rate: Sampling rate in Hz of the positions.
         clip_s: Length of a window in seconds.
-        edge_tolerance_s: Annotations with their centre up to this many seconds outside the window count as inside;
-            negative values exclude centres near the edges. The annotation of the window itself always counts.
+        edge_tolerance_s: Points up to this many seconds outside the window count as inside; negative values exclude
+            points near the edges.
+        min_overlap_s: Shortest overlap in seconds of a box and a window, or the whole box if it is shorter; 0: half of
+            the shorter of the two.
 
     Returns:
-        Sorted by `recording` and `center_s`: `recording`, `center_s`, `start` (first sample, may be negative),
-        `species` (eBird code), `label` (class id), `labels` (sorted class ids of all annotations with their centre in
-        the window), `unknown` (whether the centre of an unknown bird is in it).
+        Sorted by `recording` and `center_s`: `recording`, `center_s` (of the annotation, or of a part of a long call),
+        `start` (first sample, may be negative), `species` (eBird code), `label` (class id), `labels` (sorted class ids
+        of all annotations in the window), `unknown` (whether an unknown bird is in it).
     """
     class_id = {code: index for index, code in enumerate(classes)}
-    clips = archive.annotations[archive.annotations["species"].isin(class_id)]
+    calls = archive.annotations[archive.annotations["species"].isin(class_id)]
+    clips = _parts_of_long_calls(calls, clip_s)
     clips = clips.sort_values(["recording", "center_s"], kind="stable").reset_index(drop=True)
     samples, tolerance = round(clip_s * sampling_rate), round(edge_tolerance_s * sampling_rate)
     center = _samples(clips["center_s"], sampling_rate)
-    clips = clips.assign(start=center - samples // 2, label=clips["species"].map(class_id), center=center)
-    unknown_centers = archive.unknown.groupby("recording")["center_s"]
+    clips = clips.assign(start=center - samples // 2, label=clips["species"].map(class_id))
+    calls_of, unknown_of = calls.groupby("recording"), archive.unknown.groupby("recording")
+    overlap = round(min_overlap_s * sampling_rate)
     labels: list[list[int]] = []
     unknown: list[bool] = []
     for recording, rows in clips.groupby("recording"):
-        first, last = rows["start"].to_numpy() - tolerance, rows["start"].to_numpy() + samples + tolerance
-        centers, ids = rows["center"].to_numpy(), rows["label"].to_numpy()
-        between = zip(centers.searchsorted(first), centers.searchsorted(last), ids, strict=True)
-        labels += [sorted({int(label) for label in ids[i:j]} | {int(own)}) for i, j, own in between]
-        if recording in unknown_centers.groups:
-            others = np.sort(_samples(unknown_centers.get_group(recording), sampling_rate))
-            unknown += (others.searchsorted(last) > others.searchsorted(first)).tolist()
+        first = rows["start"].to_numpy()
+        there = _Annotated(calls_of.get_group(recording), sampling_rate)
+        ids = calls_of.get_group(recording)["species"].map(class_id).to_numpy()
+        inside = there.in_windows(first, samples, tolerance, overlap)
+        own = rows["label"].to_numpy()
+        labels += [sorted({*ids[found].tolist(), int(label)}) for found, label in zip(inside, own, strict=True)]
+        if recording in unknown_of.groups:
+            birds = _Annotated(unknown_of.get_group(recording), sampling_rate)
+            unknown += [len(found) > 0 for found in birds.in_windows(first, samples, tolerance, 1)]
         else:
             unknown += [False] * len(rows)
     clips["labels"] = pd.Series(labels, dtype=object)
     clips["unknown"] = pd.Series(unknown, dtype=bool)
     return clips[PLAN_COLUMNS]
+
+
+def _parts_of_long_calls(calls: pd.DataFrame, clip_s: float) -> pd.DataFrame:
+    """Returns the calls with the centre of each window: those of two windows or more are repeated."""
+    duration_s = (calls["end_s"] - calls["start_s"]).to_numpy()
+    # A part of a call is never shorter than a window.
+    number = np.maximum(np.floor(duration_s / clip_s + 1e-9).astype(int), 1)
+    if (number == 1).all():
+        return calls
+    repeated = calls.loc[calls.index.repeat(number)]
+    part = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
+    of_parts = repeated["start_s"] + (part + 0.5) * np.repeat(duration_s / number, number)
+    return repeated.assign(center_s=repeated["center_s"].where(np.repeat(number == 1, number), of_parts))
+
+
+class _Annotated:
+    """Annotations of one recording, in samples.
+
+    Args:
+        rows: `start_s`, `end_s` and `center_s`.
+        sampling_rate: In Hz.
+    """
+
+    def __init__(self, rows: pd.DataFrame, sampling_rate: int) -> None:
+        self._begin, self._end, self._center = (
+            _samples(rows[name], sampling_rate) for name in ("start_s", "end_s", "center_s")
+        )
+        self._is_point = (rows["start_s"] == rows["end_s"]).to_numpy()
+        self._points = np.flatnonzero(self._is_point)
+        self._points = self._points[self._center[self._points].argsort(kind="stable")]
+        self._boxes = np.flatnonzero(~self._is_point)
+        self._boxes = self._boxes[self._begin[self._boxes].argsort(kind="stable")]
+        self._longest = int((self._end - self._begin).max(initial=0))
+
+    def in_windows(self, first: np.ndarray, samples: int, tolerance: int, overlap: int) -> list[np.ndarray]:
+        """Returns the rows in each window.
+
+        Args:
+            first: First sample of each window.
+            samples: Length of a window.
+            tolerance: Distance from a window up to which points count.
+            overlap: Shortest overlap of a box; 0: half of the shorter of box and window.
+        """
+        at, begin = self._center[self._points], self._begin[self._boxes]
+        low, high = at.searchsorted(first - tolerance), at.searchsorted(first + samples + tolerance)
+        from_, until = begin.searchsorted(first - self._longest), begin.searchsorted(first + samples)
+        return [
+            np.concatenate([self._points[i:j], self._overlapping(self._boxes[k:m], start, samples, overlap)])
+            for start, i, j, k, m in zip(first, low, high, from_, until, strict=True)
+        ]
+
+    def _overlapping(self, boxes: np.ndarray, first: int, samples: int, overlap: int) -> np.ndarray:
+        begin, end = self._begin[boxes], self._end[boxes]
+        shared = np.minimum(end, first + samples) - np.maximum(begin, first)
+        length = end - begin
+        needed = np.minimum(overlap, length) if overlap else MIN_OVERLAP * np.minimum(length, samples)
+        return boxes[(shared > 0) & (shared >= needed)]
 
 
 def plan_no_call(
@@ -56,7 +131,8 @@ def plan_no_call(
     """Plans windows without annotations: as many as fit side by side, in the middle of each gap.
 
     A gap is the time between two neighbouring annotations, or between an annotation and an end of the recording,
-    without a margin of `margin_s` at each annotation. Annotations of rare species and unknown birds count too.
+    without a margin of `margin_s` at each annotation. A box lasts from its start to its end. Annotations of rare
+    species and unknown birds count too.
 
     Args:
         archive: The archive.
@@ -69,13 +145,17 @@ def plan_no_call(
         The columns of `plan_clips`, in order of time; `species` is empty, `label` is -1 and `labels` is empty.
     """
     samples, margin = round(clip_s * sampling_rate), round(margin_s * sampling_rate)
-    every = pd.concat([archive.annotations[["recording", "center_s"]], archive.unknown])
+    columns = ["recording", "start_s", "end_s", "center_s"]
+    every = pd.concat([archive.annotations[columns], archive.unknown[columns]])
+    is_point = every["start_s"] == every["end_s"]
+    every = every.assign(**{name: every[name].where(~is_point, every["center_s"]) for name in ("start_s", "end_s")})
     rows = []
     for recording in sorted(recordings):
         end = int(archive.headers[recording].duration_s * sampling_rate)
-        centers = np.sort(_samples(every.loc[every["recording"] == recording, "center_s"], sampling_rate))
-        first = np.concatenate([[0], centers + margin])
-        last = np.concatenate([centers - margin, [end]])
+        there = every[every["recording"] == recording].sort_values("start_s", kind="stable")
+        ends = np.maximum.accumulate(_samples(there["end_s"], sampling_rate))
+        first = np.concatenate([[0], ends + margin])
+        last = np.concatenate([_samples(there["start_s"], sampling_rate) - margin, [end]])
         for begin, until in zip(first, last, strict=True):
             number = max(until - begin, 0) // samples
             offset = begin + (until - begin - number * samples) // 2

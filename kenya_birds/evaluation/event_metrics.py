@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kenya_birds.data.planning import MIN_OVERLAP
 from kenya_birds.evaluation.intervals import LEVEL, RESAMPLES, centred_interval, weighted_ranking
 from kenya_birds.model.modeling_kenya_birds import MASKED
-
-# A detection matches a call if they overlap by this share of the shorter of the two.
-MIN_OVERLAP = 0.5
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ def plan_windows(
     cache_dir: str | Path,
     overlap_s: float,
     margin_s: float,
+    min_overlap_s: float = 0.0,
     threads: int = 1,
 ) -> tuple[RecordingWindowGrid, WindowTargets]:
     """Decodes recordings of an archive, and plans their windows.
@@ -127,6 +128,7 @@ def plan_windows(
         cache_dir: Folder of the cache (see `decode_recordings`).
         overlap_s: Overlap of neighbouring windows in seconds.
         margin_s: See `WindowTargets`. If it is half of a window or more, a quarter of the window is used.
+        min_overlap_s: See `WindowTargets`.
         threads: Number of recordings that are decoded at the same time.
 
     Returns:
@@ -145,6 +147,7 @@ def plan_windows(
         sampling_rate=extractor.sampling_rate,
         window=extractor.clip_samples,
         margin_s=margin_s if 2 * margin_s < extractor.clip_s else extractor.clip_s / 4,
+        min_overlap_s=min_overlap_s,
     )
     return RecordingWindowGrid.of(decoded, extractor.clip_samples, overlap_s), targets
 

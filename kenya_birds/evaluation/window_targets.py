@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kenya_birds.evaluation.event_metrics import MIN_OVERLAP
+from kenya_birds.data.planning import MIN_OVERLAP
 from kenya_birds.model.modeling_kenya_birds import MASKED
 
 DEFAULT_EDGE_MARGIN_S = 0.25
@@ -18,9 +18,9 @@ class WindowTargets:
 
     A call that is a point in time is present in a window if the point is inside and at least `margin` away from both
     edges. It is absent if the point is outside and at least `margin` away. Otherwise it is unknown. A call with a
-    start and an end is present if at least half of the shorter of call and window overlaps, absent if they do not
-    overlap, and otherwise unknown. If an unidentified bird is in a window or near its edge, every class that is not
-    present is unknown.
+    start and an end is present if it overlaps the window by `min_overlap` or is wholly inside (with 0: by half of the
+    shorter of call and window), absent if they do not overlap, and otherwise unknown. If an unidentified bird is in a
+    window or near its edge, every class that is not present is unknown.
 
     Attributes:
         recordings: Names; windows are given by the index.
@@ -33,6 +33,7 @@ class WindowTargets:
         end: The sample of its end, equal to `start` for a point in time.
         label: Class id; `OTHER` for a species that is not a class, `UNKNOWN` for an unidentified bird.
         longest: Length of the longest annotation in samples.
+        min_overlap: Shortest overlap of a call with start and end and a window in samples; 0: half of the shorter.
     """
 
     recordings: tuple[str, ...]
@@ -45,6 +46,7 @@ class WindowTargets:
     end: np.ndarray
     label: np.ndarray
     longest: int
+    min_overlap: int = 0
 
     OTHER = -1
     UNKNOWN = -2
@@ -60,6 +62,7 @@ class WindowTargets:
         sampling_rate: int,
         window: int,
         margin_s: float = DEFAULT_EDGE_MARGIN_S,
+        min_overlap_s: float = 0.0,
     ) -> "WindowTargets":
         """Sorts the annotations of some recordings.
 
@@ -71,6 +74,7 @@ class WindowTargets:
             sampling_rate: In Hz.
             window: Length of a window in samples.
             margin_s: Edge margin in seconds.
+            min_overlap_s: `min_overlap` in seconds.
 
         Raises:
             ValueError: If the margin is negative, or twice the margin is not shorter than a window.
@@ -103,6 +107,7 @@ class WindowTargets:
             (place + end)[order],
             every["label"].to_numpy(dtype=np.int64)[order],
             longest,
+            round(min_overlap_s * sampling_rate),
         )
 
     def __call__(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -143,9 +148,8 @@ class WindowTargets:
         is_point = length == 0
         overlap = np.minimum(end, last) - np.maximum(begin, first)
         touches = np.where(is_point, (begin >= first - self.margin) & (begin < last + self.margin), overlap > 0)
-        inside = np.where(
-            is_point,
-            (begin >= first + self.margin) & (begin < last - self.margin),
-            overlap >= MIN_OVERLAP * np.minimum(length, self.window),
-        )
+        needed = MIN_OVERLAP * np.minimum(length, self.window)
+        if self.min_overlap:
+            needed = np.minimum(length, self.min_overlap)
+        inside = np.where(is_point, (begin >= first + self.margin) & (begin < last - self.margin), overlap >= needed)
         return window[touches], event[touches], (inside & touches)[touches]

@@ -213,6 +213,7 @@ class _Evaluation:
             cache_dir=self.builder.cache_root,
             overlap_s=float(settings.get("overlap_s", 0.0)),
             margin_s=float(settings.get("edge_margin_s", DEFAULT_EDGE_MARGIN_S)),
+            min_overlap_s=float(settings.get("min_overlap_s", 0.0)),
             threads=num_proc or 1,
         )
         logits = grid.logits(self.model, self.extractor, batch_size=batch_size)[:, self.columns]

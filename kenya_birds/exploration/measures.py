@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kenya_birds.data.archive import ANNOTATION_COLUMNS, ANNOTATIONS_FILE, Archive
+from kenya_birds.data.archive import ANNOTATION_COLUMNS, ANNOTATIONS_FILE, BOX_COLUMNS, Archive
 from kenya_birds.data.recording_name import DAY_H, NamePattern, RecordingName, parse_recording_name, recorded_by_hour
 
 MIN_DBFS = -120.0
@@ -180,11 +180,15 @@ def _begin(known: RecordingName | None) -> str:
 
 
 def species_rows(archive: Archive, counts: pd.Series) -> list[dict[Hashable, Any]]:
-    """Rows of the table of species, including species without annotations."""
-    recordings = archive.annotations.groupby("species")["recording"].nunique()
+    """Rows of the table of species, including species without annotations.
+
+    `low_hz` and `high_hz` are medians of the annotated frequencies, NaN if there are none.
+    """
+    groups = archive.annotations.groupby("species")
     table = archive.species.assign(
         annotations=counts.reindex(archive.species.index, fill_value=0),
-        recordings=recordings.reindex(archive.species.index, fill_value=0),
+        recordings=groups["recording"].nunique().reindex(archive.species.index, fill_value=0),
+        **{name: groups[name].median().reindex(archive.species.index) for name in BOX_COLUMNS.values()},
     )
     table = table.sort_index().sort_values("annotations", ascending=False, kind="stable")
     return table.reset_index(names="code").to_dict("records")

@@ -20,6 +20,7 @@ from kenya_birds.data.recording_name import parse_recording_name
 from kenya_birds.defaults import PLOT_DURATION_S
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_picture
+from kenya_birds.inference.annotation_boxes import annotations_of
 from kenya_birds.inference.detection_boxes import Box, cut, join, stack
 from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.table_reader import read_detections
@@ -39,6 +40,7 @@ MAX_HZ = 15_000
 LABEL_SIZE = 7.5
 LABEL_BOX = {"facecolor": "white", "alpha": 0.9, "edgecolor": "none", "pad": 0.6}  # over hatches and lines
 DAMAGED = "#f7dc6f"
+ANNOTATED = "#c2185b"
 MIN_SHARE_OF_POWER = 1e-12  # of a row's loudest cell
 QUIET_SHARE, LOUD_SHARE, MIN_RANGE_DB = 0.3, 0.999, 25.0
 
@@ -51,6 +53,7 @@ def plot_recording(
     *,
     start_s: Seconds | None = None,
     duration_s: PlotDuration = PLOT_DURATION_S,
+    annotations: str | Path | None = None,
     overwrite: bool = False,
 ) -> tuple[float, float]:
     """Draws the spectrogram of a section of a recording, in rows, with a labelled bar above it for each detection.
@@ -65,6 +68,8 @@ def plot_recording(
         output: PNG, SVG or PDF to write.
         start_s: Start of the section in seconds; by default one second before the first detection.
         duration_s: Length in seconds, up to 600; the section ends with the recording at the latest.
+        annotations: An archive or a table of annotations (see `annotations_of`), drawn as boxes in the spectrogram,
+            over all frequencies where these are unknown; a line for a point in time.
         overwrite: Replaces an existing file.
 
     Returns:
@@ -76,11 +81,12 @@ def plot_recording(
     """
     check_picture(output, overwrite)
     found = detections_of(recording, read_detections(detections), detections)
+    annotated = None if annotations is None else annotations_of(recording, annotations)
     begin_s = max(0.0, found["start_s"].min() - LEAD_S) if start_s is None else start_s
     styles = species_styles(
         found["code"].value_counts().sort_index().sort_values(ascending=False, kind="stable").index
     )
-    figure, end_s = draw_section(recording, found, begin_s, duration_s, styles)
+    figure, end_s = draw_section(recording, found, begin_s, duration_s, styles, annotations=annotated)
     save_picture(figure, output)
     return begin_s, end_s
 
@@ -91,6 +97,7 @@ def draw_section(
     start_s: float,
     duration_s: float,
     styles: Mapping[str, SpeciesStyle],
+    annotations: pd.DataFrame | None = None,
 ) -> tuple[Figure, float]:
     """Draws the picture of `plot_recording`, in which sound that cannot be decoded is marked.
 
@@ -100,6 +107,7 @@ def draw_section(
         start_s: Start of the section in seconds.
         duration_s: Length in seconds; the section ends with the recording at the latest.
         styles: Style of each species by eBird code.
+        annotations: Annotations of this recording (see `annotations_of`).
 
     Returns:
         The picture, and the end of the section.
@@ -116,7 +124,14 @@ def draw_section(
         number = min(MAX_ROWS, math.ceil((end_s - start_s) / ROW_S))
         row_s = (end_s - start_s) / number
         rows = [(start_s + n * row_s, _levels(reader, start_s + n * row_s, row_s)) for n in range(number)]
-    return _draw(rows, row_s, join(detections), styles, name_in(str(recording)), reader.sampling_rate), end_s
+    figure = _draw(rows, row_s, join(detections), styles, name_in(str(recording)), reader.sampling_rate)
+    if annotations is not None:
+        # Of each row, the spectrogram is drawn first.
+        for (first, _), axes in zip(rows, figure.axes[::2], strict=True):
+            draw_annotations(axes, annotations, first, first + row_s)
+        right, top = 1 - RIGHT_INCH / WIDTH_INCH, 1 - 0.22 / figure.get_figheight()
+        figure.text(right, top, "boxes: annotations", fontsize=8, color=ANNOTATED, ha="right", va="center")
+    return figure, end_s
 
 
 def detections_of(recording: str | Path, table: pd.DataFrame, name: str | Path) -> pd.DataFrame:
@@ -290,6 +305,27 @@ def _draw_boxes(axes: Axes, above: Axes, boxes: Sequence[Box], styles: Mapping[s
             va="center_baseline",
             bbox=LABEL_BOX if hatch or box.label_s != box.start_s else None,
         )
+
+
+def draw_annotations(axes: Axes, annotations: pd.DataFrame, start_s: float, end_s: float) -> None:
+    """Draws the annotations of a section as boxes with their names.
+
+    Args:
+        axes: A spectrogram.
+        annotations: See `annotations_of`.
+        start_s: Start of the section in seconds.
+        end_s: End of the section in seconds.
+    """
+    top_hz = axes.get_ylim()[1]
+    there = annotations[(annotations["end_s"] >= start_s) & (annotations["start_s"] <= end_s)]
+    numbers = there[["start_s", "end_s", "low_hz", "high_hz"]].to_numpy(dtype=float).tolist()
+    for (first_s, last_s, low_hz, high_hz), label in zip(numbers, there["label"], strict=True):
+        low_hz = 0.01 * top_hz if math.isnan(low_hz) else low_hz
+        high_hz = 0.99 * top_hz if math.isnan(high_hz) else min(high_hz, 0.99 * top_hz)
+        size = last_s - first_s, high_hz - low_hz
+        axes.add_patch(Rectangle((first_s, low_hz), *size, fill=False, edgecolor=ANNOTATED, linewidth=1.1))
+        at = max(first_s, start_s), high_hz
+        axes.text(*at, f" {label}", fontsize=LABEL_SIZE - 1, va="top", color=ANNOTATED, clip_on=True)
 
 
 def _label_inch(canvas: FigureCanvasAgg, text: str) -> float:

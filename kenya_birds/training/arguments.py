@@ -114,6 +114,13 @@ class DataArguments:
             "negative: only if it is at least this far inside"
         },
     )
+    min_overlap_s: Seconds = field(
+        default=0.0,
+        metadata={
+            "help": "count a call that is annotated with start and end as in a clip or window if they overlap by this "
+            "much, or if the whole call is in it; 0: half of the shorter of the two"
+        },
+    )
     splits_file: str | None = field(
         default=None,
         metadata={

@@ -252,7 +252,8 @@ class _Calls:
     """The annotated calls near each clip, which give the targets of its shifted window.
 
     A shifted window contains the calls whose centre is in it, without `edge_tolerance_s`. The places of unidentified
-    birds are not known here: unknown targets remain unknown.
+    birds are not known here: unknown targets remain unknown. So do calls that are in the unshifted window with a part
+    of their length alone: their ends are not known.
     """
 
     def __init__(self, clips: Dataset, clip_s: float) -> None:
@@ -270,9 +271,11 @@ class _Calls:
         if shift_s == 0:
             return target
         near = self.neighbours[clip]
-        into_s = self.center_s[near] - self.start_s[clip] - shift_s
-        present = self.label[near[(into_s >= 0) & (into_s < self.clip_s)]]
-        changed = torch.where(target == 1, MASKED if (target == MASKED).any() else 0.0, target)
+        into_s = self.center_s[near] - self.start_s[clip]
+        present, before = (self.label[near[(into >= 0) & (into < self.clip_s)]] for into in (into_s - shift_s, into_s))
+        changed = torch.where(target == 1, MASKED, target)
+        if not (target == MASKED).any():
+            changed[before] = 0.0
         changed[present] = 1.0
         changed[self.label[clip]] = 1.0
         return changed

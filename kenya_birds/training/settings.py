@@ -148,7 +148,7 @@ def _is_private(name: str) -> bool:
 
 FRONT_END_FILE = "preprocessor_config.json"
 # Defaults of training, which are assumed for models without a record.
-USUAL_CLIPS = {"context_s": 0.0, "edge_tolerance_s": 0.0, "min_annotations": MIN_ANNOTATIONS}
+USUAL_CLIPS = {"context_s": 0.0, "edge_tolerance_s": 0.0, "min_overlap_s": 0.0, "min_annotations": MIN_ANNOTATIONS}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -182,8 +182,9 @@ def clip_settings(folder: Path, **given: float | None) -> dict[str, Any]:
 
     Returns:
         Arguments of `clips_builder`: `sampling_rate` and `clip_s` of the feature extractor, and `context_s`,
-        `edge_tolerance_s` and `min_annotations` of the record. For a model without a record, `min_annotations` comes
-        from the training summary; other unknown settings have the default of training, which is logged.
+        `edge_tolerance_s`, `min_overlap_s` and `min_annotations` of the record. For a model without a record,
+        `min_annotations` comes from the training summary; other unknown settings have the default of training, which
+        is logged.
 
     Raises:
         UserError: If a file of the folder cannot be read, or a setting in it is not a number.

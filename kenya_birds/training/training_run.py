@@ -134,6 +134,7 @@ class Run:
             clip_s=self.extractor.clip_s,
             context_s=data.context_s,
             edge_tolerance_s=data.edge_tolerance_s,
+            min_overlap_s=data.min_overlap_s,
             min_annotations=data.min_annotations,
             test_size=data.test_size,
             validation_size=data.validation_size,
@@ -305,6 +306,7 @@ class Run:
                 cache_dir=self.builder.cache_root,
                 overlap_s=data.overlap_s,
                 margin_s=data.edge_margin_s,
+                min_overlap_s=data.min_overlap_s,
                 threads=data.num_proc or 1,
             )
         return self._windows[split]
