@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 from archives import edit, write_archive
 from running import flags, settings_of
 
@@ -14,6 +15,8 @@ from kenya_birds.data.joined_archive import divide_each, join_archives, one_arch
 from kenya_birds.data.splits import stratified_split
 from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
+from kenya_birds.training.archive_weights import weigh_recordings
+from kenya_birds.training.training_run import Run
 
 
 @pytest.fixture
@@ -117,16 +120,69 @@ def test_each_archive_is_divided_by_itself():
     assert table["north/00.wav"] == table["south/00.wav"]
 
 
-def test_a_model_of_two_archives_has_figures_of_each(tmp_path, capsys):
-    archives = [
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    """Two archives with species in common, `north` and `south`."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    return [
         synthesize_archive(
-            tmp_path / name, recordings=14, duration_s=12, species=species, annotations=84, scene="quiet", seed=seed
+            folder / name, recordings=14, duration_s=12, species=species, annotations=84, scene="quiet", seed=seed
         )
         for name, species, seed in (("north", 2, 0), ("south", 3, 1))
     ]
-    words = flags(archives[0], tmp_path / "birds", tmp_path / "cache", num_train_epochs=1)
+
+
+def test_archives_have_weights_in_the_loss():
+    archive_of = {"a/1": "a", "a/2": "a", "b/1": "b"}
+    weights = weigh_recordings(["a=3"], archive_of, ["a/1", "b/1", "a/2", "b/1"])
+    assert weights.tolist() == [1.5, 0.5, 1.5, 0.5]
+    assert weigh_recordings(["a=2", "b=2"], archive_of, ["a/1", "b/1"]) is None
+    for texts, message in (
+        (["c=1"], "expected one of the archives a, b"),
+        (["a=0"], "expected NAME=WEIGHT with a weight above 0"),
+        (["a"], "expected NAME=WEIGHT"),
+        (["a=1", "a=2"], "two weights of the archive 'a'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            weigh_recordings(texts, archive_of, ["a/1"])
+
+
+@pytest.mark.parametrize("train_on", ["clips", "recordings"])
+def test_training_weighs_what_it_learns_from_each_archive(synthetic, tmp_path, train_on):
+    words = flags(synthetic[0], tmp_path / "birds", tmp_path / "cache", train_on=train_on)
     place = words.index("--output_dir")
-    words[place:place] = [str(archives[1])]
+    words[place:place] = [str(synthetic[1]), "--archive_weights", "north=4"]
+    with Run(settings_of(words)) as run:
+        trainer = run.make_trainer(run.cut_clips())
+    data = trainer.train_dataset
+    draws = list(trainer.train_sampler())
+    weight = data.__getitems__(draws)["weight"]
+    if train_on == "clips":
+        names = [run.builder.archive.archive_of[name] for name in trainer_recordings(run)]
+        of_draws = [names[draw.clip] for draw in draws]
+    else:
+        of_draws = [data.decoded.names[draw.recording].split("/")[0] for draw in draws]
+    shares = {name: weight[[one == name for one in of_draws]].unique().tolist() for name in ("north", "south")}
+    assert len(shares["north"]) == len(shares["south"]) == 1
+    assert shares["north"][0] == pytest.approx(4 * shares["south"][0])
+    batch = {**trainer.prepare(data.__getitems__(draws[:2])), "weight": torch.tensor([3.0, 0.0])}
+    first = {name: value[:1] for name, value in batch.items() if name != "weight"}
+    trainer.model.eval()
+    count = (batch["labels"] != -100).sum()
+    assert trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count).item() == pytest.approx(
+        3 * trainer.compute_loss(trainer.model, first, num_items_in_batch=count).item(), rel=1e-4
+    )
+
+
+def trainer_recordings(run):
+    """The recording of each training clip."""
+    return run.cut_clips()["train"]["recording"][:]
+
+
+def test_a_model_of_two_archives_has_figures_of_each(synthetic, tmp_path, capsys):
+    words = flags(synthetic[0], tmp_path / "birds", tmp_path / "cache", num_train_epochs=1)
+    place = words.index("--output_dir")
+    words[place:place] = [str(synthetic[1])]
     train_hf.main(words)
     test = json.loads((tmp_path / "birds" / "metrics.json").read_text())["test"]
     assert set(test["archives"]) == set(test["whole_recordings"]["archives"]) == {"north", "south"}
@@ -137,7 +193,7 @@ def test_a_model_of_two_archives_has_figures_of_each(tmp_path, capsys):
     # The same archives are found again, by evaluate as well.
     capsys.readouterr()
     more = ["--cache_dir", tmp_path / "cache", "--output", tmp_path / "again"]
-    main([str(word) for word in ("evaluate", tmp_path / "birds", *archives, *more)])
+    main([str(word) for word in ("evaluate", tmp_path / "birds", *synthetic, *more)])
     again = json.loads((tmp_path / "again" / "metrics.json").read_text())["test"]
     assert again["archives"] == test["archives"]
     assert "archive south, " in capsys.readouterr().out

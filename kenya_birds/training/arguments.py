@@ -11,6 +11,7 @@ from kenya_birds.defaults import (
     VALIDATION_SIZE,
 )
 from kenya_birds.errors import UserError
+from kenya_birds.training.archive_weights import parse_weights
 from kenya_birds.values import (
     Count,
     Duration,
@@ -99,6 +100,13 @@ class DataArguments:
             "are evaluated"
         },
     )
+    archive_weights: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "several archives: weight of each in the loss, such as kenya=2 colombia=1; the names are those of "
+            "the archives' folders"
+        },
+    )
     min_annotations: Count = field(default=MIN_ANNOTATIONS, metadata={"help": "drop species with fewer annotations"})
     context_s: Seconds = field(
         default=0.0,
@@ -169,6 +177,7 @@ class DataArguments:
             UserError: If a value is out of range, or two contradict each other.
         """
         check_fields(self)
+        parse_weights(self.archive_weights or ())
         if self.call_windows + self.empty_windows > 1:
             raise UserError(
                 f"call_windows is {self.call_windows:g} and empty_windows {self.empty_windows:g}: expected a sum of 1 "

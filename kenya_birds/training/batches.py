@@ -141,11 +141,15 @@ class MixableSound(torch.utils.data.Dataset):
         raise NotImplementedError
 
 
+# Column of the clips' weights in the loss.
+WEIGHT = "weight"
+
+
 class TrainingClips(MixableSound):
     """Batches of clips for training, with the amounts of their augmentation.
 
     Args:
-        clips: The result of `clean_clips`.
+        clips: The result of `clean_clips`; with a column `weight`, that of each clip in the loss.
         augmentation: Turns a clip's random numbers into amounts.
         multi_label: Whether the targets are all species in the clip instead of the annotated one.
     """
@@ -156,6 +160,7 @@ class TrainingClips(MixableSound):
         self.multi_label = multi_label
         self.targets = clip_targets(clips, multi_label)
         self.scale = torch.tensor(clips["scale"][:])
+        self.weight = torch.tensor(clips[WEIGHT][:]) if WEIGHT in clips.column_names else None
         self.waveforms = rows_of(clips, "waveform")
         self.resident: torch.Tensor | None = None
         self.context = (len(self.waveforms[0]) - self.clip_samples) // 2
@@ -179,7 +184,7 @@ class TrainingClips(MixableSound):
         Returns:
             `sound` for `waveform`, `amounts` (see `Augmentation.amounts`) and `labels` (see `clip_targets`); with
             mixup also `partner`, the sound that is mixed into the rows `amounts["mixed"]`, and if single-label
-            `partner_labels` of all rows.
+            `partner_labels` of all rows; `weight`, shape `(batch,)`, if clips have weights.
         """
         clip = np.array([draw.clip for draw in draws])
         amounts = self.augmentation.amounts(np.stack([draw.chance for draw in draws]))
@@ -195,6 +200,8 @@ class TrainingClips(MixableSound):
                 labels[mixed] = either[mixed]
             else:
                 batch["partner_labels"] = others
+        if self.weight is not None:
+            batch["weight"] = self.weight[clip]
         return batch
 
     def shifted(self, clip: np.ndarray, amounts: dict[str, torch.Tensor]) -> tuple[np.ndarray, torch.Tensor]:

@@ -25,15 +25,22 @@ class RecordingWindows(MixableSound):
         targets: The annotations of the same recordings.
         augmentation: Computes parameters from a window's random numbers.
         length: Windows per epoch.
+        weights: Weight of the windows of each recording in the loss, shape `(recordings,)`; None: all are 1.
     """
 
     def __init__(
-        self, decoded: DecodedRecordings, targets: WindowTargets, augmentation: Augmentation, length: int
+        self,
+        decoded: DecodedRecordings,
+        targets: WindowTargets,
+        augmentation: Augmentation,
+        length: int,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.decoded = decoded
         self.targets = targets
         self.augmentation = augmentation
         self.length = length
+        self._weights = weights
         self._scale = np.array([recording.scale for recording in decoded.recordings], dtype=np.float32)
 
     def __len__(self) -> int:
@@ -45,7 +52,7 @@ class RecordingWindows(MixableSound):
         Returns:
             `sound` for `waveform`, `amounts` (see `Augmentation.amounts`) and `labels` (1, 0 or -100, float32 of shape
             `(batch, classes)`); with mixup also `partner`, the sound that is mixed into the rows `amounts["mixed"]`. A
-            mixed window has the classes of both windows.
+            mixed window has the classes of both windows. `weight`, shape `(batch,)`, if recordings have weights.
         """
         recording, start = np.array([draw[:2] for draw in draws]).T
         amounts = self._amounts(draws)
@@ -54,6 +61,8 @@ class RecordingWindows(MixableSound):
             partner, partner_start = np.array([draw[2:4] for draw in draws]).T
             mixed = amounts["mixed"].numpy()
             batch["partner"] = self._sound(partner[mixed], partner_start[mixed])
+        if self._weights is not None:
+            batch["weight"] = torch.from_numpy(self._weights[recording])
         return {**batch, "labels": torch.from_numpy(self._labels(draws, amounts)).float()}
 
     def labels(self, draws: Sequence[WindowDraw]) -> np.ndarray:

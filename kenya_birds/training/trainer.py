@@ -174,7 +174,9 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             assert clean is not None
             training_data = self._training_clips(clean, args)
         else:
-            training_data = RecordingWindows(self.plan.decoded, self.plan.targets, self.augmentation, self.plan.length)
+            training_data = RecordingWindows(
+                self.plan.decoded, self.plan.targets, self.augmentation, self.plan.length, self.plan.weights
+            )
         if self.plan is not None:
             assert isinstance(training_data, RecordingWindows | EmbeddedWindows)
             sampler = self._window_sampler(args, drawn_windows=DRAWN_WINDOWS)
@@ -347,6 +349,8 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         prepared = {"input_features": features, "labels": inputs["labels"]}
         if "partner_labels" in inputs:
             prepared["mixed_in"] = (inputs["partner_labels"], amounts["mixup"])
+        if "weight" in inputs:
+            prepared["weight"] = inputs["weight"]
         return prepared
 
     def compute_loss(
@@ -358,7 +362,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
     ) -> Any:
         """Weighted loss, summed over this batch and divided by the items of the whole step."""
         labels = inputs.pop("labels")
-        mixed_in = inputs.pop("mixed_in", None)
+        mixed_in, weight = inputs.pop("mixed_in", None), inputs.pop("weight", None)
         outputs = model(**inputs)
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
         losses = self._weighted_losses(outputs.logits, labels, smoothing, model.training)
@@ -366,6 +370,8 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             others, share = mixed_in
             mixed = self._weighted_losses(outputs.logits, others, smoothing, model.training)
             losses = torch.lerp(losses, mixed, share)
+        if weight is not None:
+            losses = losses * (weight if losses.ndim == 1 else weight[:, None])
         loss = losses.sum()
         if num_items_in_batch is None:
             loss = loss / (labels != MASKED).sum()

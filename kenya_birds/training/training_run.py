@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.saved_models import SavedModel
+from kenya_birds.training.archive_weights import weigh_recordings
+from kenya_birds.training.batches import WEIGHT
 from kenya_birds.training.callbacks import StopAt
 from kenya_birds.training.embedded_data import EmbeddedRows
 from kenya_birds.training.flags import check_train_on
@@ -116,6 +118,7 @@ class Run:
             splits = splits_of_run(self._checkpoint, splits, everything_for)
         with archive_of_run(self._checkpoint):
             self.builder = self._plan_clips(splits)
+        self._weights(())  # raises an error for names that are no archive's
         self.splits = self.builder.splits if everything_for is None else self.builder.splits.assign(split="train")
         self.model = self._make_model()
         self.record = self._start_model() if record is None else self._check_archive(record)
@@ -324,7 +327,13 @@ class Run:
             data.hard_windows,
             data.rescore_epochs,
             data.scored_windows,
+            self._weights(grid.decoded.names),
         )
+
+    def _weights(self, recordings: Sequence[str]) -> np.ndarray | None:
+        """Weight in the loss of what is learned from each recording (see `weigh_recordings`)."""
+        texts = self.settings.data.archive_weights
+        return None if texts is None else weigh_recordings(texts, self.builder.archive.archive_of, recordings)
 
     def _validation_windows(self) -> EvaluationWindows | EmbeddedRows:
         data, args = self.settings.data, self.settings.training
@@ -486,6 +495,9 @@ class Run:
             with self.team.one_first():
                 background = load_no_call(self.builder, data.num_proc, context_s=0.0)
         learned: datasets.Dataset | WindowPlan = clips["train"]
+        weights = self._weights(clips["train"]["recording"][:])
+        if weights is not None:
+            learned = clips["train"].add_column(WEIGHT, weights)
         evaluated: datasets.Dataset | EvaluationWindows | EmbeddedRows | None = clips.get("validation")
         if data.train_on == "recordings":
             learned = self._window_plan()

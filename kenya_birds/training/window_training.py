@@ -36,6 +36,7 @@ class WindowPlan:
         hard_share: Share of the windows without a call that are hard (see `HardWindows`).
         rescore_epochs: Epochs after which the model scores windows without a call again.
         scored_windows: Windows that are scored each time, at most.
+        weights: Weight of the windows of each recording in the loss, shape `(recordings,)`; None: all are 1.
     """
 
     decoded: DecodedRecordings
@@ -46,6 +47,7 @@ class WindowPlan:
     hard_share: float = 0.0
     rescore_epochs: int = 3
     scored_windows: int = 2000
+    weights: np.ndarray | None = None
 
     @cached_property
     def labels(self) -> list[list[int]]:
