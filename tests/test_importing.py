@@ -93,6 +93,17 @@ def test_raven_tables_beside_recordings_in_subfolders(tmp_path, do_import):
     ]
 
 
+def test_hidden_files_are_not_tables_and_raven_tables_may_have_commas(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.csv", raven((1, 2, "owl")).replace("\t", ","))
+    # macOS writes such files on disks of other systems.
+    (tmp_path / "in/._a.csv").write_bytes(b"\0\5\x16\7")
+    write(tmp_path / "in/.trash/a.txt", raven((3, 4, "owl")))
+    result = do_import(form="raven")
+    assert taken(result, "start", "low") == [("1.0", "1000.0")]
+    assert result.findings.rows == []
+
+
 def test_audacity_labels_with_frequencies_and_points(tmp_path, do_import):
     record(tmp_path / "in", "a.flac")
     write(tmp_path / "in/a.txt", "1.0\t2.0\tSP\n\\\t1500.5\t3000\n4.0\t4.0\tCRER\n\\\t-1\t-1\n")
@@ -208,6 +219,7 @@ def test_decimal_commas_and_points_give_the_same_numbers(numbers):
         (["1.234,5", "1,234"], [1234.5, 1.234]),
         (["1,234"], [np.nan]),
         (["1,234", "0,5", "0.5"], [np.nan, 0.5, 0.5]),
+        (["0:01:02.5", "1:00:00", "1:30", "0:61:00"], [62.5, 3600, np.nan, np.nan]),
         (["inf", "nan", "1e999", "", "1,2,3", "-1e-3"], [np.nan] * 5 + [-0.001]),
     ],
 )

@@ -280,6 +280,7 @@ def _split(options: argparse.Namespace) -> None:
     from kenya_birds.data.archive import read_archive, select_classes
     from kenya_birds.data.balanced_split import make_splits
     from kenya_birds.data.joined_archive import divide_each
+    from kenya_birds.data.silent_recordings import with_silent
     from kenya_birds.data.split_audit import audit_split, format_audit
     from kenya_birds.data.splits import least_recordings, write_splits
 
@@ -305,6 +306,7 @@ def _split(options: argparse.Namespace) -> None:
         ),
         least=balanced_parts if is_balanced else least_recordings(options.test_size, options.validation_size),
     )
+    table = with_silent(table, archive.silent, same_sound)
     write_splits(table, options.output, overwrite=options.overwrite)
     train_size = 1 - options.test_size - options.validation_size
     targets = {"train": train_size, "validation": options.validation_size, "test": options.test_size}

@@ -73,6 +73,12 @@ class Archive:
         """Returns the path of a recording."""
         return self.paths.get(recording) or self.data_dir / RECORDINGS_FOLDER / recording
 
+    @property
+    def silent(self) -> list[str]:
+        """Readable recordings without an annotation of any kind."""
+        annotated = pd.concat([self.annotations["recording"], self.unknown["recording"], self.set_aside["recording"]])
+        return sorted(set(self.headers) - set(annotated))
+
     def fingerprints(self, recordings: Iterable[str]) -> dict[str, str | None]:
         """Returns `sound_fingerprint` by recording."""
         recordings = list(recordings)

@@ -22,6 +22,7 @@ from kenya_birds.data.audio import RecordingReader, encode_wav
 from kenya_birds.data.joined_archive import divide_each
 from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.data.same_recording import check_undivided, with_names_of
+from kenya_birds.data.silent_recordings import with_silent
 from kenya_birds.data.splits import SPLITS, check_splits, least_recordings, stratified_split
 from kenya_birds.defaults import MIN_ANNOTATIONS, SPLIT_SEED, TEST_SIZE, VALIDATION_SIZE
 from kenya_birds.errors import UserError
@@ -191,7 +192,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
         archive: The archive.
         classes: eBird codes; the index is the class id.
         clips: Planned clips (see `plan_clips`).
-        splits: `recording` and `split`, sorted by recording.
+        splits: `recording` and `split`, sorted by recording, with the recordings without a call.
         same_sound: Groups of annotated recordings with the same sound; each group is in one split.
 
     Raises:
@@ -225,7 +226,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
         )
         self.same_sound = self.archive.same_sound()
         if config.one_split:
-            recordings = sorted(self.clips["recording"].unique())
+            recordings = sorted({*self.clips["recording"], *self.archive.silent})
             self.splits = pd.DataFrame({"recording": recordings, "split": config.one_split})
         elif config.splits is None:
             self.splits = divide_each(
@@ -242,9 +243,12 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
                 ),
                 least=least_recordings(config.test_size, config.validation_size),
             )
+            self.splits = with_silent(self.splits, self.archive.silent, self.same_sound)
         else:
-            names = set(self.clips["recording"])
             given = pd.DataFrame(list(config.splits.items()), columns=["recording", "split"])
+            names = set(self.clips["recording"])
+            # A table may lack recordings without a call.
+            names |= set(self.archive.silent) & set(with_names_of(given, self.archive.silent)["recording"])
             self.splits = with_names_of(given, names).sort_values("recording").reset_index(drop=True)
             check_splits(self.splits, names)
             check_undivided(self.splits, self.same_sound)

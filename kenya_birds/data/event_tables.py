@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.data.number_texts import parse_numbers
+from kenya_birds.data.sound_files import is_hidden
 from kenya_birds.data.table_cells import (
     NUMBERS,
     SPECIES,
@@ -65,12 +66,18 @@ class EventTable:
 
 
 def tables_in(folder: Path) -> list[Path]:
-    """Returns the files of a folder and its subfolders that may be tables, sorted.
+    """Returns the files of a folder and its subfolders that may be tables, sorted; hidden ones are left out.
 
     `kenya-birds detect` writes the same detections in several formats: of its folder one table is returned.
     """
     own = [folder / name for name in OWN_TABLES if (folder / name).is_file()]
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = (
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES
+        and file.is_file()
+        and not any(map(is_hidden, file.relative_to(folder).parts))
+    )
     return own[:1] or sorted(files)
 
 

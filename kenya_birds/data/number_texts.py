@@ -1,10 +1,11 @@
-"""Numbers as people and programs write them: with decimal points or decimal commas."""
+"""Numbers as people and programs write them: with decimal points or decimal commas, or as hours:minutes:seconds."""
 
 import numpy as np
 import pandas as pd
 
 _EVIDENT_POINT = r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+\.[0-9]+|[+-]?[0-9]{1,3}(?:,[0-9]{3}){2,}"
 _EVIDENT_COMMA = r"[+-]?[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+"
+_CLOCK = r"([0-9]+):([0-5]?[0-9]):([0-5]?[0-9](?:\.[0-9]+)?)"
 # 1,234 is 1.234 or 1234.
 _EITHER = r"[+-]?[1-9][0-9]{0,2},[0-9]{3}"
 
@@ -14,7 +15,7 @@ def parse_numbers(texts: pd.DataFrame, table: np.ndarray, has_commas: np.ndarray
 
     A comma is a decimal comma if the text has one meaning only (`0,5`; `1.234,5`), or if other numbers of the same
     table have decimal commas and none has a decimal point. Where the other numbers have decimal points, commas
-    separate thousands. Text that has two meanings (`1,234` alone) is not read.
+    separate thousands. Text that has two meanings (`1,234` alone) is not read. `0:01:02.5` is 62.5 s.
 
     Args:
         texts: Columns of texts, without spaces around them.
@@ -26,6 +27,10 @@ def parse_numbers(texts: pd.DataFrame, table: np.ndarray, has_commas: np.ndarray
     """
     numbers = texts.apply(pd.to_numeric, errors="coerce").astype(float)
     texts = texts.astype(str)
+    for name in map(str, texts):
+        if texts[name].str.contains(":", regex=False).any():
+            parts = texts[name].str.extract(f"^{_CLOCK}$").astype(float)
+            numbers[name] = numbers[name].fillna(parts[0] * 3600 + parts[1] * 60 + parts[2])
     with_comma = texts.apply(lambda column: column.str.contains(",", regex=False))
     if with_comma.any(axis=None):
         has_point = np.zeros(len(has_commas), dtype=bool)

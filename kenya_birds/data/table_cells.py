@@ -159,13 +159,13 @@ def _with_header(
         cells["recording"] = [
             "/".join([*(row[at] for at in folders if row[at]), row[place[names["recording"]]]]) for row in rows
         ]
-    return TableCells(path, _kind(delimiter, found), encoding, delimiter, header, names, cells, lines)
+    return TableCells(path, _kind(found), encoding, delimiter, header, names, cells, lines)
 
 
-def _kind(delimiter: str, found: Mapping[str, int]) -> str:
+def _kind(found: Mapping[str, int]) -> str:
     if {"in file", "offset"} <= found.keys():
         return "kaleidoscope"
-    if delimiter == "\t" and "begin time (s)" in found:
+    if "begin time (s)" in found:
         return "raven"
     return "birdnet" if {"start (s)", "end (s)", "confidence"} <= found.keys() else "csv"
 

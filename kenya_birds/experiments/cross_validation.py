@@ -17,6 +17,7 @@ from kenya_birds.console import user_errors
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.joined_archive import divide_each
 from kenya_birds.data.same_recording import check_undivided, with_names_of
+from kenya_birds.data.silent_recordings import with_silent
 from kenya_birds.data.splits import read_folds, splits_of_fold, stratified_folds
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
@@ -278,7 +279,7 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
             with the same sound into different folds, or if it cannot be used.
     """
     if splits_file:
-        table = with_names_of(read_folds(splits_file), builder.clips["recording"].unique())
+        table = with_names_of(read_folds(splits_file), {*builder.clips["recording"], *builder.archive.silent})
         check_undivided(table, builder.same_sound)
         found = table["fold"].nunique()
         if folds not in (None, found):
@@ -286,13 +287,14 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
         return table.sort_values("recording").reset_index(drop=True)
     folds = DEFAULT_FOLDS if folds is None else folds
     Kind.of(Folds).check("folds", folds)
-    return divide_each(
+    table = divide_each(
         builder.clips,
         builder.archive.archive_of,
         builder.same_sound,
         lambda clips: stratified_folds(clips, folds, seed=seed, same_sound=builder.same_sound),
         least=folds,
     )
+    return with_silent(table, builder.archive.silent, builder.same_sound)
 
 
 def _write_logits(scored: Scored, path: Path) -> None:
