@@ -233,8 +233,7 @@ def measure_trainer(options: argparse.Namespace) -> None:
     """Steps of the trainer, everything on, over the bare backbone's, in turns."""
     from transformers import TrainerCallback
 
-    from kenya_birds.data.archive import read_archive
-    from kenya_birds.data.dataset import load_clips
+    from kenya_birds.data.dataset import clips_builder, load_clips
     from kenya_birds.data.synthetic import synthesize_archive
     from kenya_birds.evaluation.window_scoring import plan_windows
     from kenya_birds.training.trainer import KenyaBirdsTrainer, KenyaBirdsTrainingArguments
@@ -271,14 +270,14 @@ def measure_trainer(options: argparse.Namespace) -> None:
             folder / "archive", recordings=10, duration_s=120, species=8, annotations=700, scene="quiet"
         )
         if on_recordings:
-            found = read_archive(archive)
+            builder = clips_builder(archive, cache_dir=folder / "cache", one_split="train")
+            found = builder.archive
             codes = [f"class{index}" for index in range(CLASSES - len(found.species))]
             grid, targets = plan_windows(
-                found,
+                builder,
                 list(found.headers),
                 [*found.species.index, *codes],
                 extractor,
-                cache_dir=folder / "cache",
                 overlap_s=0.0,
                 margin_s=0.25,
             )

@@ -143,6 +143,7 @@ Folds = Annotated[int, Range(3)]
 # One fold is held out, and at least one remains.
 HeldOutFolds = Annotated[int, Range(2)]
 Device = Annotated[str, Form(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:NUMBER", "DEVICE")]
+Channel = Annotated[str, Form(r"[0-9]{1,2}|mix|best", "the number of a channel from 0, mix or best", "CHANNEL")]
 # Range of NumPy, scikit-learn and torch.
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 SyntheticDuration = Annotated[float, Range(3, unit="SECONDS")]

@@ -282,10 +282,10 @@ def test_channels_that_cancel_each_other_are_noted_and_not_called_silent(archive
     soundfile.write(sound_folder(archive) / "a.flac", np.stack([sound, -sound], axis=1), RATE)
     check = check_archive(archive)
     assert check.findings[["finding", "detail", "effect"]].to_numpy().tolist() == [
-        ["has channels that cancel each other", "one is inverted; only channel 1 is read", ""]
+        ["has channels that cancel each other", "one is inverted; only channel 0 is read", ""]
     ]
     assert check.recordings[0].rms_dbfs > -20
-    assert check.recordings[0].lone_channel == 1
+    assert check.recordings[0].lone_channel == 0
 
 
 def test_sound_that_is_clipped_silent_or_off_centre_is_noted(archive):

@@ -77,7 +77,7 @@ def test_differences_are_told_with_both_values_and_a_setting_that_is_new_had_its
 
 
 def test_clips_are_cut_as_the_record_says_unless_a_setting_is_given(tmp_path):
-    told = {"context_s": 0.4, "edge_tolerance_s": 0.7, "min_overlap_s": 0.2, "min_annotations": 4}
+    told = {"context_s": 0.4, "edge_tolerance_s": 0.7, "min_overlap_s": 0.2, "min_annotations": 4, "channel": "best"}
     model = write(tmp_path / "m", settings=told)
     recorded = {
         "sampling_rate": 32_000,
@@ -86,6 +86,7 @@ def test_clips_are_cut_as_the_record_says_unless_a_setting_is_given(tmp_path):
         "edge_tolerance_s": 0.7,
         "min_overlap_s": 0.2,
         "min_annotations": 4,
+        "channel": "best",
     }
     assert clip_settings(model) == recorded
     assert clip_settings(model, context_s=0.0, edge_tolerance_s=None) == {**recorded, "context_s": 0.0}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kenya_birds.parsing import add_option
-from kenya_birds.values import Count, Device
+from kenya_birds.values import Channel, Count, Device
 
 MODEL = "model: a folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face Hub"
 RECORDINGS = "recording, folder, glob pattern, list of paths (.txt, one per line), or URL (any that fsspec supports)"
@@ -78,6 +78,17 @@ def read_name_pattern(options: Any) -> Any:
     from kenya_birds.data.recording_name import NamePattern
 
     return NamePattern.of(options.name_pattern)
+
+
+def add_channel(group: Any) -> None:
+    """Adds the option for the channel that is read."""
+    add_option(
+        group,
+        "--channel",
+        Channel | None,
+        help="channel of recordings with several: its number from 0, mix (their mean), or best (the clearest one of "
+        "each recording); by default their mean, or the loudest one if they cancel each other",
+    )
 
 
 def add_time_zone(group: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from kenya_birds.commands.common import (
     RUN_AGAIN,
     add_archive,
+    add_channel,
     add_name_pattern,
     add_overwrite,
     check_archives,
@@ -160,6 +161,7 @@ def _add_check(commands: Any) -> None:
     output = command.add_argument_group("Output")
     add_option(output, "--output", Path, Path("check.csv"), metavar="FILE", help="CSV file to write")
     add_overwrite(output)
+    add_channel(command.add_argument_group("Sound"))
     speed = command.add_argument_group("Speed")
     add_option(speed, "--num_proc", Count, 1, help="processes that read recordings")
     add_general(command)
@@ -170,7 +172,7 @@ def _check(options: argparse.Namespace) -> None:
     _check_paths(options)
     from kenya_birds.data.check import check_archive, format_check, write_check
 
-    check = check_archive(options.data_dir, num_proc=options.num_proc)
+    check = check_archive(options.data_dir, num_proc=options.num_proc, channel=options.channel)
     write_check(check, options.output, overwrite=options.overwrite)
     print(format_check(check))
     print(f"The table is in {options.output}")

@@ -9,6 +9,7 @@ from kenya_birds.commands.common import (
     MODEL,
     RECORDINGS,
     RUN_AGAIN,
+    add_channel,
     add_device,
     add_name_pattern,
     add_overwrite,
@@ -78,6 +79,7 @@ def _add_detect(commands: Any) -> None:
 
 def _add_windows(command: Any) -> None:
     windows = command.add_argument_group("Windows")
+    add_channel(windows)
     add_option(windows, "--overlap_s", Seconds, 0.0, help="overlap of neighbouring windows")
     add_field(windows, FindingSettings, "merge", help="join a species' detections in consecutive windows")
     add_field(
@@ -142,6 +144,7 @@ def _detect(options: argparse.Namespace) -> None:
         device=options.device or team.device,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
+        channel=options.channel,
     )
     report = run_detection(
         pipeline,
@@ -186,6 +189,7 @@ def _add_plot(commands: Any) -> None:
         metavar="PATH",
         help="archive, or table of annotations of any program: drawn as boxes beside the detections",
     )
+    add_channel(section)
     _add_picture(command, "spectrogram.png")
     add_general(command)
     command.set_defaults(run=_plot, after_stop=RUN_AGAIN)
@@ -205,6 +209,7 @@ def _plot(options: argparse.Namespace) -> None:
         start_s=options.start_s,
         duration_s=options.duration_s,
         annotations=options.annotations,
+        channel=options.channel,
         overwrite=options.overwrite,
     )
     print(f"The spectrogram from {start_s:g} to {end_s:g} s is in {options.output}")
@@ -271,6 +276,7 @@ def _add_embed(commands: Any) -> None:
     add_option(output, "--output", Path, required=True, metavar="FILE", help="Parquet file to write")
     add_overwrite(output)
     windows = command.add_argument_group("Windows")
+    add_channel(windows)
     add_option(windows, "--overlap_s", Seconds, 0.0, help="overlap of neighbouring windows")
     add_option(
         windows,
@@ -305,6 +311,7 @@ def _embed(options: argparse.Namespace) -> None:
         overlap_s=options.overlap_s,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
+        channel=options.channel,
         overwrite=options.overwrite,
     )
     print(format_embedding(report))

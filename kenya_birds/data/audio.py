@@ -15,6 +15,7 @@ import numpy as np
 import scipy.io.wavfile
 import soxr
 
+from kenya_birds.data.channels import SECTION_S, find_best_channel, sections
 from kenya_birds.data.decoders import MAX_FRAMES, DecodingError, SoundfileDecoder
 from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.data.sound_extent import JOINED_FLAC, find_sound
@@ -87,10 +88,25 @@ def read_header(path: Path) -> AudioHeader:
         return reader.header
 
 
-class RecordingReader:
-    """Reader of windows of one recording: mono (mean of the channels), at one sampling rate, padded past the ends.
+def check_channel(path: Path, header: AudioHeader, channel: str | None) -> None:
+    """Raises `UserError` if a recording lacks a channel.
 
-    If the channels cancel each other, only one channel is read (see `lone_channel`).
+    Args:
+        path: The recording.
+        header: Its header.
+        channel: See `RecordingReader`.
+    """
+    if channel is not None and channel.isdigit() and int(channel) >= header.channels:
+        found = "one channel, 0" if header.channels == 1 else f"the channels 0 to {header.channels - 1}"
+        raise UserError(
+            f"{path} has no channel {channel}: expected one that it has, found {found}; give another --channel"
+        )
+
+
+class RecordingReader:
+    """Reader of windows of one recording: mono, at one sampling rate, padded past the ends.
+
+    By default sound is the mean of the channels; if they cancel each other, only one is read (see `lone_channel`).
 
     Samples are float32 with full scale at -1 and 1, which represents 16 and 24 bits exactly. A mono recording read at
     its own rate keeps every bit, and floats above full scale are not clipped. soundfile is the first decoder. PyAV
@@ -103,6 +119,8 @@ class RecordingReader:
         path: The recording.
         sampling_rate: Rate of the windows in Hz. Other recordings are resampled (soxr, high quality), on the same
             sample grid as if the whole recording were resampled. By default the recording's own rate.
+        channel: `mix` for the mean of the channels, `best` for the clearest one (see `find_best_channel`), or the
+            number of a channel, from 0. By default the mean, or the loudest channel if the channels cancel each other.
 
     Attributes:
         path: The recording.
@@ -113,11 +131,11 @@ class RecordingReader:
             outside the recording.
 
     Raises:
-        UserError: If the file cannot be opened as audio or has no samples.
+        UserError: If the file cannot be opened as audio, has no samples, or lacks the channel.
     """
 
-    def __init__(self, path: Path, sampling_rate: int | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, sampling_rate: int | None = None, channel: str | None = None) -> None:
+        self.path, self._channel = path, channel
         self.decoder: str | None = None
         self._errors: dict[str, str] = {}  # last error message by decoder
         self._soundfile: SoundfileDecoder | None = None
@@ -135,6 +153,7 @@ class RecordingReader:
                     f"{path} has a sampling rate of {self.header.sample_rate_hz} Hz by its header: expected "
                     f"{MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz; the header is damaged, copy the file again"
                 )
+            check_channel(path, self.header, channel)
         except BaseException:
             self.close()
             raise
@@ -162,12 +181,17 @@ class RecordingReader:
 
     @cached_property
     def lone_channel(self) -> int | None:
-        """Index of the only channel that is read, the loudest one, if the channels cancel each other; else None.
+        """Index of the only channel that is read, of several; None: the mean of all channels.
 
-        Channels cancel each other if one is inverted. The first sound of the recording decides.
+        By default it is the loudest channel, if the channels cancel each other because one is inverted, else None. The
+        first sound of the recording decides.
         """
+        if self.header.channels == 1 or self._channel == "mix":
+            return None
+        if self._channel is not None:
+            return self._find_best() if self._channel == "best" else int(self._channel)
         decoder = self._soundfile or (self._open_pyav() if self.header.channels > 1 else None)
-        if decoder is None or self.header.channels == 1:
+        if decoder is None:
             return None
         try:
             return decoder.find_lone_channel()
@@ -176,6 +200,18 @@ class RecordingReader:
         except Exception:  # the error is reported when the same bytes are read later
             logger.debug("The channels of %s were not compared", self.path, exc_info=True)
             return None
+
+    def _find_best(self) -> int:
+        """Returns the index of the clearest channel; each channel is read by itself."""
+
+        def blocks(channel: int) -> Iterator[np.ndarray]:
+            rate = self.header.sample_rate_hz
+            with RecordingReader(self.path, channel=str(channel)) as reader:
+                for start, end in sections(self.header.frames, rate):
+                    found = (block.sound for block in reader.blocks(SECTION_S * rate, start, end))
+                    yield from (sound for sound in found if sound is not None)
+
+        return find_best_channel(map(blocks, range(self.header.channels)), self.header.sample_rate_hz)
 
     @property
     def samples(self) -> int:

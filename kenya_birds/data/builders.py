@@ -1,6 +1,7 @@
 """Builders of the `datasets` library: clips around annotations, and windows without annotations."""
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from kenya_birds.data.archive import Archive, archive_fingerprint, read_archive, select_classes
-from kenya_birds.data.audio import RecordingReader, encode_wav
+from kenya_birds.data.audio import RecordingReader, check_channel, encode_wav
 from kenya_birds.data.joined_archive import divide_each
 from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.data.same_recording import check_undivided, with_names_of
@@ -28,6 +29,8 @@ from kenya_birds.defaults import MIN_ANNOTATIONS, SPLIT_SEED, TEST_SIZE, VALIDAT
 from kenya_birds.errors import UserError
 from kenya_birds.fingerprints import DECODERS, code_fingerprint, library_versions
 from kenya_birds.private_interfaces import BuilderHooks, table_key
+
+logger = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 WATCH = "end-with-parent"
@@ -116,6 +119,7 @@ class ClipsConfig(datasets.BuilderConfig):
         edge_tolerance_s: See `plan_clips`.
         min_overlap_s: See `plan_clips`.
         min_annotations: Species with fewer annotations are dropped.
+        channel: See `RecordingReader`; recordings that lack the channel are skipped.
         splits: `train`, `validation` or `test` by recording; by default `stratified_split` with the four fields below.
         one_split: Assigns every recording to this split, instead of `splits` or `stratified_split`.
         test_size: See `stratified_split`.
@@ -130,6 +134,7 @@ class ClipsConfig(datasets.BuilderConfig):
     edge_tolerance_s: float = 0.0
     min_overlap_s: float = 0.0
     min_annotations: int = MIN_ANNOTATIONS
+    channel: str | None = None
     splits: dict[str, str] | None = None
     one_split: str | None = None
     test_size: float = TEST_SIZE
@@ -215,6 +220,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         config = self.config
         self.archive = read_archive(config.data_dir)
+        _check_channels(self.archive, config.channel)
         self.classes = select_classes(self.archive.annotations, config.min_annotations)
         self.clips = plan_clips(
             self.archive,
@@ -289,7 +295,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
         samples = round(self.config.clip_s * rate)
         for shard, recording in enumerate(recordings):
             try:
-                reader = RecordingReader(self.archive.recording_path(recording), rate)
+                reader = RecordingReader(self.archive.recording_path(recording), rate, self.config.channel)
             except UserError:
                 continue  # `build_clips` reports the missing clips
             with reader:
@@ -317,6 +323,25 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
     def _windows(self, recording: str, reader: RecordingReader) -> pd.DataFrame:
         """Returns the windows to cut from a recording, with the columns of `plan_clips`, in order of time."""
         return self.clips[self.clips["recording"] == recording]
+
+
+def _check_channels(archive: Archive, channel: str | None) -> None:
+    """Logs how many recordings lack a channel; raises `UserError` if all do."""
+    missing: list[str] = []
+    for name, header in archive.headers.items():
+        try:
+            check_channel(archive.recording_path(name), header, channel)
+        except UserError as error:
+            missing.append(str(error))
+    if missing and len(missing) == len(archive.headers):
+        raise UserError(f"no recording has the channel: {missing[0]}")
+    if missing:
+        logger.warning(
+            "%d of %d recordings lack a channel, so their clips and windows are skipped (first: %s)",
+            len(missing),
+            len(archive.headers),
+            missing[0],
+        )
 
 
 @dataclass

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from kenya_birds.files import (
     check_output,
     write_table,
 )
-from kenya_birds.values import Count, checked
+from kenya_birds.values import Channel, Count, checked
 
 # Effect of a finding on training.
 NOTHING, SET_ASIDE, STOPS = "", "skipped", "stops training"
@@ -73,12 +74,13 @@ class ArchiveCheck:
 
 
 @checked
-def check_archive(data_dir: str | Path, *, num_proc: Count = 1) -> ArchiveCheck:
+def check_archive(data_dir: str | Path, *, num_proc: Count = 1, channel: Channel | None = None) -> ArchiveCheck:
     """Reads every recording to its last frame and every row of the tables, and lists all problems.
 
     Args:
         data_dir: Folder with `annotations.csv`, `species.csv`, and `soundscape_data/` or `recordings.csv`.
         num_proc: Number of processes. Each reads its own recordings, in blocks.
+        channel: See `RecordingReader`.
 
     Raises:
         UserError: If a table, a column or the folder of recordings is missing, or `num_proc` is below 1.
@@ -97,10 +99,10 @@ def check_archive(data_dir: str | Path, *, num_proc: Count = 1) -> ArchiveCheck:
 
     annotated = set(annotations["recording"])
     paths, others = _listed(places) if places.is_table else _find_recordings(places.source, annotated)
-    recordings = list(_check_recordings(paths, num_proc))
+    recordings = list(_check_recordings(paths, num_proc, channel))
     rows = [
         *others,
-        *(row for recording in recordings for row in _recording_findings(recording, annotated)),
+        *(row for recording in recordings for row in _recording_findings(recording, annotated, channel)),
         *_same_sound_findings(paths),
         *_annotation_findings(annotations, recordings, set(species["species"]), places),
         *_species_findings(species, set(annotations["species"])),
@@ -228,16 +230,19 @@ def _below(path: str, folder: Path) -> str:
     return as_utf8(Path(path).relative_to(folder).as_posix())
 
 
-def _check_recordings(paths: Mapping[str, Path], num_proc: int) -> Iterator[RecordingCheck]:
+def _check_recordings(paths: Mapping[str, Path], num_proc: int, channel: str | None) -> Iterator[RecordingCheck]:
     with ProcessPoolExecutor(num_proc) if num_proc > 1 else nullcontext() as pool:
-        checks = pool.map(check_recording, paths.values()) if pool else map(check_recording, paths.values())
+        check_one = partial(check_recording, channel=channel)
+        checks = pool.map(check_one, paths.values()) if pool else map(check_one, paths.values())
         for name, check in zip(
             paths, tqdm(checks, total=len(paths), desc="Reading recordings", unit="recording"), strict=True
         ):
             yield replace(check, recording=as_utf8(name))
 
 
-def _recording_findings(recording: RecordingCheck, annotated: set[str]) -> Iterator[dict[str, Any]]:
+def _recording_findings(
+    recording: RecordingCheck, annotated: set[str], channel: str | None
+) -> Iterator[dict[str, Any]]:
     name = recording.recording
     if recording.error:
         yield _finding("sound", "cannot be opened", SET_ASIDE, recording=name, detail=recording.error)
@@ -249,7 +254,7 @@ def _recording_findings(recording: RecordingCheck, annotated: set[str]) -> Itera
         (recording.clipped_share > CLIPPED_SHARE, "is clipped", f"{recording.clipped_share:.2%} of the samples"),
         (recording.longest_silence_s >= LONG_SILENCE_S, "is silent", f"for {recording.longest_silence_s:.1f} s"),
         (
-            recording.lone_channel is not None,
+            channel is None and recording.lone_channel is not None,
             "has channels that cancel each other",
             f"one is inverted; only channel {recording.lone_channel} is read",
         ),

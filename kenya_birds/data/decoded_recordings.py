@@ -117,7 +117,12 @@ class DecodedRecordings:
 
 
 def decode_recordings(
-    paths: Mapping[str, Path], cache_dir: str | Path, sampling_rate: int, *, threads: int = 1
+    paths: Mapping[str, Path],
+    cache_dir: str | Path,
+    sampling_rate: int,
+    *,
+    threads: int = 1,
+    channel: str | None = None,
 ) -> DecodedRecordings:
     """Decodes recordings, or reads them from the cache.
 
@@ -129,6 +134,7 @@ def decode_recordings(
         cache_dir: Folder of the cache.
         sampling_rate: In Hz; recordings with another rate are resampled.
         threads: Number of recordings that are decoded at the same time.
+        channel: See `RecordingReader`.
 
     Returns:
         The recordings in the order of `paths`. Recordings that cannot be opened are skipped and logged.
@@ -137,7 +143,7 @@ def decode_recordings(
         UserError: If the disk has too little space, or the cache cannot be written.
     """
     folder = Path(cache_dir) / FOLDER
-    wanted = {name: folder / _key(path, sampling_rate) for name, path in paths.items()}
+    wanted = {name: folder / _key(path, sampling_rate, channel) for name, path in paths.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / ".lock"):
@@ -145,7 +151,9 @@ def decode_recordings(
             if missing:
                 _check_space({name: paths[name] for name in missing}, folder, sampling_rate)
                 with ThreadPoolExecutor(threads) as pool:
-                    tasks = [pool.submit(_write, paths[name], wanted[name], sampling_rate) for name in missing]
+                    tasks = [
+                        pool.submit(_write, paths[name], wanted[name], sampling_rate, channel) for name in missing
+                    ]
                     try:
                         for task in tasks:
                             task.result()
@@ -170,12 +178,12 @@ def decode_recordings(
     return decoded
 
 
-def _key(path: Path, sampling_rate: int) -> str:
-    """Returns the name in the cache; it changes with the file, the rate, this code and the decoders."""
+def _key(path: Path, sampling_rate: int, channel: str | None) -> str:
+    """Returns the name in the cache; it changes with the file, rate, channel, this code and the decoders."""
     status = os.stat(path)
     made_from = (
         *(os.fsencode(path.name), status.st_size, status.st_mtime_ns, sound_fingerprint(path)),
-        *(sampling_rate, code_fingerprint(__name__), sorted(library_versions((*DECODERS, "numpy")).items())),
+        *(sampling_rate, channel, code_fingerprint(__name__), sorted(library_versions((*DECODERS, "numpy")).items())),
     )
     return hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
 
@@ -216,11 +224,11 @@ def _check_space(paths: Mapping[str, Path], folder: Path, sampling_rate: int) ->
         )
 
 
-def _write(path: Path, stem: Path, sampling_rate: int) -> None:
+def _write(path: Path, stem: Path, sampling_rate: int, channel: str | None) -> None:
     """Decodes one recording into the cache."""
     temporary = stem.with_suffix(".float32")
     try:
-        with RecordingReader(path, sampling_rate) as reader:
+        with RecordingReader(path, sampling_rate, channel) as reader:
             samples = reader.samples
             found = _write_floats(reader, temporary, sampling_rate)
     except UserError as error:

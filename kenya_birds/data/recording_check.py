@@ -36,7 +36,7 @@ class MissingSound:
 
 @dataclass(frozen=True)
 class RecordingCheck:
-    """Result of `check_recording`. Levels are of the mean of the channels; 0 dBFS is full scale.
+    """Result of `check_recording`. Levels are of the sound that is read; 0 dBFS is full scale.
 
     Attributes:
         recording: File name; bytes that are not UTF-8 are escaped.
@@ -54,8 +54,7 @@ class RecordingCheck:
         clipped_share: Share of the samples at or beyond full scale.
         silent_share: Share of the time, in blocks of 0.1 s, with an RMS below -90 dBFS.
         longest_silence_s: Length of the longest continuous silence.
-        lone_channel: Number (from 1) of the only channel that is read, if the channels cancel each other in their
-            mean; None: all channels are read.
+        lone_channel: Number (from 0) of the only channel that is read; None: all channels are read.
     """
 
     recording: str
@@ -81,10 +80,15 @@ class RecordingCheck:
         return self.frames_promised / self.sample_rate_hz if self.sample_rate_hz else 0.0
 
 
-def check_recording(path: Path) -> RecordingCheck:
-    """Reads a recording to its last frame; problems are part of the result, not raised."""
+def check_recording(path: Path, channel: str | None = None) -> RecordingCheck:
+    """Reads a recording to its last frame; problems are part of the result, not raised.
+
+    Args:
+        path: The recording.
+        channel: See `RecordingReader`.
+    """
     try:
-        return _measure(path)
+        return _measure(path, channel)
     except UserError as error:
         reason = str(error)
     except MemoryError:
@@ -95,8 +99,8 @@ def check_recording(path: Path) -> RecordingCheck:
     return RecordingCheck(as_utf8(path.name), error=as_utf8(reason))
 
 
-def _measure(path: Path) -> RecordingCheck:
-    with RecordingReader(path) as reader:
+def _measure(path: Path, channel: str | None) -> RecordingCheck:
+    with RecordingReader(path, channel=channel) as reader:
         rate = reader.header.sample_rate_hz
         step = max(round(SILENCE_BLOCK_S * rate), 1)
         losses: list[MissingSound] = []
@@ -141,7 +145,7 @@ def _measure(path: Path) -> RecordingCheck:
             clipped_share=clipped / max(frames, 1),
             silent_share=int(silent_frames.sum()) / max(frames, 1),
             longest_silence_s=_longest_run(silent_frames) / rate,
-            lone_channel=None if reader.lone_channel is None else reader.lone_channel + 1,
+            lone_channel=reader.lone_channel,
         )
 
 

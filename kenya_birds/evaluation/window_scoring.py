@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from kenya_birds.data.archive import Archive
+from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.decoded_recordings import DecodedRecordings, decode_recordings
 from kenya_birds.data.window_grid import WindowGrid
 from kenya_birds.errors import UserError
@@ -107,12 +107,11 @@ class RecordingWindowGrid:
 
 
 def plan_windows(
-    archive: Archive,
+    builder: KenyaBirds,
     names: Sequence[str],
     classes: list[str],
     extractor: KenyaBirdsFeatureExtractor,
     *,
-    cache_dir: str | Path,
     overlap_s: float,
     margin_s: float,
     min_overlap_s: float = 0.0,
@@ -121,11 +120,10 @@ def plan_windows(
     """Decodes recordings of an archive, and plans their windows.
 
     Args:
-        archive: The archive.
+        builder: Plan of the clips: its archive, cache and channel are used.
         names: The recordings.
         classes: eBird codes by class id.
         extractor: Gives the sampling rate and the length of a window.
-        cache_dir: Folder of the cache (see `decode_recordings`).
         overlap_s: Overlap of neighbouring windows in seconds.
         margin_s: See `WindowTargets`. If it is half of a window or more, a quarter of the window is used.
         min_overlap_s: See `WindowTargets`.
@@ -137,8 +135,11 @@ def plan_windows(
     Raises:
         UserError: If the disk has too little space, or the overlap is not shorter than a window.
     """
+    archive = builder.archive
     paths = {name: archive.recording_path(name) for name in names}
-    decoded = decode_recordings(paths, cache_dir, extractor.sampling_rate, threads=threads)
+    decoded = decode_recordings(
+        paths, builder.cache_root, extractor.sampling_rate, threads=threads, channel=builder.config.channel
+    )
     targets = WindowTargets.of(
         archive.annotations,
         archive.unknown,

@@ -206,11 +206,10 @@ class _Evaluation:
     def _windows(self, batch_size: int, num_proc: int | None) -> ScoredWindows:
         settings, archive, splits = read_settings(self.saved.folder), self.builder.archive, self.builder.splits
         grid, annotated = plan_windows(
-            archive,
+            self.builder,
             splits.loc[splits["split"] == self.split, "recording"].to_list(),
             self.classes,
             self.extractor,
-            cache_dir=self.builder.cache_root,
             overlap_s=float(settings.get("overlap_s", 0.0)),
             margin_s=float(settings.get("edge_margin_s", DEFAULT_EDGE_MARGIN_S)),
             min_overlap_s=float(settings.get("min_overlap_s", 0.0)),

@@ -266,6 +266,7 @@ def _plan(
             sampling_rate=embedder.sampling_rate,
             clip_s=embedder.clip_s,
             edge_tolerance_s=settings.edge_tolerance_s,
+            channel=settings.channel,
             min_annotations=settings.min_annotations,
             split_seed=settings.split_seed,
         )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from kenya_birds.defaults import MIN_ANNOTATIONS, SPLIT_SEED
 from kenya_birds.training.arguments import ProblemType
-from kenya_birds.values import Count, Duration, Folds, NotNegative, Seed, SignedSeconds, check_fields
+from kenya_birds.values import Channel, Count, Duration, Folds, NotNegative, Seed, SignedSeconds, check_fields
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ProbeSettings:
         problem_type: As in training.
         min_annotations: Species with fewer annotations are dropped.
         edge_tolerance_s: See `ClipsConfig`.
+        channel: See `RecordingReader`.
         loss_weight_power: Logistic regression weights each class by n^-power, with n its number of clips.
         clip_s: Length of a clip in seconds, for a transformers model; models of this package have their own length.
         seed: Seed of the bootstrap.
@@ -37,6 +38,7 @@ class ProbeSettings:
     problem_type: ProblemType | None = None
     min_annotations: Count | None = None
     edge_tolerance_s: SignedSeconds | None = None
+    channel: Channel | None = None
     loss_weight_power: NotNegative = 0.5
     clip_s: Duration | None = None
     seed: Seed = 42
@@ -59,6 +61,7 @@ class ProbeSettings:
             "problem_type": "single_label_classification",
             "min_annotations": MIN_ANNOTATIONS,
             "edge_tolerance_s": 0.0,
+            "channel": None,
         }
         missing = {name: recorded.get(name, value) for name, value in usual.items() if getattr(self, name) is None}
         return replace(self, **missing)

@@ -72,6 +72,7 @@ class Reading:
         state: State of the file; None if it could not be opened, and for a waveform.
         silences: Digital silence that was not scored, in a recording that also has sound.
         header: Time and place in its header.
+        channel: The only channel that was read, of several; None: their mean.
     """
 
     frames: int
@@ -82,6 +83,7 @@ class Reading:
     state: FileState | None = None
     silences: tuple[UnscoredSound, ...] = ()
     header: RecorderHeader = NO_HEADER
+    channel: int | None = None
 
     @property
     def duration_s(self) -> float:
@@ -100,7 +102,7 @@ class Reading:
 
 
 def read_source(
-    source: Source, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch
+    source: Source, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch, channel: str | None = None
 ) -> Iterator[Windows | Reading]:
     """Reads the windows of a recording, after a download if necessary; errors are part of the result, not raised.
 
@@ -109,6 +111,7 @@ def read_source(
         grid: Positions of the windows.
         sampling_rate: Rate of the windows in Hz.
         stopwatch: Measures download, decoding and resampling.
+        channel: See `RecordingReader`.
 
     Yields:
         The windows, in order, and finally the `Reading`.
@@ -123,7 +126,7 @@ def read_source(
         with ExitStack() as stack:
             with stopwatch.time("fetch"):
                 path = stack.enter_context(source.local_path())
-            for found in read_windows(path, grid, sampling_rate, stopwatch):
+            for found in read_windows(path, grid, sampling_rate, stopwatch, channel):
                 if isinstance(found, Reading):
                     if source.state() != before:
                         raise UserError("the file changed while it was read")
@@ -172,7 +175,7 @@ def read_array(
 
 
 def read_windows(
-    path: Path, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch
+    path: Path, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch, channel: str | None = None
 ) -> Iterator[Windows | Reading]:
     """Reads the windows of a file.
 
@@ -181,6 +184,7 @@ def read_windows(
         grid: Positions of the windows.
         sampling_rate: Rate of the windows in Hz.
         stopwatch: Measures decoding and resampling.
+        channel: See `RecordingReader`.
 
     Yields:
         The windows, in order, and finally the `Reading`.
@@ -189,18 +193,19 @@ def read_windows(
         UserError: If the file cannot be opened as audio or has no samples.
     """
     with stopwatch.time("decode"):
-        reader = RecordingReader(path, sampling_rate)
+        reader = RecordingReader(path, sampling_rate, channel)
     with reader:
         rate = reader.header.sample_rate_hz
         lost: list[UnscoredSound] = []
         blocks = _timed_blocks(reader, lost, stopwatch)
         pieces = resampled(blocks, rate, sampling_rate, partial(stopwatch.time, "resample"))
-        yield from _windows(pieces, reader.samples, reader.header, lost, grid, sampling_rate)
-        if reader.lone_channel is not None:
+        for found in _windows(pieces, reader.samples, reader.header, lost, grid, sampling_rate):
+            yield replace(found, channel=reader.lone_channel) if isinstance(found, Reading) else found
+        if channel is None and reader.lone_channel is not None:
             logger.warning(
                 "%s has channels that cancel each other in their mean (one is inverted): only channel %d was read",
                 path,
-                reader.lone_channel + 1,
+                reader.lone_channel,
             )
 
 

@@ -21,7 +21,7 @@ from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import RecordingInfo, name_in
 from kenya_birds.inference.journal import Journal, JournalWriter, hash_files
 from kenya_birds.inference.output_tables import check_formats
-from kenya_birds.inference.pipeline import SoundscapePipeline, log_losses, log_missing_band
+from kenya_birds.inference.pipeline import SoundscapePipeline, log_channels, log_losses, log_missing_band
 from kenya_birds.inference.progress_bar import RecordingsBar
 from kenya_birds.inference.run_report import RunCost, RunFiles, RunReport
 from kenya_birds.inference.sources import FileState, FoundSources, Source, find_sources
@@ -140,10 +140,12 @@ def run_detection(
                 name_pattern=name_pattern,
                 header=reading.header,
                 time_zone=time_zone,
+                channel=reading.channel,
             )
             for name, reading in readings.items()
             if reading.windows
         ]
+        log_channels(readings, pipeline.channel)
         log_headers((info.recording, info.header, info.known) for info in analysed)
         detections = (found for info in analysed for found in journal.detections(info.recording))
         files.write(report, analysed, detections, formats, pipeline.names, pipeline.frequencies_hz)
@@ -198,6 +200,7 @@ def settings_of(pipeline: SoundscapePipeline) -> dict[str, Any]:
     """Returns the settings that affect detections, without batch size and numbers of threads and processes."""
     return {
         "overlap_s": pipeline.overlap_s,
+        "channel": pipeline.channel,
         **asdict(pipeline.settings),
         "thresholds": [value if value < float("inf") else None for value in pipeline.thresholds.tolist()],
         "precision": pipeline.scorer.precision,

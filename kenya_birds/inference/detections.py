@@ -58,6 +58,7 @@ class RecordingInfo:
         name_pattern: Pattern that reads site and time from its name (see `parse_recording_name`).
         header: Time and place in its header.
         time_zone: Time zone of recorders on local clocks (see `find_time_and_place`).
+        channel: The only channel that was read, of several; None: their mean.
     """
 
     recording: str
@@ -67,6 +68,7 @@ class RecordingInfo:
     name_pattern: NamePattern | None = None
     header: RecorderHeader = NO_HEADER
     time_zone: tzinfo | None = None
+    channel: int | None = None
 
     @property
     def name(self) -> str:

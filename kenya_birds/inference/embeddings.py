@@ -24,14 +24,14 @@ from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_source
 from kenya_birds.inference.batching import BatchPool, ComputedWindows, FinishedJob, Job, computed
 from kenya_birds.inference.detect import hash_model
 from kenya_birds.inference.embedding_models import Embedder, load_embedder
-from kenya_birds.inference.pipeline import MAX_READERS, log_losses, log_missing_band
+from kenya_birds.inference.pipeline import MAX_READERS, log_channels, log_losses, log_missing_band
 from kenya_birds.inference.progress_bar import RecordingsBar
 from kenya_birds.inference.run_report import RunCost, RunReport, write_failures
 from kenya_birds.inference.sources import FoundSources, Source, find_sources
 from kenya_birds.inference.table_formats import Outputs
 from kenya_birds.inference.windows import WindowGrid, Windows
 from kenya_birds.saved_models import SavedModel, find_model, runtime_of
-from kenya_birds.values import Count, Device, Seconds, checked
+from kenya_birds.values import Channel, Count, Device, Seconds, checked
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ def embed_recordings(
     overlap_s: Seconds = 0.0,
     batch_size: Count | None = None,
     num_workers: Count | None = None,
+    channel: Channel | None = None,
     overwrite: bool = False,
 ) -> RunReport:
     """Writes the embedding of every window of recordings to a Parquet file; after an error no file is left.
@@ -67,6 +68,7 @@ def embed_recordings(
         overlap_s: Overlap of neighbouring windows in seconds.
         batch_size: Windows per batch; by default 16 on a CPU and 128 on a GPU.
         num_workers: Number of threads that read recordings; by default 1 on a CPU and up to 8 on a GPU.
+        channel: See `RecordingReader`.
         overwrite: Replaces an existing file.
 
     Returns:
@@ -88,8 +90,8 @@ def embed_recordings(
             return embedder(sound)
 
     pool = BatchPool(embed, embedder.device, batch_size)
-    jobs = [_job(source, grid, embedder.sampling_rate, stopwatch) for source in sources]
-    about = {**_describe(embedder), "overlap_s": overlap_s}
+    jobs = [_job(source, grid, embedder.sampling_rate, stopwatch, channel) for source in sources]
+    about = {**_describe(embedder), "overlap_s": overlap_s, "channel": channel}
     versions = {"kenya_birds": __version__, **embedding_versions(embedder.saved)}
     begin_s = time.perf_counter()
     try:
@@ -101,6 +103,7 @@ def embed_recordings(
             bar = stack.enter_context(RecordingsBar(sources, {source.recording: _size(source) for source in sources}))
             _write_all(computed(jobs, readers, pool, grid.window_samples), writer, bar, stopwatch)
             log_missing_band(writer.readings, embedder.highest_hz)
+            log_channels(writer.readings, channel)
             report = RunReport.of(
                 {source.recording: writer.readings[source.recording] for source in sources},
                 new=set(writer.readings),
@@ -199,8 +202,8 @@ def _size(source: Source) -> int | None:
         return None
 
 
-def _job(source: Source, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch) -> Job:
-    return Job(source.recording, lambda: read_source(source, grid, sampling_rate, stopwatch))
+def _job(source: Source, grid: WindowGrid, sampling_rate: int, stopwatch: Stopwatch, channel: str | None) -> Job:
+    return Job(source.recording, lambda: read_source(source, grid, sampling_rate, stopwatch, channel))
 
 
 def _schema(size: int, about: dict[str, Any]) -> pa.Schema:

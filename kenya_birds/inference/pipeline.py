@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, check_thresholds, find_model
-from kenya_birds.values import Count, Device, Seconds, checked
+from kenya_birds.values import Channel, Count, Device, Seconds, checked
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ class SoundscapePipeline:
         device: Device such as `cpu` or `cuda:1`; by default a GPU if there is one.
         batch_size: Windows per batch; by default 16 on a CPU and 128 on a GPU.
         num_workers: Number of threads that read recordings; by default 1 on a CPU and up to 8 on a GPU.
+        channel: See `RecordingReader`.
 
     Attributes:
         saved: The model's files.
@@ -149,9 +151,10 @@ class SoundscapePipeline:
         device: Device | None = None,
         batch_size: Count | None = None,
         num_workers: Count | None = None,
+        channel: Channel | None = None,
     ) -> None:
         self.settings = settings or FindingSettings()
-        self.overlap_s = overlap_s
+        self.overlap_s, self.channel = overlap_s, channel
         self.saved = model if isinstance(model, SavedModel) else find_model(str(model))
         classifier, extractor = load_classifier(self.saved)
         self.classes = [classifier.config.id2label[label] for label in range(classifier.config.num_labels)]
@@ -231,7 +234,10 @@ class SoundscapePipeline:
         """Returns the jobs for `analyse`."""
 
         def job(source: Source) -> Job:
-            return Job(source.recording, lambda: read_source(source, self.grid, self.sampling_rate, self.stopwatch))
+            return Job(
+                source.recording,
+                lambda: read_source(source, self.grid, self.sampling_rate, self.stopwatch, self.channel),
+            )
 
         return [job(source) for source in sources]
 
@@ -361,6 +367,23 @@ def log_missing_band(readings: Mapping[str, Reading], highest_hz: float) -> None
             highest_hz,
             low[lowest],
             lowest,
+        )
+
+
+def log_channels(readings: Mapping[str, Reading], channel: str | None) -> None:
+    """Logs how many recordings each channel was the best of.
+
+    Args:
+        readings: Result of the reading of each recording.
+        channel: See `RecordingReader`.
+    """
+    counts = Counter(
+        reading.channel for reading in readings.values() if reading.windows and reading.channel is not None
+    )
+    if channel == "best" and counts:
+        logger.info(
+            "The best channel is %s",
+            ", ".join(f"{number} in {count} recordings" for number, count in sorted(counts.items())),
         )
 
 

@@ -26,7 +26,7 @@ from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.model.signal_kenya_birds import power_spectrogram
 from kenya_birds.plot_style import SpeciesStyle, save_picture, short_name, species_styles, styled
-from kenya_birds.values import PlotDuration, Seconds, checked
+from kenya_birds.values import Channel, PlotDuration, Seconds, checked
 
 LEAD_S = 1.0  # shown before the first detection
 # A picture has up to 8 rows; with 15 s per row, the label of a detection of 3 s fits.
@@ -54,6 +54,7 @@ def plot_recording(
     start_s: Seconds | None = None,
     duration_s: PlotDuration = PLOT_DURATION_S,
     annotations: str | Path | None = None,
+    channel: Channel | None = None,
     overwrite: bool = False,
 ) -> tuple[float, float]:
     """Draws the spectrogram of a section of a recording, in rows, with a labelled bar above it for each detection.
@@ -70,6 +71,7 @@ def plot_recording(
         duration_s: Length in seconds, up to 600; the section ends with the recording at the latest.
         annotations: An archive or a table of annotations (see `annotations_of`), drawn as boxes in the spectrogram,
             over all frequencies where these are unknown; a line for a point in time.
+        channel: See `RecordingReader`.
         overwrite: Replaces an existing file.
 
     Returns:
@@ -86,7 +88,7 @@ def plot_recording(
     styles = species_styles(
         found["code"].value_counts().sort_index().sort_values(ascending=False, kind="stable").index
     )
-    figure, end_s = draw_section(recording, found, begin_s, duration_s, styles, annotations=annotated)
+    figure, end_s = draw_section(recording, found, begin_s, duration_s, styles, annotations=annotated, channel=channel)
     save_picture(figure, output)
     return begin_s, end_s
 
@@ -98,6 +100,7 @@ def draw_section(
     duration_s: float,
     styles: Mapping[str, SpeciesStyle],
     annotations: pd.DataFrame | None = None,
+    channel: str | None = None,
 ) -> tuple[Figure, float]:
     """Draws the picture of `plot_recording`, in which sound that cannot be decoded is marked.
 
@@ -108,6 +111,7 @@ def draw_section(
         duration_s: Length in seconds; the section ends with the recording at the latest.
         styles: Style of each species by eBird code.
         annotations: Annotations of this recording (see `annotations_of`).
+        channel: See `RecordingReader`.
 
     Returns:
         The picture, and the end of the section.
@@ -115,7 +119,7 @@ def draw_section(
     Raises:
         UserError: If the recording cannot be opened, or the section is outside it.
     """
-    with RecordingReader(Path(recording)) as reader:
+    with RecordingReader(Path(recording), channel=channel) as reader:
         end_s = min(start_s + duration_s, reader.header.duration_s)
         if not 0 <= start_s < end_s:
             raise UserError(

@@ -155,7 +155,7 @@ class RecordingsTable:
     def __init__(self, outputs: Outputs) -> None:
         self._file = outputs.open(RECORDINGS_TABLE)
         self._csv = csv.writer(self._file, lineterminator="\n")
-        self._csv.writerow(("recording", "duration_s", *When._fields[:2], "detections", *When._fields[2:]))
+        self._csv.writerow(("recording", "duration_s", *When._fields[:2], "detections", *When._fields[2:], "channel"))
         self._info: RecordingInfo | None = None
         self._detections = 0
 
@@ -176,7 +176,8 @@ class RecordingsTable:
         if self._info is not None:
             duration_s = decimal_s(microseconds(self._info.duration))
             local_time, utc_time, site, *others = self._info.when(0).texts()
-            row = (local_time, utc_time, self._detections, safe_text(site), *others)
+            channel = "" if self._info.channel is None else self._info.channel
+            row = (local_time, utc_time, self._detections, safe_text(site), *others, channel)
             self._csv.writerow((safe_path(self._info.recording), duration_s, *row))
 
 

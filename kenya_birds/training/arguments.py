@@ -13,6 +13,7 @@ from kenya_birds.defaults import (
 from kenya_birds.errors import UserError
 from kenya_birds.training.archive_weights import parse_weights
 from kenya_birds.values import (
+    Channel,
     Count,
     Duration,
     Folds,
@@ -108,6 +109,13 @@ class DataArguments:
         },
     )
     min_annotations: Count = field(default=MIN_ANNOTATIONS, metadata={"help": "drop species with fewer annotations"})
+    channel: Channel | None = field(
+        default=None,
+        metadata={
+            "help": "channel of recordings with several: its number from 0, mix (their mean), or best (the clearest "
+            "one of each recording); by default their mean, or the loudest one if they cancel each other"
+        },
+    )
     context_s: Seconds = field(
         default=0.0,
         metadata={

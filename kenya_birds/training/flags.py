@@ -44,8 +44,8 @@ TITLES = {
         *("per_device_train_batch_size", "learning_rate", "params", "resume_from_checkpoint"),
     ),
     "Species, clips and splits": (
-        *("archive_weights", "min_annotations", "context_s", "edge_tolerance_s", "min_overlap_s", "splits_file"),
-        *("test_size", "validation_size", "fold", "split_seed", "no_call_windows"),
+        *("archive_weights", "min_annotations", "channel", "context_s", "edge_tolerance_s", "min_overlap_s"),
+        *("splits_file", "test_size", "validation_size", "fold", "split_seed", "no_call_windows"),
     ),
     "Training on whole recordings": (
         *("train_on", "call_windows", "empty_windows", "hard_windows", "rescore_epochs", "scored_windows"),

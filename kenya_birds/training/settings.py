@@ -23,6 +23,7 @@ from kenya_birds.training.arguments import AugmentationArguments, DataArguments,
 from kenya_birds.training.run_folder import SETTINGS_FILE, SUMMARY_FILE
 from kenya_birds.training.trainer import KenyaBirdsTrainingArguments
 from kenya_birds.training.transformers_arguments import defaults
+from kenya_birds.values import Channel, Kind
 
 logger = logging.getLogger(__name__)
 
@@ -182,9 +183,9 @@ def clip_settings(folder: Path, **given: float | None) -> dict[str, Any]:
 
     Returns:
         Arguments of `clips_builder`: `sampling_rate` and `clip_s` of the feature extractor, and `context_s`,
-        `edge_tolerance_s`, `min_overlap_s` and `min_annotations` of the record. For a model without a record,
-        `min_annotations` comes from the training summary; other unknown settings have the default of training, which
-        is logged.
+        `edge_tolerance_s`, `min_overlap_s`, `min_annotations` and `channel` of the record. For a model without a
+        record, `min_annotations` comes from the training summary; other unknown settings have the default of training,
+        which is logged.
 
     Raises:
         UserError: If a file of the folder cannot be read, or a setting in it is not a number.
@@ -209,7 +210,9 @@ def clip_settings(folder: Path, **given: float | None) -> dict[str, Any]:
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{folder} says that {name} is {value!r}: expected a number")
-    return found
+    channel = known.get("channel")
+    Kind.of(Channel | None).check(f"{folder} has a channel that", channel)
+    return {**found, "channel": channel}
 
 
 # Arguments that are always in the model card, and others that are in it only if they are set.

@@ -139,6 +139,7 @@ class Run:
             edge_tolerance_s=data.edge_tolerance_s,
             min_overlap_s=data.min_overlap_s,
             min_annotations=data.min_annotations,
+            channel=data.channel,
             test_size=data.test_size,
             validation_size=data.validation_size,
             fold=data.fold,
@@ -302,11 +303,10 @@ class Run:
         if split not in self._windows:
             data = self.settings.data
             self._windows[split] = plan_windows(
-                self.builder.archive,
+                self.builder,
                 self.splits.loc[self.splits["split"] == split, "recording"].to_list(),
                 self.builder.classes,
                 self.extractor,
-                cache_dir=self.builder.cache_root,
                 overlap_s=data.overlap_s,
                 margin_s=data.edge_margin_s,
                 min_overlap_s=data.min_overlap_s,
