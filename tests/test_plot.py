@@ -16,7 +16,15 @@ from kenya_birds.data.recording_name import NamePattern
 from kenya_birds.errors import UserError
 from kenya_birds.inference import activity
 from kenya_birds.inference import plots as plot
-from kenya_birds.inference.activity import BREAK, at_hours, hour_labels, measure_activity, plot_activity, shown_hours
+from kenya_birds.inference.activity import (
+    BREAK,
+    ActivityClock,
+    at_hours,
+    hour_labels,
+    measure_activity,
+    plot_activity,
+    shown_hours,
+)
 from kenya_birds.inference.annotation_boxes import annotations_of
 from kenya_birds.inference.detection_boxes import MAX_LANES, Box, cut, join, stack
 from kenya_birds.inference.detections import Detection, RecordingInfo
@@ -242,7 +250,7 @@ def test_a_species_has_one_colour_in_every_section_of_a_recording(tables, tmp_pa
     path, folder = tables
     seen = []
     draw = plot.draw_section
-    monkeypatch.setattr(plot, "draw_section", lambda *args, **more: seen.append(args[-1]) or draw(*args, **more))
+    monkeypatch.setattr(plot, "draw_section", lambda *args, **more: seen.append(args[4]) or draw(*args, **more))
     for start_s in (0, 19, 22):
         plot_recording(path, folder / "detections.csv", tmp_path / f"{start_s}.svg", start_s=start_s, duration_s=5)
     assert seen[0] == seen[1] == seen[2] == species_styles(["combul2", "dol$"])
@@ -381,7 +389,7 @@ def test_a_recording_of_a_table_that_was_made_on_windows_is_found_by_its_file_na
 def test_offsets_and_patterns_tell_the_hour_too():
     offset, other = "20211207T053000+0300.flac", "C:\\rec\\07.12.21 06h.wav"
     rows = table((MORNING, 0, 3, "a", 1), (offset, 0, 3, "b", 1), (other, 0, 3, "c", 1))
-    counted = measure_activity(rows, None, "t", NamePattern("%d.%m.%y %Hh"))
+    counted = measure_activity(rows, None, "t", ActivityClock(NamePattern("%d.%m.%y %Hh")))
     assert [counted.counts.loc[name, hour] for name, hour in (("a", 5), ("b", 5), ("c", 6))] == [1, 1, 1]
     assert (counted.clock, counted.left_out) == ("local time", 0)
     # Beside names in UTC alone, those with an offset are drawn in local time.
@@ -389,7 +397,7 @@ def test_offsets_and_patterns_tell_the_hour_too():
     counted = measure_activity(table((offset, 0, 3, "b", 1), (utc, 0, 3, "a", 1)), None, "t")
     assert (counted.clock, list(counted.counts.index)) == ("local time", ["b"])
     with pytest.raises(UserError, match="matches none of 1 recordings, such as KEN_001"):
-        measure_activity(table((MORNING, 0, 3, "a", 1)), None, "t", NamePattern("%d.%m.%y %Hh"))
+        measure_activity(table((MORNING, 0, 3, "a", 1)), None, "t", ActivityClock(NamePattern("%d.%m.%y %Hh")))
 
 
 def test_names_that_do_not_tell_the_time_are_an_error_that_says_so(tmp_path, capsys):

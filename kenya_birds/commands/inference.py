@@ -23,7 +23,7 @@ from kenya_birds.commands.common import (
 from kenya_birds.defaults import PLOT_DURATION_S, SEARCH_TOP_K, TABLE_FORMATS
 from kenya_birds.inference.postprocessing import FindingSettings
 from kenya_birds.parsing import add_field, add_general, add_option, new_command, read_fields
-from kenya_birds.values import Choices, Count, Duration, PlotDuration, Seconds
+from kenya_birds.values import Choices, Count, Duration, Latitude, Longitude, PlotDuration, Seconds
 
 DETECTION_SUFFIXES = (".csv", ".parquet", ".txt")
 
@@ -220,27 +220,33 @@ def _add_activity(commands: Any) -> None:
         commands,
         "activity",
         "draw the detections of each species by hour of the day",
-        "Draws the number of detections of each species by hour of the day. Times are those of recordings.csv in the "
-        "folder of the table, and the numbers are then per recorded hour; without it, times come from the recordings' "
-        "names, such as KEN_001_20211207_153852.flac.",
+        "Draws the number of detections of each species by hour of the day, or by minutes from sunrise. Times and "
+        "places are those of recordings.csv in the folder of the table, and the numbers are then per recorded hour; "
+        "without it, times come from the recordings' names, such as KEN_001_20211207_153852.flac.",
         "kenya-birds activity found/detections.csv --output activity.png",
     )
     add_option(command, "detections", Path, help=DETECTIONS)
-    add_name_pattern(_add_picture(command, "activity.png"))
+    _add_picture(command, "activity.png")
+    times = command.add_argument_group("Times")
+    add_option(times, "--from_sunrise", bool, False, help="show minutes from sunrise in place of hours of the day")
+    add_option(times, "--latitude", Latitude | None, help="--from_sunrise: place of recordings that have none")
+    add_option(times, "--longitude", Longitude | None, help="--from_sunrise: place of recordings that have none")
+    add_time_zone(times)
+    add_name_pattern(times)
     add_general(command)
     command.set_defaults(run=_activity, after_stop=RUN_AGAIN)
 
 
 def _activity(options: argparse.Namespace) -> None:
-    name_pattern = read_name_pattern(options)
+    name_pattern, time_zone = read_name_pattern(options), read_time_zone(options)
     _check_picture(options)
-    from kenya_birds.inference.activity import plot_activity
+    from kenya_birds.inference.activity import MISSING, ActivityClock, plot_activity
 
-    activity = plot_activity(
-        options.detections, options.output, overwrite=options.overwrite, name_pattern=name_pattern
-    )
+    clock = ActivityClock(name_pattern, time_zone, options.from_sunrise, options.latitude, options.longitude)
+    activity = plot_activity(options.detections, options.output, overwrite=options.overwrite, clock=clock)
     if activity.left_out:
-        print(f"Skipped: {activity.left_out} recordings without {activity.clock}")
+        missing = MISSING.get(activity.clock, activity.clock)
+        print(f"Skipped: {activity.left_out} recordings without {missing}")
     print(f"The activity of {len(activity.counts)} species is in {options.output}")
 
 

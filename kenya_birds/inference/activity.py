@@ -1,7 +1,8 @@
-"""Picture of the activity of species by hour of the day."""
+"""Picture of the activity of species by hour of the day, or by minutes from sunrise."""
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kenya_birds.data.recording_name import DAY_H, NamePattern, recorded_by_hour
 from kenya_birds.data.recording_time import TimeAndPlace, find_time_and_place
+from kenya_birds.data.sunrise import time_from_sunrise
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_picture
 from kenya_birds.inference.detections import name_in
@@ -20,6 +22,7 @@ from kenya_birds.inference.recordings_reader import RunRecordings, read_recordin
 from kenya_birds.inference.table_formats import RECORDINGS_TABLE
 from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.plot_style import save_picture, short_name, styled
+from kenya_birds.values import Latitude, Longitude, check_fields
 
 MAX_SPECIES = 40
 ROW_INCH, CELL_INCH, NAMES_INCH, MIN_WIDTH_INCH, BAR_INCH = 0.24, 0.34, 2.8, 7.0, 0.12
@@ -27,17 +30,19 @@ GREY = "#d9dce1"
 MAX_PAUSE_H, MIN_SHOWN_H = 4, 6  # a longer time between recorded hours is not shown
 BREAK = -1
 MIN_RECORDED_SHARE = 0.1  # of the median hour
+# On the clock of hours from sunrise; from this hour on, hours are shown as those before the next sunrise.
+SUNRISE, BEFORE_SUNRISE_H = datetime(2000, 1, 2), 17
 MIDDLE_LUMINANCE = 0.179  # black and white text have the same contrast on it
 
 
 @dataclass(frozen=True)
 class Activity:
-    """Detections by species and hour of the day.
+    """Detections by species and hour.
 
     Attributes:
         counts: Detections, one row per species by name, in descending order, and 24 columns.
-        recorded_h: Hours recorded in each hour of the day, shape `(24,)`; None if unknown.
-        clock: Clock of the hours: `local time` or `UTC`.
+        recorded_h: Hours recorded in each hour, shape `(24,)`; None if unknown.
+        clock: Clock of the hours: `local time`, `UTC` or `sunrise`, from which hours are counted.
         recordings: Number of recordings that are counted.
         left_out: Number of skipped recordings, whose time is unknown or only known by another clock.
     """
@@ -49,10 +54,92 @@ class Activity:
     left_out: int
 
 
+@dataclass(frozen=True)
+class ActivityClock:
+    """How the hours of an activity are found.
+
+    Attributes:
+        name_pattern: Pattern that reads the time from the names of recordings (see `parse_recording_name`).
+        time_zone: Time zone of local times (see `find_time_and_place`).
+        from_sunrise: Whether hours are counted from sunrise. Recordings without a UTC time, a place or a sunrise are
+            then skipped.
+        latitude: Degrees, for recordings whose place is unknown.
+        longitude: Degrees, for recordings whose place is unknown.
+    """
+
+    name_pattern: NamePattern | None = None
+    time_zone: tzinfo | None = None
+    from_sunrise: bool = False
+    latitude: Latitude | None = None
+    longitude: Longitude | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            UserError: If a value is out of range, or a coordinate is given alone or without `from_sunrise`.
+        """
+        check_fields(self)
+        if (self.latitude is None) != (self.longitude is None):
+            raise UserError("one of latitude and longitude is given: expected both")
+        if self.latitude is not None and not self.from_sunrise:
+            raise UserError("latitude and longitude are only used with from_sunrise: omit them, or add it")
+
+    def find_place(self, path: str, run: RunRecordings | None) -> TimeAndPlace:
+        """Returns time and place of a recording: by a pattern that matches its name, in the run, or by its name.
+
+        Args:
+            path: The recording.
+            run: All recordings of the run; None if unknown.
+        """
+        name, pattern, zone = name_in(path), self.name_pattern, self.time_zone
+        known = None if run is None else run.place(path)
+        is_matched = pattern is not None and pattern.match(name) is not None
+        if known is None or known.start is None or is_matched:
+            found = find_time_and_place(name, pattern=pattern, time_zone=zone)
+            place = None if known is None else (known.latitude, known.longitude)
+            return found if place is None else replace(found, latitude=place[0], longitude=place[1])
+        if zone is None:
+            return known
+        is_local = known.start is not None and known.start.tzinfo is None
+        return replace(known, zone=zone, start=known.start.replace(tzinfo=zone) if is_local else known.start)
+
+    def begins(self, places: Mapping[str, TimeAndPlace]) -> tuple[dict[str, datetime], str]:
+        """Returns the start of each recording whose time is known, and the clock (see `Activity`).
+
+        Args:
+            places: Time and place of each recording.
+        """
+        times = {path: place.times(timedelta(0)) for path, place in places.items()}
+        if self.from_sunrise:
+            found = {path: self._sun_time(utc, places[path]) for path, (_, utc) in times.items()}
+            clock = "sunrise"
+        else:
+            is_local = any(local is not None for local, _ in times.values())
+            found = {path: local if is_local else utc for path, (local, utc) in times.items()}
+            clock = "local time" if is_local else "UTC"
+        return {path: start for path, start in found.items() if start is not None}, clock
+
+    def _sun_time(self, utc: datetime | None, place: TimeAndPlace) -> datetime | None:
+        """Returns the time on a clock that is at midnight at sunrise; its date means nothing. None if unknown."""
+        latitude, longitude = place.latitude, place.longitude
+        if latitude is None or longitude is None:
+            latitude, longitude = self.latitude, self.longitude
+        if utc is None or latitude is None or longitude is None:
+            return None
+        passed = time_from_sunrise(utc, latitude, longitude)
+        return None if passed is None else SUNRISE + passed
+
+
+# What skipped recordings lack.
+MISSING = {"sunrise": "UTC time, place or sunrise"}
+USUAL_CLOCK = ActivityClock()
+
+
 def plot_activity(
-    detections: str | Path, output: str | Path, *, overwrite: bool = False, name_pattern: NamePattern | None = None
+    detections: str | Path, output: str | Path, *, overwrite: bool = False, clock: ActivityClock = USUAL_CLOCK
 ) -> Activity:
-    """Draws how often each species was detected at each hour of the day, as a heat map.
+    """Draws how often each species was detected at each hour of the day or from sunrise, as a heat map.
 
     If `recordings.csv` of the same run is in the table's folder, colours are detections per recorded hour, so that
     hours with more recordings do not seem more active, and hours without a recording are grey. Hours are those of
@@ -63,7 +150,7 @@ def plot_activity(
         detections: A table of detections (see `read_detections`).
         output: PNG, SVG or PDF to write.
         overwrite: Replaces an existing file.
-        name_pattern: Pattern that reads the time from the names of recordings (see `parse_recording_name`).
+        clock: How hours are found.
 
     Returns:
         The activity of all species; the picture shows the 40 most frequent ones.
@@ -74,7 +161,7 @@ def plot_activity(
     check_picture(output, overwrite)
     table = read_detections(detections)
     run = read_recordings(Path(detections), table["recording"].unique())
-    activity = measure_activity(table, run, detections, name_pattern)
+    activity = measure_activity(table, run, detections, clock)
     save_picture(_draw(activity), output)
     return activity
 
@@ -83,28 +170,31 @@ def measure_activity(
     table: pd.DataFrame,
     run: RunRecordings | None,
     name: str | Path,
-    name_pattern: NamePattern | None = None,
+    clock: ActivityClock = USUAL_CLOCK,
 ) -> Activity:
-    """Counts detections by species and hour of the day, by the middle of each detection.
+    """Counts detections by species and hour, by the middle of each detection.
 
     Args:
         table: See `read_detections`.
         run: All recordings, including those without detections; None if unknown.
         name: Name of the table, for messages.
-        name_pattern: Pattern that reads the time from the names of recordings (see `parse_recording_name`).
+        clock: How hours are found.
 
     Raises:
         UserError: If no detection is in a recording whose time is known.
     """
     recordings = list(run.duration_s if run is not None else dict.fromkeys(table["recording"]))
     paths = list(dict.fromkeys([*recordings, *table["recording"]]))
-    if name_pattern is not None:
-        name_pattern.check(map(name_in, paths))
-    times = {path: _find_place(path, run, name_pattern).times(timedelta(0)) for path in paths}
-    is_local = any(local is not None for local, _ in times.values())
-    starts = {path: local if is_local else utc for path, (local, utc) in times.items()}
-    begins = {path: start for path, start in starts.items() if start is not None}
+    if clock.name_pattern is not None:
+        clock.name_pattern.check(map(name_in, paths))
+    begins, name_of_clock = clock.begins({path: clock.find_place(path, run) for path in paths})
     known = table[table["recording"].isin(list(begins))]
+    if known.empty and clock.from_sunrise:
+        raise UserError(
+            f"{name} has no detection in a recording whose UTC time, place and sunrise are known: expected utc_time, "
+            f"latitude and longitude in {RECORDINGS_TABLE}; give --time_zone for recorders on local clocks, and "
+            "--latitude and --longitude"
+        )
     if known.empty:
         raise UserError(
             f"{name} has no detection in a recording whose time is known: expected a time in {RECORDINGS_TABLE}, or "
@@ -121,14 +211,7 @@ def measure_activity(
         known_s = [(begins[path], seconds) for path, seconds in run.duration_s.items() if path in begins]
         recorded_h = recorded_by_hour(known_s) / 3600
     kept = sum(path in begins for path in recordings)
-    return Activity(counts, recorded_h, "local time" if is_local else "UTC", kept, len(recordings) - kept)
-
-
-def _find_place(path: str, run: RunRecordings | None, pattern: NamePattern | None) -> TimeAndPlace:
-    """Returns time and place of a recording: by a pattern that matches its name, in the run, or by its name."""
-    is_matched = pattern is not None and pattern.match(name_in(path)) is not None
-    place = None if run is None or is_matched else run.place(path)
-    return place if place is not None and place.start else find_time_and_place(name_in(path), pattern=pattern)
+    return Activity(counts, recorded_h, name_of_clock, kept, len(recordings) - kept)
 
 
 def _second_of_day(time: datetime) -> int:
@@ -173,21 +256,30 @@ def at_hours(values: np.ndarray, hours: np.ndarray) -> np.ndarray:
     return np.where(hours == BREAK, np.nan, values[..., hours])
 
 
-def hour_labels(hours: np.ndarray) -> list[str]:
-    """Returns the labels at the edges of the columns of `shown_hours`, shape `(columns + 1,)`."""
+def hour_labels(hours: np.ndarray, *, from_sunrise: bool = False) -> list[str]:
+    """Returns the labels at the edges of the columns, shape `(columns + 1,)`.
+
+    Args:
+        hours: See `shown_hours`.
+        from_sunrise: Whether hours are from sunrise: labels are then minutes, negative before it.
+    """
+    signed = [hour - DAY_H if from_sunrise and hour >= BEFORE_SUNRISE_H else hour for hour in hours.tolist()]
     labels = []
     for edge in range(len(hours) + 1):
         if edge < len(hours) and hours[edge] != BREAK and (edge == 0 or hours[edge - 1] == BREAK):
-            labels.append(str(hours[edge]))
+            labels.append(signed[edge])
         else:
-            labels.append(str(hours[edge - 1] + 1))
-    return labels
+            labels.append(signed[edge - 1] + 1)
+    return [str(60 * label if from_sunrise else label) for label in labels]
 
 
 @styled(**{"axes.grid": False, "font.size": 9})
 def _draw(activity: Activity) -> Figure:
     counts = activity.counts.iloc[:MAX_SPECIES]
+    is_from_sunrise = activity.clock == "sunrise"
     hours = shown_hours(activity.recorded_h)
+    if is_from_sunrise and len(hours) == DAY_H and BREAK not in hours:
+        hours = np.roll(hours, DAY_H - BEFORE_SUNRISE_H)
     numbers = values = at_hours(counts.to_numpy(dtype=float), hours)
     if activity.recorded_h is None:
         values = np.where(values == 0, np.nan, values)
@@ -219,9 +311,9 @@ def _draw(activity: Activity) -> Figure:
         axes.text(column + 0.5, row + 0.52, f"{numbers[row, column]:,.0f}", ha="center", va="center", fontsize=7,
                   color=colour)  # fmt: skip
     axes.set_yticks(np.arange(len(counts)) + 0.5, [short_name(str(name), 32) for name in counts.index])
-    axes.set_xticks(np.arange(len(hours) + 1), hour_labels(hours))
+    axes.set_xticks(np.arange(len(hours) + 1), hour_labels(hours, from_sunrise=is_from_sunrise))
     axes.tick_params(length=2)
-    axes.set_xlabel(f"hour of the day ({activity.clock})")
+    axes.set_xlabel("minutes from sunrise" if is_from_sunrise else f"hour of the day ({activity.clock})")
     lines_of_title = _title(activity, hours)
     axes.set_title(lines_of_title[0], loc="left", fontsize=10, weight="bold", pad=8 + 12 * (len(lines_of_title) - 1))
     axes.annotate("\n".join(lines_of_title[1:]), (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points",
@@ -249,7 +341,9 @@ def _title(activity: Activity, hours: np.ndarray) -> list[str]:
     if len(hours) < DAY_H:
         lines.append("Not shown: four or more consecutive hours without a recording.")
     if activity.left_out:
-        lines.append(f"Skipped: {_count(activity.left_out, 'recording')} without {activity.clock}.")
+        lines.append(
+            f"Skipped: {_count(activity.left_out, 'recording')} without {MISSING.get(activity.clock, activity.clock)}."
+        )
     if len(counts) > MAX_SPECIES:
         rest = int(counts.iloc[MAX_SPECIES:].to_numpy().sum())
         lines.append(
