@@ -152,7 +152,7 @@ def test_the_same_sound_stays_together_in_every_kind_of_split(annotations, name,
     assert part["r00.wav"] == part["r05.wav"] == part["r09.wav"]
     assert part["r03.wav"] == part["r12.wav"]
     assert caplog.messages == [
-        "Recordings with the same sound stay in one split: r00.wav and r05.wav; r00.wav and r09.wav; "
+        "Recordings that belong together stay in one split: r00.wav and r05.wav; r00.wav and r09.wav; "
         "r03.wav and r12.wav"
     ]
     check_undivided(table, groups)

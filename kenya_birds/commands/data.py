@@ -10,9 +10,11 @@ from kenya_birds.commands.common import (
     add_channel,
     add_name_pattern,
     add_overwrite,
+    add_time_zone,
     check_archives,
     read_archive_folder,
     read_name_pattern,
+    read_time_zone,
 )
 from kenya_birds.defaults import (
     KENYA_RECORD,
@@ -271,13 +273,21 @@ def _add_split(commands: Any) -> None:
         SPLIT_SEARCH_S,
         help="stop the search for a balanced split after this time",
     )
+    add_option(
+        division,
+        "--group_by",
+        Literal["site", "night"] | None,
+        help="keep all recordings of a site, or of a night at a site, in one part; by default only single recordings "
+        "stay whole",
+    )
     add_name_pattern(division)
+    add_time_zone(division)
     add_general(command)
     command.set_defaults(run=_split, after_stop=RUN_AGAIN)
 
 
 def _split(options: argparse.Namespace) -> None:
-    name_pattern = read_name_pattern(options)
+    name_pattern, time_zone = read_name_pattern(options), read_time_zone(options)
     _check_paths(options)
     from kenya_birds.data.archive import read_archive, select_classes
     from kenya_birds.data.balanced_split import make_splits
@@ -289,13 +299,20 @@ def _split(options: argparse.Namespace) -> None:
     archive = read_archive(read_archive_folder(options))
     annotations = archive.annotations
     annotations = annotations[annotations["species"].isin(select_classes(annotations, options.min_annotations))]
-    same_sound = archive.same_sound()
+    together = archive.same_sound()
     balanced_parts = options.folds or 3
+    if options.group_by is not None:
+        from kenya_birds.data.recording_groups import check_group_count, find_groups, merged
+
+        groups = find_groups(archive, options.group_by, name_pattern=name_pattern, time_zone=time_zone)
+        together = merged([*together, *groups])
+        kept = set(annotations["recording"])
+        check_group_count([names for names in together if kept & set(names)], options.group_by, balanced_parts)
     is_balanced = options.folds or options.strategy == "balanced"
     table = divide_each(
         annotations,
         archive.archive_of,
-        same_sound,
+        together,
         lambda part: make_splits(
             part,
             options.strategy,
@@ -304,7 +321,7 @@ def _split(options: argparse.Namespace) -> None:
             validation_size=options.validation_size,
             seed=options.seed,
             time_limit_s=options.time_limit_s,
-            same_sound=same_sound,
+            same_sound=together,
         ),
         least=balanced_parts if is_balanced else least_recordings(options.test_size, options.validation_size),
     )

@@ -131,7 +131,7 @@ def joined(annotations: pd.DataFrame, groups: Sequence[Sequence[str]]) -> pd.Dat
     if not first_of:
         return annotations
     pairs = [[first, name] for name, first in first_of.items()]
-    logger.warning("Recordings with the same sound stay in one split: %s", format_groups(pairs))
+    logger.warning("Recordings that belong together stay in one split: %s", format_groups(pairs))
     names = annotations["recording"]
     return annotations.assign(recording=names.map(first_of).fillna(names))
 

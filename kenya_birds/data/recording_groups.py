@@ -1,0 +1,124 @@
+"""Groups of recordings that a split keeps together: those of a site, or of a night at a site."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import timedelta, tzinfo
+from typing import Literal
+
+from kenya_birds.data.archive import Archive
+from kenya_birds.data.recorder_header import read_recorder_header
+from kenya_birds.data.recording_name import NamePattern
+from kenya_birds.data.recording_time import TimeAndPlace, find_time_and_place, log_headers
+from kenya_birds.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+GroupBy = Literal["site", "night"]
+# Nights are from noon to noon.
+HALF_DAY = timedelta(hours=12)
+# Degrees, about 100 m: recorders whose satellite positions differ less are at one site.
+PLACE_DIGITS = 3
+
+
+def find_groups(
+    archive: Archive,
+    group_by: GroupBy,
+    *,
+    name_pattern: NamePattern | None = None,
+    time_zone: tzinfo | None = None,
+) -> list[list[str]]:
+    """Groups the annotated recordings of an archive by site, or by site and night.
+
+    A recording's site is that in its name, else its folder in the archive, else the coordinates in its header to about
+    100 m. Sites of different archives that were joined are different. A night is from noon to noon, in local time, or
+    in UTC if only that is known. Recordings whose group is unknown are alone, and are logged.
+
+    Args:
+        archive: The archive.
+        group_by: `site` or `night`.
+        name_pattern: Pattern that reads site and time from the names of recordings (see `parse_recording_name`).
+        time_zone: Time zone of recorders on local clocks (see `find_time_and_place`).
+
+    Returns:
+        The names in each group, also of one recording; sorted.
+
+    Raises:
+        UserError: If the group of no recording is known.
+    """
+    names = sorted(archive.annotations["recording"].unique())
+    if name_pattern is not None:
+        name_pattern.check(name.rpartition("/")[2] for name in names)
+    found = []
+    for name in names:
+        header = read_recorder_header(archive.recording_path(name))
+        place = find_time_and_place(name.rpartition("/")[2], pattern=name_pattern, header=header, time_zone=time_zone)
+        found.append((name, header, place))
+    log_headers(found)
+    groups, unknown = defaultdict(list), []
+    for name, _, place in found:
+        origin = archive.archive_of.get(name, "")
+        # The first folder of a recording in a joined archive is its archive.
+        key = _key(name.removeprefix(f"{origin}/"), place, group_by)
+        if key is None:
+            unknown.append(name)
+        else:
+            groups[origin, *key].append(name)
+    if not groups:
+        raise UserError(
+            f"the {group_by} of no recording is known: expected names such as KEN_001_20211207_153852.flac, folders "
+            f"or coordinates of sites, found {', '.join(unknown[:3])}; other names need a name pattern "
+            "(--name_pattern)"
+        )
+    if unknown:
+        logger.warning(
+            "The %s of %d of %d recordings is unknown; each of them is alone (first: %s)",
+            group_by,
+            len(unknown),
+            len(names),
+            unknown[0],
+        )
+    return sorted([*groups.values(), *([name] for name in unknown)])
+
+
+def _key(name: str, place: TimeAndPlace, group_by: GroupBy) -> tuple[str, str] | None:
+    """Returns site and night of a recording, the night only if it counts; None if unknown."""
+    site = place.site or name.rpartition("/")[0]
+    if not site and place.latitude is not None and place.longitude is not None:
+        site = f"{place.latitude:.{PLACE_DIGITS}f} {place.longitude:.{PLACE_DIGITS}f}"
+    if group_by == "site":
+        return (site, "") if site else None
+    local, utc = place.times(-HALF_DAY)
+    time = local or utc
+    return None if time is None else (site, time.date().isoformat())
+
+
+def merged(groups: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Merges groups that have a recording in common.
+
+    Args:
+        groups: Names of recordings.
+
+    Returns:
+        Groups without common recordings, each sorted; sorted.
+    """
+    group_of: dict[str, set[str]] = {}
+    for names in groups:
+        whole = set(names).union(*(group_of[name] for name in names if name in group_of))
+        group_of |= dict.fromkeys(whole, whole)
+    return sorted(sorted(group) for group in {id(group): group for group in group_of.values()}.values())
+
+
+def check_group_count(groups: Sequence[Sequence[str]], group_by: GroupBy, least: int) -> None:
+    """Raises `UserError` if there are too few groups to divide.
+
+    Args:
+        groups: See `merged`.
+        group_by: `site` or `night`.
+        least: Smallest number of groups.
+    """
+    if len(groups) < least:
+        raise UserError(
+            f"the annotated recordings are of {len(groups)} {group_by}{'' if len(groups) == 1 else 's'}: expected "
+            f"{least} or more, because no {group_by} is divided"
+        )

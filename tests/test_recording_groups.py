@@ -1,0 +1,124 @@
+import logging
+import shutil
+
+import pandas as pd
+import pytest
+from archives import edit, write_archive
+from hypothesis import given
+from hypothesis import strategies as st
+from recorder_files import AUDIOMOTH, comment, guano, write_wav
+
+from kenya_birds import cli
+from kenya_birds.data.archive import read_archive
+from kenya_birds.data.recording_groups import find_groups, merged
+from kenya_birds.data.recording_name import NamePattern
+from kenya_birds.data.recording_time import parse_time_zone
+from kenya_birds.errors import UserError
+
+# Two sites in two nights; the second night lasts until the morning of 9 December.
+NAMES = [
+    "KEN_001_20211207_180000.wav",
+    "KEN_001_20211208_053000.wav",
+    "KEN_001_20211208_190000.wav",
+    "KEN_002_20211207_180000.wav",
+    "KEN_002_20211209_053000.wav",
+]
+
+
+def archive_of(folder, names, seconds=3.0):
+    rows = [(name, 1.5, code) for name in names for code in ("abc", "def")]
+    return write_archive(folder / "archive", rows, seconds=seconds)
+
+
+def test_sites_and_nights_are_those_of_names(tmp_path):
+    archive = read_archive(archive_of(tmp_path, NAMES))
+    assert find_groups(archive, "site") == [NAMES[:3], NAMES[3:]]
+    assert find_groups(archive, "night") == [NAMES[:2], [NAMES[2]], [NAMES[3]], [NAMES[4]]]
+
+
+def test_a_night_is_that_of_the_place_if_the_time_zone_is_known(tmp_path):
+    names = ["X_001_20211207_080000Z.wav", "X_001_20211207_100000Z.wav"]
+    archive = read_archive(archive_of(tmp_path, names))
+    assert find_groups(archive, "night") == [names]
+    # At UTC+3 noon is between them.
+    assert find_groups(archive, "night", time_zone=parse_time_zone("+03:00")) == [[names[0]], [names[1]]]
+
+
+def test_a_pattern_reads_other_names(tmp_path):
+    archive = read_archive(archive_of(tmp_path, ["north a.wav", "north b.wav", "south a.wav"]))
+    found = find_groups(archive, "site", name_pattern=NamePattern("%site ?".replace("?", "*")))
+    assert found == [["north a.wav", "north b.wav"], ["south a.wav"]]
+
+
+def test_headers_tell_place_and_time_where_names_do_not(tmp_path, caplog):
+    names = ["a.wav", "b.wav", "c.wav", "d.wav"]
+    folder = archive_of(tmp_path, names)
+    places = ("-1.25001 36.8", "-1.25 36.80002", "-1.3 36.8")
+    for name, place, hour in zip(names, places, (18, 19, 18), strict=False):
+        moth = comment(AUDIOMOTH.format(time=f"{hour}:00:00 07/12/2021", zone=""))
+        write_wav(folder / "soundscape_data" / name, moth, guano(Loc_Position=place), seconds=3)
+    archive = read_archive(folder)
+    with caplog.at_level(logging.WARNING):
+        assert find_groups(archive, "site") == [["a.wav", "b.wav"], ["c.wav"], ["d.wav"]]
+    assert "The site of 1 of 4 recordings is unknown; each of them is alone (first: d.wav)" in caplog.text
+    assert find_groups(archive, "night") == [["a.wav", "b.wav"], ["c.wav"], ["d.wav"]]
+
+
+def test_folders_are_sites_where_names_have_none(tmp_path):
+    names = ["north/20211207_180000.wav", "north/20211208_180000.wav", "south/20211207_180000.wav"]
+    folder = archive_of(tmp_path, [name.replace("/", "_") for name in names])
+    sound = folder / "soundscape_data"
+    for name in names:
+        (folder / "sound" / name).parent.mkdir(parents=True, exist_ok=True)
+        (sound / name.replace("/", "_")).rename(folder / "sound" / name)
+        edit(folder / "annotations.csv", name.replace("/", "_"), name)
+    sound.rmdir()
+    lines = ["Filename,Folder", *(f"{name},{folder / 'sound'}" for name in names)]
+    (folder / "recordings.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert find_groups(read_archive(folder), "site") == [names[:2], names[2:]]
+
+
+def test_recordings_whose_groups_are_all_unknown_are_an_error(tmp_path):
+    archive = read_archive(archive_of(tmp_path, ["a.wav", "b.wav"]))
+    with pytest.raises(UserError, match="the night of no recording is known: expected names such as KEN_001"):
+        find_groups(archive, "night")
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4), max_size=8))
+def test_merged_groups_hold_each_recording_once_and_divide_no_group(groups):
+    found = merged(groups)
+    names = [name for group in found for name in group]
+    assert sorted(names) == sorted({name for group in groups for name in group})
+    for group in groups:
+        assert sum(set(group) <= set(whole) for whole in found) == 1
+
+
+def split(folder, tmp_path, *words):
+    cli.main(["split", str(folder), "--output", str(tmp_path / "splits.csv"), "--min_annotations", "1", *words])
+    return pd.read_csv(tmp_path / "splits.csv").set_index("recording").iloc[:, 0]
+
+
+@pytest.mark.parametrize("words", [[], ["--strategy", "stratified"], ["--folds", "3"]])
+def test_a_split_divides_no_site(tmp_path, words):
+    names = [f"KEN_{site:03}_2021120{day}_180000.wav" for site in range(4) for day in (1, 2, 3)]
+    part_of = split(archive_of(tmp_path, names), tmp_path, "--group_by", "site", *words)
+    assert sorted(part_of.index) == names
+    assert part_of.nunique() == 3
+    assert part_of.groupby(part_of.index.str[:7]).nunique().max() == 1
+
+
+def test_copies_of_a_recording_keep_their_sites_together(tmp_path):
+    names = [f"KEN_{site:03}_20211201_180000.wav" for site in range(4)]
+    folder = archive_of(tmp_path, names)
+    shutil.copy(folder / "soundscape_data" / names[0], folder / "soundscape_data" / names[1])
+    part_of = split(folder, tmp_path, "--group_by", "site")
+    assert part_of[names[0]] == part_of[names[1]]
+
+
+def test_too_few_sites_are_an_error_of_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        split(archive_of(tmp_path, NAMES), tmp_path, "--group_by", "site")
+    assert "the annotated recordings are of 2 sites: expected 3 or more, because no site is divided" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "splits.csv").exists()
