@@ -3,7 +3,8 @@ import shutil
 
 import pandas as pd
 import pytest
-from archives import edit, write_archive
+import soundfile
+from archives import RATE, edit, noise, write_archive
 from hypothesis import given
 from hypothesis import strategies as st
 from recorder_files import AUDIOMOTH, comment, guano, write_wav
@@ -105,6 +106,18 @@ def test_a_split_divides_no_site(tmp_path, words):
     assert sorted(part_of.index) == names
     assert part_of.nunique() == 3
     assert part_of.groupby(part_of.index.str[:7]).nunique().max() == 1
+
+
+def test_recordings_without_a_call_go_where_their_site_is(tmp_path):
+    names = [f"KEN_{site:03}_20211201_180000.wav" for site in range(4)]
+    folder = archive_of(tmp_path, names)
+    silent = [f"KEN_{site:03}_20211202_180000.wav" for site in range(4)]
+    for seed, name in enumerate(silent):
+        soundfile.write(folder / "soundscape_data" / name, noise(3, seed=9 + seed), RATE)
+    lines = ["Filename,Folder", *(f"{name},{folder / 'soundscape_data'}" for name in (*names, *silent))]
+    (folder / "recordings.csv").write_text("\n".join(lines), encoding="utf-8")
+    part_of = split(folder, tmp_path, "--group_by", "site")
+    assert [part_of[name] for name in silent] == [part_of[name] for name in names]
 
 
 def test_copies_of_a_recording_keep_their_sites_together(tmp_path):

@@ -325,7 +325,7 @@ def _split(options: argparse.Namespace) -> None:
         ),
         least=balanced_parts if is_balanced else least_recordings(options.test_size, options.validation_size),
     )
-    table = with_silent(table, archive.silent, same_sound)
+    table = with_silent(table, archive.silent, together)
     write_splits(table, options.output, overwrite=options.overwrite)
     train_size = 1 - options.test_size - options.validation_size
     targets = {"train": train_size, "validation": options.validation_size, "test": options.test_size}

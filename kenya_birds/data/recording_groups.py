@@ -28,7 +28,7 @@ def find_groups(
     name_pattern: NamePattern | None = None,
     time_zone: tzinfo | None = None,
 ) -> list[list[str]]:
-    """Groups the annotated recordings of an archive by site, or by site and night.
+    """Groups the recordings of an archive, also those without a call, by site, or by site and night.
 
     A recording's site is that in its name, else its folder in the archive, else the coordinates in its header to about
     100 m. Sites of different archives that were joined are different. A night is from noon to noon, in local time, or
@@ -46,7 +46,7 @@ def find_groups(
     Raises:
         UserError: If the group of no recording is known.
     """
-    names = sorted(archive.annotations["recording"].unique())
+    names = sorted(archive.headers)
     if name_pattern is not None:
         name_pattern.check(name.rpartition("/")[2] for name in names)
     found = []
