@@ -402,6 +402,14 @@ def test_a_table_without_a_known_column_of_species_says_which_columns_it_has(tmp
     with pytest.raises(UserError, match="give --species_column; the columns are start, end, Vogel"):
         do_import()
     assert taken(do_import(species_column="Vogel"), "code") == [("Amsel",)]
+    shutil.rmtree(tmp_path / "archive")
+    # Of several tables, those without the column are told, and the others are taken.
+    write(tmp_path / "in/a.txt", raven((3, 4, "owl")))
+    result = do_import(species_column="Vogel")
+    assert taken(result, "code") == [("Amsel",)]
+    assert found(result) == [("a.txt", None, "a table lacks a column")]
+    with pytest.raises(UserError, match=r"a.csv has no column 'Art': found start, end, Vogel"):
+        import_annotations(tmp_path / "new", ImportSettings(tmp_path / "in/a.csv", species_column="Art"))
 
 
 def test_recordings_and_tables_that_cannot_be_read_are_told(tmp_path, do_import):

@@ -7,7 +7,7 @@ from pathlib import Path
 from kenya_birds.data.event_tables import tables_in
 from kenya_birds.data.import_report import NOT_TAKEN, NOTE, Findings
 from kenya_birds.data.species_names import NameMap, read_name_map
-from kenya_birds.data.table_cells import KINDS, SPECIES, SUFFIXES, NoEventsError, TableCells, read_cells
+from kenya_birds.data.table_cells import KINDS, SPECIES, SUFFIXES, NoColumnError, NoEventsError, TableCells, read_cells
 from kenya_birds.errors import UserError
 from kenya_birds.files import RECORDINGS_TABLE, SPECIES_FILE
 
@@ -68,7 +68,7 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
         findings: Files that are not read are added.
 
     Raises:
-        UserError: If no table can be read, or a table has no known column of species.
+        UserError: If no table can be read.
     """
     source = settings.source
     if str(settings.form).startswith(CROWSETTA):
@@ -82,23 +82,25 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
     for path in paths:
         name = path_below(path, source)
         try:
-            table = read_cells(path, settings.columns)
-        except NoEventsError as error:
+            table = _with_species_column(read_cells(path, settings.columns), settings)
+        except UserError as error:
             if not source.is_dir():
                 raise
-            findings.add(NOTE, "is not a table of annotations", file=name, detail=without_path(str(error), str(path)))
-            continue
-        except UserError as error:
-            findings.add(NOT_TAKEN, "a table cannot be read", file=name, detail=without_path(str(error), str(path)))
+            effect, finding = NOT_TAKEN, "a table cannot be read"
+            if isinstance(error, NoEventsError):
+                effect, finding = NOTE, "is not a table of annotations"
+            elif isinstance(error, NoColumnError):
+                finding = "a table lacks a column"
+            findings.add(effect, finding, file=name, detail=without_path(str(error), str(path)))
             continue
         if settings.form is not None and settings.form not in table.kinds:
             findings.add(NOT_TAKEN, f"a table is not of {settings.form}", file=name, detail=f"it is of {table.kind}")
             continue
         if table.encoding not in ("UTF-8", "UTF-16", "binary"):
             findings.add(NOTE, "a table is not in UTF-8", file=name, detail=f"it was read as {table.encoding}")
-        tables.append(_with_species_column(table, settings))
+        tables.append(table)
     if not tables:
-        first = " ".join(next(iter(findings.format()), "").split())
+        first = "; ".join(" ".join(line.split()) for line in findings.format()[:2])
         raise UserError(
             f"{source} has no table of annotations that can be read: expected files that end in "
             f"{', '.join(SUFFIXES)}{f'; {first}' if first else ''}"
@@ -120,7 +122,7 @@ def _with_species_column(table: TableCells, settings: ImportSettings) -> TableCe
         others = {name: cells for name, cells in table.cells.items() if name not in SPECIES}
         return replace(table, cells={**others, "label": label}, columns={**table.columns, "label": column})
     if table.lines and not any(name in table.cells for name in SPECIES):
-        raise UserError(
+        raise NoColumnError(
             f"{table.path} has no column of species that is known: give --species_column; the columns are "
             f"{', '.join(table.header)}"
         )

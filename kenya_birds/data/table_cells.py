@@ -58,6 +58,10 @@ class NoEventsError(UserError):
     """Raised for a table that is not a table of events."""
 
 
+class NoColumnError(UserError):
+    """Raised for a table that lacks a column that the user named, or every known column of species."""
+
+
 @dataclass(frozen=True)
 class TableCells:
     """A table of events as text.
@@ -109,6 +113,7 @@ def read_cells(path: Path, columns: Mapping[str, str] | None = None) -> TableCel
 
     Raises:
         NoEventsError: If the table has no columns for start and end.
+        NoColumnError: If it has no column of `columns`.
         UserError: If the file cannot be read as a table.
     """
     try:
@@ -185,9 +190,7 @@ def _columns(path: Path, header: Iterable[str], given: Mapping[str, str]) -> dic
         names["end_s"] = found["offset"]
     for ours, theirs in given.items():
         if theirs.strip().lower() not in found:
-            raise NoEventsError(
-                f"{path} has no column '{theirs}' ({ours}): found {', '.join(found.values()) or 'none'}"
-            )
+            raise NoColumnError(f"{path} has no column '{theirs}': found {', '.join(found.values()) or 'none'}")
         names[ours] = found[theirs.strip().lower()]
     if names.get("start_s", "").lower() == "file offset (s)" and "begin time (s)" in found:
         names["begin_s"] = found["begin time (s)"]
