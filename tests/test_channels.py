@@ -6,6 +6,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 from archives import RATE, write_archive
 from detecting import RATE as MODEL_RATE
 from detecting import chirps, run_in_folder, save_model
@@ -14,10 +15,14 @@ from kenya_birds import cli
 from kenya_birds.data.audio import RecordingReader, decode_wav
 from kenya_birds.data.channels import SECTION_S, SECTIONS, find_best_channel, sections
 from kenya_birds.data.check import check_archive
-from kenya_birds.data.dataset import clips_builder, load_clips
+from kenya_birds.data.dataset import build_clips, clips_builder, load_clips
 from kenya_birds.data.decoded_recordings import decode_recordings
 from kenya_birds.errors import UserError
 from kenya_birds.inference.pipeline import SoundscapePipeline
+from kenya_birds.model_loading import load_classifier
+from kenya_birds.saved_models import find_model
+from kenya_birds.training.arguments import ModelArguments
+from kenya_birds.training.frozen_training import FrozenEmbeddings
 from kenya_birds.training.run_folder import SETTINGS_FILE
 from kenya_birds.training.settings import clip_settings
 
@@ -215,6 +220,19 @@ def test_clips_and_decoded_recordings_are_those_of_the_channel_and_have_their_ow
         np.testing.assert_array_equal(decoded.read(0, 0, len(expected)), expected)
     with pytest.raises(UserError, match=r"no recording has the channel: .* has no channel 7"):
         clips_builder(archive, splits=splits, channel="7", **settings)
+
+
+def test_embeddings_of_a_frozen_backbone_have_their_own_cache_for_each_channel(archive, model, tmp_path):
+    classifier, extractor = load_classifier(find_model(str(model)))
+    settings = {"min_annotations": 1, "sampling_rate": MODEL_RATE, "clip_s": 1.0, "one_split": "train"}
+    inputs = []
+    for channel in ("0", "1", "0"):
+        builder = clips_builder(archive, cache_dir=tmp_path / "cache", channel=channel, **settings)
+        clips = build_clips(builder)["train"].select([0])
+        frozen = FrozenEmbeddings(classifier, extractor, builder, torch.device("cpu"), ModelArguments(), 0)
+        inputs.append(frozen.clips(clips, "clips"))
+    assert not np.allclose(inputs[0], inputs[1])
+    np.testing.assert_array_equal(inputs[0], inputs[2])
 
 
 def test_the_check_measures_the_channel(archive):

@@ -14,8 +14,8 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 from kenya_birds.console import user_errors
-from kenya_birds.data.archive import Archive
 from kenya_birds.data.audio import decode_wav
+from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.same_recording import sound_fingerprint
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
@@ -44,8 +44,7 @@ class FrozenEmbeddings:
     Args:
         model: The model; it is in evaluation mode while it embeds.
         extractor: Its feature extractor.
-        archive: The archive of the recordings.
-        cache_dir: Folder of the cache.
+        builder: Plan of the clips: its archive, cache and channel are used.
         device: Where the backbone runs; a published network runs on the CPU.
         settings: The numbers of versions and the distance of windows.
         seed: Seed of the augmentation.
@@ -55,17 +54,16 @@ class FrozenEmbeddings:
         self,
         model: KenyaBirdsForAudioClassification,
         extractor: KenyaBirdsFeatureExtractor,
-        archive: Archive,
-        cache_dir: str | Path,
+        builder: KenyaBirds,
         device: torch.device,
         settings: ModelArguments,
         seed: int,
     ) -> None:
-        self.model, self.extractor, self.archive, self.device = model, extractor, archive, device
+        self.model, self.extractor, self.builder, self.device = model, extractor, builder, device
         self.versions, self.seed = settings.embedded_versions, seed
         self.hop_s = settings.embedding_hop_s or extractor.clip_s / 2
         size = model.embedding_size + (model.config.num_labels if model.needs_scores else 0)
-        self.cache = EmbeddingCache(cache_dir, self._made_from(), size)
+        self.cache = EmbeddingCache(builder.cache_root, self._made_from(), size)
 
     def _made_from(self) -> tuple[Any, ...]:
         graph, total = self.model.config.graph, hashlib.sha256()
@@ -263,9 +261,9 @@ class FrozenEmbeddings:
 
     def _sound(self, recording: str) -> tuple[Any, ...]:
         """What identifies the sound of a recording."""
-        path = self.archive.recording_path(recording)
+        path = self.builder.archive.recording_path(recording)
         status = path.stat()
-        return (path.name, status.st_size, status.st_mtime_ns, sound_fingerprint(path))
+        return (path.name, status.st_size, status.st_mtime_ns, sound_fingerprint(path), self.builder.config.channel)
 
     def _chance(self, recordings: Sequence[str], version: int) -> np.ndarray:
         """Random numbers of windows, which depend on the seed, the version, the recording and the place in it."""

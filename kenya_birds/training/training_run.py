@@ -355,8 +355,7 @@ class Run:
         return FrozenEmbeddings(
             self.model,
             self.extractor,
-            self.builder.archive,
-            self.builder.cache_root,
+            self.builder,
             args.device,
             self.settings.model,
             args.seed,
