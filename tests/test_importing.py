@@ -396,6 +396,17 @@ def test_nothing_is_written_if_nothing_can_be_taken_or_the_folder_is_not_empty(t
         import_annotations(tmp_path / "new", ImportSettings(tmp_path / "nowhere"))
 
 
+def test_the_working_folder_is_not_replaced_by_an_archive(tmp_path, monkeypatch):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.txt", "1\t2\towl\n")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=r"the archive \. cannot be written"):
+        import_annotations(".", ImportSettings(tmp_path / "in"))
+    assert not list((tmp_path / "here").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "in"]
+
+
 def test_a_table_without_a_known_column_of_species_says_which_columns_it_has(tmp_path, do_import):
     record(tmp_path / "in", "a.wav")
     write(tmp_path / "in/a.csv", "start,end,Vogel\n1,2,Amsel\n")

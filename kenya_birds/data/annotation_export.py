@@ -70,7 +70,7 @@ def export_annotations(data_dir: str | Path, output: str | Path, form: Form) -> 
         raise UserError(f"{len(missing)} of {len(names)} annotated recordings {places.missing(missing)}")
     table["recording"] = table["recording"].map(files)
     table["species"] = table["species"].replace(NO_CODE, UNKNOWN_SPECIES)
-    partial = output.with_name(f".{output.name}.part")
+    partial = output.absolute().with_name(f".{output.name}.part")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

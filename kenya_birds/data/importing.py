@@ -190,7 +190,7 @@ def _note_recordings(kept: Iterable[str], called: set[str], every: Sequence[str]
 
 def _write(result: ImportResult, root: Path) -> None:
     """Writes the archive into a folder beside the final one, and renames it."""
-    partial = result.archive.with_name(f".{result.archive.name}.part")
+    partial = result.archive.absolute().with_name(f".{result.archive.name}.part")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
