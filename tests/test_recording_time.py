@@ -1,6 +1,7 @@
 import csv
 from datetime import UTC, datetime, timedelta
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from detecting import run_in_folder, save_model
@@ -11,6 +12,7 @@ from kenya_birds.data.recorder_header import RecorderHeader
 from kenya_birds.data.recording_time import find_time_and_place, log_headers, parse_time_zone
 from kenya_birds.errors import UserError
 from kenya_birds.inference.activity import plot_activity
+from kenya_birds.inference.plots import draw_section
 
 NAIROBI = parse_time_zone("Africa/Nairobi")
 ZERO = timedelta(0)
@@ -157,3 +159,13 @@ def test_activity_is_drawn_by_the_times_of_the_run(model, recordings, tmp_path):
     drawn = plot_activity(tmp_path / "detections.csv", tmp_path / "all.png")
     assert (drawn.clock, drawn.recordings, drawn.left_out) == ("local time", 3, 0)
     assert drawn.recorded_h[5] == pytest.approx(6 / 3600)
+
+
+def test_the_title_of_a_picture_has_the_time_of_the_header(recordings, tmp_path):
+    found = pd.DataFrame(columns=["recording", "start_s", "end_s", "code", "common_name", "scientific_name", "score"])
+    titles = [
+        draw_section(recordings / name, found, 0, 2, {})[0].texts[0].get_text()
+        for name in ("renamed.wav", "SMM01_20250503_053000.wav")
+    ]
+    assert titles[0].endswith("begun 2025-05-03 03:13:00 UTC")
+    assert titles[1].endswith("begun 2025-05-03 05:30:00 local time")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kenya_birds.data.audio import RecordingReader
-from kenya_birds.data.recording_name import parse_recording_name
+from kenya_birds.data.recorder_header import read_recorder_header
+from kenya_birds.data.recording_time import find_time_and_place
 from kenya_birds.defaults import PLOT_DURATION_S
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_picture
@@ -128,7 +130,7 @@ def draw_section(
         number = min(MAX_ROWS, math.ceil((end_s - start_s) / ROW_S))
         row_s = (end_s - start_s) / number
         rows = [(start_s + n * row_s, _levels(reader, start_s + n * row_s, row_s)) for n in range(number)]
-    figure = _draw(rows, row_s, join(detections), styles, name_in(str(recording)), reader.sampling_rate)
+    figure = _draw(rows, row_s, join(detections), styles, Path(recording), reader.sampling_rate)
     if annotations is not None:
         # Of each row, the spectrogram is drawn first.
         for (first, _), axes in zip(rows, figure.axes[::2], strict=True):
@@ -206,7 +208,7 @@ def _draw(
     row_s: float,
     found: Sequence[Box],
     styles: Mapping[str, SpeciesStyle],
-    name: str,
+    recording: Path,
     sampling_rate: int,
 ) -> Figure:
     figure = Figure(figsize=(WIDTH_INCH, 1), dpi=150)
@@ -227,7 +229,7 @@ def _draw(
     if np.isnan(levels_db).any():
         notes.append("yellow: damaged, cannot be read")
     left, title_inch = LEFT_INCH / WIDTH_INCH, 0.15 if notes else 0.22
-    title = _title(name, rows[0][0], rows[-1][0] + row_s)
+    title = _title(recording, rows[0][0], rows[-1][0] + row_s)
     figure.text(left, 1 - title_inch / height_inch, title, fontsize=10, weight="bold", va="center")
     if notes:
         figure.text(left, 1 - 0.34 / height_inch, "; ".join(notes), fontsize=8, va="center")
@@ -250,10 +252,11 @@ def _draw(
     return figure
 
 
-def _title(name: str, start_s: float, end_s: float) -> str:
-    """The recording, the section, and when the recording begins, if its name says so."""
-    known = parse_recording_name(name)
-    start = known and (known.local or known.utc)
+def _title(recording: Path, start_s: float, end_s: float) -> str:
+    """The recording, the section, and when the recording begins, if its name or header says so."""
+    name = name_in(str(recording))
+    local, utc = find_time_and_place(name, header=read_recorder_header(recording)).times(timedelta(0))
+    start = local or utc
     clock = "" if not start else f", begun {start:%Y-%m-%d %H:%M:%S} {'UTC' if start.tzinfo else 'local time'}"
     return f"{short_name(name, 70)}   {_minutes(start_s)} to {_minutes(end_s)}{clock}"
 
