@@ -286,6 +286,12 @@ def _add_probed_clips(command: Any) -> None:
     add_field(
         data,
         ProbeSettings,
+        "channel",
+        help="channel of recordings with several: its number from 0, mix or best; by default as in training",
+    )
+    add_field(
+        data,
+        ProbeSettings,
         "clip_s",
         help="length of a clip, for transformers models (default: 3); models of this package have their own length",
     )
