@@ -129,14 +129,13 @@ def embedder_settings(path: Path, known: NetworkSettings) -> dict[str, Any]:
         UserError: If the network takes no waveform, has no such embedding, or does not run.
     """
     graph = open_network(path)
-    if known.sampling_rate is None or known.embedding is None:
-        raise UserError(f"the embedding of {known.name or path.name} is not known: wrap it with --embedding TENSOR")
+    assert known.sampling_rate is not None
+    assert known.embedding is not None
     waveform = find_input(graph, known.input)
     samples = window_samples(waveform, known.sampling_rate, known, NetworkSettings())
-    embedding = find_embedding(graph, known.embedding, is_required=True)
-    assert embedding is not None
-    chosen = replace(known, input=waveform.name, embedding=embedding.name)
-    (values,) = run_on_noise(graph, chosen, samples, [embedding.name])
+    find_embedding(graph, known.embedding, is_required=True)
+    chosen = replace(known, input=waveform.name)
+    (values,) = run_on_noise(graph, chosen, samples, [known.embedding])
     return graph_settings(path, chosen, samples, outputs=None, embedding_size=values.shape[1])
 
 

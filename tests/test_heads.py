@@ -317,6 +317,18 @@ def _moved_splits(donor, tmp_path):
     return tmp_path / "moved.csv"
 
 
+def test_a_network_without_labels_is_a_backbone(small_archive, place, tmp_path):
+    graph = write_onnx(tmp_path / "net.onnx")
+    given = settings(graph, backbone_embedding="embedding", sampling_rate=RATE, num_train_epochs=1)
+    folder = train_head(small_archive, tmp_path / "birds", place / "cache", **given)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["head"] == {"hidden_size": None, "network_scores": False}
+    assert (config["graph"]["name"], config["graph"]["embedding_size"]) == ("net", 5)
+    assert "Its licence is not stated here" in (folder / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="has no tensor 'pool'"):
+        head_settings(small_archive, tmp_path / "b", place / "cache", **{**given, "backbone_embedding": "pool"})
+
+
 def test_timms_backbone_is_frozen_on_request(small_archive, place, tmp_path):
     folder = train(small_archive, tmp_path / "birds", place / "cache", freeze_backbone=True, num_train_epochs=1)
     summary = json.loads((folder / "training_summary.json").read_text())
@@ -329,12 +341,13 @@ def test_timms_backbone_is_frozen_on_request(small_archive, place, tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"backbone": "nowhere.onnx"}, "settings of nowhere.onnx are not known: give --backbone_preset"),
+        ({"backbone": "nowhere.onnx"}, "sampling rate of nowhere.onnx is not known: give --backbone_preset"),
         ({"backbone": "nowhere.onnx", "backbone_preset": "perch-2"}, "nowhere.onnx"),
         ({"backbone": "./nowhere"}, "there is no model './nowhere'"),
         ({"head": "mlp"}, "--head is for a frozen backbone"),
         ({"embedded_versions": 2}, "--embedded_versions is for a frozen backbone"),
         ({"backbone_preset": "perch-2"}, "give --backbone FILE"),
+        ({"backbone_embedding": "pool"}, "--backbone_embedding is for the file of a published network"),
         ({"bundle_backbone": True}, "--bundle_backbone is for a published network"),
         ({"freeze_backbone": True, "network_scores": True}, "--network_scores needs a published network"),
         ({"freeze_backbone": True, "mixup_probability": 0.5}, "--mixup_probability cannot be used with a frozen"),
@@ -360,7 +373,7 @@ def test_settings_that_make_no_sense_are_refused_in_one_line(given, said, small_
     [
         ({"clip_s": 3}, "clip_s is 3.0, but the backbone"),
         ({"init_from": "scratch"}, "leave --init_from out"),
-        ({"backbone_preset": "perch-2"}, "leave --backbone_preset out"),
+        ({"backbone_preset": "perch-2"}, "has its settings: leave it out"),
         ({"embedded_versions": 2, "pitch_probability": 0.5}, "the network takes the waveform"),
     ],
 )

@@ -209,6 +209,13 @@ class ModelArguments:
     backbone_preset: Literal["birdnet-2.4", "birdnet-v3", "perch-2"] | None = field(
         default=None, metadata={"help": "--backbone FILE: take the settings of this network, as in kenya-birds wrap"}
     )
+    backbone_embedding: str | None = field(
+        default=None,
+        metadata={
+            "help": "--backbone FILE: name of the tensor that is the embedding; without --backbone_preset, "
+            "--sampling_rate is the rate of its waveforms, and --clip_s its window if it takes any length"
+        },
+    )
     freeze_backbone: bool = field(
         default=False,
         metadata={

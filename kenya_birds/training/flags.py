@@ -53,7 +53,15 @@ TITLES = {
         *("overlap_s", "window_loss", "focal_gamma"),
     ),
     "Head on a frozen backbone": (
-        *("freeze_backbone", "backbone_preset", "head", "head_hidden_size", "network_scores", "embedded_versions"),
+        *(
+            "freeze_backbone",
+            "backbone_preset",
+            "backbone_embedding",
+            "head",
+            "head_hidden_size",
+            "network_scores",
+            "embedded_versions",
+        ),
         *("embedding_hop_s", "bundle_backbone"),
     ),
     "Cross-validation": ("folds", "final_fit"),
@@ -176,7 +184,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
         light[1] = {"problem_type": "multi_label_classification", **light[1]}
         own = {"metric_for_best_model": "cmap", **own}
     data, model = DataArguments(**light[0]), ModelArguments(**light[1])
-    backbone = find_backbone(model)
+    backbone = find_backbone(model, light[2])
     features, changes = frozen_values(backbone, *light[1:])
     augmentation = AugmentationArguments(**(changes if is_frozen(model) else light[3]))
     check_frozen(data, model, features, augmentation)

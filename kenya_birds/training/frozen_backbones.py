@@ -18,7 +18,7 @@ from kenya_birds.training.arguments import (
     ModelArguments,
     WaveformArguments,
 )
-from kenya_birds.waveform_networks import PRESETS, embedder_settings
+from kenya_birds.waveform_networks import PRESETS, NetworkSettings, embedder_settings
 
 # Random changes of spectrograms, which a network that takes the waveform does not have.
 SPECTRAL = ("pitch_probability", "speed_probability", "mask_probability")
@@ -79,11 +79,12 @@ def has_path(model: ModelArguments) -> bool:
     return str(read_json(path / "config.json").get("backbone")).partition(".")[0] != path.name.partition(".")[0]
 
 
-def find_backbone(model: ModelArguments) -> FrozenBackbone | None:
+def find_backbone(model: ModelArguments, features: Mapping[str, Any]) -> FrozenBackbone | None:
     """Finds the file or the folder that is the backbone.
 
     Args:
         model: The backbone and its settings.
+        features: Given feature arguments: those of a network's file without a preset.
 
     Returns:
         The backbone; None for a name of timm.
@@ -92,25 +93,38 @@ def find_backbone(model: ModelArguments) -> FrozenBackbone | None:
         UserError: If it does not exist or cannot be used, or its settings are not known.
     """
     if not has_path(model):
-        if model.backbone_preset is not None:
-            raise UserError("--backbone_preset is for the file of a published network: give --backbone FILE")
+        _refuse_settings_of_files(model, "give --backbone FILE")
         return None
     path = Path(model.backbone)
     if path.suffix in RUNTIMES:
-        if model.backbone_preset is None:
-            raise UserError(
-                f"the settings of {path.name} are not known: give --backbone_preset {'|'.join(PRESETS)}, or a folder "
-                "that kenya-birds wrap made of it"
-            )
-        known = PRESETS[model.backbone_preset]
-        graph = embedder_settings(path, known)
-        known = dataclasses.replace(known, clip_s=graph["samples"] / (known.sampling_rate or 1))
-        highest = (known.sampling_rate or 0) / 2
-        known = dataclasses.replace(known, f_max_hz=min(known.f_max_hz or highest, highest))
-        return FrozenBackbone(model.backbone, WaveformArguments(**known.front_end()), graph, None)
-    if model.backbone_preset is not None:
-        raise UserError(f"'{model.backbone}' is a model folder, which has its settings: leave --backbone_preset out")
+        return _of_file(model, path, features)
+    _refuse_settings_of_files(model, f"'{model.backbone}' is a model, which has its settings: leave it out")
     return _of_model(model.backbone)
+
+
+def _refuse_settings_of_files(model: ModelArguments, advice: str) -> None:
+    for name in ("backbone_preset", "backbone_embedding"):
+        if getattr(model, name) is not None:
+            raise UserError(f"--{name} is for the file of a published network: {advice}")
+
+
+def _of_file(model: ModelArguments, path: Path, features: Mapping[str, Any]) -> FrozenBackbone:
+    known = PRESETS.get(str(model.backbone_preset))
+    if known is None:
+        known = NetworkSettings(path.stem, features.get("sampling_rate"), clip_s=features.get("clip_s"))
+    known = dataclasses.replace(known, embedding=model.backbone_embedding or known.embedding)
+    if known.sampling_rate is None or known.embedding is None:
+        raise UserError(
+            f"the {'embedding' if known.sampling_rate else 'sampling rate'} of {path.name} is not known: give "
+            f"--backbone_preset {'|'.join(PRESETS)}, or --backbone_embedding TENSOR and --sampling_rate HZ, or a "
+            "folder that kenya-birds wrap made of it"
+        )
+    graph = embedder_settings(path, known)
+    highest = known.sampling_rate / 2
+    known = dataclasses.replace(
+        known, clip_s=graph["samples"] / known.sampling_rate, f_max_hz=min(known.f_max_hz or highest, highest)
+    )
+    return FrozenBackbone(model.backbone, WaveformArguments(**known.front_end()), graph, None)
 
 
 def _of_model(name: str) -> FrozenBackbone:

@@ -98,7 +98,7 @@ class Run:
     ) -> None:
         self.settings = settings
         check_train_on(settings.data, settings.model, settings.features)
-        self.backbone = find_backbone(settings.model)
+        self.backbone = find_backbone(settings.model, vars(settings.features))
         self.team = training_team(settings.training)
         self._output_dir, self._stack, self._entered = Path(settings.training.output_dir), contextlib.ExitStack(), 0
         self._everything_for = everything_for
