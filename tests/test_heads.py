@@ -214,16 +214,6 @@ def test_other_folds_and_seeds_find_their_embeddings_in_the_cache(small_archive,
     assert embedded(Run(head_settings(small_archive, tmp_path / "c", tmp_path / "cache", **other))) > 0
 
 
-def test_another_channel_is_another_sound(small_archive, network, tmp_path):
-    given = settings(network, num_train_epochs=1)
-    keys = []
-    for channel in ({}, {"channel": "mix"}):
-        run = Run(head_settings(small_archive, tmp_path / "out", tmp_path / "cache", **given, **channel))
-        keys.append(run.frozen._sound(run.builder.clips["recording"].iloc[0]))
-    assert keys[0][:-1] == keys[1][:-1]
-    assert keys[0] != keys[1]
-
-
 def test_a_killed_embedding_continues_where_it_was(small_archive, network, tmp_path, monkeypatch):
     given = settings(network, num_train_epochs=1)
 
