@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--hidden_sizes", type=int, nargs="+", default=[0, 512], help="0: the head is linear")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 512])
     options = parser.parse_args()
-    logging.disable(logging.WARNING)
+    logging.getLogger("kenya_birds").setLevel(logging.ERROR)
     print(
         f"{options.windows} windows, {options.size} numbers each, {options.classes} classes, {options.epochs} epochs"
     )
