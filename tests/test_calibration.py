@@ -218,7 +218,7 @@ def test_fewer_recordings_than_asked_for_give_no_calibration():
     number = len(np.unique(recordings))
     choice = choose_calibration(logits, references, recordings, least_recordings=number + 1)
     assert choice.calibration == Calibration()
-    assert f"{number} validation recordings are fewer than {number + 1}" in choice.reason()
+    assert f"this needs {number + 1} validation recordings, and there are {number}" in choice.reason()
     assert choose_calibration(logits, references, recordings, least_recordings=number).kind != "none"
 
 

@@ -106,7 +106,7 @@ class CalibrationChoice:
             if self.recordings == 1:
                 why = "there is only one validation recording, so a calibration cannot be checked"
             elif self.recordings < self.least_recordings:
-                why = f"{self.recordings} validation recordings are fewer than {self.least_recordings}"
+                why = f"this needs {self.least_recordings} validation recordings, and there are {self.recordings}"
             else:
                 why = "no validation clip has known species"
             return f"Scores are not calibrated: {why}."
