@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -36,6 +37,11 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_number(value: float) -> float | None:
+    """Returns a number for JSON, which has no NaN: None instead."""
+    return None if math.isnan(value) else value
 
 
 def write_json(content: dict[str, Any], path: Path, *, allow_nan: bool = True) -> None:
@@ -243,6 +249,29 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
     if folder.is_dir():
         folder.rmdir()
     os.replace(partial, folder)
+
+
+@contextmanager
+def users_folder(folder: Path, what: str) -> Iterator[Path]:
+    """Gives a temporary folder beside the final one; it is renamed at the end of the block, or removed after an error.
+
+    Args:
+        folder: A new or empty folder.
+        what: The folder in messages, such as `the archive birds`.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    partial = folder.absolute().with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        put_folder_in_place(partial, folder)
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_portable_name(name: str) -> bool:

@@ -85,6 +85,14 @@ def test_what_cannot_be_joined_is_one_line(two, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_that_cannot_be_replaced_is_one_line(two, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=r"the archive \. cannot be written"):
+        join_archives(two, ".")
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_the_cache_keeps_a_joined_archive_until_one_of_them_changes(two, tmp_path):
     first = one_archive(two, tmp_path / "cache")
     assert one_archive(two, tmp_path / "cache") == first

@@ -19,7 +19,7 @@ from kenya_birds.files import (
     SPECIES_FILE,
     check_layout,
     check_new_folder,
-    put_folder_in_place,
+    users_folder,
 )
 
 Form = Literal["raven", "audacity", "csv"]
@@ -70,10 +70,7 @@ def export_annotations(data_dir: str | Path, output: str | Path, form: Form) -> 
         raise UserError(f"{len(missing)} of {len(names)} annotated recordings {places.missing(missing)}")
     table["recording"] = table["recording"].map(files)
     table["species"] = table["species"].replace(NO_CODE, UNKNOWN_SPECIES)
-    partial = output.absolute().with_name(f".{output.name}.part")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with users_folder(output, str(output)) as partial:
         shutil.copyfile(data_dir / SPECIES_FILE, partial / SPECIES_FILE)
         if form == "csv":
             columns = {**ANNOTATION_COLUMNS, **BOX_COLUMNS}
@@ -84,11 +81,6 @@ def export_annotations(data_dir: str | Path, output: str | Path, form: Form) -> 
         else:
             silent = set(places.paths) if places.is_table else set()
             _write_tables(table, sorted(silent | set(table["recording"])), places, form, partial)
-        put_folder_in_place(partial, output)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return sorted(path for path in output.rglob("*") if path.is_file())
 
 

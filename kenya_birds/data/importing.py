@@ -1,7 +1,6 @@
 """Imports annotations of other programs: makes an archive whose recordings stay where they are."""
 
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from kenya_birds.files import (
     RECORDINGS_TABLE,
     SPECIES_FILE,
     check_new_folder,
-    put_folder_in_place,
+    users_folder,
     write_table,
 )
 
@@ -189,11 +188,7 @@ def _note_recordings(kept: Iterable[str], called: set[str], every: Sequence[str]
 
 
 def _write(result: ImportResult, root: Path) -> None:
-    """Writes the archive into a folder beside the final one, and renames it."""
-    partial = result.archive.absolute().with_name(f".{result.archive.name}.part")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with users_folder(result.archive, f"the archive {result.archive}") as partial:
         for rows, columns, name in (
             (result.species, SPECIES_COLUMNS, SPECIES_FILE),
             (result.annotations, COLUMNS, ANNOTATIONS_FILE),
@@ -202,8 +197,3 @@ def _write(result: ImportResult, root: Path) -> None:
         places = [Place(name, root, name, kept=kept) for name, kept in result.recordings.items()]
         write_places(places, partial / RECORDINGS_TABLE)
         result.findings.write(partial / REPORT_FILE)
-        put_folder_in_place(partial, result.archive)
-    except OSError as error:
-        raise UserError(f"the archive {result.archive} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -29,7 +29,7 @@ from kenya_birds.files import (
     SPECIES_FILE,
     check_layouts,
     check_new_folder,
-    put_folder_in_place,
+    users_folder,
     write_table,
 )
 from kenya_birds.fingerprints import code_fingerprint
@@ -104,15 +104,10 @@ def join_archives(archives: Sequence[str | Path], output: str | Path) -> JoinedA
         tables.append(table)
         places += own
     joined.species = len(species.rows)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        partial.mkdir(parents=True)
+    with users_folder(output, f"the archive {output}") as partial:
         write_table(pd.concat(tables, ignore_index=True).fillna(""), partial / ANNOTATIONS_FILE)
         write_table(pd.DataFrame(species.rows, columns=list(SPECIES_COLUMNS)), partial / SPECIES_FILE)
         write_places(places, partial / RECORDINGS_TABLE)
-        put_folder_in_place(partial, output)
-    except OSError as error:
-        raise UserError(f"the archive {output} cannot be written: {error}") from None
     return joined
 
 

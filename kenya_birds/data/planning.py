@@ -12,6 +12,17 @@ PLAN_COLUMNS = ["recording", "center_s", "start", "species", "label", "labels", 
 MIN_OVERLAP = 0.5
 
 
+def least_overlap(length: np.ndarray | float, window: np.ndarray | float, min_overlap: int = 0) -> np.ndarray:
+    """Returns the shortest overlap with which a box is in a window.
+
+    Args:
+        length: Length of each box.
+        window: Length of the window, or of each one.
+        min_overlap: Wanted overlap, or the whole box if it is shorter; 0: half of the shorter of box and window.
+    """
+    return np.minimum(length, min_overlap) if min_overlap else MIN_OVERLAP * np.minimum(length, window)
+
+
 def plan_clips(
     archive: Archive,
     classes: list[str],
@@ -120,9 +131,7 @@ class _Annotated:
     def _overlapping(self, boxes: np.ndarray, first: int, samples: int, overlap: int) -> np.ndarray:
         begin, end = self._begin[boxes], self._end[boxes]
         shared = np.minimum(end, first + samples) - np.maximum(begin, first)
-        length = end - begin
-        needed = np.minimum(overlap, length) if overlap else MIN_OVERLAP * np.minimum(length, samples)
-        return boxes[(shared > 0) & (shared >= needed)]
+        return boxes[(shared > 0) & (shared >= least_overlap(end - begin, samples, overlap))]
 
 
 def plan_no_call(

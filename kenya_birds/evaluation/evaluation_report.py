@@ -1,7 +1,6 @@
 """The report of an evaluation: metrics, tables, predictions and figures."""
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from kenya_birds.evaluation.metrics import (
 )
 from kenya_birds.evaluation.predictions import Predictions, write_predictions
 from kenya_birds.evaluation.thresholds import Thresholds
-from kenya_birds.files import write_json, write_table
+from kenya_birds.files import json_number, write_json, write_table
 from kenya_birds.saved_models import THRESHOLDS_FILE
 
 if TYPE_CHECKING:
@@ -271,7 +270,7 @@ def _metrics(predictions: Predictions, uncalibrated: np.ndarray | None, context:
     targets, codes = predictions.targets, predictions.classes
     return {
         **plain_metrics(scores, references),
-        "ece_before_calibration": None if before is None else _number(expected_calibration_error(*before)),
+        "ece_before_calibration": None if before is None else json_number(expected_calibration_error(*before)),
         "clips": len(scores),
         "recordings": recordings,
         "intervals": {name: None if interval is None else list(interval) for name, interval in intervals.items()},
@@ -321,7 +320,7 @@ def _save_figures(
 
 def plain_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
     """`evaluation_metrics` for JSON: None if undefined."""
-    return {name: _number(value) for name, value in evaluation_metrics(scores, references).items()}
+    return {name: json_number(value) for name, value in evaluation_metrics(scores, references).items()}
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
@@ -364,8 +363,3 @@ def _archive_lines(metrics: Mapping[str, Any], names: Sequence[str]) -> list[str
         values = (f"{name} {found[name]:.4f}" for name in names if found.get(name) is not None)
         lines.append(f"archive {archive}, {found['recordings']} recordings: {', '.join(values)}")
     return lines
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kenya_birds.data.planning import MIN_OVERLAP
+from kenya_birds.data.planning import least_overlap
 from kenya_birds.evaluation.intervals import LEVEL, RESAMPLES, centred_interval, weighted_ranking
+from kenya_birds.files import json_number
 from kenya_birds.model.modeling_kenya_birds import MASKED
 
 
@@ -101,7 +102,7 @@ def _held(
     length_s = call_end_s - call_start_s
     overlap_s = np.minimum(end_s, call_end_s) - np.maximum(start_s, call_start_s)
     holds_point = (call_start_s >= start_s - tolerance_s) & (call_start_s <= end_s + tolerance_s)
-    return np.where(length_s > 0, overlap_s >= MIN_OVERLAP * np.minimum(length_s, end_s - start_s), holds_point)
+    return np.where(length_s > 0, overlap_s >= least_overlap(length_s, end_s - start_s), holds_point)
 
 
 WINDOW_S = 3.0
@@ -330,7 +331,7 @@ def event_intervals(
             if recordings > 1:
                 interval = centred_interval(values[1:], values[0].item(), level, bounds[name])
             each[name] = {
-                "value": None if np.isnan(values[0]) else values[0].item(),
+                "value": json_number(values[0].item()),
                 "interval": None if interval is None else list(interval),
             }
         described.append(each)
@@ -391,7 +392,7 @@ def _overlapped(start_s: float, end_s: float, window_s: float, windows: int) -> 
     found = []
     for window in range(max(int(start_s / window_s), 0), min(int(end_s / window_s) + 1, windows)):
         overlap_s = min(end_s, (window + 1) * window_s) - max(start_s, window * window_s)
-        if overlap_s > 0 and overlap_s >= MIN_OVERLAP * min(window_s, end_s - start_s) - 1e-9:
+        if overlap_s > 0 and overlap_s >= least_overlap(end_s - start_s, window_s) - 1e-9:
             found.append(window)
     return found
 

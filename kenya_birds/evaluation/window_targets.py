@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kenya_birds.data.planning import MIN_OVERLAP
+from kenya_birds.data.planning import least_overlap
 from kenya_birds.model.modeling_kenya_birds import MASKED
 
 DEFAULT_EDGE_MARGIN_S = 0.25
@@ -148,8 +148,6 @@ class WindowTargets:
         is_point = length == 0
         overlap = np.minimum(end, last) - np.maximum(begin, first)
         touches = np.where(is_point, (begin >= first - self.margin) & (begin < last + self.margin), overlap > 0)
-        needed = MIN_OVERLAP * np.minimum(length, self.window)
-        if self.min_overlap:
-            needed = np.minimum(length, self.min_overlap)
+        needed = least_overlap(length, self.window, self.min_overlap)
         inside = np.where(is_point, (begin >= first + self.margin) & (begin < last - self.margin), overlap >= needed)
         return window[touches], event[touches], (inside & touches)[touches]

@@ -23,7 +23,7 @@ from kenya_birds.evaluation.recording_metrics import RecordingScores, WindowScor
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, WindowPredictions
 from kenya_birds.evaluation.window_targets import WindowTargets
-from kenya_birds.files import write_table
+from kenya_birds.files import json_number, write_table
 from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
 from kenya_birds.saved_models import THRESHOLDS_FILE
 
@@ -246,11 +246,7 @@ def write_recordings(
     if archives:
         values = scores.weighted(np.stack(list(archives.values())).astype(np.int64))
         found[ARCHIVES] = {
-            name: {"recordings": int(rows.sum())} | {metric: _number(values[metric][number]) for metric in METRICS}
+            name: {"recordings": int(rows.sum())} | {metric: json_number(values[metric][number]) for metric in METRICS}
             for number, (name, rows) in enumerate(archives.items())
         }
     return found
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
