@@ -10,6 +10,7 @@ from kenya_birds.data.decoded_recordings import DecodedRecordings
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.training.batches import ClipDraw
+from kenya_birds.training.window_sampler import SpeciesDraws
 
 
 class EmbeddedRows(torch.utils.data.Dataset):
@@ -132,15 +133,7 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
                 "no window of the training recordings is known to contain a call: choose a smaller --embedding_hop_s, "
                 "or train on clips"
             )
-        order = np.lexsort((row, recording[row], label))
-        self._row, label, of = row[order], label[order], recording[row[order]]
-        # Windows are sorted by species and recording: each pair of them is a group of neighbours.
-        self._group = np.flatnonzero(np.diff(label, prepend=-1) | np.diff(of, prepend=-1))
-        self._group_size = np.diff(self._group, append=len(label))
-        self._species = np.flatnonzero(np.diff(label[self._group], prepend=-1))
-        self._species_groups = np.diff(self._species, append=len(self._group))
-        weights = np.maximum(calls[label[self._group[self._species]]], 1.0) ** (1 - species_power)
-        self._weights = weights / weights.sum()
+        self._row, self._draws = row, SpeciesDraws(label, recording[row], species_power, calls)
         with_call, empty = round(call_share * self.length), round(empty_share * self.length)
         empty = empty if len(self._empty) else 0
         self._numbers = with_call, empty, self.length - with_call - empty
@@ -155,14 +148,8 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
     def __iter__(self) -> Iterator[ClipDraw]:
         generator = np.random.default_rng([self.seed, self.epoch])
         with_call, empty, anywhere = self._numbers
-        drawn = [self._with_call(generator, with_call), generator.integers(self._windows, size=anywhere)]
+        drawn = [self._row[self._draws.draw(generator, with_call)], generator.integers(self._windows, size=anywhere)]
         if empty:
             drawn.append(self._empty[generator.integers(len(self._empty), size=empty)])
         rows = generator.permutation(np.concatenate(drawn)).tolist()
         yield from map(ClipDraw, rows, rows, generator.random((self.length, 1)))
-
-    def _with_call(self, generator: np.random.Generator, number: int) -> np.ndarray:
-        species = generator.choice(len(self._weights), number, p=self._weights)
-        groups = (generator.random(number) * self._species_groups[species]).astype(np.int64)
-        group = self._species[species] + groups
-        return self._row[self._group[group] + (generator.random(number) * self._group_size[group]).astype(np.int64)]

@@ -198,6 +198,39 @@ class _Places:
         return self._first[index] + at - before
 
 
+class SpeciesDraws:
+    """Draws calls or windows: first a species, then one of the recordings with it, then one of its items there.
+
+    Args:
+        label: Class id of each item, shape `(items,)`.
+        recording: Index of each item's recording, same shape.
+        power: 0: species are as frequent as their calls; 1: all species are equally frequent.
+        calls: Number of calls of each class, shape `(classes,)`; by default the items are the calls.
+    """
+
+    def __init__(
+        self, label: np.ndarray, recording: np.ndarray, power: float, calls: np.ndarray | None = None
+    ) -> None:
+        self._order = np.lexsort((recording, label))
+        label, recording = label[self._order], recording[self._order]
+        # Items are sorted by species and recording: each pair of them is a group of neighbours.
+        self._group = np.flatnonzero(np.diff(label, prepend=-1) | np.diff(recording, prepend=-1))
+        self._group_size = np.diff(self._group, append=len(label))
+        self._species = np.flatnonzero(np.diff(label[self._group], prepend=-1))
+        self._species_groups = np.diff(self._species, append=len(self._group))
+        first = self._group[self._species]
+        number = np.diff(first, append=len(label)) if calls is None else np.maximum(calls[label[first]], 1)
+        weights = number.astype(np.float64) ** (1 - power)
+        self._weights = weights / weights.sum()
+
+    def draw(self, generator: np.random.Generator, number: int) -> np.ndarray:
+        """Returns the indices of drawn items, shape `(number,)`."""
+        species = generator.choice(len(self._weights), number, p=self._weights)
+        groups = (generator.random(number) * self._species_groups[species]).astype(np.int64)
+        group = self._species[species] + groups
+        return self._order[self._group[group] + (generator.random(number) * self._group_size[group]).astype(np.int64)]
+
+
 class _Calls:
     """The calls round which windows can be drawn."""
 
@@ -211,25 +244,12 @@ class _Calls:
             raise UserError("no call lies in a part of the training recordings that can be read: train on others")
         chosen = np.flatnonzero(is_usable)
         recording = targets.offset.searchsorted(targets.start[chosen], side="right") - 1
-        order = np.lexsort((recording, targets.label[chosen]))
-        chosen, recording = chosen[order], recording[order]
         self._start, self._end = targets.start[chosen], targets.end[chosen]
         self._low, self._high = first[run[chosen]], last[run[chosen]]
-        label = targets.label[chosen]
-        # Calls are sorted by species and recording: each pair of them is a group of neighbours.
-        self._group = np.flatnonzero(np.diff(label, prepend=-1) | np.diff(recording, prepend=-1))
-        self._group_size = np.diff(self._group, append=len(label))
-        self._species = np.flatnonzero(np.diff(label[self._group], prepend=-1))
-        self._species_groups = np.diff(self._species, append=len(self._group))
-        calls = np.diff(self._group[self._species], append=len(label)).astype(np.float64)
-        self._weights = calls ** (1 - power)
-        self._weights /= self._weights.sum()
+        self._draws = SpeciesDraws(targets.label[chosen], recording, power)
 
     def draw(self, generator: np.random.Generator, number: int) -> np.ndarray:
-        species = generator.choice(len(self._weights), number, p=self._weights)
-        groups = (generator.random(number) * self._species_groups[species]).astype(np.int64)
-        group = self._species[species] + groups
-        call = self._group[group] + (generator.random(number) * self._group_size[group]).astype(np.int64)
+        call = self._draws.draw(generator, number)
         where = generator.random(number)
         start, length = self._start[call], self._end[call] - self._start[call]
         # The middle of a call of this length lies in the window; of a longer call, the middle of the window in it.
