@@ -20,7 +20,7 @@ def add_archive(command: Any, *, several: bool = False) -> None:
 
     Args:
         command: The command's parser.
-        several: Whether it takes several archives. They are then in `data_dirs` (see `read_archive_folder`).
+        several: Whether it takes several archives. They are then in `data_dirs`; `one_archive` makes one of them.
     """
     text = "archive: a folder with annotations.csv, species.csv, and soundscape_data/ or recordings.csv"
     if several:
@@ -28,33 +28,6 @@ def add_archive(command: Any, *, several: bool = False) -> None:
         add_option(command, "data_dirs", Path, help=text, nargs="+", metavar="ARCHIVE")
     else:
         add_option(command, "data_dir", Path, help=text)
-
-
-def check_archives(options: Any) -> None:
-    """Raises `UserError` if a folder of `data_dirs` is no archive, or is given twice."""
-    from kenya_birds.files import check_layouts
-
-    check_layouts(options.data_dirs)
-
-
-def read_archive_folder(options: Any, cache_dir: str | Path | None = None) -> Path:
-    """The archive of a command; several are joined in the cache, so that they are one.
-
-    Args:
-        options: The command line, with `data_dirs`.
-        cache_dir: Folder of the cache; by default that of `datasets`.
-
-    Raises:
-        UserError: If a folder is no archive, or is given twice, or the archives cannot be joined.
-    """
-    check_archives(options)
-    if len(options.data_dirs) == 1:
-        return Path(options.data_dirs[0])
-    from datasets import config
-
-    from kenya_birds.data.joined_archive import one_archive
-
-    return one_archive(options.data_dirs, cache_dir or config.HF_DATASETS_CACHE)
 
 
 def add_name_pattern(group: Any) -> None:

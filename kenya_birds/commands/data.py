@@ -11,8 +11,6 @@ from kenya_birds.commands.common import (
     add_name_pattern,
     add_overwrite,
     add_time_zone,
-    check_archives,
-    read_archive_folder,
     read_name_pattern,
     read_time_zone,
 )
@@ -139,10 +137,10 @@ def _add_join(commands: Any) -> None:
 
 
 def _join(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_new_folder
+    from kenya_birds.files import check_layouts, check_new_folder
 
     check_new_folder(options.output)
-    check_archives(options)
+    check_layouts(options.data_dirs)
     if len(options.data_dirs) < 2:
         raise UserError("one archive is given: expected two or more to join")
     from kenya_birds.data.joined_archive import join_archives
@@ -208,10 +206,11 @@ def _add_report(commands: Any) -> None:
 def _report(options: argparse.Namespace) -> None:
     name_pattern = read_name_pattern(options)
     _check_paths(options)
+    from kenya_birds.data.joined_archive import one_archive
     from kenya_birds.exploration.archive_report import write_report
 
     output = write_report(
-        read_archive_folder(options),
+        one_archive(options.data_dirs),
         options.output,
         min_annotations=options.min_annotations,
         seed=options.seed,
@@ -291,12 +290,12 @@ def _split(options: argparse.Namespace) -> None:
     _check_paths(options)
     from kenya_birds.data.archive import read_archive, select_classes
     from kenya_birds.data.balanced_split import make_splits
-    from kenya_birds.data.joined_archive import divide_each
+    from kenya_birds.data.joined_archive import divide_each, one_archive
     from kenya_birds.data.silent_recordings import with_silent
     from kenya_birds.data.split_audit import audit_split, format_audit
     from kenya_birds.data.splits import least_recordings, write_splits
 
-    archive = read_archive(read_archive_folder(options))
+    archive = read_archive(one_archive(options.data_dirs))
     annotations = archive.annotations
     annotations = annotations[annotations["species"].isin(select_classes(annotations, options.min_annotations))]
     together = archive.same_sound()
@@ -335,10 +334,10 @@ def _split(options: argparse.Namespace) -> None:
 
 def _check_paths(options: argparse.Namespace) -> None:
     """Checks the archives and the output of a command."""
-    from kenya_birds.files import check_layout, check_output
+    from kenya_birds.files import check_layout, check_layouts, check_output
 
     if hasattr(options, "data_dirs"):
-        check_archives(options)
+        check_layouts(options.data_dirs)
     else:
         check_layout(options.data_dir)
     check_output(options.output, options.overwrite)

@@ -9,9 +9,7 @@ from kenya_birds.commands.common import (
     RUN_AGAIN,
     add_archive,
     add_device,
-    check_archives,
     log_loading,
-    read_archive_folder,
 )
 from kenya_birds.defaults import CLIPS_PER_BATCH
 from kenya_birds.experiments.probe_settings import ProbeSettings
@@ -100,21 +98,22 @@ def _add_evaluated_clips(command: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_file, check_new_folder
+    from kenya_birds.files import check_file, check_layouts, check_new_folder
     from kenya_birds.saved_models import check_model
 
     output = options.output or Path(f"evaluation_{options.split}")
     check_model(options.model, ours=True)
-    check_archives(options)
+    check_layouts(options.data_dirs)
     check_file(options.splits_file, "a table of splits or folds")
     check_new_folder(output)
     log_loading(options.model)
+    from kenya_birds.data.joined_archive import one_archive
     from kenya_birds.evaluation.evaluation_report import WHOLE_RECORDINGS, format_metrics, format_recordings
     from kenya_birds.experiments.evaluate import evaluate_model
 
     metrics = evaluate_model(
         options.model,
-        read_archive_folder(options, options.cache_dir),
+        one_archive(options.data_dirs, options.cache_dir),
         output,
         split=options.split,
         splits_file=options.splits_file,
@@ -298,21 +297,22 @@ def _add_probed_clips(command: Any) -> None:
 
 
 def _probe(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_file, check_new_folder
+    from kenya_birds.files import check_file, check_layouts, check_new_folder
     from kenya_birds.saved_models import check_model
 
     check_model(options.model)
-    check_archives(options)
+    check_layouts(options.data_dirs)
     check_file(options.splits_file, "a table of splits or folds")
     if options.beside is not None:
         check_file(options.beside / "metrics.json", "the output folder of train_hf.py (--beside)")
     check_new_folder(options.output)
     log_loading(options.model)
+    from kenya_birds.data.joined_archive import one_archive
     from kenya_birds.experiments.probe import probe
 
     table = probe(
         options.model,
-        read_archive_folder(options, options.cache_dir),
+        one_archive(options.data_dirs, options.cache_dir),
         options.output,
         read_fields(options, ProbeSettings),
         beside=options.beside,

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kenya_birds.commands.common import MODEL, add_archive, check_archives, read_archive_folder
+from kenya_birds.commands.common import MODEL, add_archive
 from kenya_birds.defaults import BACKBONE, CLIPS_PER_BATCH, EPOCHS
 from kenya_birds.parsing import add_field, add_general, add_option, new_command, read_fields
 from kenya_birds.training.tuning_settings import TuningSettings
@@ -141,13 +141,15 @@ def _add_tune(commands: Any) -> None:
 
 def _tune(options: argparse.Namespace) -> None:
     from kenya_birds.extras import check_extra
+    from kenya_birds.files import check_layouts
     from kenya_birds.training.flags import tuning_flags
 
     tuning_flags(options.data_dirs[0], options.output, options.train_flags)
-    check_archives(options)
+    check_layouts(options.data_dirs)
     check_extra("optuna", "tuning")
+    from kenya_birds.data.joined_archive import one_archive
     from kenya_birds.training.tuning import tune
 
     settings = read_fields(options, TuningSettings)
-    tune(read_archive_folder(options), options.output, settings, options.train_flags)
+    tune(one_archive(options.data_dirs), options.output, settings, options.train_flags)
     print(f"The best settings (for train_hf.py --params), history and figures are in {options.output}")

@@ -111,12 +111,12 @@ def join_archives(archives: Sequence[str | Path], output: str | Path) -> JoinedA
     return joined
 
 
-def one_archive(archives: Sequence[str | Path], cache_dir: str | Path) -> Path:
+def one_archive(archives: Sequence[str | Path], cache_dir: str | Path | None = None) -> Path:
     """One archive for a command that is given one or several: several are joined in the cache, and found there again.
 
     Args:
         archives: One archive or more.
-        cache_dir: Folder of the cache.
+        cache_dir: Folder of the cache; by default that of `datasets`.
 
     Returns:
         The archive, or the joined one.
@@ -128,9 +128,11 @@ def one_archive(archives: Sequence[str | Path], cache_dir: str | Path) -> Path:
     if len(folders) == 1:
         return folders[0]
     check_layouts(folders)
+    from datasets import config  # takes a second, which a single archive does not need
+
     made_from = [(str(folder.resolve()), archive_fingerprint(folder)) for folder in folders]
     key = hashlib.sha256(json.dumps([made_from, code_fingerprint(__name__)]).encode()).hexdigest()[:16]
-    path = Path(cache_dir).expanduser() / FOLDER / key
+    path = Path(cache_dir or config.HF_DATASETS_CACHE).expanduser() / FOLDER / key
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.with_suffix(".lock")):

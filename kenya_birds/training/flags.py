@@ -143,11 +143,9 @@ class TrainFlags:
         training = KenyaBirdsTrainingArguments(**self.training)
         data = self.data
         if self.more_archives:
-            from datasets import config
-
             from kenya_birds.data.joined_archive import one_archive
 
-            joined = one_archive([data.data_dir, *self.more_archives], data.cache_dir or config.HF_DATASETS_CACHE)
+            joined = one_archive([data.data_dir, *self.more_archives], data.cache_dir)
             data = dataclasses.replace(data, data_dir=str(joined))
         return Settings(data, self.model, self.features, self.augmentation, training)
 
