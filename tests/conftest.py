@@ -43,8 +43,6 @@ os.environ["HF_DATASETS_CACHE"] = f"{_home.name}/datasets"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads that wait for each other make small tensors slow on a busy machine, and many times so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# librosa would compile for half a minute in a new environment, to save less in the few tests that compare with it.
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 
 def pytest_collection_modifyitems(items):
