@@ -163,14 +163,19 @@ def test_going_on_does_not_repeat_what_is_done(validated, small_archive, tmp_pat
 
 def test_a_killed_cross_validation_goes_on_at_the_fold_that_was_running(validated, small_archive, tmp_path):
     folder = tmp_path / "birds"
-    process = start(train_hf.main, flags(small_archive, folder, validated.parent / "cache", folds=3, **SETTINGS))
+    shutil.copytree(validated / "fold-0", folder / "fold-0")
+    for name in ("cross_validation.json", "folds.csv", "run_settings.json"):
+        shutil.copy(validated / name, folder)
+    settings = {**SETTINGS, "folds": 3, "resume_from_checkpoint": "true"}
+    words = flags(small_archive, folder, validated.parent / "cache", **settings)
+    process = start(train_hf.main, words)
     wait_until(lambda: list(folder.glob("fold-1/checkpoint-*/trainer_state.json")) or not process.is_alive())
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL, "killed before its end"
     assert not (folder / "fold-2").exists()
     done = (folder / "fold-0" / "model.safetensors").stat().st_mtime_ns
-    train(small_archive, folder, validated.parent / "cache", folds=3, resume_from_checkpoint="true", **SETTINGS)
+    train_hf.main(words)
     assert (folder / "fold-0" / "model.safetensors").stat().st_mtime_ns == done
     again, before = read(folder / "metrics.json"), read(validated / "metrics.json")
     assert again["out_of_fold"]["macro_f1"] == pytest.approx(before["out_of_fold"]["macro_f1"], abs=0.01)

@@ -187,14 +187,6 @@ def test_the_listening_example_prints_names(trained, small_archive):
     assert "Synthetic" in result.stdout
 
 
-def test_push_model_shows_what_would_go(trained):
-    result = run_script("push_model.py", "--model_dir", trained, "--repo_id", "ann/birds", "--dry_run")
-    assert result.returncode == 0, result.stderr
-    assert "checkpoint" not in result.stdout
-    assert re.search(r"model\.safetensors +[\d,]+ bytes", result.stdout)
-    assert "29 files" in result.stdout
-
-
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_archive):
     result = run_script("train_hf.py", *flags(small_archive, tmp_path / "run", tmp_path / "cache", backbone="birdnet"))
     assert result.returncode == 2
