@@ -1,7 +1,7 @@
-"""Published networks that take waveforms: what is known of some, and the checks of their files, without torch."""
+"""Published networks: what is known of some, and the checks of their files, without torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,16 @@ import numpy as np
 from kenya_birds.errors import UserError
 from kenya_birds.extras import check_extra
 from kenya_birds.files import check_file, check_suffix, file_sha256
-from kenya_birds.model.graph_kenya_birds import RUNTIMES, Graph, GraphTensor, open_graph, with_peak
+from kenya_birds.model.graph_kenya_birds import RUNTIMES, Graph, GraphTensor, open_graph
+from kenya_birds.model.network_input_kenya_birds import network_input
 from kenya_birds.saved_models import RUNTIME_EXTRAS
 
 # A shorter input is no waveform: it may be an embedding.
 LEAST_SAMPLES = 2048
+LEAST_BINS = 33
 SHOWN_TENSORS = 8
+# The spectrograms that networks may take: see `magnitude_spectrogram`.
+MAGNITUDE = "magnitude"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class NetworkSettings:
         scores: Name of the output with a score for each label.
         embedding: Name of the tensor with the embedding.
         peak: Peak that each window is scaled to after its mean is removed; None: it is not scaled.
+        spectrogram: `magnitude` if it takes spectrograms (see `magnitude_spectrogram`); None: it takes the waveform.
         f_min_hz: Lowest frequency that it uses; by default 0.
         f_max_hz: Highest frequency that it uses; by default half of the sampling rate.
         threshold: Decision threshold of all species.
@@ -46,6 +51,7 @@ class NetworkSettings:
     scores: str | None = None
     embedding: str | None = None
     peak: float | None = None
+    spectrogram: str | None = None
     f_min_hz: float | None = None
     f_max_hz: float | None = None
     threshold: float | None = None
@@ -67,7 +73,7 @@ class NetworkSettings:
 
 
 # The thresholds are the defaults of the networks' own programs: `--min_conf` of BirdNET-Analyzer 2, and `--min-conf`
-# of the developer preview of BirdNET V3. Perch has no such program.
+# of the developer preview of BirdNET V3; BirdNET-STM32's program evaluates with 0.5. Perch has no such program.
 PRESETS = {
     "birdnet-2.4": NetworkSettings(
         name="BirdNET 2.4",
@@ -88,6 +94,18 @@ PRESETS = {
         threshold=0.15,
         license="cc-by-sa-4.0",
         source="https://github.com/birdnet-team/birdnet-V3.0-dev",
+    ),
+    "birdnet-stm32": NetworkSettings(
+        name="BirdNET-STM32",
+        sampling_rate=22_050,
+        activation="none",
+        clip_s=3.0,
+        embedding="dscnn_audio_1/gap_1/Mean",
+        spectrogram=MAGNITUDE,
+        f_min_hz=150.0,
+        threshold=0.5,
+        license="mit",
+        source="https://github.com/birdnet-team/birdnet-stm32",
     ),
     "perch-2": NetworkSettings(
         name="Perch 2",
@@ -131,30 +149,37 @@ def embedder_settings(path: Path, known: NetworkSettings) -> dict[str, Any]:
     graph = open_network(path)
     assert known.sampling_rate is not None
     assert known.embedding is not None
-    waveform = find_input(graph, known.input)
-    samples = window_samples(waveform, known.sampling_rate, known, NetworkSettings())
+    tensor = find_input(graph, known)
+    samples = window_samples(tensor, known.sampling_rate, known, NetworkSettings())
     find_embedding(graph, known.embedding, is_required=True)
-    chosen = replace(known, input=waveform.name)
-    (values,) = run_on_noise(graph, chosen, samples, [known.embedding])
-    return graph_settings(path, chosen, samples, outputs=None, embedding_size=values.shape[1])
+    (values,) = run_on_noise(graph, tensor, known, samples, [known.embedding])
+    return graph_settings(path, known, tensor, samples, outputs=None, embedding_size=values.shape[1])
 
 
 def graph_settings(
-    path: Path, settings: NetworkSettings, samples: int, *, outputs: int | None, embedding_size: int | None
+    path: Path,
+    settings: NetworkSettings,
+    tensor: GraphTensor,
+    samples: int,
+    *,
+    outputs: int | None,
+    embedding_size: int | None,
 ) -> dict[str, Any]:
     """`graph` of a model's config (see `KenyaBirdsConfig`), with the absolute path of the network's file.
 
     Args:
         path: The network's file.
         settings: Complete settings.
+        tensor: Its input.
         samples: Length of a window.
         outputs: Number of scores; None if they are not used.
         embedding_size: Length of the embedding; None if there is none.
     """
+    shape = spectrogram_shape(tensor)
     return {
         "file": path.resolve().as_posix(),
         "sha256": file_sha256(path),
-        "input": settings.input,
+        "input": tensor.name,
         "scores": settings.scores,
         "embedding": settings.embedding,
         "outputs": outputs,
@@ -162,28 +187,33 @@ def graph_settings(
         "embedding_size": embedding_size,
         "activation": settings.activation,
         "peak": settings.peak,
+        "spectrogram": None if shape is None else list(shape),
         "name": settings.name,
         "license": settings.license,
         "source": settings.source,
     }
 
 
-def find_input(graph: Graph, name: str | None) -> GraphTensor:
+def find_input(graph: Graph, settings: NetworkSettings) -> GraphTensor:
     """The input of a network.
 
     Args:
         graph: The network.
-        name: Name that the input must have; None: any.
+        settings: The name that the input must have, if any, and whether it takes spectrograms.
 
     Raises:
-        UserError: If there are several, or it takes no waveform.
+        UserError: If there are several, or it takes no waveform or no spectrogram.
     """
+    name = settings.input
     found = ", ".join(map(str, graph.inputs))
     if len(graph.inputs) != 1:
-        raise UserError(f"{graph.path.name} has {len(graph.inputs)} inputs, expected one, a waveform; found {found}")
+        raise UserError(f"{graph.path.name} has {len(graph.inputs)} inputs, expected one; found {found}")
     value = graph.inputs[0]
     if name is not None and name != value.name:
         raise UserError(f"{graph.path.name} has no input '{name}': found {found}")
+    if settings.spectrogram is not None:
+        _check_spectrogram(graph, value)
+        return value
     is_waveform = (
         value.is_float
         and len(value.shape) == 2
@@ -193,16 +223,34 @@ def find_input(graph: Graph, name: str | None) -> GraphTensor:
     if not is_waveform:
         raise UserError(
             f"{graph.path.name} takes no waveform: expected one float32 input of shape (windows, samples) with "
-            f"{LEAST_SAMPLES} samples or more, for any number of windows or one at a time; found {found}"
+            f"{LEAST_SAMPLES} samples or more, for any number of windows or one at a time; found {found}. A "
+            f"network of spectrograms needs --preset birdnet-stm32 or --spectrogram {MAGNITUDE}"
         )
     return value
 
 
-def window_samples(waveform: GraphTensor, rate: int, chosen: NetworkSettings, given: NetworkSettings) -> int:
+def _check_spectrogram(graph: Graph, value: GraphTensor) -> None:
+    shape = spectrogram_shape(value)
+    fits = value.is_float and shape is not None and value.shape[0] in (None, 1) and value.shape[3] == 1
+    if shape is None or not fits or shape[0] < LEAST_BINS:
+        raise UserError(
+            f"{graph.path.name} takes no spectrogram: expected one float32 input of shape (windows, bins, frames, 1) "
+            f"with {LEAST_BINS} bins or more, for any number of windows or one at a time; found {value}"
+        )
+
+
+def spectrogram_shape(tensor: GraphTensor) -> tuple[int, int] | None:
+    """Bins and frames of a network's input of shape `(windows, bins, frames, 1)`; None if it takes the waveform."""
+    if len(tensor.shape) != 4 or tensor.shape[1] is None or tensor.shape[2] is None:
+        return None
+    return tensor.shape[1], tensor.shape[2]
+
+
+def window_samples(tensor: GraphTensor, rate: int, chosen: NetworkSettings, given: NetworkSettings) -> int:
     """Length of a network's window.
 
     Args:
-        waveform: Its input.
+        tensor: Its input.
         rate: Its sampling rate in Hz.
         chosen: All settings.
         given: Those of the user.
@@ -210,13 +258,15 @@ def window_samples(waveform: GraphTensor, rate: int, chosen: NetworkSettings, gi
     Raises:
         UserError: If the length is not known, or the settings have another one than the network.
     """
-    fixed = waveform.shape[1]
+    shape = spectrogram_shape(tensor)
+    fixed = tensor.shape[1] if shape is None else None
     wanted = None if chosen.clip_s is None else round(chosen.clip_s * rate)
     if fixed is None:
+        least = LEAST_SAMPLES if shape is None else max(LEAST_SAMPLES, shape[1])
         if wanted is None:
-            raise UserError("the network takes windows of any length: give --clip_s SECONDS")
-        if wanted < LEAST_SAMPLES:
-            raise UserError(f"--clip_s {chosen.clip_s:g} is too short: expected {LEAST_SAMPLES} samples or more")
+            raise UserError("the network's file does not say how long its windows are: give --clip_s SECONDS")
+        if wanted < least:
+            raise UserError(f"--clip_s {chosen.clip_s:g} is too short: expected {least} samples or more")
         return wanted
     if wanted is not None and wanted != fixed:
         what = f"--clip_s {chosen.clip_s:g}" if given.clip_s is not None else "the preset's window"
@@ -249,12 +299,15 @@ def find_embedding(graph: Graph, name: str | None, *, is_required: bool) -> Grap
     return found
 
 
-def run_on_noise(graph: Graph, settings: NetworkSettings, samples: int, names: Sequence[str]) -> list[np.ndarray]:
+def run_on_noise(
+    graph: Graph, tensor: GraphTensor, settings: NetworkSettings, samples: int, names: Sequence[str]
+) -> list[np.ndarray]:
     """Runs a network on two windows of noise; returns the tensors.
 
     Args:
         graph: The network.
-        settings: Its input and peak.
+        tensor: Its input.
+        settings: The peak of its windows.
         samples: Length of a window.
         names: Tensors to read.
 
@@ -262,10 +315,8 @@ def run_on_noise(graph: Graph, settings: NetworkSettings, samples: int, names: S
         UserError: If it does not run, or a tensor has no row of finite numbers for each window.
     """
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, (2, samples)).astype(np.float32)
-    if settings.peak is not None:
-        noise = with_peak(noise, settings.peak)
     try:
-        results = graph.run(noise, str(settings.input), names)
+        results = graph.run(network_input(noise, settings.peak, spectrogram_shape(tensor)), tensor.name, names)
     except ValueError as error:
         raise UserError(str(error)) from None
     for name, values in zip(names, results, strict=True):

@@ -9,6 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 RATE, SAMPLES, SIZE = 8_000, 8_000, 5
+# A network that takes spectrograms, and the scale and zero of its embedding.
+BINS, FRAMES, QUANTIZATION = 33, 20, (0.05, 3)
 LABELS = ("Pycnonotus barbatus_Common Bulbul", "Bradypterus brachypterus_Little Rush Warbler", "Engine_Engine")
 CODES = tuple(label.partition("_")[0] for label in LABELS)
 
@@ -102,8 +104,6 @@ def _model(graph) -> onnx.ModelProto:
 def write_tflite(path: Path, samples: int = SAMPLES) -> Path:
     """A TFLite file of the network; its embedding is no output, as in BirdNET 2.4."""
     first, second = weights(samples=samples)
-    model, graph = schema.ModelT(), schema.SubGraphT()
-    model.version, model.buffers = 3, [_buffer(None)]
     tensors = {
         "INPUT": ([1, samples], None),
         "first": ([SIZE, samples], first.T),
@@ -111,25 +111,60 @@ def write_tflite(path: Path, samples: int = SAMPLES) -> Path:
         "second": ([len(LABELS), SIZE], second.T),
         "Identity": ([1, len(LABELS)], None),
     }
-    graph.tensors = []
+    return _write_lite(path, tensors, [_dense(0, 1, 2), _dense(2, 3, 4)], ["FULLY_CONNECTED"])
+
+
+def write_spectrogram_tflite(path: Path) -> Path:
+    """A TFLite file that takes spectrograms of BINS and FRAMES; its embedding has 8 bits, as in BirdNET-STM32."""
+    first, second = weights(samples=BINS * FRAMES)
+    tensors = {
+        "INPUT": ([1, BINS, FRAMES, 1], None),
+        "first": ([SIZE, BINS * FRAMES], first.T),
+        "dense": ([1, SIZE], None),
+        "POOL": ([1, SIZE], QUANTIZATION),
+        "back": ([1, SIZE], None),
+        "second": ([len(LABELS), SIZE], second.T),
+        "logits": ([1, len(LABELS)], None),
+        "scores": ([1, len(LABELS)], None),
+    }
+    operators = [_dense(0, 1, 2), _unary(1, 2, 3), _unary(2, 3, 4), _dense(4, 5, 6), _unary(3, 6, 7)]
+    return _write_lite(path, tensors, operators, ["FULLY_CONNECTED", "QUANTIZE", "DEQUANTIZE", "LOGISTIC"])
+
+
+def _write_lite(path: Path, tensors: dict, operators: list, codes: list[str]) -> Path:
+    """Writes a TFLite file from its first tensor to its last. Tensors have weights, a scale with zero, or nothing."""
+    model, graph = schema.ModelT(), schema.SubGraphT()
+    model.version, model.buffers, model.operatorCodes = 3, [_buffer(None)], []
+    graph.tensors, graph.operators = [], operators
     for name, (shape, values) in tensors.items():
         tensor = schema.TensorT()
         tensor.name, tensor.shape, tensor.type = name.encode(), shape, schema.TensorType.FLOAT32
         tensor.buffer = 0
-        if values is not None:
+        if isinstance(values, tuple):
+            tensor.type = schema.TensorType.INT8
+            tensor.quantization = schema.QuantizationParametersT()
+            tensor.quantization.scale, tensor.quantization.zeroPoint = [values[0]], [values[1]]
+        elif values is not None:
             model.buffers.append(_buffer(values))
             tensor.buffer = len(model.buffers) - 1
         graph.tensors.append(tensor)
-    graph.inputs, graph.outputs = [0], [4]
-    graph.operators = [_dense(0, 1, 2), _dense(2, 3, 4)]
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.FULLY_CONNECTED
-    code.version = 1
-    model.operatorCodes, model.subgraphs = [code], [graph]
+    graph.inputs, graph.outputs = [0], [len(tensors) - 1]
+    for name in codes:
+        code = schema.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, name)
+        code.version = 1
+        model.operatorCodes.append(code)
+    model.subgraphs = [graph]
     builder = flatbuffers.Builder()
     builder.Finish(model.Pack(builder), b"TFL3")
     path.write_bytes(bytes(builder.Output()))
     return path
+
+
+def _unary(code: int, source: int, target: int):
+    operator = schema.OperatorT()
+    operator.opcodeIndex, operator.inputs, operator.outputs = code, [source], [target]
+    return operator
 
 
 def _buffer(values: np.ndarray | None):

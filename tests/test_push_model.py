@@ -31,6 +31,7 @@ PUBLISHED = {
     *("configuration_kenya_birds.py", "feature_extraction_kenya_birds.py", "modeling_kenya_birds.py"),
     *(
         "graph_kenya_birds.py",
+        "network_input_kenya_birds.py",
         "signal_kenya_birds.py",
         "metrics.json",
         "per_species.csv",

@@ -54,6 +54,7 @@ def test_training_leaves_everything_that_a_published_model_needs(trained):
         "metrics.json",
         "model.safetensors",
         "modeling_kenya_birds.py",
+        "network_input_kenya_birds.py",
         "per_species.csv",
         "precision_recall.png",
         "predictions.parquet",

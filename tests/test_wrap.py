@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 
+import librosa
 import numpy as np
 import onnx
 import pandas as pd
@@ -11,7 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from networks import CODES, RATE, SAMPLES, SIZE, weights, write_labels, write_onnx, write_tflite
+from networks import (
+    BINS,
+    CODES,
+    FRAMES,
+    QUANTIZATION,
+    RATE,
+    SAMPLES,
+    SIZE,
+    weights,
+    write_labels,
+    write_onnx,
+    write_spectrogram_tflite,
+    write_tflite,
+)
 from networks import write_free_onnx as write_free
 from networks import write_spectrogram_onnx as write_spectrogram
 from running import flags, run, settings_of
@@ -24,7 +38,8 @@ from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
 from kenya_birds.inference.network_labels import NetworkLabel, read_labels, restrict_labels
 from kenya_birds.inference.postprocessing import FindingSettings
-from kenya_birds.model.graph_kenya_birds import with_peak
+from kenya_birds.model.modeling_kenya_birds import HEAD_EPSILON, log_odds
+from kenya_birds.model.network_input_kenya_birds import magnitude_spectrogram, with_peak
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.serving.analysis import Analyser
 from kenya_birds.waveform_networks import PRESETS
@@ -129,6 +144,35 @@ def test_a_peak_is_part_of_the_model(tmp_path):
     centred = windows - windows.mean(axis=1, keepdims=True)
     expected = own_scores(0.25 * centred / np.abs(centred).max(axis=1, keepdims=True))
     np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [66_150, 8_000])
+def test_magnitude_spectrograms_are_those_of_librosa_bit_by_bit(samples):
+    for window in (sound(samples / RATE)[:samples].astype(np.float32) / 32768, np.zeros(samples, dtype=np.float32)):
+        magnitude = np.abs(librosa.stft(window, n_fft=512, hop_length=samples // 256))[:, :256]
+        spread = magnitude.max() - magnitude.min()
+        expected = (magnitude - magnitude.min()) / (spread + 1e-10)
+        np.testing.assert_array_equal(magnitude_spectrogram(window, 257, 256), expected)
+
+
+def test_a_network_of_8_bits_that_takes_spectrograms_gives_its_own_scores_and_embeddings(tmp_path):
+    network = write_spectrogram_tflite(tmp_path / "network.tflite")
+    settings = ("--sampling_rate", RATE, "--clip_s", 1, "--activation", "none", "--spectrogram", "magnitude")
+    model, extractor = load_model(wrap(tmp_path, *settings, "--embedding", "POOL", "--bundle", network=network))
+    windows = sound(4).reshape(-1, RATE).astype(np.float32) / 32768
+    sounds = extractor(list(windows), sampling_rate=RATE, return_tensors="pt")["input_features"]
+    first, second = weights(samples=BINS * FRAMES)
+    spectrograms = np.stack([magnitude_spectrogram(window, BINS, FRAMES).ravel() for window in windows])
+    scale, zero = QUANTIZATION
+    steps = np.clip(np.round(spectrograms @ first / scale) + zero, -128, 127)
+    with torch.no_grad():
+        np.testing.assert_allclose(model.embed(sounds), (steps - zero) * scale, atol=1e-6)
+        np.testing.assert_allclose(model(sounds).logits.sigmoid(), expit((steps - zero) * scale @ second), atol=1e-5)
+
+
+def test_a_head_gets_finite_numbers_of_a_network_that_is_sure():
+    scores = torch.tensor([[0.0, 0.5, 1.0]])
+    assert log_odds(scores, "none", HEAD_EPSILON)[0].tolist() == pytest.approx([-8, 0, 8], abs=0.02)
 
 
 def test_a_network_of_windows_of_any_length_needs_one(tmp_path, capsys):
@@ -367,4 +411,4 @@ def test_labels_that_name_no_classes_are_refused(name, text, said, tmp_path, cap
 def test_presets_are_those_that_the_command_offers(capsys):
     with pytest.raises(SystemExit):
         main(["wrap", "--help"])
-    assert "{" + ",".join(PRESETS) + "}" in " ".join(capsys.readouterr().out.split())
+    assert f"one of {', '.join(PRESETS)}" in " ".join(capsys.readouterr().out.split())

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from kenya_birds.parsing import add_general, add_option, new_command
 from kenya_birds.values import Count, Duration, NotNegative, Positive, Share
 
-PRESET_NAMES = Literal["birdnet-2.4", "birdnet-v3", "perch-2"]
+PRESET_NAMES = Literal["birdnet-2.4", "birdnet-v3", "birdnet-stm32", "perch-2"]
 
 
 def add_commands(commands: Any) -> None:
@@ -16,7 +16,7 @@ def add_commands(commands: Any) -> None:
         commands,
         "wrap",
         "turn a published network into a model folder, without training",
-        "Turns a published classifier that takes waveforms, such as BirdNET or Perch, into a model folder for all "
+        "Turns a published classifier, such as BirdNET or Perch, into a model folder for all "
         "commands. The model gives the scores of the network. ONNX graphs need onnxruntime, TFLite files "
         "ai-edge-litert.",
         "kenya-birds wrap BirdNET.tflite --labels labels.txt --preset birdnet-2.4 --output birdnet\n"
@@ -82,6 +82,12 @@ def _add_network(command: Any) -> None:
         "--peak",
         Positive | None,
         help="remove the mean of each window and scale it to this peak; by default not",
+    )
+    add_option(
+        network,
+        "--spectrogram",
+        Literal["magnitude"] | None,
+        help="the network takes spectrograms: magnitudes scaled to [0, 1], as birdnet-stm32; by default the waveform",
     )
     add_option(network, "--input", str, metavar="TENSOR", help="name of its input; by default its only one")
     add_option(

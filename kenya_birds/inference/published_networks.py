@@ -26,7 +26,9 @@ class NetworkPlan:
 
     Attributes:
         path: Its file.
-        settings: Complete settings: only `embedding`, `peak`, `threshold`, `license` and `source` may be None.
+        settings: Complete settings: only `embedding`, `peak`, `spectrogram`, `threshold`, `license` and `source` may
+            be None.
+        tensor: Its input.
         samples: Length of a window.
         outputs: Number of its scores.
         embedding_size: Length of its embedding; None if it has none.
@@ -35,6 +37,7 @@ class NetworkPlan:
 
     path: Path
     settings: NetworkSettings
+    tensor: GraphTensor
     samples: int
     outputs: int
     embedding_size: int | None
@@ -59,7 +62,7 @@ def plan_network(
         species: See `restrict_labels`; by default all species of the network.
 
     Raises:
-        UserError: If a file does not exist, the runtime is not installed, the network takes no waveform, its scores
+        UserError: If a file does not exist, the runtime is not installed, the network takes another input, its scores
             have no fixed number or another number than the labels, or a setting is missing or does not fit.
     """
     check_file(labels_file, "the network's labels, one per line")
@@ -69,25 +72,23 @@ def plan_network(
     known = PRESETS[preset] if preset else NetworkSettings()
     chosen = replace(known, **{name: value for name, value in vars(given).items() if value is not None})
     rate = _required(chosen.sampling_rate, "sampling_rate", "HZ", "the rate of the network's waveforms")
-    activation = _required(
-        chosen.activation, "activation", "|".join(ACTIVATIONS), "what makes probabilities of scores"
-    )
-    waveform = find_input(graph, chosen.input)
-    samples = window_samples(waveform, rate, chosen, given)
+    _required(chosen.activation, "activation", "|".join(ACTIVATIONS), "what makes probabilities of scores")
+    tensor = find_input(graph, chosen)
+    samples = window_samples(tensor, rate, chosen, given)
     scores = _find_scores(graph, chosen.scores, len(labels), labels_file)
     embedding = find_embedding(graph, chosen.embedding, is_required=given.embedding is not None)
     settings = replace(
         chosen,
         name=chosen.name or path.stem,
         clip_s=samples / rate,
-        input=waveform.name,
+        input=tensor.name,
         scores=scores.name,
         embedding=embedding.name if embedding else None,
         f_min_hz=chosen.f_min_hz or 0.0,
         f_max_hz=min(chosen.f_max_hz or rate / 2, rate / 2),
     )
-    size = _try_out(graph, settings, samples, len(labels), activation)
-    return NetworkPlan(path, settings, samples, len(labels), size, kept)
+    size = _try_out(graph, tensor, settings, samples, len(labels))
+    return NetworkPlan(path, settings, tensor, samples, len(labels), size, kept)
 
 
 def _required(value: Any, name: str, form: str, what: str) -> Any:
@@ -121,14 +122,14 @@ def _find_scores(graph: Graph, name: str | None, labels: int, labels_file: Path)
     return fitting[0]
 
 
-def _try_out(graph: Graph, settings: NetworkSettings, samples: int, outputs: int, activation: str) -> int | None:
+def _try_out(graph: Graph, tensor: GraphTensor, settings: NetworkSettings, samples: int, outputs: int) -> int | None:
     """Runs the network on noise; returns the length of its embedding."""
     names = [name for name in (settings.scores, settings.embedding) if name]
-    results = run_on_noise(graph, settings, samples, names)
+    results = run_on_noise(graph, tensor, settings, samples, names)
     if results[0].shape[1] != outputs:
         raise UserError(f"{graph.path.name} gives {results[0].shape[1]} scores, expected {outputs}")
     low, high = float(results[0].min()), float(results[0].max())
-    if activation == "none" and not 0 <= low <= high <= 1:
+    if settings.activation == "none" and not 0 <= low <= high <= 1:
         raise UserError(
             f"the scores of {graph.path.name} are no probabilities: for noise they are {low:.3g} to {high:.3g}; give "
             "--activation sigmoid or softmax"

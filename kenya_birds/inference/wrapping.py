@@ -18,11 +18,12 @@ from kenya_birds.inference.network_labels import as_species
 from kenya_birds.inference.published_networks import NetworkPlan
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import WAVEFORM, KenyaBirdsFeatureExtractor
-from kenya_birds.model.graph_kenya_birds import open_graph, with_peak
+from kenya_birds.model.graph_kenya_birds import open_graph
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL, KenyaBirdsForAudioClassification
+from kenya_birds.model.network_input_kenya_birds import network_input
 from kenya_birds.model_loading import load_model
 from kenya_birds.saved_models import THRESHOLDS_FILE
-from kenya_birds.waveform_networks import graph_settings, license_terms
+from kenya_birds.waveform_networks import graph_settings, license_terms, spectrogram_shape
 
 # Scores of model and network may differ by rounding.
 TOLERANCE = 1e-5
@@ -69,7 +70,14 @@ def wrap_network(plan: NetworkPlan, output_dir: str | Path, *, bundle: bool = Fa
 def _write(plan: NetworkPlan, folder: Path, *, bundle: bool) -> None:
     settings, labels = plan.settings, list(plan.labels.values())
     codes = [label.code for label in labels]
-    graph = graph_settings(plan.path, settings, plan.samples, outputs=plan.outputs, embedding_size=plan.embedding_size)
+    graph = graph_settings(
+        plan.path,
+        settings,
+        plan.tensor,
+        plan.samples,
+        outputs=plan.outputs,
+        embedding_size=plan.embedding_size,
+    )
     if bundle:
         graph["file"] = plan.path.name
     config = KenyaBirdsConfig(
@@ -109,10 +117,8 @@ def _compare(plan: NetworkPlan, folder: Path) -> float:
     model, extractor = load_model(folder)
     with torch.no_grad():
         found = model(extractor.extract(torch.from_numpy(noise))).logits.double().sigmoid()[0].numpy()
-    sound = noise if settings.peak is None else with_peak(noise, settings.peak)
-    scores = torch.from_numpy(
-        open_graph(plan.path).run(sound, str(settings.input), [str(settings.scores)])[0]
-    ).double()
+    values = network_input(noise, settings.peak, spectrogram_shape(plan.tensor))
+    scores = torch.from_numpy(open_graph(plan.path).run(values, plan.tensor.name, [str(settings.scores)])[0]).double()
     own = {"sigmoid": scores.sigmoid(), "softmax": scores.softmax(dim=1), "none": scores}[str(settings.activation)]
     difference = float(np.abs(found - own[0].numpy()[list(plan.labels)]).max())
     if not difference <= TOLERANCE:

@@ -25,13 +25,14 @@ class KenyaBirdsConfig(PreTrainedConfig):
         logit_scale (`float` or `list[float]`, *optional*): Calibration: in evaluation mode the model's logits are
             `logit_scale * logits + logit_offset`. One number for all classes (1 / temperature), or one per class.
         logit_offset (`list[float]`, *optional*): One number per class.
-        graph (`dict`, *optional*): A published network that takes waveforms, in place of the backbone; without
+        graph (`dict`, *optional*): A published network, in place of the backbone; without
             `head`, also in place of the classifier:
             `file` (a name in the model's folder, or a path), `sha256`, the names of its tensors `input`, `scores` and
             `embedding` (None: it has none), `outputs` (number of scores), `samples` (length of a window; None: any),
             `embedding_size`, `activation` (what turns its scores into probabilities: `"sigmoid"`, `"softmax"`, or
             `"none"` if they are probabilities), `peak` (each window is centred and scaled to this peak; None: it is
-            not), and `name`, `license` and `source` for the model card.
+            not), `spectrogram` (bins and frames of the spectrograms that it takes; None: it takes the waveform), and
+            `name`, `license` and `source` for the model card.
         head (`dict`, *optional*): The classifier is an `EmbeddingHead`, trained on embeddings of a frozen backbone:
             `hidden_size` (size of its hidden layer; None: it is linear) and `network_scores` (whether the scores of
             the published network are an input of the head).

@@ -1,4 +1,4 @@
-"""Published networks that take waveforms: ONNX graphs, run by onnxruntime, and TFLite files, run by LiteRT.
+"""Published networks: ONNX graphs, run by onnxruntime, and TFLite files, run by LiteRT.
 
 This file imports the runtimes only where a network is opened.
 """
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .network_input_kenya_birds import network_input
+
 # Module of the runtime, and its name for pip, by the suffix of the network's file.
 RUNTIMES = {".onnx": ("onnxruntime", "onnxruntime"), ".tflite": ("ai_edge_litert", "ai-edge-litert")}
 ACTIVATIONS = ("sigmoid", "softmax", "none")
@@ -25,7 +27,7 @@ class GraphTensor(NamedTuple):
     Attributes:
         name: Its name in the file.
         shape: Lengths of its axes; None: free.
-        is_float: Whether it has float32 numbers.
+        is_float: Whether it has float32 numbers, or is read as such.
     """
 
     name: str
@@ -64,11 +66,11 @@ class Graph(ABC):
         self.inner = []
 
     @abstractmethod
-    def run(self, waveform: np.ndarray, tensor: str, names: Sequence[str], threads: int = 1) -> list[np.ndarray]:
+    def run(self, values: np.ndarray, tensor: str, names: Sequence[str], threads: int = 1) -> list[np.ndarray]:
         """Runs the network.
 
         Args:
-            waveform: float32, shape `(windows, samples)`.
+            values: Its input, float32, with a row for each window.
             tensor: Name of the input.
             names: Names of the tensors to read.
             threads: Threads of the runtime.
@@ -92,17 +94,17 @@ class OnnxGraph(Graph):
         self.inputs = [self._tensor(value) for value in session.get_inputs()]
         self.outputs = [self._tensor(value) for value in session.get_outputs()]
 
-    def run(self, waveform: np.ndarray, tensor: str, names: Sequence[str], threads: int = 1) -> list[np.ndarray]:
+    def run(self, values: np.ndarray, tensor: str, names: Sequence[str], threads: int = 1) -> list[np.ndarray]:
         """Runs the network (see `Graph`); windows one by one if it takes one at a time."""
         session = self._session(threads)
         fixed = next(value.shape[0] for value in self.inputs if value.name == tensor) == 1
         try:
             if not fixed:
-                return session.run(list(names), {tensor: waveform})
-            rows = [session.run(list(names), {tensor: row[None]}) for row in waveform]
+                return session.run(list(names), {tensor: values})
+            rows = [session.run(list(names), {tensor: row[None]}) for row in values]
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise ValueError(f"onnxruntime cannot run {self.path.name}: {_first_line(error)}") from None
-        return [np.concatenate(values) for values in zip(*rows, strict=True)]
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
     def _session(self, threads: int) -> Any:
         with self._opening:
@@ -125,36 +127,48 @@ class OnnxGraph(Graph):
 
 
 class LiteGraph(Graph):
-    """A TFLite file (see `Graph`). LiteRT runs windows one by one, which takes no longer than a batch."""
+    """A TFLite file (see `Graph`). LiteRT runs windows one by one, which takes no longer than a batch.
+
+    Outputs and inner tensors of 8 bits are read as float32.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._of_thread = threading.local()
         interpreter = self._interpreter(1, False)
-        self.inputs = [self._tensor(value) for value in interpreter.get_input_details()]
+        self.inputs = [self._tensor(value, is_input=True) for value in interpreter.get_input_details()]
         self.outputs = [self._tensor(value) for value in interpreter.get_output_details()]
         ends = {value.name for value in (*self.inputs, *self.outputs)}
-        found = [self._tensor(value) for value in interpreter.get_tensor_details() if value["name"]]
+        details = [value for value in interpreter.get_tensor_details() if value["name"]]
+        self._quantization = {value["name"]: value["quantization"] for value in details if _is_quantized(value)}
+        found = [self._tensor(value) for value in details]
         self.inner = [value for value in found if value.name not in ends]
-        self._index = {value["name"]: value["index"] for value in interpreter.get_tensor_details()}
+        self._index = {value["name"]: value["index"] for value in details}
 
-    def run(self, waveform: np.ndarray, tensor: str, names: Sequence[str], threads: int = 1) -> list[np.ndarray]:
+    def run(self, values: np.ndarray, tensor: str, names: Sequence[str], threads: int = 1) -> list[np.ndarray]:
         """Runs the network (see `Graph`)."""
         with_inner = not {value.name for value in self.outputs}.issuperset(names)
         interpreter = self._interpreter(threads, with_inner)
         place = self._index[tensor]
         rows = []
         try:
-            if interpreter.get_input_details()[0]["shape"].tolist() != [1, waveform.shape[1]]:
-                interpreter.resize_tensor_input(place, [1, waveform.shape[1]])
+            if interpreter.get_input_details()[0]["shape"].tolist() != [1, *values.shape[1:]]:
+                interpreter.resize_tensor_input(place, [1, *values.shape[1:]])
                 interpreter.allocate_tensors()
-            for row in waveform:
+            for row in values:
                 interpreter.set_tensor(place, row[None])
                 interpreter.invoke()
-                rows.append([interpreter.get_tensor(self._index[name]) for name in names])
+                rows.append([self._read(interpreter, name) for name in names])
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"LiteRT cannot run {self.path.name}: {_first_line(error)}") from None
-        return [np.concatenate(values) for values in zip(*rows, strict=True)]
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+    def _read(self, interpreter: Any, name: str) -> np.ndarray:
+        values = interpreter.get_tensor(self._index[name])
+        if name not in self._quantization:
+            return values
+        scale, zero = self._quantization[name]
+        return (values.astype(np.float32) - zero) * np.float32(scale)
 
     def _interpreter(self, threads: int, with_inner: bool) -> Any:
         """The thread's own interpreter: one cannot be shared."""
@@ -174,10 +188,12 @@ class LiteGraph(Graph):
         return opened[threads, with_inner]
 
     @staticmethod
-    def _tensor(value: Any) -> GraphTensor:
+    def _tensor(value: Any, is_input: bool = False) -> GraphTensor:
         signature = value["shape_signature"] if len(value["shape_signature"]) else value["shape"]
         shape = tuple(int(length) if length >= 0 else None for length in signature)
-        return GraphTensor(value["name"], shape, value["dtype"] is np.float32)
+        return GraphTensor(
+            value["name"], shape, value["dtype"] is np.float32 or (_is_quantized(value) and not is_input)
+        )
 
 
 def open_graph(path: str | Path) -> Graph:
@@ -287,23 +303,14 @@ class GraphRunner:
         Returns:
             Embeddings `(windows, size)` and scores `(windows, outputs)`, in the order of the parts.
         """
-        peak = self._settings.get("peak")
-        if peak is not None:
-            waveform = with_peak(waveform, peak)
+        values = network_input(waveform, self._settings.get("peak"), self._settings.get("spectrogram"))
         names = [self._settings[part] for part in parts]
-        return self._graph.run(waveform, self._settings["input"], names, threads)
+        return self._graph.run(values, self._settings["input"], names, threads)
 
 
-def with_peak(waveform: np.ndarray, peak: float) -> np.ndarray:
-    """Removes the mean of each window and scales it to a peak; silence stays silence.
-
-    Args:
-        waveform: Shape `(windows, samples)`.
-        peak: The largest absolute value of the result.
-    """
-    centred = waveform - waveform.mean(axis=1, keepdims=True)
-    highest = np.abs(centred).max(axis=1, keepdims=True)
-    return (centred * (peak / np.where(highest > 0, highest, 1))).astype(np.float32)
+def _is_quantized(value: dict[str, Any]) -> bool:
+    """Whether a TFLite tensor has integers of 8 bits with one scale."""
+    return value["dtype"] in (np.int8, np.uint8) and len(value["quantization_parameters"]["scales"]) == 1
 
 
 def _first_line(error: Exception) -> str:

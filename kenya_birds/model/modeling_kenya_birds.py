@@ -18,8 +18,10 @@ from .graph_kenya_birds import GraphRunner, find_graph
 MASKED = -100
 MULTI_LABEL = "multi_label_classification"
 AUTO_CLASS = "AutoModelForAudioClassification"
-# Probabilities of a published network are clipped to [EPSILON, 1 - EPSILON], so that their logits are finite.
+# Probabilities of a published network are clipped to [EPSILON, 1 - EPSILON], so that their log-odds are finite.
 EPSILON = 1e-12
+# The same for log-odds that are inputs of a head, which then lie within 8: networks of 8 bits give probabilities of 0.
+HEAD_EPSILON = 3.4e-4
 
 
 class KenyaBirdsForAudioClassification(PreTrainedModel):
@@ -180,13 +182,14 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         if not self.needs_scores:
             return self.embed(input_features)
         if self.classifier is None:
-            return self._known_log_odds(self._run_network(input_features, "scores")[0])
+            return self._known_log_odds(self._run_network(input_features, "scores")[0], EPSILON)
         embeddings, scores = self._run_network(input_features, "embedding", "scores")
-        return torch.cat([embeddings, self._known_log_odds(scores) * (self.output_of_class >= 0)], dim=1)
+        known = self.output_of_class >= 0
+        return torch.cat([embeddings, self._known_log_odds(scores, HEAD_EPSILON) * known], dim=1)
 
-    def _known_log_odds(self, scores: torch.Tensor) -> torch.Tensor:
+    def _known_log_odds(self, scores: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Log-odds of each class, from the scores `(batch, outputs)` of the network."""
-        return log_odds(scores, self.config.graph["activation"])[:, self.output_of_class.clamp(min=0)]
+        return log_odds(scores, self.config.graph["activation"], epsilon)[:, self.output_of_class.clamp(min=0)]
 
     def _classify(self, head_input: torch.Tensor) -> torch.Tensor:
         """Logits of `head_input`, before calibration."""
@@ -314,12 +317,13 @@ class EmbeddingHead(nn.Module):
         return logits if self.score_weight is None else logits + self.score_weight * head_input[:, self.size :]
 
 
-def log_odds(scores: torch.Tensor, activation: str) -> torch.Tensor:
+def log_odds(scores: torch.Tensor, activation: str, epsilon: float) -> torch.Tensor:
     """Log-odds `log(p / (1 - p))` of the probabilities of a published network.
 
     Args:
         scores: Shape `(batch, outputs)`.
         activation: What turns them into probabilities: `"sigmoid"` or `"softmax"`; `"none"` if they are such.
+        epsilon: Probabilities are clipped to `[epsilon, 1 - epsilon]`, except those of a sigmoid.
 
     Returns:
         float32, same shape.
@@ -332,7 +336,7 @@ def log_odds(scores: torch.Tensor, activation: str) -> torch.Tensor:
     if activation not in ("softmax", "none"):
         raise ValueError(f"activation is {activation!r}, expected 'sigmoid', 'softmax' or 'none'")
     probability = scores.double().softmax(dim=1) if activation == "softmax" else scores.double()
-    return torch.logit(probability, eps=EPSILON).float()
+    return torch.logit(probability, eps=epsilon).float()
 
 
 def build_backbone(config: KenyaBirdsConfig, **kwargs: Any) -> Any:

@@ -206,7 +206,7 @@ class ModelArguments:
             "published network (.onnx, .tflite) or a model (of kenya-birds wrap or training)"
         },
     )
-    backbone_preset: Literal["birdnet-2.4", "birdnet-v3", "perch-2"] | None = field(
+    backbone_preset: Literal["birdnet-2.4", "birdnet-v3", "birdnet-stm32", "perch-2"] | None = field(
         default=None, metadata={"help": "--backbone FILE: take the settings of this network, as in kenya-birds wrap"}
     )
     backbone_embedding: str | None = field(

@@ -73,8 +73,8 @@ class FrozenEmbeddings:
             network: Any = (self.model.config.backbone, total.hexdigest())
             runtime: tuple[str, ...] = ()
         else:
-            parts = ("sha256", "input", "embedding", "peak", "samples")
-            network = tuple(graph[name] for name in parts)
+            parts = ("sha256", "input", "embedding", "peak", "spectrogram", "samples")
+            network = tuple(graph.get(name) for name in parts)
             if self.model.needs_scores:
                 outputs = tuple(self.model.output_of_class.tolist())
                 network += (graph["scores"], graph["activation"], outputs)

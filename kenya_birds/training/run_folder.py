@@ -27,7 +27,7 @@ LOGS_FOLDER = "runs"
 RESULT_FILES = (
     *(CARD_FILE, "config.json", "preprocessor_config.json", "model.safetensors", SUMMARY_FILE),
     *("configuration_kenya_birds.py", "feature_extraction_kenya_birds.py"),
-    *("graph_kenya_birds.py", "modeling_kenya_birds.py", "signal_kenya_birds.py"),
+    *("graph_kenya_birds.py", "modeling_kenya_birds.py", "network_input_kenya_birds.py", "signal_kenya_birds.py"),
     *("metrics.json", "per_species.csv", "predictions.parquet", "thresholds.json"),
     *("recording_species.csv", "recording_counts.csv", "recording_detections.csv", "recording_calls.csv"),
     *("recording_windows.parquet", "recall_by_false_detections.png", "recording_timeline.png"),
