@@ -7,6 +7,8 @@ MIN_ANNOTATIONS = 10
 TEST_SIZE = VALIDATION_SIZE = 0.2
 SPLIT_SEED = 42
 SPLIT_SEARCH_S = 60.0
+# Of recordings in folders of species, signal is so much louder than the noise.
+SIGNAL_DB = 15.0
 SYNTHETIC_RECORDINGS, SYNTHETIC_DURATION_S, SYNTHETIC_SPECIES = 12, 60.0, 8
 
 # Training.

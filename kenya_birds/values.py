@@ -144,6 +144,8 @@ Folds = Annotated[int, Range(3)]
 HeldOutFolds = Annotated[int, Range(2)]
 Device = Annotated[str, Form(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:NUMBER", "DEVICE")]
 Channel = Annotated[str, Form(r"[0-9]{1,2}|mix|best", "the number of a channel from 0, mix or best", "CHANNEL")]
+# How much louder one sound is than another.
+LevelAbove = Annotated[float, Range(0, 100, above=True, unit="DB")]
 Latitude = Annotated[float, Range(-90, 90, unit="DEGREES")]
 Longitude = Annotated[float, Range(-180, 180, unit="DEGREES")]
 # Range of NumPy, scikit-learn and torch.

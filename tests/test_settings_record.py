@@ -87,6 +87,7 @@ def test_clips_are_cut_as_the_record_says_unless_a_setting_is_given(tmp_path):
         "min_overlap_s": 0.2,
         "min_annotations": 4,
         "channel": "best",
+        "weak_labels": "train",
     }
     assert clip_settings(model) == recorded
     assert clip_settings(model, context_s=0.0, edge_tolerance_s=None) == {**recorded, "context_s": 0.0}

@@ -279,6 +279,14 @@ def _add_split(commands: Any) -> None:
         help="keep all recordings of a site, or of a night at a site, in one part; by default only single recordings "
         "stay whole",
     )
+    add_option(
+        division,
+        "--weak_labels",
+        Literal["train", "every_split"],
+        "train",
+        help="recordings of folders of species; train: leave them out, as training only learns from them; "
+        "every_split: divide them as other recordings",
+    )
     add_name_pattern(division)
     add_time_zone(division)
     add_general(command)
@@ -298,6 +306,13 @@ def _split(options: argparse.Namespace) -> None:
     archive = read_archive(one_archive(options.data_dirs))
     annotations = archive.annotations
     annotations = annotations[annotations["species"].isin(select_classes(annotations, options.min_annotations))]
+    if archive.weak and options.weak_labels == "train":
+        annotations = annotations[~annotations["weak"]]
+        print(
+            f"{len(archive.weak)} recordings with weak labels are not in the table: training learns from all of them"
+        )
+    if annotations.empty:
+        raise UserError("all recordings have weak labels: divide them too with --weak_labels every_split")
     together = archive.same_sound()
     balanced_parts = options.folds or 3
     if options.group_by is not None:

@@ -4,11 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any, Literal
 
-from kenya_birds.commands.common import RUN_AGAIN, add_archive
+from kenya_birds.commands.common import RUN_AGAIN, add_archive, add_channel
+from kenya_birds.defaults import SIGNAL_DB
 from kenya_birds.errors import UserError
 from kenya_birds.parsing import add_general, add_option, new_command
+from kenya_birds.values import LevelAbove, Whole
 
-FORMS = "raven, audacity, kaleidoscope, birdnet, csv, or crowsetta:NAME"
+FORMS = "raven, audacity, kaleidoscope, birdnet, csv, folders (of species), or crowsetta:NAME"
 # Our names of columns by the words of --columns.
 COLUMN_WORDS = {
     "recording": "recording",
@@ -35,13 +37,20 @@ def _add_import(commands: Any) -> None:
     command = new_command(
         commands,
         "import",
-        "make an archive from tables of Raven, Audacity, Kaleidoscope, BirdNET or a spreadsheet",
-        "Makes an archive from annotations of other programs. The recordings stay where they are. Every row that is "
-        "not taken is listed in import_report.csv, with file, line and reason.",
+        "make an archive from tables of Raven, Audacity and other programs, or from folders of species",
+        "Makes an archive from annotations of other programs, or from folders of species. The recordings stay where "
+        "they are. Every row or recording that is not taken is listed in import_report.csv, with the reason.",
         "kenya-birds import selections --recordings sound --output archive\n"
-        "kenya-birds import birds.csv --columns start=Begin,end=Finish --map names.csv --output archive",
+        "kenya-birds import birds.csv --columns start=Begin,end=Finish --map names.csv --output archive\n"
+        "kenya-birds import xeno-canto --from folders --map names.csv --output archive",
     )
-    add_option(command, "source", Path, help="table of annotations, or folder with tables, subfolders included")
+    add_option(
+        command,
+        "source",
+        Path,
+        help="table of annotations, or folder with tables, subfolders included; or folder with a folder of recordings "
+        "for each species",
+    )
     output = command.add_argument_group("Output")
     add_option(output, "--output", Path, required=True, metavar="ARCHIVE", help="folder of the archive: new or empty")
     sound = command.add_argument_group("Recordings")
@@ -83,6 +92,18 @@ def _add_import(commands: Any) -> None:
         help="CSV with the columns name and code (and scientific_name, common_name), or a species.csv; an empty code "
         "leaves the name out",
     )
+    folders = command.add_argument_group("Folders of species")
+    add_option(
+        folders, "--signal_db", LevelAbove, SIGNAL_DB, help="sound that is so much louder than the noise is signal"
+    )
+    add_option(
+        folders,
+        "--pictures",
+        Whole,
+        0,
+        help="recordings of each species to draw in ARCHIVE/pictures, with the parts that were chosen",
+    )
+    add_channel(folders)
     add_general(command)
     command.set_defaults(run=_import, after_stop=RUN_AGAIN)
 
@@ -142,9 +163,16 @@ def _import(options: argparse.Namespace) -> None:
             names=options.map,
             annotator=options.annotator,
             all_recordings=options.all_recordings,
+            channel=options.channel,
+            signal_db=options.signal_db,
         ),
     )
     print(format_import(result))
+    if options.pictures:
+        from kenya_birds.inference.signal_pictures import PICTURES, draw_signal
+
+        pictures = draw_signal(options.output, options.pictures, options.channel)
+        print(f"{len(pictures)} pictures are in {options.output / PICTURES}")
     print(f"The archive is in {options.output}, with {REPORT_FILE}")
 
 

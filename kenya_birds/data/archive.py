@@ -5,7 +5,7 @@ import logging
 import os
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +16,7 @@ from kenya_birds.data.recording_places import RecordingPlaces
 from kenya_birds.data.same_recording import same_sound, sound_fingerprints
 from kenya_birds.errors import UserError
 from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, RECORDINGS_TABLE, SPECIES_FILE, check_layout
+from kenya_birds.values import FALSE, TRUE
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ ANNOTATION_COLUMNS = {
 }
 # Columns that an archive may lack.
 BOX_COLUMNS = {"Low Freq (Hz)": "low_hz", "High Freq (Hz)": "high_hz"}
+# Of annotations that say what is in the recording, and not where: `yes`; empty in others.
+WEAK_COLUMN = {"Weak": "weak"}
+IS_WEAK = {**dict.fromkeys(TRUE, True), **dict.fromkeys((*FALSE, ""), False)}
 SPECIES_COLUMNS = {
     "Scientific Name": "scientific_name",
     "Species eBird Code": "species",
@@ -47,8 +51,8 @@ class Archive:
         data_dir: The archive's folder.
         annotations: One row per usable annotation: `recording` (file name, or its path in `recordings.csv`), `start_s`
             and `end_s` (seconds from the start of the recording; equal if only the middle of the call is annotated),
-            `center_s` (the middle), `species` (eBird code), `low_hz` and `high_hz` (NaN if unknown), in the order of
-            the table.
+            `center_s` (the middle), `species` (eBird code), `low_hz` and `high_hz` (NaN if unknown), `weak` (whether
+            the species is known for the recording alone, see `signal_parts`), in the order of the table.
         unknown: The same columns without `species`, of birds that the annotators could not identify (`????`, or no
             code).
         species: Indexed by eBird code: `scientific_name`, `common_name`.
@@ -58,6 +62,7 @@ class Archive:
         paths: Path by recording. Names of recordings are in NFC; a file system may store them in NFD (see
             `recording_key`).
         archive_of: In a joined archive, the name of the archive that each recording comes from (see `join_archives`).
+        weak: Recordings with weak annotations. Where nothing is annotated in them, it is unknown what there is.
     """
 
     data_dir: Path
@@ -68,6 +73,7 @@ class Archive:
     set_aside: pd.DataFrame
     paths: dict[str, Path] = field(default_factory=dict)
     archive_of: dict[str, str] = field(default_factory=dict)
+    weak: frozenset[str] = frozenset()
 
     def recording_path(self, recording: str) -> Path:
         """Returns the path of a recording."""
@@ -78,6 +84,16 @@ class Archive:
         """Readable recordings without an annotation of any kind."""
         annotated = pd.concat([self.annotations["recording"], self.unknown["recording"], self.set_aside["recording"]])
         return sorted(set(self.headers) - set(annotated))
+
+    def without_weak(self) -> "Archive":
+        """Returns the archive without its recordings with weak annotations."""
+        if not self.weak:
+            return self
+        tables = {name: getattr(self, name) for name in ("annotations", "unknown", "set_aside")}
+        kept = {name: table[~table["recording"].isin(self.weak)] for name, table in tables.items()}
+        headers = {name: header for name, header in self.headers.items() if name not in self.weak}
+        reset = {name: table.reset_index(drop=True) for name, table in kept.items()}
+        return replace(self, **reset, headers=headers, weak=frozenset())
 
     def fingerprints(self, recordings: Iterable[str]) -> dict[str, str | None]:
         """Returns `sound_fingerprint` by recording."""
@@ -115,7 +131,7 @@ def read_archive(data_dir: str | Path) -> Archive:
     """
     data_dir = Path(data_dir)
     check_layout(data_dir)
-    annotations = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS, BOX_COLUMNS)
+    annotations = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS, {**BOX_COLUMNS, **WEAK_COLUMN})
     species = read_table(data_dir / SPECIES_FILE, SPECIES_COLUMNS)
     if annotations.empty:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE} has no annotations: expected at least one row")
@@ -124,6 +140,7 @@ def read_archive(data_dir: str | Path) -> Archive:
     for column in BOX_COLUMNS.values():
         # Frequencies are for pictures and reports alone.
         annotations[column] = pd.to_numeric(annotations[column], errors="coerce").astype(float)
+    annotations["weak"] = _is_weak(annotations, data_dir / ANNOTATIONS_FILE)
     species = _index_species(species, data_dir / SPECIES_FILE)
 
     unlisted = annotations[~annotations["species"].isin([*species.index, UNKNOWN_SPECIES, NO_CODE])]
@@ -144,7 +161,8 @@ def read_archive(data_dir: str | Path) -> Archive:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE}: none of its {len(set_aside)} annotations can be used")
     paths = {name: places.path(file) for name, file in files.items()}
     origins = {name: places.archive_of[file] for name, file in files.items() if file in places.archive_of}
-    return Archive(data_dir, usable, unknown, species, headers, set_aside, paths, origins)
+    weak = frozenset(annotations.loc[annotations["weak"], "recording"])
+    return Archive(data_dir, usable, unknown, species, headers, set_aside, paths, origins, weak)
 
 
 def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]:
@@ -214,6 +232,13 @@ def _as_seconds(annotations: pd.DataFrame, column: str, path: Path) -> pd.Series
             f"{' with a decimal point' if ',' in first[column] else ''} ({len(bad)} such rows): correct it"
         )
     return seconds.astype(float)
+
+
+def _is_weak(annotations: pd.DataFrame, path: Path) -> pd.Series:
+    weak = annotations["weak"].str.lower().map(IS_WEAK)
+    for row in annotations[weak.isna()].itertuples():
+        raise UserError(f"{path} line {row.row}: Weak is '{row.weak}': expected yes or no")
+    return weak.astype(bool)
 
 
 def _index_species(species: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -299,7 +324,7 @@ def _set_aside(
 
     annotations = annotations.assign(center_s=center_s, reason=reason)
     usable = annotations.loc[
-        reason == "", ["recording", "start_s", "end_s", "center_s", "species", *BOX_COLUMNS.values()]
+        reason == "", ["recording", "start_s", "end_s", "center_s", "species", *BOX_COLUMNS.values(), "weak"]
     ]
     is_unknown = reason.isin(["unknown bird", "no species code"])
     unknown = annotations.loc[is_unknown, ["recording", "start_s", "end_s", "center_s", *BOX_COLUMNS.values()]]

@@ -25,6 +25,7 @@ from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.silent_recordings import with_silent
 from kenya_birds.data.splits import SPLITS, check_splits, least_recordings, stratified_split
+from kenya_birds.data.weak_recordings import WEAK_LABELS, check_weak_splits, divided_clips, with_weak
 from kenya_birds.defaults import MIN_ANNOTATIONS, SPLIT_SEED, TEST_SIZE, VALIDATION_SIZE
 from kenya_birds.errors import UserError
 from kenya_birds.fingerprints import DECODERS, code_fingerprint, library_versions
@@ -120,6 +121,8 @@ class ClipsConfig(datasets.BuilderConfig):
         min_overlap_s: See `plan_clips`.
         min_annotations: Species with fewer annotations are dropped.
         channel: See `RecordingReader`; recordings that lack the channel are skipped.
+        weak_labels: Recordings with weak annotations: `train` has them in the train split alone, `every_split` divides
+            them as the others, and `leave_out` leaves them out.
         splits: `train`, `validation` or `test` by recording; by default `stratified_split` with the four fields below.
         one_split: Assigns every recording to this split, instead of `splits` or `stratified_split`.
         test_size: See `stratified_split`.
@@ -135,6 +138,7 @@ class ClipsConfig(datasets.BuilderConfig):
     min_overlap_s: float = 0.0
     min_annotations: int = MIN_ANNOTATIONS
     channel: str | None = None
+    weak_labels: str = "train"
     splits: dict[str, str] | None = None
     one_split: str | None = None
     test_size: float = TEST_SIZE
@@ -156,6 +160,8 @@ class ClipsConfig(datasets.BuilderConfig):
             raise UserError(
                 f"one_split is {self.one_split!r}: expected one of {', '.join(SPLITS)}, without a table of splits"
             )
+        if self.weak_labels not in WEAK_LABELS:
+            raise UserError(f"weak_labels is {self.weak_labels!r}: expected one of {', '.join(WEAK_LABELS)}")
         if not 2 * abs(self.edge_tolerance_s) < self.clip_s:
             raise UserError(f"edge_tolerance_s is {self.edge_tolerance_s}: expected less than half of clip_s")
         if not 0 <= self.min_overlap_s <= self.clip_s:
@@ -184,6 +190,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
         labels: Class ids of all annotations in the clip (see `plan_clips`), each once, sorted.
         unknown: True if an annotation of an unknown bird is in the clip. A species that is not in
             `labels` may then be present.
+        weak: True if the species is known for the recording alone, which has signal there (see `signal_parts`).
         recording: File name of the recording.
         start_s: Start of the clip, without context, in the recording; negative if it is before the recording's start.
         center_s: Centre of the annotation, or of a part of it in a long call.
@@ -198,6 +205,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
         classes: eBird codes; the index is the class id.
         clips: Planned clips (see `plan_clips`).
         splits: `recording` and `split`, sorted by recording, with the recordings without a call.
+        divided: The planned clips of recordings that may be in any split.
         same_sound: Groups of annotated recordings with the same sound; each group is in one split.
 
     Raises:
@@ -205,12 +213,13 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
     """
 
     BUILDER_CONFIG_CLASS = ClipsConfig
-    VERSION = datasets.Version("1.1.0")
+    VERSION = datasets.Version("1.2.0")
 
     archive: Archive
     classes: list[str]
     clips: pd.DataFrame
     splits: pd.DataFrame
+    divided: pd.DataFrame
     same_sound: list[list[str]]
 
     def __init__(self, cache_dir: str | None = None, **settings: Any) -> None:
@@ -220,6 +229,8 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         config = self.config
         self.archive = read_archive(config.data_dir)
+        if config.weak_labels == "leave_out":
+            self.archive = self.archive.without_weak()
         _check_channels(self.archive, config.channel)
         self.classes = select_classes(self.archive.annotations, config.min_annotations)
         self.clips = plan_clips(
@@ -231,12 +242,15 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
             config.min_overlap_s,
         )
         self.same_sound = self.archive.same_sound()
+        self.divided, weak = self.clips, frozenset[str]()
+        if config.weak_labels == "train":
+            self.divided, weak = divided_clips(self.clips, self.archive.data_dir, is_train=config.one_split == "train")
         if config.one_split:
-            recordings = sorted({*self.clips["recording"], *self.archive.silent})
+            recordings = sorted({*self.divided["recording"], *self.archive.silent})
             self.splits = pd.DataFrame({"recording": recordings, "split": config.one_split})
         elif config.splits is None:
             self.splits = divide_each(
-                self.clips,
+                self.divided,
                 self.archive.archive_of,
                 self.same_sound,
                 lambda clips: stratified_split(
@@ -252,12 +266,16 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
             self.splits = with_silent(self.splits, self.archive.silent, self.same_sound)
         else:
             given = pd.DataFrame(list(config.splits.items()), columns=["recording", "split"])
-            names = set(self.clips["recording"])
+            given = check_weak_splits(given, weak)
+            names = set(self.divided["recording"])
             # A table may lack recordings without a call.
             names |= set(self.archive.silent) & set(with_names_of(given, self.archive.silent)["recording"])
             self.splits = with_names_of(given, names).sort_values("recording").reset_index(drop=True)
             check_splits(self.splits, names)
             check_undivided(self.splits, self.same_sound)
+        if config.one_split in (None, "train"):
+            self.splits = with_weak(self.splits, weak, self.same_sound)
+        self.clips = self.clips[self.clips["recording"].isin(self.splits["recording"])]
         return datasets.DatasetInfo(
             description="Clips centred on the annotations of soundscape recordings.",
             features=datasets.Features(
@@ -266,6 +284,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
                     "label": datasets.ClassLabel(names=self.classes),
                     "labels": datasets.List(datasets.ClassLabel(names=self.classes)),
                     "unknown": datasets.Value("bool"),
+                    "weak": datasets.Value("bool"),
                     "recording": datasets.Value("string"),
                     "start_s": datasets.Value("float64"),
                     "center_s": datasets.Value("float64"),
@@ -314,6 +333,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
                             "label": pa.array(labels, pa.int64(), mask=labels < 0),
                             "labels": pa.array([row.labels for row in rows], pa.list_(pa.int64())),
                             "unknown": [row.unknown for row in rows],
+                            "weak": [row.weak for row in rows],
                             "recording": [recording] * len(rows),
                             "start_s": [row.start / rate for row in rows],
                             "center_s": [row.center_s for row in rows],
@@ -397,13 +417,8 @@ class NoCallWindows(KenyaBirds):
 
     def _info(self) -> datasets.DatasetInfo:
         planned = self._planned
-        self.archive, self.classes, self.clips, self.splits, self.same_sound = (
-            planned.archive,
-            planned.classes,
-            planned.clips,
-            planned.splits,
-            planned.same_sound,
-        )
+        for name in ("archive", "classes", "clips", "splits", "divided", "same_sound"):
+            setattr(self, name, getattr(planned, name))
         return datasets.DatasetInfo(
             description="Windows of soundscape recordings in which nothing is annotated.",
             features=planned.info.features,

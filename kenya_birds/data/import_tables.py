@@ -8,10 +8,12 @@ from kenya_birds.data.event_tables import tables_in
 from kenya_birds.data.import_report import NOT_TAKEN, NOTE, Findings
 from kenya_birds.data.species_names import NameMap, read_name_map
 from kenya_birds.data.table_cells import KINDS, SPECIES, SUFFIXES, NoColumnError, NoEventsError, TableCells, read_cells
+from kenya_birds.defaults import SIGNAL_DB
 from kenya_birds.errors import UserError
 from kenya_birds.files import RECORDINGS_TABLE, SPECIES_FILE
 
 CROWSETTA = "crowsetta:"
+FOLDERS = "folders"
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,17 @@ class ImportSettings:
     """What is imported, and how.
 
     Attributes:
-        source: A table, or a folder of tables with all its subfolders.
+        source: A table, or a folder of tables with all its subfolders, or a folder with a folder for each species.
         recordings: Folder of the recordings; by default that of `source`.
-        form: One of `KINDS`, or `crowsetta:NAME`; by default every table is read as what it is.
+        form: One of `KINDS`, `folders` (see `species_folders`), or `crowsetta:NAME`; by default every table is read as
+            what it is.
         species_column: The only column with names of species.
         columns: The table's name of a column by ours (see `table_cells.ALIASES`).
         names: Table of names and codes (see `read_name_map`).
         annotator: Who annotated, where the tables do not say it.
         all_recordings: Takes recordings without a table too, as recordings without a call.
+        channel: Folders of species: channel in which signal is searched (see `RecordingReader`).
+        signal_db: Folders of species: how much louder signal is than the noise (see `find_signal`).
     """
 
     source: Path
@@ -37,6 +42,8 @@ class ImportSettings:
     names: Path | None = None
     annotator: str = ""
     all_recordings: bool = False
+    channel: str | None = None
+    signal_db: float = SIGNAL_DB
 
     @property
     def tables(self) -> Path:
@@ -55,9 +62,11 @@ def check_settings(settings: ImportSettings) -> None:
         raise UserError(f"there is no {settings.source}: expected a table of annotations, or a folder with tables")
     if not settings.root.is_dir():
         raise UserError(f"there is no folder {settings.root}: expected the folder of the recordings")
-    is_known = settings.form in (None, *KINDS) or str(settings.form).startswith(CROWSETTA)
+    is_known = settings.form in (None, FOLDERS, *KINDS) or str(settings.form).startswith(CROWSETTA)
     if not is_known:
-        raise UserError(f"there is no format '{settings.form}': expected {', '.join(KINDS)} or {CROWSETTA}NAME")
+        raise UserError(
+            f"there is no format '{settings.form}': expected {', '.join(KINDS)}, {FOLDERS} or {CROWSETTA}NAME"
+        )
 
 
 def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells]:
@@ -103,7 +112,8 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
         first = "; ".join(" ".join(line.split()) for line in findings.format()[:2])
         raise UserError(
             f"{source} has no table of annotations that can be read: expected files that end in "
-            f"{', '.join(SUFFIXES)}{f'; {first}' if first else ''}"
+            f"{', '.join(SUFFIXES)}{f'; {first}' if first else ''}; if each of its folders has the recordings of "
+            f"a species, give --from {FOLDERS}"
         )
     return tables
 

@@ -10,7 +10,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kenya_birds.data.archive import ANNOTATION_COLUMNS, BOX_COLUMNS, SPECIES_COLUMNS, UNKNOWN_SPECIES
+from kenya_birds.data.archive import (
+    ANNOTATION_COLUMNS,
+    BOX_COLUMNS,
+    SPECIES_COLUMNS,
+    UNKNOWN_SPECIES,
+    WEAK_COLUMN,
+)
 from kenya_birds.data.event_tables import events_of
 from kenya_birds.data.import_report import NOT_TAKEN, NOTE, Findings
 from kenya_birds.data.import_rows import (
@@ -31,6 +37,7 @@ from kenya_birds.data.import_tables import (
     without_path,
 )
 from kenya_birds.data.recording_places import KeptHeader, Place, write_places
+from kenya_birds.data.species_folders import is_of_folders, read_folders
 from kenya_birds.errors import UserError
 from kenya_birds.files import (
     ANNOTATIONS_FILE,
@@ -57,10 +64,11 @@ class ImportResult:
 
     Attributes:
         archive: The new archive.
-        annotations: The annotations that were taken.
+        annotations: The annotations that were taken; with the column `weak` from folders of species.
         species: `scientific_name`, `species`, `common_name`.
         recordings: Header by recording.
-        names: `name`, `code`, `count`: the names of the tables and their codes; an empty code: left out.
+        names: `name`, `code`, `count`: the names of the tables or folders and their codes, with the number of
+            annotations or recordings; an empty code: left out.
         findings: What was not taken or was changed.
     """
 
@@ -75,6 +83,7 @@ class ImportResult:
 def import_annotations(output: str | Path, settings: ImportSettings) -> ImportResult:
     """Makes an archive from annotations of other programs: `annotations.csv`, `species.csv`, `recordings.csv`.
 
+    From folders of species (see `species_folders`), the parts of recordings with signal become weak annotations.
     Recordings are not copied: `recordings.csv` says where they are, and keeps their headers. The archive is written
     completely or not at all.
 
@@ -89,6 +98,25 @@ def import_annotations(output: str | Path, settings: ImportSettings) -> ImportRe
     check_new_folder(output)
     check_settings(settings)
     findings = Findings()
+    result = (
+        _of_folders(output, settings, findings) if is_of_folders(settings) else _of_tables(output, settings, findings)
+    )
+    _write(result, settings.root.resolve())
+    return result
+
+
+def _of_folders(output: Path, settings: ImportSettings, findings: Findings) -> ImportResult:
+    found = read_folders(settings, read_names(settings, findings), findings)
+    if found.calls.empty:
+        lines = [" ".join(line.split()) for line in findings.format()]
+        raise UserError(
+            f"no recording of {settings.source} can be taken: expected a folder with sound for each species"
+            f"{'; ' if lines else ''}{'; '.join(lines[:3])}"
+        )
+    return ImportResult(output, found.calls, found.species, found.headers, found.names, findings)
+
+
+def _of_tables(output: Path, settings: ImportSettings, findings: Findings) -> ImportResult:
     tables = read_tables(settings, findings)
     names = read_names(settings, findings)
     events = events_of(tables)
@@ -111,9 +139,7 @@ def import_annotations(output: str | Path, settings: ImportSettings) -> ImportRe
     calls["annotator"] = calls["annotator"].where(calls["annotator"] != "", settings.annotator)
     calls["source"] = [f"{file}, line {line}" for file, line in zip(calls["file"], calls["line"], strict=True)]
     calls = calls.sort_values(["recording", "start_s", "end_s"], kind="stable").reset_index(drop=True)
-    result = ImportResult(output, calls, species, {name: headers[name] for name in kept}, listed, findings)
-    _write(result, settings.root.resolve())
-    return result
+    return ImportResult(output, calls, species, {name: headers[name] for name in kept}, listed, findings)
 
 
 def format_import(result: ImportResult) -> str:
@@ -126,6 +152,12 @@ def format_import(result: ImportResult) -> str:
         f"{len(result.species)} species in {len(result.recordings)} recordings ({hours:.2f} h), {len(silent)} of them "
         "without a call",
     ]
+    if "weak" in result.annotations:
+        signal_h = (result.annotations["end_s"] - result.annotations["start_s"]).sum() / 3600
+        lines = [
+            f"{result.archive}: folders of {len(result.species)} species with {len(result.recordings)} recordings "
+            f"({hours:.2f} h); {len(result.annotations)} parts with signal ({signal_h:.2f} h) have weak labels",
+        ]
     for name, code, count in result.names.to_numpy().tolist():
         meaning = "" if name == code else f" -> {code}" if code else ", left out"
         lines.append(f"{count:>10}  {name or '(no name)'}{meaning}")
@@ -191,7 +223,7 @@ def _write(result: ImportResult, root: Path) -> None:
     with users_folder(result.archive, f"the archive {result.archive}") as partial:
         for rows, columns, name in (
             (result.species, SPECIES_COLUMNS, SPECIES_FILE),
-            (result.annotations, COLUMNS, ANNOTATIONS_FILE),
+            (result.annotations, COLUMNS | (WEAK_COLUMN if "weak" in result.annotations else {}), ANNOTATIONS_FILE),
         ):
             write_table(rows[list(columns.values())].set_axis(list(columns), axis=1), partial / name)
         places = [Place(name, root, name, kept=kept) for name, kept in result.recordings.items()]

@@ -5,7 +5,7 @@ import pandas as pd
 
 from kenya_birds.data.archive import Archive
 
-PLAN_COLUMNS = ["recording", "center_s", "start", "species", "label", "labels", "unknown"]
+PLAN_COLUMNS = ["recording", "center_s", "start", "species", "label", "labels", "unknown", "weak"]
 
 
 # A box is in a window if they overlap by this share of the shorter of the two.
@@ -49,7 +49,8 @@ def plan_clips(
     Returns:
         Sorted by `recording` and `center_s`: `recording`, `center_s` (of the annotation, or of a part of a long call),
         `start` (first sample, may be negative), `species` (eBird code), `label` (class id), `labels` (sorted class ids
-        of all annotations in the window), `unknown` (whether an unknown bird is in it).
+        of all annotations in the window), `unknown` (whether an unknown bird is in it), `weak` (whether the
+        annotations of its recording are).
     """
     class_id = {code: index for index, code in enumerate(classes)}
     calls = archive.annotations[archive.annotations["species"].isin(class_id)]
@@ -76,6 +77,7 @@ def plan_clips(
             unknown += [False] * len(rows)
     clips["labels"] = pd.Series(labels, dtype=object)
     clips["unknown"] = pd.Series(unknown, dtype=bool)
+    clips["weak"] = clips["recording"].isin(archive.weak)
     return clips[PLAN_COLUMNS]
 
 
@@ -145,7 +147,7 @@ def plan_no_call(
 
     Args:
         archive: The archive.
-        recordings: File names of the recordings.
+        recordings: File names of the recordings; those with weak annotations have no such windows.
         sampling_rate: Sampling rate in Hz of the positions.
         clip_s: Length of a window in seconds.
         margin_s: Smallest time between a window and any annotation, in seconds.
@@ -159,7 +161,7 @@ def plan_no_call(
     is_point = every["start_s"] == every["end_s"]
     every = every.assign(**{name: every[name].where(~is_point, every["center_s"]) for name in ("start_s", "end_s")})
     rows = []
-    for recording in sorted(recordings):
+    for recording in sorted(set(recordings) - archive.weak):
         end = int(archive.headers[recording].duration_s * sampling_rate)
         there = every[every["recording"] == recording].sort_values("start_s", kind="stable")
         ends = np.maximum.accumulate(_samples(there["end_s"], sampling_rate))
@@ -171,7 +173,7 @@ def plan_no_call(
             rows += [(recording, offset + index * samples) for index in range(number)]
     windows = pd.DataFrame(rows, columns=["recording", "start"]).astype({"start": "int64"})
     windows = windows.assign(
-        center_s=(windows["start"] + samples // 2) / sampling_rate, species="", label=-1, unknown=False
+        center_s=(windows["start"] + samples // 2) / sampling_rate, species="", label=-1, unknown=False, weak=False
     )
     windows["labels"] = pd.Series([[] for _ in rows], dtype=object)
     return windows[PLAN_COLUMNS]

@@ -149,6 +149,7 @@ def plan_windows(
         window=extractor.clip_samples,
         margin_s=margin_s if 2 * margin_s < extractor.clip_s else extractor.clip_s / 4,
         min_overlap_s=min_overlap_s,
+        weak=archive.weak,
     )
     return RecordingWindowGrid.of(decoded, extractor.clip_samples, overlap_s), targets
 

@@ -1,6 +1,6 @@
 """Multi-label targets of windows at any position in annotated recordings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,8 @@ class WindowTargets:
     edges. It is absent if the point is outside and at least `margin` away. Otherwise it is unknown. A call with a
     start and an end is present if it overlaps the window by `min_overlap` or is wholly inside (with 0: by half of the
     shorter of call and window), absent if they do not overlap, and otherwise unknown. If an unidentified bird is in a
-    window or near its edge, every class that is not present is unknown.
+    window or near its edge, every class that is not present is unknown. In a recording with weak annotations, which
+    are only where it has signal, every class is unknown in a window without a class that is present.
 
     Attributes:
         recordings: Names; windows are given by the index.
@@ -34,6 +35,7 @@ class WindowTargets:
         label: Class id; `OTHER` for a species that is not a class, `UNKNOWN` for an unidentified bird.
         longest: Length of the longest annotation in samples.
         min_overlap: Shortest overlap of a call with start and end and a window in samples; 0: half of the shorter.
+        weak: Whether the annotations of each recording are weak, shape `(recordings,)`; None: no recording has such.
     """
 
     recordings: tuple[str, ...]
@@ -47,6 +49,7 @@ class WindowTargets:
     label: np.ndarray
     longest: int
     min_overlap: int = 0
+    weak: np.ndarray | None = None
 
     OTHER = -1
     UNKNOWN = -2
@@ -63,6 +66,7 @@ class WindowTargets:
         window: int,
         margin_s: float = DEFAULT_EDGE_MARGIN_S,
         min_overlap_s: float = 0.0,
+        weak: Collection[str] = (),
     ) -> "WindowTargets":
         """Sorts the annotations of some recordings.
 
@@ -75,6 +79,7 @@ class WindowTargets:
             window: Length of a window in samples.
             margin_s: Edge margin in seconds.
             min_overlap_s: `min_overlap` in seconds.
+            weak: Recordings with weak annotations.
 
         Raises:
             ValueError: If the margin is negative, or twice the margin is not shorter than a window.
@@ -108,6 +113,7 @@ class WindowTargets:
             every["label"].to_numpy(dtype=np.int64)[order],
             longest,
             round(min_overlap_s * sampling_rate),
+            np.array([name in weak for name in lengths], dtype=bool) if weak else None,
         )
 
     def __call__(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -126,13 +132,21 @@ class WindowTargets:
         targets[window[label == self.UNKNOWN]] = MASKED
         for state, rows in ((MASKED, ~is_present & (label >= 0)), (1, is_present & (label >= 0))):
             targets[window[rows], label[rows]] = state
+        if self.weak is not None:
+            targets[self.weak[recording] & ~(targets == 1).any(axis=1)] = MASKED
         return targets
 
     def is_empty(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """Whether no annotation of any kind is in a window or within the margin of its edges, shape `(windows,)`."""
+        """Whether it is known that nothing is in a window or within the margin of its edges, shape `(windows,)`."""
         empty = np.ones(len(start), dtype=bool)
         empty[self._touching(recording, start)[0]] = False
-        return empty
+        return empty if self.weak is None else empty & ~self.weak[recording]
+
+    def is_weak(self, place: np.ndarray) -> np.ndarray:
+        """Whether positions on the common axis are in recordings with weak annotations, same shape."""
+        if self.weak is None:
+            return np.zeros(len(place), dtype=bool)
+        return self.weak[self.offset.searchsorted(place, side="right") - 1]
 
     def _touching(self, recording: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs of a window and an annotation that is not absent from it, and whether it is present."""

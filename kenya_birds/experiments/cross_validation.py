@@ -280,6 +280,11 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
     """
     if splits_file:
         table = with_names_of(read_folds(splits_file), {*builder.clips["recording"], *builder.archive.silent})
+        if weak := sorted(set(table["recording"]) - {*builder.divided["recording"], *builder.archive.silent}):
+            raise UserError(
+                f"{splits_file} has {len(weak)} recordings with weak labels or without clips, such as {weak[0]}: "
+                "leave them out, as weak labels are only learned from; or give --weak_labels every_split"
+            )
         check_undivided(table, builder.same_sound)
         found = table["fold"].nunique()
         if folds not in (None, found):
@@ -288,7 +293,7 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
     folds = DEFAULT_FOLDS if folds is None else folds
     Kind.of(Folds).check("folds", folds)
     table = divide_each(
-        builder.clips,
+        builder.divided,
         builder.archive.archive_of,
         builder.same_sound,
         lambda clips: stratified_folds(clips, folds, seed=seed, same_sound=builder.same_sound),

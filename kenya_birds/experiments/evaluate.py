@@ -175,6 +175,8 @@ class _Evaluation:
         whole: dict[str, Any] = {}
         if thresholds is None:
             logger.warning("'%s' has no %s: it is not evaluated on whole recordings", self.saved.name, THRESHOLDS_FILE)
+        elif not self._known_recordings:
+            logger.warning("All recordings have weak labels: the model is not evaluated on whole recordings")
         else:
             windows = self._windows(batch_size, num_proc)
             whole = {WHOLE_RECORDINGS: windows.write_report(output_dir, self.calibration, thresholds, context)}
@@ -203,11 +205,17 @@ class _Evaluation:
             )
         return clips, references
 
+    @property
+    def _known_recordings(self) -> list[str]:
+        """The recordings of the split whose calls are annotated."""
+        splits, weak = self.builder.splits, self.builder.archive.weak
+        return [name for name in splits.loc[splits["split"] == self.split, "recording"] if name not in weak]
+
     def _windows(self, batch_size: int, num_proc: int | None) -> ScoredWindows:
-        settings, archive, splits = read_settings(self.saved.folder), self.builder.archive, self.builder.splits
+        settings, archive = read_settings(self.saved.folder), self.builder.archive
         grid, annotated = plan_windows(
             self.builder,
-            splits.loc[splits["split"] == self.split, "recording"].to_list(),
+            self._known_recordings,
             self.classes,
             self.extractor,
             overlap_s=float(settings.get("overlap_s", 0.0)),

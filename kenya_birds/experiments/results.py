@@ -291,7 +291,8 @@ class RunScores:
     Attributes:
         scored: Logits of validation and test clips, and of windows of the validation recordings.
         predicted: What the trainer returned for `validation` and `test`.
-        windows: The windows of the whole test recordings; None except in the first process.
+        windows: The windows of the whole test recordings; None except in the first process, and if all of them have
+            weak labels.
     """
 
     scored: Scored
@@ -403,7 +404,10 @@ def _validation_windows(run: Run) -> tuple[np.ndarray, ...]:
     return run.window_logits("validation"), grid.targets(annotated), grid.names, np.array(grid.overlap_s)
 
 
-def _test_windows(run: Run, trainer: KenyaBirdsTrainer) -> ScoredWindows:
+def _test_windows(run: Run, trainer: KenyaBirdsTrainer) -> ScoredWindows | None:
+    if not run.recordings_of("test"):
+        logger.warning("All test recordings have weak labels: the model is not evaluated on whole recordings")
+        return None
     grid, annotated = run.windows("test")
     logits = run.window_logits("test")
     return ScoredWindows(

@@ -102,6 +102,9 @@ def score_tables(
     names = {"table": Path(table)} if beside is None else {"table": Path(table), "beside": Path(beside)}
     tables = {name: read_events(path) for name, path in names.items()}
     archive = read_archive(data_dir)
+    if archive.weak:
+        logger.warning("%d recordings with weak labels are not scored", len(archive.weak))
+        archive = archive.without_weak()
     find_recording = _recording_finder(archive)
     recordings = _scored_recordings(names, tables, archive, find_recording, settings)
     for path in names.values():

@@ -264,6 +264,7 @@ def _split(archive: Archive, min_annotations: int, balanced: bool, name_pattern:
     try:
         classes = select_classes(archive.annotations, min_annotations)
         clips = plan_clips(archive, classes, KenyaBirdsFeatureExtractor().sampling_rate, CLIP_S)
+        clips = clips[~clips["weak"]]
         same_sound = archive.same_sound()
         audits = {
             "stratified": audit_split(clips, stratified_split(clips, same_sound=same_sound), name_pattern=name_pattern)

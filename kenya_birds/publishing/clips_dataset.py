@@ -48,6 +48,7 @@ COLUMNS = {
     "label": "class of the annotation in the centre of the clip; none for a clip without annotated call",
     "labels": "classes of all annotations with their centre in the clip, without repetition",
     "unknown": "whether an annotation of an unidentified bird has its centre in the clip",
+    "weak": "whether the species is known for the whole recording only, which has signal in the clip",
     "recording": "file name of the recording",
     "start_s": "start of the clip without its context, in seconds of the recording; may be negative",
     "center_s": "centre of the annotation, in seconds of the recording",

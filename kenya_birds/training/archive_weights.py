@@ -1,7 +1,7 @@
-"""Weights of the archives of a joined one in the training loss."""
+"""Weights in the training loss: of the archives of a joined one, and of weak labels."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -38,14 +38,20 @@ def parse_weights(texts: Sequence[str]) -> dict[str, float]:
 
 
 def weigh_recordings(
-    texts: Sequence[str], archive_of: Mapping[str, str], recordings: Sequence[str]
+    texts: Sequence[str],
+    archive_of: Mapping[str, str],
+    recordings: Sequence[str],
+    weak: Collection[str] = (),
+    weak_weight: float = 1.0,
 ) -> np.ndarray | None:
-    """Weight of each clip or window, by the archive of its recording.
+    """Weight of each clip or window, by its recording: that of the archive, times that of weak labels if it has them.
 
     Args:
         texts: `NAME=WEIGHT` of some archives; others have the weight 1.
         archive_of: Name of the archive by recording (see `Archive.archive_of`).
         recordings: The recording of each training clip.
+        weak: Recordings with weak labels.
+        weak_weight: Their weight.
 
     Returns:
         float32 of the shape of `recordings`, with a mean of 1; None if all weights are equal.
@@ -61,7 +67,9 @@ def weigh_recordings(
                 f"archive_weights has '{name}': "
                 + (f"expected one of the archives {', '.join(known)}" if known else "one archive needs no weight")
             )
-    found = np.array([weights.get(archive_of.get(name, ""), 1.0) for name in recordings])
+    found = np.array(
+        [weights.get(archive_of.get(name, ""), 1.0) * (weak_weight if name in weak else 1.0) for name in recordings]
+    )
     if not len(found) or (found == found[0]).all():
         return None
     return (found / found.mean()).astype(np.float32)

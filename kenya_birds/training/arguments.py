@@ -108,6 +108,16 @@ class DataArguments:
             "the archives' folders"
         },
     )
+    weak_labels: Literal["train", "every_split", "leave_out"] = field(
+        default="train",
+        metadata={
+            "help": "recordings of folders of species, whose species is known and not where it calls; train: learn "
+            "from them, and never validate or test on them; every_split: divide them as other recordings"
+        },
+    )
+    weak_weight: Annotated[float, Range(0, 10, above=True)] = field(
+        default=0.5, metadata={"help": "weight of clips and windows with weak labels in the loss; of others it is 1"}
+    )
     min_annotations: Count = field(default=MIN_ANNOTATIONS, metadata={"help": "drop species with fewer annotations"})
     channel: Channel | None = field(
         default=None,

@@ -40,21 +40,31 @@ class EmbeddedTraining(torch.utils.data.Dataset):
     Args:
         versions: Inputs of the head, float32 of shape `(rows, size)` for each version.
         labels: Targets of the rows of each version; shape `(rows,)`, or `(rows, classes)`.
+        weights: Weight of each row in the loss, shape `(rows,)`; None: all are 1.
     """
 
-    def __init__(self, versions: Sequence[np.ndarray], labels: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, versions: Sequence[np.ndarray], labels: Sequence[torch.Tensor], weights: np.ndarray | None = None
+    ) -> None:
         self.versions = len(versions)
         self.inputs = torch.from_numpy(np.concatenate(versions))
         self.rows = self.length = len(versions[0])
         self._labels = torch.cat(list(labels))
+        self._weights = None if weights is None else torch.from_numpy(weights.astype(np.float32))
 
     def __len__(self) -> int:
         return self.length
 
     def __getitems__(self, draws: Sequence[ClipDraw]) -> dict[str, torch.Tensor]:
-        """A batch: `head_input` of shape `(batch, size)`, and `labels`. The first random number draws the version."""
+        """A batch: `head_input` of shape `(batch, size)`, `labels`, and `weight` if rows have weights.
+
+        The first random number draws the version.
+        """
         rows = torch.tensor([draw.clip + int(draw.chance[0] * self.versions) * self.rows for draw in draws])
-        return {"head_input": self.inputs[rows], "labels": self._labels[rows]}
+        batch = {"head_input": self.inputs[rows], "labels": self._labels[rows]}
+        if self._weights is not None:
+            batch["weight"] = self._weights[[draw.clip for draw in draws]]
+        return batch
 
 
 class EmbeddedWindows(EmbeddedTraining):
@@ -66,6 +76,7 @@ class EmbeddedWindows(EmbeddedTraining):
         decoded: The training recordings.
         targets: The annotations of the same recordings.
         length: Windows of an epoch.
+        weights: Weight of each window in the loss, shape `(windows,)`; None: all are 1.
     """
 
     def __init__(
@@ -76,8 +87,9 @@ class EmbeddedWindows(EmbeddedTraining):
         decoded: DecodedRecordings,
         targets: WindowTargets,
         length: int,
+        weights: np.ndarray | None = None,
     ) -> None:
-        super().__init__(versions, [torch.from_numpy(labels).float()] * len(versions))
+        super().__init__(versions, [torch.from_numpy(labels).float()] * len(versions), weights)
         self.decoded, self.targets, self.length = decoded, targets, length
         self._targets_of_rows = labels
 
@@ -97,6 +109,8 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
         targets: 1, 0 or -100 of each window, shape `(windows, classes)`.
         recording: Index of each window's recording, shape `(windows,)`.
         is_empty: Whether nothing is annotated in a window or near its edges, shape `(windows,)`.
+        is_weak: Whether a window is of a recording with weak annotations: it is then drawn if it holds a call, shape
+            `(windows,)`.
         calls: Number of calls of each class, shape `(classes,)`.
         length: Windows of an epoch.
         windows_per_step: Windows of one optimiser step, over all processes and accumulated batches. An incomplete last
@@ -115,6 +129,7 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
         targets: np.ndarray,
         recording: np.ndarray,
         is_empty: np.ndarray,
+        is_weak: np.ndarray,
         calls: np.ndarray,
         *,
         length: int,
@@ -125,7 +140,7 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
         species_power: float,
     ) -> None:
         self.length = length - length % windows_per_step if length >= windows_per_step else length
-        self.seed, self.epoch, self._windows = seed, 0, len(targets)
+        self.seed, self.epoch, self._anywhere = seed, 0, np.flatnonzero(~is_weak)
         self._empty = np.flatnonzero(is_empty)
         row, label = np.nonzero(targets == 1)
         if not len(row):
@@ -148,7 +163,10 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
     def __iter__(self) -> Iterator[ClipDraw]:
         generator = np.random.default_rng([self.seed, self.epoch])
         with_call, empty, anywhere = self._numbers
-        drawn = [self._row[self._draws.draw(generator, with_call)], generator.integers(self._windows, size=anywhere)]
+        drawn = [
+            self._row[self._draws.draw(generator, with_call)],
+            self._anywhere[generator.integers(len(self._anywhere), size=anywhere)],
+        ]
         if empty:
             drawn.append(self._empty[generator.integers(len(self._empty), size=empty)])
         rows = generator.permutation(np.concatenate(drawn)).tolist()

@@ -44,7 +44,16 @@ TITLES = {
         *("per_device_train_batch_size", "learning_rate", "params", "resume_from_checkpoint"),
     ),
     "Species, clips and splits": (
-        *("archive_weights", "min_annotations", "channel", "context_s", "edge_tolerance_s", "min_overlap_s"),
+        *(
+            "archive_weights",
+            "weak_labels",
+            "weak_weight",
+            "min_annotations",
+            "channel",
+            "context_s",
+            "edge_tolerance_s",
+            "min_overlap_s",
+        ),
         *("splits_file", "test_size", "validation_size", "fold", "split_seed", "no_call_windows"),
     ),
     "Training on whole recordings": (

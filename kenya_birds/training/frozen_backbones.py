@@ -184,7 +184,6 @@ def check_frozen(
     refused = {
         "drop_path_rate": (model.drop_path_rate, "it changes a backbone in training"),
         "mixup_probability": (augmentation.mixup_probability, "it mixes sound anew in each epoch"),
-        "archive_weights": (data.archive_weights, "embedded data has no weights"),
         "hard_windows": (data.hard_windows, "it draws from windows that are not embedded"),
     }
     if model.embedded_versions == 1:

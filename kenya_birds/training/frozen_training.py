@@ -27,7 +27,7 @@ from kenya_birds.model_loading import load
 from kenya_birds.saved_models import WEIGHTS_FILE, SavedModel
 from kenya_birds.training.arguments import ModelArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
-from kenya_birds.training.batches import ClipDraw, TrainingClips, clip_targets
+from kenya_birds.training.batches import WEIGHT, ClipDraw, TrainingClips, clip_targets
 from kenya_birds.training.embedded_data import EmbeddedRows, EmbeddedTraining, EmbeddedWindows, EmbeddedWindowSampler
 from kenya_birds.training.embedding_cache import Block, EmbeddingCache, blocks_of
 from kenya_birds.training.frozen_backbones import FrozenBackbone
@@ -95,7 +95,7 @@ class FrozenEmbeddings:
         """Embeds training clips: as they are, and in augmented versions.
 
         Args:
-            clips: Rows of `load_clips`.
+            clips: Rows of `load_clips`; with a column `weight`, that of each clip in the loss.
             multi_label: Whether targets are multi-label.
             prepared: The clips for augmentation; None if there is one version only.
         """
@@ -106,7 +106,8 @@ class FrozenEmbeddings:
             inputs.append(self._augmented_clips(clips, prepared, chance, version))
             amounts = prepared.augmentation.amounts(chance)
             targets.append(prepared.shifted(np.arange(len(clips)), amounts)[1])
-        return EmbeddedTraining(inputs, targets)
+        weights = np.asarray(clips[WEIGHT][:]) if WEIGHT in clips.column_names else None
+        return EmbeddedTraining(inputs, targets, weights)
 
     def _augmented_clips(
         self, clips: Dataset, prepared: TrainingClips, chance: np.ndarray, version: int
@@ -183,7 +184,10 @@ class FrozenEmbeddings:
             made_from = (*self._identity(augmentation), version)
             inputs.append(self.cache.get(self._grid_blocks(grid, made_from), self._in_batches(features), what))
         labels = grid.targets(plan.targets)
-        return EmbeddedWindows(inputs, labels, decoded=plan.decoded, targets=plan.targets, length=plan.length)
+        weights = None if plan.weights is None else plan.weights[grid.recording]
+        return EmbeddedWindows(
+            inputs, labels, decoded=plan.decoded, targets=plan.targets, length=plan.length, weights=weights
+        )
 
     def window_sampler(self, plan: WindowPlan, **settings: Any) -> EmbeddedWindowSampler:
         """The sampler of `training_windows`.
@@ -199,6 +203,7 @@ class FrozenEmbeddings:
             grid.targets(plan.targets),
             grid.recording,
             plan.targets.is_empty(grid.recording, grid.start) & is_whole,
+            plan.targets.is_weak(plan.targets.offset[grid.recording]),
             np.bincount(label[label >= 0], minlength=len(plan.targets.classes)),
             call_share=plan.call_share,
             empty_share=plan.empty_share,

@@ -16,6 +16,7 @@ import torch
 from transformers import TrainingArguments
 
 from kenya_birds.data.builders import KenyaBirds
+from kenya_birds.data.weak_recordings import WEAK_LABELS
 from kenya_birds.defaults import MIN_ANNOTATIONS
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
@@ -183,9 +184,9 @@ def clip_settings(folder: Path, **given: float | None) -> dict[str, Any]:
 
     Returns:
         Arguments of `clips_builder`: `sampling_rate` and `clip_s` of the feature extractor, and `context_s`,
-        `edge_tolerance_s`, `min_overlap_s`, `min_annotations` and `channel` of the record. For a model without a
-        record, `min_annotations` comes from the training summary; other unknown settings have the default of training,
-        which is logged.
+        `edge_tolerance_s`, `min_overlap_s`, `min_annotations`, `channel` and `weak_labels` of the record. For
+        a model without a record, `min_annotations` comes from the training summary; other unknown settings have the
+        default of training, which is logged.
 
     Raises:
         UserError: If a file of the folder cannot be read, or a setting in it is not a number.
@@ -210,9 +211,11 @@ def clip_settings(folder: Path, **given: float | None) -> dict[str, Any]:
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{folder} says that {name} is {value!r}: expected a number")
-    channel = known.get("channel")
+    channel, weak_labels = known.get("channel"), known.get("weak_labels", "train")
     Kind.of(Channel | None).check(f"{folder} has a channel that", channel)
-    return {**found, "channel": channel}
+    if weak_labels not in WEAK_LABELS:
+        raise UserError(f"{folder} says that weak_labels is {weak_labels!r}: expected one of {', '.join(WEAK_LABELS)}")
+    return {**found, "channel": channel, "weak_labels": weak_labels}
 
 
 # Arguments that are always in the model card, and others that are in it only if they are set.
@@ -266,6 +269,7 @@ def training_summary(
             "hours": sum(header.duration_s for header in archive.headers.values()) / 3600,
             "annotations": len(archive.annotations) + len(archive.set_aside),
             "annotations_set_aside": Counter(archive.set_aside["reason"]),
+            "weak_recordings": len(archive.weak),
             "species": len(counts),
             "min_annotations": builder.config.min_annotations,
             "dropped_species": {code: int(n) for code, n in sorted(counts.items()) if code not in classes},

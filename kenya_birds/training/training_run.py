@@ -118,6 +118,7 @@ class Run:
             splits = splits_of_run(self._checkpoint, splits, everything_for)
         with archive_of_run(self._checkpoint):
             self.builder = self._plan_clips(splits)
+        self._check_weak()
         self._weights(())  # raises an error for names that are no archive's
         self.splits = self.builder.splits if everything_for is None else self.builder.splits.assign(split="train")
         self.model = self._make_model()
@@ -126,6 +127,19 @@ class Run:
         splits = self.builder.splits
         self.check_starting_model(splits.loc[splits["split"] == "test", "recording"])
         self._warn_of_validation(splits.loc[splits["split"] == "validation", "recording"])
+
+    def _check_weak(self) -> None:
+        """Raises `UserError` if windows of recordings are to be learned, and a split has weak labels alone."""
+        if self.settings.data.train_on == "clips":
+            return
+        splits = self.builder.splits
+        known = set(splits.loc[~splits["recording"].isin(self.builder.archive.weak), "split"])
+        for split in SPLITS:
+            if split not in known:
+                raise UserError(
+                    f"all recordings of the {split} split have weak labels, so no window of them is known to be "
+                    "without a call: add an archive whose calls are annotated, or train on clips"
+                )
 
     def _plan_clips(self, splits: pd.DataFrame | None) -> KenyaBirds:
         data = self.settings.data
@@ -140,6 +154,7 @@ class Run:
             min_overlap_s=data.min_overlap_s,
             min_annotations=data.min_annotations,
             channel=data.channel,
+            weak_labels=data.weak_labels,
             test_size=data.test_size,
             validation_size=data.validation_size,
             fold=data.fold,
@@ -289,6 +304,11 @@ class Run:
             return Overlap((), {}, [])
         return self._before.overlap(self.builder.archive.fingerprints(recordings))
 
+    def recordings_of(self, split: str) -> list[str]:
+        """Recordings of a split that windows are cut from: those with weak labels are for training alone."""
+        names: list[str] = self.splits.loc[self.splits["split"] == split, "recording"].to_list()
+        return names if split == "train" else [name for name in names if name not in self.builder.archive.weak]
+
     def windows(self, split: str) -> tuple[RecordingWindowGrid, WindowTargets]:
         """The windows of the recordings of a split, side by side or overlapping as set, and the annotations.
 
@@ -304,7 +324,7 @@ class Run:
             data = self.settings.data
             self._windows[split] = plan_windows(
                 self.builder,
-                self.splits.loc[self.splits["split"] == split, "recording"].to_list(),
+                self.recordings_of(split),
                 self.builder.classes,
                 self.extractor,
                 overlap_s=data.overlap_s,
@@ -332,8 +352,9 @@ class Run:
 
     def _weights(self, recordings: Sequence[str]) -> np.ndarray | None:
         """Weight in the loss of what is learned from each recording (see `weigh_recordings`)."""
-        texts = self.settings.data.archive_weights
-        return None if texts is None else weigh_recordings(texts, self.builder.archive.archive_of, recordings)
+        data, archive = self.settings.data, self.builder.archive
+        texts = data.archive_weights or ()
+        return weigh_recordings(texts, archive.archive_of, recordings, archive.weak, data.weak_weight)
 
     def _validation_windows(self) -> EvaluationWindows | EmbeddedRows:
         data, args = self.settings.data, self.settings.training
@@ -476,7 +497,9 @@ class Run:
             clips = datasets.DatasetDict(train=datasets.concatenate_datasets([clips[split] for split in SPLITS]))
         for split in clips:
             recordings = (self.splits["split"] == split).sum()
-            logger.info("%s: %d clips of %d recordings", split, len(clips[split]), recordings)
+            weak = sum(clips[split]["weak"])
+            about = f", {weak} of them with weak labels" if weak else ""
+            logger.info("%s: %d clips of %d recordings%s", split, len(clips[split]), recordings, about)
         return clips
 
     def make_trainer(self, clips: datasets.DatasetDict) -> KenyaBirdsTrainer:

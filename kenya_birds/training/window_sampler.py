@@ -38,6 +38,8 @@ class WindowSampler(Sampler[WindowDraw]):
     The draws depend on the seed and the epoch alone, so that every process draws the same and a resumed run draws what
     an uninterrupted one would. Windows lie in unbroken sound: not in damage or long digital silence.
 
+    Windows without a call and windows anywhere lie in recordings whose annotations are not weak.
+
     A window round a call: a species is drawn with a weight of `n ** (1 - species_power)`, `n` being its calls, then
     one of the recordings that hold it, then one of its calls there. The call lies anywhere in the window where its
     target is known. Only a call near the end of its stretch lies elsewhere.
@@ -96,8 +98,9 @@ class WindowSampler(Sampler[WindowDraw]):
                 "choose a lower clip_s, or train on clips"
             )
         self._calls = _Calls(targets, self._first, self._last, species_power)
-        empty = _subtracted(self._first, self._last, *_forbidden(targets))
-        self._anywhere, self._empty = _Places(self._first, self._last), _Places(*empty)
+        is_known = ~targets.is_weak(self._first)
+        known = self._first[is_known], self._last[is_known]
+        self._anywhere, self._empty = _Places(*known), _Places(*_subtracted(*known, *_forbidden(targets)))
         number = round(call_share * self.length)
         empty_number = round(empty_share * self.length)
         if empty_number and not self._empty.total:
