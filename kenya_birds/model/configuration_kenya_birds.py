@@ -16,6 +16,8 @@ class KenyaBirdsConfig(PreTrainedConfig):
 
     Args:
         backbone (`str`, defaults to `"convnext_tiny.in12k_ft_in1k"`): Name of a timm image model.
+        backbone_variant (`str`, defaults to `"timm"`): How the network differs from timm's of that name:
+            `"transformers"` or `"perch-2"` (see `build_backbone`). For these two, features are not padded either.
         drop_rate (`float`, defaults to 0.0): Dropout before the classifier.
         drop_path_rate (`float`, defaults to 0.0): Stochastic depth, if the backbone supports it.
         species (`dict`, *optional*): Scientific and common name by eBird code:
@@ -41,6 +43,7 @@ class KenyaBirdsConfig(PreTrainedConfig):
     model_type = "kenya_birds"
 
     backbone: str = "convnext_tiny.in12k_ft_in1k"
+    backbone_variant: str = "timm"
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     species: dict[str, dict[str, str]] | None = None

@@ -1,16 +1,15 @@
 """The bird classifier: a timm image model on one-channel spectrograms."""
 
-import difflib
 import math
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from .backbone_kenya_birds import build_backbone, has_gradient_checkpointing
 from .configuration_kenya_birds import KenyaBirdsConfig
 from .graph_kenya_birds import GraphRunner, find_graph
 
@@ -27,7 +26,8 @@ HEAD_EPSILON = 3.4e-4
 class KenyaBirdsForAudioClassification(PreTrainedModel):
     """A timm backbone with average pooling and a linear classifier over species.
 
-    Features are padded with zeros to the next multiple of 32 bands and frames. If the configuration has a calibration,
+    Features are padded with zeros to the next multiple of 32 bands and frames, unless the backbone is a variant (see
+    `build_backbone`). If the configuration has a calibration,
     logits are calibrated in evaluation mode, but not in training mode.
 
     If `config.no_call_class` is set, the classes and "no call" share a softmax. The logit of no call is always 0: this
@@ -76,7 +76,7 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         else:
             self.backbone = backbone = build_backbone(config)
             self.embedding_size = getattr(backbone, "head_hidden_size", backbone.num_features)
-            self.supports_gradient_checkpointing = _has_gradient_checkpointing(backbone)
+            self.supports_gradient_checkpointing = has_gradient_checkpointing(backbone)
         if config.head is not None:
             self.classifier = EmbeddingHead(self.embedding_size, config.num_labels, config.drop_rate, **config.head)
         elif config.graph is None:
@@ -164,6 +164,8 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
             if not self.embedding_size:
                 raise ValueError("the published network of this model has no known embedding")
             return self._run_network(input_features, "embedding")[0]
+        if self.config.backbone_variant != "timm":
+            return self.backbone(input_features.unsqueeze(1))
         bands, frames = input_features.shape[1:]
         # A backbone halves the size five times. Most drop the remainder (28 of 188 frames), some fail on it.
         padded = nn.functional.pad(input_features, (0, -frames % 32, 0, -bands % 32))
@@ -339,42 +341,6 @@ def log_odds(scores: torch.Tensor, activation: str, epsilon: float) -> torch.Ten
     return torch.logit(probability, eps=epsilon).float()
 
 
-def build_backbone(config: KenyaBirdsConfig, **kwargs: Any) -> Any:
-    """Builds the timm model `config.backbone` with one input channel, without classifier, with pooled output.
-
-    Args:
-        config: The configuration.
-        **kwargs: Further arguments of `timm.create_model`, such as `pretrained=True`.
-
-    Raises:
-        ValueError: If timm does not have the model, or the model accepts images of one size only.
-    """
-    name = config.backbone.split(".")[0]
-    if not timm.is_model(name):
-        similar = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() lists all models"
-        raise ValueError(f"timm {timm.__version__} has no model '{config.backbone}': {hint}")
-    tagged = timm.list_pretrained(f"{name}.*")
-    if "." in config.backbone and config.backbone not in tagged:
-        raise ValueError(
-            f"timm {timm.__version__} has no weights '{config.backbone}': available are {', '.join(tagged) or 'none'}"
-        )
-    pretrained_cfg = timm.get_pretrained_cfg(config.backbone)
-    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
-        raise ValueError(
-            f"backbone '{config.backbone}' takes images of one size only, which spectrograms do not have: choose a "
-            "convolutional backbone, such as a ConvNeXt or an EfficientNet"
-        )
-    if config.drop_path_rate:
-        kwargs["drop_path_rate"] = config.drop_path_rate
-    try:
-        return timm.create_model(config.backbone, in_chans=1, num_classes=0, **{"pretrained": False, **kwargs})
-    except TypeError as error:
-        if "drop_path_rate" not in str(error):
-            raise
-        raise ValueError(f"backbone '{config.backbone}' has no stochastic depth: drop_path_rate must be 0") from None
-
-
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None, label_smoothing: float = 0.0
 ) -> torch.Tensor:
@@ -461,16 +427,6 @@ def softmax_loss(
     present = target.sum(dim=1, keepdim=True) * known - (target * classes).sum(dim=1, keepdim=True)
     absent = -torch.cat([no_call, classes.masked_fill(is_known, -torch.inf)], dim=1).logsumexp(dim=1, keepdim=True)
     return torch.where(number > 0, present, absent) * is_known
-
-
-def _has_gradient_checkpointing(backbone: Any) -> bool:
-    try:
-        backbone.set_grad_checkpointing(True)
-        backbone.set_grad_checkpointing(False)
-    except (AttributeError, AssertionError):
-        # timm asserts where a model does not support it.
-        return False
-    return True
 
 
 KenyaBirdsForAudioClassification.register_for_auto_class(AUTO_CLASS)

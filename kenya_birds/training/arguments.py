@@ -264,11 +264,19 @@ class ModelArguments:
             "path and SHA-256"
         },
     )
+    backbone_variant: Literal["timm", "transformers", "perch-2"] = field(
+        default="timm",
+        metadata={
+            "help": "transformers, perch-2: the network pads like the one whose weights --init_from gives; timm: "
+            "features are padded to multiples of 32"
+        },
+    )
     init_from: str = field(
         default="pretrained",
         metadata={
             "help": "starting weights: 'pretrained' (timm's, from the Hub), 'scratch' (random), a .safetensors file, "
-            "or a model of this package or transformers' ConvNeXt (folder, or OWNER/NAME[@REVISION] on the Hub)"
+            "or a model of this package or transformers' ConvNeXt or EfficientNet (folder, or OWNER/NAME[@REVISION] "
+            "on the Hub)"
         },
     )
     problem_type: ProblemType = field(

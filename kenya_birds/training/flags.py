@@ -40,7 +40,7 @@ CROSS_VALIDATION_FILE = "cross_validation.json"
 # The titles of the help, most used first. What is in no group is shown by --help_all.
 TITLES = {
     "Most used": (
-        *("data_dir", "output_dir", "backbone", "init_from", "problem_type", "num_train_epochs"),
+        *("data_dir", "output_dir", "backbone", "init_from", "backbone_variant", "problem_type", "num_train_epochs"),
         *("per_device_train_batch_size", "learning_rate", "params", "resume_from_checkpoint"),
     ),
     "Species, clips and splits": (
@@ -370,7 +370,7 @@ def _check_inputs(flags: TrainFlags) -> None:
     if flags.training.get("resume_from_checkpoint"):
         return  # a checkpoint goes before a starting point
     if start.endswith(".safetensors"):
-        check_file(start, "a safetensors file with timm's weights (--init_from)")
+        check_file(start, "a safetensors file with weights (--init_from)")
     elif start not in ("pretrained", "scratch"):
         saved = check_model(start)
         if saved is not None:

@@ -48,6 +48,11 @@ class FrozenBackbone:
         return BACKBONE if self.saved is None else str(self.saved.config.get("backbone", BACKBONE))
 
     @property
+    def variant(self) -> str:
+        """`backbone_variant` of the model's config."""
+        return "timm" if self.saved is None else str(self.saved.config.get("backbone_variant", "timm"))
+
+    @property
     def is_untrained(self) -> bool:
         """Whether it is a published network that nothing was trained on here."""
         return self.graph is not None and (self.saved is None or self.saved.config.get("head") is None)
@@ -233,6 +238,8 @@ def frozen_values(
         needed = getattr(backbone.features, name)
         if value != needed:
             raise UserError(f"{name} is {value}, but the backbone '{backbone.name}' needs {needed}: leave it out")
+    if model.get("backbone_variant", backbone.variant) != backbone.variant:
+        raise UserError(f"the backbone '{backbone.name}' has backbone_variant {backbone.variant}: leave it out")
     if model.get("init_from", "pretrained") != "pretrained":
         raise UserError(f"the weights of the backbone are those of '{backbone.name}': leave --init_from out")
     return backbone.features, changes

@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
+from kenya_birds.model.backbone_kenya_birds import build_backbone
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
-from kenya_birds.model.modeling_kenya_birds import build_backbone
 from kenya_birds.training.settings import Settings, usual_settings
 
 STRENGTH = "augmentation_strength"

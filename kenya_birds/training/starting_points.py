@@ -1,28 +1,39 @@
 """The initial weights of training."""
 
-import functools
 import logging
-import re
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import timm
 import torch
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
-from transformers import ConvNextForImageClassification, ConvNextV2ForImageClassification
+from safetensors.torch import load_file
+from transformers import (
+    ConvNextForImageClassification,
+    ConvNextV2ForImageClassification,
+    EfficientNetForImageClassification,
+    PreTrainedModel,
+)
 
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
+from kenya_birds.model.backbone_kenya_birds import build_backbone
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification, build_backbone
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load
 from kenya_birds.saved_models import NO_START, WEIGHTS_FILE, SavedModel, check_trained, find_model, transport_error
 from kenya_birds.training.arguments import FeatureArguments
+from kenya_birds.training.weight_names import (
+    fit,
+    is_perch,
+    strip_prefixes,
+    sum_input_channels,
+    timm_backbone,
+    to_timm_names,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,79 +66,21 @@ def feature_warnings(donor: SavedModel, extractor: KenyaBirdsFeatureExtractor) -
     ]
 
 
-# Names of modules in ConvNextModel or ConvNextV2Model of transformers, and in timm.
-_RENAMED = (
-    (r"embeddings\.patch_embeddings\.", "stem.0."),
-    (r"embeddings\.layernorm\.", "stem.1."),
-    (r"encoder\.stages\.(\d+)\.downsampling_layer\.", r"stages.\1.downsample."),
-    (r"encoder\.stages\.(\d+)\.layers\.(\d+)\.dwconv\.", r"stages.\1.blocks.\2.conv_dw."),
-    (r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layernorm\.", r"stages.\1.blocks.\2.norm."),
-    (r"encoder\.stages\.(\d+)\.layers\.(\d+)\.pwconv([12])\.", r"stages.\1.blocks.\2.mlp.fc\3."),
-    (r"encoder\.stages\.(\d+)\.layers\.(\d+)\.grn\.", r"stages.\1.blocks.\2.mlp.grn."),
-    (r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layer_scale_parameter$", r"stages.\1.blocks.\2.gamma"),
-    (r"layernorm\.", "head.norm."),
-)
-_FIRST_LAYER = "stem.0.weight"
+class _Kind(NamedTuple):
+    """An image model of transformers: its class, and what must be as in timm, where a config has it."""
+
+    model_class: type[PreTrainedModel]
+    expected: dict[str, tuple[Any, ...]]
 
 
-def to_timm_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Renames the weights of a `ConvNextModel` or `ConvNextV2Model` for a timm model with one input channel.
-
-    The input channels of the first layer are summed, as timm does for one channel (`adapt_input_conv`). Shapes are not
-    changed; `fit` changes them to those of a timm model.
-
-    Args:
-        weights: Weights by transformers' names; names that ConvNeXt does not have are kept.
-    """
-    renamed = {}
-    for name, value in weights.items():
-        for pattern, replacement in _RENAMED:
-            name, found = re.subn(rf"^{pattern}", replacement, name)
-            if found:
-                break
-        renamed[name] = value.sum(dim=1, keepdim=True) if name == _FIRST_LAYER else value
-    return renamed
-
-
-def fit(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-    """Reshapes weights to the shapes of a timm model.
-
-    timm's small models have 1x1 convolutions instead of linear layers, and a vector for V2's normalisation: the same
-    numbers with more or fewer axes of length 1.
-
-    Args:
-        weights: Weights by timm's names.
-        expected: The timm model's state.
-
-    Returns:
-        The weights by name, or None if a name or a shape belongs to another network.
-    """
-    if weights.keys() != expected.keys():
-        return None
-    if any(_lengths(weights[name]) != _lengths(value) for name, value in expected.items()):
-        return None
-    return {name: weights[name].reshape(value.shape) for name, value in expected.items()}
-
-
-def timm_backbones(weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of timm's ConvNeXts that fit these weights (see `fit`)."""
-    return [name for name, state in _timm_states().items() if fit(weights, state) is not None]
-
-
-@functools.cache
-def _timm_states() -> dict[str, dict[str, torch.Tensor]]:
-    """Names and shapes of the weights of timm's ConvNeXts; nothing is computed or kept in memory."""
-    # timm's `test_` models are excluded: they have another activation, which weights do not show.
-    names = timm.list_models("convnext*")
-    with torch.device("meta"):
-        return {name: timm.create_model(name, in_chans=1, num_classes=0).state_dict() for name in names}
-
-
-def _lengths(value: torch.Tensor) -> list[int]:
-    return [length for length in value.shape if length != 1]
-
-
-CONVNEXTS = {"convnext": ConvNextForImageClassification, "convnextv2": ConvNextV2ForImageClassification}
+_KINDS = {
+    "convnext": _Kind(ConvNextForImageClassification, {"hidden_act": ("gelu",)}),
+    "convnextv2": _Kind(ConvNextV2ForImageClassification, {"hidden_act": ("gelu",)}),
+    "efficientnet": _Kind(
+        EfficientNetForImageClassification, {"hidden_act": ("swish", "silu"), "batch_norm_eps": (0.001,)}
+    ),
+}
+PERCH = "perch-2"
 
 
 def initialize(model: KenyaBirdsForAudioClassification, init_from: str, extractor: KenyaBirdsFeatureExtractor) -> str:
@@ -139,8 +92,9 @@ def initialize(model: KenyaBirdsForAudioClassification, init_from: str, extracto
     Args:
         model: A model with random weights.
         init_from: `"pretrained"` (timm's weights for this backbone, from the Hub), `"scratch"` (leave it random), a
-            safetensors file with the weights of this backbone in timm's naming, or a model: a folder, `owner/name` or
-            `owner/name@revision` on the Hub, of this package or transformers' ConvNeXt.
+            safetensors file with the weights of this backbone under the names of timm, of transformers or of Perch 2
+            in PyTorch, or a model: a folder, `owner/name` or `owner/name@revision` on the Hub, of this package or
+            transformers' ConvNeXt or EfficientNet.
         extractor: The feature extractor of the training.
 
     Returns:
@@ -154,7 +108,7 @@ def initialize(model: KenyaBirdsForAudioClassification, init_from: str, extracto
     if kind == "pretrained":
         model.backbone.load_state_dict(_pretrained(model).state_dict())
     elif kind == "file":
-        model.backbone.load_state_dict(_from_file(model, Path(init_from)).state_dict())
+        model.backbone.load_state_dict(_from_file(model, Path(init_from)))
     elif kind == "model":
         donor = find_model(init_from)
         _from_donor(model, donor)
@@ -192,17 +146,39 @@ def _pretrained(model: KenyaBirdsForAudioClassification) -> Any:
         ) from None
 
 
-def _from_file(model: KenyaBirdsForAudioClassification, path: Path) -> Any:
+def _from_file(model: KenyaBirdsForAudioClassification, path: Path) -> dict[str, torch.Tensor]:
     if path.suffix != ".safetensors" or not path.is_file():
         raise UserError(
             f"--init_from is '{path}': expected 'pretrained', 'scratch', a model, or an existing .safetensors file "
-            f"with the weights of {model.config.backbone}"
+            f"with the weights of {model.config.backbone}. Pickled weights are not loaded: convert them with "
+            "safetensors.torch.save_file"
         )
     try:
         with safe_open(str(path), framework="pt") as file:
             found = set(file.keys())
+        if found >= set(model.backbone.state_dict()):
+            return _in_our_axes(model, _with_timms_names(model, path, found))
+        stripped = strip_prefixes(load_file(path))
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file ({error})") from None
+    renamed = to_timm_names(stripped)
+    if renamed is not None:
+        return _fitted(model, renamed, str(path), is_perch(stripped))
+    if stripped.keys() == model.backbone.state_dict().keys():
+        summed, of_perch = sum_input_channels(stripped), model.config.backbone_variant == PERCH
+        return _in_our_axes(model, _fitted(model, summed, str(path), of_perch))
+    return _with_timms_names(model, path, found)
+
+
+def _in_our_axes(model: KenyaBirdsForAudioClassification, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Transposes kernels of Perch 2 under timm's names: the rows of its spectrograms are frames."""
+    if model.config.backbone_variant != PERCH:
+        return state
+    return {name: value.transpose(2, 3) if value.ndim == 4 else value for name, value in state.items()}
+
+
+def _with_timms_names(model: KenyaBirdsForAudioClassification, path: Path, found: set[str]) -> dict[str, torch.Tensor]:
+    """State of the backbone, from a file that has timm's names or is refused."""
     expected = set(model.backbone.state_dict())
     classifier = model.backbone.pretrained_cfg.get("classifier") or ()
     classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
@@ -215,23 +191,24 @@ def _from_file(model: KenyaBirdsForAudioClassification, path: Path) -> Any:
             f"{len(expected)} are missing and {len(surplus)} are unknown (it {example})"
         )
     try:
-        return build_backbone(model.config, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+        loaded = build_backbone(model.config, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
     except RuntimeError as error:
         raise UserError(
             f"{path} does not fit {model.config.backbone}: {str(error).splitlines()[-1].strip()}"
         ) from None
+    return loaded.state_dict()
 
 
 def _from_donor(model: KenyaBirdsForAudioClassification, donor: SavedModel) -> None:
     model_type = str(donor.config.get("model_type"))
     if model_type == KenyaBirdsConfig.model_type:
         _from_own_model(model, donor)
-    elif model_type in CONVNEXTS:
-        _from_convnext(model, donor, model_type)
+    elif model_type in _KINDS:
+        _from_transformers(model, donor, _KINDS[model_type])
     else:
         raise UserError(
             f"'{donor.name}' has the model_type {model_type!r}: expected one of "
-            f"{', '.join((KenyaBirdsConfig.model_type, *CONVNEXTS))}"
+            f"{', '.join((KenyaBirdsConfig.model_type, *_KINDS))}"
         )
 
 
@@ -240,6 +217,12 @@ def _from_own_model(model: KenyaBirdsForAudioClassification, donor: SavedModel) 
     theirs, ours = str(donor.config.get("backbone", KenyaBirdsConfig.backbone)), model.config.backbone
     if theirs.split(".")[0] != ours.split(".")[0]:
         raise UserError(f"'{donor.name}' has the backbone {theirs}, expected {ours}: pass --backbone {theirs}")
+    variants = str(donor.config.get("backbone_variant", "timm")), model.config.backbone_variant
+    if variants[0] != variants[1]:
+        raise UserError(
+            f"'{donor.name}' has the backbone_variant {variants[0]}, expected {variants[1]}: pass --backbone_variant "
+            f"{variants[0]}"
+        )
     # The same architecture, but the installed timm may not know the tag of the donor's weights.
     given = load(donor, KenyaBirdsForAudioClassification, backbone=ours)
     model.backbone.load_state_dict(given.backbone.state_dict())
@@ -259,15 +242,35 @@ def _from_own_model(model: KenyaBirdsForAudioClassification, donor: SavedModel) 
     )
 
 
-def _from_convnext(model: KenyaBirdsForAudioClassification, donor: SavedModel, model_type: str) -> None:
-    activation = donor.config.get("hidden_act", "gelu")
-    if activation != "gelu":
-        raise UserError(f"'{donor.name}' has the activation {activation!r}, expected 'gelu' as in timm's ConvNeXt")
-    weights = to_timm_names(load(donor, CONVNEXTS[model_type], unused="classifier.").base_model.state_dict())
+def _from_transformers(model: KenyaBirdsForAudioClassification, donor: SavedModel, kind: _Kind) -> None:
+    for name, allowed in kind.expected.items():
+        value = donor.config.get(name, allowed[0])
+        if value not in allowed:
+            raise UserError(f"'{donor.name}' has {name} {value!r}, expected {allowed[0]!r} as in timm")
+    weights = to_timm_names(load(donor, kind.model_class, unused="classifier.").base_model.state_dict())
+    assert weights is not None
+    model.backbone.load_state_dict(_fitted(model, weights, f"'{donor.name}'", False))
+
+
+def _fitted(
+    model: KenyaBirdsForAudioClassification, weights: dict[str, torch.Tensor], source: str, of_perch: bool
+) -> dict[str, torch.Tensor]:
+    """State of the backbone from weights with timm's names.
+
+    Raises:
+        UserError: If they are of another backbone, or of another variant of it.
+    """
+    ours, variant = model.config.backbone, model.config.backbone_variant
+    if of_perch and variant != PERCH:
+        raise UserError(
+            f"{source} has the weights of Perch 2: pass --backbone tf_efficientnet_b3 --backbone_variant {PERCH}"
+        )
+    if variant == PERCH and not of_perch:
+        raise UserError(f"{source} has no weights of Perch 2, but --backbone_variant is {PERCH}: leave it out")
     fitted = fit(weights, model.backbone.state_dict())
-    ours = model.config.backbone
-    if fitted is None or not ours.startswith("convnext"):
-        names = timm_backbones(weights)
-        advice = f"pass --backbone {names[0]}" if names else "timm has no such ConvNeXt, so it cannot be used"
-        raise UserError(f"'{donor.name}' is not a {ours}: {advice}")
-    model.backbone.load_state_dict(fitted)
+    # timm's test models and EfficientNets without tf_ have the same weights in some cases, and are other networks.
+    if fitted is None or not ours.startswith(("convnext", "tf_efficientnet_b")):
+        name = timm_backbone(weights)
+        advice = f"pass --backbone {name}" if name else "timm has no such network, so it cannot be used"
+        raise UserError(f"{source} is not a {ours}: {advice}")
+    return fitted

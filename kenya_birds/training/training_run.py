@@ -172,6 +172,7 @@ class Run:
             made = KenyaBirdsForAudioClassification(
                 KenyaBirdsConfig(
                     backbone=model.backbone if self.backbone is None else self.backbone.architecture,
+                    backbone_variant=model.backbone_variant if self.backbone is None else self.backbone.variant,
                     graph=None if self.backbone is None else self.backbone.graph,
                     head=head,
                     drop_rate=model.drop_rate,
