@@ -48,6 +48,7 @@ def test_annotations_keep_their_order_and_get_the_middle_of_the_call(archive):
         "end_s": [4.0, 2.5, 3.25],
         "center_s": [4.0, 1.75, 3.25],
         "species": ["owl1", "owl1", "lark2"],
+        "weak": [False, False, False],
     }
 
 

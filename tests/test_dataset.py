@@ -84,6 +84,7 @@ def test_clips_have_the_columns_that_are_promised(clips):
             "label": classes,
             "labels": datasets.List(classes),
             "unknown": datasets.Value("bool"),
+            "weak": datasets.Value("bool"),
             "recording": datasets.Value("string"),
             "start_s": datasets.Value("float64"),
             "center_s": datasets.Value("float64"),
@@ -683,7 +684,7 @@ def test_only_the_columns_of_a_problem_are_given_and_its_clips_are_not_cut_again
     single = load(problem_type="single_label_classification")
     multi = load(problem_type="multi_label_classification")
     assert everything_in(tmp_path / "cache") == before
-    shared = {"audio", "recording", "start_s", "center_s"}
+    shared = {"audio", "weak", "recording", "start_s", "center_s"}
     for split in SPLITS:
         assert set(single[split].column_names) == shared | {"label"}
         assert set(multi[split].column_names) == shared | {"labels", "unknown"}

@@ -372,6 +372,17 @@ def test_an_example_finds_itself_and_then_what_is_most_alike(recordings, embedde
     assert [hit.similarity for hit in hits] == pytest.approx(sorted(cosines, reverse=True)[:5], abs=1e-5)
 
 
+def test_an_example_with_several_channels_is_searched_by_one_of_them(recordings, embedded, tmp_path):
+    sound, _ = soundfile.read(recordings / "KEN_000_20211207_153852.flac", dtype="int16")
+    call, other = sound[2 * RATE : 3 * RATE], sound[5 * RATE : 6 * RATE]
+    soundfile.write(tmp_path / "call.wav", np.stack([other, call], axis=1), RATE)
+    found = {
+        channel: search_embeddings(embedded, [tmp_path / "call.wav"], top_k=1, device="cpu", channel=channel)[0]
+        for channel in ("0", "1")
+    }
+    assert [hit.start_s for hit in found.values()] == [5.0, 2.0]
+
+
 def test_hits_are_printed_as_csv(recordings, embedded, capsys):
     main(
         ["search", str(embedded), str(recordings / "KEN_002_20211207_153852.flac"), "--top_k", "3", "--device", "cpu"]

@@ -11,10 +11,12 @@ from recorder_files import AUDIOMOTH, comment, guano, write_wav
 
 from kenya_birds import cli
 from kenya_birds.data.archive import read_archive
-from kenya_birds.data.recording_groups import find_groups, merged
+from kenya_birds.data.recording_groups import find_groups, find_places, merged
 from kenya_birds.data.recording_name import NamePattern
 from kenya_birds.data.recording_time import parse_time_zone
+from kenya_birds.data.split_audit import audit_split
 from kenya_birds.errors import UserError
+from kenya_birds.exploration.measures import recording_rows
 
 # Two sites in two nights; the second night lasts until the morning of 9 December.
 NAMES = [
@@ -31,23 +33,27 @@ def archive_of(folder, names, seconds=3.0):
     return write_archive(folder / "archive", rows, seconds=seconds)
 
 
+def grouped(archive, group_by, **settings):
+    return find_groups(archive, find_places(archive, **settings), group_by)
+
+
 def test_sites_and_nights_are_those_of_names(tmp_path):
     archive = read_archive(archive_of(tmp_path, NAMES))
-    assert find_groups(archive, "site") == [NAMES[:3], NAMES[3:]]
-    assert find_groups(archive, "night") == [NAMES[:2], [NAMES[2]], [NAMES[3]], [NAMES[4]]]
+    assert grouped(archive, "site") == [NAMES[:3], NAMES[3:]]
+    assert grouped(archive, "night") == [NAMES[:2], [NAMES[2]], [NAMES[3]], [NAMES[4]]]
 
 
 def test_a_night_is_that_of_the_place_if_the_time_zone_is_known(tmp_path):
     names = ["X_001_20211207_080000Z.wav", "X_001_20211207_100000Z.wav"]
     archive = read_archive(archive_of(tmp_path, names))
-    assert find_groups(archive, "night") == [names]
+    assert grouped(archive, "night") == [names]
     # At UTC+3 noon is between them.
-    assert find_groups(archive, "night", time_zone=parse_time_zone("+03:00")) == [[names[0]], [names[1]]]
+    assert grouped(archive, "night", time_zone=parse_time_zone("+03:00")) == [[names[0]], [names[1]]]
 
 
 def test_a_pattern_reads_other_names(tmp_path):
     archive = read_archive(archive_of(tmp_path, ["north a.wav", "north b.wav", "south a.wav"]))
-    found = find_groups(archive, "site", name_pattern=NamePattern("%site ?".replace("?", "*")))
+    found = grouped(archive, "site", name_pattern=NamePattern("%site ?".replace("?", "*")))
     assert found == [["north a.wav", "north b.wav"], ["south a.wav"]]
 
 
@@ -60,9 +66,24 @@ def test_headers_tell_place_and_time_where_names_do_not(tmp_path, caplog):
         write_wav(folder / "soundscape_data" / name, moth, guano(Loc_Position=place), seconds=3)
     archive = read_archive(folder)
     with caplog.at_level(logging.WARNING):
-        assert find_groups(archive, "site") == [["a.wav", "b.wav"], ["c.wav"], ["d.wav"]]
+        assert grouped(archive, "site") == [["a.wav", "b.wav"], ["c.wav"], ["d.wav"]]
     assert "The site of 1 of 4 recordings is unknown; each of them is alone (first: d.wav)" in caplog.text
-    assert find_groups(archive, "night") == [["a.wav", "b.wav"], ["c.wav"], ["d.wav"]]
+    assert grouped(archive, "night") == [["a.wav", "b.wav"], ["c.wav"], ["d.wav"]]
+    # The report and the audit of a split know them too.
+    places = find_places(archive, time_zone=parse_time_zone("+03:00"))
+    levels = pd.DataFrame(index=[])
+    begins = [row["begins"] for row in recording_rows(archive, levels, places)]
+    assert begins == ["2021-12-07 21:00", "2021-12-07 22:00", "2021-12-07 21:00", ""]
+    splits = pd.DataFrame({"recording": names, "split": ["train", "test", "validation", "train"]})
+    summary = audit_split(archive.annotations, splits, places=places).summary
+    assert summary["near_recordings"] == [("a.wav", "b.wav")]
+    assert summary["unparsed_recordings"] == ["d.wav"]
+
+
+def test_a_pattern_that_fits_no_name_is_an_error(tmp_path):
+    archive = read_archive(archive_of(tmp_path, NAMES))
+    with pytest.raises(UserError, match="matches none of 5 recordings"):
+        find_places(archive, name_pattern=NamePattern("%site %d%m%y %H"))
 
 
 def test_folders_are_sites_where_names_have_none(tmp_path):
@@ -76,13 +97,13 @@ def test_folders_are_sites_where_names_have_none(tmp_path):
     sound.rmdir()
     lines = ["Filename,Folder", *(f"{name},{folder / 'sound'}" for name in names)]
     (folder / "recordings.csv").write_text("\n".join(lines), encoding="utf-8")
-    assert find_groups(read_archive(folder), "site") == [names[:2], names[2:]]
+    assert grouped(read_archive(folder), "site") == [names[:2], names[2:]]
 
 
 def test_recordings_whose_groups_are_all_unknown_are_an_error(tmp_path):
     archive = read_archive(archive_of(tmp_path, ["a.wav", "b.wav"]))
     with pytest.raises(UserError, match="the night of no recording is known: expected names such as KEN_001"):
-        find_groups(archive, "night")
+        grouped(archive, "night")
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4), max_size=8))

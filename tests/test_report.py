@@ -383,7 +383,7 @@ def test_collection_with_boxes_and_other_names(tmp_path):
     assert "60 annotations have a duration: 0.03 to 0.6 s" in words
     assert "The longest 30 of them" in words
     assert "end minus start (s)" in words
-    assert "do not contain their time" in words
+    assert "Neither names nor headers of the recordings contain their time" in words
 
 
 def test_refuses_to_overwrite(small_archive, tmp_path):

@@ -119,8 +119,10 @@ def test_a_damaged_record_is_refused(tmp_path, files, told):
 
 def test_a_probe_takes_from_the_record_what_it_is_not_given():
     recorded = {"problem_type": "multi_label_classification", "edge_tolerance_s": 0.7, "min_annotations": 4}
+    recorded |= {"min_overlap_s": 0.2, "weak_labels": "leave_out"}
     completed = ProbeSettings(min_annotations=6).completed(recorded)
     assert completed.problem_type == "multi_label_classification"
     assert (completed.edge_tolerance_s, completed.min_annotations) == (0.7, 6)
+    assert (completed.min_overlap_s, completed.weak_labels) == (0.2, "leave_out")
     usual = ProbeSettings().completed({})
     assert (usual.problem_type, usual.min_annotations) == ("single_label_classification", 10)

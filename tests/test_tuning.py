@@ -54,7 +54,7 @@ def params(study, *states):
 
 
 def test_a_study_leaves_numbers_and_pictures_and_training_takes_its_flags(tmp_path, small_archive, cache):
-    study = search(small_archive, tmp_path, cache, trials=2, split_seed=7, edge_tolerance_s=0.3)
+    study = search(small_archive, tmp_path, cache, trials=2, split_seed=7, edge_tolerance_s=0.3, min_overlap_s=0.2)
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {"best.json", "history.csv", "history.png", "study.json"}
     best = json.loads((out / "best.json").read_text())
@@ -75,7 +75,7 @@ def test_a_study_leaves_numbers_and_pictures_and_training_takes_its_flags(tmp_pa
     assert summary["augmentation"]["noise_probability"] == best["flags"]["noise_probability"]
     # What was not searched is as it was in tuning, and so is the test split, which tuning has not looked at.
     told = json.loads((out / "run_settings.json").read_text())["settings"]
-    assert (told["split_seed"], told["edge_tolerance_s"]) == (7, 0.3)
+    assert (told["split_seed"], told["edge_tolerance_s"], told["min_overlap_s"]) == (7, 0.3, 0.2)
     assert "save_only_model" not in told
 
 

@@ -199,12 +199,13 @@ def _add_report(commands: Any) -> None:
     add_option(content, "--balanced", bool, False, help="include the balanced split (its search takes up to a minute)")
     add_option(content, "--seed", Seed, 0, help="random seed for the choice of example calls")
     add_name_pattern(content)
+    add_time_zone(content)
     add_general(command)
     command.set_defaults(run=_report, after_stop=RUN_AGAIN)
 
 
 def _report(options: argparse.Namespace) -> None:
-    name_pattern = read_name_pattern(options)
+    name_pattern, time_zone = read_name_pattern(options), read_time_zone(options)
     _check_paths(options)
     from kenya_birds.data.joined_archive import one_archive
     from kenya_birds.exploration.archive_report import write_report
@@ -217,6 +218,7 @@ def _report(options: argparse.Namespace) -> None:
         balanced=options.balanced,
         overwrite=options.overwrite,
         name_pattern=name_pattern,
+        time_zone=time_zone,
     )
     print(f"The report is in {output}")
 
@@ -299,6 +301,7 @@ def _split(options: argparse.Namespace) -> None:
     from kenya_birds.data.archive import read_archive, select_classes
     from kenya_birds.data.balanced_split import make_splits
     from kenya_birds.data.joined_archive import divide_each, one_archive
+    from kenya_birds.data.recording_groups import check_group_count, find_groups, find_places, merged
     from kenya_birds.data.silent_recordings import with_silent
     from kenya_birds.data.split_audit import audit_split, format_audit
     from kenya_birds.data.splits import least_recordings, write_splits
@@ -313,12 +316,11 @@ def _split(options: argparse.Namespace) -> None:
         )
     if annotations.empty:
         raise UserError("all recordings have weak labels: divide them too with --weak_labels every_split")
+    places = find_places(archive, name_pattern=name_pattern, time_zone=time_zone)
     together = archive.same_sound()
     balanced_parts = options.folds or 3
     if options.group_by is not None:
-        from kenya_birds.data.recording_groups import check_group_count, find_groups, merged
-
-        groups = find_groups(archive, options.group_by, name_pattern=name_pattern, time_zone=time_zone)
+        groups = find_groups(archive, places, options.group_by)
         together = merged([*together, *groups])
         kept = set(annotations["recording"])
         check_group_count([names for names in together if kept & set(names)], options.group_by, balanced_parts)
@@ -343,7 +345,7 @@ def _split(options: argparse.Namespace) -> None:
     write_splits(table, options.output, overwrite=options.overwrite)
     train_size = 1 - options.test_size - options.validation_size
     targets = {"train": train_size, "validation": options.validation_size, "test": options.test_size}
-    print(format_audit(audit_split(annotations, table, targets=targets, name_pattern=name_pattern)))
+    print(format_audit(audit_split(annotations, table, targets=targets, places=places)))
     print(f"The {'folds' if options.folds else 'splits'} are in {options.output}")
 
 

@@ -285,6 +285,18 @@ def _add_probed_clips(command: Any) -> None:
     add_field(
         data,
         ProbeSettings,
+        "min_overlap_s",
+        help="count a call with start and end as in a clip if they overlap by this much; by default as in training",
+    )
+    add_field(
+        data,
+        ProbeSettings,
+        "weak_labels",
+        help="recordings of folders of species, as in train_hf.py --weak_labels; by default as in training",
+    )
+    add_field(
+        data,
+        ProbeSettings,
         "channel",
         help="channel of recordings with several: its number from 0, mix or best; by default as in training",
     )

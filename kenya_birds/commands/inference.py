@@ -343,6 +343,7 @@ def _add_search(commands: Any) -> None:
         str | None,
         help="model that computed the embeddings, if it has been moved; by default its earlier path or name",
     )
+    add_channel(search)
     add_device(search)
     add_general(command)
     command.set_defaults(run=_search, after_stop="run the same command again")
@@ -363,7 +364,12 @@ def _search(options: argparse.Namespace) -> None:
     from kenya_birds.inference.embeddings import search_embeddings
 
     hits = search_embeddings(
-        options.embeddings, examples, top_k=options.top_k, model=options.model, device=options.device
+        options.embeddings,
+        examples,
+        top_k=options.top_k,
+        model=options.model,
+        device=options.device,
+        channel=options.channel,
     )
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(("recording", "start_s", "end_s", "similarity"))

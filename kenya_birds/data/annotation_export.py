@@ -1,5 +1,6 @@
 """Annotations of an archive as tables of other programs, from which `importing` makes the same archive again."""
 
+import logging
 import shutil
 from collections import Counter
 from contextlib import suppress
@@ -8,7 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
-from kenya_birds.data.archive import ANNOTATION_COLUMNS, BOX_COLUMNS, NO_CODE, UNKNOWN_SPECIES
+from kenya_birds.data.archive import ANNOTATION_COLUMNS, BOX_COLUMNS, NO_CODE, UNKNOWN_SPECIES, WEAK_COLUMN
 from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.recording_places import RecordingPlaces
 from kenya_birds.data.table_cells import recording_of
@@ -21,6 +22,9 @@ from kenya_birds.files import (
     check_new_folder,
     users_folder,
 )
+from kenya_birds.values import TRUE
+
+logger = logging.getLogger(__name__)
 
 Form = Literal["raven", "audacity", "csv"]
 # The columns of the collections of soundscapes on Zenodo.
@@ -63,7 +67,14 @@ def export_annotations(data_dir: str | Path, output: str | Path, form: Form) -> 
     check_new_folder(output)
     check_layout(data_dir)
     places = RecordingPlaces.of(data_dir)
-    table = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS, {**BOX_COLUMNS, "Annotator": "annotator"})
+    optional = {**BOX_COLUMNS, **WEAK_COLUMN, "Annotator": "annotator"}
+    table = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS, optional)
+    if weak := table.loc[table["weak"].str.lower().isin(TRUE), "recording"].nunique():
+        logger.warning(
+            "%d recordings have weak labels, which the tables do not say: annotate all their calls before they are "
+            "imported again",
+            weak,
+        )
     names = sorted(table["recording"].unique())
     files = places.find(names)
     if missing := [name for name in names if name not in files]:

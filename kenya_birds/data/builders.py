@@ -206,6 +206,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
         clips: Planned clips (see `plan_clips`).
         splits: `recording` and `split`, sorted by recording, with the recordings without a call.
         divided: The planned clips of recordings that may be in any split.
+        weak: Recordings with weak annotations that are for the train split alone.
         same_sound: Groups of annotated recordings with the same sound; each group is in one split.
 
     Raises:
@@ -220,6 +221,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
     clips: pd.DataFrame
     splits: pd.DataFrame
     divided: pd.DataFrame
+    weak: frozenset[str]
     same_sound: list[list[str]]
 
     def __init__(self, cache_dir: str | None = None, **settings: Any) -> None:
@@ -242,9 +244,11 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
             config.min_overlap_s,
         )
         self.same_sound = self.archive.same_sound()
-        self.divided, weak = self.clips, frozenset[str]()
+        self.divided, self.weak = self.clips, frozenset()
         if config.weak_labels == "train":
-            self.divided, weak = divided_clips(self.clips, self.archive.data_dir, is_train=config.one_split == "train")
+            self.divided, self.weak = divided_clips(
+                self.clips, self.archive.data_dir, is_train=config.one_split == "train"
+            )
         if config.one_split:
             recordings = sorted({*self.divided["recording"], *self.archive.silent})
             self.splits = pd.DataFrame({"recording": recordings, "split": config.one_split})
@@ -266,7 +270,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
             self.splits = with_silent(self.splits, self.archive.silent, self.same_sound)
         else:
             given = pd.DataFrame(list(config.splits.items()), columns=["recording", "split"])
-            given = check_weak_splits(given, weak)
+            given = check_weak_splits(given, self.weak)
             names = set(self.divided["recording"])
             # A table may lack recordings without a call.
             names |= set(self.archive.silent) & set(with_names_of(given, self.archive.silent)["recording"])
@@ -274,7 +278,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
             check_splits(self.splits, names)
             check_undivided(self.splits, self.same_sound)
         if config.one_split in (None, "train"):
-            self.splits = with_weak(self.splits, weak, self.same_sound)
+            self.splits = with_weak(self.splits, self.weak, self.same_sound)
         self.clips = self.clips[self.clips["recording"].isin(self.splits["recording"])]
         return datasets.DatasetInfo(
             description="Clips centred on the annotations of soundscape recordings.",
@@ -417,7 +421,7 @@ class NoCallWindows(KenyaBirds):
 
     def _info(self) -> datasets.DatasetInfo:
         planned = self._planned
-        for name in ("archive", "classes", "clips", "splits", "divided", "same_sound"):
+        for name in ("archive", "classes", "clips", "splits", "divided", "weak", "same_sound"):
             setattr(self, name, getattr(planned, name))
         return datasets.DatasetInfo(
             description="Windows of soundscape recordings in which nothing is annotated.",

@@ -2,7 +2,8 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta, tzinfo
 from typing import Literal
 
@@ -21,30 +22,24 @@ HALF_DAY = timedelta(hours=12)
 PLACE_DIGITS = 3
 
 
-def find_groups(
-    archive: Archive,
-    group_by: GroupBy,
-    *,
-    name_pattern: NamePattern | None = None,
-    time_zone: tzinfo | None = None,
-) -> list[list[str]]:
-    """Groups the recordings of an archive, also those without a call, by site, or by site and night.
+def find_places(
+    archive: Archive, *, name_pattern: NamePattern | None = None, time_zone: tzinfo | None = None
+) -> dict[str, TimeAndPlace]:
+    """Finds when and where the recordings of an archive begin, from names, headers and folders.
 
     A recording's site is that in its name, else its folder in the archive, else the coordinates in its header to about
-    100 m. Sites of different archives that were joined are different. A night is from noon to noon, in local time, or
-    in UTC if only that is known. Recordings whose group is unknown are alone, and are logged.
+    100 m. Sites of different archives that were joined are different.
 
     Args:
         archive: The archive.
-        group_by: `site` or `night`.
         name_pattern: Pattern that reads site and time from the names of recordings (see `parse_recording_name`).
         time_zone: Time zone of recorders on local clocks (see `find_time_and_place`).
 
     Returns:
-        The names in each group, also of one recording; sorted.
+        By recording, those without a call too; `site` is None if it is unknown.
 
     Raises:
-        UserError: If the group of no recording is known.
+        UserError: If the pattern fits no name.
     """
     names = sorted(archive.headers)
     if name_pattern is not None:
@@ -55,15 +50,39 @@ def find_groups(
         place = find_time_and_place(name.rpartition("/")[2], pattern=name_pattern, header=header, time_zone=time_zone)
         found.append((name, header, place))
     log_headers(found)
-    groups, unknown = defaultdict(list), []
+    places = {}
     for name, _, place in found:
         origin = archive.archive_of.get(name, "")
         # The first folder of a recording in a joined archive is its archive.
-        key = _key(name.removeprefix(f"{origin}/"), place, group_by)
+        site = _site(name.removeprefix(f"{origin}/"), place)
+        places[name] = replace(place, site=f"{origin}/{site}" if origin and site else site)
+    return places
+
+
+def find_groups(archive: Archive, places: Mapping[str, TimeAndPlace], group_by: GroupBy) -> list[list[str]]:
+    """Groups the recordings of an archive by site, or by site and night.
+
+    A night is from noon to noon, in local time, or in UTC if only that is known. Recordings whose group is unknown are
+    alone, and are logged.
+
+    Args:
+        archive: The archive. Recordings of different archives that were joined are in different groups.
+        places: See `find_places`.
+        group_by: `site` or `night`.
+
+    Returns:
+        The names in each group, also of one recording; sorted.
+
+    Raises:
+        UserError: If the group of no recording is known.
+    """
+    groups, unknown = defaultdict(list), []
+    for name, place in places.items():
+        key = _key(place, group_by)
         if key is None:
             unknown.append(name)
         else:
-            groups[origin, *key].append(name)
+            groups[archive.archive_of.get(name, ""), *key].append(name)
     if not groups:
         raise UserError(
             f"the {group_by} of no recording is known: expected names such as KEN_001_20211207_153852.flac, folders "
@@ -75,22 +94,26 @@ def find_groups(
             "The %s of %d of %d recordings is unknown; each of them is alone (first: %s)",
             group_by,
             len(unknown),
-            len(names),
+            len(places),
             unknown[0],
         )
     return sorted([*groups.values(), *([name] for name in unknown)])
 
 
-def _key(name: str, place: TimeAndPlace, group_by: GroupBy) -> tuple[str, str] | None:
-    """Returns site and night of a recording, the night only if it counts; None if unknown."""
+def _site(name: str, place: TimeAndPlace) -> str | None:
     site = place.site or name.rpartition("/")[0]
     if not site and place.latitude is not None and place.longitude is not None:
         site = f"{place.latitude:.{PLACE_DIGITS}f} {place.longitude:.{PLACE_DIGITS}f}"
+    return site or None
+
+
+def _key(place: TimeAndPlace, group_by: GroupBy) -> tuple[str, str] | None:
+    """Returns site and night of a recording, the night only if it counts; None if unknown."""
     if group_by == "site":
-        return (site, "") if site else None
+        return (place.site, "") if place.site else None
     local, utc = place.times(-HALF_DAY)
     time = local or utc
-    return None if time is None else (site, time.date().isoformat())
+    return None if time is None else (place.site or "", time.date().isoformat())
 
 
 def merged(groups: Iterable[Sequence[str]]) -> list[list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from kenya_birds.data.recording_name import NamePattern, RecordingName, parse_recording_name
+from kenya_birds.data.recording_time import TimeAndPlace, find_time_and_place
 from kenya_birds.data.splits import SPLITS
 from kenya_birds.errors import UserError
 
@@ -30,7 +30,7 @@ class SplitAudit:
             in any fold. `mean_distance` and `max_distance` over the classes, and the `farthest_class`.
             `repeated_recordings`: recordings in more than one part. `near_recordings`: pairs from one site that begin
             at most an hour apart and are in different parts. `sites`: number of sites. `unparsed_recordings`:
-            recordings whose names contain no site and time. `unassigned_recordings`: annotated recordings in no part.
+            recordings whose site or time is unknown. `unassigned_recordings`: annotated recordings in no part.
         per_class: Indexed by species: `annotations`, `recordings`, the number of annotations in each part, and
             `distance`: the total variation distance between the shares and the targets, NaN without annotations.
     """
@@ -44,7 +44,7 @@ def audit_split(
     splits: pd.DataFrame,
     *,
     targets: Mapping[str, float] | None = None,
-    name_pattern: NamePattern | None = None,
+    places: Mapping[str, TimeAndPlace] | None = None,
 ) -> SplitAudit:
     """Audits splits or folds from any source, faulty ones included.
 
@@ -52,7 +52,7 @@ def audit_split(
         annotations: `recording` and `species` of every annotation.
         splits: `recording` and `split` ("train", "validation" or "test"), or `recording` and `fold` (a number).
         targets: Target share of the annotations by split; by default 0.6, 0.2 and 0.2. Folds have equal targets.
-        name_pattern: Pattern that reads site and time from the names of recordings (see `parse_recording_name`).
+        places: Site and start of each recording (see `find_places`); by default those in the names.
 
     Raises:
         UserError: If the recordings have no annotations, a column is missing, or a split or fold is unknown or has no
@@ -78,10 +78,11 @@ def audit_split(
     is_folds = "train" not in parts
     recordings = splits["part"].value_counts().reindex(parts, fill_value=0)
     repeated = splits.loc[splits["recording"].duplicated(), "recording"]
-    if name_pattern is not None:
-        name_pattern.check(splits["recording"])
-    names = {name: parse_recording_name(name, name_pattern) for name in sorted(splits["recording"].unique())}
-    parsed = {name: known for name, known in names.items() if known is not None and known.site and known.start}
+    names = {
+        name: find_time_and_place(name) if places is None else places.get(name, TimeAndPlace())
+        for name in sorted(splits["recording"].unique())
+    }
+    parsed = {name: place for name, place in names.items() if place.site and place.start}
     summary = {
         "classes": len(counts),
         "annotations": len(annotations),
@@ -155,15 +156,16 @@ def _shares(numbers: pd.Series) -> dict[str, float]:
     return {str(part): float(number / numbers.sum()) for part, number in numbers.items()}
 
 
-def _near_apart(names: dict[str, RecordingName], splits: pd.DataFrame) -> list[tuple[str, str]]:
+def _near_apart(names: dict[str, TimeAndPlace], splits: pd.DataFrame) -> list[tuple[str, str]]:
     """Returns pairs of recordings from one site that begin at most `NEAR` apart and are in different parts."""
     pairs = []
     parts = {str(name): set(rows) for name, rows in splits.groupby("recording")["part"]}
     # Times with and without a time zone cannot be compared.
-    ordered = sorted(
-        (known.site or "", known.utc is None, known.utc or known.start or datetime.max, name)
-        for name, known in names.items()
-    )
+    ordered = []
+    for name, place in names.items():
+        local, utc = place.times(timedelta(0))
+        ordered.append((place.site or "", utc is None, utc or local or datetime.max, name))
+    ordered.sort()
     for index, (site, is_naive, start, first) in enumerate(ordered):
         for other_site, other_is_naive, other_start, second in ordered[index + 1 :]:
             if (site, is_naive) != (other_site, other_is_naive) or other_start - start > NEAR:

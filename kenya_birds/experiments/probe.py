@@ -13,6 +13,7 @@ import pandas as pd
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
 from kenya_birds.data.splits import SPLITS, has_folds, read_folds, read_splits, splits_of_fold
+from kenya_birds.data.weak_recordings import with_weak
 from kenya_birds.defaults import CLIPS_PER_BATCH
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.evaluation_report import METRICS_FILE, PREDICTIONS_FILE, EvaluationContext
@@ -121,8 +122,8 @@ class TrainedRun:
         run = self.predictions
         if _clips(recordings, center_s, references) != _clips(run.recordings, run.center_s, run.references):
             raise UserError(
-                f"{self.folder} was tested on other clips than this probe: give the same --edge_tolerance_s as in its "
-                "training; if the archive has changed since then, train again"
+                f"{self.folder} was tested on other clips than this probe: give the same --edge_tolerance_s and "
+                "--min_overlap_s as in its training; if the archive has changed since then, train again"
             )
 
 
@@ -266,6 +267,8 @@ def _plan(
             sampling_rate=embedder.sampling_rate,
             clip_s=embedder.clip_s,
             edge_tolerance_s=settings.edge_tolerance_s,
+            min_overlap_s=settings.min_overlap_s,
+            weak_labels=settings.weak_labels,
             channel=settings.channel,
             min_annotations=settings.min_annotations,
             split_seed=settings.split_seed,
@@ -356,7 +359,8 @@ class _Work:
         number, folds, fitted = table["fold"].nunique(), [], []
         for fold in range(number):
             logger.info("Fold %d of %d", fold + 1, number)
-            _, done, chosen = self.fit(splits_of_fold(table, fold), self.output_dir / f"fold-{fold}")
+            splits = with_weak(splits_of_fold(table, fold), self.builder.weak, self.builder.same_sound)
+            _, done, chosen = self.fit(splits, self.output_dir / f"fold-{fold}")
             folds.append(done)
             fitted.append(chosen)
         pooled, _ = write_out_of_fold(

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kenya_birds.defaults import MIN_ANNOTATIONS, SPLIT_SEED
-from kenya_birds.training.arguments import ProblemType
-from kenya_birds.values import Channel, Count, Duration, Folds, NotNegative, Seed, SignedSeconds, check_fields
+from kenya_birds.training.arguments import ProblemType, WeakLabels
+from kenya_birds.values import Channel, Count, Duration, Folds, NotNegative, Seconds, Seed, SignedSeconds, check_fields
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class ProbeSettings:
         problem_type: As in training.
         min_annotations: Species with fewer annotations are dropped.
         edge_tolerance_s: See `ClipsConfig`.
+        min_overlap_s: See `ClipsConfig`.
+        weak_labels: See `ClipsConfig`. The classifier learns from clips with weak labels as from others.
         channel: See `RecordingReader`.
         loss_weight_power: Logistic regression weights each class by n^-power, with n its number of clips.
         clip_s: Length of a clip in seconds, for a transformers model; models of this package have their own length.
@@ -38,6 +40,8 @@ class ProbeSettings:
     problem_type: ProblemType | None = None
     min_annotations: Count | None = None
     edge_tolerance_s: SignedSeconds | None = None
+    min_overlap_s: Seconds | None = None
+    weak_labels: WeakLabels | None = None
     channel: Channel | None = None
     loss_weight_power: NotNegative = 0.5
     clip_s: Duration | None = None
@@ -61,6 +65,8 @@ class ProbeSettings:
             "problem_type": "single_label_classification",
             "min_annotations": MIN_ANNOTATIONS,
             "edge_tolerance_s": 0.0,
+            "min_overlap_s": 0.0,
+            "weak_labels": "train",
             "channel": None,
         }
         missing = {name: recorded.get(name, value) for name, value in usual.items() if getattr(self, name) is None}

@@ -1,6 +1,7 @@
 """The report of an archive: one self-contained HTML page with tables, figures and the unused annotations."""
 
 from collections.abc import Mapping
+from datetime import timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from markupsafe import Markup
 from kenya_birds.data.archive import Archive, read_archive, select_classes
 from kenya_birds.data.balanced_split import balanced_split
 from kenya_birds.data.planning import plan_clips
-from kenya_birds.data.recording_name import NamePattern, parse_recording_name
+from kenya_birds.data.recording_groups import find_places
+from kenya_birds.data.recording_name import NamePattern
+from kenya_birds.data.recording_time import TimeAndPlace
 from kenya_birds.data.split_audit import SplitAudit, audit_lists, audit_split
 from kenya_birds.data.splits import stratified_split
 from kenya_birds.defaults import MIN_ANNOTATIONS
@@ -53,6 +56,7 @@ def write_report(
     balanced: bool = False,
     overwrite: bool = False,
     name_pattern: NamePattern | None = None,
+    time_zone: tzinfo | None = None,
 ) -> Path:
     """Writes a report of an archive as an HTML page without other files, network access or scripts.
 
@@ -67,6 +71,7 @@ def write_report(
             reproducible only if the search ends before.
         overwrite: Whether an existing file is replaced.
         name_pattern: Form of the recordings' names with site and time (see `parse_recording_name`).
+        time_zone: Time zone of recorders on local clocks (see `find_time_and_place`).
 
     Returns:
         `output`.
@@ -76,7 +81,9 @@ def write_report(
     """
     output = Path(output)
     check_output(output, overwrite)
-    page = _render(_describe(read_archive(data_dir), min_annotations, seed, balanced, name_pattern))
+    archive = read_archive(data_dir)
+    places = find_places(archive, name_pattern=name_pattern, time_zone=time_zone)
+    page = _render(_describe(archive, min_annotations, seed, balanced, places))
     with users_file(output) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")
     return output
@@ -94,7 +101,7 @@ def _render(content: Mapping[str, Any]) -> str:
 
 
 def _describe(
-    archive: Archive, min_annotations: int, seed: int, balanced: bool, name_pattern: NamePattern | None
+    archive: Archive, min_annotations: int, seed: int, balanced: bool, places: Mapping[str, TimeAndPlace]
 ) -> dict[str, Any]:
     """All values for the template."""
     annotations = archive.annotations
@@ -102,8 +109,6 @@ def _describe(
     counts = annotations["species"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
     top, bottom = frequency_thresholds(counts)
     duration_s = {name: header.duration_s for name, header in sorted(archive.headers.items())}
-    if name_pattern is not None:
-        name_pattern.check(duration_s)
     sound = listen(archive)
     return {
         "name": archive.data_dir.resolve().name,
@@ -120,17 +125,17 @@ def _describe(
             for part in _parts(len(counts))
         ],
         "problems": sound.problems,
-        "recordings": recording_rows(archive, sound.levels, name_pattern),
+        "recordings": recording_rows(archive, sound.levels, places),
         "species": species_rows(archive, counts),
         "set_aside": set_aside_rows(archive),
         **_durations(archive),
         **_spectral(sound.ranges, names),
         **_levels(sound.levels),
         **_overlaps(annotations),
-        **_activity(archive, duration_s, name_pattern),
+        **_activity(archive, duration_s, places),
         "example": _example(archive, names, seed),
         "calls": _calls(archive, counts, names, seed),
-        **_split(archive, min_annotations, balanced, name_pattern),
+        **_split(archive, min_annotations, balanced, places),
     }
 
 
@@ -194,10 +199,10 @@ def _overlaps(annotations: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _activity(archive: Archive, duration_s: dict[str, float], name_pattern: NamePattern | None) -> dict[str, Any]:
+def _activity(archive: Archive, duration_s: dict[str, float], places: Mapping[str, TimeAndPlace]) -> dict[str, Any]:
     along = activity_along(archive.annotations, duration_s)
-    parsed = [(name, parse_recording_name(name, name_pattern)) for name in duration_s]
-    begins = {name: known.local or known.start for name, known in parsed if known is not None and known.start}
+    times = {name: places[name].times(timedelta(0)) for name in duration_s}
+    begins = {name: begin for name, (local, utc) in times.items() if (begin := local or utc) is not None}
     content: dict[str, Any] = {
         "along": along,
         "along_svg": Markup(charts.draw_activity_along(along)),
@@ -205,7 +210,7 @@ def _activity(archive: Archive, duration_s: dict[str, float], name_pattern: Name
     }
     if begins:
         clocks = {"UTC" if begin.tzinfo else "local time" for begin in begins.values()}
-        clock = clocks.pop() if len(clocks) == 1 else "as in the file names"
+        clock = clocks.pop() if len(clocks) == 1 else "as the recordings state it"
         by_hour = activity_by_hour(archive.annotations, duration_s, begins)
         content["hours_of"] = {"recordings": len(begins), "table": by_hour, "clock": clock}
         content["hours_of"]["svg"] = Markup(charts.draw_activity_by_hour(by_hour, clock))
@@ -259,19 +264,19 @@ def _calls(archive: Archive, counts: pd.Series, names: dict[str, str], seed: int
     return calls
 
 
-def _split(archive: Archive, min_annotations: int, balanced: bool, name_pattern: NamePattern | None) -> dict[str, Any]:
+def _split(
+    archive: Archive, min_annotations: int, balanced: bool, places: Mapping[str, TimeAndPlace]
+) -> dict[str, Any]:
     content: dict[str, Any] = {"balanced": balanced, "split": None, "split_problem": None}
     try:
         classes = select_classes(archive.annotations, min_annotations)
         clips = plan_clips(archive, classes, KenyaBirdsFeatureExtractor().sampling_rate, CLIP_S)
         clips = clips[~clips["weak"]]
         same_sound = archive.same_sound()
-        audits = {
-            "stratified": audit_split(clips, stratified_split(clips, same_sound=same_sound), name_pattern=name_pattern)
-        }
+        audits = {"stratified": audit_split(clips, stratified_split(clips, same_sound=same_sound), places=places)}
         if balanced:
             table = balanced_split(clips, same_sound=same_sound)
-            audits["balanced"] = audit_split(clips, table, name_pattern=name_pattern)
+            audits["balanced"] = audit_split(clips, table, places=places)
         content["split"] = {name: _audit_tables(audit) for name, audit in audits.items()}
     except UserError as error:
         content["split_problem"] = str(error)
@@ -297,6 +302,6 @@ def _audit_tables(audit: SplitAudit) -> dict[str, Any]:
         ("mean distance of a species' shares from the targets", f"{summary['mean_distance']:.3f}"),
         ("greatest distance of a species' shares from the targets", f"{summary['max_distance']:.3f}"),
         ("pairs of recordings from the same site and hour in different parts", str(len(summary["near_recordings"]))),
-        ("recordings without site and time in their names", str(len(summary["unparsed_recordings"]))),
+        ("recordings without a known site and time", str(len(summary["unparsed_recordings"]))),
     ]
     return {"parts": parts, "facts": facts, "lists": audit_lists(summary)}

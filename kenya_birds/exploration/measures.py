@@ -1,14 +1,15 @@
 """Measurements and tables for an archive's report."""
 
 from collections.abc import Hashable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kenya_birds.data.archive import ANNOTATION_COLUMNS, ANNOTATIONS_FILE, BOX_COLUMNS, Archive
-from kenya_birds.data.recording_name import DAY_H, NamePattern, RecordingName, parse_recording_name, recorded_by_hour
+from kenya_birds.data.recording_name import DAY_H, recorded_by_hour
+from kenya_birds.data.recording_time import TimeAndPlace
 
 MIN_DBFS = -120.0
 MAX_BINS = 120
@@ -151,19 +152,16 @@ def summarize_spectral_ranges(ranges: pd.DataFrame, most: int) -> pd.DataFrame:
     return table.sort_values("centroid_hz")
 
 
-def recording_rows(
-    archive: Archive, levels: pd.DataFrame, name_pattern: NamePattern | None = None
-) -> list[dict[str, Any]]:
+def recording_rows(archive: Archive, levels: pd.DataFrame, places: Mapping[str, TimeAndPlace]) -> list[dict[str, Any]]:
     """Rows of the table of recordings: header, start time, annotations, and level if it was measured."""
     groups = archive.annotations.groupby("recording")["species"]
     annotations, species = groups.size(), groups.nunique()
     rows = []
     for name, header in sorted(archive.headers.items()):
-        known = parse_recording_name(name, name_pattern)
         rows.append(
             {
                 "name": name,
-                "begins": _begin(known),
+                "begins": _begin(places[name]),
                 "header": header,
                 "annotations": int(annotations.get(name, 0)),
                 "species": int(species.get(name, 0)),
@@ -173,10 +171,11 @@ def recording_rows(
     return rows
 
 
-def _begin(known: RecordingName | None) -> str:
-    if known is None or known.start is None:
-        return ""
-    return f"{known.local:%Y-%m-%d %H:%M}" if known.local else f"{known.utc:%Y-%m-%d %H:%M} UTC"
+def _begin(place: TimeAndPlace) -> str:
+    local, utc = place.times(timedelta(0))
+    if local is not None:
+        return f"{local:%Y-%m-%d %H:%M}"
+    return "" if utc is None else f"{utc:%Y-%m-%d %H:%M} UTC"
 
 
 def species_rows(archive: Archive, counts: pd.Series) -> list[dict[Hashable, Any]]:

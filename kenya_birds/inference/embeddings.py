@@ -352,6 +352,7 @@ def search_embeddings(
     top_k: Count = SEARCH_TOP_K,
     model: str | None = None,
     device: Device | None = None,
+    channel: Channel | None = None,
 ) -> list[Hit]:
     """Finds the windows that are most similar to an example call.
 
@@ -364,6 +365,7 @@ def search_embeddings(
         top_k: Number of windows.
         model: The model that made the file; by default its location at that time.
         device: Device that embeds the examples.
+        channel: Channel of the examples (see `RecordingReader`).
 
     Returns:
         The windows by descending similarity.
@@ -387,7 +389,7 @@ def search_embeddings(
         )
     is_own = saved.config.get("model_type") == "kenya_birds"
     embedder = load_embedder(saved, clip_s=None if is_own else about["clip_s"], device=device)
-    wanted = _unit(_embed_examples(embedder, examples))
+    wanted = _unit(_embed_examples(embedder, examples, channel))
     best = pa.table({"recording": [], "start_s": [], "end_s": [], "similarity": []})
     try:
         with pq.ParquetFile(path) as file:
@@ -403,11 +405,13 @@ def search_embeddings(
     return [Hit(**row) for row in best.to_pylist()]
 
 
-def _embed_examples(embedder: Embedder, examples: Iterable[str | Path] | FoundSources) -> np.ndarray:
+def _embed_examples(
+    embedder: Embedder, examples: Iterable[str | Path] | FoundSources, channel: str | None
+) -> np.ndarray:
     grid = WindowGrid(embedder.clip_samples, embedder.clip_samples)
     found: list[np.ndarray] = []
     for source in find_sources(examples):
-        for item in read_source(source, grid, embedder.sampling_rate, Stopwatch()):
+        for item in read_source(source, grid, embedder.sampling_rate, Stopwatch(), channel):
             if isinstance(item, Reading):
                 if item.losses:
                     raise UserError(f"the example {source.recording} cannot be used: {item.losses[0].reason}")

@@ -32,6 +32,7 @@ DEFAULT_FOLDS = 5
 Hertz = Annotated[float, Range(0, unit="HZ")]
 Decibels = Annotated[float, Range(0, above=True, unit="DB")]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]
+WeakLabels = Literal["train", "every_split", "leave_out"]
 
 
 @dataclass
@@ -108,7 +109,7 @@ class DataArguments:
             "the archives' folders"
         },
     )
-    weak_labels: Literal["train", "every_split", "leave_out"] = field(
+    weak_labels: WeakLabels = field(
         default="train",
         metadata={
             "help": "recordings of folders of species, whose species is known and not where it calls; train: learn "

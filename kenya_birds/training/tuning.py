@@ -109,7 +109,7 @@ def tuning_folds(run: Run, folds: int) -> pd.DataFrame:
     Raises:
         UserError: If there are fewer recordings than folds.
     """
-    splits, clips = run.builder.splits, run.builder.clips
+    splits, clips = run.builder.splits, run.builder.divided
     test = splits.loc[splits["split"] == "test", "recording"]
     table = stratified_folds(
         clips[~clips["recording"].isin(test)],
