@@ -2,7 +2,17 @@
 
 import sys
 
-from kenya_birds.commands import data, evaluation, importing, inference, publishing, serving, training, wrapping
+from kenya_birds.commands import (
+    data,
+    evaluation,
+    importing,
+    inference,
+    publishing,
+    serving,
+    training,
+    verification,
+    wrapping,
+)
 from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.parsing import Parser, add_general
 from kenya_birds.process import cleaned_up_at_signals, print_anything, use_utf8
@@ -30,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         options = _parser().parse_args(words[:end])
     options.train_flags = words[end + 1 :]
     show_log()
-    program = f"kenya-birds {options.command}"
+    program = " ".join(["kenya-birds", options.command, *filter(None, [getattr(options, "step", "")])])
     with one_line_errors(program, options.after_stop), cleaned_up_at_signals(program):
         options.run(options)
 
@@ -45,7 +55,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="Commands")
     # The script has a parser of its own, which reads transformers' arguments: it is only listed here.
     commands.add_parser("train", help="train a classifier on an annotated archive, and evaluate it", add_help=False)
-    for room in (inference, wrapping, importing, data, training, evaluation, publishing, serving):
+    for room in (inference, verification, wrapping, importing, data, training, evaluation, publishing, serving):
         room.add_commands(commands)
     add_general(parser)
     parser.set_defaults(after_stop="")

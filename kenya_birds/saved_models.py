@@ -1,6 +1,7 @@
 """Search for trained models in a folder or on the Hub. Commands check a model before they import torch."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -146,6 +147,21 @@ def check_thresholds(saved: SavedModel, threshold: float | None) -> None:
         raise UserError(
             f"'{saved.name}' has no {THRESHOLDS_FILE} with a decision threshold for each species: give one threshold "
             "for all species with --threshold (threshold=)"
+        )
+
+
+def check_species_of_thresholds(path: Path, species: Iterable[str], classes: Iterable[str]) -> None:
+    """Raises `UserError` if a file of thresholds has species that are not those of a model.
+
+    Args:
+        path: The file.
+        species: Its eBird codes.
+        classes: eBird codes of the model.
+    """
+    unknown = sorted(set(species) - set(classes))
+    if unknown:
+        raise UserError(
+            f"{path} has a threshold of {unknown[0]}, which is no species of the model: it is of another one"
         )
 
 

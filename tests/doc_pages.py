@@ -102,7 +102,9 @@ def _calls(words: list[str], *, in_block: bool) -> Iterator[Command]:
     if program.endswith(".py"):
         yield Command(program, rest, in_block and "..." not in rest)
         return
-    name, rest = (rest[0], rest[1:]) if rest else ("", [])
+    # `kenya-birds verify` has steps with flags of their own.
+    size = 2 if rest[:1] == ["verify"] and rest[1:] else 1
+    name, rest = " ".join(rest[:size]), rest[size:]
     # Behind the -- of `kenya-birds tune` stand flags of train_hf.py.
     end = rest.index("--") if name == "tune" and "--" in rest else len(rest)
     yield Command(f"kenya-birds {name}", rest[:end], in_block and "..." not in rest)

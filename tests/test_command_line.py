@@ -58,6 +58,16 @@ MISTAKES = {
     f"{DETECT} --formats csv,xls": "--formats is 'csv,xls': expected one or more of raven, audacity",
     f"{DETECT} --device gpu": "--device is 'gpu': expected cpu, cuda or cuda:NUMBER",
     f"{DETECT} --batch_size": "--batch_size: expected one argument",
+    f"{DETECT} --thresholds TMP/none.json": "there is no file TMP/none.json",
+    f"{DETECT} --thresholds MODEL/config.json": "config.json has no thresholds of species",
+    "kenya-birds verify": "required: STEP",
+    "kenya-birds verify smaple": "'smaple'.*did you mean sample",
+    "kenya-birds verify sample TMP/none --output TMP/new": "there is no folder TMP/none",
+    "kenya-birds verify sample TMP --output TMP/new --per_species 0": "--per_species is 0: expected 1 or more",
+    "kenya-birds verify sample TMP --output TMP/new --by year": "--by is 'year': expected one of site, night",
+    "kenya-birds verify sample TMP --output TMP/new --recordings TMP/none": "there is no folder TMP/none",
+    "kenya-birds verify read TMP --output TMP/new": "there is no file TMP/sample.json",
+    "kenya-birds verify read TMP --output TMP/new --precision 2": "--precision is 2.0: expected 0 to 1",
     f"{DETECT} --species TMP/none.txt": "none.txt cannot be read as a list of species",
     f"{DETECT} --threshold 1e999": "--threshold is inf: expected 0 to 1",
     "kenya-birds detect MODEL RECORDING": "required: --output",
@@ -234,6 +244,8 @@ def test_a_mistake_ends_with_one_line_before_anything_heavy_is_imported(line, en
     command = " ".join(line.split()[:2]) if re.match("kenya-birds [a-z]", line) else line.split()[0]
     if "detct" in line:
         command = "kenya-birds"
+    if re.match("kenya-birds verify (sample|read) ", line):
+        command = " ".join(line.split()[:3])
     assert said.startswith(f"{command}: error: ")
     assert re.search(replace(MISTAKES[line], places), said), said
     assert not (places["TMP"] / "new").exists()
@@ -247,6 +259,8 @@ def test_mistakes_are_noticed_at_once(ended):
 
 HELPS = [
     "kenya-birds --help",
+    "kenya-birds verify sample --help",
+    "kenya-birds verify read --help",
     *(f"kenya-birds {name} --help" for name in next(a for a in _parser()._actions if a.dest == "command").choices),
     "train_hf.py --help",
     "train_hf.py --help_all",

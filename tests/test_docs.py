@@ -2,7 +2,7 @@
 
 The Python of a page runs from top to bottom in a folder that holds what the pages speak of: `archive`, its recordings
 in `recordings`, a model that was trained on it in `birds` and `someone/birds-of-baringo`, what it detects in `found`,
-a checked sample of that in `checked.csv`, and `clip.wav`. Of some pages the commands run too, between the Python.
+and `clip.wav`. Of some pages the commands run too, between the Python.
 """
 
 import json
@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 
 import matplotlib
-import pandas as pd
 import pytest
 import soundfile
 from doc_pages import PAGES, SHELLS, blocks, commands, inline_code, prose, simple_commands
@@ -81,9 +80,6 @@ def things(tmp_path_factory):
     options = ["--output", f"{folder}/found", "--threshold", "0.1", "--formats", "raven,csv,parquet"]
     with pytest.raises(SystemExit, match="0"):
         main(["detect", f"{folder}/birds", f"{folder}/recordings", *options])
-    found = pd.read_csv(folder / "found" / "detections.csv")
-    checked = found.assign(tenth=(10 * found["score"]).astype(int), right=found["score"].gt(0.5).astype(int))
-    checked.to_csv(folder / "checked.csv", index=False)
     return folder
 
 
@@ -275,8 +271,15 @@ def parsers():
         "accelerate launch": launch_command_parser(),
         "torchrun": get_args_parser(),
         **{f"kenya-birds {name}": parser for name, parser in ours.items()},
+        **{f"kenya-birds verify {name}": parser for name, parser in steps_of(ours["verify"]).items()},
         "kenya-birds train": train_parser("kenya-birds train"),
     }
+
+
+def steps_of(parser):
+    """The parsers of the steps of a command, by their names."""
+    (steps,) = (action.choices for action in parser._actions if action.dest == "step")
+    return steps
 
 
 def parser_of(program):

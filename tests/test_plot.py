@@ -136,7 +136,7 @@ def test_detections_are_of_the_recording_s_path_else_of_its_name_if_only_one_has
 @pytest.mark.parametrize(("start_s", "duration_s"), [(18.0, 7.0), (19.999, 3.5), (0.0, 40.0)])
 def test_a_tone_lies_at_its_time_and_pitch(tables, start_s, duration_s):
     with RecordingReader(tables[0]) as reader:
-        levels = plot._levels(reader, start_s, duration_s)
+        levels = plot.read_levels(reader, start_s, duration_s)
     bins, columns = levels.shape
     peak = levels.argmax(axis=0)
     loud = np.flatnonzero(levels.max(axis=0) > levels.max() - 10)
@@ -156,7 +156,7 @@ def test_only_the_section_is_read_and_no_more_columns_are_kept_than_a_row_shows(
 
     monkeypatch.setattr(RecordingReader, "blocks", asking)
     with RecordingReader(tables[0]) as reader:
-        levels = plot._levels(reader, 10.0, 20.0)
+        levels = plot.read_levels(reader, 10.0, 20.0)
     ((first_s, length_s),) = asked
     assert 9.9 <= first_s <= 10
     assert length_s <= 20.2
@@ -318,13 +318,13 @@ def test_a_silent_recording_is_drawn_too(tables, tmp_path):
 def test_damage_is_marked_and_the_rest_is_drawn_as_it_is(tables, tmp_path):
     path, folder = tables
     with RecordingReader(path) as reader:
-        whole = plot._levels(reader, 0.0, 40.0)
+        whole = plot.read_levels(reader, 0.0, 40.0)
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 20_000] = bytes(20_000)
     path.write_bytes(data)
     with RecordingReader(path) as reader:
         lost = [block for block in reader.blocks(RATE) if block.sound is None]
-        damaged = plot._levels(reader, 0.0, 40.0)
+        damaged = plot.read_levels(reader, 0.0, 40.0)
     begin, end = lost[0].start, lost[-1].start + lost[-1].frames
     column = 40 * RATE / damaged.shape[1]
     is_lost = np.isnan(damaged).all(axis=0)
@@ -342,7 +342,7 @@ def test_quiet_and_loud_recordings_look_like_others(tables, tmp_path, gain):
     sound, _ = soundfile.read(tables[0], dtype="float32")
     soundfile.write(tmp_path / "x.wav", gain * sound, RATE, subtype="FLOAT")
     with RecordingReader(tables[0]) as one, RecordingReader(tmp_path / "x.wav") as other:
-        levels, others = plot._levels(one, 18, 4), plot._levels(other, 18, 4)
+        levels, others = plot.read_levels(one, 18, 4), plot.read_levels(other, 18, 4)
     np.testing.assert_allclose(others - others.max(), levels - levels.max(), atol=1)
 
 

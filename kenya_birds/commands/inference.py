@@ -1,6 +1,7 @@
 """Commands that run models on recordings: detect, plot, activity, embed, search."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,6 +100,14 @@ def _add_reported(command: Any) -> None:
         "threshold",
         help="one decision threshold for all species; by default the model's own thresholds",
     )
+    add_option(
+        reported,
+        "--thresholds",
+        Path | None,
+        metavar="FILE",
+        help="decision thresholds of species, such as thresholds.json of kenya-birds verify read, in place of the "
+        "model's own; species that are not in it are never reported",
+    )
     add_field(
         reported, FindingSettings, "min_confidence", help="never report below this score, whatever the threshold"
     )
@@ -122,7 +131,10 @@ def _detect(options: argparse.Namespace) -> None:
     check_ours(saved)
     species = read_species(options.species, names_in(saved)) if options.species else None
     settings = read_fields(options, FindingSettings, species=species)
-    check_thresholds(saved, options.threshold)
+    if options.thresholds is None:
+        check_thresholds(saved, options.threshold)
+    else:
+        _check_thresholds_file(options, names_in(saved))
     check_overlap(saved, options.overlap_s)
     sources = find_sources(options.paths)
     from kenya_birds.inference.run_report import RunFiles
@@ -145,6 +157,7 @@ def _detect(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         channel=options.channel,
+        thresholds=options.thresholds,
     )
     report = run_detection(
         pipeline,
@@ -160,6 +173,24 @@ def _detect(options: argparse.Namespace) -> None:
         print(report)
         print(f"The tables are in {options.output}")
         raise SystemExit(report.exit_code)
+
+
+def _check_thresholds_file(options: argparse.Namespace, known: Iterable[str]) -> None:
+    """Checks the value of `--thresholds` before the model is loaded."""
+    from kenya_birds.errors import UserError
+    from kenya_birds.files import check_file, read_json
+    from kenya_birds.saved_models import check_species_of_thresholds
+
+    check_file(options.thresholds, "decision thresholds of species")
+    species = read_json(options.thresholds).get("species")
+    if not isinstance(species, dict):
+        raise UserError(
+            f"{options.thresholds} has no thresholds of species: expected thresholds.json of a model, or of "
+            "kenya-birds verify read"
+        )
+    check_species_of_thresholds(options.thresholds, species, known)
+    if options.threshold is not None:
+        raise UserError("--threshold and --thresholds are both given: give one of both")
 
 
 def _add_plot(commands: Any) -> None:

@@ -41,6 +41,9 @@ class Thresholds:
         overlap_s: Overlap of neighbouring windows for which they were chosen; None if they were chosen on clips.
         merge: Whether detections are merged in the evaluation on whole recordings; None as above.
         by_hand: Whether a person set them, without any recording.
+        never_reported: The reason why a species has no threshold, by eBird code, if they come from checked detections.
+        verification: The checked detections that they come from: number of `clips`, `model` and `model_sha256`. None
+            if they come from validation.
     """
 
     wanted_precision: float | None
@@ -51,6 +54,8 @@ class Thresholds:
     overlap_s: float | None = None
     merge: bool | None = None
     by_hand: bool = False
+    never_reported: dict[str, str] = field(default_factory=dict)
+    verification: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for JSON with the attributes' names."""
@@ -77,6 +82,11 @@ class Thresholds:
         """How the thresholds were chosen, in one sentence."""
         if self.by_hand:
             return "The thresholds were set by hand, not chosen on recordings."
+        if self.verification is not None:
+            return (
+                f"The thresholds come from {self.verification['clips']} detections that a person checked, for a "
+                f"precision of {self.wanted_precision:g}."
+            )
         if self.cross_validation is None and self.overlap_s is not None:
             return "The thresholds were chosen on all windows of the validation recordings."
         if self.cross_validation is None:

@@ -109,6 +109,7 @@ def run_detection(
             sources, model_hash = find_sources(paths), ""
         _stop_with_first(team)
         model_hash = team.broadcast(model_hash)
+        _check_verification(pipeline, model_hash)
         journal = _open_journal(pipeline, files, model_hash, team)
         plan = _share_plan(sources, journal, files, team, resume=resume)
         begin_s = time.perf_counter()
@@ -150,6 +151,16 @@ def run_detection(
         detections = (found for info in analysed for found in journal.detections(info.recording))
         files.write(report, analysed, detections, formats, pipeline.names, pipeline.frequencies_hz)
         return report
+
+
+def _check_verification(pipeline: SoundscapePipeline, model_hash: str) -> None:
+    """Raises `UserError` if the thresholds come from checked detections of another model."""
+    about = pipeline.verification
+    if about is not None and about.get("model_sha256") != model_hash:
+        raise UserError(
+            f"the thresholds come from checked detections of another model, {about.get('model')}, whose scores mean "
+            f"something else: check a sample of detections of '{pipeline.saved.name}'"
+        )
 
 
 def _find(paths: Iterable[str | Path] | FoundSources, name_pattern: NamePattern | None) -> FoundSources:

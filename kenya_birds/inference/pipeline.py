@@ -25,7 +25,13 @@ from kenya_birds.inference.windows import WindowGrid
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
-from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, check_thresholds, find_model
+from kenya_birds.saved_models import (
+    THRESHOLDS_FILE,
+    SavedModel,
+    check_species_of_thresholds,
+    check_thresholds,
+    find_model,
+)
 from kenya_birds.values import Channel, Count, Device, Seconds, checked
 
 logger = logging.getLogger(__name__)
@@ -125,6 +131,8 @@ class SoundscapePipeline:
         batch_size: Windows per batch; by default 16 on a CPU and 128 on a GPU.
         num_workers: Number of threads that read recordings; by default 1 on a CPU and up to 8 on a GPU.
         channel: See `RecordingReader`.
+        thresholds: File with decision thresholds, such as that of `kenya-birds verify read`, instead of the model's
+            own. Species that are not in it are never reported.
 
     Attributes:
         saved: The model's files.
@@ -133,6 +141,7 @@ class SoundscapePipeline:
         frequencies_hz: Lowest and highest frequency of the model's input.
         sampling_rate: Sampling rate of the model in Hz.
         grid: Positions of the windows.
+        verification: The checked detections that the thresholds come from (see `Thresholds`); None: others.
         thresholds: Decision threshold of each class, shape `(classes,)`; infinite: never reported.
         scorer: Thread pool that scores batches.
         stopwatch: Time spent in each part of the work.
@@ -152,6 +161,7 @@ class SoundscapePipeline:
         batch_size: Count | None = None,
         num_workers: Count | None = None,
         channel: Channel | None = None,
+        thresholds: str | Path | None = None,
     ) -> None:
         self.settings = settings or FindingSettings()
         self.overlap_s, self.channel = overlap_s, channel
@@ -162,7 +172,8 @@ class SoundscapePipeline:
         self.sampling_rate: int = extractor.sampling_rate
         self.frequencies_hz = (float(extractor.f_min_hz), float(extractor.f_max_hz))
         self.grid = WindowGrid.with_overlap(extractor.clip_samples, overlap_s, self.sampling_rate)
-        self.thresholds = self._find_thresholds(self.saved)
+        self.verification: dict[str, Any] | None = None
+        self.thresholds = self._find_thresholds(None if thresholds is None else Path(thresholds))
         self._finder("")  # raises an error for unknown species before long work
         self.stopwatch = Stopwatch()
         chosen = find_device(device)
@@ -270,18 +281,24 @@ class SoundscapePipeline:
     def _finder(self, recording: str) -> DetectionFinder:
         return DetectionFinder(recording, self.classes, self.thresholds, self.settings, self.sampling_rate)
 
-    def _find_thresholds(self, saved: SavedModel) -> np.ndarray:
+    def _find_thresholds(self, path: Path | None) -> np.ndarray:
         if self.settings.threshold is not None:
+            if path is not None:
+                raise UserError(f"threshold is {self.settings.threshold} and thresholds is {path}: give one of both")
             return np.full(len(self.classes), self.settings.threshold)
-        check_thresholds(saved, self.settings.threshold)
-        path = saved.folder / THRESHOLDS_FILE
-        thresholds = Thresholds.read(path)
-        missing = sorted(set(self.classes) - set(thresholds.species))
-        if missing:
-            raise UserError(
-                f"{path} has no threshold of {', '.join(missing)}: it belongs to another model; give one threshold "
-                "for all species with --threshold (threshold=)"
-            )
+        if path is None:
+            check_thresholds(self.saved, self.settings.threshold)
+            thresholds = Thresholds.read(self.saved.folder / THRESHOLDS_FILE)
+            missing = sorted(set(self.classes) - set(thresholds.species))
+            if missing:
+                raise UserError(
+                    f"{self.saved.folder / THRESHOLDS_FILE} has no threshold of {', '.join(missing)}: it belongs to "
+                    "another model; give one threshold for all species with --threshold (threshold=)"
+                )
+        else:
+            thresholds = Thresholds.read(path)
+            check_species_of_thresholds(path, thresholds.species, self.classes)
+        self.verification = thresholds.verification
         self._warn_of_other_settings(thresholds)
         values = thresholds.values(self.classes)
         if silent := [code for code, value in zip(self.classes, values, strict=True) if value == np.inf]:

@@ -129,7 +129,7 @@ def draw_section(
             )
         number = min(MAX_ROWS, math.ceil((end_s - start_s) / ROW_S))
         row_s = (end_s - start_s) / number
-        rows = [(start_s + n * row_s, _levels(reader, start_s + n * row_s, row_s)) for n in range(number)]
+        rows = [(start_s + n * row_s, read_levels(reader, start_s + n * row_s, row_s)) for n in range(number)]
     figure = _draw(rows, row_s, join(detections), styles, Path(recording), reader.sampling_rate)
     if annotations is not None:
         # Of each row, the spectrogram is drawn first.
@@ -164,10 +164,17 @@ def detections_of(recording: str | Path, table: pd.DataFrame, name: str | Path) 
     return table[table["recording"] == same[0]]
 
 
-def _levels(reader: RecordingReader, start_s: float, duration_s: float) -> np.ndarray:
-    """Returns the levels of a section in dB, float32 of shape `(bins, columns)`, from 0 Hz to half the sampling rate.
+def read_levels(reader: RecordingReader, start_s: float, duration_s: float) -> np.ndarray:
+    """Reads the levels of a section in dB, for a spectrogram.
 
-    Columns in which sound cannot be decoded are NaN.
+    Args:
+        reader: The recording.
+        start_s: Start of the section; the section may reach past the recording.
+        duration_s: Its length.
+
+    Returns:
+        float32 of shape `(bins, columns)`, from 0 Hz to half the sampling rate. Columns in which sound cannot be
+        decoded are NaN.
     """
     rate = reader.sampling_rate
     n_fft = 1 << int(math.log2(WINDOW_S * rate))
@@ -234,7 +241,7 @@ def _draw(
     if notes:
         figure.text(left, 1 - 0.34 / height_inch, "; ".join(notes), fontsize=8, va="center")
 
-    limits_db = _range(levels_db)
+    limits_db = shown_range(levels_db)
     y_inch = height_inch - TOP_INCH
     width = (WIDTH_INCH - LEFT_INCH - RIGHT_INCH) / WIDTH_INCH
     for (first, levels), row, number in zip(rows, boxes, lanes, strict=True):
@@ -244,7 +251,7 @@ def _draw(
             figure.add_axes((left, bottom / height_inch, width, height / height_inch))
             for bottom, height in bottoms_and_heights
         )
-        _draw_levels(axes, levels, (first, first + row_s), sampling_rate, limits_db)
+        draw_levels(axes, levels, (first, first + row_s), sampling_rate, limits_db)
         above.set(xlim=axes.get_xlim(), ylim=(0, number))
         above.axis("off")
         _draw_boxes(axes, above, row, styles)
@@ -261,14 +268,22 @@ def _title(recording: Path, start_s: float, end_s: float) -> str:
     return f"{short_name(name, 70)}   {_minutes(start_s)} to {_minutes(end_s)}{clock}"
 
 
-def _draw_levels(
+def draw_levels(
     axes: Axes,
     levels_db: np.ndarray,
     section_s: tuple[float, float],
     sampling_rate: int,
     limits_db: tuple[float, float],
 ) -> None:
-    """Draws one row of the spectrogram, from the level that is white to the level that is black."""
+    """Draws a spectrogram.
+
+    Args:
+        axes: The axes.
+        levels_db: See `read_levels`.
+        section_s: Start and end of the section.
+        sampling_rate: Sampling rate of the recording in Hz.
+        limits_db: The levels that are white and black.
+    """
     axes.imshow(
         levels_db,
         origin="lower",
@@ -342,7 +357,7 @@ def _label_inch(canvas: FigureCanvasAgg, text: str) -> float:
     return width_px / canvas.figure.dpi
 
 
-def _range(levels_db: np.ndarray) -> tuple[float, float]:
+def shown_range(levels_db: np.ndarray) -> tuple[float, float]:
     """Returns the levels that are drawn white and black."""
     known_db = levels_db[~np.isnan(levels_db)]
     if not len(known_db):

@@ -1,0 +1,164 @@
+"""Commands for checking detections by listening: verify sample, verify read."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Literal
+
+from kenya_birds.commands.common import RUN_AGAIN
+from kenya_birds.parsing import Parser, add_general, add_option, new_command
+from kenya_birds.values import Count, Positive, Seconds, Seed, Share
+
+CHECK = "folder of kenya-birds verify sample, with the answers in verify.csv"
+
+
+def add_commands(commands: Any) -> None:
+    """Adds these commands to the parser."""
+    command = new_command(
+        commands,
+        "verify",
+        "check a sample of detections by listening: precision, call density, thresholds",
+        "Draws a sample of detections for a person to listen to, and computes from the answers how many detections "
+        "are right at each score. Each step has its own help: kenya-birds verify sample --help.",
+        "kenya-birds verify sample found --output check\nkenya-birds verify read check --output belief",
+    )
+    steps = command.add_subparsers(dest="step", required=True, metavar="STEP", title="Steps", parser_class=Parser)
+    _add_sample(steps)
+    _add_read(steps)
+    add_general(command)
+
+
+def _add_sample(steps: Any) -> None:
+    command = new_command(
+        steps,
+        "sample",
+        "draw detections, and write clips, pictures and a table for the answers",
+        "Draws detections of each species from all scores, and writes for each a short clip, its spectrogram and a "
+        "row in verify.csv. Listen, and write right, wrong, other or unsure into the column answer. The same command "
+        "resumes; with a larger --per_species it adds clips. Answers are kept. To have low scores in the table, run "
+        "kenya-birds detect with --threshold 0 (or 0.01).",
+        "kenya-birds verify sample found --output check --per_species 60",
+    )
+    add_option(command, "found", Path, help="output folder of kenya-birds detect, with a table in CSV or Parquet")
+    output = command.add_argument_group("Output")
+    add_option(
+        output,
+        "--output",
+        Path,
+        required=True,
+        metavar="FOLDER",
+        help="output folder: new, empty, or of an earlier sample of the same table",
+    )
+    add_option(output, "--clip_format", Literal["flac", "wav"], "flac", help="format of the clips, with 16 bits")
+    add_option(output, "--context_s", Seconds, 2.0, help="sound before and after each detection")
+    add_option(output, "--pictures", bool, True, help="draw spectrograms")
+    what = command.add_argument_group("Sample")
+    add_option(
+        what,
+        "--per_species",
+        Count,
+        60,
+        help="clips of each species; with --by, of each species at each site or night",
+    )
+    add_option(
+        what, "--by", Literal["site", "night"] | None, help="draw from each site or night, to estimate each separately"
+    )
+    add_option(
+        what,
+        "--choose",
+        Literal["score", "random"],
+        "score",
+        help="score: equal numbers of clips from score bins, of which each has half as many detections as the next "
+        "lower one; random: from all detections of a species",
+    )
+    add_option(
+        what,
+        "--species",
+        Path | None,
+        metavar="FILE",
+        help="sample only the species in this file (one per line, eBird code or name); by default all",
+    )
+    add_option(what, "--seed", Seed, 0, help="random seed")
+    add_option(
+        command.add_argument_group("Recordings"),
+        "--recordings",
+        Path | None,
+        metavar="FOLDER",
+        help="folder with recordings that were moved after the detection; they are found by name and length",
+    )
+    add_general(command)
+    command.set_defaults(
+        run=_sample, after_stop="run the same command again to resume: finished clips and answers are kept"
+    )
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from kenya_birds.errors import UserError
+    from kenya_birds.files import check_can_make, check_file
+
+    if not options.found.is_dir():
+        raise UserError(f"there is no folder {options.found}: expected the output folder of kenya-birds detect")
+    check_file(options.species, "a list of species")
+    if options.recordings is not None and not options.recordings.is_dir():
+        raise UserError(f"there is no folder {options.recordings}: expected a folder of recordings (--recordings)")
+    check_can_make(options.output)
+    from kenya_birds.verification.sampling import SampleSettings, draw_sample
+
+    names = ("per_species", "by", "choose", "seed", "context_s", "clip_format", "pictures")
+    drawing = draw_sample(
+        options.found,
+        options.output,
+        SampleSettings(**{name: getattr(options, name) for name in names}),
+        species=options.species,
+        recordings=options.recordings,
+    )
+    species = {stratum.species for stratum in drawing.sample.strata}
+    print(f"{drawing.clips} clips of {len(species)} species, {drawing.new} of them new; {drawing.answered} answered")
+    if drawing.lost:
+        print(f"{drawing.lost} detections have no clip, because their sound cannot be decoded")
+    print(f"Write the answers (right, wrong, other, unsure) into {options.output / 'verify.csv'}")
+
+
+def _add_read(steps: Any) -> None:
+    command = new_command(
+        steps,
+        "read",
+        "compute precision, call density and thresholds from the answers",
+        "Computes from the answers, for each species (and site or night): the share of right detections with its 95% "
+        "interval, precision by score, a logistic fit, the score from which precision is 0.9, 0.95 and 0.99, how "
+        "many more clips a narrower interval needs, and thresholds for kenya-birds detect --thresholds. Folders of "
+        "several people are joined, and their agreement is shown.",
+        "kenya-birds verify read check --output belief",
+    )
+    add_option(command, "checks", Path, help=CHECK, nargs="+", metavar="CHECK")
+    output = command.add_argument_group("Output")
+    add_option(output, "--output", Path, required=True, metavar="FOLDER", help="output folder: new or empty")
+    add_option(output, "--pictures", bool, True, help="draw pictures")
+    wanted = command.add_argument_group("Wanted")
+    add_option(wanted, "--precision", Share, 0.9, help="precision that the thresholds in thresholds.json must reach")
+    add_option(
+        wanted, "--width", Positive, 0.1, help="width of the interval for which the number of further clips is shown"
+    )
+    add_general(command)
+    command.set_defaults(run=_read, after_stop=RUN_AGAIN)
+
+
+def _read(options: argparse.Namespace) -> None:
+    from kenya_birds.errors import UserError
+    from kenya_birds.files import check_file, check_new_folder
+
+    for check in options.checks:
+        if not check.is_dir():
+            raise UserError(f"there is no folder {check}: expected a folder of kenya-birds verify sample")
+        check_file(check / "sample.json", "a file of kenya-birds verify sample")
+    check_new_folder(options.output)
+    from kenya_birds.verification.reading import format_belief, read_checks
+
+    belief = read_checks(
+        options.checks,
+        options.output,
+        precision=options.precision,
+        width=options.width,
+        pictures=options.pictures,
+    )
+    print(format_belief(belief))
+    print(f"The tables, pictures and thresholds.json are in {options.output}")

@@ -1,0 +1,306 @@
+"""Folder of a sample that a person checks: `sample.json`, the drawn detections, and the answers in `verify.csv`."""
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from kenya_birds.data.archive import SPECIES_COLUMNS, UNKNOWN_SPECIES
+from kenya_birds.data.csv_table import TextTable, parse_table, read_table, read_text
+from kenya_birds.data.species_names import plain_name
+from kenya_birds.errors import UserError
+from kenya_birds.files import SPECIES_FILE, as_utf8, read_json, users_file, write_json, write_table
+from kenya_birds.inference.species import SpeciesNames
+from kenya_birds.inference.table_formats import FORMULA, safe_path, safe_text
+from kenya_birds.verification.strata import Stratum
+
+SAMPLE_FILE, ROWS_FILE, ANSWERS_FILE = "sample.json", "sample.parquet", "verify.csv"
+FORMAT = 1
+RIGHT, WRONG, OTHER, UNSURE = ANSWERS = ("right", "wrong", "other", "unsure")
+ANSWER_COLUMNS = ("answer", "other_species", "note", "verified_by", "verified_at")
+# Columns of verify.csv before the answers; those of `sample.parquet`, too.
+ROW_COLUMNS = (
+    *("id", "species", "common_name", "scientific_name", "score", "recording", "start_s", "end_s", "local_time"),
+    *("site", "night", "stratum", "stratum_detections", "weight", "clip", "clip_start_s", "picture"),
+)
+DIGITS = {"score": 6, "start_s": 6, "end_s": 6, "weight": 4, "clip_start_s": 6}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer of a person about one detection.
+
+    Attributes:
+        answer: `right`, `wrong`, `other` (another species) or `unsure`; empty: not answered yet.
+        other_species: eBird code of the other species; empty if it is not known. With `right`: a species that is in
+            the clip too.
+        note: Any text.
+        verified_by: Who answered.
+        verified_at: When, in ISO 8601.
+    """
+
+    answer: str = ""
+    other_species: str = ""
+    note: str = ""
+    verified_by: str = ""
+    verified_at: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample of detections.
+
+    Attributes:
+        table: Path of the table of detections.
+        table_sha256: SHA-256 of that file.
+        model: Name of the model.
+        model_sha256: Fingerprint of the model (see `hash_model`).
+        run_settings: Settings of the detection run.
+        settings: Settings of the sample.
+        strata: Strata with their sizes.
+    """
+
+    table: str
+    table_sha256: str
+    model: str
+    model_sha256: str
+    run_settings: dict[str, Any]
+    settings: dict[str, Any]
+    strata: tuple[Stratum, ...]
+
+    def write(self, folder: Path) -> None:
+        """Writes `sample.json`."""
+        content = {
+            "format": FORMAT,
+            **{name: getattr(self, name) for name in ("table", "table_sha256", "model", "model_sha256")},
+            "run_settings": self.run_settings,
+            "settings": self.settings,
+            "strata": [stratum.to_json() for stratum in self.strata],
+        }
+        write_json(content, folder / SAMPLE_FILE, allow_nan=False)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Sample":
+        """Reads `sample.json`.
+
+        Raises:
+            UserError: If the folder is not one of `kenya-birds verify sample`.
+        """
+        path = folder / SAMPLE_FILE
+        if not path.is_file():
+            raise UserError(f"{folder} has no {SAMPLE_FILE}: expected a folder of kenya-birds verify sample")
+        content = read_json(path)
+        try:
+            if content.pop("format") != FORMAT:
+                raise ValueError("another format")
+            strata = tuple(map(Stratum.of_json, content.pop("strata")))
+            return cls(**content, strata=strata)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path} is not a file of this version of kenya-birds verify sample ({error}): draw the sample again"
+            ) from None
+
+
+def detection_id(recording: str, start_s: float, end_s: float, species: str) -> str:
+    """A name of a detection for files and tables: 12 letters, which no spreadsheet reads as a number."""
+    key = f"{recording}\n{start_s:.6f}\n{end_s:.6f}\n{species}"
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return "".join(chr(ord("a") + byte % 26) for byte in digest[:12])
+
+
+def read_rows(folder: Path) -> pd.DataFrame:
+    """Reads the drawn detections, with the columns `ROW_COLUMNS`; the index is `id`.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    path = folder / ROWS_FILE
+    try:
+        return pd.read_parquet(path)[list(ROW_COLUMNS)].set_index("id", drop=False)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): draw the sample again; {ANSWERS_FILE} is kept"
+        ) from None
+
+
+def write_species(folder: Path, species: Mapping[str, SpeciesNames]) -> None:
+    """Writes `species.csv`, in the format of an archive, if there is none; a person may add species to it."""
+    if not (folder / SPECIES_FILE).is_file():
+        rows = [(names.scientific_name, code, names.common_name) for code, names in species.items()]
+        write_table(pd.DataFrame(rows, columns=list(SPECIES_COLUMNS)), folder / SPECIES_FILE)
+
+
+def read_species_table(folder: Path) -> dict[str, SpeciesNames]:
+    """Reads `species.csv`: names of the species that `other_species` may name, by code.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    table = read_table(folder / SPECIES_FILE, SPECIES_COLUMNS)
+    rows = table[["species", "common_name", "scientific_name"]].itertuples(index=False)
+    return {UNKNOWN_SPECIES: SpeciesNames("", ""), **{code: SpeciesNames(*names) for code, *names in rows}}
+
+
+def read_answers(folder: Path, rows: pd.DataFrame, species: Mapping[str, SpeciesNames]) -> dict[str, Answer]:
+    """Reads the answers in `verify.csv`, also after a spreadsheet has saved it.
+
+    Only the columns `id`, `answer`, `other_species`, `note`, `verified_by` and `verified_at` are read. Rows may be in
+    any order; other columns may be added, changed or deleted. The table may have commas, semicolons or tabs, and any
+    usual encoding.
+
+    Args:
+        folder: Folder of the sample.
+        rows: See `read_rows`.
+        species: Names of known species by code, for `other_species`.
+
+    Returns:
+        Answers by id; rows without answer, note or other species are not included.
+
+    Raises:
+        UserError: If the table cannot be read, or a row has an unknown id, answer or species; with file and line.
+    """
+    path = folder / ANSWERS_FILE
+    table, place = _read_cells(path)
+    codes = _codes(species)
+    found: dict[str, Answer] = {}
+    for line, cells in zip(table.lines, table.rows, strict=True):
+        where = f"{path} line {line}"
+        name, *texts = (cells[place[column]] if column in place else "" for column in ("id", *ANSWER_COLUMNS))
+        answer = _checked(Answer(*map(_unguarded, texts)), codes, where)
+        if name not in rows.index:
+            if answer == Answer():
+                continue
+            raise UserError(f"{where} has the id '{name}', which is not in the sample: restore the id of this row")
+        if answer == Answer():
+            continue
+        if found.setdefault(name, answer) != answer:
+            raise UserError(f"{where} has another answer for {name} than an earlier line: keep one of both")
+    return found
+
+
+def write_answers(folder: Path, rows: pd.DataFrame, answers: Mapping[str, Answer]) -> None:
+    """Writes `verify.csv`, atomically: all rows of the sample, with their answers.
+
+    Columns that a person has added to an existing table are kept. Call `read_answers` before, and give all answers of
+    the existing table, so that none is lost.
+
+    Args:
+        folder: Folder of the sample.
+        rows: See `read_rows`.
+        answers: Answers by id.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    path = folder / ANSWERS_FILE
+    added: dict[str, dict[str, str]] = {}
+    names: list[str] = []
+    if path.is_file():
+        table, place = _read_cells(path)
+        names = [name for name in table.header if name and name not in (*ROW_COLUMNS, *ANSWER_COLUMNS)]
+        more = [table.header.index(name) for name in names]
+        added = {cells[place["id"]]: {table.header[at]: cells[at] for at in more} for cells in table.rows}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow((*ROW_COLUMNS, *ANSWER_COLUMNS, *names))
+    for row in rows[list(ROW_COLUMNS)].itertuples(index=False):
+        name = str(row.id)
+        answer, extra = answers.get(name, Answer()), added.get(name, {})
+        texts = (*asdict(answer).values(), *(extra.get(column, "") for column in names))
+        writer.writerow((*_texts(row), *map(safe_text, texts)))
+    with users_file(path) as partial:
+        partial.write_text(as_utf8(text.getvalue()), encoding="utf-8", newline="")
+
+
+def _texts(row: Any) -> Iterable[str]:
+    """The cells of a row in `ROW_COLUMNS`."""
+    for name, value in zip(ROW_COLUMNS, row, strict=True):
+        if name in DIGITS:
+            yield f"{value:.{DIGITS[name]}f}"
+        elif name == "recording":
+            yield safe_path(value)
+        else:
+            yield safe_text(str(value))
+
+
+def _read_cells(path: Path) -> tuple[TextTable, dict[str, int]]:
+    """Reads `verify.csv` as text, with the place of each column that is read."""
+    try:
+        text, _ = read_text(path)
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}: restore it, or draw the sample again in a new folder") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a table: {error}; save it as CSV (UTF-8)") from None
+    first = text.splitlines()[0] if text.strip() else ""
+    named = re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE)
+    if named:  # Excel's own first line
+        text = text.removeprefix(first).lstrip("\r\n")
+    delimiter = named[1] if named else max(",;\t", key=first.count)
+    table = parse_table(text, path, delimiter)
+    header = [name.strip().strip('"').lower() for name in table.header]
+    lines = [line + bool(named) for line in table.lines]
+    place: dict[str, int] = {}
+    for at, name in enumerate(header):
+        if name in ("id", *ANSWER_COLUMNS) and place.setdefault(name, at) != at:
+            raise UserError(f"{path} has the column {name} twice: remove one")
+    if missing := [name for name in ("id", "answer") if name not in place]:
+        raise UserError(f"{path} has no column {', '.join(missing)}: found {', '.join(filter(None, header))}")
+    return TextTable(table.header, table.rows, lines), place
+
+
+def _unguarded(text: str) -> str:
+    """A text without the apostrophe with which `safe_text` protects it."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text[1:]) else text
+
+
+def _codes(species: Mapping[str, SpeciesNames]) -> dict[str, str]:
+    """Codes by every name of a species, in lower case."""
+    codes: dict[str, str] = {}
+    for code, names in species.items():
+        for name in (*names, code):
+            codes[plain_name(name)] = code
+    codes.pop("", None)
+    return codes
+
+
+def _checked(answer: Answer, codes: Mapping[str, str], where: str) -> Answer:
+    """The answer with its words in the usual form; raises `UserError` if they are unknown."""
+    word = answer.answer.casefold()
+    if word not in ("", *ANSWERS):
+        raise UserError(f"{where} has the answer '{answer.answer}': expected {', '.join(ANSWERS)} or nothing")
+    if not answer.other_species:
+        return replace(answer, answer=word)
+    code = codes.get(plain_name(answer.other_species))
+    if code is None:
+        raise UserError(
+            f"{where} has the other_species '{answer.other_species}', which is unknown: give the code or name of a "
+            "species in species.csv in this folder, or add the species there"
+        )
+    if word not in (OTHER, RIGHT):
+        raise UserError(
+            f"{where} has an other_species with the answer '{word}': expected other, or right if both call"
+        )
+    return replace(answer, answer=word, other_species=code)
+
+
+def check_same_strata(samples: Sequence[tuple[Path, Sample]]) -> None:
+    """Raises `UserError` if samples cannot be read together: of other tables, models or strata."""
+    (first_folder, first), *others = samples
+    for folder, sample in others:
+        pair = f"{first_folder} and {folder}"
+        if sample.model_sha256 != first.model_sha256:
+            raise UserError(f"{pair} are samples of detections of different models: read them one by one")
+        if sample.table_sha256 != first.table_sha256:
+            raise UserError(f"{pair} are samples of different tables of detections: read them one by one")
+        if sample.strata != first.strata:
+            raise UserError(
+                f"{pair} were drawn with different strata: read them one by one, or draw both with the same "
+                "--per_species, --by and --choose, and different --seed"
+            )

@@ -1,0 +1,177 @@
+"""Clips of detections for listening: short sound files and their spectrograms."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import soundfile
+from fsspec.core import split_protocol
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from kenya_birds.data.audio import RecordingReader, UndecodableError
+from kenya_birds.data.recording_matching import RecordingFinder
+from kenya_birds.data.sound_files import find_sound
+from kenya_birds.errors import UserError
+from kenya_birds.files import users_file
+from kenya_birds.inference.plots import draw_levels, read_levels, shown_range
+from kenya_birds.inference.sources import find_sources
+from kenya_birds.plot_style import save_picture, styled
+
+logger = logging.getLogger(__name__)
+
+ClipFormat = Literal["flac", "wav"]
+CLIPS_FOLDER, PICTURES_FOLDER = "clips", "pictures"
+PEAK_DBFS = -1.0
+SAME_LENGTH_S = 0.01
+WIDTH_INCH, HEIGHT_INCH, DPI = 6.4, 2.8, 100
+AXES = (0.07, 0.09, 0.9, 0.88)  # left, bottom, width and height as shares of the picture
+BOX_COLOUR = "#c2185b"
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How clips are cut.
+
+    Attributes:
+        context_s: Sound before and after the detection, in seconds.
+        clip_format: `flac` or `wav`, with 16 bits.
+        channel: See `RecordingReader`: the channel that the detection run read.
+        pictures: Whether spectrograms are drawn.
+    """
+
+    context_s: float = 2.0
+    clip_format: ClipFormat = "flac"
+    channel: str | None = None
+    pictures: bool = True
+
+
+def find_recordings(names: pd.Series, folder: Path | None) -> dict[str, str]:
+    """Finds the recordings of detections, also after they were moved.
+
+    Args:
+        names: Paths or URLs of the recordings in the table.
+        folder: Folder to search for recordings that are not at their path; None: none.
+
+    Returns:
+        Path or URL of each recording.
+
+    Raises:
+        UserError: If a recording is not found, or several have its name.
+    """
+    found = {name: name for name in names if split_protocol(name)[0] is not None or Path(name).is_file()}
+    missing = [name for name in dict.fromkeys(names) if name not in found]
+    if not missing:
+        return found
+    if folder is None:
+        raise UserError(
+            f"{len(missing)} recordings of the sample are not where they were analysed, such as {missing[0]}: run "
+            "this in the same folder as kenya-birds detect, or give the folder that they are in now with --recordings"
+        )
+    paths = {Path(one.path).relative_to(folder).as_posix(): one.path for one in find_sound(folder).found}
+    finder = RecordingFinder(paths)
+    for name in missing:
+        # The folders in which the recordings were have changed: only the last ones that agree decide.
+        match = finder.find(name.replace("\\", "/").lstrip("/"))
+        if match.recording is None:
+            at = match.others or finder.find(name.replace("\\", "/").rpartition("/")[2]).others
+            what = f"several files have its name: {' and '.join(at[:2])}" if len(at) > 1 else "it is not there"
+            raise UserError(f"the recording {name} is not found in {folder} ({what}): move it there under its name")
+        found[name] = str(paths[match.recording])
+    return found
+
+
+def write_clips(
+    folder: Path, rows: pd.DataFrame, recordings: Mapping[str, str], lengths_s: Mapping[str, float], how: ClipSettings
+) -> list[str]:
+    """Writes clips and pictures that do not exist yet; each recording is opened once.
+
+    A clip has its peak at -1 dBFS and the sampling rate of the recording.
+
+    Args:
+        folder: Folder of the sample.
+        rows: Drawn detections (see `read_rows`).
+        recordings: Path or URL of each recording.
+        lengths_s: Length of each recording when it was analysed, where it is known.
+        how: How clips are cut.
+
+    Returns:
+        Ids of detections whose sound cannot be decoded; they have no clip.
+
+    Raises:
+        UserError: If a recording cannot be opened or has another length, or a file cannot be written.
+    """
+    for name in (CLIPS_FOLDER, PICTURES_FOLDER)[: 1 + how.pictures]:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    is_made = [
+        (folder / clip).is_file() and (not how.pictures or (folder / picture).is_file())
+        for clip, picture in zip(rows["clip"], rows["picture"], strict=True)
+    ]
+    todo = rows[~np.array(is_made, dtype=bool)].sort_values(["recording", "start_s"])
+    lost: list[str] = []
+    with tqdm(total=len(todo), desc="Writing clips", unit="clip", disable=None) as bar:
+        for key, its in todo.groupby("recording", sort=False):
+            name = str(key)
+            (source,) = find_sources([recordings[name]])
+            with source.local_path() as path, RecordingReader(path, channel=how.channel) as reader:
+                _check_length(name, reader, lengths_s.get(name))
+                for row in its.itertuples():
+                    try:
+                        _write_clip(folder, row, reader, how)
+                    except UndecodableError as error:
+                        lost.append(str(row.id))
+                        logger.warning("No clip of %s from %.3f s: %s", name, row.start_s, error)
+                    bar.update()
+    return lost
+
+
+def _check_length(name: str, reader: RecordingReader, length_s: float | None) -> None:
+    found_s = reader.header.duration_s
+    if length_s is not None and abs(found_s - length_s) > SAME_LENGTH_S:
+        raise UserError(
+            f"the recording {reader.path} is {found_s:.3f} s long, and {name} was {length_s:.3f} s long when it was "
+            "analysed: it is another recording; give the folder of the right ones with --recordings"
+        )
+
+
+def clip_span(start_s: float, end_s: float, context_s: float) -> tuple[float, float]:
+    """Start and length of the clip of a detection, in seconds; a clip does not begin before its recording."""
+    first_s = max(0.0, start_s - context_s)
+    return first_s, end_s + context_s - first_s
+
+
+def _write_clip(folder: Path, row: Any, reader: RecordingReader, how: ClipSettings) -> None:
+    """Writes the clip and the picture of a row; raises `UndecodableError`."""
+    start_s, end_s = float(row.start_s), float(row.end_s)
+    first_s, length_s = clip_span(start_s, end_s, how.context_s)
+    length_s = min(length_s, reader.header.duration_s - first_s)
+    rate = reader.sampling_rate
+    sound = reader.read(round(first_s * rate), round(length_s * rate))
+    peak = float(np.abs(sound).max(initial=0.0))
+    scaled = sound * (10 ** (PEAK_DBFS / 20) / peak) if peak > 0 else sound
+    with users_file(folder / str(row.clip)) as partial:
+        soundfile.write(partial, scaled, rate, format=how.clip_format.upper(), subtype="PCM_16")
+    if how.pictures:
+        # The clip is short and not compressed with loss: reading it again is quicker than seeking in the recording.
+        with RecordingReader(folder / str(row.clip)) as clip:
+            levels = read_levels(clip, 0.0, length_s)
+        figure = _draw(levels, (first_s, first_s + length_s), (start_s, end_s), rate)
+        save_picture(figure, folder / str(row.picture))
+
+
+@styled(**{"axes.grid": False, "font.size": 9})
+def _draw(
+    levels_db: np.ndarray, section_s: tuple[float, float], detection_s: tuple[float, float], sampling_rate: int
+) -> Figure:
+    """Draws the spectrogram of a clip, with lines where the detection begins and ends, without species and score."""
+    figure = Figure(figsize=(WIDTH_INCH, HEIGHT_INCH), dpi=DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes(AXES)
+    draw_levels(axes, levels_db, section_s, sampling_rate, shown_range(levels_db))
+    axes.axvspan(*detection_s, facecolor="none", edgecolor=BOX_COLOUR, linewidth=1.2, linestyle=(0, (4, 3)))
+    return figure

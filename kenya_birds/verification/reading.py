@@ -1,0 +1,262 @@
+"""`kenya-birds verify read`: tables, pictures and thresholds from the answers of one or several samples."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import cohen_kappa_score
+
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.call_density import Share
+from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.files import check_new_folder, users_folder, write_json, write_table
+from kenya_birds.inference.species import SpeciesNames
+from kenya_birds.inference.table_formats import safe_path, safe_text
+from kenya_birds.saved_models import THRESHOLDS_FILE
+from kenya_birds.verification.belief_figures import save_pictures
+from kenya_birds.verification.beliefs import DISAGREED, RIGHT, UNANSWERED, UNSURE, VERDICTS, WRONG, Belief
+from kenya_birds.verification.check_folder import (
+    OTHER,
+    ROW_COLUMNS,
+    Answer,
+    Sample,
+    check_same_strata,
+    read_answers,
+    read_rows,
+    read_species_table,
+)
+from kenya_birds.verification.strata import Stratum
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = (0.9, 0.95, 0.99)
+SUMMARY_FILE, PRECISION_FILE = "belief.csv", "precision.csv"
+ANSWERS_TABLE, AGREEMENT_FILE = "answers.csv", "agreement.csv"
+DIGITS = "%.6g"
+
+
+@dataclass(frozen=True)
+class Beliefs:
+    """Result of `read_checks`.
+
+    Attributes:
+        all: Beliefs of all species, then of each species and site or night.
+        names: Names of the species by code.
+        thresholds: Thresholds for `detect`.
+        agreement: One row for each pair of folders: `first`, `second`, `both` (detections that both answered right,
+            wrong or other), `agreement` (share on which they agree whether it is right), `kappa` (Cohen's); empty for
+            one folder.
+        width: Width of the interval for which the number of further clips is computed.
+    """
+
+    all: list[Belief]
+    names: dict[str, SpeciesNames]
+    thresholds: Thresholds
+    agreement: pd.DataFrame
+    width: float
+
+
+def read_checks(
+    checks: Sequence[str | Path],
+    output: str | Path,
+    *,
+    precision: float = 0.9,
+    width: float = 0.1,
+    pictures: bool = True,
+) -> Beliefs:
+    """Computes precision, call density and thresholds from the answers of one or several samples of one table.
+
+    Answers `unsure` are left out and counted. If two people answered the same detection differently, it is left out
+    and counted too; if one of them is unsure, the other answer counts.
+
+    Args:
+        checks: Folders of `verify sample`.
+        output: A new or empty folder for tables, pictures and `thresholds.json`.
+        precision: Precision that `thresholds.json` must reach.
+        width: Width of the interval for which the number of further clips is computed.
+        pictures: Whether pictures are drawn.
+
+    Raises:
+        UserError: If a folder cannot be read, an answer or species is unknown, the samples are of different tables,
+            or there is no answer.
+    """
+    output = Path(output)
+    check_new_folder(output)
+    folders = [Path(check) for check in checks]
+    samples = [(folder, Sample.read(folder)) for folder in folders]
+    check_same_strata(samples)
+    sample = samples[0][1]
+    tables = [read_rows(folder) for folder in folders]
+    names = {code: found for folder in folders for code, found in read_species_table(folder).items()}
+    answers = [read_answers(folder, rows, names) for folder, rows in zip(folders, tables, strict=True)]
+    rows = pd.concat(tables)
+    rows = rows[~rows.index.duplicated()]
+    rows = rows.assign(verdict=[_verdict([own[name] for own in answers if name in own]) for name in rows.index])
+    if not rows["verdict"].isin([RIGHT, WRONG]).any():
+        raise UserError(
+            f"{' and '.join(map(str, folders))}: no detection is answered right, wrong or other; write the answers "
+            "into the column answer of verify.csv"
+        )
+    beliefs = _beliefs(sample, rows)
+    thresholds = _thresholds(beliefs, precision, sample)
+    found = Beliefs(beliefs, names, thresholds, _agreement(folders, answers), width)
+    with users_folder(output, f"the results in {output}") as partial:
+        write_table(_summary(found, sample.settings["by"]), partial / SUMMARY_FILE, DIGITS)
+        write_table(_precision_table(found, sample.settings["by"]), partial / PRECISION_FILE, DIGITS)
+        write_table(_answer_table(folders, tables, answers), partial / ANSWERS_TABLE, DIGITS)
+        if len(folders) > 1:
+            write_table(found.agreement, partial / AGREEMENT_FILE, DIGITS)
+        write_json(thresholds.to_json(), partial / THRESHOLDS_FILE, allow_nan=False)
+        if pictures:
+            save_pictures([belief for belief in beliefs if not belief.group], names, partial)
+    return found
+
+
+def _verdict(answers: Sequence[Answer]) -> str:
+    """One of `VERDICTS`, from the answers of all people about one detection."""
+    words = {WRONG if one.answer == OTHER else one.answer for one in answers}
+    if {RIGHT, WRONG} <= words:
+        return DISAGREED
+    return next((word for word in (RIGHT, WRONG, UNSURE) if word in words), UNANSWERED)
+
+
+def _beliefs(sample: Sample, rows: pd.DataFrame) -> list[Belief]:
+    """Beliefs of all species, then of each species and site or night."""
+    by_pair: dict[tuple[str, str], list[Stratum]] = {}
+    for stratum in sample.strata:
+        by_pair.setdefault((stratum.species, ""), []).append(stratum)
+    if sample.settings["by"] is not None:
+        for stratum in sample.strata:
+            by_pair.setdefault((stratum.species, stratum.group or "unknown"), []).append(stratum)
+    of_stratum = dict(tuple(rows.groupby("stratum", sort=False)))
+    nothing = rows.iloc[:0]
+    return [
+        Belief(species, group, tuple(strata), pd.concat([of_stratum.get(one.name, nothing) for one in strata]))
+        for (species, group), strata in by_pair.items()
+    ]
+
+
+def _thresholds(beliefs: Sequence[Belief], precision: float, sample: Sample) -> Thresholds:
+    """Thresholds of all sampled species; none for those that do not reach the precision, with the reason."""
+    whole = [belief for belief in beliefs if not belief.group]
+    species = {belief.species: belief.score_of(precision) for belief in whole}
+    reasons = {belief.species: belief.why_not(precision) for belief in whole if species[belief.species] is None}
+    clips = sum(len(belief.heard) for belief in whole)
+    checked_with = {"clips": clips, "model_sha256": sample.model_sha256, "model": sample.model}
+    run = sample.run_settings
+    return Thresholds(
+        precision,
+        None,
+        species,
+        never_reported=reasons,
+        verification=checked_with,
+        overlap_s=run.get("overlap_s"),
+        merge=run.get("merge"),
+    )
+
+
+def _agreement(folders: Sequence[Path], answers: Sequence[Mapping[str, Answer]]) -> pd.DataFrame:
+    """Agreement of each pair of folders about what is right."""
+    clear = [
+        {name: one.answer == RIGHT for name, one in own.items() if one.answer in (RIGHT, WRONG, OTHER)}
+        for own in answers
+    ]
+    rows = []
+    for (first, own), (second, others) in combinations(zip(map(str, folders), clear, strict=True), 2):
+        both = [(answer, others[name]) for name, answer in own.items() if name in others]
+        equal = float(np.mean([one == other for one, other in both])) if both else np.nan
+        # If both always give the same answer, chance explains all agreement, and kappa is not defined.
+        has_two = len({answer for pair in both for answer in pair}) == 2
+        kappa = float(cohen_kappa_score(*zip(*both, strict=True))) if has_two else np.nan
+        rows.append((first, second, len(both), equal, kappa))
+    return pd.DataFrame(rows, columns=["first", "second", "both", "agreement", "kappa"])
+
+
+def _summary(found: Beliefs, by: str | None) -> pd.DataFrame:
+    """One row for each species, then for each species and site or night."""
+    return pd.DataFrame([_summary_row(found, belief, by) for belief in found.all])
+
+
+def _summary_row(found: Beliefs, belief: Belief, by: str | None) -> dict[str, Any]:
+    names, fit = found.names[belief.species], belief.fit
+    row: dict[str, Any] = {
+        "species": safe_text(belief.species),
+        **{k: safe_text(v) for k, v in names._asdict().items()},
+    }
+    if by is not None:
+        row[by] = safe_text(belief.group)
+    row |= {"detections": belief.detections, **belief.counts, **_share(belief.share, "share_right")}
+    row |= {"intercept": np.nan if fit is None else fit.intercept, "slope": np.nan if fit is None else fit.slope}
+    for wanted in PRECISIONS:
+        score = belief.score_of(wanted)
+        row[f"score_for_precision_{wanted:g}"] = "not reached" if score is None else f"{score:.6g}"
+    more = belief.clips_for(found.width)
+    row[f"more_clips_for_width_{found.width:g}"] = "" if more is None else more
+    return row
+
+
+def _share(share: Share, name: str) -> dict[str, float]:
+    return {name: share.estimate, f"{name}_low": share.low, f"{name}_high": share.high}
+
+
+def _precision_table(found: Beliefs, by: str | None) -> pd.DataFrame:
+    """One row for each species (and site or night) and score."""
+    rows = []
+    for belief in found.all:
+        scores = np.array([at.score for at in belief.curve])
+        fit = belief.fit
+        nothing = np.full(len(scores), np.nan)
+        probability = nothing if fit is None else fit.probability(scores)
+        low, high = (nothing, nothing) if fit is None else fit.band(scores)
+        for place, at in enumerate(belief.curve):
+            row: dict[str, Any] = {"species": safe_text(belief.species)}
+            row |= {by: safe_text(belief.group)} if by else {}
+            row |= {"score": at.score, "detections": at.detections, **_share(at.precision, "precision")}
+            row |= {"fitted_precision": at.by_fit, "probability": probability[place]}
+            rows.append({**row, "probability_low": low[place], "probability_high": high[place]})
+    return pd.DataFrame(rows)
+
+
+def _answer_table(
+    folders: Sequence[Path], tables: Sequence[pd.DataFrame], answers: Sequence[Mapping[str, Answer]]
+) -> pd.DataFrame:
+    """All answers of all folders."""
+    parts = []
+    for folder, rows, own in zip(folders, tables, answers, strict=True):
+        its = rows.loc[rows.index.isin(list(own)), list(ROW_COLUMNS)]
+        given = pd.DataFrame([asdict(own[name]) for name in its.index], index=its.index)
+        parts.append(pd.concat([its, given], axis=1).assign(check=str(folder)))
+    table = pd.concat(parts)
+    for name in table.select_dtypes(exclude="number"):
+        guard = safe_path if name == "recording" else safe_text
+        table[name] = [guard(str(text)) for text in table[name]]
+    return table
+
+
+def format_belief(found: Beliefs) -> str:
+    """The results as text for the terminal."""
+    whole = [belief for belief in found.all if not belief.group]
+    counts = {word: sum(belief.counts[word] for belief in whole) for word in VERDICTS}
+    lines = [", ".join(f"{count} {word}" for word, count in counts.items() if count or word in (RIGHT, WRONG))]
+    wanted = found.thresholds.wanted_precision
+    lines.append(f"Share of detections that are right (95% interval), and score for a precision of {wanted:g}:")
+    width = max(len(belief.species) for belief in whole)
+    for belief in whole:
+        share, score = belief.share, found.thresholds.species[belief.species]
+        values = f"{share.estimate:.3f} ({share.low:.3f} to {share.high:.3f})" if len(belief.heard) else "no answers"
+        reached = f"{score:.3f}" if score is not None else "not reached"
+        more = belief.clips_for(found.width)
+        hint = f"; {more} more clips for a width of {found.width:g}" if more else ""
+        lines.append(f"  {belief.species:{width}}  {values:26}  {reached}{hint}")
+    for code, reason in found.thresholds.never_reported.items():
+        lines.append(f"With thresholds.json, {code} is never reported: {reason}")
+    for first, second, both, equal, kappa in found.agreement.itertuples(index=False):
+        if both:
+            shown = "not defined, all answers are equal" if np.isnan(kappa) else f"{kappa:.2f}"
+            lines.append(f"{first} and {second}: {both} in both, agreement {equal:.2f}, Cohen's kappa {shown}")
+    return "\n".join(lines)

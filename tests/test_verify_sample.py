@@ -1,0 +1,246 @@
+"""`kenya-birds verify sample`: what is drawn, what is written, and that no answer is ever lost."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from verifying import LENGTH_S, NAMES, RATE, answer, read_table, truthful, write_run, write_table
+
+from kenya_birds.cli import main
+from kenya_birds.errors import UserError
+from kenya_birds.verification import found_tables
+from kenya_birds.verification.sampling import SampleSettings, draw_sample
+
+SMALL = SampleSettings(per_species=21, pictures=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def drawn(run):
+    """A sample that tests copy."""
+    check = run.parent / "check"
+    draw_sample(run, check, SMALL)
+    return check
+
+
+@pytest.fixture
+def check(drawn, tmp_path):
+    return shutil.copytree(drawn, tmp_path / "check")
+
+
+def test_a_sample_is_drawn_from_all_scores_and_rows_stand_for_all_detections(run, drawn):
+    table = read_table(drawn)
+    detections = pd.read_parquet(run / "detections.parquet")
+    assert table.groupby("species").size().to_dict() == {"abcde1": 21, "bcdef1": 21}
+    # 21 clips are three bins: half of the 300 detections, a quarter, a quarter.
+    sizes = {stratum["name"]: stratum["detections"] for stratum in strata(drawn)}
+    assert list(sizes.values()) == [150, 75, 75] * 2
+    assert table.groupby("stratum").size().to_dict() == dict.fromkeys(sizes, 7)
+    assert table["weight"].astype(float).sum() == pytest.approx(len(detections), rel=1e-5)
+    assert table["stratum_detections"].astype(int).to_dict() == table["stratum"].map(sizes).to_dict()
+    keys = ["recording", "start_s", "end_s", "code"]
+    found = detections.astype({"recording": str, "code": str}).set_index(keys)["score"]
+    for _, row in table.iterrows():
+        where = (row["recording"], float(row["start_s"]), float(row["end_s"]), row["species"])
+        assert float(row["score"]) == pytest.approx(found[where], abs=1e-6)
+
+
+def strata(check):
+    return json.loads((check / "sample.json").read_text(encoding="utf-8"))["strata"]
+
+
+def test_the_rows_of_a_species_take_turns_between_its_bins(drawn):
+    table = read_table(drawn)
+    for _, its in table.groupby("species", sort=False):
+        assert all(set(its["stratum"].iloc[n : n + 3]) == set(its["stratum"]) for n in range(0, 21, 3))
+
+
+def test_sample_json_says_how_and_of_what_the_sample_was_drawn(run, drawn):
+    content = json.loads((drawn / "sample.json").read_text(encoding="utf-8"))
+    assert content["model_sha256"] == "a" * 64
+    assert content["table"] == str(run / "detections.parquet")
+    assert content["settings"]["per_species"] == 21
+    assert content["settings"]["seed"] == 0
+    for stratum in content["strata"]:
+        assert sum(count for _, count in stratum["by_score"]) == stratum["detections"]
+
+
+def test_clips_have_context_and_full_level_and_show_the_sound_of_the_detection(drawn):
+    table = read_table(drawn)
+    for _, row in table.iterrows():
+        sound, rate = soundfile.read(drawn / row["clip"])
+        start_s, end_s, first_s = (float(row[name]) for name in ("start_s", "end_s", "clip_start_s"))
+        assert first_s == max(0, start_s - 2)
+        assert len(sound) / rate == pytest.approx(min(end_s + 2, LENGTH_S) - first_s)
+        assert np.abs(sound).max() == pytest.approx(10 ** (-1 / 20), abs=1e-3)
+        whole, _ = soundfile.read(row["recording"], start=round(first_s * RATE), frames=len(sound))
+        assert np.corrcoef(sound, whole)[0, 1] > 0.999
+
+
+def test_pictures_and_wav_are_written(run, tmp_path):
+    settings = SampleSettings(per_species=1, clip_format="wav", context_s=0.5)
+    draw_sample(run, tmp_path / "check", settings)
+    table = read_table(tmp_path / "check")
+    for _, row in table.iterrows():
+        assert (tmp_path / "check" / row["picture"]).read_bytes().startswith(b"\x89PNG")
+        assert soundfile.info(tmp_path / "check" / row["clip"]).format == "WAV"
+
+
+def test_the_same_seed_draws_the_same_from_csv_and_parquet_and_in_parts(run, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(found_tables, "ROWS_AT_ONCE", 37)
+    (tmp_path / "found").mkdir()
+    for name in ("detections.csv", "run.json", "recordings.csv"):
+        shutil.copy(run / name, tmp_path / "found")
+    draw_sample(tmp_path / "found", tmp_path / "check", SMALL)
+    assert (tmp_path / "check" / "verify.csv").read_bytes() == (drawn / "verify.csv").read_bytes()
+
+
+def test_another_seed_draws_others_from_the_same_strata(run, drawn, tmp_path):
+    draw_sample(run, tmp_path / "check", SampleSettings(per_species=21, pictures=False, seed=1))
+    assert strata(tmp_path / "check") == strata(drawn)
+    assert set(read_table(tmp_path / "check").index) != set(read_table(drawn).index)
+
+
+def test_choose_random_draws_from_all_detections_of_a_species(run, tmp_path):
+    draw_sample(run, tmp_path / "check", SampleSettings(per_species=9, pictures=False, choose="random"))
+    assert [stratum["detections"] for stratum in strata(tmp_path / "check")] == [300, 300]
+
+
+def test_an_interrupted_sample_resumes_and_keeps_answers(run, check):
+    table = answer(check, truthful)
+    before = (check / "verify.csv").read_bytes()
+    lost = [check / name for name in table["clip"][:5]]
+    kept = (check / table["clip"].iloc[7]).stat().st_mtime_ns
+    for path in lost:
+        path.unlink()
+    drawing = draw_sample(run, check, SMALL)
+    assert (drawing.new, drawing.answered) == (0, 42)
+    assert all(path.is_file() for path in lost)
+    assert (check / table["clip"].iloc[7]).stat().st_mtime_ns == kept
+    assert (check / "verify.csv").read_bytes() == before
+
+
+def test_a_sample_that_was_stopped_before_its_table_is_completed(run, drawn, check):
+    (check / "verify.csv").unlink()
+    draw_sample(run, check, SMALL)
+    assert (check / "verify.csv").read_bytes() == (drawn / "verify.csv").read_bytes()
+
+
+def test_a_larger_sample_adds_clips_and_keeps_answers_notes_and_added_columns(run, check):
+    table = read_table(check)
+    table["answer"] = "RIGHT"
+    table["note"] = "=1+1, far away"
+    write_table(table.assign(mood="good")[::-1], check, sep=";")
+    drawing = draw_sample(run, check, SampleSettings(per_species=30, pictures=False))
+    assert (drawing.clips, drawing.new, drawing.answered) == (60, 18, 42)
+    now = read_table(check)
+    assert set(table.index) < set(now.index)
+    assert (now.loc[table.index, "answer"] == "right").all()
+    assert (now.loc[table.index, "mood"] == "good").all()
+    assert (now.loc[table.index, "note"] == "'=1+1, far away").all()  # no formula
+    assert (now.loc[now.index.difference(table.index), ["answer", "mood"]] == "").all(axis=None)
+    assert now["weight"].astype(float).sum() == pytest.approx(600, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("by", "groups"), [("site", {"KEN_001", "KEN_002"}), ("night", {"2021-12-07"})], ids=["site", "night"]
+)
+def test_sites_and_nights_are_strata(run, tmp_path, by, groups):
+    draw_sample(run, tmp_path / "check", SampleSettings(per_species=7, by=by, pictures=False))
+    table = read_table(tmp_path / "check")
+    assert set(table[by]) == groups  # 15:38 and 9:00 on the next morning are one night
+    assert table.groupby(["species", by]).size().eq(7).all()
+    assert {stratum["group"] for stratum in strata(tmp_path / "check")} == groups
+
+
+def test_recordings_that_moved_are_asked_for_and_found_by_name_and_length(run, tmp_path, capsys):
+    shutil.copytree(run.parent / "recordings", tmp_path / "recordings")
+    found = write_run(tmp_path / "other", names=NAMES[:1])
+    (tmp_path / "other" / "recordings").rename(tmp_path / "moved")
+    words = [
+        "verify",
+        "sample",
+        str(found),
+        "--output",
+        str(tmp_path / "check"),
+        "--per_species",
+        "3",
+        "--no_pictures",
+    ]
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "1 recordings of the sample are not where they were analysed" in line
+    assert "--recordings" in line
+    main([*words, "--recordings", str(tmp_path / "moved")])
+    assert len(read_table(tmp_path / "check")) == 6
+    (path,) = (tmp_path / "moved").iterdir()
+    soundfile.write(path, np.zeros(RATE), RATE)
+    shutil.rmtree(tmp_path / "check" / "clips")
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--recordings", str(tmp_path / "moved")])
+    assert "is 1.000 s long" in capsys.readouterr().err
+
+
+def test_sound_that_cannot_be_decoded_has_no_clip_and_is_counted(tmp_path):
+    found = write_run(tmp_path, names=NAMES[:1])
+    path = tmp_path / "recordings" / f"{NAMES[0]}.wav"
+    path.write_bytes(path.read_bytes()[: 44 + RATE * LENGTH_S])  # the second half is missing
+    drawing = draw_sample(found, tmp_path / "check", SampleSettings(per_species=20, pictures=False))
+    table = read_table(tmp_path / "check")
+    is_there = [(tmp_path / "check" / clip).is_file() for clip in table["clip"]]
+    assert drawing.lost == is_there.count(False) > 0
+    assert all(float(end) > LENGTH_S / 2 - 2 for end in table["end_s"][~np.array(is_there)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (SampleSettings(per_species=20, pictures=False), "at least as many, found 20"),
+        (SampleSettings(per_species=21, pictures=False, seed=3), "drawn with seed 0, and now it is 3"),
+        (SampleSettings(per_species=21, pictures=False, by="site"), "drawn with by None, and now it is site"),
+    ],
+)
+def test_a_sample_is_not_continued_with_other_settings(run, check, settings, said):
+    with pytest.raises(UserError, match=said):
+        draw_sample(run, check, settings)
+
+
+def test_a_sample_is_not_continued_with_another_table_or_model(run, check, tmp_path):
+    other = shutil.copytree(run, tmp_path / "found")
+    (other / "detections.parquet").unlink()
+    with pytest.raises(UserError, match="which differs from"):
+        draw_sample(other, check, SMALL)
+    (other / "run.json").write_text(json.dumps({"model": "b", "model_sha256": "b"}), encoding="utf-8")
+    with pytest.raises(UserError, match="another model"):
+        draw_sample(other, check, SMALL)
+
+
+def test_an_answer_that_cannot_be_read_stops_the_sample_before_anything_is_written(run, check):
+    answer(check, lambda row: "rihgt")
+    before = (check / "verify.csv").read_bytes()
+    with pytest.raises(UserError, match=r"verify\.csv line 2 has the answer 'rihgt'"):
+        draw_sample(run, check, SampleSettings(per_species=30, pictures=False))
+    assert (check / "verify.csv").read_bytes() == before
+
+
+def test_low_scores_that_the_table_lacks_are_told(run, tmp_path, caplog):
+    table = pd.read_csv(run / "detections.csv", dtype=str, keep_default_na=False)
+    shutil.copytree(run, tmp_path / "found", ignore=shutil.ignore_patterns("*.parquet"))
+    table[table["score"].astype(float) > 0.3].to_csv(tmp_path / "found" / "detections.csv", index=False)
+    draw_sample(tmp_path / "found", tmp_path / "check", SampleSettings(per_species=2, pictures=False))
+    assert "The lowest score in the table is 0.30" in caplog.text
+    assert "--threshold 0" in caplog.text
+
+
+def test_sites_must_be_known(tmp_path):
+    found = write_run(tmp_path, names=("a",))
+    with pytest.raises(UserError, match="has a known site"):
+        draw_sample(found, tmp_path / "check", SampleSettings(per_species=2, by="site"))
