@@ -41,7 +41,7 @@ def describe_model(saved: SavedModel) -> dict[str, Any]:
     table = _species_table(saved.folder / SPECIES_TABLE_FILE)
     return {
         "model": saved.name,
-        "backbone": (config.get("graph") or {}).get("name") or config.get("backbone"),
+        "backbone": (config.get("graph") or config.get("audio_model") or {}).get("name") or config.get("backbone"),
         "published_network": config.get("graph"),
         "head": config.get("head"),
         "problem_type": config.get("problem_type") or DEFAULT_PROBLEM_TYPE,

@@ -123,16 +123,16 @@ def runtime_of(saved: SavedModel) -> tuple[str, ...]:
 
 
 def check_trained(saved: SavedModel, what: str) -> None:
-    """Raises `UserError` if a model has a published network, whose weights this package cannot train or export.
+    """Raises `UserError` if a model has a network of others, whose weights this package cannot train or export.
 
     Args:
         saved: The model.
         what: What is refused, and what to do, as the end of a sentence.
     """
-    graph = saved.config.get("graph")
-    if graph is not None:
+    network = saved.config.get("graph") or saved.config.get("audio_model")
+    if network is not None:
         raise UserError(
-            f"'{saved.name}' has a published network ({graph.get('name')}), which was not trained here: {what}"
+            f"'{saved.name}' has a published network ({network.get('name')}), which was not trained here: {what}"
         )
 
 

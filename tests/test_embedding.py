@@ -108,7 +108,7 @@ def test_the_silence_that_whisper_adds_is_not_in_the_mean(tmp_path):
     folder = save_whisper(tmp_path / "model")
     embedder = load_embedder(str(folder), clip_s=3.0, device="cpu")
     sound = floats(3.0)
-    features = embedder._extractor(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
+    features = embedder.audio_model.extractor(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
     with torch.no_grad():
         hidden = AutoModel.from_pretrained(folder).get_encoder().eval()(features).last_hidden_state
     assert hidden.shape[1] == 1500  # of 30 s

@@ -7,13 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from foreign import save_ast, save_clap, save_wav2vec2, save_whisper
 from networks import LABELS, RATE, write_labels, write_onnx, write_spectrogram_onnx, write_tflite
 from running import flags, run_script, settings_of, train
 
 import train_hf
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
-from kenya_birds.model.modeling_kenya_birds import EmbeddingHead
+from kenya_birds.inference.embedding_models import load_embedder
+from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+from kenya_birds.model.modeling_kenya_birds import EmbeddingHead, KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_model
 from kenya_birds.publishing.model_folder import model_contents
 from kenya_birds.training.embedded_data import EmbeddedTraining, EmbeddedWindowSampler
@@ -329,6 +332,50 @@ def test_a_network_without_labels_is_a_backbone(small_archive, place, tmp_path):
         head_settings(small_archive, tmp_path / "b", place / "cache", **{**given, "backbone_embedding": "pool"})
 
 
+def test_an_audio_model_of_transformers_is_a_backbone(small_archive, place, tmp_path, capsys):
+    foreign = save_wav2vec2(tmp_path / "foreign" / "wav")
+    given = settings(foreign, clip_s=1, num_train_epochs=1, window_loss="softmax", windows_per_epoch=64)
+    folder = train_head(small_archive, tmp_path / "birds", place / "cache", **given, train_on="recordings")
+    model, extractor = load_model(folder)
+    assert model.config.no_call_class
+    assert (extractor.sampling_rate, extractor.clip_s, extractor.feature_type) == (16_000, 1.0, "waveform")
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, (2, 16_000)).astype("f4")
+    with torch.no_grad():
+        found = model.embed(extractor(list(sound), sampling_rate=16_000, return_tensors="pt")["input_features"])
+    assert np.array_equal(found, load_embedder(str(foreign), clip_s=1.0, device="cpu")(sound))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "embeddings of the audio model wav of transformers" in card
+    assert "Its licence is not stated here" in card
+    recordings = pd.read_csv(folder / "training_recordings.csv", keep_default_na=False)
+    assert recordings.loc[recordings["recording"] == "", "model"].tolist() == ["wav"]
+    main(["info", str(folder)])
+    assert ": wav, " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", str(folder), "--output", str(tmp_path / "graph")])
+    assert "has a published network (wav), which was not trained here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("save", "clip_s"), [(save_ast, 1.0), (save_wav2vec2, 1.0), (save_whisper, 3.0), (save_clap, 3.0)]
+)
+def test_audio_models_are_the_same_after_they_are_saved(save, clip_s, tmp_path):
+    embedder = load_embedder(str(save(tmp_path / "foreign")), clip_s=clip_s, device="cpu")
+    about = {
+        "config": json.loads((tmp_path / "foreign" / "config.json").read_text()),
+        "extractor": embedder.audio_model.extractor.to_dict(),
+        "embedding_size": embedder.size,
+        "name": "foreign",
+    }
+    head = {"hidden_size": None, "network_scores": False}
+    model = KenyaBirdsForAudioClassification(KenyaBirdsConfig(audio_model=about, head=head))
+    model.backbone.load_state_dict(embedder.audio_model.state_dict())
+    model.save_pretrained(tmp_path / "birds")
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, (2, embedder.clip_samples)).astype("f4")
+    again = KenyaBirdsForAudioClassification.from_pretrained(tmp_path / "birds").eval()
+    with torch.no_grad():
+        assert np.array_equal(again.embed(torch.from_numpy(sound)), embedder(sound))
+
+
 def test_timms_backbone_is_frozen_on_request(small_archive, place, tmp_path):
     folder = train(small_archive, tmp_path / "birds", place / "cache", freeze_backbone=True, num_train_epochs=1)
     summary = json.loads((folder / "training_summary.json").read_text())
@@ -396,6 +443,21 @@ def test_a_graph_that_takes_no_waveform_and_one_without_a_known_embedding_are_re
     words = ["wrap", small, "--labels", write_labels(tmp_path / "labels.txt"), "--output", folder]
     main([str(word) for word in (*words, "--sampling_rate", RATE, "--activation", "sigmoid")])
     assert "wrap its network again with --embedding" in refusal(backbone=folder)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"network_scores": True}, "--network_scores is for a published network"),
+        ({"bundle_backbone": True}, "--bundle_backbone is for a published network"),
+        ({"clip_s": 3}, "crops windows of 3 s: give a smaller --clip_s"),
+        ({"clip_s": 1, "sampling_rate": 32_000}, "sampling_rate is 32000, but the backbone"),
+    ],
+)
+def test_settings_that_a_model_of_transformers_cannot_have_are_refused(more, said, small_archive, place, tmp_path):
+    given = settings(save_ast(tmp_path / "foreign"), **more)
+    with pytest.raises(UserError, match=said):
+        Run(head_settings(small_archive, tmp_path / "out", place / "cache", **given))
 
 
 def test_another_file_than_the_hash_says_and_a_missing_runtime_are_refused(

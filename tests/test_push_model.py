@@ -30,6 +30,7 @@ PUBLISHED = {
     *("LICENSE", "README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
     *("configuration_kenya_birds.py", "feature_extraction_kenya_birds.py", "modeling_kenya_birds.py"),
     *(
+        "audio_model_kenya_birds.py",
         "backbone_kenya_birds.py",
         "graph_kenya_birds.py",
         "network_input_kenya_birds.py",

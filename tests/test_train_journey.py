@@ -45,6 +45,7 @@ def test_training_leaves_everything_that_a_published_model_needs(trained):
     names = {path.name for path in trained.iterdir() if path.is_file()}
     assert names - {".lock", ".results.json"} == {
         "README.md",
+        "audio_model_kenya_birds.py",
         "backbone_kenya_birds.py",
         "config.json",
         "configuration_kenya_birds.py",

@@ -11,6 +11,7 @@ from kenya_birds.console import user_errors
 from kenya_birds.data.builders import DEFAULT_CLIP_S
 from kenya_birds.errors import UserError
 from kenya_birds.inference.pipeline import find_device
+from kenya_birds.model.audio_model_kenya_birds import AudioModel
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
@@ -117,11 +118,7 @@ class OwnEmbedder(Embedder):
 
 
 class TransformersEmbedder(Embedder):
-    """An audio model of transformers; the embedding is the pooled output or the mean of the last hidden state.
-
-    In a model with encoder and decoder (Whisper) the encoder is used, in a model of sound and text (CLAP) the part for
-    sound. If the feature extractor pads a window with silence and returns an attention mask (Whisper), the mean is
-    over the sound only.
+    """An audio model of transformers (see `AudioModel`).
 
     Args:
         saved: The model's files.
@@ -129,6 +126,9 @@ class TransformersEmbedder(Embedder):
         extractor: Its feature extractor, which takes waveforms.
         clip_s: Length of a window in seconds.
         device: Device for the computation.
+
+    Attributes:
+        audio_model: The model and its feature extractor.
 
     Raises:
         UserError: If the model cannot embed windows of this length, or crops them.
@@ -144,10 +144,7 @@ class TransformersEmbedder(Embedder):
     ) -> None:
         rate = extractor.sampling_rate
         super().__init__(saved, rate, round(clip_s * rate), device)
-        if model.config.is_encoder_decoder:
-            model = model.get_encoder()
-        self._model: Any = getattr(model, "audio_model", model).eval().to(device)
-        self._extractor: Any = extractor
+        self.audio_model: Any = AudioModel(model, extractor).eval().to(device)
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, (1, self.clip_samples)).astype(np.float32)
         try:
             self._check_not_cropped(noise)
@@ -161,33 +158,16 @@ class TransformersEmbedder(Embedder):
             ) from None
 
     def _embed(self, sound: np.ndarray) -> torch.Tensor:
-        inputs = self._features(sound)
-        mask = inputs.pop("attention_mask", None)
-        if "is_longer" in inputs:
-            # CLAP's feature extractor marks a random window of a batch as too long; none is.
-            inputs["is_longer"] = torch.zeros_like(inputs["is_longer"])
-        output = self._model(**{name: value.to(self.device) for name, value in inputs.items()})
-        pooled = getattr(output, "pooler_output", None)
-        if pooled is not None:
-            self.how = "pooled output"
-            return pooled
-        hidden = getattr(output, "last_hidden_state", None)
-        if hidden is None or hidden.ndim != 3:
-            raise ValueError("it has neither a pooled output nor a last hidden state over time")
-        self.how = "mean over time of the last hidden state"
-        steps = hidden.shape[1]
-        if mask is not None:
-            steps = max(1, int(-(-steps * int(mask[0].sum()) // mask.shape[1])))
-        return hidden[:, :steps].mean(dim=1)
+        embeddings = self.audio_model(torch.from_numpy(sound))
+        self.how = self.audio_model.how
+        return embeddings
 
     def _features(self, sound: np.ndarray) -> dict[str, torch.Tensor]:
-        waveforms = list(sound)
-        options: dict[str, Any] = {"sampling_rate": self.sampling_rate, "return_tensors": "pt"}
-        return dict(self._extractor(waveforms, return_attention_mask=True, **options))
+        return self.audio_model.features(torch.from_numpy(sound))
 
     def _check_not_cropped(self, noise: np.ndarray) -> None:
         """Raises `UserError` if the feature extractor crops windows, at a fixed or random position."""
-        name = self._extractor.model_input_names[0]
+        name = self.audio_model.extractor.model_input_names[0]
         first, second = (self._features(noise)[name] for _ in range(2))
         shorter = noise.copy()
         shorter[:, -max(1, self.clip_samples // 20) :] = 0

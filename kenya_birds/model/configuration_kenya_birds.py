@@ -35,6 +35,9 @@ class KenyaBirdsConfig(PreTrainedConfig):
             `"none"` if they are probabilities), `peak` (each window is centred and scaled to this peak; None: it is
             not), `spectrogram` (bins and frames of the spectrograms that it takes; None: it takes the waveform), and
             `name`, `license` and `source` for the model card.
+        audio_model (`dict`, *optional*): An audio model of transformers in place of the backbone: `config` and
+            `extractor` (its configuration, and the settings of its feature extractor), `embedding_size`, and `name`
+            for the model card.
         head (`dict`, *optional*): The classifier is an `EmbeddingHead`, trained on embeddings of a frozen backbone:
             `hidden_size` (size of its hidden layer; None: it is linear) and `network_scores` (whether the scores of
             the published network are an input of the head).
@@ -51,6 +54,7 @@ class KenyaBirdsConfig(PreTrainedConfig):
     logit_scale: float | list[float] | None = None
     logit_offset: list[float] | None = None
     graph: dict[str, Any] | None = None
+    audio_model: dict[str, Any] | None = None
     head: dict[str, Any] | None = None
 
     @classmethod

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from .audio_model_kenya_birds import AudioModel
 from .backbone_kenya_birds import build_backbone, has_gradient_checkpointing
 from .configuration_kenya_birds import KenyaBirdsConfig
 from .graph_kenya_birds import GraphRunner, find_graph
@@ -38,6 +39,9 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
     If `config.graph` is set, a published network takes the place of the backbone, and the input is the waveform.
     `from_pretrained` opens its file. It runs on the CPU, and cannot be trained. Without `config.head` it also takes
     the place of the classifier: the logits of a class are the log-odds of the network's probability.
+
+    If `config.audio_model` is set, a model of transformers takes the place of the backbone, and the input is the
+    waveform.
 
     If `config.head` is set, the classifier is an `EmbeddingHead`.
 
@@ -73,6 +77,9 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         self.classifier: Any = None
         if config.graph is not None:
             self.embedding_size: int = config.graph["embedding_size"] or 0
+        elif config.audio_model is not None:
+            self.backbone = AudioModel.of_settings(config.audio_model["config"], config.audio_model["extractor"])
+            self.embedding_size = config.audio_model["embedding_size"]
         else:
             self.backbone = backbone = build_backbone(config)
             self.embedding_size = getattr(backbone, "head_hidden_size", backbone.num_features)
@@ -164,6 +171,8 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
             if not self.embedding_size:
                 raise ValueError("the published network of this model has no known embedding")
             return self._run_network(input_features, "embedding")[0]
+        if self.config.audio_model is not None:
+            return self.backbone(input_features)
         if self.config.backbone_variant != "timm":
             return self.backbone(input_features.unsqueeze(1))
         bands, frames = input_features.shape[1:]
@@ -209,7 +218,7 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         """Scores clips.
 
         Args:
-            input_features: Shape `(batch, bands, frames)`; `(batch, samples)` if the model has a published network.
+            input_features: Shape `(batch, bands, frames)`; `(batch, samples)` if the backbone takes the waveform.
             labels: Class ids of shape `(batch,)`, or zeros and ones of shape `(batch, num_labels)` if the problem is
                 multi-label. With labels, the output has an unweighted loss (with a class for no call, `softmax_loss`
                 before calibration).

@@ -171,7 +171,7 @@ def export_onnx(model_name: str, output_dir: str | Path) -> Path:
     output_dir = Path(output_dir).resolve()
     check_new_folder(output_dir)
     saved = find_model(model_name)
-    check_trained(saved, "its network is a file for onnxruntime or LiteRT already")
+    check_trained(saved, "only models of this package are exported")
     model, extractor = load_classifier(saved)
     if extractor.feature_type == "reassigned":
         raise UserError(

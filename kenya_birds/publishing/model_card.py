@@ -86,7 +86,8 @@ def render_model_card(
     network = config.get("graph")
     if network is not None and license is None and "-sa" in (network["license"] or "").lower():
         license = network["license"]  # what is derived from the network has its licence
-    timm_tags = [] if network else ["timm", config["backbone"].split(".")[0]]
+    audio_model = config.get("audio_model")
+    timm_tags = [] if network or audio_model else ["timm", config["backbone"].split(".")[0]]
     metadata = ModelCardData(
         license=license,
         library_name="transformers",
@@ -112,6 +113,7 @@ def render_model_card(
         has_thresholds=(model_dir / THRESHOLDS_FILE).is_file(),
         config=config,
         network=network and _network(model_dir, network),
+        audio_model=audio_model and {**audio_model, "terms": license_terms(None, "this model")},
         head=config.get("head"),
         extractor=read_json(model_dir / "preprocessor_config.json"),
         summary=summary,

@@ -214,7 +214,8 @@ class ModelArguments:
         default=BACKBONE,
         metadata={
             "help": "name of a convolutional timm model; or a frozen backbone, on which only a head is trained: a "
-            "published network (.onnx, .tflite) or a model (of kenya-birds wrap or training)"
+            "published network (.onnx, .tflite), a model (of kenya-birds wrap or training) or an audio model of "
+            "transformers (folder, or OWNER/NAME[@REVISION] on the Hub)"
         },
     )
     backbone_preset: Literal["birdnet-2.4", "birdnet-v3", "birdnet-stm32", "perch-2"] | None = field(

@@ -23,6 +23,7 @@ from kenya_birds.waveform_networks import PRESETS, NetworkSettings, embedder_set
 # Random changes of spectrograms, which a network that takes the waveform does not have.
 SPECTRAL = ("pitch_probability", "speed_probability", "mask_probability")
 # Defaults of training a head: it has few parameters, and small steps would take many epochs.
+OURS = "kenya_birds"
 HEAD_DEFAULTS = {"learning_rate": 1e-3}
 
 
@@ -33,19 +34,23 @@ class FrozenBackbone:
     Attributes:
         name: As the user gave it.
         features: Arguments of its feature extractor.
-        graph: `graph` of the model's config, with the absolute path of the file; None for a model of ours.
+        graph: `graph` of the model's config, with the absolute path of the file; None for other models.
         saved: The model's files; None for a file of a published network.
+        is_foreign: Whether it is an audio model of transformers.
     """
 
     name: str
     features: FeatureArguments
     graph: dict[str, Any] | None
     saved: SavedModel | None
+    is_foreign: bool = False
 
     @property
     def architecture(self) -> str:
-        """`backbone` of the model's config; without a meaning for a published network."""
-        return BACKBONE if self.saved is None else str(self.saved.config.get("backbone", BACKBONE))
+        """`backbone` of the model's config; without a meaning for a published network or a model of transformers."""
+        if self.saved is None or self.is_foreign:
+            return BACKBONE
+        return str(self.saved.config.get("backbone", BACKBONE))
 
     @property
     def variant(self) -> str:
@@ -54,8 +59,10 @@ class FrozenBackbone:
 
     @property
     def is_untrained(self) -> bool:
-        """Whether it is a published network that nothing was trained on here."""
-        return self.graph is not None and (self.saved is None or self.saved.config.get("head") is None)
+        """Whether it is a network or a model of others, of which nothing was trained here."""
+        if self.graph is None:
+            return self.is_foreign
+        return self.saved is None or self.saved.config.get("head") is None
 
     @property
     def public_name(self) -> str:
@@ -89,7 +96,7 @@ def find_backbone(model: ModelArguments, features: Mapping[str, Any]) -> FrozenB
 
     Args:
         model: The backbone and its settings.
-        features: Given feature arguments: those of a network's file without a preset.
+        features: Given feature arguments: those of a network's file without a preset, or the length of windows.
 
     Returns:
         The backbone; None for a name of timm.
@@ -104,7 +111,10 @@ def find_backbone(model: ModelArguments, features: Mapping[str, Any]) -> FrozenB
     if path.suffix in RUNTIMES:
         return _of_file(model, path, features)
     _refuse_settings_of_files(model, f"'{model.backbone}' is a model, which has its settings: leave it out")
-    return _of_model(model.backbone)
+    saved = find_model(model.backbone)
+    if saved.config.get("model_type") != OURS:
+        return _of_audio_model(model, saved, features)
+    return _of_model(saved)
 
 
 def _refuse_settings_of_files(model: ModelArguments, advice: str) -> None:
@@ -132,8 +142,25 @@ def _of_file(model: ModelArguments, path: Path, features: Mapping[str, Any]) -> 
     return FrozenBackbone(model.backbone, WaveformArguments(**known.front_end()), graph, None)
 
 
-def _of_model(name: str) -> FrozenBackbone:
-    saved = find_model(name)
+def _of_audio_model(model: ModelArguments, saved: SavedModel, features: Mapping[str, Any]) -> FrozenBackbone:
+    """An audio model of transformers; what it can embed is checked when it is loaded."""
+    for name in ("network_scores", "bundle_backbone"):
+        if getattr(model, name):
+            raise UserError(f"--{name} is for a published network, and '{saved.name}' is a model of transformers")
+    path = saved.folder / "preprocessor_config.json"
+    rate = read_json(path).get("sampling_rate") if path.is_file() else None
+    if not isinstance(rate, int):
+        raise UserError(
+            f"'{saved.name}' is no audio model: expected a preprocessor_config.json with the sampling_rate of a "
+            "feature extractor of waveforms"
+        )
+    clip_s = features.get("clip_s", FeatureArguments.clip_s)
+    settings = NetworkSettings(sampling_rate=rate, clip_s=clip_s, f_max_hz=rate / 2).front_end()
+    return FrozenBackbone(saved.name, WaveformArguments(**settings), None, saved, is_foreign=True)
+
+
+def _of_model(saved: SavedModel) -> FrozenBackbone:
+    name = saved.name
     check_ours(saved)
     graph = saved.config.get("graph")
     if graph is not None:
@@ -228,7 +255,9 @@ def frozen_values(
         UserError: If a feature argument has another value than the backbone needs, or starting weights are given.
     """
     versions = model.get("embedded_versions", ModelArguments.embedded_versions)
-    off: tuple[str, ...] = SPECTRAL if backbone is not None and backbone.graph is not None else ()
+    off: tuple[str, ...] = ()
+    if backbone is not None and isinstance(backbone.features, WaveformArguments):
+        off = SPECTRAL
     if versions == 1:
         off = tuple(field.name for field in fields(AugmentationArguments) if field.name.endswith("_probability"))
     changes = {**dict.fromkeys(off, 0.0), **augmentation}

@@ -20,6 +20,7 @@ from kenya_birds.data.same_recording import sound_fingerprint
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
+from kenya_birds.inference.embedding_models import TransformersEmbedder, load_embedder
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.graph_kenya_birds import RUNTIMES
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
@@ -70,7 +71,8 @@ class FrozenEmbeddings:
         if graph is None:
             for name, value in sorted(self.model.backbone.state_dict().items()):
                 total.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-            network: Any = (self.model.config.backbone, total.hexdigest())
+            config = self.model.config
+            network: Any = (config.backbone, config.backbone_variant, config.audio_model, total.hexdigest())
             runtime: tuple[str, ...] = ()
         else:
             parts = ("sha256", "input", "embedding", "peak", "spectrogram", "samples")
@@ -318,8 +320,36 @@ def load_backbone(model: KenyaBirdsForAudioClassification, backbone: FrozenBackb
             model.open_network(Path(backbone.graph["file"]))
         return "network"
     assert backbone.saved is not None
-    copy_backbone(model, backbone.saved)
+    if backbone.is_foreign:
+        model.backbone.load_state_dict(_embedder(backbone).audio_model.state_dict())
+    else:
+        copy_backbone(model, backbone.saved)
     return backbone.saved.starting_point
+
+
+def audio_model_settings(backbone: FrozenBackbone | None) -> dict[str, Any] | None:
+    """`audio_model` of the config of a new model; None if its backbone is no audio model of transformers.
+
+    Raises:
+        UserError: If the model cannot be loaded, or cannot embed windows of this length.
+    """
+    if backbone is None or not backbone.is_foreign:
+        return None
+    embedder = _embedder(backbone)
+    assert backbone.saved is not None
+    return {
+        "config": backbone.saved.config,
+        "extractor": embedder.audio_model.extractor.to_dict(),
+        "embedding_size": embedder.size,
+        "name": backbone.public_name,
+    }
+
+
+def _embedder(backbone: FrozenBackbone) -> TransformersEmbedder:
+    assert backbone.saved is not None
+    embedder = load_embedder(backbone.saved, clip_s=backbone.features.clip_s, device="cpu")
+    assert isinstance(embedder, TransformersEmbedder)
+    return embedder
 
 
 def copy_backbone(model: KenyaBirdsForAudioClassification, saved: SavedModel) -> None:

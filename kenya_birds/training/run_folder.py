@@ -26,7 +26,8 @@ LOGS_FOLDER = "runs"
 # belong to the user and are not replaced.
 RESULT_FILES = (
     *(CARD_FILE, "config.json", "preprocessor_config.json", "model.safetensors", SUMMARY_FILE),
-    *("backbone_kenya_birds.py", "configuration_kenya_birds.py", "feature_extraction_kenya_birds.py"),
+    *("audio_model_kenya_birds.py", "backbone_kenya_birds.py", "configuration_kenya_birds.py"),
+    "feature_extraction_kenya_birds.py",
     *("graph_kenya_birds.py", "modeling_kenya_birds.py", "network_input_kenya_birds.py", "signal_kenya_birds.py"),
     *("metrics.json", "per_species.csv", "predictions.parquet", "thresholds.json"),
     *("recording_species.csv", "recording_counts.csv", "recording_detections.csv", "recording_calls.csv"),

@@ -36,7 +36,13 @@ from kenya_birds.training.callbacks import StopAt
 from kenya_birds.training.embedded_data import EmbeddedRows
 from kenya_birds.training.flags import check_train_on
 from kenya_birds.training.frozen_backbones import find_backbone, is_frozen
-from kenya_birds.training.frozen_training import FrozenEmbeddings, copy_backbone, load_backbone, make_head
+from kenya_birds.training.frozen_training import (
+    FrozenEmbeddings,
+    audio_model_settings,
+    copy_backbone,
+    load_backbone,
+    make_head,
+)
 from kenya_birds.training.run_checks import (
     archive_of_run,
     check_classes,
@@ -174,6 +180,7 @@ class Run:
                     backbone=model.backbone if self.backbone is None else self.backbone.architecture,
                     backbone_variant=model.backbone_variant if self.backbone is None else self.backbone.variant,
                     graph=None if self.backbone is None else self.backbone.graph,
+                    audio_model=audio_model_settings(self.backbone),
                     head=head,
                     drop_rate=model.drop_rate,
                     drop_path_rate=model.drop_path_rate,

@@ -1,0 +1,99 @@
+"""Audio models of transformers as frozen backbones, such as AST and wav2vec 2.0: one vector for each window."""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModel, SequenceFeatureExtractor
+
+
+class AudioModel(nn.Module):
+    """An audio model of transformers with its feature extractor.
+
+    In a model with encoder and decoder (Whisper) the encoder is used, in a model of sound and text (CLAP) the part for
+    sound.
+
+    Args:
+        model: The model without a head, as `AutoModel` loads it.
+        extractor: Its feature extractor, which takes waveforms.
+
+    Attributes:
+        model: The part of the model that is used.
+        extractor: The feature extractor.
+        how: The model's output that is used, in words; known after the first window.
+    """
+
+    def __init__(self, model: Any, extractor: Any) -> None:
+        super().__init__()
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        self.model: Any = getattr(model, "audio_model", model)
+        self.extractor: Any = extractor
+        self.how = ""
+
+    @classmethod
+    def of_settings(cls, config: dict[str, Any], extractor: dict[str, Any]) -> "AudioModel":
+        """A model with random weights.
+
+        Args:
+            config: Its configuration, with `model_type`.
+            extractor: Settings of its feature extractor, with `feature_extractor_type`.
+
+        Raises:
+            ValueError: If transformers has no such feature extractor.
+        """
+        kind: Any = getattr(transformers, str(extractor["feature_extractor_type"]), None)
+        if not (isinstance(kind, type) and issubclass(kind, SequenceFeatureExtractor)):
+            raise ValueError(f"transformers has no feature extractor {extractor['feature_extractor_type']}")
+        values = {name: value for name, value in config.items() if name != "model_type"}
+        model = AutoModel.from_config(AutoConfig.for_model(config["model_type"], **values))
+        return cls(model, kind(**extractor))
+
+    def features(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The model's inputs of windows, on the CPU.
+
+        Args:
+            waveform: Shape `(windows, samples)`.
+        """
+        windows = list(waveform.detach().float().cpu().numpy())
+        options: dict[str, Any] = {"sampling_rate": self.extractor.sampling_rate, "return_tensors": "pt"}
+        return dict(self.extractor(windows, return_attention_mask=True, **options))
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Embeds windows: the pooled output, or the mean over time of the last hidden state.
+
+        If the feature extractor pads a window with silence and returns an attention mask (Whisper), the mean is over
+        the sound only.
+
+        Args:
+            waveform: Shape `(windows, samples)`.
+
+        Returns:
+            Shape `(windows, size)`.
+
+        Raises:
+            ValueError: If the model has neither output.
+        """
+        inputs = self.features(waveform)
+        mask = inputs.pop("attention_mask", None)
+        if "is_longer" in inputs:
+            # CLAP's feature extractor marks a random window of a batch as too long; none is.
+            inputs["is_longer"] = torch.zeros_like(inputs["is_longer"])
+        output = self.model(**{name: self._moved(value) for name, value in inputs.items()})
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is not None:
+            self.how = "pooled output"
+            return pooled
+        hidden = getattr(output, "last_hidden_state", None)
+        if hidden is None or hidden.ndim != 3:
+            raise ValueError("it has neither a pooled output nor a last hidden state over time")
+        self.how = "mean over time of the last hidden state"
+        steps = hidden.shape[1]
+        if mask is not None:
+            steps = max(1, int(-(-steps * int(mask[0].sum()) // mask.shape[1])))
+        return hidden[:, :steps].mean(dim=1)
+
+    def _moved(self, values: torch.Tensor) -> torch.Tensor:
+        weights = next(self.model.parameters())
+        return values.to(weights.device, weights.dtype if values.is_floating_point() else None)
