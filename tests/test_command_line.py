@@ -151,6 +151,8 @@ MISTAKES = {
     f"{TRAIN} --splits_file TMP/none.csv": "there is no file TMP/none.csv",
     f"{TRAIN} --params TMP/none.json": "TMP/none.json cannot be read",
     f"{TRAIN} --init_from TMP/none": "there is no model 'TMP/none'",
+    f"{TRAIN} --init_from TMP/none.pt": "pickled weights are not loaded, because they can run code",
+    f"{TRAIN} --front_end_from TMP/none": "the front end of 'TMP/none' is not known",
     f"{TRAIN} --init_from TMP/none.safetensors": "there is no file TMP/none.safetensors",
     f"{TRAIN} --resume_from_checkpoint TMP/none": "expected true, or the folder of a checkpoint",
     "train_hf.py --data_dir TMP/none --output_dir TMP/new": "no archive at TMP/none",

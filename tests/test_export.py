@@ -30,6 +30,7 @@ from kenya_birds.publishing.export import (
     run_graph,
 )
 from kenya_birds.publishing.fourier_matrices import FourierMatrices
+from kenya_birds.training.front_ends import PRESETS
 
 LABELS = ["combul2", "gnbcam2", "hartur1"]
 SPECIES = {"combul2": {"scientific_name": "Pycnonotus barbatus", "common_name": "Common Bulbul"}}
@@ -186,8 +187,9 @@ def test_the_graph_gives_the_models_probabilities_one_clip_or_seven_at_a_time(ex
         # 1009 is prime, and odd.
         {"noise_reduction": "none", "n_fft": 1009, "hop_length": 300, "do_standardize": False},
         {"sampling_rate": 22_050, "f_max_hz": 7600.0, "high_pass_hz": 0},
+        {**PRESETS["perch-2"].features, "clip_s": 2.5},
     ],
-    ids=["default", "nonstationary", "stft", "prime", "seed"],
+    ids=["default", "nonstationary", "stft", "prime", "seed", "perch"],
 )
 def test_the_front_end_computes_the_same_with_matrices(waveforms, fields):
     extractor = KenyaBirdsFeatureExtractor(**fields)

@@ -396,6 +396,13 @@ def test_fields_can_be_overridden_on_loading(tmp_path):
         ({"clip_s": 0.1, "n_fft": 4096}, "one frame of n_fft=4096"),
         ({"n_mels": 0}, "n_mels is 0"),
         ({"top_db": -80}, "top_db is -80"),
+        ({"mel_scale": "bark"}, "mel_scale is 'bark'"),
+        ({"mel_spectrum": "phase"}, "mel_spectrum is 'phase'"),
+        ({"win_length": 2049}, "win_length is 2049, expected at most n_fft=2048"),
+        ({"feature_type": "reassigned", "mel_scale": "htk"}, "are for feature_type 'mel', which is 'reassigned'"),
+        ({"min_level_db": -400}, "min_level_db is -400"),
+        ({"fixed_mean_db": -40}, "fixed_mean_db is -40 and fixed_std_db is None, expected both or none"),
+        ({"fixed_mean_db": -40, "fixed_std_db": 9, "do_standardize": False}, "and do_standardize"),
     ],
 )
 def test_fields_out_of_range_are_refused_by_name(fields, text):

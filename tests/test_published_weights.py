@@ -194,10 +194,12 @@ def test_perch_with_timms_names_is_turned_to_our_axes(perch_file, tmp_path):
 
 def test_weights_of_perch_need_its_variant_and_no_others_have_it(perch_file, birdset):
     with pytest.raises(
-        UserError, match=r"perch\.safetensors has the weights of Perch 2: pass --backbone tf_efficientnet_b3 "
+        UserError, match=r"perch\.safetensors has the weights of Perch 2: pass --front_end_from perch-2$"
     ):
         initialize(model("tf_efficientnet_b3"), perch_file[0])
-    with pytest.raises(UserError, match="has no weights of Perch 2, but --backbone_variant is perch-2: leave it out"):
+    with pytest.raises(
+        UserError, match="is not Perch 2, but --front_end_from or --backbone_variant is perch-2: leave"
+    ):
         initialize(model("tf_efficientnet_b1", "perch-2"), birdset[0])
     with pytest.raises(ValueError, match="backbone 'convnext_atto' has no variant 'perch-2'"):
         build_backbone(KenyaBirdsConfig(backbone="convnext_atto", backbone_variant="perch-2"))
@@ -223,7 +225,7 @@ def test_models_of_this_package_keep_their_variant(tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded.embed(spectrograms), donor.embed(spectrograms))
         assert not torch.equal(model("tf_efficientnet_b0").embed(spectrograms), donor.embed(spectrograms))
-    with pytest.raises(UserError, match="has the backbone_variant transformers, expected timm: pass"):
+    with pytest.raises(UserError, match="has the backbone_variant transformers, expected timm: pass --front_end_from"):
         initialize(model("tf_efficientnet_b0"), tmp_path)
 
 

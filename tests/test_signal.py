@@ -90,6 +90,8 @@ def test_filters_are_bit_for_bit_those_that_earlier_models_were_trained_with(arg
     settings = {"norm": "slaney", "mel_scale": "slaney"}
     expected = functional.melscale_fbanks(1 + n_fft // 2, f_min, f_max, n_mels, rate, **settings).T
     assert torch.equal(mel_filter_bank(*args, CPU), expected)
+    expected = functional.melscale_fbanks(1 + n_fft // 2, f_min, f_max, n_mels, rate, norm=None, mel_scale="htk").T
+    torch.testing.assert_close(mel_filter_bank(*args, CPU, "htk"), expected, rtol=0, atol=2e-3)
     assert torch.equal(pre_emphasize(noise(2, 100), 0.97), functional.preemphasis(noise(2, 100), 0.97))
 
 
@@ -112,10 +114,13 @@ def test_log_mel_is_that_of_librosa(settings):
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-def test_mel_scale_is_slaneys():
+def test_mel_scale_is_slaneys_or_htks():
     frequency_hz = torch.tensor([0.0, 20, 999, 1000, 1001, 4000, 15_000])
     np.testing.assert_allclose(hz_to_mel(frequency_hz), librosa.hz_to_mel(frequency_hz.numpy()), rtol=1e-5)
     torch.testing.assert_close(mel_to_hz(hz_to_mel(frequency_hz)), frequency_hz, rtol=1e-4, atol=1e-2)
+    htk = hz_to_mel(frequency_hz, "htk")
+    np.testing.assert_allclose(htk, librosa.hz_to_mel(frequency_hz.numpy(), htk=True), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(mel_to_hz(htk, "htk"), frequency_hz, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("hz", [300, 1000, 2500, 6000, 12_000])

@@ -282,7 +282,7 @@ def test_an_image_processor_states_no_front_end(tmp_path):
     donor = find_model(str(tmp_path))
     assert feature_settings_of(donor) is None
     assert feature_warnings(donor, KenyaBirdsFeatureExtractor()) == [
-        f"'{tmp_path}' does not contain the feature settings of its training: see its model card"
+        f"'{tmp_path}' does not contain the feature settings of its training: see --front_end_from, and its model card"
     ]
 
 

@@ -10,6 +10,10 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 
 from .signal_kenya_birds import (
+    MEL_SCALES,
+    MEL_SPECTRA,
+    USUAL_MEL,
+    MelKind,
     high_pass,
     hz_to_mel,
     in_chunks,
@@ -46,7 +50,8 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
     The waveform stage is noise reduction, high-pass, pre-emphasis and peak normalisation, in this order. Each step can
     be turned off. Then power is computed in mel bands (`mel`), in the bins of the Fourier transform (`stft`) or
     reassigned in time and frequency (`reassigned`), converted to dB, limited to `top_db` below the clip's maximum, and
-    standardised.
+    standardised. `mel_scale`, `mel_spectrum`, `win_length`, `min_level_db`, `fixed_mean_db` and `fixed_std_db` are for
+    fine-tuning networks that were trained elsewhere, on other features.
 
     The defaults are those of the winner of BirdCLEF 2023 (Kenyan birds) with a range of 150 to 15,000 Hz. This
     project's first classifier used
@@ -72,6 +77,16 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         f_max_hz (`float`, defaults to 15000.0): Highest frequency of the features.
         top_db (`float`, defaults to 80.0): Dynamic range of the features in dB.
         do_standardize (`bool`, defaults to `True`): Whether each clip's features get mean 0 and standard deviation 1.
+        mel_scale (`str`, defaults to `"slaney"`): Scale of `mel` features: `"slaney"` with area normalisation, or
+            `"htk"` without.
+        mel_spectrum (`str`, defaults to `"power"`): What `mel` bands sum: `"power"`, or `"magnitude"`; sums of
+            magnitudes are squared.
+        win_length (`int`, *optional*): Samples of the window of `mel` features, in the middle of the frame; by default
+            `n_fft`.
+        min_level_db (`float`, defaults to -100.0): Lowest level of the features in dB.
+        fixed_mean_db (`float`, *optional*): With `do_standardize`, this level becomes 0, instead of each clip's mean.
+        fixed_std_db (`float`, *optional*): With `do_standardize`, this difference of levels becomes 1, instead of each
+            clip's standard deviation.
         min_peak_dbfs (`float`, defaults to -200.0): With `do_peak_normalize`, clips with a lower peak are scaled as if
             their peak were this value, in dBFS. Models that were saved without this setting have -80.
         pad_mode (`str`, defaults to `"symmetric"`): How shorter input is padded. `"symmetric"` reflects the sound at
@@ -103,6 +118,12 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         do_standardize: bool = True,
         min_peak_dbfs: float = -200.0,
         pad_mode: str = "symmetric",
+        mel_scale: str = "slaney",
+        mel_spectrum: str = "power",
+        win_length: int | None = None,
+        min_level_db: float = -100.0,
+        fixed_mean_db: float | None = None,
+        fixed_std_db: float | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.pop("feature_size", None)
@@ -124,6 +145,12 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         self.do_standardize = do_standardize
         self.min_peak_dbfs = min_peak_dbfs
         self.pad_mode = pad_mode
+        self.mel_scale = mel_scale
+        self.mel_spectrum = mel_spectrum
+        self.win_length = win_length
+        self.min_level_db = min_level_db
+        self.fixed_mean_db = fixed_mean_db
+        self.fixed_std_db = fixed_std_db
         self._check()
 
     @classmethod
@@ -174,6 +201,26 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
             (
                 self.n_mels > 0 and self.top_db > 0,
                 f"n_mels is {self.n_mels} and top_db is {self.top_db}, expected both above 0",
+            ),
+            (
+                self.mel_scale in MEL_SCALES and self.mel_spectrum in MEL_SPECTRA,
+                f"mel_scale is {self.mel_scale!r} and mel_spectrum is {self.mel_spectrum!r}, expected one of "
+                f"{MEL_SCALES} and one of {MEL_SPECTRA}",
+            ),
+            (
+                self.win_length is None or 0 < self.win_length <= self.n_fft,
+                f"win_length is {self.win_length}, expected at most n_fft={self.n_fft} samples",
+            ),
+            (
+                self.feature_type == "mel" or self._mel_kind() == USUAL_MEL,
+                f"mel_scale, mel_spectrum and win_length are for feature_type 'mel', which is {self.feature_type!r}",
+            ),
+            (-300 <= self.min_level_db <= 100, f"min_level_db is {self.min_level_db}, expected -300 to 100"),
+            (
+                (self.fixed_mean_db is None) == (self.fixed_std_db is None)
+                and (self.fixed_std_db is None or (self.fixed_std_db > 0 and self.do_standardize)),
+                f"fixed_mean_db is {self.fixed_mean_db} and fixed_std_db is {self.fixed_std_db}, expected both or "
+                "none, the latter above 0, and do_standardize",
             ),
         ]
         for holds, problem in rules:
@@ -268,20 +315,26 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         if self.feature_type == "stft":
             low, high = self._stft_bins()
             return power_spectrogram(waveform, self.n_fft, self.hop_length)[:, low : high + 1]
-        spectrogram = mel_spectrogram if self.feature_type == "mel" else reassigned_spectrogram
-        return spectrogram(
-            waveform,
-            sampling_rate=self.sampling_rate,
-            n_fft=self.n_fft,
-            hop_length=self.hop_length,
-            n_mels=self.n_mels,
-            f_min_hz=self.f_min_hz,
-            f_max_hz=self.f_max_hz,
-        )
+        frames_and_bands = {
+            "sampling_rate": self.sampling_rate,
+            "n_fft": self.n_fft,
+            "hop_length": self.hop_length,
+            "n_mels": self.n_mels,
+            "f_min_hz": self.f_min_hz,
+            "f_max_hz": self.f_max_hz,
+        }
+        if self.feature_type == "mel":
+            return mel_spectrogram(waveform, **frames_and_bands, kind=self._mel_kind())
+        return reassigned_spectrogram(waveform, **frames_and_bands)
+
+    def _mel_kind(self) -> MelKind:
+        return MelKind(self.mel_scale, self.mel_spectrum, self.win_length)
 
     def to_level(self, power: torch.Tensor) -> torch.Tensor:
         """The last stage: power `(batch, bands, frames)` to dB, standardised with `do_standardize`."""
-        features = power_to_db(power, self.top_db)
+        features = power_to_db(power, self.top_db, self.min_level_db)
+        if self.fixed_mean_db is not None and self.fixed_std_db is not None:
+            return (features - self.fixed_mean_db) / self.fixed_std_db
         return standardize(features) if self.do_standardize else features
 
     def band_frequencies_hz(self) -> torch.Tensor:
@@ -289,9 +342,9 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         if self.feature_type == "stft":
             low, high = self._stft_bins()
             return torch.arange(low, high + 1) * (self.sampling_rate / self.n_fft)
-        low, high = hz_to_mel(torch.tensor([self.f_min_hz, self.f_max_hz])).tolist()
+        low, high = hz_to_mel(torch.tensor([self.f_min_hz, self.f_max_hz]), self.mel_scale).tolist()
         if self.feature_type == "mel":
-            return mel_to_hz(torch.linspace(low, high, self.n_mels + 2)[1:-1])
+            return mel_to_hz(torch.linspace(low, high, self.n_mels + 2)[1:-1], self.mel_scale)
         return mel_to_hz(low + (high - low) / self.n_mels * (torch.arange(self.n_mels) + 0.5))
 
     def _stft_bins(self) -> tuple[int, int]:

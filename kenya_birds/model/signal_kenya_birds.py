@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +22,26 @@ GATE_SMOOTH_MS = 50.0
 # Number of neighbouring mel bands whose filters are applied together, to the bins that they cover.
 BANDS_PER_GROUP = 32
 CLIPS_PER_CHUNK = 4
+MEL_SCALES = ("slaney", "htk")
+MEL_SPECTRA = ("power", "magnitude")
+
+
+class MelKind(NamedTuple):
+    """How mel bands are computed.
+
+    Attributes:
+        scale: `slaney` (Slaney's scale and area normalisation, as librosa's default), or `htk` (HTK's scale, filters
+            with a peak of 1, as torchaudio's default).
+        spectrum: What the filters sum: `power` or `magnitude`. Sums of magnitudes are squared.
+        win_length: Samples of the window, in the middle of a frame of zeros; None: it is as long as the frame.
+    """
+
+    scale: str = "slaney"
+    spectrum: str = "power"
+    win_length: int | None = None
+
+
+USUAL_MEL = MelKind()
 
 
 def reduce_noise(
@@ -162,9 +183,15 @@ def istft(spectrum: torch.Tensor, window: torch.Tensor, hop_length: int, length:
     return _overlap_add(frame, hop_length)[:, begin : begin + length] / weight[begin : begin + length]
 
 
-def power_spectrogram(waveform: torch.Tensor, n_fft: int, hop_length: int) -> torch.Tensor:
+def power_spectrogram(
+    waveform: torch.Tensor, n_fft: int, hop_length: int, win_length: int | None = None
+) -> torch.Tensor:
     """Squared magnitude of the STFT with a Hann window, shape `(batch, 1 + n_fft // 2, frames)`."""
     window = hann_window(n_fft, waveform.device)
+    if win_length is not None:
+        before = (n_fft - win_length) // 2
+        short = hann_window(win_length, waveform.device)
+        window = torch.nn.functional.pad(short, (before, n_fft - win_length - before))
     return _power(stft(waveform, window, hop_length))
 
 
@@ -176,11 +203,15 @@ def mel_spectrogram(
     n_mels: int,
     f_min_hz: float,
     f_max_hz: float,
+    kind: MelKind = USUAL_MEL,
 ) -> torch.Tensor:
-    """Power in mel bands (Slaney's scale and area normalisation, as librosa's default), `(batch, n_mels, frames)`."""
-    power = power_spectrogram(waveform, n_fft, hop_length)
-    groups = mel_filter_groups(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, waveform.device)
-    return torch.cat([filters @ power[:, first:last] for first, last, filters in groups], dim=1)
+    """Power in mel bands, shape `(batch, n_mels, frames)`."""
+    spectrum = power_spectrogram(waveform, n_fft, hop_length, kind.win_length)
+    if kind.spectrum == "magnitude":
+        spectrum = spectrum.sqrt()
+    groups = mel_filter_groups(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, waveform.device, kind.scale)
+    bands = torch.cat([filters @ spectrum[:, first:last] for first, last, filters in groups], dim=1)
+    return bands.square() if kind.spectrum == "magnitude" else bands
 
 
 def reassigned_spectrogram(
@@ -238,9 +269,9 @@ def reassigned_spectrogram(
     return grid.view(len(power), n_mels, frames)
 
 
-def power_to_db(power: torch.Tensor, top_db: float) -> torch.Tensor:
-    """Power `(batch, bands, frames)` in dB, at least -100 dB and at least each clip's maximum minus `top_db`."""
-    level_db = 10 * torch.log10(power.clamp(min=MIN_POWER))
+def power_to_db(power: torch.Tensor, top_db: float, min_level_db: float = -100.0) -> torch.Tensor:
+    """Power `(batch, bands, frames)` in dB, at least `min_level_db` and each clip's maximum minus `top_db`."""
+    level_db = 10 * torch.log10(power.clamp(min=10 ** (min_level_db / 10)))
     return torch.maximum(level_db, level_db.amax(dim=(1, 2), keepdim=True) - top_db)
 
 
@@ -250,14 +281,18 @@ def standardize(features: torch.Tensor) -> torch.Tensor:
     return centred / centred.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-3)
 
 
-def hz_to_mel(frequency_hz: torch.Tensor) -> torch.Tensor:
-    """Slaney's mel scale: linear up to 1 kHz (15 mel), logarithmic above (27 mel for each factor of 6.4)."""
+def hz_to_mel(frequency_hz: torch.Tensor, scale: str = "slaney") -> torch.Tensor:
+    """Slaney's mel scale: linear up to 1 kHz (15 mel), logarithmic above (27 mel for each factor of 6.4); or HTK's."""
+    if scale == "htk":
+        return 2595 * torch.log10(1 + frequency_hz / 700)
     logarithmic = 15 + 27 * torch.log(frequency_hz.clamp(min=1000.0) / 1000) / math.log(6.4)
     return torch.where(frequency_hz < 1000, frequency_hz * 3 / 200, logarithmic)
 
 
-def mel_to_hz(mel: torch.Tensor) -> torch.Tensor:
+def mel_to_hz(mel: torch.Tensor, scale: str = "slaney") -> torch.Tensor:
     """The inverse of `hz_to_mel`."""
+    if scale == "htk":
+        return 700 * (10 ** (mel / 2595) - 1)
     logarithmic = 1000 * torch.exp((mel.clamp(min=15.0) - 15) * (math.log(6.4) / 27))
     return torch.where(mel < 15, mel * (200 / 3), logarithmic)
 
@@ -304,27 +339,40 @@ def overlapped_window(n_fft: int, hop_length: int, frames: int, device: torch.de
 
 @lru_cache(maxsize=32)
 def mel_filter_bank(
-    sampling_rate: int, n_fft: int, n_mels: int, f_min_hz: float, f_max_hz: float, device: torch.device
+    sampling_rate: int,
+    n_fft: int,
+    n_mels: int,
+    f_min_hz: float,
+    f_max_hz: float,
+    device: torch.device,
+    scale: str = "slaney",
 ) -> torch.Tensor:
     """Mel filters of shape `(n_mels, 1 + n_fft // 2)`; cached, do not modify."""
     # Always on the CPU and in this order of operations: published models depend on the exact values.
     frequency_hz = torch.linspace(0, sampling_rate // 2, 1 + n_fft // 2)
-    lowest, highest = hz_to_mel(torch.tensor([f_min_hz, f_max_hz], dtype=torch.float64)).tolist()
-    edge_hz = mel_to_hz(torch.linspace(lowest, highest, n_mels + 2))
+    lowest, highest = hz_to_mel(torch.tensor([f_min_hz, f_max_hz], dtype=torch.float64), scale).tolist()
+    edge_hz = mel_to_hz(torch.linspace(lowest, highest, n_mels + 2), scale)
     width_hz = edge_hz.diff()
     distance_hz = edge_hz - frequency_hz[:, None]
     rising, falling = -distance_hz[:, :-2] / width_hz[:-1], distance_hz[:, 2:] / width_hz[1:]
     bank = torch.minimum(rising, falling).clamp(min=0)
-    bank *= 2 / (edge_hz[2:] - edge_hz[:-2])  # white noise has about the same energy in each band (Slaney)
+    if scale == "slaney":
+        bank *= 2 / (edge_hz[2:] - edge_hz[:-2])  # white noise has about the same energy in each band
     return bank.T.contiguous().to(device)
 
 
 @lru_cache(maxsize=32)
 def mel_filter_groups(
-    sampling_rate: int, n_fft: int, n_mels: int, f_min_hz: float, f_max_hz: float, device: torch.device
+    sampling_rate: int,
+    n_fft: int,
+    n_mels: int,
+    f_min_hz: float,
+    f_max_hz: float,
+    device: torch.device,
+    scale: str = "slaney",
 ) -> list[tuple[int, int, torch.Tensor]]:
     """`mel_filter_bank` without most of its zeros: first bin, bin after the last, and filters of groups of bands."""
-    bank = mel_filter_bank(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, torch.device("cpu"))
+    bank = mel_filter_bank(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, torch.device("cpu"), scale)
     groups = []
     for filters in bank.split(BANDS_PER_GROUP):
         reached = filters.any(dim=0).nonzero().flatten().tolist() or [0]

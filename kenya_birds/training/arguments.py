@@ -266,6 +266,13 @@ class ModelArguments:
             "path and SHA-256"
         },
     )
+    front_end_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "birdset-efficientnet, birdset-convnext, perch-2, or a model of this package: take its feature "
+            "settings, backbone and backbone_variant, where no flag is given"
+        },
+    )
     backbone_variant: Literal["timm", "transformers", "perch-2"] = field(
         default="timm",
         metadata={
@@ -338,6 +345,23 @@ class FeatureArguments:
     )
     pad_mode: Literal["symmetric", "constant"] = field(
         default="symmetric", metadata={"help": "what shorter clips are padded with: mirrored sound, or zeros"}
+    )
+    mel_scale: Literal["slaney", "htk"] = field(
+        default="slaney", metadata={"help": "mel scale: Slaney's as in librosa, or HTK's as in torchaudio"}
+    )
+    mel_spectrum: Literal["power", "magnitude"] = field(default="power", metadata={"help": "what mel bands sum"})
+    win_length: Count | None = field(
+        default=None, metadata={"help": "samples of the window, in the middle of the frame; by default n_fft"}
+    )
+    min_level_db: Annotated[float, Range(-300, 100)] = field(
+        default=-100.0, metadata={"help": "lowest level of the features in dB"}
+    )
+    fixed_mean_db: float | None = field(
+        default=None, metadata={"help": "level that becomes 0 in the features, instead of each clip's mean"}
+    )
+    fixed_std_db: Decibels | None = field(
+        default=None,
+        metadata={"help": "difference of levels that becomes 1, instead of each clip's standard deviation"},
     )
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from kenya_birds.training.arguments import (
     FeatureArguments,
     ModelArguments,
 )
+from kenya_birds.training.front_ends import find_front_end
 from kenya_birds.training.frozen_backbones import (
     HEAD_DEFAULTS,
     check_frozen,
@@ -35,12 +36,22 @@ if TYPE_CHECKING:
 # In the order of `Settings`; the last one's values go to `KenyaBirdsTrainingArguments`.
 GROUPS = (DataArguments, ModelArguments, FeatureArguments, AugmentationArguments, TrainerArguments)
 PARAMS_KEY = "flags"
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 # What a cross-validation leaves first, and what it is resumed by.
 CROSS_VALIDATION_FILE = "cross_validation.json"
 # The titles of the help, most used first. What is in no group is shown by --help_all.
 TITLES = {
     "Most used": (
-        *("data_dir", "output_dir", "backbone", "init_from", "backbone_variant", "problem_type", "num_train_epochs"),
+        *(
+            "data_dir",
+            "output_dir",
+            "backbone",
+            "init_from",
+            "front_end_from",
+            "backbone_variant",
+            "problem_type",
+            "num_train_epochs",
+        ),
         *("per_device_train_batch_size", "learning_rate", "params", "resume_from_checkpoint"),
     ),
     "Species, clips and splits": (
@@ -106,7 +117,7 @@ HELP = {
 METAVARS = {
     **dict.fromkeys(("data_dir", "output_dir", "cache_dir"), "FOLDER"),
     **dict.fromkeys(("splits_file", "params"), "FILE"),
-    **dict.fromkeys(("backbone", "init_from", "report_to"), "NAME"),
+    **dict.fromkeys(("backbone", "init_from", "front_end_from", "report_to"), "NAME"),
     "resume_from_checkpoint": "true|FOLDER",
     "accelerator_config": "JSON",
 }
@@ -180,6 +191,10 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
         names = {field.name for field in dataclasses.fields(group)}
         parts.append({name: given.pop(name) for name in names & given.keys()})
     *light, own = parts
+    if light[1].get("front_end_from") is not None:
+        front_end = find_front_end(light[1]["front_end_from"])
+        light[1] = {"backbone": front_end.backbone, "backbone_variant": front_end.variant, **light[1]}
+        light[2] = {**front_end.features, **light[2]}
     # Some defaults ask torch for a GPU.
     TrainerArguments(**{"dataloader_pin_memory": False, "accelerator_config": None, **own}).check()
     usual = {name: field.default for name, field in transformers_fields().items()}
@@ -369,6 +384,11 @@ def _check_inputs(flags: TrainFlags) -> None:
     start = flags.model.init_from
     if flags.training.get("resume_from_checkpoint"):
         return  # a checkpoint goes before a starting point
+    if start.endswith(PICKLED):
+        raise UserError(
+            f"--init_from is '{start}': pickled weights are not loaded, because they can run code. Convert a file "
+            "that you trust: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors')"
+        )
     if start.endswith(".safetensors"):
         check_file(start, "a safetensors file with weights (--init_from)")
     elif start not in ("pretrained", "scratch"):

@@ -39,8 +39,8 @@ DECIDING_ARGUMENTS = (
 )
 # Clips per step: the product of the arguments for processes, batches and accumulation.
 CLIPS_PER_STEP = "clips_per_step"
-# Paths, settings of the machine, and the number of runs.
-NOT_RECORDED = ("data_dir", "splits_file", "cache_dir", "num_proc", "folds", "final_fit")
+# Paths, settings of the machine, the number of runs, and a name that stands for other settings.
+NOT_RECORDED = ("data_dir", "splits_file", "cache_dir", "num_proc", "folds", "final_fit", "front_end_from")
 # Training arguments that may contain private paths, names or addresses, or only affect what is shown.
 PRIVATE_ARGUMENTS = (
     *("output_dir", "resume_from_checkpoint", "run_name", "project", "report_to", "disable_tqdm"),

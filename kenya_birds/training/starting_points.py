@@ -58,7 +58,13 @@ def feature_warnings(donor: SavedModel, extractor: KenyaBirdsFeatureExtractor) -
     """
     trained = feature_settings_of(donor)
     if trained is None:
-        return [f"'{donor.name}' does not contain the feature settings of its training: see its model card"]
+        # Fixed levels are those of a published network (see `front_ends`).
+        if extractor.fixed_mean_db is not None:
+            return []
+        return [
+            f"'{donor.name}' does not contain the feature settings of its training: see --front_end_from, and its "
+            "model card"
+        ]
     return [
         f"'{donor.name}' was trained with --{name} {value}, this run has --{name} {getattr(extractor, name)}"
         for name, value in trained.items()
@@ -220,8 +226,8 @@ def _from_own_model(model: KenyaBirdsForAudioClassification, donor: SavedModel) 
     variants = str(donor.config.get("backbone_variant", "timm")), model.config.backbone_variant
     if variants[0] != variants[1]:
         raise UserError(
-            f"'{donor.name}' has the backbone_variant {variants[0]}, expected {variants[1]}: pass --backbone_variant "
-            f"{variants[0]}"
+            f"'{donor.name}' has the backbone_variant {variants[0]}, expected {variants[1]}: pass "
+            f"--front_end_from {donor.name}, or --backbone_variant {variants[0]}"
         )
     # The same architecture, but the installed timm may not know the tag of the donor's weights.
     given = load(donor, KenyaBirdsForAudioClassification, backbone=ours)
@@ -262,11 +268,11 @@ def _fitted(
     """
     ours, variant = model.config.backbone, model.config.backbone_variant
     if of_perch and variant != PERCH:
-        raise UserError(
-            f"{source} has the weights of Perch 2: pass --backbone tf_efficientnet_b3 --backbone_variant {PERCH}"
-        )
+        raise UserError(f"{source} has the weights of Perch 2: pass --front_end_from {PERCH}")
     if variant == PERCH and not of_perch:
-        raise UserError(f"{source} has no weights of Perch 2, but --backbone_variant is {PERCH}: leave it out")
+        raise UserError(
+            f"{source} is not Perch 2, but --front_end_from or --backbone_variant is {PERCH}: leave it out"
+        )
     fitted = fit(weights, model.backbone.state_dict())
     # timm's test models and EfficientNets without tf_ have the same weights in some cases, and are other networks.
     if fitted is None or not ours.startswith(("convnext", "tf_efficientnet_b")):
