@@ -10,7 +10,7 @@ import soundfile
 from archives import noise
 from running import flags, settings_of, train
 
-from kenya_birds import UserError, load_clips
+from kenya_birds import UserError, evaluate_model, load_clips
 from kenya_birds.cli import main
 from kenya_birds.data.archive import read_archive
 from kenya_birds.data.dataset import clips_builder, load_no_call
@@ -26,7 +26,8 @@ CLIPS = {"sampling_rate": RATE, "clip_s": 1.0, "min_annotations": 1}
 
 def sing(path, calls, seconds=20, *, seed=0, level=0.05, rate=RATE):
     """Noise with pure tones: (start_s, end_s, frequency in Hz) of each."""
-    sound = 0.01 * noise(seconds, rate, seed) / np.std(noise(seconds, rate, seed))
+    sound = noise(seconds, rate, seed)
+    sound = 0.01 * sound / np.std(sound)
     time_s = np.arange(len(sound)) / rate
     for start_s, end_s, hertz in calls:
         inside = (time_s >= start_s) & (time_s < end_s)
@@ -189,13 +190,18 @@ def both(weak, tmp_path_factory):
     return folder / "both"
 
 
-def test_weak_labels_are_only_learned_from(both, tmp_path):
-    clips = load_clips(both, cache_dir=tmp_path, **CLIPS)
+@pytest.fixture(scope="module")
+def planned(both, tmp_path_factory):
+    return clips_builder(both, cache_dir=tmp_path_factory.mktemp("cache"), **CLIPS)
+
+
+def test_weak_labels_are_only_learned_from(both, planned, tmp_path):
+    clips = load_clips(both, cache_dir=planned.cache_root, **CLIPS)
     assert not any([*clips["validation"]["weak"], *clips["test"]["weak"]])
     in_train = {
         name for name, is_weak in zip(clips["train"]["recording"], clips["train"]["weak"], strict=True) if is_weak
     }
-    assert in_train == set(read_archive(both).weak)
+    assert in_train == planned.archive.weak
     assert len(in_train) == 7
     # Calls of 3 s give several clips.
     assert sum(clips["train"]["weak"]) == 3 * (1 + 3) + 3 + 1
@@ -206,8 +212,8 @@ def test_weak_labels_are_only_learned_from(both, tmp_path):
     assert without.classes == ["Turdus merula", "woothr"]
 
 
-def test_a_table_of_splits_has_them_in_train_alone(both, tmp_path):
-    builder = clips_builder(both, cache_dir=tmp_path, **CLIPS)
+def test_a_table_of_splits_has_them_in_train_alone(both, planned, tmp_path):
+    builder = planned
     exact = builder.splits[~builder.splits["recording"].isin(builder.archive.weak)]
     again = clips_builder(both, cache_dir=tmp_path, splits=exact, **CLIPS)
     pd.testing.assert_frame_equal(again.splits, builder.splits)
@@ -231,25 +237,24 @@ def test_all_recordings_without_a_split_leave_weak_labels_out_of_the_test(both, 
     assert set(divided.splits["split"]) == {"train", "validation", "test"}
 
 
-def test_a_weak_copy_of_a_tested_recording_is_left_out(both, tmp_path):
-    builder = clips_builder(both, cache_dir=tmp_path, **CLIPS)
-    tested = builder.splits.loc[builder.splits["split"] == "test", "recording"].iloc[0]
+def test_a_weak_copy_of_a_tested_recording_is_left_out(both, planned, tmp_path):
+    splits = planned.splits
+    tested = splits.loc[splits["split"] == "test", "recording"].iloc[0]
     copy = tmp_path / "in/woothr/copy.wav"
     copy.parent.mkdir(parents=True)
-    shutil.copy(builder.archive.recording_path(tested), copy)
+    shutil.copy(planned.archive.recording_path(tested), copy)
     import_annotations(tmp_path / "copy", ImportSettings(tmp_path / "in"))
     join_archives([both, tmp_path / "copy"], tmp_path / "joined")
-    splits = builder.splits.assign(recording="both/" + builder.splits["recording"])
+    splits = splits.assign(recording="both/" + splits["recording"])
     again = clips_builder(tmp_path / "joined", cache_dir=tmp_path, splits=splits, **CLIPS)
     assert "copy/woothr/copy.wav" in again.archive.weak
     assert "copy/woothr/copy.wav" not in set(again.splits["recording"])
     assert "copy/woothr/copy.wav" not in set(again.clips["recording"])
 
 
-def test_windows_without_a_call_are_not_taken_from_them(both, tmp_path):
-    builder = clips_builder(both, cache_dir=tmp_path, **CLIPS)
-    windows = load_no_call(builder, no_call_per_recording=5)
-    assert not set(windows["recording"]) & builder.archive.weak
+def test_windows_without_a_call_are_not_taken_from_them(planned):
+    windows = load_no_call(planned, no_call_per_recording=5)
+    assert not set(windows["recording"]) & planned.archive.weak
 
 
 def test_the_column_says_yes_or_no(weak, tmp_path):
@@ -334,6 +339,16 @@ def test_from_folders_to_a_model_that_is_not_tested_on_them(both, tmp_path, caps
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", str(model), str(both), "--split", "all", "--output", str(tmp_path / "out")])
     assert "of the 6 recordings of this evaluation" in capsys.readouterr().err
+    # Other weak labels are tested on if that is asked, as clips alone.
+    for number, (name, hertz) in enumerate({"Turdus_merula": 3000, "woothr": 1500}.items()):
+        sing(tmp_path / f"in/{name}/other.wav", [(4, 4.5, hertz)], seconds=6, seed=40 + number)
+    other = import_annotations(tmp_path / "other", ImportSettings(tmp_path / "in")).archive
+    settings = {"split": "all", "min_annotations": 1, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(UserError, match=r"all 2 recordings of .* have weak labels"):
+        evaluate_model(str(model), other, tmp_path / "out", **settings)
+    metrics = evaluate_model(str(model), other, tmp_path / "out", weak_labels="every_split", **settings)
+    assert metrics["recordings"] == 2
+    assert "whole_recordings" not in metrics
 
 
 def test_windows_of_recordings_need_recordings_whose_calls_are_known(weak, tmp_path):

@@ -82,6 +82,12 @@ def _add_evaluated_clips(command: Any) -> None:
         Count | None,
         help="drop species with fewer annotations; by default as in training",
     )
+    add_option(
+        data,
+        "--weak_labels",
+        Literal["train", "every_split", "leave_out"] | None,
+        help="recordings of folders of species, as in train_hf.py --weak_labels; by default as in training",
+    )
     clips = command.add_argument_group("Clips")
     add_option(
         clips, "--context_s", Seconds | None, help="extra sound on each side of a clip; by default as in training"
@@ -122,6 +128,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         min_annotations=options.min_annotations,
         context_s=options.context_s,
         edge_tolerance_s=options.edge_tolerance_s,
+        weak_labels=options.weak_labels,
         time_shifts=options.test_time_shifts,
         batch_size=options.batch_size,
         cache_dir=options.cache_dir,

@@ -26,6 +26,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL, KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, find_model
+from kenya_birds.training.arguments import WeakLabels
 from kenya_birds.training.run_folder import SPLITS_FILE, SUMMARY_FILE
 from kenya_birds.training.settings import clip_settings, read_settings
 from kenya_birds.training.training_recordings import overlap_of
@@ -50,6 +51,7 @@ def evaluate_model(
     min_annotations: Count | None = None,
     context_s: Seconds | None = None,
     edge_tolerance_s: SignedSeconds | None = None,
+    weak_labels: WeakLabels | None = None,
     time_shifts: Count = 1,
     batch_size: Count = 64,
     cache_dir: str | Path | None = None,
@@ -75,6 +77,8 @@ def evaluate_model(
         min_annotations: Skip the archive's species with fewer annotations; by default as in the model's training.
         context_s: See `ClipsConfig`; by default as in the model's training.
         edge_tolerance_s: See `ClipsConfig`; by default as in the model's training.
+        weak_labels: See `ClipsConfig`; by default as in the model's training. Recordings with weak labels are never
+            evaluated as whole recordings.
         time_shifts: See `score_clips`.
         batch_size: Clips per batch.
         cache_dir: Folder of the clips' cache.
@@ -102,6 +106,7 @@ def evaluate_model(
     cut = clip_settings(
         saved.folder, context_s=context_s, edge_tolerance_s=edge_tolerance_s, min_annotations=min_annotations
     )
+    cut["weak_labels"] = weak_labels or cut["weak_labels"]
     try:
         builder = clips_builder(
             data_dir,
