@@ -165,6 +165,27 @@ def test_unsure_and_missing_answers_are_left_out_and_counted(check, tmp_path, ca
     assert int(second["right"]) + int(second["wrong"]) == 60 - 15 - 17
 
 
+def test_a_table_alone_is_not_enough(check, tmp_path, capsys):
+    code, _, error = read([check / "verify.csv"], tmp_path / "belief", capsys)
+    assert code == 2
+    assert "give the folder" in error
+
+
+def test_further_clips_give_the_wanted_width(run, tmp_path):
+    """As `belief.csv` says for a width: drawing so many more clips makes the interval about so narrow."""
+    draw_sample(run, tmp_path / "check", SampleSettings(per_species=20, pictures=False, context_s=0))
+    answer(tmp_path / "check", truthful)
+    first = read_checks([tmp_path / "check"], tmp_path / "first", pictures=False).all[0]
+    more = first.clips_for(0.15)
+    assert 20 < more < 280
+    draw_sample(run, tmp_path / "check", SampleSettings(per_species=20 + more, pictures=False, context_s=0))
+    answer(tmp_path / "check", truthful)
+    second = read_checks([tmp_path / "check"], tmp_path / "second", pictures=False).all[0]
+    assert second.share.width == pytest.approx(0.15, abs=0.05)
+    assert first.share.width > 0.2
+    assert first.clips_for(0.15, score=0.9) > 0
+
+
 def test_without_answers_nothing_is_computed(check, tmp_path, capsys):
     answer(check, lambda row: "")
     code, _, error = read([check], tmp_path / "belief", capsys)
@@ -182,8 +203,11 @@ def test_two_people_are_joined_with_their_agreement(drawn, check, tmp_path, caps
     pairs += [("unsure", "right")] * 10 + [("", "wrong")] * 5 + [("right", "")] * 5
     for place, folder in enumerate((check, other)):
         write_table(table.assign(answer=[pair[place] for pair in pairs]), folder)
+    # The other person may send back the table alone.
+    assert read([check, other / "verify.csv"], tmp_path / "sent", capsys)[0] == 0
     code, said, _ = read([check, other], tmp_path / "belief", capsys)
     assert code == 0
+    assert (tmp_path / "sent" / "belief.csv").read_bytes() == (tmp_path / "belief" / "belief.csv").read_bytes()
     (row,) = rows_of(tmp_path / "belief" / "agreement.csv")
     chance = 0.52 * 0.48 + 0.48 * 0.52
     assert float(row["agreement"]) == pytest.approx(0.8)

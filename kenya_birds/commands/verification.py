@@ -8,7 +8,7 @@ from kenya_birds.commands.common import RUN_AGAIN
 from kenya_birds.parsing import Parser, add_general, add_option, new_command
 from kenya_birds.values import Count, Positive, Seconds, Seed, Share
 
-CHECK = "folder of kenya-birds verify sample, with the answers in verify.csv"
+CHECK = "folder of kenya-birds verify sample with answers in verify.csv; or another person's copy of verify.csv"
 
 
 def add_commands(commands: Any) -> None:
@@ -147,9 +147,10 @@ def _read(options: argparse.Namespace) -> None:
     from kenya_birds.files import check_file, check_new_folder
 
     for check in options.checks:
-        if not check.is_dir():
-            raise UserError(f"there is no folder {check}: expected a folder of kenya-birds verify sample")
-        check_file(check / "sample.json", "a file of kenya-birds verify sample")
+        if not check.exists():
+            raise UserError(f"there is no {check}: expected a folder of kenya-birds verify sample")
+        if check.is_dir():
+            check_file(check / "sample.json", "a file of kenya-birds verify sample")
     check_new_folder(options.output)
     from kenya_birds.verification.reading import format_belief, read_checks
 

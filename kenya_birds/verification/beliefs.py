@@ -1,5 +1,6 @@
 """What the answers of a stratified sample say about one species: call density, precision by score, thresholds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,9 +92,23 @@ class Belief:
         """Share of right detections among all in the table: the call density, if each window is a row."""
         return self.precision_from(0)
 
-    def clips_for(self, width: float) -> int | None:
-        """Number of further clips until the interval of `share` is at most so wide; None without answers."""
-        return clips_for_width(*self._joined(0), width) if len(self.heard) else None
+    def clips_for(self, width: float, score: float = 0.0) -> int | None:
+        """Number of further clips until the interval of a precision is at most so wide.
+
+        Clips are drawn in equal numbers from all strata, as `verify sample` does with a larger `per_species`.
+
+        Args:
+            width: Wanted width of the interval.
+            score: The precision is that of the detections with at least this score; by default that of all, `share`.
+
+        Returns:
+            Number of clips; at most all that were not heard. None without answers.
+        """
+        right, heard, total = self._joined(int(np.searchsorted(SCORE_GRID, score, side="right")) - 1)
+        if not heard.any():
+            return None
+        more = clips_for_width(right, heard, total, width)
+        return min(math.ceil(more * len(self.strata) / len(total)), self.detections - len(self.heard))
 
     def precision_from(self, cell: int) -> Share:
         """Precision of the detections with a score of at least `SCORE_GRID[cell]`, from the answers in the strata.
@@ -185,11 +200,16 @@ class Belief:
         """Number of detections of each stratum with at least each score, shape `(strata, cells)`."""
         return self._by_score[:, ::-1].cumsum(axis=1)[:, ::-1]
 
+    @cached_property
+    def _stratum_of_clip(self) -> np.ndarray:
+        """Index of the stratum of each heard clip, shape `(clips,)`."""
+        place = {one.name: at for at, one in enumerate(self.strata)}
+        return np.array([place[name] for name in self.heard["stratum"]], dtype=int)
+
     def _answers(self, cell: int) -> tuple[np.ndarray, np.ndarray]:
         """Number of right answers, and of answers, of each stratum about scores from a cell on, shape `(strata,)`."""
-        place = {one.name: at for at, one in enumerate(self.strata)}
         chosen = self.scores >= SCORE_GRID[cell]
-        at = self.heard["stratum"].map(place).to_numpy(dtype=int)[chosen]
+        at = self._stratum_of_clip[chosen]
         number = len(self.strata)
         right = np.bincount(at, weights=self.is_right[chosen].astype(float), minlength=number)
         return right, np.bincount(at, minlength=number).astype(float)

@@ -148,7 +148,7 @@ def read_species_table(folder: Path) -> dict[str, SpeciesNames]:
     return {UNKNOWN_SPECIES: SpeciesNames("", ""), **{code: SpeciesNames(*names) for code, *names in rows}}
 
 
-def read_answers(folder: Path, rows: pd.DataFrame, species: Mapping[str, SpeciesNames]) -> dict[str, Answer]:
+def read_answers(path: Path, rows: pd.DataFrame, species: Mapping[str, SpeciesNames]) -> dict[str, Answer]:
     """Reads the answers in `verify.csv`, also after a spreadsheet has saved it.
 
     Only the columns `id`, `answer`, `other_species`, `note`, `verified_by` and `verified_at` are read. Rows may be in
@@ -156,7 +156,7 @@ def read_answers(folder: Path, rows: pd.DataFrame, species: Mapping[str, Species
     usual encoding.
 
     Args:
-        folder: Folder of the sample.
+        path: Folder of the sample, or a copy of its `verify.csv`.
         rows: See `read_rows`.
         species: Names of known species by code, for `other_species`.
 
@@ -166,7 +166,8 @@ def read_answers(folder: Path, rows: pd.DataFrame, species: Mapping[str, Species
     Raises:
         UserError: If the table cannot be read, or a row has an unknown id, answer or species; with file and line.
     """
-    path = folder / ANSWERS_FILE
+    if path.is_dir():
+        path = path / ANSWERS_FILE
     table, place = _read_cells(path)
     codes = _codes(species)
     found: dict[str, Answer] = {}

@@ -48,9 +48,9 @@ class Beliefs:
         all: Beliefs of all species, then of each species and site or night.
         names: Names of the species by code.
         thresholds: Thresholds for `detect`.
-        agreement: One row for each pair of folders: `first`, `second`, `both` (detections that both answered right,
-            wrong or other), `agreement` (share on which they agree whether it is right), `kappa` (Cohen's); empty for
-            one folder.
+        agreement: One row for each pair of folders or tables: `first`, `second`, `both` (detections that both answered
+            right, wrong or other), `agreement` (share on which they agree whether it is right), `kappa` (Cohen's);
+            empty for a single one.
         width: Width of the interval for which the number of further clips is computed.
     """
 
@@ -75,7 +75,7 @@ def read_checks(
     and counted too; if one of them is unsure, the other answer counts.
 
     Args:
-        checks: Folders of `verify sample`.
+        checks: Folders of `verify sample`, and tables of answers (`verify.csv`) of other people about these samples.
         output: A new or empty folder for tables, pictures and `thresholds.json`.
         precision: Precision that `thresholds.json` must reach.
         width: Width of the interval for which the number of further clips is computed.
@@ -87,29 +87,33 @@ def read_checks(
     """
     output = Path(output)
     check_new_folder(output)
-    folders = [Path(check) for check in checks]
+    sources = [Path(check) for check in checks]
+    folders = [path for path in sources if not path.is_file()]
+    if not folders:
+        raise UserError(
+            f"{sources[0]} is a file: give the folder of kenya-birds verify sample that it belongs to, too"
+        )
     samples = [(folder, Sample.read(folder)) for folder in folders]
     check_same_strata(samples)
     sample = samples[0][1]
-    tables = [read_rows(folder) for folder in folders]
     names = {code: found for folder in folders for code, found in read_species_table(folder).items()}
-    answers = [read_answers(folder, rows, names) for folder, rows in zip(folders, tables, strict=True)]
-    rows = pd.concat(tables)
+    rows = pd.concat([read_rows(folder) for folder in folders])
     rows = rows[~rows.index.duplicated()]
+    answers = [read_answers(path, rows, names) for path in sources]
     rows = rows.assign(verdict=[_verdict([own[name] for own in answers if name in own]) for name in rows.index])
     if not rows["verdict"].isin([RIGHT, WRONG]).any():
         raise UserError(
-            f"{' and '.join(map(str, folders))}: no detection is answered right, wrong or other; write the answers "
+            f"{' and '.join(map(str, sources))}: no detection is answered right, wrong or other; write the answers "
             "into the column answer of verify.csv"
         )
     beliefs = _beliefs(sample, rows)
     thresholds = _thresholds(beliefs, precision, sample)
-    found = Beliefs(beliefs, names, thresholds, _agreement(folders, answers), width)
+    found = Beliefs(beliefs, names, thresholds, _agreement(sources, answers), width)
     with users_folder(output, f"the results in {output}") as partial:
         write_table(_summary(found, sample.settings["by"]), partial / SUMMARY_FILE, DIGITS)
         write_table(_precision_table(found, sample.settings["by"]), partial / PRECISION_FILE, DIGITS)
-        write_table(_answer_table(folders, tables, answers), partial / ANSWERS_TABLE, DIGITS)
-        if len(folders) > 1:
+        write_table(_answer_table(sources, rows, answers), partial / ANSWERS_TABLE, DIGITS)
+        if len(sources) > 1:
             write_table(found.agreement, partial / AGREEMENT_FILE, DIGITS)
         write_json(thresholds.to_json(), partial / THRESHOLDS_FILE, allow_nan=False)
         if pictures:
@@ -160,14 +164,14 @@ def _thresholds(beliefs: Sequence[Belief], precision: float, sample: Sample) -> 
     )
 
 
-def _agreement(folders: Sequence[Path], answers: Sequence[Mapping[str, Answer]]) -> pd.DataFrame:
-    """Agreement of each pair of folders about what is right."""
+def _agreement(sources: Sequence[Path], answers: Sequence[Mapping[str, Answer]]) -> pd.DataFrame:
+    """Agreement of each pair of people about what is right."""
     clear = [
         {name: one.answer == RIGHT for name, one in own.items() if one.answer in (RIGHT, WRONG, OTHER)}
         for own in answers
     ]
     rows = []
-    for (first, own), (second, others) in combinations(zip(map(str, folders), clear, strict=True), 2):
+    for (first, own), (second, others) in combinations(zip(map(str, sources), clear, strict=True), 2):
         both = [(answer, others[name]) for name, answer in own.items() if name in others]
         equal = float(np.mean([one == other for one, other in both])) if both else np.nan
         # If both always give the same answer, chance explains all agreement, and kappa is not defined.
@@ -195,9 +199,15 @@ def _summary_row(found: Beliefs, belief: Belief, by: str | None) -> dict[str, An
     for wanted in PRECISIONS:
         score = belief.score_of(wanted)
         row[f"score_for_precision_{wanted:g}"] = "not reached" if score is None else f"{score:.6g}"
-    more = belief.clips_for(found.width)
-    row[f"more_clips_for_width_{found.width:g}"] = "" if more is None else more
+    row[f"more_clips_for_width_{found.width:g}"] = _number(belief.clips_for(found.width))
+    score = belief.score_of(PRECISIONS[0])
+    more = None if score is None else belief.clips_for(found.width, score)
+    row[f"more_clips_for_width_{found.width:g}_from_precision_{PRECISIONS[0]:g}"] = _number(more)
     return row
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else str(value)
 
 
 def _share(share: Share, name: str) -> dict[str, float]:
@@ -223,14 +233,14 @@ def _precision_table(found: Beliefs, by: str | None) -> pd.DataFrame:
 
 
 def _answer_table(
-    folders: Sequence[Path], tables: Sequence[pd.DataFrame], answers: Sequence[Mapping[str, Answer]]
+    sources: Sequence[Path], rows: pd.DataFrame, answers: Sequence[Mapping[str, Answer]]
 ) -> pd.DataFrame:
-    """All answers of all folders."""
+    """All answers of all people."""
     parts = []
-    for folder, rows, own in zip(folders, tables, answers, strict=True):
+    for source, own in zip(sources, answers, strict=True):
         its = rows.loc[rows.index.isin(list(own)), list(ROW_COLUMNS)]
         given = pd.DataFrame([asdict(own[name]) for name in its.index], index=its.index)
-        parts.append(pd.concat([its, given], axis=1).assign(check=str(folder)))
+        parts.append(pd.concat([its, given], axis=1).assign(check=str(source)))
     table = pd.concat(parts)
     for name in table.select_dtypes(exclude="number"):
         guard = safe_path if name == "recording" else safe_text

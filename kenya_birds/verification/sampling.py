@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import check_can_make, file_sha256, is_portable_name, locked, users_file
+from kenya_birds.files import check_can_make, file_sha256, is_new_or_empty, is_portable_name, locked, users_file
 from kenya_birds.inference.recordings_reader import read_recordings
 from kenya_birds.inference.species import read_species
 from kenya_birds.values import Count, Seconds, Seed, check_fields
@@ -151,7 +151,7 @@ def draw_sample(
 
 def _earlier(output: Path, table: FoundTable, settings: SampleSettings) -> Sample | None:
     """The earlier sample in a folder; None if the folder is new. Checks that it can be continued."""
-    if not output.exists() or (output.is_dir() and all(path.name == ".lock" for path in output.iterdir())):
+    if is_new_or_empty(output):
         return None
     if not (output / SAMPLE_FILE).is_file():
         raise UserError(f"{output} exists and is not a folder of kenya-birds verify sample: give another --output")
