@@ -9,6 +9,7 @@ from kenya_birds.commands import (
     inference,
     publishing,
     serving,
+    surveys,
     training,
     verification,
     wrapping,
@@ -55,7 +56,8 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="Commands")
     # The script has a parser of its own, which reads transformers' arguments: it is only listed here.
     commands.add_parser("train", help="train a classifier on an annotated archive, and evaluate it", add_help=False)
-    for room in (inference, verification, wrapping, importing, data, training, evaluation, publishing, serving):
+    rooms = (inference, verification, surveys, wrapping, importing, data, training, evaluation, publishing, serving)
+    for room in rooms:
         room.add_commands(commands)
     add_general(parser)
     parser.set_defaults(after_stop="")

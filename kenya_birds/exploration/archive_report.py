@@ -83,13 +83,19 @@ def write_report(
     check_output(output, overwrite)
     archive = read_archive(data_dir)
     places = find_places(archive, name_pattern=name_pattern, time_zone=time_zone)
-    page = _render(_describe(archive, min_annotations, seed, balanced, places))
+    page = render_page("report.html.jinja", _describe(archive, min_annotations, seed, balanced, places))
     with users_file(output) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")
     return output
 
 
-def _render(content: Mapping[str, Any]) -> str:
+def render_page(template: str, content: Mapping[str, Any]) -> str:
+    """Renders an HTML page; texts are escaped.
+
+    Args:
+        template: File name of the template, in the folder of this module.
+        content: Values for the template.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -97,7 +103,7 @@ def _render(content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja").render(content)
+    return environment.get_template(template).render(content)
 
 
 def _describe(

@@ -162,7 +162,7 @@ def plot_activity(
     table = read_detections(detections)
     run = read_recordings(Path(detections), table["recording"].unique())
     activity = measure_activity(table, run, detections, clock)
-    save_picture(_draw(activity), output)
+    save_picture(draw_activity(activity), output)
     return activity
 
 
@@ -274,7 +274,8 @@ def hour_labels(hours: np.ndarray, *, from_sunrise: bool = False) -> list[str]:
 
 
 @styled(**{"axes.grid": False, "font.size": 9})
-def _draw(activity: Activity) -> Figure:
+def draw_activity(activity: Activity) -> Figure:
+    """Draws the heat map of the most frequent species (see `plot_activity`)."""
     counts = activity.counts.iloc[:MAX_SPECIES]
     is_from_sunrise = activity.clock == "sunrise"
     hours = shown_hours(activity.recorded_h)

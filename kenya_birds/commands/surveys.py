@@ -1,0 +1,149 @@
+"""Commands that summarise detection runs: summary, histories."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Literal
+
+from kenya_birds.commands.common import (
+    RUN_AGAIN,
+    add_name_pattern,
+    add_overwrite,
+    add_time_zone,
+    read_name_pattern,
+    read_time_zone,
+)
+from kenya_birds.parsing import add_general, add_option, new_command
+from kenya_birds.values import NotNegative, Share, Whole
+
+FOUND = "output folder of kenya-birds detect, with a table in CSV or Parquet"
+
+
+def add_commands(commands: Any) -> None:
+    """Adds these commands to the parser."""
+    for add in (_add_summary, _add_histories):
+        add(commands)
+
+
+def _add_summary(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "summary",
+        "summarise a detection run on one HTML page, with clips to listen to",
+        "Writes one HTML page about a detection run: species, activity by hour, the surest and the least sure "
+        "detection of each species with sound and spectrogram, sites, and sound that was not analysed. The page needs "
+        "no other file and no network.",
+        "kenya-birds summary found --output summary.html",
+    )
+    add_option(command, "found", Path, help=FOUND)
+    output = command.add_argument_group("Output")
+    add_option(output, "--output", Path, Path("summary.html"), metavar="FILE", help="HTML file to write")
+    add_overwrite(output)
+    content = command.add_argument_group("Clips")
+    add_option(content, "--clips_of", Whole, 20, help="number of species with clips, those with the most detections")
+    add_option(
+        content,
+        "--recordings",
+        Path | None,
+        metavar="FOLDER",
+        help="folder of the recordings, if they are no longer where they were analysed",
+    )
+    add_general(command)
+    command.set_defaults(run=_summary, after_stop=RUN_AGAIN)
+
+
+def _summary(options: argparse.Namespace) -> None:
+    from kenya_birds.files import check_output
+
+    check_output(options.output, options.overwrite)
+    from kenya_birds.exploration.run_summary import write_summary
+
+    output = write_summary(
+        options.found,
+        options.output,
+        clips_of=options.clips_of,
+        recordings=options.recordings,
+        overwrite=options.overwrite,
+    )
+    print(f"The summary is in {output}")
+
+
+def _add_histories(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "histories",
+        "write detection histories (site x occasion) for occupancy models",
+        "Writes for each species whether it was detected at each site on each occasion: 1, 0, or NA where no sound "
+        "was analysed, because nothing was recorded, a file failed, or a stretch was damaged. Also writes the "
+        "analysed hours, and a function that reads everything into R for unmarked and spOccupancy.",
+        "kenya-birds histories found --unit night --sites sites.csv --belief belief --output histories",
+    )
+    add_option(command, "found", Path, help=FOUND)
+    add_option(command, "--output", Path, required=True, metavar="FOLDER", help="folder to write: new or empty")
+    occasions = command.add_argument_group("Occasions")
+    add_option(
+        occasions,
+        "--unit",
+        Literal["night", "day", "hour", "twilight"],
+        "day",
+        help="night: from noon to noon, by the date of the evening; twilight: from nautical dawn to sunrise and from "
+        "sunset to nautical dusk, where place and UTC time are known",
+    )
+    add_option(
+        occasions,
+        "--min_effort_h",
+        NotNegative,
+        0.0,
+        metavar="HOURS",
+        help="an occasion of a site with fewer analysed hours is NA",
+    )
+    add_option(
+        occasions,
+        "--sites",
+        Path | None,
+        metavar="FILE",
+        help="CSV of the sites, with a column site, and optional columns recordings (pattern of their paths, such as "
+        "north/*), latitude, longitude and others, which are kept; by default sites are those of recordings.csv",
+    )
+    add_time_zone(occasions)
+    add_name_pattern(occasions)
+    accepted = command.add_argument_group("Accepted detections")
+    add_option(
+        accepted,
+        "--threshold",
+        Share | None,
+        help="count detections with at least this score; by default all in the table",
+    )
+    add_option(
+        accepted,
+        "--belief",
+        Path | None,
+        metavar="FOLDER",
+        help="output of kenya-birds verify read: its thresholds are used, detections that a person found wrong are "
+        "left out, and confirmed ones are counted",
+    )
+    add_general(command)
+    command.set_defaults(run=_histories, after_stop=RUN_AGAIN)
+
+
+def _histories(options: argparse.Namespace) -> None:
+    from kenya_birds.files import check_file, check_new_folder
+
+    name_pattern, time_zone = read_name_pattern(options), read_time_zone(options)
+    check_new_folder(options.output)
+    check_file(options.sites, "a table of sites")
+    from kenya_birds.inference.activity import ActivityClock
+    from kenya_birds.verification.history_tables import HistorySettings, survey_histories
+
+    settings = HistorySettings(options.unit, options.min_effort_h, options.threshold, options.belief)
+    clock = ActivityClock(name_pattern, time_zone)
+    histories = survey_histories(options.found, options.output, settings, sites=options.sites, clock=clock)
+    for reason, count in histories.skipped.items():
+        print(f"Skipped: {count} recordings without {reason}")
+    empty = [site for site, hours in zip(histories.sites, histories.effort_h.sum(axis=1), strict=True) if not hours]
+    if empty:
+        print(f"{len(empty)} sites without recordings have NA only: {', '.join(empty[:3])}")
+    print(
+        f"{len(histories.species)} species, {len(histories.sites)} sites, {len(histories.occasions)} occasions "
+        f"({histories.clock}), {histories.effort_h.sum():.2f} analysed hours, "
+        f"{histories.detections.sum()} detections: {options.output}"
+    )

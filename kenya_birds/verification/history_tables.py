@@ -1,0 +1,292 @@
+"""Reads a detection run for detection histories, and writes them for unmarked, spOccupancy and other programs."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kenya_birds.data.archive import UNKNOWN_SPECIES
+from kenya_birds.data.csv_table import read_csv
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.files import (
+    SPECIES_FILE,
+    check_new_folder,
+    is_portable_name,
+    users_file,
+    users_folder,
+    write_json,
+    write_table,
+)
+from kenya_birds.inference.activity import USUAL_CLOCK, ActivityClock
+from kenya_birds.inference.detections import name_in
+from kenya_birds.inference.table_formats import safe_text
+from kenya_birds.saved_models import THRESHOLDS_FILE
+from kenya_birds.values import NotNegative, Share, check_fields
+from kenya_birds.verification.check_folder import OTHER, RIGHT, WRONG
+from kenya_birds.verification.histories import Histories, Recorded, make_histories
+from kenya_birds.verification.occasions import Unit
+from kenya_birds.verification.reading import ANSWERS_TABLE
+from kenya_birds.verification.survey import Survey, recording_key
+from kenya_birds.verification.survey_sites import SITE, Sites
+
+MATRICES, R_FILE = "matrices", "read_histories.R"
+SPECIES_NAMES = ("code", "common_name", "scientific_name")
+LONG_COLUMNS = (
+    *(*SPECIES_NAMES, SITE, "occasion", "detected", "detections", "confirmed"),
+    *("max_score", "effort_h"),
+)
+MISSING = "NA"  # as R reads it
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """Settings of detection histories.
+
+    Attributes:
+        unit: Length of the occasions (see `clock_occasions` and `twilight_occasions`).
+        min_effort_h: See `Histories.detected`.
+        threshold: Least score of a detection; None: all detections of the table count.
+        belief: Output folder of `kenya-birds verify read`, whose thresholds and answers are used.
+
+    Raises:
+        UserError: If a value is out of range, or both threshold and belief are given.
+    """
+
+    unit: Unit = "day"
+    min_effort_h: NotNegative = 0.0
+    threshold: Share | None = None
+    belief: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        check_fields(self)
+        if self.threshold is not None and self.belief is not None:
+            raise UserError("threshold and belief are both given: the belief has thresholds; give one of them")
+
+    def accept(self, detections: pd.DataFrame) -> pd.DataFrame:
+        """Returns the detections that count, with their answers (see `apply_answers`).
+
+        Raises:
+            UserError: If a file of the belief is missing or cannot be read.
+        """
+        if self.belief is None:
+            return apply_thresholds(detections, self.threshold or 0.0)
+        path = self.belief / ANSWERS_TABLE
+        if not path.is_file():
+            raise UserError(
+                f"{self.belief} has no {ANSWERS_TABLE}: expected the output folder of kenya-birds verify read"
+            )
+        thresholds = Thresholds.read(self.belief / THRESHOLDS_FILE)
+        accepted = apply_answers(detections, read_csv(path))
+        # A person heard the confirmed ones, whatever their score.
+        return pd.concat(
+            [accepted[accepted["confirmed"]], apply_thresholds(accepted[~accepted["confirmed"]], thresholds)]
+        )
+
+
+def survey_histories(
+    found: str | Path,
+    output: str | Path,
+    settings: HistorySettings,
+    *,
+    sites: str | Path | None = None,
+    clock: ActivityClock = USUAL_CLOCK,
+) -> Histories:
+    """Makes the detection histories of a run and writes them.
+
+    Args:
+        found: Output folder of `kenya-birds detect`.
+        output: A new or empty folder.
+        settings: Occasions and accepted detections.
+        sites: Table of the sites (see `Sites`).
+        clock: How the times of recordings are found.
+
+    Raises:
+        UserError: If a file is missing or cannot be read, no recording can be used, or the output cannot be written.
+    """
+    check_new_folder(output)
+    table = None if sites is None else Sites.read(sites)
+    survey = Survey.read(found)
+    species = survey.detections[list(SPECIES_NAMES)].drop_duplicates().itertuples(index=False, name=None)
+    histories = make_histories(
+        recordings_of(survey, clock=clock, sites=table),
+        settings.accept(survey.detections.assign(confirmed=False)),
+        settings.unit,
+        sites=None if table is None else table.names,
+        species=species,
+    )
+    about = {"found": str(found), **{name: _plain(value) for name, value in vars(settings).items()}}
+    write_histories(histories, output, min_effort_h=settings.min_effort_h, about=about, sites=table)
+    return histories
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def recordings_of(
+    survey: Survey, *, clock: ActivityClock = USUAL_CLOCK, sites: Sites | None = None
+) -> dict[str, Recorded]:
+    """Finds site, time and place of the recordings of a run.
+
+    Args:
+        survey: The run.
+        clock: How the times of recordings are found.
+        sites: Table of the sites; by default sites are those of `recordings.csv`.
+
+    Returns:
+        All recordings by path, with the stretches that were not analysed.
+
+    Raises:
+        UserError: If no recording has a site of the table, or one matches the patterns of two sites.
+    """
+    if clock.name_pattern is not None:
+        clock.name_pattern.check(map(name_in, survey.run.duration_s))
+    gaps = survey.gaps()
+    found = {}
+    for path, duration_s in survey.run.duration_s.items():
+        place = clock.find_place(path, survey.run)
+        site = place.site if sites is None else sites.site_of(path, place.site)
+        if sites is not None and site is not None and (place.latitude is None or place.longitude is None):
+            latitude, longitude = sites.place(site)
+            place = replace(place, latitude=latitude, longitude=longitude)
+        found[path] = Recorded(site, place, duration_s, gaps.get(path, ()))
+    if sites is not None and all(recorded.site is None for recorded in found.values()):
+        kind = "recordings that match its patterns" if sites.patterns else "sites of recordings.csv"
+        raise UserError(f"{sites.path} has no {kind}: found {', '.join(sites.names[:3])}; {next(iter(found), '')}")
+    return found
+
+
+def apply_thresholds(detections: pd.DataFrame, thresholds: Thresholds | float) -> pd.DataFrame:
+    """Returns the detections that reach the threshold of their species.
+
+    Args:
+        detections: `code`, `score`.
+        thresholds: The thresholds of the species, or one threshold for all. Species without a threshold are left out.
+    """
+    if isinstance(thresholds, Thresholds):
+        codes = detections["code"].unique().tolist()
+        limit = detections["code"].map(dict(zip(codes, thresholds.values(codes), strict=True)))
+        return detections[detections["score"] >= limit]
+    return detections[detections["score"] >= thresholds]
+
+
+def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """Marks confirmed detections, removes wrong ones, and gives those of another species its code.
+
+    Args:
+        detections: See `read_detections`, and `confirmed`.
+        answers: `recording`, `start_s`, `end_s`, `species`, `answer` and `other_species` of checked detections (see
+            `verify.csv`); other answers than `right`, `wrong` and `other` change nothing.
+    """
+
+    def key(table: pd.DataFrame, species: str) -> list[tuple[str, int, int, str]]:
+        times_us = (1e6 * table[["start_s", "end_s"]].astype(float)).round().astype(np.int64)
+        return list(
+            zip(
+                table["recording"].map(recording_key),
+                times_us["start_s"],
+                times_us["end_s"],
+                table[species],
+                strict=True,
+            )
+        )
+
+    by_key = dict(
+        zip(key(answers, "species"), zip(answers["answer"], answers["other_species"], strict=True), strict=True)
+    )
+    found = [by_key.get(each, ("", "")) for each in key(detections, "code")]
+    answer = np.array([name for name, _ in found], dtype=object)
+    other = np.array([code for _, code in found], dtype=object)
+    is_other = (answer == OTHER) & (other != "") & (other != UNKNOWN_SPECIES)
+    names = detections.drop_duplicates("code").set_index("code")
+    changed = detections.assign(confirmed=(answer == RIGHT) | is_other)
+    changed.loc[is_other, "code"] = other[is_other]
+    for column in SPECIES_NAMES[1:]:
+        changed.loc[is_other, column] = [names[column].get(code, "") for code in other[is_other]]
+    return changed[(answer != WRONG) & ((answer != OTHER) | is_other)]
+
+
+def write_histories(
+    histories: Histories,
+    output: str | Path,
+    *,
+    min_effort_h: float = 0.0,
+    about: Mapping[str, Any],
+    sites: Sites | None,
+) -> None:
+    """Writes detection histories.
+
+    Args:
+        histories: The histories.
+        output: A new or empty folder.
+        min_effort_h: See `Histories.detected`.
+        about: Settings, for `histories.json`.
+        sites: Table of the sites, whose columns are kept.
+
+    Raises:
+        UserError: If the folder cannot be written.
+    """
+    detected = histories.detected(min_effort_h)
+    names = histories.occasions["occasion"].tolist()
+    with users_folder(Path(output), f"the histories {output}") as folder:
+        (folder / MATRICES).mkdir()
+        species = histories.species.assign(matrix=_matrix_files(histories.species["code"]))
+        for at, name in enumerate(species["matrix"]):
+            _write_matrix(detected[at], histories.sites, names, folder / name, "%d")
+        _write_matrix(histories.effort_h, histories.sites, names, folder / "effort_h.csv", "%.6g")
+        write_table(histories.occasions, folder / "occasions.csv")
+        write_table(_site_rows(histories, sites), folder / "sites.csv")
+        write_table(species.map(safe_text), folder / SPECIES_FILE)
+        _write_long(histories, detected, folder / "histories.csv")
+        write_json({**about, "clock": histories.clock, "skipped": dict(histories.skipped)}, folder / "histories.json")
+        shutil.copyfile(Path(__file__).with_name(R_FILE), folder / R_FILE)
+
+
+def _matrix_files(codes: pd.Series) -> list[str]:
+    """Returns a file for each species, named by its code where every system can have such a file."""
+    names = [code if is_portable_name(f"{code}.csv") else f"species_{at}" for at, code in enumerate(codes)]
+    return [f"{MATRICES}/{name}.csv" for name in names]
+
+
+def _write_matrix(values: np.ndarray, sites: list[str], occasions: list[str], path: Path, form: str) -> None:
+    cells = np.where(np.isnan(values), MISSING, np.char.mod(form, np.nan_to_num(values)))
+    table = pd.DataFrame(cells, columns=occasions)
+    table.insert(0, SITE, [safe_text(site) for site in sites])
+    write_table(table, path)
+
+
+def _site_rows(histories: Histories, sites: Sites | None) -> pd.DataFrame:
+    table = pd.DataFrame({SITE: histories.sites}) if sites is None else sites.table.reset_index(drop=True)
+    more = {"occasions": (histories.effort_h > 0).sum(axis=1), "hours": histories.effort_h.sum(axis=1).round(6)}
+    return table.assign(**more)
+
+
+def _write_long(histories: Histories, detected: np.ndarray, path: Path) -> None:
+    """Writes one row for each species, site and occasion."""
+    names, sites = histories.occasions["occasion"].to_numpy(), np.array(histories.sites, dtype=object)
+    site_at, occasion_at = (index.ravel() for index in np.indices(histories.effort_h.shape))
+    with users_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        file.write(",".join(LONG_COLUMNS) + "\n")
+        for at, names_of in enumerate(histories.species[list(SPECIES_NAMES)].to_numpy()):
+            table = pd.DataFrame(
+                {
+                    **{name: safe_text(str(text)) for name, text in zip(SPECIES_NAMES, names_of, strict=True)},
+                    SITE: sites[site_at],
+                    "occasion": names[occasion_at],
+                    "detected": detected[at].ravel(),
+                    "detections": histories.detections[at].ravel(),
+                    "confirmed": histories.confirmed[at].ravel(),
+                    "max_score": histories.max_score[at].ravel().round(6),
+                    "effort_h": histories.effort_h.ravel().round(6),
+                }
+            )
+            table["detected"] = table["detected"].astype("Int8")
+            counts = ["detections", "confirmed"]
+            table[counts] = table[counts].astype("Int64").where(table["detected"].notna())
+            table.to_csv(file, index=False, header=False, lineterminator="\n", na_rep=MISSING)

@@ -1,0 +1,92 @@
+"""What a detection run analysed and found: detections, recordings, and stretches that were not analysed."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+
+from kenya_birds.errors import UserError
+from kenya_birds.inference.output_tables import STEM
+from kenya_birds.inference.recordings_reader import RunRecordings, read_recordings
+from kenya_birds.inference.run_report import FAILED_COLUMNS, FAILED_FILE, RUN_FILE
+from kenya_birds.inference.table_formats import RECORDINGS_TABLE
+from kenya_birds.inference.table_reader import read_detections
+
+V = TypeVar("V")
+TABLES = (f"{STEM}.parquet", f"{STEM}.csv")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a detection run analysed and found.
+
+    Attributes:
+        folder: Output folder of the run.
+        detections: See `read_detections`.
+        run: Length, time and place of all recordings, including those without detections.
+        failures: Rows of `failed.csv`, as texts.
+    """
+
+    folder: Path
+    detections: pd.DataFrame
+    run: RunRecordings
+    failures: pd.DataFrame
+
+    @classmethod
+    def read(cls, found: str | Path) -> "Survey":
+        """Reads the output folder of `kenya-birds detect`.
+
+        Raises:
+            UserError: If a file is missing or cannot be read, or the files are of different runs.
+        """
+        found = Path(found)
+        table = next((path for name in TABLES if (path := found / name).is_file()), None)
+        missing = [name for name in (RUN_FILE, RECORDINGS_TABLE) if not (found / name).is_file()]
+        if table is None or missing:
+            what = " or ".join(TABLES) if table is None else missing[0]
+            raise UserError(
+                f"{found} has no {what}: expected the output folder of kenya-birds detect --formats csv,parquet"
+            )
+        detections = read_detections(table)
+        run = read_recordings(table, detections["recording"].unique())
+        if run is None:
+            raise UserError(
+                f"{found / RECORDINGS_TABLE} and {table} are of different runs: run kenya-birds detect again"
+            )
+        return cls(
+            found,
+            detections.assign(recording=detections["recording"].map(recording_key)),
+            RunRecordings(_by_key(run.duration_s), _by_key(run.places)),
+            _read_failures(found / FAILED_FILE),
+        )
+
+    def gaps(self) -> dict[str, list[tuple[float, float]]]:
+        """Stretches that were not analysed, by recording, in seconds; infinite if they reach the recording's end."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for recording, start_s, end_s in self.failures[["recording", "start_s", "end_s"]].itertuples(index=False):
+            found.setdefault(recording, []).append((float(start_s or 0), float(end_s or math.inf)))
+        return found
+
+
+def recording_key(recording: str) -> str:
+    """Returns a recording's path without the `./` that guards paths in CSV tables."""
+    return recording.removeprefix("./")
+
+
+def _by_key(values: Mapping[str, V]) -> dict[str, V]:
+    return {recording_key(recording): value for recording, value in values.items()}
+
+
+def _read_failures(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        return pd.DataFrame(columns=list(FAILED_COLUMNS), dtype=str)
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")[list(FAILED_COLUMNS)]
+        for name in ("start_s", "end_s"):
+            rows[name].replace("", "0").astype(float)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}): run kenya-birds detect again") from None
+    return rows.assign(recording=rows["recording"].map(recording_key))

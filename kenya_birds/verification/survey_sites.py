@@ -1,0 +1,90 @@
+"""Table of the sites of a survey, and the site of each recording."""
+
+import fnmatch
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from kenya_birds.data.csv_table import read_csv
+from kenya_birds.errors import UserError
+from kenya_birds.values import Kind, Latitude, Longitude
+
+SITE, PATTERN = "site", "recordings"
+DEGREES = {"latitude": Kind.of(Latitude), "longitude": Kind.of(Longitude)}
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Table of the sites of a survey.
+
+    Attributes:
+        path: Its file.
+        table: Column `site`, and other columns, which are kept for the output; texts.
+        patterns: Pattern of the recordings of each site; empty if sites are those of `recordings.csv`.
+    """
+
+    path: Path
+    table: pd.DataFrame
+    patterns: list[str]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Sites":
+        """Reads a CSV with a column `site`, and optional columns `recordings`, `latitude` and `longitude`.
+
+        Raises:
+            UserError: If the table cannot be read, or a site is empty or occurs twice.
+        """
+        path = Path(path)
+        table = read_csv(path)
+        if SITE not in table:
+            raise UserError(f"{path} has no column {SITE}: found {', '.join(table.columns)}")
+        for row, site in table[SITE].items():
+            if not site:
+                raise UserError(f"{path} line {row} has no site")
+        twice = table.index[table[SITE].duplicated()]
+        if len(twice):
+            raise UserError(
+                f"{path} line {twice[0]} has the site {table[SITE][twice[0]]} a second time: expected once"
+            )
+        for name, kind in DEGREES.items():
+            for row, text in table.get(name, pd.Series(dtype=str)).items():
+                if text:
+                    kind.parse(f"{path} line {row}: {name}", text)
+        patterns = [pattern.replace("\\", "/") for pattern in table.get(PATTERN, [])]
+        return cls(path, table, patterns)
+
+    @property
+    def names(self) -> list[str]:
+        """The sites in the order of the table."""
+        return self.table[SITE].tolist()
+
+    def site_of(self, recording: str, own: str | None) -> str | None:
+        """Returns the site of a recording; None if it is not in the table.
+
+        Args:
+            recording: Its path.
+            own: Its site in `recordings.csv`.
+
+        Raises:
+            UserError: If the patterns of two sites match.
+        """
+        if not self.patterns:
+            return own if own in set(self.names) else None
+        path = recording.replace("\\", "/")
+        found = [
+            site
+            for site, pattern in zip(self.names, self.patterns, strict=True)
+            if pattern and (fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}"))
+        ]
+        if len(found) > 1:
+            raise UserError(f"{self.path}: the recording {recording} matches the patterns of {' and '.join(found)}")
+        return found[0] if found else None
+
+    def place(self, site: str) -> tuple[float | None, float | None]:
+        """Returns latitude and longitude of a site, as far as the table has them."""
+        row = self.table[self.table[SITE] == site].iloc[0]
+        latitude, longitude = (
+            float(text) if (text := row.get(name, "")) else None for name in ("latitude", "longitude")
+        )
+        return latitude, longitude

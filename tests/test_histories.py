@@ -1,0 +1,300 @@
+"""Detection histories: what was detected where and when, and NA where nothing was analysed."""
+
+import csv
+import json
+import shutil
+import subprocess
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kenya_birds.cli import main
+from kenya_birds.data.recording_time import TimeAndPlace
+from kenya_birds.errors import UserError
+from kenya_birds.inference.run_report import FAILED_COLUMNS
+from kenya_birds.verification.histories import Recorded, make_histories
+from kenya_birds.verification.history_tables import apply_answers
+from kenya_birds.verification.occasions import clock_occasions, twilight_occasions
+from kenya_birds.verification.survey_sites import Sites
+
+EVENING = datetime(2021, 12, 7, 22)
+NAIROBI = {"latitude": -1.29, "longitude": 36.82}
+COLUMNS = ["recording", "start_s", "end_s", "code", "common_name", "scientific_name", "score"]
+H = 3600.0
+
+
+def found(*rows):
+    """Detections of 3 s, as recording, start in s, code and score."""
+    table = pd.DataFrame(
+        [(path, start_s, start_s + 3, code, code.title(), "", score) for path, start_s, code, score in rows],
+        columns=COLUMNS,
+    )
+    return table.astype({"start_s": float, "end_s": float, "score": float}).assign(confirmed=False)
+
+
+def recorded(site="A", start=EVENING, hours=4.0, gaps=(), **place):
+    return Recorded(site, TimeAndPlace(site, start, **place), hours * H, gaps)
+
+
+@pytest.mark.parametrize(
+    ("unit", "names", "effort_h"),
+    [
+        ("night", ["2021-12-07"], [4]),
+        ("day", ["2021-12-07", "2021-12-08"], [2, 2]),
+        ("hour", ["2021-12-07T22", "2021-12-07T23", "2021-12-08T00", "2021-12-08T01"], [1, 1, 1, 1]),
+    ],
+)
+def test_a_night_is_one_occasion_two_days_or_four_hours(unit, names, effort_h):
+    histories = make_histories({"a": recorded()}, found(("a", 10, "owl", 0.9)), unit)
+    assert histories.occasions["occasion"].tolist() == names
+    assert histories.effort_h.tolist() == [effort_h]
+    assert histories.detected()[0, 0].tolist() == [1] + [0] * (len(names) - 1)
+
+
+def test_a_detection_belongs_to_the_occasion_of_its_middle():
+    around = found(("a", 2 * H - 1.6, "owl", 0.9), ("a", 2 * H - 1.4, "owl", 0.7), ("a", 2 * H - 1.4, "dove", 0.8))
+    histories = make_histories({"a": recorded()}, around, "day")
+    assert histories.species["code"].tolist() == ["dove", "owl"]
+    assert histories.detections[:, 0].tolist() == [[0, 1], [1, 1]]
+    np.testing.assert_equal(histories.max_score[:, 0], [[np.nan, 0.8], [0.9, 0.7]])
+
+
+def test_no_sound_no_information():
+    recordings = {
+        "whole": recorded("A", hours=2),
+        "later": recorded("A", EVENING + timedelta(days=2), hours=2, gaps=[(0, np.inf)]),
+        "damaged": recorded("B", EVENING, hours=4, gaps=[(H, 2 * H), (1.5 * H, 1.75 * H), (3 * H, 3.5 * H)]),
+        "next": recorded("B", EVENING + timedelta(days=2), hours=1),
+    }
+    histories = make_histories(recordings, found(("whole", 0, "owl", 0.9)), "hour", sites=["C", "B", "A"])
+    assert histories.sites == ["C", "B", "A"]
+    detected = pd.DataFrame(histories.detected()[0], histories.sites, histories.occasions["occasion"])
+    assert detected.loc["A", "2021-12-07T22"] == 1
+    assert detected.loc["A", "2021-12-07T23"] == 0
+    assert detected.loc["C"].isna().all(), "a site without recordings"
+    assert np.isnan(detected.loc["A", "2021-12-09T22"]), "the recording of this site failed"
+    assert detected.loc["B", "2021-12-09T22"] == 0
+    assert "2021-12-07T23" in detected, "site A was recorded"
+    assert np.isnan(detected.loc["B", "2021-12-07T23"]), "the whole hour is damaged"
+    effort_h = pd.DataFrame(histories.effort_h, histories.sites, histories.occasions["occasion"])
+    assert effort_h.loc["B", "2021-12-08T01"] == 0.5
+    assert np.isnan(
+        pd.DataFrame(histories.detected(0.6)[0], effort_h.index, effort_h.columns).loc["B", "2021-12-08T01"]
+    )
+
+
+def test_time_that_two_recorders_of_a_site_heard_counts_once():
+    recordings = {"a": recorded(hours=2), "b": recorded(start=EVENING + timedelta(hours=1), hours=2)}
+    histories = make_histories(recordings, found(("a", 1.5 * H, "owl", 0.9), ("b", 0.5 * H, "owl", 0.8)), "night")
+    assert histories.effort_h.tolist() == [[3]]
+    assert histories.detections.tolist() == [[[2]]]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.sampled_from(["night", "day", "hour"]),
+    st.lists(st.tuples(st.integers(0, 60 * 48), st.integers(1, 60 * 30)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 60 * 24), st.integers(0, 600)), max_size=3),
+)
+def test_effort_is_the_analysed_time_whatever_the_unit(unit, recordings, gaps):
+    spans = [(start_min + at * 100 * 60, length_min) for at, (start_min, length_min) in enumerate(recordings)]
+    gaps_s = [(60.0 * start, 60.0 * (start + length)) for start, length in gaps]
+    minutes = sum(
+        sum(not any(start <= 60 * minute < end for start, end in gaps_s) for minute in range(length_min))
+        for _, length_min in spans
+    )
+    survey = {
+        str(at): recorded(start=EVENING + timedelta(minutes=start), hours=length / 60, gaps=gaps_s)
+        for at, (start, length) in enumerate(spans)
+    }
+    if minutes == 0:
+        with pytest.raises(UserError, match="no analysed sound"):
+            make_histories(survey, found(), unit)
+    else:
+        histories = make_histories(survey, found(), unit)
+        assert histories.effort_h.sum() == pytest.approx(minutes / 60)
+        assert (histories.effort_h.sum(axis=0) > 0).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.sampled_from(["night", "day", "hour"]), st.datetimes(), st.integers(1, 10**6))
+def test_parts_of_a_span_follow_each_other(unit, start, seconds):
+    start = start.replace(year=min(max(start.year, 2), 9990))
+    end = start + timedelta(seconds=seconds)
+    parts = list(clock_occasions(unit, start, end))
+    assert [parts[0].start, parts[-1].end] == [start, end]
+    assert all(before.end == after.start for before, after in pairwise(parts))
+    assert len({part.name for part in parts}) == len(parts)
+
+
+def test_twilights_are_when_the_sun_is_at_these_heights():
+    """Spencer's series for declination and equation of time (1971), at Nairobi; to 2 minutes."""
+    start = datetime(2021, 12, 6, 21, tzinfo=UTC)  # midnight in Nairobi
+    dawn, dusk = twilight_occasions(start, start + timedelta(days=1), **NAIROBI)
+    assert (dawn.name, dusk.name) == ("2021-12-07 dawn", "2021-12-07 dusk")
+    angle = 2 * np.pi * 340 / 365  # 7 December
+    cosines, sines = np.cos([angle, 2 * angle, 3 * angle]), np.sin([angle, 2 * angle, 3 * angle])
+    equation_min = 7.5e-5 + np.dot([0.001868, -0.014615], cosines[:2]) - np.dot([0.032077, 0.040849], sines[:2])
+    equation_min *= 229.18
+    declination = 0.006918 + np.dot([-0.399912, -0.006758, -0.002697], cosines)
+    declination += np.dot([0.070257, 0.000907, 0.00148], sines)
+    latitude, noon_min = np.radians(NAIROBI["latitude"]), 720 - 4 * NAIROBI["longitude"] - equation_min
+    for height_degrees, before, after in ((-12, dawn.start, dusk.end), (-0.833, dawn.end, dusk.start)):
+        cosine = np.sin(np.radians(height_degrees)) - np.sin(latitude) * np.sin(declination)
+        half_day_min = 4 * np.degrees(np.arccos(cosine / (np.cos(latitude) * np.cos(declination))))
+        assert before.hour * 60 + before.minute == pytest.approx(noon_min - half_day_min, abs=2)
+        assert after.hour * 60 + after.minute == pytest.approx(noon_min + half_day_min, abs=2)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(-60, 60), st.floats(-180, 180), st.integers(0, 364))
+def test_everywhere_a_day_has_a_dawn_and_a_dusk_of_at_most_a_few_hours(latitude, longitude, day):
+    start = datetime(2021, 1, 1, tzinfo=UTC) + timedelta(days=day)
+    parts = list(twilight_occasions(start, start + timedelta(days=3), latitude, longitude))
+    whole = [part for part in parts if start < part.start and part.end < start + timedelta(days=3)]
+    if abs(latitude) < 54:  # there, the sun sinks below 12 degrees on every day
+        assert len(whole) in (5, 6)
+    assert all(timedelta(minutes=40) < part.end - part.start < timedelta(hours=6) for part in whole)
+    assert all(before.end <= after.start for before, after in pairwise(parts))
+    assert len({part.name for part in parts}) == len(parts)
+
+
+def test_twilight_needs_place_and_utc():
+    start = datetime(2021, 12, 7, 2, tzinfo=UTC)  # 5:00 in Nairobi
+    recordings = {
+        "a": recorded(start=start, hours=2, **NAIROBI),
+        "local": recorded(start=EVENING, **NAIROBI),
+        "nowhere": recorded(start=start),
+        "siteless": recorded(None, start, **NAIROBI),
+    }
+    histories = make_histories(recordings, found(("a", 600, "owl", 0.9), ("a", 3600, "dove", 0.9)), "twilight")
+    assert histories.occasions["occasion"].tolist() == ["2021-12-07 dawn"]
+    assert histories.effort_h.sum() == pytest.approx(48 / 60, abs=2 / 60)
+    detections = dict(zip(histories.species["code"], histories.detections.sum(axis=(1, 2)), strict=True))
+    assert detections == {"dove": 1, "owl": 0}, "at 5:10 it is still night"
+    assert histories.skipped == {"a UTC time": 1, "a place": 1, "a known site": 1}
+
+
+def test_answers_confirm_remove_and_rename_detections():
+    table = found(
+        ("r", 0, "owl", 0.9), ("r", 3, "owl", 0.8), ("r", 6, "owl", 0.7), ("r", 9, "dove", 0.6), ("r", 12, "owl", 0.5)
+    )
+    rows = [
+        (0, "owl", "right", ""),
+        (3, "owl", "wrong", ""),
+        (6, "owl", "other", "dove"),
+        (9, "dove", "other", "????"),
+    ]
+    answers = pd.DataFrame(
+        [("./r", f"{start:.3f}", f"{start + 3:.3f}", *rest) for start, *rest in [*rows, (12, "owl", "unsure", "")]],
+        columns=["recording", "start_s", "end_s", "species", "answer", "other_species"],
+    )
+    kept = apply_answers(table, answers)
+    assert kept[["start_s", "code", "common_name", "confirmed"]].to_numpy().tolist() == [
+        [0, "owl", "Owl", True],
+        [6, "dove", "Dove", True],
+        [12, "owl", "Owl", False],
+    ]
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run of three recordings of two sites; one of them failed, and a fourth could not be read."""
+    folder = tmp_path / "found"
+    folder.mkdir()
+    start = {
+        name: EVENING + timedelta(days=day) for name, day in (("n/A_1.flac", 0), ("n/A_2.flac", 1), ("s/B_1.flac", 1))
+    }
+    rows = [(name, 2 * H, time.isoformat(timespec="milliseconds"), name[2]) for name, time in start.items()]
+    table = pd.DataFrame(rows, columns=["recording", "duration_s", "local_time", "site"])
+    table.to_csv(folder / "recordings.csv", index=False)
+    detections = found(("n/A_1.flac", 5, "owl", 0.9), ("s/B_1.flac", 5, "owl", 0.2), ("s/B_1.flac", 8, "dove", 0.6))
+    detections[COLUMNS].to_csv(folder / "detections.csv", index=False)
+    failed = [("n/A_2.flac", "partly read", "0", "7200", "damaged"), ("x.flac", "failed", "", "", "cannot be read")]
+    pd.DataFrame(failed, columns=list(FAILED_COLUMNS)).to_csv(folder / "failed.csv", index=False)
+    (folder / "run.json").write_text(json.dumps({"model": "birds"}))
+    return folder
+
+
+def rows_of(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_tables_are_those_that_r_reads(run_folder, tmp_path, capsys):
+    (tmp_path / "sites.csv").write_text("site,altitude\nB,1500\nC,2000\nA,1700\n")
+    words = ["--unit", "night", "--sites", str(tmp_path / "sites.csv"), "--threshold", "0.5"]
+    main(["histories", str(run_folder), "--output", str(tmp_path / "out"), *words])
+    assert "2 species, 3 sites, 2 occasions (local time), 4.00 analysed hours, 2 detections" in capsys.readouterr().out
+    out = tmp_path / "out"
+    head = ["site", "2021-12-07", "2021-12-08"]
+    assert rows_of(out / "matrices" / "owl.csv") == [head, ["B", "NA", "0"], ["C", "NA", "NA"], ["A", "1", "NA"]]
+    assert rows_of(out / "matrices" / "dove.csv") == [head, ["B", "NA", "1"], ["C", "NA", "NA"], ["A", "0", "NA"]]
+    assert rows_of(out / "effort_h.csv") == [head, ["B", "0", "2"], ["C", "0", "0"], ["A", "2", "0"]]
+    assert rows_of(out / "sites.csv")[1:] == [
+        ["B", "1500", "1", "2.0"],
+        ["C", "2000", "0", "0.0"],
+        ["A", "1700", "1", "2.0"],
+    ]
+    long = rows_of(out / "histories.csv")
+    assert len(long) == 1 + 2 * 3 * 2
+    assert dict(zip(long[0], long[2], strict=True)) == {
+        **{"code": "dove", "common_name": "Dove", "scientific_name": "NA", "site": "B", "occasion": "2021-12-08"},
+        **{"detected": "1", "detections": "1", "confirmed": "0", "max_score": "0.6", "effort_h": "2.0"},
+    } | {"scientific_name": ""}
+    assert long[1][5:] == ["NA", "NA", "NA", "NA", "0.0"]
+
+
+@pytest.mark.skipif(shutil.which("Rscript") is None, reason="needs R")
+def test_r_reads_what_was_written(run_folder, tmp_path):
+    main(["histories", str(run_folder), "--output", str(tmp_path / "out"), "--unit", "night"])
+    program = (
+        'source("read_histories.R"); h <- read_histories("."); stopifnot(identical(dim(h$y), c(2L, 2L, 2L)), '
+        'identical(unname(h$y["owl", , ]), matrix(c(1, NA, NA, 1), 2)), identical(rownames(h$effort_h), c("A", "B")))'
+    )
+    done = subprocess.run(
+        ["Rscript", "-e", program], cwd=tmp_path / "out", capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_sites_are_found_by_patterns(tmp_path):
+    (tmp_path / "sites.csv").write_text("site,recordings,latitude,longitude\nnorth,n/*,-1.29,36.82\nsouth,s\\*,,\n")
+    sites = Sites.read(tmp_path / "sites.csv")
+    assert sites.site_of("/disk/n/A_1.flac", "A") == "north"
+    assert sites.site_of("C:\\disk\\s\\B_1.flac", "B") == "south"
+    assert sites.site_of("/disk/x/B_1.flac", "B") is None
+    assert sites.place("north") == (-1.29, 36.82)
+    assert sites.place("south") == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name\nA\n", "has no column site"),
+        ("site\nA\nA\n", "line 3 has the site A a second time"),
+        ("site,latitude\nA,95\n", "line 2: latitude is 95.0: expected -90 to 90"),
+        ("site,recordings\nA,n/*\nB,*.flac\n", "matches the patterns of A and B"),
+        ("site\nX\nY\n", "has no sites of recordings.csv"),
+    ],
+)
+def test_wrong_tables_of_sites_are_one_line(run_folder, tmp_path, text, told, capsys):
+    (tmp_path / "sites.csv").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main(["histories", str(run_folder), "--output", str(tmp_path / "out"), "--sites", str(tmp_path / "sites.csv")])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert told in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_folders_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["histories", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "expected the output folder of kenya-birds detect" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""The page about a detection run can be mailed: it has all in itself, and shows no path of the disk."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from PIL import Image
+
+from kenya_birds.cli import main
+from kenya_birds.errors import UserError
+from kenya_birds.exploration.run_summary import short_paths, write_summary
+
+RATE = 16_000
+NAMES = {"owl": "Owl <b>", "dove": "Dove", "gull": "Gull"}
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run of two recordings of 20 s; the tone of each detection has 100 Hz times its start."""
+    folder, sound = tmp_path / "found", tmp_path / "disk" / "north"
+    sound.mkdir(parents=True)
+    folder.mkdir()
+    paths = [sound / "A_20211207_220000.wav", sound / "B_20211208_220000.wav"]
+    time_s = np.arange(20 * RATE) / RATE
+    for path in paths:
+        soundfile.write(path, 0.1 * np.sin(2 * np.pi * 100 * np.floor(time_s) * time_s), RATE)
+    rows = [(0, 3, "owl", 0.9), (0, 9, "owl", 0.4), (1, 6, "owl", 0.7), (1, 12, "dove", 0.8), (1, 17, "gull", 0.6)]
+    table = [
+        (paths[at], start, start + 3, code, NAMES[code], f"Avis {code}", score) for at, start, code, score in rows
+    ]
+    columns = ["recording", "start_s", "end_s", "code", "common_name", "scientific_name", "score"]
+    pd.DataFrame(table, columns=columns).to_csv(folder / "detections.csv", index=False)
+    times = [f"2021-12-0{day}T22:00:00.000" for day in (7, 8)]
+    recordings = pd.DataFrame({"recording": paths, "duration_s": 20.0, "local_time": times, "site": ["A", "B"]})
+    recordings.to_csv(folder / "recordings.csv", index=False)
+    failed = [(paths[1], "partly read", "18.5", "19", f"{paths[1]}: cannot be decoded")]
+    columns = ["recording", "status", "start_s", "end_s", "reason"]
+    pd.DataFrame(failed, columns=columns).to_csv(folder / "failed.csv", index=False)
+    settings = {"threshold": None, "overlap_s": 0.0, "merge": False, "channel": None}
+    run = {"model": str(tmp_path / "birds"), "model_sha256": "ab" * 32, "versions": {"kenya_birds": "1"}}
+    (folder / "run.json").write_text(json.dumps({**run, "settings": settings}))
+    return folder
+
+
+def contents(page, kind):
+    return [base64.b64decode(text) for text in re.findall(rf'src="data:{kind};base64,([^"]+)"', page)]
+
+
+def test_the_page_has_all_in_itself(run_folder, tmp_path):
+    main(["summary", str(run_folder), "--output", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert str(tmp_path) not in page
+    assert "A_20211207_220000.wav" in page
+    assert "Owl &lt;b&gt;" in page
+    assert "Owl <b>" not in page
+    assert "Recorded from 2021-12-07 to 2021-12-08" in page
+    assert "B_20211208_220000.wav: cannot be decoded" in page
+    # The activity, and two clips of the owl and one of each other species.
+    pictures = [Image.open(io.BytesIO(png)).size for png in contents(page, "image/png")]
+    assert len(pictures) == 1 + 4
+    assert len(set(pictures[1:])) == 1
+
+
+def test_clips_are_those_of_the_highest_and_the_lowest_score_with_a_second_around(run_folder, tmp_path):
+    page = write_summary(run_folder, tmp_path / "page.html", clips_of=1).read_text(encoding="utf-8")
+    assert [float(score) for score in re.findall(r"(?:Surest|Least sure): ([\d.]+)", page)] == [0.9, 0.4]
+    for sound, start_s in zip(contents(page, "audio/[a-z]+"), (3, 9), strict=True):
+        samples, rate = soundfile.read(io.BytesIO(sound))
+        assert rate == RATE
+        assert len(samples) / rate == pytest.approx(5, abs=0.1)
+        second = samples[int(2.2 * rate) : int(2.8 * rate)]  # a second and a bit after the detection's start
+        tone_hz = np.abs(np.fft.rfft(second)).argmax() / 0.6
+        assert tone_hz == pytest.approx(100 * (start_s + 1), abs=20)
+
+
+def test_moved_recordings_are_found_or_asked_for(run_folder, tmp_path):
+    (tmp_path / "disk").rename(tmp_path / "other")
+    with pytest.raises(UserError, match="give the folder that they are in now with --recordings"):
+        write_summary(run_folder, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+    page = write_summary(run_folder, tmp_path / "page.html", recordings=tmp_path / "other").read_text(encoding="utf-8")
+    assert len(contents(page, "audio/[a-z]+")) == 4
+    write_summary(run_folder, tmp_path / "plain.html", clips_of=0)
+
+
+def test_paths_are_shown_from_where_they_differ():
+    assert short_paths(["/disk/a/x.wav", "/disk/b/x.wav"]) == {"/disk/a/x.wav": "a/x.wav", "/disk/b/x.wav": "b/x.wav"}
+    assert short_paths([r"C:\disk\x.wav", r"C:\disk\y.wav"]) == {r"C:\disk\x.wav": "x.wav", r"C:\disk\y.wav": "y.wav"}
+    assert short_paths(["only.wav"]) == {"only.wav": "only.wav"}
+    assert short_paths([]) == {}
