@@ -181,17 +181,17 @@ def test_twilight_needs_place_and_utc():
 
 
 def test_answers_confirm_remove_and_rename_detections():
-    table = found(
-        ("r", 0, "owl", 0.9), ("r", 3, "owl", 0.8), ("r", 6, "owl", 0.7), ("r", 9, "dove", 0.6), ("r", 12, "owl", 0.5)
-    )
+    codes = {0: "owl", 3: "owl", 6: "owl", 9: "dove", 12: "owl", 15: "owl"}
+    table = found(*(("r", start_s, code, 0.5) for start_s, code in codes.items()))
     rows = [
         (0, "owl", "right", ""),
         (3, "owl", "wrong", ""),
         (6, "owl", "other", "dove"),
         (9, "dove", "other", "????"),
     ]
+    second = [(12, "owl", "unsure", ""), (15, "owl", "right", ""), (15, "owl", "other", "dove")]  # people disagree
     answers = pd.DataFrame(
-        [("./r", f"{start:.3f}", f"{start + 3:.3f}", *rest) for start, *rest in [*rows, (12, "owl", "unsure", "")]],
+        [("./r", f"{start:.3f}", f"{start + 3:.3f}", *rest) for start, *rest in [*rows, *second]],
         columns=["recording", "start_s", "end_s", "species", "answer", "other_species"],
     )
     kept = apply_answers(table, answers)
@@ -199,6 +199,7 @@ def test_answers_confirm_remove_and_rename_detections():
         [0, "owl", "Owl", True],
         [6, "dove", "Dove", True],
         [12, "owl", "Owl", False],
+        [15, "owl", "Owl", False],
     ]
 
 

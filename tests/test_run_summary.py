@@ -13,6 +13,7 @@ from PIL import Image
 
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
+from kenya_birds.exploration.call_examples import encode_clip
 from kenya_birds.exploration.run_summary import short_paths, write_summary
 
 RATE = 16_000
@@ -95,3 +96,12 @@ def test_paths_are_shown_from_where_they_differ():
     assert short_paths([r"C:\disk\x.wav", r"C:\disk\y.wav"]) == {r"C:\disk\x.wav": "x.wav", r"C:\disk\y.wav": "y.wav"}
     assert short_paths(["only.wav"]) == {"only.wav": "only.wav"}
     assert short_paths([]) == {}
+
+
+@pytest.mark.parametrize(("rate", "heard"), [(250_000, 48_000), (20_000, 22_050), (48_000, 48_000)])
+def test_clips_of_any_sampling_rate_can_be_played(rate, heard):
+    tone = np.sin(2 * np.pi * 1000 * np.arange(rate) / rate)
+    samples, found = soundfile.read(io.BytesIO(base64.b64decode(encode_clip(tone, rate).partition(",")[2])))
+    assert found == heard
+    middle = samples[heard // 4 : 3 * heard // 4]
+    assert np.abs(np.fft.rfft(middle)).argmax() * heard / len(middle) == pytest.approx(1000, abs=2)

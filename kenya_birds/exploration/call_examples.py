@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import soundfile
+import soxr
 import torch
 from tqdm import tqdm
 
@@ -99,6 +100,7 @@ LEVEL_BLOCK_S = 1.0
 LEVEL_PART_S, LEVEL_EVERY_S, WHOLE_UP_TO_S = 10.0, 60.0, 600.0
 EXAMPLE_CANDIDATES = 12
 PEAK_DBFS, FADE_S = -3.0, 0.01
+MP3_RATES_HZ = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 
 
 @dataclass
@@ -203,7 +205,8 @@ def find_clear_call(
 def encode_clip(clip: np.ndarray, sampling_rate: int) -> str:
     """Encodes a clip for a web page: the data URI of a small sound file with its peak at -3 dBFS.
 
-    The format is MP3 at about 56 kbit/s; FLAC if libsndfile cannot write MP3.
+    The format is MP3 at about 56 kbit/s; FLAC if libsndfile cannot write MP3. If MP3 has no such sampling rate, the
+    next higher one is used, or 48 kHz.
 
     Args:
         clip: Samples of any scale, shape `(samples,)`.
@@ -212,13 +215,17 @@ def encode_clip(clip: np.ndarray, sampling_rate: int) -> str:
     sound = clip.astype(np.float64)
     sound *= 10 ** (PEAK_DBFS / 20) / max(float(np.abs(sound).max()), 1e-9)
     fade = np.minimum(1.0, np.arange(1, len(sound) + 1) / max(1.0, FADE_S * sampling_rate))
+    sound *= fade * fade[::-1]
     file = io.BytesIO()
     if "MP3" in soundfile.available_formats():
+        rate = next((rate for rate in MP3_RATES_HZ if rate >= sampling_rate), MP3_RATES_HZ[-1])
+        if rate != sampling_rate:
+            sound, sampling_rate = soxr.resample(sound, sampling_rate, rate), rate
         options, kind = {"subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.9}, "mpeg"
-        soundfile.write(file, sound * fade * fade[::-1], sampling_rate, format="MP3", **options)
+        soundfile.write(file, sound, sampling_rate, format="MP3", **options)
     else:
         kind = "flac"
-        soundfile.write(file, sound * fade * fade[::-1], sampling_rate, format="FLAC", subtype="PCM_16")
+        soundfile.write(file, sound, sampling_rate, format="FLAC", subtype="PCM_16")
     return f"data:audio/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 

@@ -1,7 +1,7 @@
 """Reads a detection run for detection histories, and writes them for unmarked, spOccupancy and other programs."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,34 +182,41 @@ def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFra
     Args:
         detections: See `read_detections`, and `confirmed`.
         answers: `recording`, `start_s`, `end_s`, `species`, `answer` and `other_species` of checked detections (see
-            `verify.csv`); other answers than `right`, `wrong` and `other` change nothing.
+            `verify.csv`). If people disagree about a detection or are unsure, nothing changes.
     """
-
-    def key(table: pd.DataFrame, species: str) -> list[tuple[str, int, int, str]]:
-        times_us = (1e6 * table[["start_s", "end_s"]].astype(float)).round().astype(np.int64)
-        return list(
-            zip(
-                table["recording"].map(recording_key),
-                times_us["start_s"],
-                times_us["end_s"],
-                table[species],
-                strict=True,
-            )
-        )
-
-    by_key = dict(
-        zip(key(answers, "species"), zip(answers["answer"], answers["other_species"], strict=True), strict=True)
-    )
-    found = [by_key.get(each, ("", "")) for each in key(detections, "code")]
-    answer = np.array([name for name, _ in found], dtype=object)
-    other = np.array([code for _, code in found], dtype=object)
-    is_other = (answer == OTHER) & (other != "") & (other != UNKNOWN_SPECIES)
+    given: dict[_Key, list[tuple[str, str]]] = {}
+    words = zip(answers["answer"], answers["other_species"], strict=True)
+    for key, word in zip(_keys(answers, "species"), words, strict=True):
+        if word[0] in (RIGHT, WRONG, OTHER):
+            given.setdefault(key, []).append(word)
+    verdicts = [_verdict(given.get(key, [])) for key in _keys(detections, "code")]
+    code = np.array([other or own for (_, other), own in zip(verdicts, detections["code"], strict=True)], dtype=object)
+    is_other = code != detections["code"].to_numpy()
+    changed = detections.assign(code=code, confirmed=[word == RIGHT for word, _ in verdicts])
     names = detections.drop_duplicates("code").set_index("code")
-    changed = detections.assign(confirmed=(answer == RIGHT) | is_other)
-    changed.loc[is_other, "code"] = other[is_other]
     for column in SPECIES_NAMES[1:]:
-        changed.loc[is_other, column] = [names[column].get(code, "") for code in other[is_other]]
-    return changed[(answer != WRONG) & ((answer != OTHER) | is_other)]
+        changed.loc[is_other, column] = [names[column].get(own, "") for own in code[is_other]]
+    return changed[[word != WRONG for word, _ in verdicts]]
+
+
+_Key = tuple[str, int, int, str]
+
+
+def _keys(table: pd.DataFrame, species: str) -> Iterator[_Key]:
+    """Yields recording, start and end in microseconds, and species of each row."""
+    times_us = (1e6 * table[["start_s", "end_s"]].astype(float)).round().astype(np.int64)
+    recordings = table["recording"].map(recording_key)
+    return zip(recordings, times_us["start_s"], times_us["end_s"], table[species], strict=True)
+
+
+def _verdict(words: list[tuple[str, str]]) -> tuple[str, str]:
+    """Returns `right`, `wrong` or an empty text, and the code of another species that it rightly is, if any."""
+    answers, others = {answer for answer, _ in words}, {other for answer, other in words if answer == OTHER}
+    if answers == {RIGHT}:
+        return RIGHT, ""
+    if answers == {OTHER} and len(others) == 1 and not others & {"", UNKNOWN_SPECIES}:
+        return RIGHT, others.pop()
+    return (WRONG if answers and RIGHT not in answers else ""), ""
 
 
 def write_histories(
