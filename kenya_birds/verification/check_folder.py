@@ -214,7 +214,7 @@ def write_answers(folder: Path, rows: pd.DataFrame, answers: Mapping[str, Answer
     for row in rows[list(ROW_COLUMNS)].itertuples(index=False):
         name = str(row.id)
         answer, extra = answers.get(name, Answer()), added.get(name, {})
-        texts = (*asdict(answer).values(), *(extra.get(column, "") for column in names))
+        texts = (*map(_printable, asdict(answer).values()), *(extra.get(column, "") for column in names))
         writer.writerow((*_texts(row), *map(safe_text, texts)))
     with users_file(path) as partial:
         partial.write_text(as_utf8(text.getvalue()), encoding="utf-8", newline="")
@@ -254,6 +254,11 @@ def _read_cells(path: Path) -> tuple[TextTable, dict[str, int]]:
     if missing := [name for name in ("id", "answer") if name not in place]:
         raise UserError(f"{path} has no column {', '.join(missing)}: found {', '.join(filter(None, header))}")
     return TextTable(table.header, table.rows, lines), place
+
+
+def _printable(text: str) -> str:
+    """A text without control characters, with which no program could read the table again."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text).strip()
 
 
 def _unguarded(text: str) -> str:

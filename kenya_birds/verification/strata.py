@@ -21,7 +21,7 @@ class Stratum:
     """Detections of a species in one score bin, of one site or night if the sample is drawn by these.
 
     Attributes:
-        name: Name, such as `barswa 3` or `barswa KEN_001 3`.
+        name: Name, such as `barswa/3` or `barswa/KEN_001/3`.
         species: eBird code.
         group: Site or night; empty for a sample that is not drawn by them.
         score_bin: Number of the bin, from 0 for the lowest scores.
@@ -141,7 +141,7 @@ def make_strata(
             inside = bins == number
             counts = np.bincount(cells[inside], minlength=len(SCORE_GRID))
             stratum = Stratum(
-                " ".join(filter(None, (*key, str(number)))),
+                "/".join(filter(None, (*key, str(number)))),
                 *key,
                 number,
                 float(edge),
