@@ -12,6 +12,7 @@ from verifying import LENGTH_S, NAMES, RATE, answer, read_table, truthful, write
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.verification import found_tables
+from kenya_birds.verification.reading import read_checks
 from kenya_birds.verification.sampling import SampleSettings, draw_sample
 
 SMALL = SampleSettings(per_species=21, pictures=False)
@@ -102,6 +103,16 @@ def test_the_same_seed_draws_the_same_from_csv_and_parquet_and_in_parts(run, dra
     assert (tmp_path / "check" / "verify.csv").read_bytes() == (drawn / "verify.csv").read_bytes()
 
 
+def test_the_table_may_have_semicolons_and_decimal_commas(run, drawn, tmp_path):
+    shutil.copytree(run, tmp_path / "found", ignore=shutil.ignore_patterns("*.parquet"))
+    table = pd.read_csv(run / "detections.csv", dtype=str, keep_default_na=False)
+    for name in ("start_s", "end_s", "score"):
+        table[name] = table[name].str.replace(".", ",")
+    table.to_csv(tmp_path / "found" / "detections.csv", sep=";", index=False, encoding="utf-8-sig")
+    draw_sample(tmp_path / "found", tmp_path / "check", SMALL)
+    assert (tmp_path / "check" / "verify.csv").read_bytes() == (drawn / "verify.csv").read_bytes()
+
+
 def test_another_seed_draws_others_from_the_same_strata(run, drawn, tmp_path):
     draw_sample(run, tmp_path / "check", SampleSettings(per_species=21, pictures=False, seed=1))
     assert strata(tmp_path / "check") == strata(drawn)
@@ -158,6 +169,37 @@ def test_sites_and_nights_are_strata(run, tmp_path, by, groups):
     assert set(table[by]) == groups  # 15:38 and 9:00 on the next morning are one night
     assert table.groupby(["species", by]).size().eq(7).all()
     assert {stratum["group"] for stratum in strata(tmp_path / "check")} == groups
+
+
+def test_recordings_without_a_site_are_a_group_of_their_own(tmp_path):
+    found = write_run(tmp_path, names=(NAMES[0], "a"))
+    check = tmp_path / "check"
+    draw_sample(found, check, SampleSettings(per_species=5, by="site", pictures=False))
+    table = answer(check, truthful)
+    assert table.groupby(["species", "site"]).size().to_dict() == {
+        (species, site): 5 for species in ("abcde1", "bcdef1") for site in ("", "KEN_001")
+    }
+    beliefs = read_checks([check], tmp_path / "belief", pictures=False).all
+    assert [belief.group for belief in beliefs] == ["", "", "unknown", "KEN_001", "unknown", "KEN_001"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("run.json", None, "has no run.json"),
+        ("run.json", "{}", "does not say which model"),
+        ("detections.parquet", "x", "cannot be read as a table of detections"),
+        ("detections.parquet", None, "has no detections.parquet or detections.csv"),
+    ],
+)
+def test_a_folder_that_is_not_one_of_detect_is_refused(run, tmp_path, name, content, said):
+    found = shutil.copytree(run, tmp_path / "found", ignore=shutil.ignore_patterns("*.csv"))
+    (found / name).unlink()
+    if content is not None:
+        (found / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        draw_sample(found, tmp_path / "check", SMALL)
+    assert not (tmp_path / "check" / "verify.csv").exists()
 
 
 def test_recordings_that_moved_are_asked_for_and_found_by_name_and_length(run, tmp_path, capsys):

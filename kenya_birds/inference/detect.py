@@ -105,11 +105,11 @@ def run_detection(
                 sources = _find(paths, name_pattern)
                 stack.enter_context(_locked(files))
                 model_hash = hash_model(pipeline.saved)
+                _check_verification(pipeline, model_hash)
         else:
             sources, model_hash = find_sources(paths), ""
         _stop_with_first(team)
         model_hash = team.broadcast(model_hash)
-        _check_verification(pipeline, model_hash)
         journal = _open_journal(pipeline, files, model_hash, team)
         plan = _share_plan(sources, journal, files, team, resume=resume)
         begin_s = time.perf_counter()
