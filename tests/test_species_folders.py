@@ -335,6 +335,7 @@ def test_from_folders_to_a_model_that_is_not_tested_on_them(both, tmp_path, caps
     assert set(pd.read_parquet(model / "predictions.parquet")["recording"]) == tested
     assert set(pd.read_csv(model / "recording_counts.csv")["recording"]) == tested
     assert json.loads((model / "training_summary.json").read_text())["archive"]["weak_recordings"] == 7
+    assert "In 7 of the recordings the species is known" in (model / "README.md").read_text(encoding="utf-8")
     # All recordings are those with known calls; the model knows some of them.
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", str(model), str(both), "--split", "all", "--output", str(tmp_path / "out")])
