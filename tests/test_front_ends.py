@@ -159,6 +159,14 @@ def test_a_front_end_that_is_not_known_is_refused_with_the_presets(tmp_path):
             find_front_end(str(name))
 
 
+def test_a_model_that_takes_the_waveform_has_no_front_end(tmp_path):
+    KenyaBirdsConfig().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    KenyaBirdsFeatureExtractor(feature_type="waveform").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="takes the waveform and has no features: expected birdset-efficientnet"):
+        find_front_end(str(tmp_path))
+
+
 def test_the_name_of_a_front_end_is_not_recorded_but_what_it_stands_for(small_archive, tmp_path):
     flags = parsed(small_archive, tmp_path, "--front_end_from", "birdset-convnext", "--init_from", "scratch")
     record = flags.settings().record()

@@ -88,9 +88,9 @@ def find_front_end(name: str) -> FrontEnd:
         check_ours(saved)
     except UserError as error:
         raise UserError(f"the front end of '{name}' is not known ({error}): {known}") from None
-    if saved.config.get("graph") is not None:
-        raise UserError(f"'{name}' is a published network, which has no features: {known}")
     stated = read_json(saved.folder / "preprocessor_config.json")
+    if stated.get("feature_type") == "waveform":
+        raise UserError(f"'{name}' takes the waveform and has no features: {known}")
     return FrontEnd(
         {setting.name: stated[setting.name] for setting in fields(FeatureArguments) if setting.name in stated},
         str(saved.config["backbone"]),
