@@ -20,7 +20,8 @@ from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training.embedded_data import EmbeddedRows, EmbeddedTraining
-from kenya_birds.training.trainer import KenyaBirdsTrainer, KenyaBirdsTrainingArguments
+from kenya_birds.training.trainer import KenyaBirdsTrainer
+from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 
 
 class DrawnEmbeddings:

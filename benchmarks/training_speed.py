@@ -236,7 +236,8 @@ def measure_trainer(options: argparse.Namespace) -> None:
     from kenya_birds.data.dataset import clips_builder, load_clips
     from kenya_birds.data.synthetic import synthesize_archive
     from kenya_birds.evaluation.window_scoring import plan_windows
-    from kenya_birds.training.trainer import KenyaBirdsTrainer, KenyaBirdsTrainingArguments
+    from kenya_birds.training.trainer import KenyaBirdsTrainer
+    from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
     from kenya_birds.training.window_training import WindowPlan
 
     class Clock(TrainerCallback):

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
     from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
     from kenya_birds.model_loading import load_model
-    from kenya_birds.training.trainer import KenyaBirdsTrainer, KenyaBirdsTrainingArguments
+    from kenya_birds.training.trainer import KenyaBirdsTrainer
+    from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 
 __version__ = "0.1.0"
 
@@ -30,7 +31,7 @@ _MODULES = {
     "KenyaBirdsFeatureExtractor": "model.feature_extraction_kenya_birds",
     "KenyaBirdsForAudioClassification": "model.modeling_kenya_birds",
     "KenyaBirdsTrainer": "training.trainer",
-    "KenyaBirdsTrainingArguments": "training.trainer",
+    "KenyaBirdsTrainingArguments": "training.training_arguments",
     "SoundscapePipeline": "inference.pipeline",
     "detect": "inference.pipeline",
     "evaluate_model": "experiments.evaluate",

@@ -409,7 +409,7 @@ def test_ranges_are_told_in_words():
 
 
 def test_the_trainer_arguments_are_checked_in_python_too():
-    from kenya_birds.training.trainer import KenyaBirdsTrainingArguments
+    from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 
     for name, value in (("learning_rate", 0), ("seed", -1), ("clips_on_device", "maybe"), ("report_to", "wandb")):
         with pytest.raises(UserError, match=f"{name} is "):

@@ -14,7 +14,8 @@ from kenya_birds.model.modeling_kenya_birds import (
     softmax_log_odds,
     softmax_loss,
 )
-from kenya_birds.training.trainer import KenyaBirdsTrainer, KenyaBirdsTrainingArguments
+from kenya_birds.training.trainer import KenyaBirdsTrainer
+from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 from kenya_birds.training.window_training import focal_weights, log_softmax_of_log_odds
 
 # Odds against no call: the probabilities of no call and of three classes are 1/8, 2/8, 4/8 and 1/8.

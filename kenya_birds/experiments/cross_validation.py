@@ -37,7 +37,7 @@ from kenya_birds.training.run_folder import (
     writing_results,
 )
 from kenya_birds.training.settings import Settings, differences
-from kenya_birds.training.trainer import training_team
+from kenya_birds.training.training_arguments import training_team
 from kenya_birds.training.training_run import Run
 from kenya_birds.values import Folds, Kind
 

@@ -158,7 +158,7 @@ class TrainFlags:
             UserError: If transformers refuses an argument, or the archives cannot be joined.
         """
         from kenya_birds.training.settings import Settings
-        from kenya_birds.training.trainer import KenyaBirdsTrainingArguments
+        from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 
         training = KenyaBirdsTrainingArguments(**self.training)
         data = self.data

@@ -22,7 +22,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
 from kenya_birds.training.arguments import AugmentationArguments, DataArguments, FeatureArguments, ModelArguments
 from kenya_birds.training.run_folder import SETTINGS_FILE, SUMMARY_FILE
-from kenya_birds.training.trainer import KenyaBirdsTrainingArguments
+from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 from kenya_birds.training.transformers_arguments import defaults
 from kenya_birds.values import Channel, Kind
 

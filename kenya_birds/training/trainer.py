@@ -1,8 +1,6 @@
-"""The trainer and its arguments: augmentation and features on the device, weighted loss, weighted sampling."""
+"""The trainer: augmentation and features on the device, weighted loss, weighted sampling."""
 
 import logging
-import os
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,11 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerState,
-    TrainingArguments,
 )
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
 from kenya_birds.console import transformers_bars_hidden
-from kenya_birds.distributed import Team
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import average_precisions, class_targets, classification_metrics, probabilities
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -32,14 +28,11 @@ from kenya_birds.model.modeling_kenya_birds import (
     MASKED,
     MULTI_LABEL,
     KenyaBirdsForAudioClassification,
-    classification_loss,
-    log_softmax_with_no_call,
-    softmax_loss,
 )
 from kenya_birds.private_interfaces import TrainerHooks
 from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
-from kenya_birds.training.batches import ClipSampler, FeatureClips, TrainingClips, power_weights, rows_of
+from kenya_birds.training.batches import ClipSampler, FeatureClips, TrainingClips, power_weights
 from kenya_birds.training.callbacks import (
     BestCheckpoint,
     EpochLog,
@@ -51,51 +44,27 @@ from kenya_birds.training.callbacks import (
 )
 from kenya_birds.training.embedded_data import EmbeddedRows, EmbeddedTraining, EmbeddedWindows, EmbeddedWindowSampler
 from kenya_birds.training.frozen_training import FrozenEmbeddings
-from kenya_birds.training.preparation import clean_clips, extract_features
+from kenya_birds.training.preparation import clean_clips
 from kenya_birds.training.recording_windows import RecordingWindows
 from kenya_birds.training.run_folder import STATE_FILE, copy_record, last_whole_checkpoint
-from kenya_birds.training.trainer_arguments import TrainerArguments
-from kenya_birds.training.transformers_arguments import check_inherited, defaults
+from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments, training_team
+from kenya_birds.training.training_data import (
+    background_windows,
+    embedded_data,
+    feature_clips,
+    labels_per_clip,
+    training_clips,
+)
+from kenya_birds.training.training_loss import TrainingLoss
 from kenya_birds.training.window_mining import HardWindows
 from kenya_birds.training.window_prevalence import DRAWN_WINDOWS, prior_shift
 from kenya_birds.training.window_sampler import WindowSampler
 from kenya_birds.training.window_training import (
     EvaluationWindows,
     WindowPlan,
-    focal_weights,
-    log_softmax_of_log_odds,
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class KenyaBirdsTrainingArguments(TrainerArguments, TrainingArguments):
-    """`TrainingArguments` with the additional arguments and the defaults of `TrainerArguments`."""
-
-    def __post_init__(self) -> None:
-        """Chooses mixed precision and checks the values.
-
-        Raises:
-            UserError: If a value is out of range.
-        """
-        self.check()
-        check_inherited(vars(self), defaults(type(self)))
-        # `accelerate launch` sets "no" by default.
-        chosen = self.bf16 or self.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
-        if self.auto_mixed_precision and not chosen and not self.use_cpu and torch.cuda.is_available():
-            self.bf16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
-            self.fp16 = not self.bf16
-        try:
-            super().__post_init__()
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        check_inherited(vars(self), defaults(type(self)))  # now with the settings of accelerate's launcher
-        if getattr(self.accelerator_config, "dispatch_batches", None):
-            # accelerate would join and cut batches along their first dimension, which differs among their tensors.
-            raise UserError("dispatch_batches must stay off: every process loads its own batches")
-        if getattr(self.accelerator_config, "split_batches", None):
-            raise UserError("split_batches must stay off: it would change the number of clips of a step")
 
 
 class KenyaBirdsTrainer(TrainerHooks, Trainer):
@@ -140,11 +109,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         self.multi_label = model.config.problem_type == MULTI_LABEL
         self.plan = train_dataset if isinstance(train_dataset, WindowPlan) else None
         _check_arguments(args, self.multi_label, self.plan, has_softmax=model.config.no_call_class)
-        self.labels_per_clip = (
-            train_dataset.labels
-            if isinstance(train_dataset, WindowPlan)
-            else [labels if self.multi_label else [label] for labels, label in _targets(train_dataset)]
-        )
+        self.labels_per_clip = labels_per_clip(train_dataset, self.multi_label)
         self.class_counts = np.bincount(np.concatenate(self.labels_per_clip), minlength=model.config.num_labels)
         self.class_weights = torch.tensor(
             power_weights(self.class_counts, args.loss_weight_power), dtype=torch.float32, device=args.device
@@ -154,25 +119,25 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         can_stop = patience and args.eval_strategy != "no" and args.metric_for_best_model is not None
         stopping = [EarlyStoppingCallback(patience)] if can_stop else []
         self._feature_clips = partial(
-            _feature_clips, extractor=feature_extractor, args=args, multi_label=self.multi_label, frozen=frozen
+            feature_clips, extractor=feature_extractor, args=args, multi_label=self.multi_label, frozen=frozen
         )
         augmentation = augmentation or AugmentationArguments.none()
         self._team = training_team(args)
         with self._team.one_first():
             is_cleaned = self.plan is None and (frozen is None or frozen.versions > 1)
             clean = clean_clips(train_dataset, feature_extractor, args.device) if is_cleaned else None
-            windows = _background(augmentation, background, feature_extractor, args.device)
+            windows = background_windows(augmentation, background, feature_extractor, args.device)
         self.augmentation = Augmentation(
             augmentation, feature_extractor, torch.Generator().manual_seed(args.seed), windows, args.device
         )
-        self._prior_shift: torch.Tensor | float = 0.0
+        shift: torch.Tensor | float = 0.0
         training_data: TrainingClips | RecordingWindows | EmbeddedTraining
         if frozen is not None:
             with self._team.one_first():
-                training_data = self._embedded(frozen, train_dataset, clean)
+                training_data = embedded_data(frozen, train_dataset, clean, self.augmentation, self.multi_label)
         elif self.plan is None:
             assert clean is not None
-            training_data = self._training_clips(clean, args)
+            training_data = training_clips(clean, self.augmentation, self.multi_label, args)
         else:
             training_data = RecordingWindows(
                 self.plan.decoded, self.plan.targets, self.augmentation, self.plan.length, self.plan.weights
@@ -181,8 +146,9 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             assert isinstance(training_data, RecordingWindows | EmbeddedWindows)
             sampler = self._window_sampler(args, drawn_windows=DRAWN_WINDOWS)
             weights = self.class_weights.cpu().numpy() if model.config.no_call_class else None
-            shift = prior_shift(training_data, sampler, softmax_weights=weights)
-            self._prior_shift = torch.tensor(shift, dtype=torch.float32, device=args.device)
+            found = prior_shift(training_data, sampler, softmax_weights=weights)
+            shift = torch.tensor(found, dtype=torch.float32, device=args.device)
+        self._loss = TrainingLoss(model.config, self.class_weights, args.focal_gamma, shift)
         super().__init__(
             # On a CPU, depthwise convolutions with batch normalisation take half the time in this format.
             model=model.to(memory_format=torch.channels_last),
@@ -199,27 +165,6 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         self._log_epochs()
         # Trainer then counts the items of the whole step, for `compute_loss`, and does not scale the loss again.
         self.model_accepts_loss_kwargs = True
-
-    def _embedded(
-        self, frozen: FrozenEmbeddings, train_dataset: Dataset | WindowPlan, clean: Dataset | None
-    ) -> EmbeddedTraining:
-        """Embeds the training data, and freezes the backbone."""
-        if isinstance(train_dataset, WindowPlan):
-            data: EmbeddedTraining = frozen.training_windows(train_dataset, self.augmentation)
-        else:
-            prepared = None if clean is None else TrainingClips(clean, self.augmentation, self.multi_label)
-            data = frozen.training_clips(train_dataset, self.multi_label, prepared)
-        if frozen.model.backbone is not None:
-            frozen.model.backbone.requires_grad_(False)
-        frozen.model.classifier.standardize(data.inputs)
-        return data
-
-    def _training_clips(self, clean: Dataset, args: KenyaBirdsTrainingArguments) -> TrainingClips:
-        clips = TrainingClips(clean, self.augmentation, self.multi_label)
-        if args.clips_on_device == "yes" or (args.clips_on_device == "auto" and _fit(clips, args.device)):
-            clips.move_to(args.device)
-            logger.info("%.1f GB of training clips are kept on the device", clips.nbytes / 1e9)
-        return clips
 
     def _window_sampler(
         self, args: KenyaBirdsTrainingArguments, *, drawn_windows: int | None = None
@@ -365,10 +310,10 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         mixed_in, weight = inputs.pop("mixed_in", None), inputs.pop("weight", None)
         outputs = model(**inputs)
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        losses = self._weighted_losses(outputs.logits, labels, smoothing, model.training)
+        losses = self._loss(outputs.logits, labels, smoothing, model.training)
         if mixed_in is not None:
             others, share = mixed_in
-            mixed = self._weighted_losses(outputs.logits, others, smoothing, model.training)
+            mixed = self._loss(outputs.logits, others, smoothing, model.training)
             losses = torch.lerp(losses, mixed, share)
         if weight is not None:
             losses = losses * (weight if losses.ndim == 1 else weight[:, None])
@@ -392,27 +337,13 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = prediction
-        losses = self._weighted_losses(torch.as_tensor(logits), torch.as_tensor(labels))
+        losses = self._loss(torch.as_tensor(logits), torch.as_tensor(labels))
         loss = (losses.sum() / (labels != MASKED).sum()).item()
         metrics = classification_metrics(logits, labels, multi_label=self.multi_label)
         # Ranks are the same for logits and probabilities.
         scores = logits if self.multi_label else probabilities(logits, multi_label=False)
         precisions = average_precisions(scores, class_targets(labels, scores.shape[1]))
         return {"loss": loss, **metrics, "cmap": float(np.nanmean(precisions))}
-
-    def _weighted_losses(
-        self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0, in_training: bool = False
-    ) -> torch.Tensor:
-        weights = self.class_weights.to(logits.device)
-        if in_training:
-            logits = logits + self._prior_shift
-        if self.model.config.no_call_class:
-            shares = log_softmax_with_no_call(logits) if in_training else log_softmax_of_log_odds(logits)
-            return softmax_loss(shares, labels, weights)
-        losses = classification_loss(logits, labels, self.model.config.problem_type, label_smoothing)
-        if self.multi_label and self.args.focal_gamma:
-            losses = losses * focal_weights(logits, labels, self.args.focal_gamma)
-        return losses * (weights if self.multi_label else weights[labels])
 
     def train_sampler(self) -> ClipSampler | WindowSampler | EmbeddedWindowSampler:
         """The sampler of training clips, or of windows of the training recordings."""
@@ -458,56 +389,6 @@ def _check_arguments(
             args.loss_weight_power,
             args.sampler_weight_power,
         )
-
-
-def training_team(args: KenyaBirdsTrainingArguments) -> Team:
-    """The processes that train together; transformers connects them when the device is read."""
-    assert args.device is not None
-    return Team()
-
-
-def _targets(dataset: Dataset) -> list[tuple[list[int], int]]:
-    columns = dataset.select_columns(["labels", "label"])
-    return list(zip(columns["labels"], columns["label"], strict=True))
-
-
-def _feature_clips(
-    clips: Dataset | FeatureClips | EvaluationWindows | EmbeddedRows,
-    extractor: KenyaBirdsFeatureExtractor,
-    args: KenyaBirdsTrainingArguments,
-    multi_label: bool,
-    frozen: FrozenEmbeddings | None,
-) -> FeatureClips | EvaluationWindows | EmbeddedRows:
-    if isinstance(clips, FeatureClips | EvaluationWindows | EmbeddedRows):
-        return clips
-    if frozen is not None:
-        with training_team(args).one_first():
-            return frozen.evaluation_clips(clips, multi_label)
-    with training_team(args).one_first():
-        features = extract_features(clips, extractor, args.device)
-    return FeatureClips(features, extractor.feature_shape, multi_label)
-
-
-def _background(
-    augmentation: AugmentationArguments,
-    background: Dataset | None,
-    extractor: KenyaBirdsFeatureExtractor,
-    device: torch.device,
-) -> torch.Tensor | None:
-    """Windows without a call after noise reduction, int16, for augmentation; None if they are not used."""
-    if not augmentation.background_probability:
-        return None
-    if not background:
-        raise UserError(
-            "background_probability is above 0 and no window of the training recordings is free of calls: choose 0"
-        )
-    clean = clean_clips(background, extractor, device)
-    return torch.from_numpy(np.stack(rows_of(clean, "waveform"))).to(device)
-
-
-def _fit(clips: TrainingClips, device: torch.device) -> bool:
-    """Whether the device is a GPU and the clips take at most a quarter of its free memory."""
-    return device.type == "cuda" and 4 * clips.nbytes <= torch.cuda.mem_get_info(device)[0]
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,8 @@ from kenya_birds.training.run_folder import (
 )
 from kenya_birds.training.settings import Settings, training_summary
 from kenya_birds.training.starting_points import initialize
-from kenya_birds.training.trainer import KenyaBirdsTrainer, training_team
+from kenya_birds.training.trainer import KenyaBirdsTrainer
+from kenya_birds.training.training_arguments import training_team
 from kenya_birds.training.training_recordings import (
     Overlap,
     TrainingRecordings,
