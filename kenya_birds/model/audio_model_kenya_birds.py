@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, SequenceFeatureExtractor
+from transformers import SequenceFeatureExtractor
 
 
 class AudioModel(nn.Module):
@@ -47,7 +47,9 @@ class AudioModel(nn.Module):
         if not (isinstance(kind, type) and issubclass(kind, SequenceFeatureExtractor)):
             raise ValueError(f"transformers has no feature extractor {extractor['feature_extractor_type']}")
         values = {name: value for name, value in config.items() if name != "model_type"}
-        model = AutoModel.from_config(AutoConfig.for_model(config["model_type"], **values))
+        # Not imported above: with the Auto classes our own classes are imported, which import this file.
+        settings = transformers.AutoConfig.for_model(config["model_type"], **values)
+        model = transformers.AutoModel.from_config(settings)
         return cls(model, kind(**extractor))
 
     def features(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
