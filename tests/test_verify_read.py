@@ -184,6 +184,21 @@ def test_unsure_and_missing_answers_are_left_out_and_counted(check, tmp_path, ca
     assert int(second["right"]) + int(second["wrong"]) == 60 - 15 - 17
 
 
+def test_earlier_results_are_replaced_only_if_wanted_and_only_results(check, tmp_path, capsys):
+    output = tmp_path / "belief"
+    assert read([check], output, capsys)[0] == 0
+    answer(check, lambda row: "right")
+    code, _, error = read([check], output, capsys)
+    assert code == 2
+    assert "not an empty folder" in error
+    read_checks([check], output, pictures=False, overwrite=True)
+    assert {row["wrong"] for row in rows_of(output / "belief.csv")} == {"0"}
+    (output / "report.docx").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"has report\.docx, which is no result"):
+        read_checks([check], output, pictures=False, overwrite=True)
+    assert (output / "report.docx").is_file()
+
+
 def test_a_table_alone_is_not_enough(check, tmp_path, capsys):
     code, _, error = read([check / "verify.csv"], tmp_path / "belief", capsys)
     assert code == 2

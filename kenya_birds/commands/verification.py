@@ -133,6 +133,7 @@ def _add_read(steps: Any) -> None:
     output = command.add_argument_group("Output")
     add_option(output, "--output", Path, required=True, metavar="FOLDER", help="output folder: new or empty")
     add_option(output, "--pictures", bool, True, help="draw pictures")
+    add_option(output, "--overwrite", bool, False, help="replace earlier results in the output folder")
     wanted = command.add_argument_group("Wanted")
     add_option(wanted, "--precision", Share, 0.9, help="precision that the thresholds in thresholds.json must reach")
     add_option(
@@ -151,7 +152,8 @@ def _read(options: argparse.Namespace) -> None:
             raise UserError(f"there is no {check}: expected a folder of kenya-birds verify sample")
         if check.is_dir():
             check_file(check / "sample.json", "a file of kenya-birds verify sample")
-    check_new_folder(options.output)
+    if not options.overwrite:
+        check_new_folder(options.output)
     from kenya_birds.verification.reading import format_belief, read_checks
 
     belief = read_checks(
@@ -160,6 +162,7 @@ def _read(options: argparse.Namespace) -> None:
         precision=options.precision,
         width=options.width,
         pictures=options.pictures,
+        overwrite=options.overwrite,
     )
     print(format_belief(belief))
     print(f"The tables, pictures and thresholds.json are in {options.output}")

@@ -1,6 +1,7 @@
 """`kenya-birds verify read`: tables, pictures and thresholds from the answers of one or several samples."""
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -14,11 +15,18 @@ from sklearn.metrics import cohen_kappa_score
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.call_density import Share
 from kenya_birds.evaluation.thresholds import Thresholds
-from kenya_birds.files import check_new_folder, users_folder, write_json, write_table
+from kenya_birds.files import (
+    check_can_make,
+    check_new_folder,
+    is_new_or_empty,
+    users_folder,
+    write_json,
+    write_table,
+)
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import safe_path, safe_text
 from kenya_birds.saved_models import THRESHOLDS_FILE
-from kenya_birds.verification.belief_figures import save_pictures
+from kenya_birds.verification.belief_figures import PRECISION_STEM, PROBABILITY_FOLDER, save_pictures
 from kenya_birds.verification.beliefs import DISAGREED, RIGHT, UNANSWERED, UNSURE, VERDICTS, WRONG, Belief
 from kenya_birds.verification.check_folder import (
     OTHER,
@@ -68,6 +76,7 @@ def read_checks(
     precision: float = 0.9,
     width: float = 0.1,
     pictures: bool = True,
+    overwrite: bool = False,
 ) -> Beliefs:
     """Computes precision, call density and thresholds from the answers of one or several samples of one table.
 
@@ -80,13 +89,14 @@ def read_checks(
         precision: Precision that `thresholds.json` must reach.
         width: Width of the interval for which the number of further clips is computed.
         pictures: Whether pictures are drawn.
+        overwrite: Replaces earlier results in the output folder, if it has nothing else.
 
     Raises:
         UserError: If a folder cannot be read, an answer or species is unknown, the samples are of different tables,
             or there is no answer.
     """
     output = Path(output)
-    check_new_folder(output)
+    check_results_folder(output, overwrite)
     sources = [Path(check) for check in checks]
     folders = [path for path in sources if not path.is_file()]
     if not folders:
@@ -118,7 +128,30 @@ def read_checks(
         write_json(thresholds.to_json(), partial / THRESHOLDS_FILE, allow_nan=False)
         if pictures:
             save_pictures([belief for belief in beliefs if not belief.group], names, partial)
+        if overwrite and output.exists():
+            shutil.rmtree(output)  # the new results are complete
     return found
+
+
+def check_results_folder(output: Path, overwrite: bool) -> None:
+    """Raises `UserError` if results cannot be written into a folder.
+
+    Args:
+        output: The folder.
+        overwrite: Allows a folder with earlier results, and nothing else.
+    """
+    if not overwrite or is_new_or_empty(output) or not output.is_dir():
+        check_new_folder(output)
+        return
+    known = {SUMMARY_FILE, PRECISION_FILE, ANSWERS_TABLE, AGREEMENT_FILE, THRESHOLDS_FILE, PROBABILITY_FOLDER}
+    others = sorted(
+        path.name for path in output.iterdir() if path.name not in known and not path.name.startswith(PRECISION_STEM)
+    )
+    if others:
+        raise UserError(
+            f"{output} has {others[0]}, which is no result of kenya-birds verify read: give another --output"
+        )
+    check_can_make(output)
 
 
 def _verdict(answers: Sequence[Answer]) -> str:
