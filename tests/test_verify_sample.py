@@ -11,7 +11,7 @@ from verifying import LENGTH_S, NAMES, RATE, answer, read_table, truthful, write
 
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
-from kenya_birds.verification import found_tables
+from kenya_birds.verification import found_tables, sampling
 from kenya_birds.verification.reading import read_checks
 from kenya_birds.verification.sampling import SampleSettings, draw_sample
 
@@ -142,6 +142,25 @@ def test_a_sample_that_was_stopped_before_its_table_is_completed(run, drawn, che
     (check / "verify.csv").unlink()
     draw_sample(run, check, SMALL)
     assert (check / "verify.csv").read_bytes() == (drawn / "verify.csv").read_bytes()
+
+
+def stopped(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_larger_sample_that_was_stopped_is_completed(run, check, monkeypatch):
+    answer(check, truthful)
+    larger = SampleSettings(per_species=30, pictures=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "write_clips", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            draw_sample(run, check, larger)
+    assert len(read_table(check)) == 42
+    assert draw_sample(run, check, larger).answered == 42
+    table = read_table(check)
+    assert table["answer"].ne("").sum() == 42
+    assert len(table) == 60
+    assert all((check / clip).is_file() for clip in table["clip"])
 
 
 def test_a_larger_sample_adds_clips_and_keeps_answers_notes_and_added_columns(run, check):

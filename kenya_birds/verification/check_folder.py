@@ -186,6 +186,18 @@ def read_answers(path: Path, rows: pd.DataFrame, species: Mapping[str, SpeciesNa
     return found
 
 
+def read_ids(folder: Path) -> set[str]:
+    """Ids in `verify.csv`, also of rows without an answer; none if there is no such file.
+
+    Raises:
+        UserError: If the table cannot be read.
+    """
+    if not (folder / ANSWERS_FILE).is_file():
+        return set()
+    table, place = _read_cells(folder / ANSWERS_FILE)
+    return {cells[place["id"]] for cells in table.rows}
+
+
 def write_answers(folder: Path, rows: pd.DataFrame, answers: Mapping[str, Answer]) -> None:
     """Writes `verify.csv`, atomically: all rows of the sample, with their answers.
 

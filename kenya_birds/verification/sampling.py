@@ -22,6 +22,7 @@ from kenya_birds.verification.check_folder import (
     Sample,
     detection_id,
     read_answers,
+    read_ids,
     read_rows,
     read_species_table,
     write_answers,
@@ -143,7 +144,7 @@ def draw_sample(
             settings.context_s, settings.clip_format, sample.run_settings.get("channel"), settings.pictures
         )
         lost = write_clips(output, rows, where, {} if run is None else run.duration_s, how)
-        if before is None or len(before) < len(rows) or not (output / ANSWERS_FILE).is_file():
+        if not read_ids(output) >= set(rows.index):
             write_answers(output, rows, answers)
     new = len(rows) if before is None else len(rows) - len(before)
     return Drawing(sample, len(rows), new, sum(bool(one.answer) for one in answers.values()), len(lost))
