@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import shutil
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,34 +14,25 @@ import pandas as pd
 import torch
 from transformers import set_seed
 
-from kenya_birds.console import transformers_bars_hidden, user_errors
+from kenya_birds.console import user_errors
 from kenya_birds.data.archive import ANNOTATIONS_FILE
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
-from kenya_birds.data.planning import plan_no_call
 from kenya_birds.data.splits import SPLITS, read_splits
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.predictions import score_clips
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, plan_windows
 from kenya_birds.evaluation.window_targets import WindowTargets
-from kenya_birds.files import check_not_locked, file_sha256, locked, read_json, write_table
-from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+from kenya_birds.files import check_not_locked, locked, write_table
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-from kenya_birds.saved_models import SavedModel
 from kenya_birds.training.archive_weights import weigh_recordings
 from kenya_birds.training.batches import WEIGHT
 from kenya_birds.training.callbacks import StopAt
 from kenya_birds.training.embedded_data import EmbeddedRows
 from kenya_birds.training.flags import check_train_on
 from kenya_birds.training.frozen_backbones import find_backbone, is_frozen
-from kenya_birds.training.frozen_training import (
-    FrozenEmbeddings,
-    audio_model_settings,
-    copy_backbone,
-    load_backbone,
-    make_head,
-)
+from kenya_birds.training.frozen_training import FrozenEmbeddings, load_backbone
+from kenya_birds.training.no_call_windows import cut_no_call
 from kenya_birds.training.run_checks import (
     archive_of_run,
     check_classes,
@@ -59,6 +49,7 @@ from kenya_birds.training.run_folder import (
     forget_start,
     lies_in,
 )
+from kenya_birds.training.run_model import make_model, restore_backbone, save_model
 from kenya_birds.training.settings import Settings, training_summary
 from kenya_birds.training.starting_points import initialize
 from kenya_birds.training.trainer import KenyaBirdsTrainer
@@ -128,7 +119,9 @@ class Run:
         self._check_weak()
         self._weights(())  # raises an error for names that are no archive's
         self.splits = self.builder.splits if everything_for is None else self.builder.splits.assign(split="train")
-        self.model = self._make_model()
+        classes = self.builder.classes
+        names = self.builder.archive.species_names(classes)
+        self.model = make_model(settings.model, self.backbone, classes, names)
         self.record = self._start_model() if record is None else self._check_archive(record)
         self._before = self._recordings_before()
         splits = self.builder.splits
@@ -168,34 +161,6 @@ class Run:
             split_seed=data.split_seed,
         )
 
-    def _make_model(self) -> KenyaBirdsForAudioClassification:
-        model, classes = self.settings.model, self.builder.classes
-        species = self.builder.archive.species_names(classes)
-        head, outputs = None, None
-        if is_frozen(model):
-            logger.info("The backbone is frozen: embeddings are computed once, and a head is trained on them")
-            head, outputs = make_head(model, self.backbone, classes, species)
-        with user_errors(ValueError):
-            made = KenyaBirdsForAudioClassification(
-                KenyaBirdsConfig(
-                    backbone=model.backbone if self.backbone is None else self.backbone.architecture,
-                    backbone_variant=model.backbone_variant if self.backbone is None else self.backbone.variant,
-                    graph=None if self.backbone is None else self.backbone.graph,
-                    audio_model=audio_model_settings(self.backbone),
-                    head=head,
-                    drop_rate=model.drop_rate,
-                    drop_path_rate=model.drop_path_rate,
-                    problem_type=model.problem_type,
-                    no_call_class=model.window_loss == "softmax",
-                    id2label=dict(enumerate(classes)),
-                    label2id={code: index for index, code in enumerate(classes)},
-                    species=species,
-                )
-            )
-        if outputs is not None:
-            made.output_of_class = outputs
-        return made
-
     def _recordings_before(self) -> TrainingRecordings | None:
         if self.backbone is None:
             return recordings_before(self.settings.model.init_from, self._checkpoint)
@@ -217,7 +182,7 @@ class Run:
     def _check_archive(self, record: RunRecord) -> RunRecord:
         """Refuses other classes than those of the resumed run, and warns of other annotations; returns its record."""
         check_classes(self._checkpoint, self.builder.classes)
-        self._restore_backbone()
+        restore_backbone(self.model, self.settings.model, self.backbone, self._checkpoint)
         data_dir = self.settings.data.data_dir
         if hash_annotations(data_dir) != record.annotations:
             logger.warning(
@@ -226,22 +191,6 @@ class Run:
                 Path(data_dir) / ANNOTATIONS_FILE,
             )
         return record
-
-    def _restore_backbone(self) -> None:
-        """Gives the model of a resumed run its frozen backbone; other weights are loaded when training resumes."""
-        checkpoint = self._checkpoint
-        if not is_frozen(self.settings.model) or checkpoint is None:
-            return
-        if self.model.config.graph is None:
-            copy_backbone(self.model, SavedModel(str(checkpoint), checkpoint, "model"))
-            return
-        load_backbone(self.model, self.backbone)
-        before = read_json(checkpoint / "config.json").get("graph") or {}
-        if before.get("sha256") != self.model.config.graph["sha256"]:
-            raise UserError(
-                f"the run of {checkpoint} was started with another file of the network '{before.get('name')}': give "
-                "that file, or start a new run in another --output_dir"
-            )
 
     def _warn_of_validation(self, recordings: Iterable[str]) -> None:
         """Warns if the starting model was trained on validation recordings."""
@@ -417,19 +366,7 @@ class Run:
         Raises:
             UserError: If another file has the name of the network.
         """
-        graph = self.model.config.graph
-        if graph is not None and self.settings.model.bundle_backbone:
-            source = Path(graph["file"])
-            target = folder / source.name
-            if not target.exists():
-                shutil.copyfile(source, target)
-            elif file_sha256(target) != graph["sha256"]:
-                raise UserError(f"{target} is another file than the network: move it")
-            self.model.config.graph = {**graph, "file": source.name}
-        with transformers_bars_hidden():
-            self.model.save_pretrained(folder)
-        self.extractor.save_pretrained(folder)
-        self.model.config.graph = graph
+        save_model(self.model, self.extractor, folder, with_network=self.settings.model.bundle_backbone)
 
     @property
     def common_names(self) -> dict[str, str]:
@@ -451,30 +388,16 @@ class Run:
         """
         if self._no_call is not None:
             return self._no_call
-        self._no_call = self._cut_no_call()
+        data = self.settings.data
+        self._no_call = cut_no_call(
+            self.builder,
+            self.team,
+            per_recording=0 if data.train_on == "recordings" else data.no_call_windows,
+            sampling_rate=self.extractor.sampling_rate,
+            clip_s=self.extractor.clip_s,
+            num_proc=data.num_proc,
+        )
         return self._no_call
-
-    def _cut_no_call(self) -> tuple[datasets.Dataset | None, np.ndarray]:
-        data, clip_s = self.settings.data, self.extractor.clip_s
-        # A call as long as a clip does not reach into the window if its centre is this far away.
-        margin_s = clip_s / 2
-        recordings = self.builder.splits.loc[self.builder.splits["split"] == "validation", "recording"].to_list()
-        planned = plan_no_call(self.builder.archive, recordings, self.extractor.sampling_rate, clip_s, margin_s)
-        if planned.empty or not data.no_call_windows or data.train_on == "recordings":
-            return None, np.zeros(0)
-        with self.team.one_first():
-            windows = load_no_call(
-                self.builder,
-                data.num_proc,
-                context_s=0.0,
-                no_call_split="validation",
-                no_call_per_recording=data.no_call_windows,
-                no_call_margin_s=margin_s,
-                no_call_order="uniform",
-            )
-        cut = pd.Series(windows["recording"][:])
-        weights = cut.map(planned["recording"].value_counts() / cut.value_counts())
-        return windows, weights.to_numpy(dtype=np.float64)
 
     def train(self) -> tuple[KenyaBirdsTrainer, datasets.DatasetDict, dict[str, Any]]:
         """Cuts the clips and trains: `cut_clips`, `make_trainer` and `fit`.
