@@ -17,7 +17,9 @@ from kenya_birds.data.dataset import clips_builder, load_no_call
 from kenya_birds.data.importing import ImportSettings, format_import, import_annotations
 from kenya_birds.data.joined_archive import join_archives
 from kenya_birds.data.signal_parts import CELL_S, find_signal
+from kenya_birds.data.splits import write_splits
 from kenya_birds.evaluation.window_targets import WindowTargets
+from kenya_birds.experiments.cross_validation import find_folds
 from kenya_birds.training.training_run import Run
 
 RATE = 16_000
@@ -224,6 +226,24 @@ def test_a_table_of_splits_has_them_in_train_alone(both, planned, tmp_path):
     wrong = builder.splits.assign(split=builder.splits["split"].mask(is_weak, "test"))
     with pytest.raises(UserError, match=r"has weak labels and is in the test split: expected it in train"):
         clips_builder(both, cache_dir=tmp_path, splits=wrong, **CLIPS)
+
+
+def test_folds_and_new_tables_leave_them_out(both, planned, tmp_path, capsys):
+    exact = set(planned.divided["recording"])
+    table = find_folds(planned, None, 3, 0)
+    assert set(table["recording"]) == exact
+    table.loc[len(table)] = [min(planned.weak), 0]
+    write_splits(table, tmp_path / "folds.csv")
+    with pytest.raises(
+        UserError, match=r"folds\.csv has 1 recordings with weak labels or without clips, such as weak/"
+    ):
+        find_folds(planned, tmp_path / "folds.csv", None, 0)
+    for weak_labels, number in (("train", 6), ("every_split", 13)):
+        output = tmp_path / f"{weak_labels}.csv"
+        words = ["--strategy", "stratified", "--min_annotations", "1", "--weak_labels", weak_labels]
+        main(["split", str(both), "--output", str(output), *words])
+        assert len(pd.read_csv(output)) == number
+    assert "7 recordings with weak labels are not in the table" in capsys.readouterr().out
 
 
 def test_all_recordings_without_a_split_leave_weak_labels_out_of_the_test(both, weak, tmp_path):

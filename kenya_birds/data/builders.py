@@ -249,36 +249,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
             self.divided, self.weak = divided_clips(
                 self.clips, self.archive.data_dir, is_train=config.one_split == "train"
             )
-        if config.one_split:
-            recordings = sorted({*self.divided["recording"], *self.archive.silent})
-            self.splits = pd.DataFrame({"recording": recordings, "split": config.one_split})
-        elif config.splits is None:
-            self.splits = divide_each(
-                self.divided,
-                self.archive.archive_of,
-                self.same_sound,
-                lambda clips: stratified_split(
-                    clips,
-                    test_size=config.test_size,
-                    validation_size=config.validation_size,
-                    fold=config.fold,
-                    seed=config.split_seed,
-                    same_sound=self.same_sound,
-                ),
-                least=least_recordings(config.test_size, config.validation_size),
-            )
-            self.splits = with_silent(self.splits, self.archive.silent, self.same_sound)
-        else:
-            given = pd.DataFrame(list(config.splits.items()), columns=["recording", "split"])
-            given = check_weak_splits(given, self.weak)
-            names = set(self.divided["recording"])
-            # A table may lack recordings without a call.
-            names |= set(self.archive.silent) & set(with_names_of(given, self.archive.silent)["recording"])
-            self.splits = with_names_of(given, names).sort_values("recording").reset_index(drop=True)
-            check_splits(self.splits, names)
-            check_undivided(self.splits, self.same_sound)
-        if config.one_split in (None, "train"):
-            self.splits = with_weak(self.splits, self.weak, self.same_sound)
+        self.splits = self._plan_splits()
         self.clips = self.clips[self.clips["recording"].isin(self.splits["recording"])]
         return datasets.DatasetInfo(
             description="Clips centred on the annotations of soundscape recordings.",
@@ -295,6 +266,41 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
                 }
             ),
         )
+
+    def _plan_splits(self) -> pd.DataFrame:
+        """Splits of the recordings, as the settings say."""
+        config = self.config
+        silent, together = self.archive.silent, self.same_sound
+        if config.one_split:
+            recordings = sorted({*self.divided["recording"], *silent})
+            table = pd.DataFrame({"recording": recordings, "split": config.one_split})
+            return with_weak(table, self.weak, together) if config.one_split == "train" else table
+        if config.splits is None:
+            table = divide_each(
+                self.divided,
+                self.archive.archive_of,
+                together,
+                lambda clips: stratified_split(
+                    clips,
+                    test_size=config.test_size,
+                    validation_size=config.validation_size,
+                    fold=config.fold,
+                    seed=config.split_seed,
+                    same_sound=together,
+                ),
+                least=least_recordings(config.test_size, config.validation_size),
+            )
+            table = with_silent(table, silent, together)
+        else:
+            given = pd.DataFrame(list(config.splits.items()), columns=["recording", "split"])
+            given = check_weak_splits(given, self.weak)
+            names = set(self.divided["recording"])
+            # A table may lack recordings without a call.
+            names |= set(silent) & set(with_names_of(given, silent)["recording"])
+            table = with_names_of(given, names).sort_values("recording").reset_index(drop=True)
+            check_splits(table, names)
+            check_undivided(table, together)
+        return with_weak(table, self.weak, together)
 
     @contextmanager
     def preparing(self, folder: Path) -> Iterator[None]:

@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +56,10 @@ def is_of_folders(settings: ImportSettings) -> bool:
         return settings.form == FOLDERS
     if not source.is_dir() or any(getattr(settings, name) for name in OF_TABLES):
         return False
-    known = [source / SPECIES_FILE] + ([settings.names] if settings.names is not None else [])
-    if any(
-        not any(table.exists() and table.samefile(one) for one in known if one.exists()) for table in tables_in(source)
-    ):
+    known = {path.resolve() for path in (source / SPECIES_FILE, settings.names) if path is not None}
+    if any(table.resolve() not in known for table in tables_in(source)) or _has_sound(source):
         return False
-    folders = _folders(source)
-    has_sound = [any(map(is_named_as_sound, os.listdir(source / name))) for name in folders]
-    return any(has_sound) and not any(map(is_named_as_sound, os.listdir(source)))
+    return any(_has_sound(source / name) for name in _folders(source))
 
 
 def read_folders(settings: ImportSettings, names: NameMap | None, findings: Findings) -> FolderSpecies:
@@ -114,6 +111,12 @@ def read_folders(settings: ImportSettings, names: NameMap | None, findings: Find
     species = found.species[found.species["species"].isin(calls["species"])]
     order = listed.sort_values("count", ascending=False, kind="stable")
     return FolderSpecies(calls.sort_values(["recording", "start_s"], kind="stable"), species, headers, order)
+
+
+def _has_sound(folder: Path) -> bool:
+    with suppress(OSError):  # a folder that cannot be read is a finding of the search for recordings
+        return any(map(is_named_as_sound, os.listdir(folder)))
+    return False
 
 
 def _folders(source: Path) -> list[str]:
