@@ -21,4 +21,5 @@ TABLE_FORMATS = ("raven", "audacity", "csv", "parquet", "json", "kaleidoscope")
 PLOT_DURATION_S = 60.0
 SEARCH_TOP_K = 20
 DEMO_HOST, DEMO_PORT = "127.0.0.1", 7860
+VERIFY_PORT = 7861
 MAX_UPLOAD_MB, MAX_HOURS = 400.0, 2.0

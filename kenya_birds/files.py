@@ -300,7 +300,7 @@ def is_new_or_empty(folder: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path, lock_file: Path | None = None) -> Iterator[None]:
+def locked(folder: Path, lock_file: Path | None = None, wait_s: float = 0.0) -> Iterator[None]:
     """Locks an output folder, so that two runs cannot overwrite each other's results.
 
     The lock is released when the block or the process ends. The lock file remains.
@@ -308,6 +308,7 @@ def locked(folder: Path, lock_file: Path | None = None) -> Iterator[None]:
     Args:
         folder: The output folder.
         lock_file: Path of the lock; by default `LOCK_FILE` in the existing folder.
+        wait_s: How long to wait for another process.
 
     Raises:
         UserError: If another process holds the lock, or the lock file cannot be created.
@@ -316,7 +317,7 @@ def locked(folder: Path, lock_file: Path | None = None) -> Iterator[None]:
 
     lock = filelock.FileLock(lock_file or folder / LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except filelock.Timeout:
         raise UserError(f"another run is writing to {folder}: wait for it, or give another folder") from None
     except (OSError, NotImplementedError) as error:

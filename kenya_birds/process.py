@@ -75,3 +75,12 @@ def cleaned_up_at_signals(program: str) -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+def wait_for_end() -> None:
+    """Waits for Ctrl+C or SIGTERM."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    while not ended.wait(1):  # on Windows signals do not interrupt a wait without a timeout
+        pass

@@ -3,18 +3,12 @@
 import io
 import json
 import secrets
-import socket
 from contextlib import contextmanager
 
 import httpx
+from running import free_port
 
 from kenya_birds.serving.demo import running_demo
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @contextmanager

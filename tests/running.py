@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,3 +131,10 @@ def metrics(output_dir: Path) -> dict[str, dict[str, float]]:
     names = ("loss", "macro_f1", "weighted_f1", "accuracy", "classes")
     table = json.loads((output_dir / "metrics.json").read_text())
     return {split: {name: values[name] for name in names} for split, values in table.items()}
+
+
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -66,6 +66,9 @@ MISTAKES = {
     "kenya-birds verify sample TMP --output TMP/new --per_species 0": "--per_species is 0: expected 1 or more",
     "kenya-birds verify sample TMP --output TMP/new --by year": "--by is 'year': expected one of site, night",
     "kenya-birds verify sample TMP --output TMP/new --recordings TMP/none": "there is no folder TMP/none",
+    "kenya-birds verify page TMP/none": "there is no folder TMP/none",
+    "kenya-birds verify page TMP": "there is no file TMP/sample.json",
+    "kenya-birds verify page TMP --port 70000": "--port is 70000: expected 1 to 65535",
     "kenya-birds verify read TMP --output TMP/new": "there is no file TMP/sample.json",
     "kenya-birds verify read TMP --output TMP/new --precision 2": "--precision is 2.0: expected 0 to 1",
     f"{DETECT} --species TMP/none.txt": "none.txt cannot be read as a list of species",
@@ -246,7 +249,7 @@ def test_a_mistake_ends_with_one_line_before_anything_heavy_is_imported(line, en
     command = " ".join(line.split()[:2]) if re.match("kenya-birds [a-z]", line) else line.split()[0]
     if "detct" in line:
         command = "kenya-birds"
-    if re.match("kenya-birds verify (sample|read) ", line):
+    if re.match("kenya-birds verify (sample|page|read) ", line):
         command = " ".join(line.split()[:3])
     assert said.startswith(f"{command}: error: ")
     assert re.search(replace(MISTAKES[line], places), said), said
@@ -262,6 +265,7 @@ def test_mistakes_are_noticed_at_once(ended):
 HELPS = [
     "kenya-birds --help",
     "kenya-birds verify sample --help",
+    "kenya-birds verify page --help",
     "kenya-birds verify read --help",
     *(f"kenya-birds {name} --help" for name in next(a for a in _parser()._actions if a.dest == "command").choices),
     "train_hf.py --help",

@@ -17,11 +17,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from demo_server import Visitor, free_port, served
+from demo_server import Visitor, served
 from detecting import CODES, RATE, chirps, save_model
 from gradio_client import Client, handle_file
 from hypothesis import given
 from hypothesis import strategies as st
+from running import free_port
 
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError

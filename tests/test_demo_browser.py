@@ -1,22 +1,20 @@
 """The demo's page in a real Chromium; without one these tests are skipped."""
 
 import csv
-import shutil
 import time
 
 import pytest
 import soundfile
+from browsing import FAINT, NEEDS_CHROMIUM, PAST_THE_EDGE, UNNAMED, start_chromium
 from demo_server import served
 from detecting import RATE, chirps, save_model
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from kenya_birds.serving.analysis import Analyser, seconds_of
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no chromium with its chromedriver")
+pytestmark = NEEDS_CHROMIUM
 WAIT_S = 60
 
 
@@ -39,20 +37,11 @@ def chromium(tmp_path_factory, recording):
     """Chromium without a window, whose microphone hears the recording."""
     sound = tmp_path_factory.mktemp("microphone") / "microphone.wav"
     soundfile.write(sound, soundfile.read(recording, dtype="int16")[0], RATE)
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "disable-dev-shm-usage",
-        "disable-gpu",
+    driver = start_chromium(
         "use-fake-ui-for-media-stream",
         "use-fake-device-for-media-stream",
         f"use-file-for-fake-audio-capture={sound}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    )
     yield driver
     driver.quit()
 
@@ -67,46 +56,7 @@ def page(chromium, address, tmp_path):
     return Visit(chromium)
 
 
-# Elements that are wider than the page where nothing round them scrolls.
-PAST_THE_EDGE = """
-const scrolls = (one) => one && (getComputedStyle(one).overflowX != "visible" || scrolls(one.parentElement));
-return [...document.querySelectorAll("main *")].filter((one) => {
-    const box = one.getBoundingClientRect();
-    return box.width && box.right > document.documentElement.clientWidth + 1 && !scrolls(one.parentElement);
-}).map((one) => one.outerHTML.slice(0, 100));
-"""
-# Pictures and controls without a name that a screen reader can say.
-UNNAMED = """
-const shown = (one) => one.getClientRects().length && !one.closest("[aria-hidden=true]");
-const named = (one) => (one.getAttribute("aria-label") || one.title || one.alt || one.textContent || "").trim()
-    || [...(one.labels || [])].some((label) => label.textContent.trim()) || one.getAttribute("aria-labelledby");
-return [...document.querySelectorAll("main img, main button, main input:not([type=file]), main a, main audio")]
-    .filter((one) => shown(one) && one.tagName != "AUDIO" && !named(one)).map((one) => one.outerHTML.slice(0, 200));
-"""
 IS_DARK = "return document.body.classList.contains('dark')"
-# Texts of ours with a contrast below 4.5 (WCAG 2.2, 1.4.3).
-FAINT = """
-const light = (colour) => {
-    const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-    const [r, g, b] = colour.slice(0, 3).map((c) => linear(c / 255));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-};
-const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
-const ground = (one) => {
-    while (one) {
-        const colour = numbers(getComputedStyle(one).backgroundColor);
-        if (colour.length < 4 || colour[3] == 1) return colour;
-        one = one.parentElement;
-    }
-    return [255, 255, 255];
-};
-return [...document.querySelectorAll("main *")].filter((one) => {
-    const own = [...one.childNodes].some((node) => node.nodeType == 3 && node.textContent.trim());
-    if (!own || !one.getClientRects().length || getComputedStyle(one).visibility != "visible") return false;
-    const [a, b] = [light(numbers(getComputedStyle(one).color)), light(ground(one))].sort((x, y) => y - x);
-    return (a + 0.05) / (b + 0.05) < 4.5;
-}).map((one) => [one.textContent.trim().slice(0, 40), one.className, getComputedStyle(one).color]);
-"""
 
 
 class Visit:

@@ -8,10 +8,11 @@ import time
 import httpx
 import pytest
 import yaml
-from demo_server import Visitor, free_port
+from demo_server import Visitor
 from detecting import RATE, chirps, save_model
 from fake_hub import FakeHub
 from packaging.requirements import Requirement
+from running import free_port
 
 from kenya_birds.errors import UserError
 from kenya_birds.publishing import space

@@ -1,12 +1,13 @@
-"""Commands for checking detections by listening: verify sample, verify read."""
+"""Commands for checking detections by listening: verify sample, verify page, verify read."""
 
 import argparse
 from pathlib import Path
 from typing import Any, Literal
 
 from kenya_birds.commands.common import RUN_AGAIN
+from kenya_birds.defaults import DEMO_HOST, VERIFY_PORT
 from kenya_birds.parsing import Parser, add_general, add_option, new_command
-from kenya_birds.values import Count, Positive, Seconds, Seed, Share
+from kenya_birds.values import Count, Port, Positive, Seconds, Seed, Share
 
 CHECK = "folder of kenya-birds verify sample with answers in verify.csv; or another person's copy of verify.csv"
 
@@ -19,10 +20,12 @@ def add_commands(commands: Any) -> None:
         "check a sample of detections by listening: precision, call density, thresholds",
         "Draws a sample of detections for a person to listen to, and computes from the answers how many detections "
         "are right at each score. Each step has its own help: kenya-birds verify sample --help.",
-        "kenya-birds verify sample found --output check\nkenya-birds verify read check --output belief",
+        "kenya-birds verify sample found --output check\nkenya-birds verify page check\n"
+        "kenya-birds verify read check --output belief",
     )
     steps = command.add_subparsers(dest="step", required=True, metavar="STEP", title="Steps", parser_class=Parser)
     _add_sample(steps)
+    _add_page(steps)
     _add_read(steps)
     add_general(command)
 
@@ -115,7 +118,55 @@ def _sample(options: argparse.Namespace) -> None:
     print(f"{drawing.clips} clips of {len(species)} species, {drawing.new} of them new; {drawing.answered} answered")
     if drawing.lost:
         print(f"{drawing.lost} detections have no clip, because their sound cannot be decoded")
-    print(f"Write the answers (right, wrong, other, unsure) into {options.output / 'verify.csv'}")
+    print(f"Answer with kenya-birds verify page {options.output}, or in {options.output / 'verify.csv'}")
+
+
+def _add_page(steps: Any) -> None:
+    command = new_command(
+        steps,
+        "page",
+        "listen and answer in the browser, with keys",
+        "Serves a web page on this machine that shows and plays one detection after the other. Each answer is written "
+        "into verify.csv before the next detection is shown. The page can be stopped at any time, and begins with the "
+        "first detection without an answer.",
+        "kenya-birds verify page check --archive data --by Wanjiru",
+    )
+    add_option(command, "check", Path, help="folder of kenya-birds verify sample")
+    page = command.add_argument_group("Page")
+    add_option(
+        page,
+        "--archive",
+        Path | None,
+        metavar="FOLDER",
+        help="archive with annotated calls, to show one of the species",
+    )
+    add_option(
+        page, "--by", str | None, metavar="NAME", help="name of the person who answers, for the column verified_by"
+    )
+    add_option(
+        page,
+        "--host",
+        str,
+        DEMO_HOST,
+        help="address to listen on; 0.0.0.0: all addresses of this machine. Everybody who reaches it can answer",
+    )
+    add_option(page, "--port", Port, VERIFY_PORT, help="port to listen on")
+    add_general(command)
+    command.set_defaults(run=_page, after_stop="run the same command again to resume: all answers are kept")
+
+
+def _page(options: argparse.Namespace) -> None:
+    from kenya_birds.errors import UserError
+    from kenya_birds.files import check_file, check_layout
+
+    if not options.check.is_dir():
+        raise UserError(f"there is no folder {options.check}: expected a folder of kenya-birds verify sample")
+    check_file(options.check / "sample.json", "a file of kenya-birds verify sample")
+    if options.archive is not None:
+        check_layout(options.archive)
+    from kenya_birds.serving.verify_server import serve_page
+
+    serve_page(options.check, archive=options.archive, by=options.by or "", host=options.host, port=options.port)
 
 
 def _add_read(steps: Any) -> None:

@@ -3,9 +3,7 @@
 import html
 import os
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from kenya_birds.data.audio import read_header
 from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.defaults import DEMO_HOST, DEMO_PORT, MAX_HOURS, MAX_UPLOAD_MB
 from kenya_birds.errors import UserError
+from kenya_birds.process import wait_for_end
 from kenya_birds.serving.analysis import Analyser
 from kenya_birds.serving.guard import Guard
 from kenya_birds.serving.markup import species_list
@@ -379,12 +378,3 @@ def _launch(blocks: gr.Blocks, host: str, port: int, max_bytes: int, guard: Midd
     except OSError as error:
         raise UserError(f"{host}:{port} cannot be listened on ({error}): give another --host or --port") from None
     return str(address)
-
-
-def wait_for_end() -> None:
-    """Waits for Ctrl+C or SIGTERM."""
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    while not ended.wait(1):  # on Windows signals do not interrupt a wait without a timeout
-        pass

@@ -152,26 +152,63 @@ def _write_clip(folder: Path, row: Any, reader: RecordingReader, how: ClipSettin
     length_s = min(length_s, reader.header.duration_s - first_s)
     rate = reader.sampling_rate
     sound = reader.read(round(first_s * rate), round(length_s * rate))
+    write_clip(sound, rate, folder / str(row.clip), how.clip_format)
+    if how.pictures:
+        section_s = (first_s, first_s + length_s)
+        draw_clip(folder / str(row.clip), folder / str(row.picture), section_s, (start_s, end_s))
+
+
+def write_clip(sound: np.ndarray, sampling_rate: int, path: Path, clip_format: ClipFormat) -> None:
+    """Writes a clip with its peak at -1 dBFS and 16 bits.
+
+    Args:
+        sound: Samples of any scale, shape `(samples,)`.
+        sampling_rate: In Hz.
+        path: The file.
+        clip_format: Its format.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
     peak = float(np.abs(sound).max(initial=0.0))
     scaled = sound * (10 ** (PEAK_DBFS / 20) / peak) if peak > 0 else sound
-    with users_file(folder / str(row.clip)) as partial:
-        soundfile.write(partial, scaled, rate, format=how.clip_format.upper(), subtype="PCM_16")
-    if how.pictures:
-        # The clip is short and not compressed with loss: reading it again is quicker than seeking in the recording.
-        with RecordingReader(folder / str(row.clip)) as clip:
-            levels = read_levels(clip, 0.0, length_s)
-        figure = _draw(levels, (first_s, first_s + length_s), (start_s, end_s), rate)
-        save_picture(figure, folder / str(row.picture))
+    with users_file(path) as partial:
+        soundfile.write(partial, scaled, sampling_rate, format=clip_format.upper(), subtype="PCM_16")
+
+
+def draw_clip(
+    clip: Path, picture: Path, section_s: tuple[float, float], detection_s: tuple[float, float] | None
+) -> None:
+    """Draws the spectrogram of a clip.
+
+    Args:
+        clip: The clip.
+        picture: The picture, a PNG.
+        section_s: Times of its start and end, for the axis.
+        detection_s: Start and end of the dashed box; None: no box.
+
+    Raises:
+        UserError: If the picture cannot be written.
+    """
+    # The clip is short and not compressed with loss: reading it again is quicker than seeking in the recording.
+    with RecordingReader(clip) as reader:
+        levels = read_levels(reader, 0.0, section_s[1] - section_s[0])
+        figure = _draw(levels, section_s, detection_s, reader.sampling_rate)
+    save_picture(figure, picture)
 
 
 @styled(**{"axes.grid": False, "font.size": 9})
 def _draw(
-    levels_db: np.ndarray, section_s: tuple[float, float], detection_s: tuple[float, float], sampling_rate: int
+    levels_db: np.ndarray,
+    section_s: tuple[float, float],
+    detection_s: tuple[float, float] | None,
+    sampling_rate: int,
 ) -> Figure:
     """Draws the spectrogram of a clip, with lines where the detection begins and ends, without species and score."""
     figure = Figure(figsize=(WIDTH_INCH, HEIGHT_INCH), dpi=DPI)
     FigureCanvasAgg(figure)
     axes = figure.add_axes(AXES)
     draw_levels(axes, levels_db, section_s, sampling_rate, shown_range(levels_db))
-    axes.axvspan(*detection_s, facecolor="none", edgecolor=BOX_COLOUR, linewidth=1.2, linestyle=(0, (4, 3)))
+    if detection_s is not None:
+        axes.axvspan(*detection_s, facecolor="none", edgecolor=BOX_COLOUR, linewidth=1.2, linestyle=(0, (4, 3)))
     return figure
