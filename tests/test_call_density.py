@@ -10,6 +10,7 @@ from kenya_birds.evaluation.call_density import (
     join_unheard,
     score_logits,
     share_of_right,
+    share_over_groups,
     shares_of_right,
     spread,
 )
@@ -78,8 +79,8 @@ def test_answers_that_are_all_equal_give_an_interval_that_ends_there(right, limi
 
 
 def test_strata_without_answers_join_the_next_lower_one():
-    right, heard, total = join_unheard(np.array([0, 1, 0, 4]), np.array([0, 5, 0, 5]), np.array([100, 50, 25, 12]))
-    assert (right.tolist(), heard.tolist(), total.tolist()) == ([1, 4], [5, 5], [175, 12])
+    joined = join_unheard(np.array([0, 1, 0, 4]), np.array([0, 5, 0, 5]), np.array([100, 50, 25, 12]))
+    assert [values.tolist() for values in joined] == [[1, 4], [5, 5], [175, 12], [1, 3]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,6 +94,22 @@ def test_intervals_of_the_precision_at_high_scores_contain_the_truth_in_95_perce
     sizes = bin_sizes()
     top = [values[:, -5:] for values in hear(populations(kind), sizes, spread(CLIPS, sizes))]
     assert 0.93 <= covered(*top) <= 0.97
+
+
+@pytest.mark.parametrize("share", [0.05, 0.4])
+@pytest.mark.parametrize("clips", [4, 20])
+def test_intervals_over_many_sites_contain_the_truth_in_95_percent_of_samples(share, clips):
+    generator = np.random.default_rng(3)
+    inside = []
+    for _ in range(1000):
+        sizes = generator.integers(40, 200, (20, 2))
+        chance = np.clip(share * generator.gamma(2, 0.5, (20, 1)) * [0.3, 1.7], 0, 1)
+        right = generator.binomial(sizes, chance)
+        heard = generator.hypergeometric(right, sizes - right, clips // 2)
+        values = (heard.ravel(), np.full(40, clips // 2), sizes.ravel(), np.tile([0, 1], 20))
+        found = share_over_groups(*values)
+        inside.append(found.low - 1e-9 <= right.sum() / sizes.sum() <= found.high + 1e-9)
+    assert 0.92 <= np.mean(inside) <= 0.98
 
 
 @pytest.mark.parametrize("kind", KINDS)

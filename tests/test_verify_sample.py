@@ -243,7 +243,15 @@ def test_recordings_that_moved_are_asked_for_and_found_by_name_and_length(run, t
     main([*words, "--recordings", str(tmp_path / "moved")])
     assert len(read_table(tmp_path / "check")) == 6
     (path,) = (tmp_path / "moved").iterdir()
-    soundfile.write(path, np.zeros(RATE), RATE)
+    # Another file with the same name is not taken for it, because of its length.
+    (tmp_path / "moved" / "b").mkdir()
+    soundfile.write(tmp_path / "moved" / "b" / path.name, np.zeros(RATE), RATE)
+    (tmp_path / "moved" / "a").mkdir()
+    path = path.rename(tmp_path / "moved" / "a" / path.name)
+    shutil.rmtree(tmp_path / "check" / "clips")
+    main([*words, "--recordings", str(tmp_path / "moved")])
+    assert len(list((tmp_path / "check" / "clips").iterdir())) == 6
+    path.unlink()
     shutil.rmtree(tmp_path / "check" / "clips")
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--recordings", str(tmp_path / "moved")])

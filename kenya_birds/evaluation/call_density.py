@@ -33,17 +33,26 @@ class Share:
         return self.high - self.low
 
 
-def share_of_right(right: np.ndarray, heard: np.ndarray, total: np.ndarray, level: float = LEVEL) -> Share:
+def share_of_right(
+    right: np.ndarray,
+    heard: np.ndarray,
+    total: np.ndarray,
+    bins: np.ndarray | None = None,
+    level: float = LEVEL,
+) -> Share:
     """Estimates the share of right detections among all detections of some strata.
 
-    See `shares_of_right`, which does it for many samples.
+    See `shares_of_right`, which does it for many samples of one group, and `share_over_groups`.
 
     Args:
         right: Number of right answers in each stratum, from the lowest scores to the highest, shape `(strata,)`.
         heard: Number of answers, right or wrong.
         total: Number of detections.
+        bins: Score bin of each stratum, if they are strata of several sites or nights; None: of one.
         level: Confidence level.
     """
+    if bins is not None:
+        return share_over_groups(right, heard, total, bins, level)
     estimate, low, high = shares_of_right(*(np.asarray(values)[None] for values in (right, heard, total)), level=level)
     return Share(float(estimate[0]), float(low[0]), float(high[0]))
 
@@ -95,7 +104,46 @@ def shares_of_right(
     return estimate, low, high
 
 
-def join_unheard(right: np.ndarray, heard: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def share_over_groups(
+    right: np.ndarray, heard: np.ndarray, total: np.ndarray, bins: np.ndarray, level: float = LEVEL
+) -> Share:
+    """Estimates the share of right detections from samples of several sites or nights.
+
+    With many groups of few clips, a prior for each stratum would decide. Instead the interval is that of a simple
+    random sample with the same variance (effective sample size: Korn and Graubard 1998, Survey Methodology 24), with
+    the priors of `shares_of_right`. In the variance, the share of a stratum is moved towards that of its score bin in
+    all groups, with the weight of one answer, because a stratum whose few answers are all equal is not certain; and
+    the variance of `n` answers is divided by `n - 1/3`. Simulated intervals contain the truth in 92 to 98% of samples
+    of 4 to 20 clips at each of 20 sites (`tests/test_call_density.py`).
+
+    Args:
+        right: Number of right answers of each stratum, shape `(strata,)`.
+        heard: Number of answers; above 0.
+        total: Number of detections.
+        bins: Score bin of each stratum.
+        level: Confidence level.
+    """
+    right, heard, total = (np.asarray(values, dtype=float) for values in (right, heard, total))
+    _, place = np.unique(bins, return_inverse=True)
+    hits, answers = np.bincount(place, weights=right), np.bincount(place, weights=heard)
+    of_bin = ((hits + NEUTRAL) / (answers + NEUTRAL + JEFFREYS))[place]
+    moved = (right + of_bin) / (heard + 1)
+    weight = total / total.sum()
+    estimate = float((weight * right / heard).sum())
+    if (heard >= total).all():
+        return Share(estimate, estimate, estimate)
+    variance = (weight**2 * (1 - heard / total) * moved * (1 - moved) / (heard - 1 / 3)).sum()
+    centre = (weight * moved).sum()
+    size = centre * (1 - centre) / max(variance, 1e-15)
+    good, bad, tail = size * estimate, size * (1 - estimate), (1 - level) / 2
+    low = float(betaincinv(good + NEUTRAL, bad + JEFFREYS, tail)) if right.any() else 0.0
+    high = float(betaincinv(good + JEFFREYS, bad + NEUTRAL, 1 - tail)) if (right < heard).any() else 1.0
+    return Share(estimate, min(low, estimate), max(high, estimate))
+
+
+def join_unheard(
+    right: np.ndarray, heard: np.ndarray, total: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Joins strata without answers with the next lower stratum that has answers, or else with the next higher one.
 
     Detections with higher scores are more often right, so the lower stratum does not raise the estimate.
@@ -106,14 +154,14 @@ def join_unheard(right: np.ndarray, heard: np.ndarray, total: np.ndarray) -> tup
         total: Number of detections.
 
     Returns:
-        The three arrays of the strata with answers; empty if there is none.
+        The three arrays of the strata with answers, and their indices; empty if there is none.
     """
     known = np.flatnonzero(heard > 0)
     if len(known) == 0:
-        return right[:0], heard[:0], total[:0]
+        return right[:0], heard[:0], total[:0], known
     owner = np.clip(np.searchsorted(known, np.arange(len(heard)), side="right") - 1, 0, None)
     joined = np.bincount(owner, weights=total, minlength=len(known))
-    return right[known], heard[known], joined
+    return right[known], heard[known], joined, known
 
 
 def _pool(
@@ -148,7 +196,9 @@ def _quantile(
     return found
 
 
-def clips_for_width(right: np.ndarray, heard: np.ndarray, total: np.ndarray, width: float) -> int:
+def clips_for_width(
+    right: np.ndarray, heard: np.ndarray, total: np.ndarray, width: float, bins: np.ndarray | None = None
+) -> int:
     """Estimates how many more detections must be heard until the interval is at most so wide.
 
     It assumes that the share of right answers in each stratum stays as it is, and that more clips are drawn in equal
@@ -159,6 +209,7 @@ def clips_for_width(right: np.ndarray, heard: np.ndarray, total: np.ndarray, wid
         heard: Number of answers; above 0.
         total: Number of detections.
         width: Wanted width of the interval, above 0.
+        bins: See `share_of_right`.
 
     Returns:
         Number of clips; 0 if the interval is narrow enough.
@@ -168,9 +219,9 @@ def clips_for_width(right: np.ndarray, heard: np.ndarray, total: np.ndarray, wid
     def is_enough(more: int) -> bool:
         new = heard + spread(more, (total - heard).astype(int))
         expected = right + share * (new - heard)
-        return share_of_right(expected, new, total).width <= width
+        return share_of_right(expected, new, total, bins).width <= width
 
-    if share_of_right(right, heard, total).width <= width:
+    if share_of_right(right, heard, total, bins).width <= width:
         return 0
     few, many = 0, int((total - heard).sum())
     while many - few > max(1, many // 200):

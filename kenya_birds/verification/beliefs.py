@@ -104,10 +104,10 @@ class Belief:
         Returns:
             Number of clips; at most all that were not heard. None without answers.
         """
-        right, heard, total = self._joined(int(np.searchsorted(SCORE_GRID, score, side="right")) - 1)
+        right, heard, total, bins = self._joined(int(np.searchsorted(SCORE_GRID, score, side="right")) - 1)
         if not heard.any():
             return None
-        more = clips_for_width(right, heard, total, width)
+        more = clips_for_width(right, heard, total, width, bins)
         return min(math.ceil(more * len(self.strata) / len(total)), self.detections - len(self.heard))
 
     def precision_from(self, cell: int) -> Share:
@@ -122,8 +122,8 @@ class Belief:
         Returns:
             The share; NaN if there is no such detection, or none of their strata has an answer.
         """
-        right, heard, total = self._joined(cell)
-        return share_of_right(right, heard, total) if heard.any() else UNKNOWN
+        right, heard, total, bins = self._joined(cell)
+        return share_of_right(right, heard, total, bins) if heard.any() else UNKNOWN
 
     @cached_property
     def fitted_precision(self) -> np.ndarray:
@@ -214,8 +214,11 @@ class Belief:
         right = np.bincount(at, weights=self.is_right[chosen].astype(float), minlength=number)
         return right, np.bincount(at, minlength=number).astype(float)
 
-    def _joined(self, cell: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Right answers, answers and detections of the strata from a score on, joined by `join_unheard`."""
+    def _joined(self, cell: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Right answers, answers and detections of the strata from a score on, joined by `join_unheard`.
+
+        The score bins are the last array; None if all strata are of one site or night.
+        """
         total = self._above[:, cell]
         right, heard = self._answers(cell)
         # A part of a stratum without an answer takes over the answers about the rest of the stratum.
@@ -224,11 +227,16 @@ class Belief:
         part = np.minimum(1.0, total / np.maximum(heard_of_all, 1.0))
         right = np.where(is_empty, right_of_all * part, right)
         heard = np.where(is_empty, heard_of_all * part, heard)
-        parts = [join_unheard(right[its], heard[its], total[its]) for its in _of_each_group(self.strata, total > 0)]
+        groups = _of_each_group(self.strata, total > 0)
+        bins = np.array([one.score_bin for one in self.strata])
+        parts = []
+        for its in groups:
+            *values, known = join_unheard(right[its], heard[its], total[its])
+            parts.append((*values, bins[its][known]))
         if not parts:
-            return np.zeros(0), np.zeros(0), np.zeros(0)
+            return np.zeros(0), np.zeros(0), np.zeros(0), None
         joined = [np.concatenate(values) for values in zip(*parts, strict=True)]
-        return joined[0], joined[1], joined[2]
+        return joined[0], joined[1], joined[2], joined[3] if len(groups) > 1 else None
 
 
 def _of_each_group(strata: Sequence[Stratum], inside: np.ndarray) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from kenya_birds.data.audio import RecordingReader, UndecodableError
+from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header
 from kenya_birds.data.recording_matching import RecordingFinder
 from kenya_birds.data.sound_files import find_sound
 from kenya_birds.errors import UserError
@@ -51,18 +51,24 @@ class ClipSettings:
     pictures: bool = True
 
 
-def find_recordings(names: pd.Series, folder: Path | None) -> dict[str, str]:
+def find_recordings(
+    names: pd.Series, folder: Path | None, lengths_s: Mapping[str, float] | None = None
+) -> dict[str, str]:
     """Finds the recordings of detections, also after they were moved.
+
+    A moved recording is the file with its name whose last folders are the same, or else the only one with its name, or
+    the only one of these with its length.
 
     Args:
         names: Paths or URLs of the recordings in the table.
         folder: Folder to search for recordings that are not at their path; None: none.
+        lengths_s: Length of each recording when it was analysed, where it is known.
 
     Returns:
         Path or URL of each recording.
 
     Raises:
-        UserError: If a recording is not found, or several have its name.
+        UserError: If a recording is not found, or it is uncertain which file it is.
     """
     found = {name: name for name in names if split_protocol(name)[0] is not None or Path(name).is_file()}
     missing = [name for name in dict.fromkeys(names) if name not in found]
@@ -76,14 +82,27 @@ def find_recordings(names: pd.Series, folder: Path | None) -> dict[str, str]:
     paths = {Path(one.path).relative_to(folder).as_posix(): one.path for one in find_sound(folder).found}
     finder = RecordingFinder(paths)
     for name in missing:
-        # The folders in which the recordings were have changed: only the last ones that agree decide.
-        match = finder.find(name.replace("\\", "/").lstrip("/"))
+        path = name.replace("\\", "/")
+        match = finder.find(path.lstrip("/"))
         if match.recording is None:
-            at = match.others or finder.find(name.replace("\\", "/").rpartition("/")[2]).others
-            what = f"several files have its name: {' and '.join(at[:2])}" if len(at) > 1 else "it is not there"
+            match = finder.find(path.rpartition("/")[2])
+        alike = match.others if match.recording is None else (match.recording,)
+        if len(alike) > 1 and lengths_s and name in lengths_s:
+            alike = tuple(one for one in alike if _has_length(paths[one], lengths_s[name]))
+        if len(alike) != 1:
+            what = (
+                f"several files may be it: {' and '.join(alike[:2])}" if alike else "no file has its name and length"
+            )
             raise UserError(f"the recording {name} is not found in {folder} ({what}): move it there under its name")
-        found[name] = str(paths[match.recording])
+        found[name] = str(paths[alike[0]])
     return found
+
+
+def _has_length(path: str, length_s: float) -> bool:
+    try:
+        return abs(read_header(Path(path)).duration_s - length_s) <= SAME_LENGTH_S
+    except UserError:
+        return False
 
 
 def write_clips(

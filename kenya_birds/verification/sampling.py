@@ -133,17 +133,18 @@ def draw_sample(
         if before is not None and not before.index.isin(rows.index).all():
             raise UserError(f"{output} has clips that this command does not draw: give the same --species, or another "
                             "--output")  # fmt: skip
-        where = find_recordings(rows["recording"], None if recordings is None else Path(recordings))
+        run = read_recordings(table.path, rows["recording"].unique())
+        lengths_s = {} if run is None else run.duration_s
+        where = find_recordings(rows["recording"], None if recordings is None else Path(recordings), lengths_s)
         sample = _sample(table, settings, drawn)
         sample.write(output)
         with users_file(output / ROWS_FILE) as partial:
             rows.to_parquet(partial, index=False)
         write_species(output, table.names())
-        run = read_recordings(table.path, rows["recording"].unique())
         how = ClipSettings(
             settings.context_s, settings.clip_format, sample.run_settings.get("channel"), settings.pictures
         )
-        lost = write_clips(output, rows, where, {} if run is None else run.duration_s, how)
+        lost = write_clips(output, rows, where, lengths_s, how)
         if not read_ids(output) >= set(rows.index):
             write_answers(output, rows, answers)
     new = len(rows) if before is None else len(rows) - len(before)
