@@ -250,6 +250,12 @@ def test_the_card_names_the_model_of_the_hub_that_training_started_from(trained,
         (folder / "training_summary.json").write_text(json.dumps({**summary, "starting_point": starting_point}))
         header = render_model_card(folder, "ann/birds", shipped_file("model_card.md")).split("---\n")[1]
         assert re.findall("^base_model: (.*)$", header, re.M) == ([base_model] if base_model else [])
+    (folder / "training_summary.json").write_text(json.dumps({**summary, "starting_point": "file"}))
+    assert "Initial weights: a file with weights.\n" in render_model_card(folder, "a/b", shipped_file("model_card.md"))
+    (folder / "config.json").write_text(json.dumps({**config, "backbone_variant": "perch-2"}))
+    card = render_model_card(folder, "a/b", shipped_file("model_card.md"))
+    assert "Initial weights: a file with weights of Perch 2 (Apache-2.0).\n" in card
+    assert ", padded as Perch 2, on mel spectrograms" in card
 
 
 def test_the_card_states_what_was_chosen_and_links_the_code(trained):
