@@ -296,7 +296,7 @@ class ModelArguments:
         default="bce",
         metadata={
             "help": "--train_on recordings: bce: binary cross-entropy of each species; softmax: cross-entropy of a "
-            "softmax over all species and no call"
+            "softmax over all species and no call, the default for a frozen backbone"
         },
     )
     drop_rate: Annotated[float, Range(0, 1, below=True)] = field(
