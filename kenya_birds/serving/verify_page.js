@@ -59,6 +59,7 @@ function show(question) {
   shownAt = performance.now();
   find("#card").hidden = !question;
   find("#end").hidden = Boolean(question);
+  find("#of_species").parentElement.hidden = !question;
   if (!question) return showEnd();
   const {progress, answer} = question;
   find("#total").textContent = `${progress.answered} of ${progress.total} answered`;
@@ -145,9 +146,7 @@ async function showReference(species) {
 function showEnd() {
   delete find("#card").dataset.species;
   find("#total").textContent = "all answered";
-  find("#of_species").textContent = "";
   setBar("#total_bar", 1, 1);
-  setBar("#species_bar", 1, 1);
   find("#table").textContent = `${start.folder}/verify.csv`;
   find("#command").textContent = `kenya-birds verify read ${start.folder} --output belief`;
 }
@@ -226,6 +225,7 @@ function offer() {
     )),
   ].filter((one) => fits(`${one.title} ${one.about}`));
   chosen = 0;
+  find("#none").hidden = offered.length > 0;
   find("#species").replaceChildren(...offered.map((one, at) => {
     const row = document.createElement("li"), about = document.createElement("small");
     row.setAttribute("role", "option");

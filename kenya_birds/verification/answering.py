@@ -219,8 +219,9 @@ class Answering:
         answers = read_answers(self.folder, rows, species)
         # A spreadsheet that was open all the time may have saved an older table: answers from here are kept.
         answers = {**{name: one for name, one in self._given.items() if name in rows.index}, **answers}
-        has_clip = [(self.folder / clip).is_file() for clip in rows["clip"]]
-        return _Content(rows, rows[has_clip], species, answers)
+        clips = self.folder / CLIPS_FOLDER
+        found = [f"{CLIPS_FOLDER}/{path.name}" for path in clips.iterdir()] if clips.is_dir() else []
+        return _Content(rows, rows[rows["clip"].isin(found)], species, answers)
 
 
 def _completed(new: Answer, old: Answer, species: Mapping[str, SpeciesNames], now: datetime) -> Answer:
@@ -252,7 +253,7 @@ def _place(content: _Content, name: str) -> int:
 
 def _upcoming(content: _Content, place: int) -> str | None:
     """Id of the next detection without an answer after a place; after the last one, the first one again."""
-    names = [str(name) for name in content.rows.index]
+    names = content.rows.index.to_list()
     return next((one for one in (*names[place + 1 :], *names[: max(0, place)]) if not content.is_answered(one)), None)
 
 

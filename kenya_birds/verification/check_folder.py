@@ -172,8 +172,10 @@ def read_answers(path: Path, rows: pd.DataFrame, species: Mapping[str, SpeciesNa
     codes = _codes(species)
     found: dict[str, Answer] = {}
     for line, cells in zip(table.lines, table.rows, strict=True):
-        where = f"{path} line {line}"
         name, *texts = (cells[place[column]] if column in place else "" for column in ("id", *ANSWER_COLUMNS))
+        if not any(texts):
+            continue
+        where = f"{path} line {line}"
         answer = _checked(Answer(*map(_unguarded, texts)), codes, where)
         if name not in rows.index:
             if answer == Answer():
@@ -223,16 +225,18 @@ def write_answers(folder: Path, rows: pd.DataFrame, answers: Mapping[str, Answer
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*ROW_COLUMNS, *ANSWER_COLUMNS, *names))
-    for row in rows[list(ROW_COLUMNS)].itertuples(index=False):
-        name = str(row.id)
-        answer, extra = answers.get(name, Answer()), added.get(name, {})
-        texts = (*map(_printable, asdict(answer).values()), *(extra.get(column, "") for column in names))
+    blank = [""] * len(ANSWER_COLUMNS)
+    for row in zip(*(rows[column].to_list() for column in ROW_COLUMNS), strict=True):
+        name = str(row[0])
+        answer, extra = answers.get(name), added.get(name, {})
+        given = blank if answer is None else map(_printable, asdict(answer).values())
+        texts = (*given, *(extra.get(column, "") for column in names))
         writer.writerow((*_texts(row), *map(safe_text, texts)))
     with users_file(path) as partial:
         partial.write_text(as_utf8(text.getvalue()), encoding="utf-8", newline="")
 
 
-def _texts(row: Any) -> Iterable[str]:
+def _texts(row: tuple[Any, ...]) -> Iterable[str]:
     """The cells of a row in `ROW_COLUMNS`."""
     for name, value in zip(ROW_COLUMNS, row, strict=True):
         if name in DIGITS:
