@@ -58,7 +58,7 @@ def test_a_model_that_answers_passes(folders):
 
 
 def test_code_that_needs_this_package_is_refused_although_it_is_installed_here(model_dir):
-    edit(model_dir / "modeling_kenya_birds.py", "import timm\n", "import timm\nfrom kenya_birds import errors\n")
+    edit(model_dir / "modeling_kenya_birds.py", "import math\n", "import math\nfrom kenya_birds import errors\n")
     refused(model_dir, "cannot be loaded and run: .*kenya_birds")
 
 
@@ -70,7 +70,7 @@ def test_the_code_sees_no_token_and_is_told_to_stay_offline(model_dir, monkeypat
         "secrets = {name for name in os.environ if 'TOKEN' in name or 'PASSWORD' in name}\n"
         "raise RuntimeError(f\"seen: {sorted(secrets)} offline {os.environ['HF_HUB_OFFLINE']}\")\n"
     )
-    edit(model_dir / "modeling_kenya_birds.py", "import timm\n", tell)
+    edit(model_dir / "modeling_kenya_birds.py", "import math\n", tell)
     refused(model_dir, r"cannot be loaded and run: RuntimeError: seen: \[\] offline 1$")
 
 

@@ -491,7 +491,7 @@ def test_the_edges_of_hours_are_labelled_and_so_are_those_of_a_break():
 def test_no_text_of_an_activity_is_cut_off_or_covers_another(species, durations):
     rows = table(*((MORNING, 3.0 * n, 3.0 * n + 3, f"a very long name of a species {n}", 1) for n in range(species)))
     run = None if durations is None else RunRecordings(durations, {})
-    figure = activity._draw(measure_activity(rows, run, "t"))
+    figure = activity.draw_activity(measure_activity(rows, run, "t"))
     figure.canvas.draw()
     texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
     boxes = [text.get_window_extent() for text in texts]
@@ -507,7 +507,7 @@ def test_an_hour_that_was_hardly_recorded_does_not_set_the_scale():
         "t",
     )
     assert counted.recorded_h[0] == pytest.approx(2 / 3600)
-    (image,) = activity._draw(counted).axes[0].images
+    (image,) = activity.draw_activity(counted).axes[0].images
     assert image.norm.vmax == pytest.approx(18)
 
 

@@ -228,8 +228,11 @@ def test_models_of_this_package_keep_their_variant(tmp_path):
     loaded = KenyaBirdsForAudioClassification.from_pretrained(tmp_path).eval()
     spectrograms = features(1, 40, 57)
     with torch.no_grad():
-        assert torch.equal(loaded.embed(spectrograms), donor.embed(spectrograms))
-        assert not torch.equal(model("tf_efficientnet_b0").embed(spectrograms), donor.embed(spectrograms))
+        wanted = donor.embed(spectrograms)
+        # The embeddings of random weights are small.
+        torch.testing.assert_close(loaded.embed(spectrograms), wanted, rtol=1e-3, atol=1e-10)
+        other = model("tf_efficientnet_b0").embed(spectrograms)
+        assert not torch.allclose(other, wanted, rtol=0.1, atol=1e-8)
     with pytest.raises(UserError, match="has the backbone_variant transformers, expected timm: pass --front_end_from"):
         initialize(model("tf_efficientnet_b0"), tmp_path)
 

@@ -104,14 +104,14 @@ def test_labels_are_minutes_and_negative_before_sunrise():
 
 def test_the_picture_names_minutes_from_sunrise():
     counted = measure_activity(ROWS, RUN, "t", ActivityClock(from_sunrise=True))
-    figure = activity._draw(counted)
+    figure = activity.draw_activity(counted)
     axes = figure.axes[0]
     assert axes.get_xlabel() == "minutes from sunrise"
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert labels == ["-120", "-60", "0", "60", "120", "180", "240"]
     assert "Skipped: 2 recordings without UTC time, place or sunrise." in axes.texts[-1].get_text()
     # All hours, if the recorded ones are unknown.
-    axes = activity._draw(replace(counted, recorded_h=None)).axes[0]
+    axes = activity.draw_activity(replace(counted, recorded_h=None)).axes[0]
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert (labels[0], labels[7], labels[-1], len(labels)) == ("-420", "0", "1020", 25)
 
