@@ -277,6 +277,11 @@ def draw_spectrograms(
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_ylabel("kHz")
     panels[-1].set_xlabel("seconds")
+    return to_png_uri(figure)
+
+
+def to_png_uri(figure: Figure) -> str:
+    """Returns a figure as the data URI of a PNG, for a page without other files."""
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

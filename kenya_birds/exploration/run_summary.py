@@ -1,7 +1,5 @@
 """The summary of a detection run: one self-contained HTML page with species, activity and clips to listen to."""
 
-import base64
-import io
 import logging
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,6 +18,7 @@ from kenya_birds.data.audio import RecordingReader
 from kenya_birds.errors import UserError
 from kenya_birds.exploration.archive_report import render_page
 from kenya_birds.exploration.call_examples import encode_clip
+from kenya_birds.exploration.charts import to_png_uri
 from kenya_birds.files import check_output, read_json, users_file
 from kenya_birds.inference.activity import draw_activity, measure_activity
 from kenya_birds.inference.plots import draw_levels, read_levels, shown_range
@@ -175,7 +174,7 @@ def _activity(survey: Survey) -> str | None:
         activity = measure_activity(survey.detections, survey.run, survey.folder)
     except UserError:
         return None
-    return _data_uri(draw_activity(activity))
+    return to_png_uri(draw_activity(activity))
 
 
 def _clips(
@@ -217,7 +216,7 @@ def _cut(reader: RecordingReader, row: Mapping[Any, Any], name: str) -> Clip | N
         logger.warning("No clip of %s from %.3f s: %s", name, start_s, error)
         return None
     levels_db = read_levels(reader, first_s, length_s)
-    picture = _data_uri(_draw_clip(levels_db, (first_s, first_s + length_s), (start_s, end_s), rate))
+    picture = to_png_uri(_draw_clip(levels_db, (first_s, first_s + length_s), (start_s, end_s), rate))
     return Clip(name, start_s, end_s, float(row["score"]), encode_clip(sound, rate), picture)
 
 
@@ -232,12 +231,6 @@ def _draw_clip(
     for time_s in detection_s:
         axes.axvline(time_s, color=BOX_COLOUR, linewidth=0.9, linestyle=(0, (4, 3)))
     return figure
-
-
-def _data_uri(figure: Figure) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _failures(rows: pd.DataFrame, names: Mapping[str, str]) -> dict[str, Any]:

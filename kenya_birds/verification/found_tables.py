@@ -54,6 +54,23 @@ class Scores:
     group: Column
 
 
+def table_in(folder: Path) -> Path:
+    """Returns the table in the output folder of `kenya-birds detect`: the Parquet table if there is one, else the CSV.
+
+    Raises:
+        UserError: If the folder has no table or no `run.json`.
+    """
+    found = [path for suffix in ("parquet", "csv") if (path := folder / f"{STEM}.{suffix}").is_file()]
+    if not found:
+        raise UserError(
+            f"{folder} has no {STEM}.parquet or {STEM}.csv: expected the output folder of kenya-birds detect "
+            "--formats csv,parquet"
+        )
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(f"{folder} has no {RUN_FILE}: expected the output folder of kenya-birds detect")
+    return found[0]
+
+
 class FoundTable:
     """Detections in the output folder of `kenya-birds detect`.
 
@@ -70,16 +87,7 @@ class FoundTable:
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        tables = [folder / f"{STEM}.parquet", folder / f"{STEM}.csv"]
-        found = [path for path in tables if path.is_file()]
-        if not found:
-            raise UserError(
-                f"{folder} has no {STEM}.parquet or {STEM}.csv: expected the output folder of kenya-birds detect "
-                "--formats csv,parquet"
-            )
-        if not (folder / RUN_FILE).is_file():
-            raise UserError(f"{folder} has no {RUN_FILE}: expected the output folder of kenya-birds detect")
-        self.path = found[0]
+        self.path = table_in(folder)
         self.run: dict[str, Any] = read_json(folder / RUN_FILE)
         if not isinstance(self.run.get("model_sha256"), str):
             raise UserError(f"{folder / RUN_FILE} does not say which model it is of: run kenya-birds detect again")

@@ -31,7 +31,7 @@ from kenya_birds.verification.check_folder import OTHER, RIGHT, WRONG
 from kenya_birds.verification.histories import Histories, Recorded, make_histories
 from kenya_birds.verification.occasions import Unit
 from kenya_birds.verification.reading import ANSWERS_TABLE
-from kenya_birds.verification.survey import Survey, recording_key
+from kenya_birds.verification.survey import Survey, unguarded_path
 from kenya_birds.verification.survey_sites import SITE, Sites
 
 MATRICES, R_FILE = "matrices", "read_histories.R"
@@ -205,7 +205,7 @@ _Key = tuple[str, int, int, str]
 def _keys(table: pd.DataFrame, species: str) -> Iterator[_Key]:
     """Yields recording, start and end in microseconds, and species of each row."""
     times_us = (1e6 * table[["start_s", "end_s"]].astype(float)).round().astype(np.int64)
-    recordings = table["recording"].map(recording_key)
+    recordings = table["recording"].map(unguarded_path)
     return zip(recordings, times_us["start_s"], times_us["end_s"], table[species], strict=True)
 
 

@@ -9,14 +9,13 @@ from typing import TypeVar
 import pandas as pd
 
 from kenya_birds.errors import UserError
-from kenya_birds.inference.output_tables import STEM
 from kenya_birds.inference.recordings_reader import RunRecordings, read_recordings
-from kenya_birds.inference.run_report import FAILED_COLUMNS, FAILED_FILE, RUN_FILE
+from kenya_birds.inference.run_report import FAILED_COLUMNS, FAILED_FILE
 from kenya_birds.inference.table_formats import RECORDINGS_TABLE
 from kenya_birds.inference.table_reader import read_detections
+from kenya_birds.verification.found_tables import table_in
 
 V = TypeVar("V")
-TABLES = (f"{STEM}.parquet", f"{STEM}.csv")
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,9 @@ class Survey:
             UserError: If a file is missing or cannot be read, or the files are of different runs.
         """
         found = Path(found)
-        table = next((path for name in TABLES if (path := found / name).is_file()), None)
-        missing = [name for name in (RUN_FILE, RECORDINGS_TABLE) if not (found / name).is_file()]
-        if table is None or missing:
-            what = " or ".join(TABLES) if table is None else missing[0]
-            raise UserError(
-                f"{found} has no {what}: expected the output folder of kenya-birds detect --formats csv,parquet"
-            )
+        table = table_in(found)
+        if not (found / RECORDINGS_TABLE).is_file():
+            raise UserError(f"{found} has no {RECORDINGS_TABLE}: expected the output folder of kenya-birds detect")
         detections = read_detections(table)
         run = read_recordings(table, detections["recording"].unique())
         if run is None:
@@ -58,7 +53,7 @@ class Survey:
             )
         return cls(
             found,
-            detections.assign(recording=detections["recording"].map(recording_key)),
+            detections.assign(recording=detections["recording"].map(unguarded_path)),
             RunRecordings(_by_key(run.duration_s), _by_key(run.places)),
             _read_failures(found / FAILED_FILE),
         )
@@ -71,13 +66,13 @@ class Survey:
         return found
 
 
-def recording_key(recording: str) -> str:
+def unguarded_path(recording: str) -> str:
     """Returns a recording's path without the `./` that guards paths in CSV tables."""
     return recording.removeprefix("./")
 
 
 def _by_key(values: Mapping[str, V]) -> dict[str, V]:
-    return {recording_key(recording): value for recording, value in values.items()}
+    return {unguarded_path(recording): value for recording, value in values.items()}
 
 
 def _read_failures(path: Path) -> pd.DataFrame:
@@ -89,4 +84,4 @@ def _read_failures(path: Path) -> pd.DataFrame:
             rows[name].replace("", "0").astype(float)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): run kenya-birds detect again") from None
-    return rows.assign(recording=rows["recording"].map(recording_key))
+    return rows.assign(recording=rows["recording"].map(unguarded_path))
