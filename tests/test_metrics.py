@@ -3,8 +3,9 @@ import pytest
 import torch
 import torchmetrics.functional.classification as tm
 
+from kenya_birds.evaluation.classification_metric import ClassificationMetric
 from kenya_birds.evaluation.metrics import (
-    ClassificationMetric,
+    MASKED,
     aurocs,
     average_precisions,
     class_targets,
@@ -14,6 +15,11 @@ from kenya_birds.evaluation.metrics import (
     probabilities,
     top_k_hits,
 )
+from kenya_birds.model import modeling_kenya_birds
+
+
+def test_the_model_masks_the_same_targets_as_the_metrics():
+    assert modeling_kenya_birds.MASKED == MASKED
 
 
 def scores(predictions, references, config_name="default"):

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from detecting import run_in_folder, save_model, write_recordings
+from running import run as run_process
 from verifying import answer, is_right, read_table, rows_of, truthful, write_run, write_table
 
 from kenya_birds.cli import main
@@ -331,3 +333,9 @@ def test_detect_uses_the_thresholds_of_its_own_model_only(tmp_path):
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match="checked detections of another model"):
         run_in_folder(model, [recordings], tmp_path / "third", thresholds=path)
+
+
+def test_reading_and_histories_do_not_wait_for_torch():
+    modules = "kenya_birds.verification.reading, kenya_birds.verification.histories"
+    result = run_process(sys.executable, "-c", f"import sys, {modules}; sys.exit('torch' in sys.modules)")
+    assert result.returncode == 0, result.stderr

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax
 
 from kenya_birds.evaluation.metrics import class_targets, probabilities
-from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+
+if TYPE_CHECKING:
+    from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 
 FOLDS = 5
 
@@ -68,12 +70,12 @@ class Calibration:
         assert scale is not None
         return Calibration(scale, cast(list[float] | None, offset))
 
-    def store(self, config: KenyaBirdsConfig) -> None:
+    def store(self, config: "KenyaBirdsConfig") -> None:
         """Stores it in a model's config. The model's `forward` then applies it in evaluation mode."""
         config.logit_scale, config.logit_offset = self.scale, self.offset
 
     @classmethod
-    def of(cls, config: KenyaBirdsConfig) -> "Calibration":
+    def of(cls, config: "KenyaBirdsConfig") -> "Calibration":
         """The calibration in a model's config; the identity if there is none."""
         return cls(1.0 if config.logit_scale is None else config.logit_scale, config.logit_offset)
 

@@ -10,8 +10,8 @@ import pandas as pd
 
 from kenya_birds.data.planning import least_overlap
 from kenya_birds.evaluation.intervals import LEVEL, RESAMPLES, centred_interval, weighted_ranking
+from kenya_birds.evaluation.metrics import MASKED
 from kenya_birds.files import json_number
-from kenya_birds.model.modeling_kenya_birds import MASKED
 
 
 @dataclass(frozen=True)

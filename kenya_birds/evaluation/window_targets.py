@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.data.planning import least_overlap
-from kenya_birds.model.modeling_kenya_birds import MASKED
+from kenya_birds.evaluation.metrics import MASKED
 
 DEFAULT_EDGE_MARGIN_S = 0.25
 
