@@ -111,6 +111,19 @@ def start(function: Callable[..., None], *arguments: object) -> multiprocessing.
     return child
 
 
+def start_ranks(
+    size: int, function: Callable[..., None], *arguments: object
+) -> list[multiprocessing.process.BaseProcess]:
+    """Calls a function in processes that are one run, with the environment variables that torchrun sets."""
+    shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [start(_in_rank, {**shared, "RANK": rank, "LOCAL_RANK": rank}, function, arguments) for rank in range(size)]
+
+
+def _in_rank(environment: dict[str, object], function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    function(*arguments)
+
+
 def wait_until(condition: Callable[[], object], timeout_s: float = 300) -> None:
     """Waits for what another process does; long enough for a busy machine."""
     deadline_s = time.monotonic() + timeout_s

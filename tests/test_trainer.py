@@ -1,21 +1,25 @@
 import dataclasses
+import os
 import shutil
 import signal
-import sys
 
 import numpy as np
 import pytest
 import torch
-from running import ROOT, flags, losses, metrics, run, start, train, wait_until
+from accelerate import PartialState
+from running import flags, losses, metrics, start, start_ranks, train, wait_until
 from safetensors.torch import load_file
 
 import train_hf
 from kenya_birds.data.audio import decode_wav
+from kenya_birds.distributed import Team
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import classification_metrics
+from kenya_birds.experiments import results
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.training import training_run
 from kenya_birds.training.augmentation import AugmentationArguments
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
@@ -271,41 +275,49 @@ def test_a_run_that_is_killed_goes_on_where_it_was(reference_run, small_archive,
     assert_same_run(tmp_path / "run", reference_run, rtol=1e-5)
 
 
-# The first process takes longer to cut clips, and to write what it found, than others may wait in DDP.
-SLOW = """
-import os, sys, time
-import train_hf
-from accelerate import PartialState
-from kenya_birds.experiments import results as single_run
-from kenya_birds.training import training_run as run
+def _train_slowly(words, signs):
+    """Trains; the first process cuts clips and writes what it found only after the other one has begun to wait."""
+    first = os.environ["RANK"] == "0"
 
-def slow(work):
-    def later(*arguments, **settings):
-        time.sleep(12 if os.environ["RANK"] == "0" else 0)
-        return work(*arguments, **settings)
-    return later
+    def slow(work):
+        def later(*arguments, **settings):
+            if first:
+                wait_until((signs / "waiting").exists, timeout_s=60)
+                (signs / f"{work.__name__} was late").touch()
+            return work(*arguments, **settings)
 
-run.build_clips, single_run.write_test = slow(run.build_clips), slow(single_run.write_test)
-train_hf.main(sys.argv[1:])
-PartialState().destroy_process_group()
-"""
+        return later
+
+    def told(operation):
+        def waiting(*arguments):
+            if first:
+                return operation(*arguments)
+            (signs / "waiting").touch()
+            result = operation(*arguments)
+            (signs / "waiting").unlink()
+            return result
+
+        return waiting
+
+    for module, name in ((training_run, "build_clips"), (results, "write_test")):
+        setattr(module, name, slow(getattr(module, name)))
+    Team.gather, Team.broadcast = told(Team.gather), told(Team.broadcast)
+    train_hf.main(words)
+    PartialState().destroy_process_group()
 
 
 def test_two_processes_equal_one_with_the_same_global_batch_and_wait_for_each_other(
     reference_run, small_archive, tmp_path
 ):
-    (tmp_path / "slow.py").write_text(SLOW)
+    """They wait as a team, which waits however long it takes: see test_processes.py."""
     words = flags(
-        small_archive,
-        tmp_path / "run",
-        tmp_path / "cache",
-        **REFERENCE,
-        per_device_train_batch_size=4,
-        ddp_timeout=10,
+        small_archive, tmp_path / "run", tmp_path / "cache", **{**REFERENCE, "per_device_train_batch_size": 4}
     )
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    result = run(*torchrun, tmp_path / "slow.py", *words, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-    assert result.returncode == 0, result.stderr[-3000:]
+    children = start_ranks(2, _train_slowly, words, tmp_path)
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+    assert {path.name for path in tmp_path.glob("* was late")} == {"build_clips was late", "write_test was late"}
     assert_same_run(tmp_path / "run", reference_run, rtol=2e-3)
 
 
