@@ -232,7 +232,7 @@ def test_folds_and_new_tables_leave_them_out(both, planned, tmp_path, capsys):
     exact = set(planned.divided["recording"])
     table = find_folds(planned, None, 3, 0)
     assert set(table["recording"]) == exact
-    table.loc[len(table)] = [min(planned.weak), 0]
+    table.loc[len(table)] = [min(planned.only_train), 0]
     write_splits(table, tmp_path / "folds.csv")
     with pytest.raises(
         UserError, match=r"folds\.csv has 1 recordings with weak labels or without clips, such as weak/"

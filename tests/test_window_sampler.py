@@ -230,3 +230,31 @@ def test_the_odds_of_a_softmax_are_those_against_no_call():
     assert against_no_call(drawn) - shift == pytest.approx(against_no_call(every), abs=0.15)
     weighted, _, _ = shift_of(np.array([1.0, 3.0]), call_share=0.6, empty_share=0.2)
     assert weighted - shift == pytest.approx([0, np.log(3)], abs=1e-3)
+
+
+def test_checked_detections_are_drawn_where_their_answer_holds():
+    decoded = DecodedRecordings([*DECODED.recordings, recording("c", [[0, 600]])], RATE)
+    calls = [*CALLS, ("c", 10.0, 13.0, "owl"), ("c", 30.0, 33.0, "lark")]
+    spans = [("c", 20.0, 23.0, "owl"), ("c", 40.0, 46.0, "lark"), ("c", 50.0, 51.0, "owl")]
+    targets = WindowTargets.of(
+        pd.DataFrame(calls, columns=["recording", "start_s", "end_s", "species"]),
+        pd.DataFrame([], columns=["recording", "start_s", "end_s"]),
+        decoded.lengths,
+        ["lark", "owl"],
+        sampling_rate=RATE,
+        window=WINDOW,
+        margin_s=0.5,
+        verified=["c"],
+        absent=pd.DataFrame(spans, columns=["recording", "start_s", "end_s", "species"]),
+    )
+    recordings, start = draws_of(decoded, targets=targets, call_share=0.4)
+    found = targets(recordings, start)[recordings == 2]
+    assert (found != -100).any(axis=1).all()
+    # 7 calls with 400 windows; 3 windows' length of wrong detections: 171 windows.
+    assert (found == 0).any(axis=1).sum() == round(400 * 3 / 7)
+    first = start[recordings == 2]
+    assert set(first[found[:, 1] == 0]) == set(range(195, 206))
+    assert set(first[found[:, 0] == 0]) == set(range(395, 436))
+    assert set(first[found[:, 1] == 1]) == set(range(95, 106))
+    # The rest is known in the other recordings: 100 windows in three at random there.
+    assert (targets.is_empty(recordings, start)).sum() > 200

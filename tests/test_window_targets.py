@@ -11,7 +11,9 @@ from kenya_birds.evaluation.window_targets import WindowTargets
 RATE = 10
 
 
-def targets_of(calls, unknown=(), lengths=None, margin_s=0.5, classes=("lark", "owl"), min_overlap_s=0.0):
+def targets_of(
+    calls, unknown=(), lengths=None, margin_s=0.5, classes=("lark", "owl"), min_overlap_s=0.0, absent=(), **settings
+):
     """(recording, start, end, species) and (recording, start, end); windows of 3 s at 10 Hz."""
     return WindowTargets.of(
         pd.DataFrame(calls, columns=["recording", "start_s", "end_s", "species"]),
@@ -22,6 +24,8 @@ def targets_of(calls, unknown=(), lengths=None, margin_s=0.5, classes=("lark", "
         window=30,
         margin_s=margin_s,
         min_overlap_s=min_overlap_s,
+        absent=pd.DataFrame(absent, columns=["recording", "start_s", "end_s", "species"]),
+        **settings,
     )
 
 
@@ -164,3 +168,52 @@ def test_a_call_with_an_end_is_present_from_the_least_overlap_on(start_s, expect
 def test_a_call_that_is_shorter_than_the_least_overlap_is_present_if_all_of_it_is():
     targets = targets_of([("a", 10.0, 10.5, "owl")], min_overlap_s=0.8)
     assert found(targets, [7.5, 7.4, 10.0, 10.1]) == [[0, 1], [0, -100], [0, 1], [0, -100]]
+
+
+@pytest.mark.parametrize(
+    ("start_s", "expected"),
+    [
+        (10.0, [-100, 1]),  # the box of a right owl
+        (9.5, [-100, 1]),  # all of the box but the margin
+        (9.4, [-100, -100]),  # the call may be before the window
+        (10.6, [-100, -100]),
+        (20.0, [-100, 0]),  # wrong
+        (20.5, [-100, 0]),
+        (20.6, [-100, -100]),  # nobody has listened to the last 0.6 s
+        (19.4, [-100, -100]),
+        (41.5, [-100, 0]),  # two wrong ones side by side
+        (50.0, [1, 0]),  # a lark instead of the owl
+        (60.0, [-100, -100]),  # unsure: known as little as what is not checked
+        (70.0, [-100, 1]),
+        (71.5, [-100, -100]),  # wrong, but half of the box of a right one
+        (85.0, [-100, -100]),
+    ],
+)
+def test_checked_detections_say_something_of_their_box_and_species_alone(start_s, expected):
+    targets = targets_of(
+        [("a", 10.0, 13.0, "owl"), ("a", 50.0, 53.0, "lark"), ("a", 70.0, 73.0, "owl")],
+        absent=[
+            *(("a", start_s, start_s + 3, "owl") for start_s in (20.0, 40.0, 43.0, 50.0, 71.5)),
+            ("b", 0.0, 3.0, "rare"),
+        ],
+        lengths={"a": 1000, "b": 100},
+        verified=["a"],
+    )
+    assert found(targets, start_s) == [expected]
+    assert found(targets, start_s, recording=1) == [[0, 0]]
+    where = np.rint([start_s * RATE]).astype(int)
+    assert not targets.is_empty(np.array([0]), where)
+    assert targets.is_empty(np.array([1]), where)
+    assert targets.is_partial(targets.offset).tolist() == [True, False]
+
+
+def test_boxes_of_other_lengths_than_a_window():
+    """A longer right box holds calls wherever the window is in it; a shorter wrong one never fills a window."""
+    targets = targets_of(
+        [("a", 10.0, 16.0, "owl"), ("a", 30.0, 31.0, "owl")],
+        absent=[("a", 40.0, 46.0, "owl"), ("a", 50.0, 52.0, "owl")],
+        verified=["a"],
+    )
+    assert [row[1] for row in found(targets, [9.4, 9.5, 13.5, 13.6])] == [-100, 1, 1, -100]
+    assert [row[1] for row in found(targets, [27.4, 27.5, 30.5, 30.6])] == [-100, 1, 1, -100]
+    assert [row[1] for row in found(targets, [39.5, 43.5, 43.6, 49.5])] == [0, 0, -100, -100]

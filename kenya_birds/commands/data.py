@@ -314,6 +314,14 @@ def _split(options: argparse.Namespace) -> None:
         print(
             f"{len(archive.weak)} recordings with weak labels are not in the table: training learns from all of them"
         )
+    if archive.verified:
+        annotations = annotations[~annotations["recording"].isin(archive.verified)]
+        print(
+            f"{len(archive.verified)} recordings with checked detections are not in the table: they are for training "
+            "only"
+        )
+    if annotations.empty and archive.verified:
+        raise UserError("all recordings are for training only: add an archive whose calls are annotated")
     if annotations.empty:
         raise UserError("all recordings have weak labels: divide them too with --weak_labels every_split")
     places = find_places(archive, name_pattern=name_pattern, time_zone=time_zone)

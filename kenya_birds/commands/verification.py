@@ -1,4 +1,4 @@
-"""Commands for checking detections by listening: verify sample, verify page, verify read."""
+"""Commands for checking detections by listening: verify sample, verify page, verify read, verify annotate."""
 
 import argparse
 from pathlib import Path
@@ -17,7 +17,7 @@ def add_commands(commands: Any) -> None:
     command = new_command(
         commands,
         "verify",
-        "check a sample of detections by listening: precision, call density, thresholds",
+        "check a sample of detections by listening: precision, call density, thresholds, annotations",
         "Draws a sample of detections for a person to listen to, and computes from the answers how many detections "
         "are right at each score. Each step has its own help: kenya-birds verify sample --help.",
         "kenya-birds verify sample found --output check\nkenya-birds verify page check\n"
@@ -27,6 +27,7 @@ def add_commands(commands: Any) -> None:
     _add_sample(steps)
     _add_page(steps)
     _add_read(steps)
+    _add_annotate(steps)
     add_general(command)
 
 
@@ -217,3 +218,53 @@ def _read(options: argparse.Namespace) -> None:
     )
     print(format_belief(belief))
     print(f"The tables, pictures and thresholds.json are in {options.output}")
+
+
+def _add_annotate(steps: Any) -> None:
+    command = new_command(
+        steps,
+        "annotate",
+        "turn the answers into annotations of an archive, to train on",
+        "Writes the answers into a new or existing archive: right detections are calls, wrong ones say that the "
+        "species is not there. Everything else in these recordings is unknown, and they are for training alone. The "
+        "recordings stay where they are. Run it again after more answers: it adds them, and replaces answers that "
+        "have changed.",
+        "kenya-birds verify annotate check --archive checked\n"
+        "train_hf.py --init_from birds --data_dir archive checked --train_on recordings --output_dir better",
+    )
+    add_option(command, "check", Path, help="folder of kenya-birds verify sample with answers in verify.csv")
+    add_option(
+        command.add_argument_group("Output"),
+        "--archive",
+        Path,
+        required=True,
+        metavar="FOLDER",
+        help="a new or empty folder, or an archive; its other annotations are kept",
+    )
+    add_option(
+        command.add_argument_group("Recordings"),
+        "--recordings",
+        Path | None,
+        metavar="FOLDER",
+        help="folder with recordings that were moved after the detection; they are found by name and length",
+    )
+    add_general(command)
+    command.set_defaults(run=_annotate, after_stop=RUN_AGAIN)
+
+
+def _annotate(options: argparse.Namespace) -> None:
+    from kenya_birds.errors import UserError
+    from kenya_birds.files import check_can_make, check_file, check_layout, is_new_or_empty
+
+    if not options.check.is_dir():
+        raise UserError(f"there is no folder {options.check}: expected a folder of kenya-birds verify sample")
+    check_file(options.check / "sample.json", "a file of kenya-birds verify sample")
+    if options.recordings is not None and not options.recordings.is_dir():
+        raise UserError(f"there is no folder {options.recordings}: expected a folder of recordings (--recordings)")
+    if is_new_or_empty(options.archive):
+        check_can_make(options.archive)
+    else:
+        check_layout(options.archive)
+    from kenya_birds.verification.annotating import annotate_archive
+
+    print(annotate_archive(options.check, options.archive, recordings=options.recordings).format())

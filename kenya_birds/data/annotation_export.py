@@ -9,8 +9,15 @@ from typing import Literal
 
 import pandas as pd
 
-from kenya_birds.data.archive import ANNOTATION_COLUMNS, BOX_COLUMNS, NO_CODE, UNKNOWN_SPECIES, WEAK_COLUMN
-from kenya_birds.data.csv_table import read_table
+from kenya_birds.data.archive import (
+    ANNOTATION_COLUMNS,
+    BOX_COLUMNS,
+    NO_CODE,
+    UNKNOWN_SPECIES,
+    VERIFIED_COLUMNS,
+    WEAK_COLUMN,
+)
+from kenya_birds.data.csv_table import read_csv, read_table
 from kenya_birds.data.recording_places import RecordingPlaces
 from kenya_birds.data.table_cells import recording_of
 from kenya_birds.errors import UserError
@@ -21,6 +28,7 @@ from kenya_birds.files import (
     check_layout,
     check_new_folder,
     users_folder,
+    write_table,
 )
 from kenya_birds.values import TRUE
 
@@ -67,7 +75,7 @@ def export_annotations(data_dir: str | Path, output: str | Path, form: Form) -> 
     check_new_folder(output)
     check_layout(data_dir)
     places = RecordingPlaces.of(data_dir)
-    optional = {**BOX_COLUMNS, **WEAK_COLUMN, "Annotator": "annotator"}
+    optional = {**BOX_COLUMNS, **WEAK_COLUMN, **VERIFIED_COLUMNS, "Annotator": "annotator"}
     table = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS, optional)
     if weak := table.loc[table["weak"].str.lower().isin(TRUE), "recording"].nunique():
         logger.warning(
@@ -75,11 +83,18 @@ def export_annotations(data_dir: str | Path, output: str | Path, form: Form) -> 
             "imported again",
             weak,
         )
+    verified = set(table.loc[table["verified"] != "", "recording"])
+    if verified:
+        logger.warning(
+            "%d recordings with checked detections are not written: the rest of their sound is unknown", len(verified)
+        )
+        table = table[~table["recording"].isin(verified)]
     names = sorted(table["recording"].unique())
     files = places.find(names)
     if missing := [name for name in names if name not in files]:
         raise UserError(f"{len(missing)} of {len(names)} annotated recordings {places.missing(missing)}")
     table["recording"] = table["recording"].map(files)
+    left_out = set(places.find(sorted(verified)).values())
     table["species"] = table["species"].replace(NO_CODE, UNKNOWN_SPECIES)
     with users_folder(output, str(output)) as partial:
         shutil.copyfile(data_dir / SPECIES_FILE, partial / SPECIES_FILE)
@@ -87,10 +102,13 @@ def export_annotations(data_dir: str | Path, output: str | Path, form: Form) -> 
             columns = {**ANNOTATION_COLUMNS, **BOX_COLUMNS}
             rows = table[[columns[name] for name in CSV_COLUMNS]].set_axis(list(CSV_COLUMNS), axis=1)
             rows.to_csv(partial / ANNOTATIONS_FILE, index=False, lineterminator="\n")
-            if places.is_table:
+            if left_out and places.is_table:
+                listed = read_csv(places.source)
+                write_table(listed[~listed["Filename"].isin(left_out)], partial / RECORDINGS_TABLE)
+            elif places.is_table:
                 shutil.copyfile(places.source, partial / RECORDINGS_TABLE)
         else:
-            silent = set(places.paths) if places.is_table else set()
+            silent = set(places.paths) - left_out if places.is_table else set()
             _write_tables(table, sorted(silent | set(table["recording"])), places, form, partial)
     return sorted(path for path in output.rglob("*") if path.is_file())
 

@@ -35,7 +35,13 @@ ANNOTATION_COLUMNS = {
 BOX_COLUMNS = {"Low Freq (Hz)": "low_hz", "High Freq (Hz)": "high_hz"}
 # Of annotations that say what is in the recording, and not where: `yes`; empty in others.
 WEAK_COLUMN = {"Weak": "weak"}
+# Of detections that people have checked (see `annotate_archive`): whether the species is there, and the model that
+# found the detection. Empty in others.
+VERIFIED_COLUMNS = {"Verified": "verified", "Model": "model"}
+PRESENT, ABSENT, UNSURE = "present", "absent", "unsure"
+VERIFIED = ("", PRESENT, ABSENT, UNSURE)
 IS_WEAK = {**dict.fromkeys(TRUE, True), **dict.fromkeys((*FALSE, ""), False)}
+ABSENT_COLUMNS = ["recording", "start_s", "end_s", "species"]
 SPECIES_COLUMNS = {
     "Scientific Name": "scientific_name",
     "Species eBird Code": "species",
@@ -63,6 +69,9 @@ class Archive:
             `recording_key`).
         archive_of: In a joined archive, the name of the archive that each recording comes from (see `join_archives`).
         weak: Recordings with weak annotations. Where nothing is annotated in them, it is unknown what there is.
+        verified: Recordings in which people have checked detections, with the models that found them. What else is in
+            these recordings is unknown. They are for training alone, as models have chosen what was checked.
+        absent: Checked detections whose species is not there: `recording`, `start_s`, `end_s` and `species`.
     """
 
     data_dir: Path
@@ -74,6 +83,8 @@ class Archive:
     paths: dict[str, Path] = field(default_factory=dict)
     archive_of: dict[str, str] = field(default_factory=dict)
     weak: frozenset[str] = frozenset()
+    verified: dict[str, str] = field(default_factory=dict)
+    absent: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=ABSENT_COLUMNS))
 
     def recording_path(self, recording: str) -> Path:
         """Returns the path of a recording."""
@@ -83,17 +94,35 @@ class Archive:
     def silent(self) -> list[str]:
         """Readable recordings without an annotation of any kind."""
         annotated = pd.concat([self.annotations["recording"], self.unknown["recording"], self.set_aside["recording"]])
-        return sorted(set(self.headers) - set(annotated))
+        return sorted(set(self.headers) - set(annotated) - set(self.verified))
+
+    @property
+    def partial(self) -> frozenset[str]:
+        """Recordings with weak annotations or checked detections: what else is in them is unknown."""
+        return self.weak | self.verified.keys()
+
+    @property
+    def choosing_models(self) -> str:
+        """The models that found the checked detections, for messages."""
+        return ", ".join(sorted(set(self.verified.values())))
 
     def without_weak(self) -> "Archive":
         """Returns the archive without its recordings with weak annotations."""
-        if not self.weak:
+        return self._without(self.weak)
+
+    def without_partial(self) -> "Archive":
+        """Returns the archive without its recordings with weak annotations or checked detections."""
+        return self._without(self.partial)
+
+    def _without(self, recordings: frozenset[str]) -> "Archive":
+        if not recordings:
             return self
-        tables = {name: getattr(self, name) for name in ("annotations", "unknown", "set_aside")}
-        kept = {name: table[~table["recording"].isin(self.weak)] for name, table in tables.items()}
-        headers = {name: header for name, header in self.headers.items() if name not in self.weak}
+        tables = {name: getattr(self, name) for name in ("annotations", "unknown", "set_aside", "absent")}
+        kept = {name: table[~table["recording"].isin(recordings)] for name, table in tables.items()}
         reset = {name: table.reset_index(drop=True) for name, table in kept.items()}
-        return replace(self, **reset, headers=headers, weak=frozenset())
+        headers = {name: header for name, header in self.headers.items() if name not in recordings}
+        verified = {name: model for name, model in self.verified.items() if name not in recordings}
+        return replace(self, **reset, headers=headers, weak=self.weak - recordings, verified=verified)
 
     def fingerprints(self, recordings: Iterable[str]) -> dict[str, str | None]:
         """Returns `sound_fingerprint` by recording."""
@@ -131,7 +160,8 @@ def read_archive(data_dir: str | Path) -> Archive:
     """
     data_dir = Path(data_dir)
     check_layout(data_dir)
-    annotations = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS, {**BOX_COLUMNS, **WEAK_COLUMN})
+    optional = {**BOX_COLUMNS, **WEAK_COLUMN, **VERIFIED_COLUMNS}
+    annotations = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS, optional)
     species = read_table(data_dir / SPECIES_FILE, SPECIES_COLUMNS)
     if annotations.empty:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE} has no annotations: expected at least one row")
@@ -141,6 +171,7 @@ def read_archive(data_dir: str | Path) -> Archive:
         # Frequencies are for pictures and reports alone.
         annotations[column] = pd.to_numeric(annotations[column], errors="coerce").astype(float)
     annotations["weak"] = _is_weak(annotations, data_dir / ANNOTATIONS_FILE)
+    annotations["verified"] = _verified(annotations, data_dir / ANNOTATIONS_FILE)
     species = _index_species(species, data_dir / SPECIES_FILE)
 
     unlisted = annotations[~annotations["species"].isin([*species.index, UNKNOWN_SPECIES, NO_CODE])]
@@ -156,13 +187,20 @@ def read_archive(data_dir: str | Path) -> Archive:
     names, files = _find_files(data_dir, annotations, places)
     annotations["recording"] = annotations["recording"].map(names)
     headers = _read_headers(places, files)
-    usable, unknown, set_aside = _set_aside(annotations, headers)
-    if usable.empty:
+    usable, unknown, set_aside = _set_aside(annotations[~annotations["verified"].isin([ABSENT, UNSURE])], headers)
+    of_answers = annotations[annotations["verified"] != ""]
+    of_answers = of_answers[of_answers["recording"].isin(headers)]
+    absent = of_answers.loc[of_answers["verified"] == ABSENT, ABSENT_COLUMNS].reset_index(drop=True)
+    if usable.empty and absent.empty:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE}: none of its {len(set_aside)} annotations can be used")
     paths = {name: places.path(file) for name, file in files.items()}
     origins = {name: places.archive_of[file] for name, file in files.items() if file in places.archive_of}
     weak = frozenset(annotations.loc[annotations["weak"], "recording"])
-    return Archive(data_dir, usable, unknown, species, headers, set_aside, paths, origins, weak)
+    models = of_answers.groupby("recording")["model"].unique()
+    verified = {str(name): ", ".join(sorted(filter(None, its))) for name, its in models.items()}
+    return Archive(
+        data_dir, usable, unknown, species, headers, set_aside, paths, origins, weak, verified=verified, absent=absent
+    )
 
 
 def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]:
@@ -239,6 +277,15 @@ def _is_weak(annotations: pd.DataFrame, path: Path) -> pd.Series:
     for row in annotations[weak.isna()].itertuples():
         raise UserError(f"{path} line {row.row}: Weak is '{row.weak}': expected yes or no")
     return weak.astype(bool)
+
+
+def _verified(annotations: pd.DataFrame, path: Path) -> pd.Series:
+    verified = annotations["verified"].str.lower()
+    for row in annotations[~verified.isin(VERIFIED)].itertuples():
+        raise UserError(
+            f"{path} line {row.row}: Verified is '{row.verified}': expected {PRESENT}, {ABSENT}, {UNSURE} or nothing"
+        )
+    return verified
 
 
 def _index_species(species: pd.DataFrame, path: Path) -> pd.DataFrame:

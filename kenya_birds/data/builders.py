@@ -25,7 +25,7 @@ from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.silent_recordings import with_silent
 from kenya_birds.data.splits import SPLITS, check_splits, least_recordings, stratified_split
-from kenya_birds.data.weak_recordings import WEAK_LABELS, check_weak_splits, divided_clips, with_weak
+from kenya_birds.data.weak_recordings import WEAK_LABELS, check_weak_splits, divided_clips, with_only_train
 from kenya_birds.defaults import MIN_ANNOTATIONS, SPLIT_SEED, TEST_SIZE, VALIDATION_SIZE
 from kenya_birds.errors import UserError
 from kenya_birds.fingerprints import DECODERS, code_fingerprint, library_versions
@@ -188,7 +188,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
             exact, otherwise 32-bit floats (see `encode_wav`).
         label: Class id of the annotation; names are eBird codes. None for windows without annotations.
         labels: Class ids of all annotations in the clip (see `plan_clips`), each once, sorted.
-        unknown: True if an annotation of an unknown bird is in the clip. A species that is not in
+        unknown: True if an unknown bird is or may be in the clip. A species that is not in
             `labels` may then be present.
         weak: True if the species is known for the recording alone, which has signal there (see `signal_parts`).
         recording: File name of the recording.
@@ -206,7 +206,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
         clips: Planned clips (see `plan_clips`).
         splits: `recording` and `split`, sorted by recording, with the recordings without a call.
         divided: The planned clips of recordings that may be in any split.
-        weak: Recordings with weak annotations that are for the train split alone.
+        only_train: Recordings with weak annotations or checked detections that are for the train split alone.
         same_sound: Groups of annotated recordings with the same sound; each group is in one split.
 
     Raises:
@@ -221,7 +221,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
     clips: pd.DataFrame
     splits: pd.DataFrame
     divided: pd.DataFrame
-    weak: frozenset[str]
+    only_train: frozenset[str]
     same_sound: list[list[str]]
 
     def __init__(self, cache_dir: str | None = None, **settings: Any) -> None:
@@ -244,11 +244,12 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
             config.min_overlap_s,
         )
         self.same_sound = self.archive.same_sound()
-        self.divided, self.weak = self.clips, frozenset()
-        if config.weak_labels == "train":
-            self.divided, self.weak = divided_clips(
-                self.clips, self.archive.data_dir, is_train=config.one_split == "train"
-            )
+        self.divided, self.only_train = divided_clips(
+            self.clips,
+            self.archive,
+            weak_in_train=config.weak_labels == "train",
+            is_train=config.one_split == "train",
+        )
         self.splits = self._plan_splits()
         self.clips = self.clips[self.clips["recording"].isin(self.splits["recording"])]
         return datasets.DatasetInfo(
@@ -274,7 +275,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
         if config.one_split:
             recordings = sorted({*self.divided["recording"], *silent})
             table = pd.DataFrame({"recording": recordings, "split": config.one_split})
-            return with_weak(table, self.weak, together) if config.one_split == "train" else table
+            return with_only_train(table, self.only_train, together) if config.one_split == "train" else table
         if config.splits is None:
             table = divide_each(
                 self.divided,
@@ -293,14 +294,14 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
             table = with_silent(table, silent, together)
         else:
             given = pd.DataFrame(list(config.splits.items()), columns=["recording", "split"])
-            given = check_weak_splits(given, self.weak)
+            given = check_weak_splits(given, self.only_train, self.archive.verified)
             names = set(self.divided["recording"])
             # A table may lack recordings without a call.
             names |= set(silent) & set(with_names_of(given, silent)["recording"])
             table = with_names_of(given, names).sort_values("recording").reset_index(drop=True)
             check_splits(table, names)
             check_undivided(table, together)
-        return with_weak(table, self.weak, together)
+        return with_only_train(table, self.only_train, together)
 
     @contextmanager
     def preparing(self, folder: Path) -> Iterator[None]:
@@ -427,7 +428,7 @@ class NoCallWindows(KenyaBirds):
 
     def _info(self) -> datasets.DatasetInfo:
         planned = self._planned
-        for name in ("archive", "classes", "clips", "splits", "divided", "weak", "same_sound"):
+        for name in ("archive", "classes", "clips", "splits", "divided", "only_train", "same_sound"):
             setattr(self, name, getattr(planned, name))
         return datasets.DatasetInfo(
             description="Windows of soundscape recordings in which nothing is annotated.",

@@ -19,6 +19,8 @@ from kenya_birds.data.archive import (
     NO_CODE,
     SPECIES_COLUMNS,
     UNKNOWN_SPECIES,
+    VERIFIED,
+    VERIFIED_COLUMNS,
     WEAK_COLUMN,
 )
 from kenya_birds.data.csv_table import read_table
@@ -89,7 +91,7 @@ def check_archive(data_dir: str | Path, *, num_proc: Count = 1, channel: Channel
     """
     data_dir = Path(data_dir)
     check_layout(data_dir)
-    annotations = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS, WEAK_COLUMN)
+    annotations = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS, {**WEAK_COLUMN, **VERIFIED_COLUMNS})
     species = read_table(data_dir / SPECIES_FILE, SPECIES_COLUMNS)
     for column in ("start_s", "end_s"):
         seconds = pd.to_numeric(annotations[column], errors="coerce")
@@ -294,6 +296,7 @@ def _annotation_findings(
         (table["species"] == NO_CODE, "has no species code and counts as an unknown bird", SET_ASIDE),
         (start_s.isna() | end_s.isna(), "its start or end is not a number", STOPS),
         (~table["weak"].str.lower().isin(IS_WEAK), "Weak is neither yes nor no", STOPS),
+        (~table["verified"].str.lower().isin(VERIFIED), "Verified is not present, absent, unsure or empty", STOPS),
         (~is_plain, "its recording is not a plain file name", STOPS),
         (is_plain & ~names.isin([*opened, *unread]), "its recording is missing", STOPS),
         (names.isin(unread), "its recording cannot be opened", SET_ASIDE),

@@ -49,8 +49,8 @@ def plan_clips(
     Returns:
         Sorted by `recording` and `center_s`: `recording`, `center_s` (of the annotation, or of a part of a long call),
         `start` (first sample, may be negative), `species` (eBird code), `label` (class id), `labels` (sorted class ids
-        of all annotations in the window), `unknown` (whether an unknown bird is in it), `weak` (whether the
-        annotations of its recording are).
+        of all annotations in the window), `unknown` (whether an unknown bird may be in it, as in every recording with
+        checked detections), `weak` (whether the annotations of its recording are).
     """
     class_id = {code: index for index, code in enumerate(classes)}
     calls = archive.annotations[archive.annotations["species"].isin(class_id)]
@@ -67,10 +67,14 @@ def plan_clips(
         first = rows["start"].to_numpy()
         there = _Annotated(calls_of.get_group(recording), sampling_rate)
         ids = calls_of.get_group(recording)["species"].map(class_id).to_numpy()
-        inside = there.in_windows(first, samples, tolerance, overlap)
+        # The call may be anywhere in the box of a checked detection: the window must hold all of it.
+        needed = samples if recording in archive.verified else overlap
+        inside = there.in_windows(first, samples, tolerance, needed)
         own = rows["label"].to_numpy()
         labels += [sorted({*ids[found].tolist(), int(label)}) for found, label in zip(inside, own, strict=True)]
-        if recording in unknown_of.groups:
+        if recording in archive.verified:
+            unknown += [True] * len(rows)
+        elif recording in unknown_of.groups:
             birds = _Annotated(unknown_of.get_group(recording), sampling_rate)
             unknown += [len(found) > 0 for found in birds.in_windows(first, samples, tolerance, 1)]
         else:
@@ -147,7 +151,7 @@ def plan_no_call(
 
     Args:
         archive: The archive.
-        recordings: File names of the recordings; those with weak annotations have no such windows.
+        recordings: File names of the recordings; those with weak annotations or checked detections have none.
         sampling_rate: Sampling rate in Hz of the positions.
         clip_s: Length of a window in seconds.
         margin_s: Smallest time between a window and any annotation, in seconds.
@@ -161,7 +165,7 @@ def plan_no_call(
     is_point = every["start_s"] == every["end_s"]
     every = every.assign(**{name: every[name].where(~is_point, every["center_s"]) for name in ("start_s", "end_s")})
     rows = []
-    for recording in sorted(set(recordings) - archive.weak):
+    for recording in sorted(set(recordings) - archive.partial):
         end = int(archive.headers[recording].duration_s * sampling_rate)
         there = every[every["recording"] == recording].sort_values("start_s", kind="stable")
         ends = np.maximum.accumulate(_samples(there["end_s"], sampling_rate))

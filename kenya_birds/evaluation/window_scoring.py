@@ -150,6 +150,8 @@ def plan_windows(
         margin_s=margin_s if 2 * margin_s < extractor.clip_s else extractor.clip_s / 4,
         min_overlap_s=min_overlap_s,
         weak=archive.weak,
+        verified=archive.verified,
+        absent=archive.absent,
     )
     return RecordingWindowGrid.of(decoded, extractor.clip_samples, overlap_s), targets
 

@@ -1,11 +1,12 @@
 """Multi-label targets of windows at any position in annotated recordings."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
+from kenya_birds.data.archive import ABSENT_COLUMNS
 from kenya_birds.data.planning import least_overlap
 from kenya_birds.evaluation.metrics import MASKED
 
@@ -23,6 +24,11 @@ class WindowTargets:
     window or near its edge, every class that is not present is unknown. In a recording with weak annotations, which
     are only where it has signal, every class is unknown in a window without a class that is present.
 
+    In a recording with checked detections, the call may lie anywhere in the box of a detection, and nothing else is
+    known. A class is present in a window that overlaps the box of a right detection by all but `margin` of the shorter
+    of the two. It is absent if boxes of wrong detections, joined where they meet, cover all but `margin` of the window
+    and no box of a right one touches it. Otherwise it is unknown.
+
     Attributes:
         recordings: Names; windows are given by the index.
         classes: eBird codes; the index is the class id.
@@ -36,6 +42,9 @@ class WindowTargets:
         longest: Length of the longest annotation in samples.
         min_overlap: Shortest overlap of a call with start and end and a window in samples; 0: half of the shorter.
         weak: Whether the annotations of each recording are weak, shape `(recordings,)`; None: no recording has such.
+        verified: Whether each recording has checked detections, same shape; None: none has.
+        absent: Spans of wrong detections of each class, joined: `(class id, first sample, end)` on the common axis,
+            sorted, shape `(spans, 3)`.
     """
 
     recordings: tuple[str, ...]
@@ -50,6 +59,8 @@ class WindowTargets:
     longest: int
     min_overlap: int = 0
     weak: np.ndarray | None = None
+    verified: np.ndarray | None = None
+    absent: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), dtype=np.int64))
 
     OTHER = -1
     UNKNOWN = -2
@@ -67,6 +78,8 @@ class WindowTargets:
         margin_s: float = DEFAULT_EDGE_MARGIN_S,
         min_overlap_s: float = 0.0,
         weak: Collection[str] = (),
+        verified: Collection[str] = (),
+        absent: pd.DataFrame | None = None,
     ) -> "WindowTargets":
         """Sorts the annotations of some recordings.
 
@@ -80,6 +93,8 @@ class WindowTargets:
             margin_s: Edge margin in seconds.
             min_overlap_s: `min_overlap` in seconds.
             weak: Recordings with weak annotations.
+            verified: Recordings with checked detections.
+            absent: `recording`, `species`, `start_s` and `end_s` of their wrong detections.
 
         Raises:
             ValueError: If the margin is negative, or twice the margin is not shorter than a window.
@@ -96,6 +111,8 @@ class WindowTargets:
             (every[name] * sampling_rate).round().astype("int64").to_numpy() for name in ("start_s", "end_s")
         )
         longest = int((end - start).max(initial=0))
+        absent = pd.DataFrame(columns=ABSENT_COLUMNS) if absent is None else absent
+        absent = absent[absent["recording"].isin(lengths) & absent["species"].isin(class_id)]
         spaced = np.array(list(lengths.values()), dtype=np.int64) + 2 * (window + margin + longest + 1)
         offset = np.concatenate([[0], np.cumsum(spaced)[:-1]]) if len(spaced) else np.zeros(0, dtype=np.int64)
         number = {name: index for index, name in enumerate(lengths)}
@@ -114,6 +131,12 @@ class WindowTargets:
             longest,
             round(min_overlap_s * sampling_rate),
             np.array([name in weak for name in lengths], dtype=bool) if weak else None,
+            np.array([name in verified for name in lengths], dtype=bool) if verified else None,
+            _joined(
+                absent["species"].map(class_id).to_numpy(dtype=np.int64),
+                offset[[number[name] for name in absent["recording"]]] if len(absent) else np.zeros(0, dtype=np.int64),
+                (absent[["start_s", "end_s"]].astype(float) * sampling_rate).round().to_numpy(dtype=np.int64),
+            ),
         )
 
     def __call__(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -134,19 +157,45 @@ class WindowTargets:
             targets[window[rows], label[rows]] = state
         if self.weak is not None:
             targets[self.weak[recording] & ~(targets == 1).any(axis=1)] = MASKED
+        if self.verified is not None:
+            rows = np.flatnonzero(self.verified[recording])
+            is_unknown = (targets[rows] == 0) & ~self._is_absent(recording[rows], np.asarray(start)[rows])
+            targets[rows] = np.where(is_unknown, MASKED, targets[rows])
         return targets
+
+    def _is_absent(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Whether wrong detections cover all but the margin of windows, shape `(windows, classes)`."""
+        found = np.zeros((len(start), len(self.classes)), dtype=bool)
+        first = np.asarray(start, dtype=np.int64) + self.offset[recording]
+        for label in np.unique(self.absent[:, 0]):
+            begin, end = self.absent[self.absent[:, 0] == label, 1:].T
+            # Spans are apart, so a span that covers the window is the last one that begins before this.
+            span = begin.searchsorted(first + self.margin, side="right") - 1
+            covered = np.minimum(end[span], first + self.window) - np.maximum(begin[span], first)
+            found[:, label] = (span >= 0) & (covered >= self.window - self.margin)
+        return found
 
     def is_empty(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
         """Whether it is known that nothing is in a window or within the margin of its edges, shape `(windows,)`."""
         empty = np.ones(len(start), dtype=bool)
         empty[self._touching(recording, start)[0]] = False
-        return empty if self.weak is None else empty & ~self.weak[recording]
+        return empty & ~self._partial[recording]
 
-    def is_weak(self, place: np.ndarray) -> np.ndarray:
-        """Whether positions on the common axis are in recordings with weak annotations, same shape."""
-        if self.weak is None:
-            return np.zeros(len(place), dtype=bool)
-        return self.weak[self.offset.searchsorted(place, side="right") - 1]
+    def is_partial(self, place: np.ndarray) -> np.ndarray:
+        """Whether positions on the common axis are in recordings with weak annotations or checked detections.
+
+        Args:
+            place: The positions.
+
+        Returns:
+            Same shape.
+        """
+        return self._partial[self.offset.searchsorted(place, side="right") - 1]
+
+    @property
+    def _partial(self) -> np.ndarray:
+        none = np.zeros(len(self.recordings), dtype=bool)
+        return none | (none if self.weak is None else self.weak) | (none if self.verified is None else self.verified)
 
     def _touching(self, recording: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs of a window and an annotation that is not absent from it, and whether it is present."""
@@ -163,5 +212,20 @@ class WindowTargets:
         overlap = np.minimum(end, last) - np.maximum(begin, first)
         touches = np.where(is_point, (begin >= first - self.margin) & (begin < last + self.margin), overlap > 0)
         needed = least_overlap(length, self.window, self.min_overlap)
+        if self.verified is not None:
+            whole = np.minimum(length, self.window) - self.margin
+            needed = np.where(self.verified[recording[window]], whole, needed)
         inside = np.where(is_point, (begin >= first + self.margin) & (begin < last - self.margin), overlap >= needed)
         return window[touches], event[touches], (inside & touches)[touches]
+
+
+def _joined(label: np.ndarray, offset: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Spans on the common axis, those of a class joined where they meet: `(class id, first sample, end)`, sorted."""
+    found: list[list[int]] = []
+    rows = np.column_stack([label, spans + offset[:, None]])
+    for one, begin, end in rows[np.lexsort((rows[:, 1], rows[:, 0]))].tolist():
+        if found and found[-1][0] == one and begin <= found[-1][2]:
+            found[-1][2] = max(found[-1][2], end)
+        else:
+            found.append([one, begin, end])
+    return np.array(found, dtype=np.int64).reshape(-1, 3)

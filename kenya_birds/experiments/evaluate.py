@@ -122,6 +122,12 @@ def evaluate_model(
             f"{error} (the splits are the model's own: for another archive than it was trained on, pass --split all "
             "or --splits_file)"
         ) from None
+    if builder.archive.verified:
+        logger.warning(
+            "%d recordings with checked detections are not evaluated, because %s chose what was checked there",
+            len(builder.archive.verified),
+            builder.archive.choosing_models,
+        )
     overlap = _check_overlap(saved, builder, split)
     trained = [model.config.id2label[label] for label in range(model.config.num_labels)]
     classes = _classes(trained, builder.classes, common_classes)
@@ -199,6 +205,8 @@ class _Evaluation:
 
     def _clips(self, split: str, num_proc: int | None) -> tuple[Dataset, np.ndarray]:
         clips = build_clips(self.builder, num_proc)[self.split]
+        if verified := self.builder.archive.verified:
+            clips = clips.select([row for row, name in enumerate(clips["recording"]) if name not in verified])
         class_ids = {code: label for label, code in enumerate(self.classes)}
         references = clip_references(clips, class_ids, multi_label=self.multi_label)
         if not self.multi_label:
@@ -213,8 +221,8 @@ class _Evaluation:
     @property
     def _known_recordings(self) -> list[str]:
         """The recordings of the split whose calls are annotated."""
-        splits, weak = self.builder.splits, self.builder.archive.weak
-        return [name for name in splits.loc[splits["split"] == self.split, "recording"] if name not in weak]
+        splits, partial = self.builder.splits, self.builder.archive.partial
+        return [name for name in splits.loc[splits["split"] == self.split, "recording"] if name not in partial]
 
     def _windows(self, batch_size: int, num_proc: int | None) -> ScoredWindows:
         settings, archive = read_settings(self.saved.folder), self.builder.archive

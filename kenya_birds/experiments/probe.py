@@ -13,7 +13,7 @@ import pandas as pd
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
 from kenya_birds.data.splits import SPLITS, has_folds, read_folds, read_splits, splits_of_fold
-from kenya_birds.data.weak_recordings import with_weak
+from kenya_birds.data.weak_recordings import with_only_train
 from kenya_birds.defaults import CLIPS_PER_BATCH
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.evaluation_report import METRICS_FILE, PREDICTIONS_FILE, EvaluationContext
@@ -359,7 +359,7 @@ class _Work:
         number, folds, fitted = table["fold"].nunique(), [], []
         for fold in range(number):
             logger.info("Fold %d of %d", fold + 1, number)
-            splits = with_weak(splits_of_fold(table, fold), self.builder.weak, self.builder.same_sound)
+            splits = with_only_train(splits_of_fold(table, fold), self.builder.only_train, self.builder.same_sound)
             _, done, chosen = self.fit(splits, self.output_dir / f"fold-{fold}")
             folds.append(done)
             fitted.append(chosen)

@@ -102,9 +102,7 @@ def score_tables(
     names = {"table": Path(table)} if beside is None else {"table": Path(table), "beside": Path(beside)}
     tables = {name: read_events(path) for name, path in names.items()}
     archive = read_archive(data_dir)
-    if archive.weak:
-        logger.warning("%d recordings with weak labels are not scored", len(archive.weak))
-        archive = archive.without_weak()
+    archive = _completely_annotated(archive)
     find_recording = _recording_finder(archive)
     recordings = _scored_recordings(names, tables, archive, find_recording, settings)
     for path in names.values():
@@ -183,6 +181,25 @@ def _recording_finder(archive: Archive) -> Callable[[str], str | None]:
         return match.recording
 
     return find
+
+
+def _completely_annotated(archive: Archive) -> Archive:
+    """The archive without recordings that are annotated in part; raises `UserError` if there are no others."""
+    if archive.weak:
+        logger.warning("%d recordings with weak labels are not scored", len(archive.weak))
+    if archive.verified:
+        logger.warning(
+            "%d recordings with checked detections are not scored, because %s chose what was checked there",
+            len(archive.verified),
+            archive.choosing_models,
+        )
+    known = archive.without_partial()
+    if archive.partial and not known.headers:
+        raise UserError(
+            f"all recordings of {archive.data_dir} have weak labels or checked detections, which are for training "
+            "only: give an archive whose calls are annotated"
+        )
+    return known
 
 
 def _scored_recordings(

@@ -277,7 +277,7 @@ def _split(
     try:
         classes = select_classes(archive.annotations, min_annotations)
         clips = plan_clips(archive, classes, KenyaBirdsFeatureExtractor().sampling_rate, CLIP_S)
-        clips = clips[~clips["weak"]]
+        clips = clips[~clips["recording"].isin(archive.partial)]
         same_sound = archive.same_sound()
         audits = {"stratified": audit_split(clips, stratified_split(clips, same_sound=same_sound), places=places)}
         if balanced:

@@ -27,7 +27,8 @@ from kenya_birds.inference.run_report import RUN_FILE
 from kenya_birds.inference.sources import find_sources
 from kenya_birds.plot_style import styled
 from kenya_birds.values import Whole, checked
-from kenya_birds.verification.clips import clip_span, find_recordings
+from kenya_birds.verification.clips import clip_span
+from kenya_birds.verification.moved_recordings import find_recordings
 from kenya_birds.verification.survey import Survey
 
 logger = logging.getLogger(__name__)

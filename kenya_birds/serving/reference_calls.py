@@ -32,7 +32,7 @@ class ReferenceCalls:
     """
 
     def __init__(self, archive: Archive, sampling_rate: int, folder: Path) -> None:
-        self._archive = archive.without_weak()
+        self._archive = archive.without_partial()
         self.species = frozenset(self._archive.annotations["species"])
         self._sampling_rate = sampling_rate
         self._folder = folder

@@ -10,7 +10,7 @@ from kenya_birds.data.decoded_recordings import DecodedRecordings
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.training.batches import ClipDraw
-from kenya_birds.training.window_sampler import SpeciesDraws
+from kenya_birds.training.window_sampler import SpeciesDraws, wrong_number
 
 
 class EmbeddedRows(torch.utils.data.Dataset):
@@ -109,8 +109,8 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
         targets: 1, 0 or -100 of each window, shape `(windows, classes)`.
         recording: Index of each window's recording, shape `(windows,)`.
         is_empty: Whether nothing is annotated in a window or near its edges, shape `(windows,)`.
-        is_weak: Whether a window is of a recording with weak annotations: it is then drawn if it holds a call, shape
-            `(windows,)`.
+        is_partial: Whether a window is of a recording with weak annotations or checked detections, shape `(windows,)`.
+            It is then drawn if it holds a call, or if a detection in it was wrong, as in `WindowSampler`.
         calls: Number of calls of each class, shape `(classes,)`.
         length: Windows of an epoch.
         windows_per_step: Windows of one optimiser step, over all processes and accumulated batches. An incomplete last
@@ -129,7 +129,7 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
         targets: np.ndarray,
         recording: np.ndarray,
         is_empty: np.ndarray,
-        is_weak: np.ndarray,
+        is_partial: np.ndarray,
         calls: np.ndarray,
         *,
         length: int,
@@ -140,7 +140,7 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
         species_power: float,
     ) -> None:
         self.length = length - length % windows_per_step if length >= windows_per_step else length
-        self.seed, self.epoch, self._anywhere = seed, 0, np.flatnonzero(~is_weak)
+        self.seed, self.epoch, self._anywhere = seed, 0, np.flatnonzero(~is_partial)
         self._empty = np.flatnonzero(is_empty)
         row, label = np.nonzero(targets == 1)
         if not len(row):
@@ -151,7 +151,11 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
         self._row, self._draws = row, SpeciesDraws(label, recording[row], species_power, calls)
         with_call, empty = round(call_share * self.length), round(empty_share * self.length)
         empty = empty if len(self._empty) else 0
-        self._numbers = with_call, empty, self.length - with_call - empty
+        # Windows of weak labels have a class that is present, or are unknown.
+        self._wrong = np.flatnonzero(is_partial & (targets == 0).any(axis=1) & ~(targets == 1).any(axis=1))
+        wrong = wrong_number(with_call, len(row), len(self._wrong), self.length)
+        empty = round(empty * (1 - wrong / max(self.length - with_call, 1)))
+        self._numbers = with_call, wrong, empty, self.length - with_call - wrong - empty
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch's draws; called by the trainer."""
@@ -162,11 +166,13 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
 
     def __iter__(self) -> Iterator[ClipDraw]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        with_call, empty, anywhere = self._numbers
+        with_call, wrong, empty, anywhere = self._numbers
         drawn = [
             self._row[self._draws.draw(generator, with_call)],
             self._anywhere[generator.integers(len(self._anywhere), size=anywhere)],
         ]
+        if wrong:
+            drawn.append(self._wrong[generator.integers(len(self._wrong), size=wrong)])
         if empty:
             drawn.append(self._empty[generator.integers(len(self._empty), size=empty)])
         rows = generator.permutation(np.concatenate(drawn)).tolist()

@@ -205,7 +205,7 @@ class FrozenEmbeddings:
             grid.targets(plan.targets),
             grid.recording,
             plan.targets.is_empty(grid.recording, grid.start) & is_whole,
-            plan.targets.is_weak(plan.targets.offset[grid.recording]),
+            plan.targets.is_partial(plan.targets.offset[grid.recording]),
             np.bincount(label[label >= 0], minlength=len(plan.targets.classes)),
             call_share=plan.call_share,
             empty_share=plan.empty_share,

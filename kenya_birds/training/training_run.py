@@ -133,12 +133,12 @@ class Run:
         if self.settings.data.train_on == "clips":
             return
         splits = self.builder.splits
-        known = set(splits.loc[~splits["recording"].isin(self.builder.archive.weak), "split"])
+        known = set(splits.loc[~splits["recording"].isin(self.builder.archive.partial), "split"])
         for split in SPLITS:
             if split not in known:
                 raise UserError(
-                    f"all recordings of the {split} split have weak labels, so no window of them is known to be "
-                    "without a call: add an archive whose calls are annotated, or train on clips"
+                    f"all recordings of the {split} split have weak labels or checked detections, so no window of "
+                    "them is known to be without a call: add an archive whose calls are annotated, or train on clips"
                 )
 
     def _plan_clips(self, splits: pd.DataFrame | None) -> KenyaBirds:
@@ -263,9 +263,9 @@ class Run:
         return self._before.overlap(self.builder.archive.fingerprints(recordings))
 
     def recordings_of(self, split: str) -> list[str]:
-        """Recordings of a split that windows are cut from: those with weak labels are for training alone."""
+        """Recordings of a split that windows are cut from: those that are annotated in part are for training alone."""
         names: list[str] = self.splits.loc[self.splits["split"] == split, "recording"].to_list()
-        return names if split == "train" else [name for name in names if name not in self.builder.archive.weak]
+        return names if split == "train" else [name for name in names if name not in self.builder.archive.partial]
 
     def windows(self, split: str) -> tuple[RecordingWindowGrid, WindowTargets]:
         """The windows of the recordings of a split, side by side or overlapping as set, and the annotations.

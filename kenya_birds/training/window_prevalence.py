@@ -66,8 +66,8 @@ def _every_window(windows: RecordingWindows | EmbeddedWindows) -> Iterator[np.nd
     hop = min(max(targets.window // 10, samples // MOST_WINDOWS), targets.window // 2)
     grid = RecordingWindowGrid.of(windows.decoded, targets.window, (targets.window - hop) / targets.sampling_rate)
     is_long = grid.end - grid.start == targets.window
-    # Windows of weak labels are known only where there is signal, which does not show how often species call.
-    is_long &= ~targets.is_weak(targets.offset[grid.recording])
+    # What is known of recordings with weak labels or checked detections does not show how often species call.
+    is_long &= ~targets.is_partial(targets.offset[grid.recording])
     recording, start = grid.recording[is_long], grid.start[is_long]
     for first in range(0, len(start), BLOCK):
         yield targets(recording[first : first + BLOCK], start[first : first + BLOCK])

@@ -38,7 +38,9 @@ class WindowSampler(Sampler[WindowDraw]):
     The draws depend on the seed and the epoch alone, so that every process draws the same and a resumed run draws what
     an uninterrupted one would. Windows lie in unbroken sound: not in damage or long digital silence.
 
-    Windows without a call and windows anywhere lie in recordings whose annotations are not weak.
+    Windows without a call and windows anywhere lie in recordings that are annotated completely: not in those with weak
+    annotations or checked detections. Wrong detections are drawn as often as calls are, instead of up to half of these
+    windows.
 
     A window round a call: a species is drawn with a weight of `n ** (1 - species_power)`, `n` being its calls, then
     one of the recordings that hold it, then one of its calls there. The call lies anywhere in the window where its
@@ -98,7 +100,7 @@ class WindowSampler(Sampler[WindowDraw]):
                 "choose a lower clip_s, or train on clips"
             )
         self._calls = _Calls(targets, self._first, self._last, species_power)
-        is_known = ~targets.is_weak(self._first)
+        is_known = ~targets.is_partial(self._first)
         known = self._first[is_known], self._last[is_known]
         self._anywhere, self._empty = _Places(*known), _Places(*_subtracted(*known, *_forbidden(targets)))
         number = round(call_share * self.length)
@@ -111,7 +113,10 @@ class WindowSampler(Sampler[WindowDraw]):
                 empty_share,
             )
             empty_number = 0
-        self._numbers = number, empty_number, self.length - number - empty_number
+        self._wrong = _WrongDetections(targets, self._first, self._last)
+        wrong = wrong_number(number, self._calls.total, self._wrong.total, self.length)
+        empty_number = round(empty_number * (1 - wrong / max(self.length - number, 1)))
+        self._numbers = number, wrong, empty_number, self.length - number - wrong - empty_number
         self.hard_number = round(hard_share * empty_number)
         self._hard_windows = hard_windows
 
@@ -124,7 +129,7 @@ class WindowSampler(Sampler[WindowDraw]):
 
     def __iter__(self) -> Iterator[WindowDraw]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        calls, empty, anywhere = self._numbers
+        calls, wrong, empty, anywhere = self._numbers
         hard = np.zeros(0, dtype=np.int64)
         if self.hard_number and self._hard_windows is not None:
             hard = generator.permutation(self._hard_windows(self))
@@ -133,6 +138,7 @@ class WindowSampler(Sampler[WindowDraw]):
         place = np.concatenate(
             [
                 self._calls.draw(generator, calls),
+                self._wrong.draw(generator, wrong),
                 hard,
                 self._empty.draw(generator, empty - len(hard)),
                 self._anywhere.draw(generator, anywhere),
@@ -249,6 +255,10 @@ class _Calls:
         recording = targets.offset.searchsorted(targets.start[chosen], side="right") - 1
         self._start, self._end = targets.start[chosen], targets.end[chosen]
         self._low, self._high = first[run[chosen]], last[run[chosen]]
+        self.total = len(chosen)
+        # In the box of a checked detection, the call may be anywhere.
+        is_verified = np.zeros(self.total, dtype=bool) if targets.verified is None else targets.verified[recording]
+        self._is_verified = is_verified
         self._draws = SpeciesDraws(targets.label[chosen], recording, power)
 
     def draw(self, generator: np.random.Generator, number: int) -> np.ndarray:
@@ -262,7 +272,45 @@ class _Calls:
             start + length // 2 - inside,
             start + (where * length).astype(np.int64) - self._window // 2,
         )
+        if self._is_verified.any():
+            # The window holds all but the margin of the box, or lies in it but for the margin.
+            at_end = self._end[call] - self._window
+            first, until = np.minimum(start, at_end) - self._margin, np.maximum(start, at_end) + self._margin
+            whole = first + (where * (until - first + 1)).astype(np.int64)
+            place = np.where(self._is_verified[call], whole, place)
         return place.clip(self._low[call], self._high[call])
+
+
+class _WrongDetections:
+    """Spans of wrong detections in which windows can be drawn; longer ones are drawn more often."""
+
+    def __init__(self, targets: WindowTargets, first: np.ndarray, last: np.ndarray) -> None:
+        begin, end = targets.absent[:, 1], targets.absent[:, 2]
+        run = first.searchsorted((begin + end) // 2, side="right") - 1
+        low = np.maximum(begin - targets.margin, first[run])
+        high = np.minimum(end - targets.window + targets.margin, last[run])
+        is_usable = (run >= 0) & (low <= high) & (end - begin >= targets.window - targets.margin)
+        self._low, self._high = low[is_usable], high[is_usable]
+        self._number = np.maximum((end - begin)[is_usable] / targets.window, 1)
+        self.total = round(self._number.sum())
+
+    def draw(self, generator: np.random.Generator, number: int) -> np.ndarray:
+        if not number:
+            return np.zeros(0, dtype=np.int64)
+        span = generator.choice(len(self._number), number, p=self._number / self._number.sum())
+        return generator.integers(self._low[span], self._high[span], endpoint=True)
+
+
+def wrong_number(call_windows: int, calls: int, wrong: int, length: int) -> int:
+    """How many windows of an epoch are at wrong detections: each as often as a call, at most half of the others.
+
+    Args:
+        call_windows: Windows round calls.
+        calls: Number of calls.
+        wrong: Number of wrong detections.
+        length: Windows of an epoch.
+    """
+    return min(round(call_windows * wrong / max(calls, 1)), (length - call_windows) // 2)
 
 
 def _forbidden(targets: WindowTargets) -> tuple[np.ndarray, np.ndarray]:

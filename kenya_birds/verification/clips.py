@@ -9,26 +9,23 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import soundfile
-from fsspec.core import split_protocol
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header
-from kenya_birds.data.recording_matching import RecordingFinder
-from kenya_birds.data.sound_files import find_sound
+from kenya_birds.data.audio import RecordingReader, UndecodableError
 from kenya_birds.errors import UserError
 from kenya_birds.files import users_file
 from kenya_birds.inference.plots import draw_levels, read_levels, shown_range
 from kenya_birds.inference.sources import find_sources
 from kenya_birds.plot_style import save_picture, styled
+from kenya_birds.verification.moved_recordings import SAME_LENGTH_S
 
 logger = logging.getLogger(__name__)
 
 ClipFormat = Literal["flac", "wav"]
 CLIPS_FOLDER, PICTURES_FOLDER = "clips", "pictures"
 PEAK_DBFS = -1.0
-SAME_LENGTH_S = 0.01
 WIDTH_INCH, HEIGHT_INCH, DPI = 6.4, 2.8, 100
 AXES = (0.07, 0.09, 0.9, 0.88)  # left, bottom, width and height as shares of the picture
 BOX_COLOUR = "#c2185b"
@@ -49,60 +46,6 @@ class ClipSettings:
     clip_format: ClipFormat = "flac"
     channel: str | None = None
     pictures: bool = True
-
-
-def find_recordings(
-    names: pd.Series, folder: Path | None, lengths_s: Mapping[str, float] | None = None
-) -> dict[str, str]:
-    """Finds the recordings of detections, also after they were moved.
-
-    A moved recording is the file with its name whose last folders are the same, or else the only one with its name, or
-    the only one of these with its length.
-
-    Args:
-        names: Paths or URLs of the recordings in the table.
-        folder: Folder to search for recordings that are not at their path; None: none.
-        lengths_s: Length of each recording when it was analysed, where it is known.
-
-    Returns:
-        Path or URL of each recording.
-
-    Raises:
-        UserError: If a recording is not found, or it is uncertain which file it is.
-    """
-    found = {name: name for name in names if split_protocol(name)[0] is not None or Path(name).is_file()}
-    missing = [name for name in dict.fromkeys(names) if name not in found]
-    if not missing:
-        return found
-    if folder is None:
-        raise UserError(
-            f"{len(missing)} recordings of the sample are not where they were analysed, such as {missing[0]}: run "
-            "this in the same folder as kenya-birds detect, or give the folder that they are in now with --recordings"
-        )
-    paths = {Path(one.path).relative_to(folder).as_posix(): one.path for one in find_sound(folder).found}
-    finder = RecordingFinder(paths)
-    for name in missing:
-        path = name.replace("\\", "/")
-        match = finder.find(path.lstrip("/"))
-        if match.recording is None:
-            match = finder.find(path.rpartition("/")[2])
-        alike = match.others if match.recording is None else (match.recording,)
-        if len(alike) > 1 and lengths_s and name in lengths_s:
-            alike = tuple(one for one in alike if _has_length(paths[one], lengths_s[name]))
-        if len(alike) != 1:
-            what = (
-                f"several files may be it: {' and '.join(alike[:2])}" if alike else "no file has its name and length"
-            )
-            raise UserError(f"the recording {name} is not found in {folder} ({what}): move it there under its name")
-        found[name] = str(paths[alike[0]])
-    return found
-
-
-def _has_length(path: str, length_s: float) -> bool:
-    try:
-        return abs(read_header(Path(path)).duration_s - length_s) <= SAME_LENGTH_S
-    except UserError:
-        return False
 
 
 def write_clips(

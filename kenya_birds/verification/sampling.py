@@ -34,10 +34,10 @@ from kenya_birds.verification.clips import (
     ClipFormat,
     ClipSettings,
     clip_span,
-    find_recordings,
     write_clips,
 )
 from kenya_birds.verification.found_tables import SCORE_DIGITS, By, FoundTable, Scores
+from kenya_birds.verification.moved_recordings import find_recordings
 from kenya_birds.verification.strata import Drawn, draw_clips, make_strata
 
 logger = logging.getLogger(__name__)
