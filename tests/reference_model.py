@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fresh_python import run_fresh
 
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import EARLIER_SETTINGS, KenyaBirdsFeatureExtractor
@@ -62,15 +63,13 @@ def ask(python: str, folder: Path, home: Path, **environment: str) -> dict:
     """What a model answers in a process of that Python that cannot import this package."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     used = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(
-        [python, "-I", PROGRAM, folder],
-        cwd=home,
-        env=kept | used,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    words = ("-I", PROGRAM, folder)
+    if python == sys.executable:
+        done = run_fresh(*words, cwd=home, env=kept | used)
+    else:
+        done = subprocess.run(
+            [python, *words], cwd=home, env=kept | used, capture_output=True, text=True, timeout=300, check=False
+        )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])

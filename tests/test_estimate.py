@@ -2,13 +2,14 @@
 
 import functools
 import json
+import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_python import run_fresh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -305,7 +306,7 @@ def test_the_module_needs_neither_datasets_nor_librosa():
         "from kenya_birds.training.estimate import estimate\n"
         "print(estimate('test_convnext', batch_size=1, num_labels=2).parameters)"
     )
-    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    process = run_fresh("-c", script, cwd=ROOT, env=os.environ)
     assert process.returncode == 0, process.stderr
     assert int(process.stdout) > 100_000
 

@@ -1,8 +1,6 @@
 import hashlib
 import json
 import socket
-import subprocess
-import sys
 import traceback
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from fake_hub import FakeHub
+from fresh_python import run_fresh
 from huggingface_hub import constants, snapshot_download
 from safetensors.numpy import save_file
 
@@ -284,9 +283,7 @@ print(type(config).__name__, config.id2label[1])
 
 
 def test_a_fresh_process_publishes_and_loads_by_name(model_dir, fake_hub, tmp_path):
-    command = [sys.executable, "-c", JOURNEY, str(model_dir)]
-    environment = fake_hub.environment(tmp_path / "home")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = run_fresh("-c", JOURNEY, model_dir, cwd=tmp_path, env=fake_hub.environment(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["KenyaBirdsConfig", "Bulbul"]
     assert fake_hub.token not in done.stdout + done.stderr

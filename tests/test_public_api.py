@@ -1,12 +1,15 @@
 """What `import kenya_birds` gives, how fast, and what it changes in transformers."""
 
 import json
+import os
 import subprocess
 import sys
 import typing
 
 import numpy as np
 import pytest
+from fresh_python import run_fresh
+from running import ROOT
 
 import kenya_birds
 
@@ -67,7 +70,9 @@ def test_another_name_is_an_attribute_error():
     ids=["imported before transformers", "imported after transformers"],
 )
 def test_auto_classes_and_pipeline_load_our_folders_without_trust_remote_code(folder, first, last):
-    answer = json.loads(python(IN_A_FRESH_PROCESS.format(first=first, last=last), folder))
+    done = run_fresh("-c", IN_A_FRESH_PROCESS.format(first=first, last=last), folder, cwd=ROOT, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
     assert answer["classes"] == [
         "kenya_birds.model.configuration_kenya_birds.KenyaBirdsConfig",
         "kenya_birds.model.feature_extraction_kenya_birds.KenyaBirdsFeatureExtractor",

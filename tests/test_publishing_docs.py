@@ -4,13 +4,12 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
 import datasets
 import pytest
 import soundfile
 from fake_hub import FakeHub
+from fresh_python import run_fresh
 from reference_model import LABELS, save_reference_model
 from running import ROOT
 
@@ -41,15 +40,8 @@ def test_its_python_runs_from_top_to_bottom(hub, clips, tmp_path):
     few = datasets.DatasetDict({split: clips[split].select(range(2)) for split in clips})
     push_clips(few, "ann/birds-of-baringo-clips", title="Clips")
 
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks("python"))],
-        env={**hub.environment(tmp_path / "other home"), "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    environment = {**hub.environment(tmp_path / "other home"), "PYTHONPATH": str(ROOT)}
+    done = run_fresh("-c", "\n".join(blocks("python")), cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert hub.token not in done.stdout + done.stderr
     commit, *code, first, second, third, model, clip = done.stdout.splitlines()

@@ -1,7 +1,5 @@
 import hashlib
 import re
-import subprocess
-import sys
 
 import datasets
 import numpy as np
@@ -11,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from fake_hub import FakeHub
+from fresh_python import run_fresh
 
 from kenya_birds.errors import UserError
 from kenya_birds.publishing import clips_dataset as publishing
@@ -291,15 +290,7 @@ def test_a_fresh_process_loads_by_name_as_the_card_says(clips, fake_hub, tmp_pat
     card = fake_hub.repos["datasets/ann/clips"]["commits"][0]["files"]["README.md"].decode()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
 
-    done = subprocess.run(
-        [sys.executable, "-c", code + JOURNEY],
-        env=fake_hub.environment(tmp_path / "home"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_fresh("-c", code + JOURNEY, cwd=tmp_path, env=fake_hub.environment(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     example, *loaded = done.stdout.splitlines()
     names = clips["train"].features["label"].names

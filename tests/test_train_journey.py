@@ -1,6 +1,7 @@
 """From an archive to a model that a stranger loads: the whole path, and what stops it."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -9,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from running import ROOT, flags, losses, metrics, run, run_script, train
+from fresh_python import run_fresh
+from running import ROOT, flags, losses, metrics, run_script, train
 
 from kenya_birds import cli
 from kenya_birds.data.synthetic import synthesize_archive
@@ -116,7 +118,7 @@ def test_a_stranger_runs_the_cards_example_as_it_stands(trained, tmp_path):
         examples = examples.replace(f'"{name}"', f'"{(tmp_path / name).as_posix()}"')
     # Every species is reported in every window.
     examples = examples.replace("\nwith soundfile", "\nthresholds = dict.fromkeys(thresholds, 0.0)\nwith soundfile")
-    result = run(sys.executable, "-c", STRANGER + examples, HF_MODULES_CACHE=str(tmp_path))
+    result = run_fresh("-c", STRANGER + examples, cwd=tmp_path, env={**os.environ, "HF_MODULES_CACHE": str(tmp_path)})
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     name = r"syn\w+  Synthetic \w+ \d \(Avis \w+ \d\)"

@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from fresh_python import run_fresh
 from packaging.version import Version
 
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
@@ -142,15 +141,7 @@ def answer(clips, models, tmp_path_factory):
         "HF_HOME": str(folder / "home"),
         "HF_MODULES_CACHE": str(folder / "modules"),
     }
-    result = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(folder), str(folder / "clips.npz")],
-        cwd=elsewhere,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = run_fresh("-c", STRANGER, folder, folder / "clips.npz", cwd=elsewhere, env=environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

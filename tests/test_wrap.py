@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 
 import librosa
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from fresh_python import run_fresh
 from networks import (
     BINS,
     CODES,
@@ -28,7 +30,7 @@ from networks import (
 )
 from networks import write_free_onnx as write_free
 from networks import write_spectrogram_onnx as write_spectrogram
-from running import flags, run, settings_of
+from running import ROOT, flags, run, settings_of
 from scipy.special import expit, softmax
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
@@ -95,7 +97,8 @@ def test_detections_have_the_scores_of_the_network_on_the_same_windows(write, re
     network = write(tmp_path / f"network{suffix}")
     inner = "embedding" if write is write_onnx else "POOL"
     model = wrap(tmp_path, *NETWORK[:4], "--embedding", inner, "--threshold", "0.3", network=network)
-    done = run(sys.executable, "-m", "kenya_birds", "detect", str(model), str(recording), "--output", f"{tmp_path}/x")
+    words = ("-m", "kenya_birds", "detect", model, recording, "--output", tmp_path / "x")
+    done = run_fresh(*words, cwd=ROOT, env=os.environ)
     assert done.returncode == 0, done.stderr
     found = pd.read_csv(tmp_path / "x" / "detections.csv")
     windows = sound(20).reshape(-1, SAMPLES).astype(np.float32) / 32768
@@ -273,7 +276,8 @@ print(json.dumps({guess["label"]: guess["score"] for guess in classify(clip, top
 
 
 def test_the_pipeline_of_transformers_runs_the_folder_without_this_package(wrapped, tmp_path):
-    done = run(sys.executable, "-I", "-c", STRANGER, str(wrapped), HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = run_fresh("-I", "-c", STRANGER, wrapped, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     expected = expit(own_scores(np.full((1, SAMPLES), 0.01, np.float32)))[0]
     found = json.loads(done.stdout.splitlines()[-1])
