@@ -3,11 +3,11 @@
     python benchmarks/verification_circle.py WORK_DIR [--archive ARCHIVE] [--per_species 60] [--flags FLAGS]
 
 Without --archive, a synthetic one is made. Of six recordings in the order of their names, two are for training, two
-are the field, one is for validation, one for the test. The old model is trained on the annotated recordings. It detects in
-the field, whose annotations are used only to answer a sample of its detections, as a person would: right if the
-species is annotated there, other if only another one is, wrong if none is, unsure if it is annotated within 0.25 s of
-an edge of the detection. Then the old model is trained on, once with the annotated recordings alone and once with the
-answers too, and all are compared on the test recordings. Every step is the command that a user types.
+are the field, one is for validation, one for the test. The old model is trained on the annotated recordings. It
+detects in the field, whose annotations are used only to answer a sample of its detections, as a person would: right if
+the species is annotated there, other if only another one is, wrong if none is, unsure if it is annotated within 0.25 s
+of an edge of the detection. Then the old model is trained on, once with the annotated recordings alone and once with
+the answers too, and all are compared on the test recordings. Every step is the command that a user types.
 """
 
 import argparse

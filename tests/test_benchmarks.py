@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 
+import pandas as pd
 import pytest
 from detecting import save_model
 from fresh_python import run_fresh
@@ -100,3 +102,24 @@ def test_a_head_trains_on_random_embeddings():
     rows = [line.strip("|").split("|") for line in result.stdout.splitlines()[-2:]]
     assert [row[0].strip() for row in rows] == ["linear", "mlp, 6"]
     assert all(float(row[3]) > 0 for row in rows)
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_answers_go_round_the_circle_into_another_model(small_archive, tmp_path):
+    small = {**SMALL, "num_train_epochs": 1, "windows_per_epoch": 32, "n_mels": 64, "hop_length": 640}
+    shared = " ".join(f"--{name} {value}" for name, value in small.items())
+    words = (tmp_path, "--archive", small_archive, "--per_species", "6", "--flags", shared)
+    result = run_script("benchmarks/verification_circle.py", *words, "--again", "--learning_rate 1e-3")
+    assert result.returncode == 0, result.stderr
+    answers = re.search(r"(\d+) detections: (\d+) right, (\d+) wrong, (\d+) other, (\d+) unsure", result.stdout)
+    number, right, *others = map(int, answers.groups())
+    assert right > 0
+    assert right + sum(others) == number
+    assert f"{number} checked detections" in result.stdout
+    *_, with_answers, _, difference = result.stdout.splitlines()
+    assert with_answers.startswith("| trained on with answers |")
+    assert difference.startswith("| trained on with answers minus trained on without answers |")
+    learned = pd.read_csv(tmp_path / "with" / "training_recordings.csv", keep_default_na=False)
+    checked = learned[learned["recording"].str.startswith("checked/")]
+    assert set(checked["split"]) == {"train"}
+    assert len(checked) == 3
