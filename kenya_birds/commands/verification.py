@@ -69,10 +69,19 @@ def _add_sample(steps: Any) -> None:
     add_option(
         what,
         "--choose",
-        Literal["score", "random"],
+        Literal["score", "random", "uncertain", "diverse"],
         "score",
         help="score: equal numbers of clips from score bins, of which each has half as many detections as the next "
-        "lower one; random: from all detections of a species",
+        "lower one; random: from all detections of a species. For training alone (verify annotate), not for verify "
+        "read: uncertain: scores near 0.5 that differ in their embeddings; diverse: embeddings that differ most",
+    )
+    add_option(
+        what,
+        "--embeddings",
+        Path | None,
+        metavar="FILE",
+        help="with --choose uncertain or diverse: file of kenya-birds embed with these recordings; by default the "
+        "model of the detections embeds the candidates",
     )
     add_option(
         what,
@@ -104,6 +113,9 @@ def _sample(options: argparse.Namespace) -> None:
     check_file(options.species, "a list of species")
     if options.recordings is not None and not options.recordings.is_dir():
         raise UserError(f"there is no folder {options.recordings}: expected a folder of recordings (--recordings)")
+    check_file(options.embeddings, "a file of kenya-birds embed")
+    if options.embeddings is not None and options.choose in ("score", "random"):
+        raise UserError(f"--embeddings is for --choose uncertain or diverse: found --choose {options.choose}")
     check_can_make(options.output)
     from kenya_birds.verification.sampling import SampleSettings, draw_sample
 
@@ -114,6 +126,7 @@ def _sample(options: argparse.Namespace) -> None:
         SampleSettings(**{name: getattr(options, name) for name in names}),
         species=options.species,
         recordings=options.recordings,
+        embeddings=options.embeddings,
     )
     species = {stratum.species for stratum in drawing.sample.strata}
     print(f"{drawing.clips} clips of {len(species)} species, {drawing.new} of them new; {drawing.answered} answered")

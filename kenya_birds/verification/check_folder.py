@@ -33,6 +33,10 @@ ROW_COLUMNS = (
 DIGITS = {"score": 6, "start_s": 6, "end_s": 6, "weight": 4, "clip_start_s": 6}
 
 
+# Ways of `verify sample --choose` that draw at random, so that the answers stand for all detections.
+AT_RANDOM = ("score", "random")
+
+
 @dataclass(frozen=True)
 class Answer:
     """Answer of a person about one detection.
@@ -310,6 +314,16 @@ def _checked(answer: Answer, codes: Mapping[str, str], where: str) -> Answer:
             f"{where} has an other_species with the answer '{word}': expected other, or right if both call"
         )
     return replace(answer, answer=word, other_species=code)
+
+
+def check_at_random(folder: Path, sample: Sample) -> None:
+    """Raises `UserError` if the clips of a sample were not drawn at random."""
+    choose = sample.settings["choose"]
+    if choose not in AT_RANDOM:
+        raise UserError(
+            f"{folder} was drawn with --choose {choose}: these clips were not drawn at random, so they give no "
+            "precision, call density or thresholds; train on them with kenya-birds verify annotate"
+        )
 
 
 def check_same_strata(samples: Sequence[tuple[Path, Sample]]) -> None:

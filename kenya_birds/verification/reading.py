@@ -33,6 +33,7 @@ from kenya_birds.verification.check_folder import (
     ROW_COLUMNS,
     Answer,
     Sample,
+    check_at_random,
     check_same_strata,
     read_answers,
     read_rows,
@@ -92,8 +93,8 @@ def read_checks(
         overwrite: Replaces earlier results in the output folder, if it has nothing else.
 
     Raises:
-        UserError: If a folder cannot be read, an answer or species is unknown, the samples are of different tables,
-            or there is no answer.
+        UserError: If a folder cannot be read, an answer or species is unknown, the samples are of different tables
+            or not drawn at random, or there is no answer.
     """
     output = Path(output)
     check_results_folder(output, overwrite)
@@ -104,6 +105,8 @@ def read_checks(
             f"{sources[0]} is a file: give the folder of kenya-birds verify sample that it belongs to, too"
         )
     samples = [(folder, Sample.read(folder)) for folder in folders]
+    for folder, one in samples:
+        check_at_random(folder, one)
     check_same_strata(samples)
     sample = samples[0][1]
     names = {code: found for folder in folders for code, found in read_species_table(folder).items()}

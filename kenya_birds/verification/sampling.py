@@ -2,10 +2,12 @@
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from kenya_birds.errors import UserError
@@ -15,6 +17,7 @@ from kenya_birds.inference.species import read_species
 from kenya_birds.values import Count, Seconds, Seed, check_fields
 from kenya_birds.verification.check_folder import (
     ANSWERS_FILE,
+    AT_RANDOM,
     ROW_COLUMNS,
     ROWS_FILE,
     SAMPLE_FILE,
@@ -37,6 +40,7 @@ from kenya_birds.verification.clips import (
     write_clips,
 )
 from kenya_birds.verification.found_tables import SCORE_DIGITS, By, FoundTable, Scores
+from kenya_birds.verification.informative import INFORMATIVE, draw_informative
 from kenya_birds.verification.moved_recordings import find_recordings
 from kenya_birds.verification.strata import Drawn, draw_clips, make_strata
 
@@ -53,6 +57,7 @@ class SampleSettings:
         per_species: Clips of each species; with `by`, of each species at each site or in each night.
         by: Sites or nights, to which the sample is divided; None: not divided.
         choose: `score`: clips are drawn in equal numbers from score bins; `random`: from all detections of a species.
+            Not at random, for training alone: `uncertain`, `diverse` (see `draw_informative`).
         seed: Random seed.
         context_s: Sound before and after a detection, in seconds.
         clip_format: Format of the clips.
@@ -61,7 +66,7 @@ class SampleSettings:
 
     per_species: Count = 60
     by: By | None = None
-    choose: Literal["score", "random"] = "score"
+    choose: Literal["score", "random", "uncertain", "diverse"] = "score"
     seed: Seed = 0
     context_s: Seconds = 2.0
     clip_format: ClipFormat = "flac"
@@ -98,6 +103,7 @@ def draw_sample(
     *,
     species: str | Path | None = None,
     recordings: str | Path | None = None,
+    embeddings: str | Path | None = None,
 ) -> Drawing:
     """Draws a stratified random sample of detections for a person to check.
 
@@ -113,6 +119,7 @@ def draw_sample(
         settings: Settings of the sample.
         species: List of species to sample (see `read_species`); None: all.
         recordings: Folder with recordings that were moved.
+        embeddings: Table of `kenya-birds embed` for `uncertain` and `diverse`; None: the model of the run embeds.
 
     Raises:
         UserError: If a file cannot be used, or the folder has a sample of another table or with other settings.
@@ -120,6 +127,7 @@ def draw_sample(
     settings = settings or SampleSettings()
     output = Path(output)
     table = FoundTable(found)
+    folder = None if recordings is None else Path(recordings)
     old = _earlier(output, table, settings)
     check_can_make(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -128,16 +136,18 @@ def draw_sample(
         answers: dict[str, Answer] = {}
         if before is not None and (output / ANSWERS_FILE).is_file():
             answers = read_answers(output, before, read_species_table(output))
-        drawn = _draw(table, settings, species, old)
+        candidates = _Candidates(table, output, folder, None if embeddings is None else Path(embeddings))
+        drawn = _draw(table, settings, species, old, candidates)
         rows = _rows(table, drawn, settings)
         if before is not None and not before.index.isin(rows.index).all():
             raise UserError(f"{output} has clips that this command does not draw: give the same --species, or another "
                             "--output")  # fmt: skip
         run = read_recordings(table.path, rows["recording"].unique())
         lengths_s = {} if run is None else run.duration_s
-        where = find_recordings(rows["recording"], None if recordings is None else Path(recordings), lengths_s)
+        where = find_recordings(rows["recording"], folder, lengths_s)
         sample = _sample(table, settings, drawn)
         sample.write(output)
+        candidates.write()
         with users_file(output / ROWS_FILE) as partial:
             rows.to_parquet(partial, index=False)
         write_species(output, table.names())
@@ -180,7 +190,56 @@ def _earlier(output: Path, table: FoundTable, settings: SampleSettings) -> Sampl
     return old
 
 
-def _draw(table: FoundTable, settings: SampleSettings, species: str | Path | None, old: Sample | None) -> list[Drawn]:
+class _Candidates:
+    """Embeddings of the candidates of a sample.
+
+    Args:
+        table: The detections.
+        output: Folder of the sample.
+        folder: Folder with recordings that were moved.
+        embeddings: Table of `kenya-birds embed`; None: the model of the run embeds.
+    """
+
+    def __init__(self, table: FoundTable, output: Path, folder: Path | None, embeddings: Path | None) -> None:
+        self._table, self._output, self._folder, self._embeddings = table, output, folder, embeddings
+        self._new: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """Embeddings of rows of the table, shape `(rows, size)`; those of an earlier run are used again."""
+        # These need torch; other samples are drawn without it.
+        from kenya_birds.verification import window_embeddings
+
+        known = window_embeddings.read_candidates(self._output, rows)
+        if known is not None:
+            return known
+        found = self._table.rows(rows)
+        if self._embeddings is not None:
+            vectors = window_embeddings.look_up(self._embeddings, found)
+        else:
+            run = self._table.run
+            embedder = window_embeddings.model_of_run(str(run.get("model", "")), run["model_sha256"])
+            lengths = read_recordings(self._table.path, found["recording"].unique())
+            where = find_recordings(found["recording"], self._folder, {} if lengths is None else lengths.duration_s)
+            channel = run.get("settings", {}).get("channel")
+            vectors = window_embeddings.embed_detections(embedder, found, where, channel)
+        self._new = rows, vectors
+        return vectors
+
+    def write(self) -> None:
+        """Writes new embeddings, so that the sample can be resumed and enlarged."""
+        if self._new is not None:
+            from kenya_birds.verification.window_embeddings import write_candidates
+
+            write_candidates(self._output, *self._new)
+
+
+def _draw(
+    table: FoundTable,
+    settings: SampleSettings,
+    species: str | Path | None,
+    old: Sample | None,
+    embed: Callable[[np.ndarray], np.ndarray],
+) -> list[Drawn]:
     """Draws the clips of all species."""
     scores = table.scores(settings.by)
     _log_scores(table, scores)
@@ -210,6 +269,8 @@ def _draw(table: FoundTable, settings: SampleSettings, species: str | Path | Non
             known=() if old is None else old.strata,
         )
     )
+    if settings.choose in INFORMATIVE:
+        return draw_informative(strata, scores.score, settings.per_species, settings.seed, settings.choose, embed)
     by_key: dict[tuple[str, str], list[Any]] = {}
     for stratum, rows in strata:
         by_key.setdefault((stratum.species, stratum.group), []).append((stratum, rows))
@@ -248,7 +309,8 @@ def _rows(table: FoundTable, drawn: list[Drawn], settings: SampleSettings) -> pd
     found = table.rows(places.index.sort_values().to_numpy()).join(places.drop(columns="species"))
     found = found.rename(columns={"code": "species"})
     found["score"] = found["score"].astype("float64").round(SCORE_DIGITS)
-    found["weight"] = found["stratum_detections"] / found["clips"]
+    at_random = settings.choose in AT_RANDOM
+    found["weight"] = found["stratum_detections"] / found["clips"] if at_random else 0.0  # stands for no others
     spans = zip(found["recording"], found["start_s"], found["end_s"], found["species"], strict=True)
     found["id"] = [detection_id(*span) for span in spans]
     if found["id"].duplicated().any():
