@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -71,6 +72,23 @@ def blank_figures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", blank)
         yield
+
+
+@pytest.fixture
+def forked_check(monkeypatch):
+    """The check before publishing runs its program in a fork, which has imported torch already."""
+    import subprocess
+    import types
+
+    from fresh_python import run_fresh
+
+    def run(command, *, cwd, env, timeout, **_):
+        python, isolated, _, _, *words = command
+        assert (python, isolated) == (sys.executable, "-I")
+        return run_fresh(isolated, *words, cwd=cwd, env=env, timeout_s=timeout)
+
+    replaced = types.SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr("kenya_birds.publishing.model_folder.subprocess", replaced)
 
 
 @pytest.fixture(scope="session")

@@ -123,6 +123,7 @@ def test_a_model_of_all_recordings_is_not_evaluated_on_them(validated, small_arc
         evaluate_model(str(validated), small_archive, tmp_path / "again")
 
 
+@pytest.mark.usefixtures("forked_check")
 def test_the_final_model_can_be_published(validated):
     result = run_script("push_model.py", "--model_dir", validated, "--repo_id", "ann/birds", "--dry_run")
     assert result.returncode == 0, result.stderr

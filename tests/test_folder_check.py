@@ -57,11 +57,13 @@ def test_a_model_that_answers_passes(folders):
     check_model(model_contents(folders / "multi"))
 
 
+@pytest.mark.usefixtures("forked_check")
 def test_code_that_needs_this_package_is_refused_although_it_is_installed_here(model_dir):
     edit(model_dir / "modeling_kenya_birds.py", "import math\n", "import math\nfrom kenya_birds import errors\n")
     refused(model_dir, "cannot be loaded and run: .*kenya_birds")
 
 
+@pytest.mark.usefixtures("forked_check")
 def test_the_code_sees_no_token_and_is_told_to_stay_offline(model_dir, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "a1B2" * 8)
     monkeypatch.setenv("MY_PASSWORD", "correct horse")

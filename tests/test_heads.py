@@ -175,6 +175,7 @@ def test_the_card_names_network_head_and_licence(trained):
     assert "{%" not in card
 
 
+@pytest.mark.usefixtures("forked_check")
 def test_a_dry_push_answers_in_another_process_without_the_network(trained, network, tmp_path):
     done = run_script("push_model.py", "--model_dir", trained, "--repo_id", "someone/birds", "--dry_run")
     assert done.returncode == 0, done.stderr
