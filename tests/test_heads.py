@@ -542,3 +542,28 @@ def test_a_drawn_version_has_its_own_embedding_and_target():
     assert batch["head_input"].flatten().tolist() == [1.0, 1.0, 11.0, 11.0]
     assert batch["labels"].tolist() == [1, 1, 2, 2]
     assert len(LABELS) == 3
+
+
+def test_embedded_windows_of_wrong_detections_are_drawn_as_often_as_those_with_a_call():
+    targets = np.zeros((100, 2), dtype=np.int64)
+    targets[:10, 0] = 1
+    targets[80:] = -100  # a recording with checked detections
+    targets[80:85, 1] = 0
+    partial = np.arange(100) >= 80
+    empty = (np.arange(100) >= 50) & ~partial
+    sampler = EmbeddedWindowSampler(
+        targets,
+        np.arange(100) // 20,
+        empty,
+        partial,
+        np.array([10, 0]),
+        length=1000,
+        windows_per_step=1,
+        seed=1,
+        call_share=0.4,
+        empty_share=0.3,
+        species_power=0.0,
+    )
+    rows = np.array([draw.clip for draw in sampler])
+    assert ((rows >= 80) & (rows < 85)).sum() == 400 * 5 // 10
+    assert not (rows >= 85).any()
