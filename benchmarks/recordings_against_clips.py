@@ -25,7 +25,7 @@ ARMS = {
     "clips": "",
     "clips, multi-label": "--problem_type multi_label_classification",
     "recordings": "--train_on recordings",
-    "recordings, softmax": "--train_on recordings --window_loss softmax",
+    "recordings, bce": "--train_on recordings --window_loss bce",
     "recordings, focal 2": "--train_on recordings --focal_gamma 2",
     "recordings, loss weights n^0": "--train_on recordings --loss_weight_power 0",
     "recordings, 3/4 around calls": "--train_on recordings --call_windows 0.75 --empty_windows 0.15",

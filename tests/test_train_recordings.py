@@ -104,7 +104,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_archive, tmp_path
 
 
 def test_a_model_with_a_softmax_has_no_call_in_no_result(small_archive, tmp_path):
-    settings = {**ON_RECORDINGS, "window_loss": "softmax", "num_train_epochs": 2}
+    settings = {**ON_RECORDINGS, "num_train_epochs": 2}
     folder = train(small_archive, tmp_path / "birds", tmp_path / "cache", **settings)
     config = json.loads((folder / "config.json").read_text())
     species = list(config["id2label"].values())
@@ -123,7 +123,7 @@ def test_a_model_with_a_softmax_has_no_call_in_no_result(small_archive, tmp_path
 def test_focal_weights_lower_the_loss_of_what_is_easy(small_archive, tmp_path):
     first = []
     for gamma in (0, 2):
-        settings = {**ON_RECORDINGS, "focal_gamma": gamma, "num_train_epochs": 1}
+        settings = {**ON_RECORDINGS, "window_loss": "bce", "focal_gamma": gamma, "num_train_epochs": 1}
         words = flags(small_archive, tmp_path / f"gamma{gamma}", tmp_path / "cache", **settings)
         with Run(settings_of(words)) as run:
             run.train()

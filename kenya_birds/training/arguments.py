@@ -295,8 +295,8 @@ class ModelArguments:
     window_loss: Literal["bce", "softmax"] = field(
         default="bce",
         metadata={
-            "help": "--train_on recordings: bce: binary cross-entropy of each species; softmax: cross-entropy of a "
-            "softmax over all species and no call, the default for a frozen backbone"
+            "help": "--train_on recordings: softmax: cross-entropy of a softmax over all species and no call, the "
+            "default for it; bce: binary cross-entropy of each species, the default with --focal_gamma"
         },
     )
     drop_rate: Annotated[float, Range(0, 1, below=True)] = field(

@@ -20,7 +20,6 @@ from kenya_birds.training.arguments import (
 from kenya_birds.training.front_ends import find_front_end
 from kenya_birds.training.frozen_backbones import (
     HEAD_DEFAULTS,
-    HEAD_WINDOW_LOSS,
     check_frozen,
     find_backbone,
     frozen_values,
@@ -204,11 +203,10 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
             usual[field.name] = field.default
     check_inherited({**own, **given}, usual)
     if light[0].get("train_on") == "recordings":
-        light[1] = {"problem_type": "multi_label_classification", **light[1]}
+        window_loss = "bce" if own.get("focal_gamma") else "softmax"
+        light[1] = {"problem_type": "multi_label_classification", "window_loss": window_loss, **light[1]}
         own = {"metric_for_best_model": "cmap", **own}
     data, model = DataArguments(**light[0]), ModelArguments(**light[1])
-    if is_frozen(model) and data.train_on == "recordings" and not own.get("focal_gamma"):
-        model = dataclasses.replace(model, window_loss=light[1].get("window_loss", HEAD_WINDOW_LOSS))
     backbone = find_backbone(model, light[2])
     features, changes = frozen_values(backbone, *light[1:])
     augmentation = AugmentationArguments(**(changes if is_frozen(model) else light[3]))

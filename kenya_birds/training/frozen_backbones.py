@@ -25,8 +25,6 @@ SPECTRAL = ("pitch_probability", "speed_probability", "mask_probability")
 # Defaults of training a head: it has few parameters, and small steps would take many epochs.
 OURS = "kenya_birds"
 HEAD_DEFAULTS = {"learning_rate": 1e-3}
-# Default of a head that is trained on recordings: it gives better scores of windows than binary cross-entropy.
-HEAD_WINDOW_LOSS = "softmax"
 
 
 @dataclass(frozen=True)
