@@ -47,8 +47,7 @@ demo: install
 	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process 2 train_hf.py --data_dir $(DEMO)/archive --output_dir $(DEMO)/model \
 		--cache_dir $(DEMO)/cache --use_cpu --backbone test_convnext --init_from scratch \
-		--train_on recordings --problem_type multi_label_classification --overlap_s 1.5 \
-		--num_train_epochs 12 --windows_per_epoch 400 --noise_reduction none --learning_rate 3e-3 \
+		--overlap_s 1.5 --num_train_epochs 12 --windows_per_epoch 400 --noise_reduction none --learning_rate 3e-3 \
 		--per_device_train_batch_size 16
 	$(BIN)/kenya-birds detect $(DEMO)/model $(DEMO)/archive --output $(DEMO)/found --overlap_s 1.5 --merge
 	@# A recording that was not trained on.

@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_arguments(parser, ARMS)
     parser.set_defaults(folds=[0, 1, 2])
     options = parser.parse_args(arguments)
+    options.flags = ["--train_on", "clips", *options.flags]
     runs = plan_runs(options)
     train_missing(runs, options.work_dir / "cache")
     print_table(runs)

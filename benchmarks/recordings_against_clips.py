@@ -1,7 +1,7 @@
 """Training on clips against training on whole recordings: metrics on whole test recordings, over folds and seeds.
 
     python benchmarks/recordings_against_clips.py ARCHIVE WORK_DIR --folds_file FOLDS.csv [--folds 0 1 2]
-        [--seeds 0 1] [--only NAME ...] [--arm 'focal: --train_on recordings --focal_gamma 2' ...] [--flags FLAGS]
+        [--seeds 0 1] [--only NAME ...] [--arm 'focal: --focal_gamma 2' ...] [--flags FLAGS]
 
 All arms are trained on the same folds with the same seeds. Finished runs are not repeated, interrupted runs resume.
 
@@ -22,13 +22,13 @@ from kenya_birds.console import one_line_errors
 from kenya_birds.files import write_json
 
 ARMS = {
-    "clips": "",
-    "clips, multi-label": "--problem_type multi_label_classification",
-    "recordings": "--train_on recordings",
-    "recordings, bce": "--train_on recordings --window_loss bce",
-    "recordings, focal 2": "--train_on recordings --focal_gamma 2",
-    "recordings, loss weights n^0": "--train_on recordings --loss_weight_power 0",
-    "recordings, 3/4 around calls": "--train_on recordings --call_windows 0.75 --empty_windows 0.15",
+    "clips": "--train_on clips",
+    "clips, multi-label": "--train_on clips --problem_type multi_label_classification",
+    "recordings": "",
+    "recordings, bce": "--window_loss bce",
+    "recordings, focal 2": "--focal_gamma 2",
+    "recordings, loss weights n^0": "--loss_weight_power 0",
+    "recordings, 3/4 around calls": "--call_windows 0.75 --empty_windows 0.15",
 }
 
 

@@ -20,6 +20,7 @@ from kenya_birds.training.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
+    "train_on": "clips",
     "backbone": "test_convnext",
     "init_from": "scratch",
     "noise_reduction": "none",

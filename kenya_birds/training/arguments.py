@@ -46,10 +46,10 @@ class DataArguments:
         }
     )
     train_on: Literal["clips", "recordings"] = field(
-        default="clips",
+        default="recordings",
         metadata={
-            "help": "clips: learn from one clip around each annotation; recordings: learn from windows that lie "
-            "anywhere in the training recordings, with several calls or none (multi-label)"
+            "help": "recordings: learn from windows that lie anywhere in the training recordings, with several calls "
+            "or none (multi-label); clips: learn from one clip around each annotation"
         },
     )
     call_windows: Share = field(
@@ -289,14 +289,17 @@ class ModelArguments:
         },
     )
     problem_type: ProblemType = field(
-        default="single_label_classification",
-        metadata={"help": "multi_label_classification learns every species in a clip, not only the annotated one"},
+        default="multi_label_classification",
+        metadata={
+            "help": "multi_label_classification: learn every species in a clip or window; "
+            "single_label_classification: learn only the annotated one, the default with --train_on clips"
+        },
     )
     window_loss: Literal["bce", "softmax"] = field(
-        default="bce",
+        default="softmax",
         metadata={
-            "help": "--train_on recordings: softmax: cross-entropy of a softmax over all species and no call, the "
-            "default for it; bce: binary cross-entropy of each species, the default with --focal_gamma"
+            "help": "--train_on recordings: softmax: cross-entropy of a softmax over all species and no call; bce: "
+            "binary cross-entropy of each species, the default with --focal_gamma"
         },
     )
     drop_rate: Annotated[float, Range(0, 1, below=True)] = field(

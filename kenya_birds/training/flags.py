@@ -202,10 +202,12 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
         if field.default is not dataclasses.MISSING:
             usual[field.name] = field.default
     check_inherited({**own, **given}, usual)
-    if light[0].get("train_on") == "recordings":
-        window_loss = "bce" if own.get("focal_gamma") else "softmax"
-        light[1] = {"problem_type": "multi_label_classification", "window_loss": window_loss, **light[1]}
+    if light[0].get("train_on") == "clips":
+        light[1] = {"problem_type": "single_label_classification", "window_loss": "bce", **light[1]}
+    else:
         own = {"metric_for_best_model": "cmap", **own}
+        if own.get("focal_gamma"):
+            light[1] = {"window_loss": "bce", **light[1]}
     data, model = DataArguments(**light[0]), ModelArguments(**light[1])
     backbone = find_backbone(model, light[2])
     features, changes = frozen_values(backbone, *light[1:])
