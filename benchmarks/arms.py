@@ -70,7 +70,7 @@ class ArmRun:
     @property
     def record(self) -> Path:
         """The run's command line and metrics; it exists when the training is finished."""
-        return self.folder.with_suffix(".json")
+        return self.folder.with_name(f"{self.folder.name}.json")
 
     @property
     def test(self) -> dict[str, Any] | None:

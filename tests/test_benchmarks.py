@@ -77,20 +77,20 @@ def compared(archive, folder, *words):
 
 @pytest.mark.usefixtures("blank_figures")
 def test_arms_are_trained_once_and_compared_on_whole_recordings(small_archive, tmp_path, monkeypatch):
-    arms = ("--only", "clips", "--arm", "focal: --train_on recordings --focal_gamma 2")
+    arms = ("--only", "clips", "--arm", "focal 2.0: --train_on recordings --focal_gamma 2")
     first = compared(small_archive, tmp_path, *arms)
     assert first.returncode == 0, first.stderr
     head, _, *rows = first.stdout.splitlines()
     assert head.startswith("3 recordings, 0.02 h, ")
-    assert rows[0] == "| | clips | focal |"
-    assert "| | focal minus clips |" in rows
+    assert rows[0] == "| | clips | focal 2.0 |"
+    assert "| | focal 2.0 minus clips |" in rows
     assert sum("F1 of events" in row for row in rows) == 2
-    record = json.loads((tmp_path / "work" / "focal-fold0-seed0.json").read_text())
+    record = json.loads((tmp_path / "work" / "focal-2.0-fold0-seed0.json").read_text())
     assert record["command"][-2:] == ["--focal_gamma", "2"]
     assert 0 <= record["metrics"]["test"]["macro_f1"] <= 1
     monkeypatch.setattr("train_hf.main", None)  # nothing is trained again
     assert compared(small_archive, tmp_path, *arms).stdout == first.stdout
-    changed = compared(small_archive, tmp_path, "--arm", "focal: --train_on recordings")
+    changed = compared(small_archive, tmp_path, "--arm", "focal 2.0: --train_on recordings")
     assert changed.returncode == 2
     assert "is of a run with other flags" in changed.stderr
 
