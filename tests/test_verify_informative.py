@@ -106,6 +106,9 @@ def test_the_sample_resumes_and_grows_without_the_embeddings_and_another_seed_dr
     drawing = draw(run, check, "diverse", 20)
     assert (drawing.clips, drawing.new, drawing.answered) == (40, 16, 24)
     assert set(first.index) < set(read_table(check).index)
+    rows = pd.DataFrame({"recording": ["other.wav"], "start_s": [0.0], "end_s": [1.0]})
+    with pytest.raises(UserError, match="has other embeddings: omit --embeddings"):
+        draw(run, check, "diverse", 20, embeddings=write_embeddings(tmp_path / "other.parquet", rows))
     other = SampleSettings(per_species=12, pictures=False, choose="diverse", seed=1)
     draw_sample(run, tmp_path / "other", other, embeddings=table)
     assert set(read_table(tmp_path / "other").index) != set(first.index)

@@ -202,14 +202,19 @@ class _Candidates:
 
     def __init__(self, table: FoundTable, output: Path, folder: Path | None, embeddings: Path | None) -> None:
         self._table, self._output, self._folder, self._embeddings = table, output, folder, embeddings
-        self._new: tuple[np.ndarray, np.ndarray] | None = None
+        self._new: tuple[np.ndarray, np.ndarray, str] | None = None
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Embeddings of rows of the table, shape `(rows, size)`; those of an earlier run are used again."""
         # These need torch; other samples are drawn without it.
+        from kenya_birds.inference.embeddings import read_about
         from kenya_birds.verification import window_embeddings
 
-        known = window_embeddings.read_candidates(self._output, rows)
+        source = None
+        if self._embeddings is not None:
+            read_about(self._embeddings)  # refuses what is not a table of embeddings
+            source = file_sha256(self._embeddings)
+        known = window_embeddings.read_candidates(self._output, rows, source)
         if known is not None:
             return known
         found = self._table.rows(rows)
@@ -222,7 +227,7 @@ class _Candidates:
             where = find_recordings(found["recording"], self._folder, {} if lengths is None else lengths.duration_s)
             channel = run.get("settings", {}).get("channel")
             vectors = window_embeddings.embed_detections(embedder, found, where, channel)
-        self._new = rows, vectors
+        self._new = rows, vectors, source or self._table.run["model_sha256"]
         return vectors
 
     def write(self) -> None:

@@ -138,32 +138,43 @@ def look_up(path: Path, rows: pd.DataFrame) -> np.ndarray:
     return found
 
 
-def write_candidates(folder: Path, rows: np.ndarray, embeddings: np.ndarray) -> None:
-    """Writes the embeddings of the candidates of a sample, so that the sample can be resumed and enlarged."""
+def write_candidates(folder: Path, rows: np.ndarray, embeddings: np.ndarray, source: str) -> None:
+    """Writes the embeddings of the candidates of a sample, so that the sample can be resumed and enlarged.
+
+    Args:
+        folder: Folder of the sample.
+        rows: Rows of the table of detections, shape `(rows,)`.
+        embeddings: Their embeddings, shape `(rows, size)`.
+        source: SHA-256 of the model or of the table that the embeddings are from.
+    """
     size = embeddings.shape[1]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.astype(np.float32).ravel()), size)
     with users_file(folder / CANDIDATES_FILE) as partial:
-        pq.write_table(pa.table({"row": pa.array(rows), "embedding": vectors}), partial)
+        table = pa.table({"row": pa.array(rows), "embedding": vectors})
+        pq.write_table(table.replace_schema_metadata({"source": source}), partial)
 
 
-def read_candidates(folder: Path, rows: np.ndarray) -> np.ndarray | None:
+def read_candidates(folder: Path, rows: np.ndarray, source: str | None) -> np.ndarray | None:
     """Reads what `write_candidates` wrote.
 
     Args:
         folder: Folder of the sample.
         rows: Rows of the table of detections.
+        source: SHA-256 of the table that the embeddings should be from; None: any.
 
     Returns:
         Shape `(rows, size)`; None if there is no file, or it is of other rows.
 
     Raises:
-        UserError: If the file cannot be read.
+        UserError: If the file cannot be read, or its embeddings are not from `source`.
     """
     path = folder / CANDIDATES_FILE
     if not path.is_file():
         return None
     try:
         table = pq.read_table(path)
+        if source is not None and (table.schema.metadata or {}).get(b"source") != source.encode():
+            raise UserError(f"{path} has other embeddings: omit --embeddings to use them, or give another --output")
         if not np.array_equal(table["row"].to_numpy(), rows):
             return None
         vectors = table["embedding"].combine_chunks()
