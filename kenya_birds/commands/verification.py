@@ -91,6 +91,14 @@ def _add_sample(steps: Any) -> None:
         help="sample only the species in this file (one per line, eBird code or name); by default all",
     )
     add_option(what, "--seed", Seed, 0, help="random seed")
+    _add_recordings(command)
+    add_general(command)
+    command.set_defaults(
+        run=_sample, after_stop="run the same command again to resume: finished clips and answers are kept"
+    )
+
+
+def _add_recordings(command: argparse.ArgumentParser) -> None:
     add_option(
         command.add_argument_group("Recordings"),
         "--recordings",
@@ -98,10 +106,14 @@ def _add_sample(steps: Any) -> None:
         metavar="FOLDER",
         help="folder with recordings that were moved after the detection; they are found by name and length",
     )
-    add_general(command)
-    command.set_defaults(
-        run=_sample, after_stop="run the same command again to resume: finished clips and answers are kept"
-    )
+
+
+def _check_recordings(folder: Path | None) -> None:
+    """Raises `UserError` if the folder of moved recordings does not exist."""
+    from kenya_birds.errors import UserError
+
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: expected a folder of recordings (--recordings)")
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -111,8 +123,7 @@ def _sample(options: argparse.Namespace) -> None:
     if not options.found.is_dir():
         raise UserError(f"there is no folder {options.found}: expected the output folder of kenya-birds detect")
     check_file(options.species, "a list of species")
-    if options.recordings is not None and not options.recordings.is_dir():
-        raise UserError(f"there is no folder {options.recordings}: expected a folder of recordings (--recordings)")
+    _check_recordings(options.recordings)
     check_file(options.embeddings, "a file of kenya-birds embed")
     if options.embeddings is not None and options.choose in ("score", "random"):
         raise UserError(f"--embeddings is for --choose uncertain or diverse: found --choose {options.choose}")
@@ -243,7 +254,7 @@ def _add_annotate(steps: Any) -> None:
         "recordings stay where they are. Run it again after more answers: it adds them, and replaces answers that "
         "have changed.",
         "kenya-birds verify annotate check --archive checked\n"
-        "train_hf.py --init_from birds --data_dir archive checked --train_on recordings --output_dir better",
+        "train_hf.py --init_from birds --data_dir archive checked --output_dir better",
     )
     add_option(command, "check", Path, help="folder of kenya-birds verify sample with answers in verify.csv")
     add_option(
@@ -254,13 +265,7 @@ def _add_annotate(steps: Any) -> None:
         metavar="FOLDER",
         help="a new or empty folder, or an archive; its other annotations are kept",
     )
-    add_option(
-        command.add_argument_group("Recordings"),
-        "--recordings",
-        Path | None,
-        metavar="FOLDER",
-        help="folder with recordings that were moved after the detection; they are found by name and length",
-    )
+    _add_recordings(command)
     add_general(command)
     command.set_defaults(run=_annotate, after_stop=RUN_AGAIN)
 
@@ -272,8 +277,7 @@ def _annotate(options: argparse.Namespace) -> None:
     if not options.check.is_dir():
         raise UserError(f"there is no folder {options.check}: expected a folder of kenya-birds verify sample")
     check_file(options.check / "sample.json", "a file of kenya-birds verify sample")
-    if options.recordings is not None and not options.recordings.is_dir():
-        raise UserError(f"there is no folder {options.recordings}: expected a folder of recordings (--recordings)")
+    _check_recordings(options.recordings)
     if is_new_or_empty(options.archive):
         check_can_make(options.archive)
     else:
