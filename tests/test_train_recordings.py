@@ -1,6 +1,7 @@
 """Training on windows of whole recordings, from the command line to a model that is evaluated on whole recordings."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,8 @@ import train_hf
 from kenya_birds.cli import main
 from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
+from kenya_birds.training.arguments import DataArguments, ModelArguments
+from kenya_birds.training.setting_rules import USED_WITH
 from kenya_birds.training.training_run import Run
 from kenya_birds.training.window_mining import HardWindows
 from kenya_birds.training.window_training import choose_windows
@@ -200,6 +203,61 @@ def test_settings_that_contradict_each_other_are_refused(small_archive, tmp_path
         train_hf.main(
             flags(small_archive, tmp_path / "run", tmp_path / "cache", **{"train_on": "recordings", **settings})
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"context_s": 0.5}, "--context_s is for --train_on clips: leave it out, or use --train_on clips"),
+        ({"no_call_windows": 100}, "--no_call_windows is for --train_on clips"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor is for --train_on clips"),
+        ({"rescore_epochs": 2}, "--rescore_epochs is for --hard_windows: leave it out, or use --hard_windows"),
+        ({"hard_windows": 0, "scored_windows": 9}, "--scored_windows is for --hard_windows"),
+        ({"train_on": "clips", "call_windows": 0.5}, "--call_windows is for --train_on recordings"),
+        ({"train_on": "clips", "hard_windows": 0.5}, "--hard_windows is for --train_on recordings"),
+        ({"train_on": "clips", "validation_windows": 9}, "--validation_windows is for --train_on recordings"),
+        ({"train_on": "clips", "focal_gamma": 2}, "--focal_gamma is for --problem_type multi_label_classification"),
+        (
+            {"train_on": "clips", "problem_type": "multi_label_classification", "label_smoothing_factor": 0.1},
+            "--label_smoothing_factor is for --problem_type single_label_classification",
+        ),
+        ({"freeze_backbone": True, "head_hidden_size": 8}, "--head_hidden_size is for --head mlp"),
+    ],
+)
+@pytest.mark.parametrize("from_file", [False, True])
+def test_settings_without_an_effect_are_refused_on_the_command_line_and_in_a_params_file(
+    small_archive, tmp_path, settings, message, from_file
+):
+    words = flags(small_archive, tmp_path / "run", tmp_path / "cache", **{"train_on": "recordings"} | settings)
+    if from_file:
+        (tmp_path / "best.json").write_text(json.dumps({"flags": settings}))
+        chosen = {name: value for name, value in settings.items() if name in ("train_on", "hard_windows")}
+        words = flags(small_archive, tmp_path / "run", tmp_path / "cache", **{"train_on": "recordings"} | chosen)
+        words += ["--params", str(tmp_path / "best.json")]
+    with pytest.raises(UserError) as caught:
+        settings_of(words)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"context_s": 0.5}, {"no_call_windows": 0}, {"rescore_epochs": 2}])
+def test_settings_without_an_effect_are_refused_in_python(small_archive, tmp_path, changes):
+    words = flags(small_archive, tmp_path / "run", tmp_path / "cache", train_on="recordings")
+    settings = settings_of(words).changed(**changes)
+    with pytest.raises(UserError, match=f"--{next(iter(changes))} is for"):
+        Run(settings)
+
+
+def test_every_setting_whose_help_names_the_way_of_training_is_refused_with_the_other_way():
+    refused = {(name, f"--{flag} {value}") for names, flag, value in USED_WITH for name in names}
+    stated = {
+        (name, match[0])
+        for group in (DataArguments, ModelArguments)
+        for name, field in group.__dataclass_fields__.items()
+        for match in [re.search(r"--train_on (clips|recordings)(?=:)", field.metadata["help"])]
+        if match
+    }
+    assert stated - refused == {("window_loss", "--train_on recordings")}, "its values have a check of their own"
 
 
 def test_recordings_shorter_than_a_window_are_refused(tmp_path):

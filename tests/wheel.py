@@ -25,7 +25,7 @@ TRAINING = (
         "--min_annotations",
         "5",
     ),
-    *("--num_train_epochs", "1", "--per_device_train_batch_size", "16", "--no_call_windows", "5"),
+    *("--num_train_epochs", "1", "--per_device_train_batch_size", "16"),
 )
 
 

@@ -130,8 +130,8 @@ class DataArguments:
     context_s: Seconds = field(
         default=0.0,
         metadata={
-            "help": "sound kept on each side of a clip; training shifts its window by up to this much. With 0, sound "
-            "that is shifted out at one end of the clip is inserted at the other"
+            "help": "--train_on clips: sound kept on each side of a clip; training shifts its window by up to this "
+            "much. With 0, sound that is shifted out at one end of the clip is inserted at the other"
         },
     )
     edge_tolerance_s: SignedSeconds = field(
@@ -177,8 +177,8 @@ class DataArguments:
     no_call_windows: Whole = field(
         default=100,
         metadata={
-            "help": "choose decision thresholds also on this many windows without a call from each validation "
-            "recording; 0: on annotated clips only"
+            "help": "--train_on clips: choose decision thresholds also on this many windows without a call from each "
+            "validation recording; 0: on annotated clips only"
         },
     )
     split_seed: Seed = field(

@@ -26,6 +26,7 @@ from kenya_birds.training.frozen_backbones import (
     is_frozen,
 )
 from kenya_birds.training.run_folder import find_start, last_whole_checkpoint
+from kenya_birds.training.setting_rules import check_train_on, check_used
 from kenya_birds.training.trainer_arguments import TrainerArguments, trainer_kinds
 from kenya_birds.training.transformers_arguments import TransformersField, check_inherited, transformers_fields
 from kenya_birds.values import Kind, kinds_of
@@ -107,7 +108,7 @@ HELP = {
     "output_dir": "folder to write: new or empty, or that of a run to resume",
     "resume_from_checkpoint": "true: resume the run in --output_dir; or the folder of a checkpoint",
     "params": "best.json of kenya-birds tune: use its settings where no flag is given",
-    "label_smoothing_factor": "label smoothing, in single-label training",
+    "label_smoothing_factor": "--train_on clips: label smoothing, in single-label training",
     "gradient_accumulation_steps": "batches whose gradients are added up before each step",
     "seed": "random seed of training",
     "use_cpu": "train on the CPU although there is a GPU",
@@ -185,6 +186,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
     given = vars(train_parser(program).parse_args(list(words)))
     params = given.pop("params", None)
     given = {**_read_params(params), **given}
+    stated = tuple(given)
     given["data_dir"], *more_archives = given["data_dir"]
     parts = []
     for group in GROUPS:
@@ -209,6 +211,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
         if own.get("focal_gamma"):
             light[1] = {"window_loss": "bce", **light[1]}
     data, model = DataArguments(**light[0]), ModelArguments(**light[1])
+    check_used(stated, data, model)
     backbone = find_backbone(model, light[2])
     features, changes = frozen_values(backbone, *light[1:])
     augmentation = AugmentationArguments(**(changes if is_frozen(model) else light[3]))
@@ -230,34 +233,6 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
     _check_inputs(flags)
     _check_output(flags, new_output)
     return flags
-
-
-def check_train_on(data: DataArguments, model: ModelArguments, features: FeatureArguments) -> None:
-    """Raises `UserError` if training on recordings cannot be done with the other settings.
-
-    Args:
-        data: The archive, and how it is cut and split.
-        model: The backbone and its weights.
-        features: The feature extractor.
-    """
-    if not data.overlap_s < features.clip_s:
-        raise UserError(f"overlap_s is {data.overlap_s:g}: expected less than clip_s, which is {features.clip_s:g}")
-    if data.train_on == "clips":
-        if model.window_loss != "bce":
-            raise UserError(
-                f"window_loss is {model.window_loss}, and each clip has a call, so that no call cannot be learned: "
-                "leave it out, or use --train_on recordings"
-            )
-        return
-    if model.problem_type != "multi_label_classification":
-        raise UserError(
-            "training on recordings is multi-label, as several birds may sing in a window: leave --problem_type out, "
-            "or use --train_on clips"
-        )
-    if not 2 * data.edge_margin_s < features.clip_s:
-        raise UserError(
-            f"edge_margin_s is {data.edge_margin_s:g}: expected less than half of clip_s, which is {features.clip_s:g}"
-        )
 
 
 def after_stop(output_dir: str | Path) -> str:

@@ -205,14 +205,11 @@ def check_frozen(
         )
     if not is_frozen(model):
         return
-    if model.embedding_hop_s is not None:
-        if data.train_on == "clips":
-            raise UserError("--embedding_hop_s is for --train_on recordings: leave it out")
-        if model.embedding_hop_s > features.clip_s:
-            raise UserError(
-                f"embedding_hop_s is {model.embedding_hop_s:g}: expected at most the length of a window, "
-                f"{features.clip_s:g}"
-            )
+    if model.embedding_hop_s is not None and model.embedding_hop_s > features.clip_s:
+        raise UserError(
+            f"embedding_hop_s is {model.embedding_hop_s:g}: expected at most the length of a window, "
+            f"{features.clip_s:g}"
+        )
     refused = {
         "drop_path_rate": (model.drop_path_rate, "it changes a backbone in training"),
         "mixup_probability": (augmentation.mixup_probability, "it mixes sound anew in each epoch"),

@@ -82,6 +82,14 @@ class Settings:
             raise KeyError(f"there is no setting {', '.join(changes)}")
         return Settings(**groups)
 
+    def not_usual(self) -> list[str]:
+        """Names of the settings that do not have their default, by the names of flags."""
+        names = []
+        for group in dataclasses.fields(self):
+            usual = defaults(group.type)
+            names += [name for name, value in vars(getattr(self, group.name)).items() if value != usual.get(name)]
+        return names
+
     def record(self) -> dict[str, Any]:
         """The settings for JSON, without local paths and secrets.
 

@@ -29,7 +29,6 @@ from kenya_birds.training.archive_weights import weigh_recordings
 from kenya_birds.training.batches import WEIGHT
 from kenya_birds.training.callbacks import StopAt
 from kenya_birds.training.embedded_data import EmbeddedRows
-from kenya_birds.training.flags import check_train_on
 from kenya_birds.training.frozen_backbones import find_backbone, is_frozen
 from kenya_birds.training.frozen_training import FrozenEmbeddings, load_backbone
 from kenya_birds.training.no_call_windows import cut_no_call
@@ -50,6 +49,7 @@ from kenya_birds.training.run_folder import (
     lies_in,
 )
 from kenya_birds.training.run_model import make_model, restore_backbone, save_model
+from kenya_birds.training.setting_rules import check_train_on, check_used
 from kenya_birds.training.settings import Settings, training_summary
 from kenya_birds.training.starting_points import initialize
 from kenya_birds.training.trainer import KenyaBirdsTrainer
@@ -95,6 +95,7 @@ class Run:
         self, settings: Settings, splits: pd.DataFrame | None = None, *, everything_for: float | None = None
     ) -> None:
         self.settings = settings
+        check_used(settings.not_usual(), settings.data, settings.model)
         check_train_on(settings.data, settings.model, settings.features)
         self.backbone = find_backbone(settings.model, vars(settings.features))
         self.team = training_team(settings.training)
