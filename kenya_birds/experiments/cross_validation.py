@@ -24,6 +24,7 @@ from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.experiments.results import Fold, Scored, train_and_evaluate, write_out_of_fold
 from kenya_birds.files import check_not_locked, is_new_or_empty, locked, read_json, whole_file, write_json, write_table
 from kenya_birds.training.arguments import DEFAULT_FOLDS
+from kenya_birds.training.first_stage import Unlabelled
 from kenya_birds.training.run_folder import (
     RECORDINGS_FILE,
     SPLITS_FILE,
@@ -93,6 +94,10 @@ class CrossValidation:
         self.table = find_folds(plan.builder, data.splits_file, data.folds, data.split_seed)
         self.folds = self.table["fold"].nunique()
         plan.check_starting_model(self.table["recording"])  # each is a test recording in one fold
+        if settings.teacher.unlabelled:
+            Unlabelled.find(settings.teacher.unlabelled).without_archive(
+                self._archive, self.table["recording"].to_list()
+            )
         plan.warn_of_tuning(params, self.table["recording"])
         self._description: dict[str, Any] = {"classes": self.classes, "folds": self.folds}
         if training.resume_from_checkpoint:

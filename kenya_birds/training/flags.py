@@ -27,6 +27,7 @@ from kenya_birds.training.frozen_backbones import (
 )
 from kenya_birds.training.run_folder import find_start, last_whole_checkpoint
 from kenya_birds.training.setting_rules import check_train_on, check_used
+from kenya_birds.training.teacher_arguments import TeacherArguments, check_teacher
 from kenya_birds.training.trainer_arguments import TrainerArguments, trainer_kinds
 from kenya_birds.training.transformers_arguments import TransformersField, check_inherited, transformers_fields
 from kenya_birds.values import Kind, kinds_of
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from kenya_birds.training.settings import Settings
 
 # In the order of `Settings`; the last one's values go to `KenyaBirdsTrainingArguments`.
-GROUPS = (DataArguments, ModelArguments, FeatureArguments, AugmentationArguments, TrainerArguments)
+GROUPS = (DataArguments, ModelArguments, FeatureArguments, AugmentationArguments, TeacherArguments, TrainerArguments)
 PARAMS_KEY = "flags"
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 # What a cross-validation leaves first, and what it is resumed by.
@@ -85,6 +86,7 @@ TITLES = {
         ),
         *("embedding_hop_s", "bundle_backbone"),
     ),
+    "Teacher": tuple(field.name for field in dataclasses.fields(TeacherArguments)),
     "Cross-validation": ("folds", "final_fit"),
     "Loss, sampling and regularisation": (
         *("loss_weight_power", "sampler_weight_power", "label_smoothing_factor", "drop_rate", "drop_path_rate"),
@@ -116,9 +118,9 @@ HELP = {
     "disable_tqdm": "show no progress bars",
 }
 METAVARS = {
-    **dict.fromkeys(("data_dir", "output_dir", "cache_dir"), "FOLDER"),
+    **dict.fromkeys(("data_dir", "output_dir", "cache_dir", "unlabelled"), "FOLDER"),
     **dict.fromkeys(("splits_file", "params"), "FILE"),
-    **dict.fromkeys(("backbone", "init_from", "front_end_from", "report_to"), "NAME"),
+    **dict.fromkeys(("backbone", "init_from", "front_end_from", "teacher", "report_to"), "NAME"),
     "resume_from_checkpoint": "true|FOLDER",
     "accelerator_config": "JSON",
 }
@@ -142,6 +144,7 @@ class TrainFlags:
         training: Arguments of `KenyaBirdsTrainingArguments` that are given.
         params: The best.json that gave some of the values.
         more_archives: Archives besides that of `data`; all of them are joined.
+        teacher: A first stage of training.
     """
 
     data: DataArguments
@@ -151,6 +154,7 @@ class TrainFlags:
     training: dict[str, Any]
     params: Path | None = None
     more_archives: tuple[str, ...] = ()
+    teacher: TeacherArguments = dataclasses.field(default_factory=TeacherArguments)
 
     def settings(self) -> "Settings":
         """The settings of a run, whose archive is one: several are joined in the cache. Imports torch.
@@ -168,7 +172,7 @@ class TrainFlags:
 
             joined = one_archive([data.data_dir, *self.more_archives], data.cache_dir)
             data = dataclasses.replace(data, data_dir=str(joined))
-        return Settings(data, self.model, self.features, self.augmentation, training)
+        return Settings(data, self.model, self.features, self.augmentation, training, self.teacher)
 
 
 def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new_output: bool = True) -> TrainFlags:
@@ -213,7 +217,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
     data, model = DataArguments(**light[0]), ModelArguments(**light[1])
     check_used(stated, data, model)
     backbone = find_backbone(model, light[2])
-    features, changes = frozen_values(backbone, *light[1:])
+    features, changes = frozen_values(backbone, *light[1:4])
     augmentation = AugmentationArguments(**(changes if is_frozen(model) else light[3]))
     check_frozen(data, model, features, augmentation)
     if is_frozen(model):
@@ -229,7 +233,9 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
         training={**own, **given},
         params=params,
         more_archives=tuple(more_archives),
+        teacher=TeacherArguments(**light[4]),
     )
+    check_teacher(flags.teacher, flags.model)
     _check_inputs(flags)
     _check_output(flags, new_output)
     return flags
@@ -270,6 +276,11 @@ def tuning_flags(data_dir: str | Path, output: str | Path, flags: Sequence[str])
         raise UserError(
             "tuning searches settings of backbones that are trained, and this one is frozen: compare heads with "
             "train_hf.py --folds, which takes seconds once the embeddings are in the cache"
+        )
+    if parsed.teacher.teacher is not None:
+        raise UserError(
+            "tuning would repeat the first stage with a teacher in each trial: train with the teacher once, and tune "
+            "with that model as --init_from"
         )
     return parsed
 

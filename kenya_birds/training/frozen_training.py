@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -399,16 +399,32 @@ def make_head(
 
 def _known_outputs(saved: SavedModel, classes: Sequence[str], species: dict[str, dict[str, str]]) -> torch.Tensor:
     """The network's output of each class, found by scientific name or code; -1 for others."""
-    config = saved.config
-    by_name: dict[str, int] = {}
     outputs = load_file(saved.folder / WEIGHTS_FILE).get("output_of_class")
     if outputs is None:  # a head without scores was trained on it
         return torch.full((len(classes),), -1)
-    for index, code in config["id2label"].items():
+    known = known_classes(saved.config, classes, species)
+    return torch.where(known >= 0, outputs[known.clamp(min=0)], -1)
+
+
+def known_classes(
+    config: Mapping[str, Any], classes: Sequence[str], species: Mapping[str, Mapping[str, str]]
+) -> torch.Tensor:
+    """Class ids that a model has for the species of an archive, found by scientific name or code.
+
+    Args:
+        config: The model's config.
+        classes: eBird codes of the archive by class id.
+        species: Names by eBird code.
+
+    Returns:
+        int64, shape `(classes,)`; -1 for species that the model does not know.
+    """
+    by_name: dict[str, int] = {}
+    for index, code in config.get("id2label", {}).items():
         names = (config.get("species") or {}).get(code, {})
         for name in (code, names.get("scientific_name")):
             if name:
-                by_name.setdefault(_plain(name), int(outputs[int(index)]))
+                by_name.setdefault(_plain(name), int(index))
     found = [by_name.get(_plain(species[code]["scientific_name"]), by_name.get(_plain(code), -1)) for code in classes]
     return torch.tensor(found)
 

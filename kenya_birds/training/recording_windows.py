@@ -14,7 +14,44 @@ from kenya_birds.training.batches import MixableSound
 from kenya_birds.training.window_sampler import WindowDraw
 
 
-class RecordingWindows(MixableSound):
+class SoundWindows(MixableSound):
+    """Windows of whole recordings, whose waveform stage runs on the device, on the whole batch.
+
+    Args:
+        decoded: The recordings.
+        samples: Length of a window.
+        augmentation: Has the feature extractor.
+    """
+
+    def __init__(self, decoded: DecodedRecordings, samples: int, augmentation: Augmentation) -> None:
+        self.decoded = decoded
+        self.samples = samples
+        self.augmentation = augmentation
+        self._scale = np.array([recording.scale for recording in decoded.recordings], dtype=np.float32)
+
+    def sound(self, recording: np.ndarray, start: np.ndarray) -> dict[str, torch.Tensor]:
+        """Windows for `waveform`.
+
+        Args:
+            recording: Index of the recording of each window, shape `(windows,)`.
+            start: First sample of each window, same shape.
+        """
+        samples = np.empty((len(recording), self.samples), dtype=np.int16)
+        for row, index, first in zip(samples, recording.tolist(), start.tolist(), strict=True):
+            row[:] = self.decoded.read(index, first, len(row))
+        return {"scale": torch.from_numpy(self._scale[recording]), "waveform": torch.from_numpy(samples)}
+
+    def raw(self, recording: Sequence[int], start: Sequence[int]) -> torch.Tensor:
+        """Windows as they are in the recordings: float32, shape `(windows, samples)`."""
+        sound = self.sound(np.asarray(recording), np.asarray(start))
+        return sound["waveform"] * sound["scale"][:, None]
+
+    def _waveform(self, sound: dict[str, torch.Tensor]) -> torch.Tensor:
+        waveform = sound["waveform"] * sound["scale"][:, None]
+        return in_chunks(self.augmentation.extractor.clean, waveform)
+
+
+class RecordingWindows(SoundWindows):
     """Batches of training windows, with the random numbers of their augmentation.
 
     Nothing is computed in advance: the waveform stage of the feature extractor runs on the device, on the whole batch,
@@ -36,12 +73,10 @@ class RecordingWindows(MixableSound):
         length: int,
         weights: np.ndarray | None = None,
     ) -> None:
-        self.decoded = decoded
+        super().__init__(decoded, targets.window, augmentation)
         self.targets = targets
-        self.augmentation = augmentation
         self.length = length
         self._weights = weights
-        self._scale = np.array([recording.scale for recording in decoded.recordings], dtype=np.float32)
 
     def __len__(self) -> int:
         return self.length
@@ -56,11 +91,11 @@ class RecordingWindows(MixableSound):
         """
         recording, start = np.array([draw[:2] for draw in draws]).T
         amounts = self._amounts(draws)
-        batch: dict[str, Any] = {"sound": self._sound(recording, start), "amounts": amounts}
+        batch: dict[str, Any] = {"sound": self.sound(recording, start), "amounts": amounts}
         if "mixed" in amounts:
             partner, partner_start = np.array([draw[2:4] for draw in draws]).T
             mixed = amounts["mixed"].numpy()
-            batch["partner"] = self._sound(partner[mixed], partner_start[mixed])
+            batch["partner"] = self.sound(partner[mixed], partner_start[mixed])
         if self._weights is not None:
             batch["weight"] = torch.from_numpy(self._weights[recording])
         return {**batch, "labels": torch.from_numpy(self._labels(draws, amounts)).float()}
@@ -83,18 +118,3 @@ class RecordingWindows(MixableSound):
             own = labels[mixed]
             labels[mixed] = np.where((own == 1) | (others == 1), 1, np.minimum(own, others))
         return labels
-
-    def raw(self, recording: list[int], start: list[int]) -> torch.Tensor:
-        """Windows as they are in the recordings: float32, shape `(windows, samples)`."""
-        sound = self._sound(np.array(recording), np.array(start))
-        return sound["waveform"] * sound["scale"][:, None]
-
-    def _sound(self, recording: np.ndarray, start: np.ndarray) -> dict[str, torch.Tensor]:
-        samples = np.empty((len(recording), self.targets.window), dtype=np.int16)
-        for row, index, first in zip(samples, recording.tolist(), start.tolist(), strict=True):
-            row[:] = self.decoded.read(index, first, len(row))
-        return {"scale": torch.from_numpy(self._scale[recording]), "waveform": torch.from_numpy(samples)}
-
-    def _waveform(self, sound: dict[str, torch.Tensor]) -> torch.Tensor:
-        waveform = sound["waveform"] * sound["scale"][:, None]
-        return in_chunks(self.augmentation.extractor.clean, waveform)

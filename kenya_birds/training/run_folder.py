@@ -14,8 +14,9 @@ SETTINGS_FILE = "run_settings.json"
 SPLITS_FILE = "splits.csv"
 # The recordings of the run, and of the models that it was started from.
 RECORDINGS_FILE = "training_recordings.csv"
+STAGE_FILE = "first_stage.json"
 # Files that a run writes at its start. Each checkpoint has a copy.
-RECORD_FILES = (SETTINGS_FILE, SPLITS_FILE, RECORDINGS_FILE)
+RECORD_FILES = (SETTINGS_FILE, SPLITS_FILE, RECORDINGS_FILE, STAGE_FILE)
 SUMMARY_FILE = "training_summary.json"
 CARD_FILE = "README.md"
 # Names of transformers. The state is written last: if it exists, the checkpoint is complete.

@@ -22,6 +22,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
 from kenya_birds.training.arguments import AugmentationArguments, DataArguments, FeatureArguments, ModelArguments
 from kenya_birds.training.run_folder import SETTINGS_FILE, SUMMARY_FILE
+from kenya_birds.training.teacher_arguments import TeacherArguments
 from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 from kenya_birds.training.transformers_arguments import defaults
 from kenya_birds.values import Channel, Kind
@@ -60,6 +61,7 @@ class Settings:
         features: The feature extractor.
         augmentation: The augmentation of training clips.
         training: The training arguments.
+        teacher: The first stage of training.
     """
 
     data: DataArguments
@@ -67,6 +69,7 @@ class Settings:
     features: FeatureArguments
     augmentation: AugmentationArguments
     training: KenyaBirdsTrainingArguments
+    teacher: TeacherArguments = dataclasses.field(default_factory=TeacherArguments)
 
     def changed(self, **changes: Any) -> "Settings":
         """A copy of the settings with other values of some fields, of any group.
@@ -111,6 +114,7 @@ class Settings:
             **dataclasses.asdict(self.model),
             **dataclasses.asdict(self.features),
             **dataclasses.asdict(self.augmentation),
+            **self.teacher.record(),
             **training,
             CLIPS_PER_STEP: args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         }

@@ -23,12 +23,14 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.predictions import score_clips
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, plan_windows
 from kenya_birds.evaluation.window_targets import WindowTargets
-from kenya_birds.files import check_not_locked, locked, write_table
+from kenya_birds.files import check_not_locked, locked, read_json, write_json, write_table
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.saved_models import find_model
 from kenya_birds.training.archive_weights import weigh_recordings
 from kenya_birds.training.batches import WEIGHT
 from kenya_birds.training.callbacks import StopAt
 from kenya_birds.training.embedded_data import EmbeddedRows
+from kenya_birds.training.first_stage import FirstStage
 from kenya_birds.training.frozen_backbones import find_backbone, is_frozen
 from kenya_birds.training.frozen_training import FrozenEmbeddings, load_backbone
 from kenya_birds.training.no_call_windows import cut_no_call
@@ -41,6 +43,7 @@ from kenya_birds.training.run_checks import (
 )
 from kenya_birds.training.run_folder import (
     SPLITS_FILE,
+    STAGE_FILE,
     RunRecord,
     adopt,
     copy_record,
@@ -124,6 +127,7 @@ class Run:
         names = self.builder.archive.species_names(classes)
         self.model = make_model(settings.model, self.backbone, classes, names)
         self.record = self._start_model() if record is None else self._check_archive(record)
+        self._first_stage = self._plan_first_stage()
         self._before = self._recordings_before()
         splits = self.builder.splits
         self.check_starting_model(splits.loc[splits["split"] == "test", "recording"])
@@ -162,7 +166,17 @@ class Run:
             split_seed=data.split_seed,
         )
 
+    def _plan_first_stage(self) -> FirstStage | None:
+        """The stage with the teacher; None if there is none, or the run resumes after it."""
+        if self.settings.teacher.teacher is None or self._checkpoint is not None:
+            return None
+        return FirstStage(self.settings, self.builder, self.splits)
+
     def _recordings_before(self) -> TrainingRecordings | None:
+        if self._first_stage is not None:
+            teacher = str(self.settings.teacher.teacher)
+            known = recordings_before(teacher, None) or TrainingRecordings.unknown(find_model(teacher).public_name)
+            return known.and_those_of(recordings_before(self.settings.model.init_from, None))
         if self.backbone is None:
             return recordings_before(self.settings.model.init_from, self._checkpoint)
         if self._checkpoint is None and self.backbone.is_untrained:
@@ -235,6 +249,8 @@ class Run:
             f"{SPLITS_FILE} as --splits_file, or test on recordings that it was not trained on"
         )
         start = self.settings.model.init_from if self.backbone is None else self.backbone.name
+        if self.settings.teacher.teacher is not None:
+            start = f"{self.settings.teacher.teacher}' or '{start}"
         self._overlap(recordings).refuse(start, ["train", "validation"], advice)
 
     def warn_of_tuning(self, params: Path | None, recordings: Iterable[str] | None = None) -> None:
@@ -445,6 +461,8 @@ class Run:
             UserError: If these clips cannot be trained on.
         """
         args, data, augmentation = self.settings.training, self.settings.data, self.settings.augmentation
+        if self._first_stage is not None:
+            self._learn_from_teacher(self._first_stage)
         background = None
         if augmentation.background_probability:
             with self.team.one_first():
@@ -465,6 +483,12 @@ class Run:
             trainer.add_callback(StopAt(self._everything_for))
             trainer.epoch_log.epochs = self._everything_for
         return trainer
+
+    def _learn_from_teacher(self, stage: FirstStage) -> None:
+        """Runs the first stage, and writes what it was into the output folder."""
+        with self:
+            about = stage.run(self.model, self.team)
+            self.team.first_does(lambda: write_json(about, self._output_dir / STAGE_FILE))
 
     def fit(self, trainer: KenyaBirdsTrainer, clips: datasets.DatasetDict) -> dict[str, Any]:
         """Trains or resumes; the trainer then has the best (or last) model.
@@ -489,6 +513,8 @@ class Run:
             self.record.starting_point,
             data.train_on,
         )
+        if (self._output_dir / STAGE_FILE).is_file():
+            summary["first_stage"] = read_json(self._output_dir / STAGE_FILE)
         self.team.wait()  # here, so that the waiting time is not measured as training
         trainer.train(None if self._checkpoint is None else str(self._checkpoint))
         state = trainer.state
@@ -515,7 +541,10 @@ class Run:
                 self.record.write(folder)
                 write_table(self.splits, folder / SPLITS_FILE)
                 fingerprints = self.builder.archive.fingerprints(self.splits["recording"])
-                TrainingRecordings.of_splits(self.splits, fingerprints).and_those_of(self._before).write(folder)
+                own = TrainingRecordings.of_splits(self.splits, fingerprints)
+                if self._first_stage is not None:
+                    own = own.and_those_of(self._first_stage.unlabelled.as_training())
+                own.and_those_of(self._before).write(folder)
             elif lies_in(checkpoint, folder):
                 copy_record(checkpoint, folder)
             else:
