@@ -6,7 +6,10 @@ import ai_edge_litert.schema_py_generated as schema
 import flatbuffers
 import numpy as np
 import onnx
+import pandas as pd
 from onnx import TensorProto, helper, numpy_helper
+
+from kenya_birds.cli import main
 
 RATE, SAMPLES, SIZE = 8_000, 8_000, 5
 # A network that takes spectrograms, and the scale and zero of its embedding.
@@ -179,3 +182,15 @@ def _dense(source: int, weight: int, target: int):
     operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
     operator.builtinOptions = schema.FullyConnectedOptionsT()
     return operator
+
+
+def wrapped(folder, archive, *more, network=write_onnx):
+    """A network whose labels are two species of the archive and one of another, as a model folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    species = pd.read_csv(archive / "species.csv")["Scientific Name"].tolist()
+    graph = network(folder / f"birds{'.tflite' if network is write_tflite else '.onnx'}")
+    labels = write_labels(folder / "labels.txt", (f"{species[1]}_B", "Nobody nobody_N", f"{species[0]}_A"))
+    words = ["wrap", graph, "--labels", labels, "--output", folder / "wrapped", "--sampling_rate", RATE]
+    words += ["--activation", "sigmoid", "--embedding", "POOL" if network is write_tflite else "embedding"]
+    assert main([str(word) for word in (*words, *more)]) in (None, 0)
+    return folder / "wrapped"

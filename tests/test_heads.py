@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from foreign import save_ast, save_clap, save_wav2vec2, save_whisper
-from networks import LABELS, RATE, write_labels, write_onnx, write_spectrogram_onnx, write_tflite
+from networks import LABELS, RATE, wrapped, write_labels, write_onnx, write_spectrogram_onnx, write_tflite
 from running import flags, run_script, settings_of, train
 
 import train_hf
@@ -25,18 +25,6 @@ from kenya_birds.training.flags import tuning_flags
 from kenya_birds.training.training_run import Run
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
-
-
-def wrapped(folder, archive, *more, network=write_onnx):
-    """A network whose labels are two species of the archive and one of another, as a model folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    species = pd.read_csv(archive / "species.csv")["Scientific Name"].tolist()
-    graph = network(folder / f"birds{'.tflite' if network is write_tflite else '.onnx'}")
-    labels = write_labels(folder / "labels.txt", (f"{species[1]}_B", "Nobody nobody_N", f"{species[0]}_A"))
-    words = ["wrap", graph, "--labels", labels, "--output", folder / "wrapped", "--sampling_rate", RATE]
-    words += ["--activation", "sigmoid", "--embedding", "POOL" if network is write_tflite else "embedding"]
-    assert main([str(word) for word in (*words, *more)]) in (None, 0)
-    return folder / "wrapped"
 
 
 def settings(backbone, **more):

@@ -105,6 +105,8 @@ class Student(nn.Module):
         nn.init.zeros_(self.projection.bias)
         with torch.no_grad():
             self.projection.bias[embedding_size:] = torch.logit(mean[embedding_size:], eps=LEAST_PROBABILITY)
+        # safetensors refuses weights in the format channels_last.
+        self.register_state_dict_post_hook(_make_contiguous)
 
     def forward(self, input_features: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
         """The loss of a batch: cosine distance of embeddings, plus binary cross-entropy summed over the scores.
@@ -126,6 +128,12 @@ class Student(nn.Module):
             each = nn.functional.binary_cross_entropy_with_logits(predicted[:, size:], scores, reduction="none")
             loss = loss + each.sum(dim=1)
         return loss.mean()
+
+
+def _make_contiguous(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            state[name] = value.contiguous()
 
 
 class StudentTrainer(TrainerHooks, Trainer):
@@ -215,7 +223,7 @@ class Stage:
             team: The processes of the run.
 
         Returns:
-            `loss` of the last epoch, `train_runtime_s`, and `is_cached`.
+            `losses` of the epochs, `train_runtime_s`, and `is_cached`.
         """
         is_cached = team.first_does(lambda: (self.folder / ABOUT_FILE).is_file())
         if is_cached:
@@ -247,7 +255,7 @@ class Stage:
             with whole_file(self.folder / BACKBONE_FILE) as partial:
                 save_file(state, partial)
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-            write_json({"loss": losses[-1], "train_runtime_s": round(took_s, 1)}, self.folder / ABOUT_FILE)
+            write_json({"losses": losses, "train_runtime_s": round(took_s, 1)}, self.folder / ABOUT_FILE)
             for left in self.folder.glob("checkpoint-*"):
                 shutil.rmtree(left)
 
