@@ -96,6 +96,8 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        # Processes that share gradients wait for those of all parameters.
+        self.model.classifier.requires_grad_(False)
         self.embedding_size = embedding_size
         self.mean: torch.Tensor
         mean = torch.from_numpy(answers.mean(axis=0, dtype=np.float64).astype(np.float32))
