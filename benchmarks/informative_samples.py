@@ -22,7 +22,9 @@ from scipy.stats import t
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score
 
+from kenya_birds.console import one_line_errors
 from kenya_birds.data.archive import read_archive
+from kenya_birds.errors import UserError
 from kenya_birds.verification.informative import INFORMATIVE, draw_informative
 from kenya_birds.verification.strata import Drawn, draw_clips, make_strata
 
@@ -83,6 +85,11 @@ def one_seed(
     start = np.zeros((len(pool), calls.shape[1]), dtype=bool)
     for species in range(calls.shape[1]):
         own = calls[pool, species]
+        if not own.any():
+            raise UserError(
+                f"species {species + 1} of {calls.shape[1]} has no call in the pool of seed {seed}: expected calls of "
+                "each species in most recordings"
+            )
         with_call, without = generator.permutation(np.flatnonzero(own)), generator.permutation(np.flatnonzero(~own))
         start[with_call[: options.start], species] = True
         start[without[: 10 * options.start], species] = True
@@ -144,4 +151,5 @@ def paired(differences: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("informative_samples.py"):
+        main()

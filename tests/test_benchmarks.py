@@ -6,9 +6,12 @@ import re
 
 import pandas as pd
 import pytest
+from archives import write_archive
 from detecting import save_model
 from fresh_python import run_fresh
 from running import ROOT, SMALL, run_script
+
+from kenya_birds.data.synthetic import synthesize_archive
 
 MISSING = (
     "datasets",
@@ -123,3 +126,54 @@ def test_answers_go_round_the_circle_into_another_model(small_archive, tmp_path)
     checked = learned[learned["recording"].str.startswith("checked/")]
     assert set(checked["split"]) == {"train"}
     assert len(checked) == 3
+
+
+def taught(folder, rows):
+    """What the answers of a sample teach about windows of 1 s whose embeddings say which species calls."""
+    archive = write_archive(folder / "archive", [(name, at + 0.5, code) for name, at, code in rows])
+    windows = [(name, second) for name in sorted({name for name, *_ in rows}) for second in range(10)]
+    species = sorted({code for *_, code in rows})
+    vectors = [[float((*window, code) in rows) for code in species] for window in windows]
+    columns = {"recording": [name for name, _ in windows], "start_s": [float(second) for _, second in windows]}
+    table = pd.DataFrame({**columns, "embedding": vectors})
+    table.assign(end_s=table["start_s"] + 1).to_parquet(folder / "embeddings.parquet")
+    words = ("--seeds", "2", "--rounds", "1", "--per_species", "9", "--start", "1")
+    return run_script("benchmarks/informative_samples.py", archive, folder / "embeddings.parquet", *words)
+
+
+def test_all_ways_end_with_the_same_answers_when_they_draw_all_there_are(tmp_path):
+    calls = [(f"{name}.wav", at, code) for name in "abcd" for code, at in (("lark", 2), ("lark", 6), ("owl", 4))]
+    result = taught(tmp_path, calls)
+    assert result.returncode == 0, result.stderr
+    head, *_, start, random, score, uncertain, diverse = result.stdout.splitlines()
+    assert head == "40 windows, 2 species, 0.150 of windows and species have a call"
+    assert start.startswith("| 0 | (start) |  | 1.000 |")
+    # Of the 20 windows of a half, 1 with a call and 10 without are known: 3 larks and 1 owl are in the 18 others.
+    assert random.startswith("| 18 | random | 0.22 | 1.000 |  |")
+    for name, row in {"score": score, "uncertain": uncertain, "diverse": diverse}.items():
+        assert row.startswith(f"| 18 | {name} | 0.22 | 1.000 | +0.000 (+0.000 to +0.000) |")
+    rare = taught(tmp_path / "rare", [*calls, ("d.wav", 8, "crow")])
+    assert rare.returncode == 2
+    assert "species 1 of 3 has no call in the pool of seed" in rare.stderr
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_folders_of_species_are_learned_from_beside_annotated_recordings(tmp_path):
+    archive = tmp_path / "archive"
+    synthesize_archive(archive, recordings=5, duration_s=20, species=2, annotations=30, scene="quiet", seed=1)
+    small = {**SMALL, "num_train_epochs": 1, "n_mels": 32, "hop_length": 640, "min_annotations": 2}
+    shared = " ".join(f"--{name} {value}" for name, value in small.items())
+    result = run_script("benchmarks/weak_labels.py", archive, tmp_path / "work", "--flags", shared)
+    assert result.returncode == 0, result.stderr
+    signal, *_, known, weak, most = result.stdout.splitlines()
+    found, calls = map(int, re.match(r"(\d+) of (\d+) calls have signal within 2.5 s", signal).groups())
+    assert found == calls  # they are clear
+    names, clips = zip(*([cell.strip() for cell in row.split("|")[1:3]] for row in (known, weak, most)), strict=True)
+    assert names == (
+        "annotated part alone",
+        "and folders of species, weight 0.5",
+        "and annotations of the same recordings",
+    )
+    alone, with_weak, with_all = map(int, clips)
+    assert with_all - alone == calls  # each call of the other recordings is in one excerpt, with its neighbours
+    assert with_weak - alone > calls

@@ -249,6 +249,25 @@ def test_the_cache_distinguishes_networks_and_sounds(tmp_path):
     ]
 
 
+def test_sound_that_cannot_be_read_and_a_cache_that_cannot_be_written_are_told_apart(tmp_path, monkeypatch):
+    cache, block = EmbeddingCache(tmp_path, (), 1), Block(np.arange(2), ())
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(UserError, match=r"^the sound of windows cannot be read: .*Input/output error$"):
+        cache.get([block], fail, "windows")
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingCache, "_write", fail)
+        with pytest.raises(UserError, match=r"embeddings cannot be written: .*; free disk space there"):
+            cache.get([block], lambda _: np.zeros((2, 1)), "windows")
+    assert cache.get([block], lambda _: np.ones((2, 1)), "windows").tolist() == [[1], [1]]  # nothing is locked
+    (stored,) = cache.folder.glob("*.npy")
+    stored.write_bytes(b"no array")
+    with pytest.raises(UserError, match=r"npy cannot be read .*: delete it, and it is computed again"):
+        cache.get([block], fail, "windows")
+
+
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_archive, network, place, tmp_path):
     def weights(name, **more):
         given = settings(network, num_train_epochs=2, embedded_versions=2, **more)

@@ -12,6 +12,7 @@ from detecting import save_model
 from verifying import answer, read_table, truthful, write_run
 
 from kenya_birds.cli import main
+from kenya_birds.data.archive import read_archive
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detect import hash_model
 from kenya_birds.saved_models import find_model
@@ -141,10 +142,14 @@ def test_a_draw_that_fails_can_be_repeated(run, table, tmp_path):
 
 
 @pytest.mark.parametrize("choose", ["uncertain", "diverse"])
-def test_no_precision_is_read_from_them(run, table, tmp_path, capsys, choose):
+def test_their_answers_are_annotated_and_no_precision_is_read_from_them(run, table, tmp_path, capsys, choose):
     check = tmp_path / "check"
     draw(run, check, choose, embeddings=table)
-    answer(check, truthful)
+    answers = answer(check, truthful)["answer"].value_counts()
+    main(["verify", "annotate", str(check), "--archive", str(tmp_path / "archive")])
+    assert f"24 checked detections ({answers['right']} right, {answers['wrong']} wrong" in capsys.readouterr().out
+    archive = read_archive(tmp_path / "archive")
+    assert (len(archive.annotations), len(archive.absent)) == (answers["right"], answers["wrong"])
     with pytest.raises(UserError, match="not drawn at random"):
         read_checks([check], tmp_path / "belief", pictures=False)
     with pytest.raises(SystemExit) as ended:

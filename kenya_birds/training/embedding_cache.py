@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,28 +70,41 @@ class EmbeddingCache:
             float32, shape `(windows, size)`.
 
         Raises:
-            UserError: If the cache cannot be written.
+            UserError: If the cache cannot be read or written, or the sound cannot be read.
         """
         found = np.empty((sum(len(block.rows) for block in blocks), self.size), dtype=np.float32)
         missing = self._fill(found, blocks)
         if not missing:
             return found
-        try:
+        lock = filelock.FileLock(self.folder / ".lock")
+        with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(self.folder / ".lock"):
-                missing = self._fill(found, missing)  # another process may have embedded them in the meantime
-                progress = _Progress(what, len(found), sum(len(block.rows) for block in missing))
-                for block in missing:
+            lock.acquire()
+        try:
+            missing = self._fill(found, missing)  # another process may have embedded them in the meantime
+            progress = _Progress(what, len(found), sum(len(block.rows) for block in missing))
+            for block in missing:
+                try:
                     found[block.rows] = embed(block)
+                except OSError as error:
+                    raise UserError(f"the sound of {what} cannot be read: {error}") from None
+                with self._writing():
                     self._write(block, found[block.rows])
-                    self.computed += len(block.rows)
-                    progress.add(len(block.rows))
-                progress.finish()
+                self.computed += len(block.rows)
+                progress.add(len(block.rows))
+            progress.finish()
+        finally:
+            lock.release()
+        return found
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, NotImplementedError) as error:
             raise UserError(
                 f"{self.folder} cannot be written: {error}; free disk space there, or give another --cache_dir"
             ) from None
-        return found
 
     def _fill(self, found: np.ndarray, blocks: Sequence[Block]) -> list[Block]:
         """Reads blocks from the cache; returns those that are not in it."""
@@ -109,9 +123,9 @@ class EmbeddingCache:
 
     def _read(self, block: Block) -> np.ndarray | None:
         path = self._path(block)
-        if not path.is_file():
-            return None
         try:
+            if not path.is_file():
+                return None
             stored = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}): delete it, and it is computed again") from None
