@@ -24,7 +24,6 @@ from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.experiments.results import Fold, Scored, train_and_evaluate, write_out_of_fold
 from kenya_birds.files import check_not_locked, is_new_or_empty, locked, read_json, whole_file, write_json, write_table
 from kenya_birds.training.arguments import DEFAULT_FOLDS
-from kenya_birds.training.first_stage import Unlabelled
 from kenya_birds.training.run_folder import (
     RECORDINGS_FILE,
     SPLITS_FILE,
@@ -40,6 +39,7 @@ from kenya_birds.training.run_folder import (
 from kenya_birds.training.settings import Settings, differences
 from kenya_birds.training.training_arguments import training_team
 from kenya_birds.training.training_run import Run
+from kenya_birds.training.unlabelled import Unlabelled
 from kenya_birds.values import Folds, Kind
 
 logger = logging.getLogger(__name__)

@@ -235,7 +235,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
         more_archives=tuple(more_archives),
         teacher=TeacherArguments(**light[4]),
     )
-    check_teacher(flags.teacher, flags.model)
+    check_teacher(flags.teacher, flags.model, flags.data)
     _check_inputs(flags)
     _check_output(flags, new_output)
     return flags
@@ -277,10 +277,10 @@ def tuning_flags(data_dir: str | Path, output: str | Path, flags: Sequence[str])
             "tuning searches settings of backbones that are trained, and this one is frozen: compare heads with "
             "train_hf.py --folds, which takes seconds once the embeddings are in the cache"
         )
-    if parsed.teacher.teacher is not None:
+    if parsed.teacher.teacher is not None or parsed.teacher.self_training:
         raise UserError(
-            "tuning would repeat the first stage with a teacher in each trial: train with the teacher once, and tune "
-            "with that model as --init_from"
+            "tuning would repeat the stages of --teacher and --self_training in each trial: tune without them, and "
+            "train with them afterwards"
         )
     return parsed
 

@@ -104,6 +104,10 @@ class RecordingWindows(SoundWindows):
         """The labels of a batch: 1, 0 or -100, int64 of shape `(batch, classes)`."""
         return self._labels(draws, self._amounts(draws))
 
+    def targets_of(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """What is known of windows: 1, 0 or -100, int64 of shape `(windows, classes)`."""
+        return self.targets(recording, start)
+
     def _amounts(self, draws: Sequence[WindowDraw]) -> dict[str, torch.Tensor]:
         amounts = self.augmentation.amounts(np.stack([draw.chance for draw in draws]))
         amounts.pop("shift", None)
@@ -111,10 +115,10 @@ class RecordingWindows(SoundWindows):
 
     def _labels(self, draws: Sequence[WindowDraw], amounts: dict[str, torch.Tensor]) -> np.ndarray:
         recording, start, partner, partner_start = np.array([draw[:4] for draw in draws]).T
-        labels = self.targets(recording, start)
+        labels = self.targets_of(recording, start)
         if "mixed" in amounts:
             mixed = amounts["mixed"].numpy()
-            others = self.targets(partner[mixed], partner_start[mixed])
+            others = self.targets_of(partner[mixed], partner_start[mixed])
             own = labels[mixed]
             labels[mixed] = np.where((own == 1) | (others == 1), 1, np.minimum(own, others))
         return labels

@@ -8,9 +8,9 @@ from kenya_birds.data.sound_files import find_sound
 from kenya_birds.errors import UserError
 from kenya_birds.model.graph_kenya_birds import RUNTIMES
 from kenya_birds.saved_models import check_model
-from kenya_birds.training.arguments import ModelArguments
+from kenya_birds.training.arguments import DataArguments, ModelArguments
 from kenya_birds.training.frozen_backbones import is_frozen
-from kenya_birds.values import Count, Duration, check_fields
+from kenya_birds.values import Count, Duration, Whole, check_fields
 
 
 @dataclass
@@ -26,7 +26,10 @@ class TeacherArguments:
         },
     )
     unlabelled: list[str] | None = field(
-        default=None, metadata={"help": "--teacher: learn also from all recordings in these folders"}
+        default=None,
+        metadata={
+            "help": "--teacher, --self_training: learn also from all recordings in these folders, without annotations"
+        },
     )
     teacher_targets: Literal["both", "embeddings", "scores"] = field(
         default="both",
@@ -39,6 +42,14 @@ class TeacherArguments:
         default=None, metadata={"help": "--teacher: distance of the windows in seconds; by default half a window"}
     )
 
+    self_training: Whole = field(
+        default=0,
+        metadata={
+            "help": "after training, label the --unlabelled recordings with the model and train it further on the "
+            "windows that it is sure of, at most this many times; a round is kept only if validation is better"
+        },
+    )
+
     def __post_init__(self) -> None:
         """Checks the values.
 
@@ -46,10 +57,14 @@ class TeacherArguments:
             UserError: If a value is out of range, or has no effect without another.
         """
         check_fields(self)
+        if self.self_training and not self.unlabelled:
+            raise UserError("--self_training labels recordings without annotations: add --unlabelled FOLDER")
+        if self.unlabelled and not (self.teacher or self.self_training):
+            raise UserError("--unlabelled is for training with a teacher: add --teacher MODEL, or --self_training N")
         if self.teacher is None:
-            for given in fields(self):
-                if getattr(self, given.name) != given.default:
-                    raise UserError(f"--{given.name} is for training with a teacher: add --teacher MODEL")
+            for name in ("teacher_targets", "teacher_epochs", "teacher_hop_s"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise UserError(f"--{name} is for training with a teacher: add --teacher MODEL")
 
     def record(self) -> dict[str, Any]:
         """The values for the record of a run, without local paths."""
@@ -60,16 +75,22 @@ class TeacherArguments:
         return values
 
 
-def check_teacher(arguments: TeacherArguments, model: ModelArguments) -> None:
+def check_teacher(arguments: TeacherArguments, model: ModelArguments, data: DataArguments) -> None:
     """Checks the teacher and the unlabelled recordings, as far as this is possible without torch.
 
     Args:
         arguments: The teacher.
         model: The backbone.
+        data: The archive, and how it is cut and split.
 
     Raises:
-        UserError: If the backbone is frozen, the teacher does not exist, or a folder has no recording.
+        UserError: If the backbone is frozen, the teacher does not exist, a folder has no recording, or self-training
+            is not possible.
     """
+    for folder in arguments.unlabelled or ():
+        unlabelled_recordings([folder])
+    if arguments.self_training:
+        _check_self_training(model, data)
     if arguments.teacher is None:
         return
     if is_frozen(model):
@@ -83,8 +104,18 @@ def check_teacher(arguments: TeacherArguments, model: ModelArguments) -> None:
             f"{arguments.teacher} first, and give the folder that it writes"
         )
     check_model(arguments.teacher)
-    for folder in arguments.unlabelled or ():
-        unlabelled_recordings([folder])
+
+
+def _check_self_training(model: ModelArguments, data: DataArguments) -> None:
+    if is_frozen(model):
+        raise UserError("--self_training trains the backbone, and this one is frozen: leave it out")
+    if data.train_on == "clips":
+        raise UserError("--self_training learns windows of recordings: use --train_on recordings")
+    if data.final_fit:
+        raise UserError(
+            "--self_training keeps a round only if validation is better, and a final fit has no validation: leave out "
+            "one of the two"
+        )
 
 
 def unlabelled_recordings(folders: list[str]) -> list[Path]:

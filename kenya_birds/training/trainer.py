@@ -45,6 +45,7 @@ from kenya_birds.training.callbacks import (
 from kenya_birds.training.embedded_data import EmbeddedRows, EmbeddedTraining, EmbeddedWindows, EmbeddedWindowSampler
 from kenya_birds.training.frozen_training import FrozenEmbeddings
 from kenya_birds.training.preparation import clean_clips
+from kenya_birds.training.pseudo_labels import PseudoLabelledWindows, PseudoLabels, PseudoLabelSampler
 from kenya_birds.training.recording_windows import RecordingWindows
 from kenya_birds.training.run_folder import STATE_FILE, copy_record, last_whole_checkpoint
 from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments, training_team
@@ -88,6 +89,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         background: Windows without a call, as long as a clip; required if `augmentation.background_probability` is
             above 0.
         frozen: Embeds all data, if the backbone is frozen: then only the classifier is trained.
+        pseudo: Windows with pseudo-labels, for training on windows of whole recordings.
 
     Raises:
         UserError: If one process has several GPUs, background is required and missing, or label smoothing is combined
@@ -104,8 +106,9 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         augmentation: AugmentationArguments | None = None,
         background: Dataset | None = None,
         frozen: FrozenEmbeddings | None = None,
+        pseudo: PseudoLabels | None = None,
     ) -> None:
-        self.frozen = frozen
+        self.frozen, self.pseudo = frozen, pseudo
         self.multi_label = model.config.problem_type == MULTI_LABEL
         self.plan = train_dataset if isinstance(train_dataset, WindowPlan) else None
         _check_arguments(args, self.multi_label, self.plan, has_softmax=model.config.no_call_class)
@@ -148,6 +151,8 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             weights = self.class_weights.cpu().numpy() if model.config.no_call_class else None
             found = prior_shift(training_data, sampler, softmax_weights=weights)
             shift = torch.tensor(found, dtype=torch.float32, device=args.device)
+            if pseudo is not None:
+                training_data = PseudoLabelledWindows(self.plan, pseudo, self.augmentation)
         self._loss = TrainingLoss(model.config, self.class_weights, args.focal_gamma, shift)
         super().__init__(
             # On a CPU, depthwise convolutions with batch normalisation take half the time in this format.
@@ -345,10 +350,21 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         precisions = average_precisions(scores, class_targets(labels, scores.shape[1]))
         return {"loss": loss, **metrics, "cmap": float(np.nanmean(precisions))}
 
-    def train_sampler(self) -> ClipSampler | WindowSampler | EmbeddedWindowSampler:
+    def train_sampler(self) -> ClipSampler | WindowSampler | EmbeddedWindowSampler | PseudoLabelSampler:
         """The sampler of training clips, or of windows of the training recordings."""
         if self.plan is not None:
-            return self._window_sampler(self.args)
+            windows = self._window_sampler(self.args)
+            if self.pseudo is None:
+                return windows
+            assert isinstance(windows, WindowSampler)
+            return PseudoLabelSampler(
+                windows,
+                self.pseudo,
+                len(self.plan.decoded.recordings),
+                call_share=self.plan.call_share,
+                windows_per_step=self.clips_per_batch * self.args.world_size * self.args.gradient_accumulation_steps,
+                species_power=self.args.sampler_weight_power,
+            )
         weights = None
         if self.args.sampler_weight_power:
             class_weights = power_weights(self.class_counts, self.args.sampler_weight_power)

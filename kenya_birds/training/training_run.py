@@ -25,6 +25,7 @@ from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, plan_wind
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.files import check_not_locked, locked, read_json, write_json, write_table
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.archive_weights import weigh_recordings
 from kenya_birds.training.batches import WEIGHT
@@ -34,6 +35,7 @@ from kenya_birds.training.first_stage import FirstStage
 from kenya_birds.training.frozen_backbones import find_backbone, is_frozen
 from kenya_birds.training.frozen_training import FrozenEmbeddings, load_backbone
 from kenya_birds.training.no_call_windows import cut_no_call
+from kenya_birds.training.pseudo_labels import PseudoLabels
 from kenya_birds.training.run_checks import (
     archive_of_run,
     check_classes,
@@ -52,6 +54,7 @@ from kenya_birds.training.run_folder import (
     lies_in,
 )
 from kenya_birds.training.run_model import make_model, restore_backbone, save_model
+from kenya_birds.training.self_training import round_arguments, self_train
 from kenya_birds.training.setting_rules import check_train_on, check_used
 from kenya_birds.training.settings import Settings, training_summary
 from kenya_birds.training.starting_points import initialize
@@ -63,6 +66,7 @@ from kenya_birds.training.training_recordings import (
     overlap_with_tuning,
     recordings_before,
 )
+from kenya_birds.training.unlabelled import Unlabelled
 from kenya_birds.training.window_sampler import warn_of_short_stretches
 from kenya_birds.training.window_training import EvaluationWindows, WindowPlan, choose_windows, start_at_prior
 
@@ -127,6 +131,7 @@ class Run:
         names = self.builder.archive.species_names(classes)
         self.model = make_model(settings.model, self.backbone, classes, names)
         self.record = self._start_model() if record is None else self._check_archive(record)
+        self.unlabelled = self._find_unlabelled()
         self._first_stage = self._plan_first_stage()
         self._before = self._recordings_before()
         splits = self.builder.splits
@@ -166,11 +171,17 @@ class Run:
             split_seed=data.split_seed,
         )
 
+    def _find_unlabelled(self) -> Unlabelled:
+        if not self.settings.teacher.unlabelled:
+            return Unlabelled([], [], [])
+        tested = self.splits.loc[self.splits["split"] != "train", "recording"].to_list()
+        return Unlabelled.find(self.settings.teacher.unlabelled).without_archive(self.builder.archive, tested)
+
     def _plan_first_stage(self) -> FirstStage | None:
         """The stage with the teacher; None if there is none, or the run resumes after it."""
         if self.settings.teacher.teacher is None or self._checkpoint is not None:
             return None
-        return FirstStage(self.settings, self.builder, self.splits)
+        return FirstStage(self.settings, self.builder, self.recordings_of("train"), self.unlabelled)
 
     def _recordings_before(self) -> TrainingRecordings | None:
         if self._first_stage is not None:
@@ -463,10 +474,7 @@ class Run:
         args, data, augmentation = self.settings.training, self.settings.data, self.settings.augmentation
         if self._first_stage is not None:
             self._learn_from_teacher(self._first_stage)
-        background = None
-        if augmentation.background_probability:
-            with self.team.one_first():
-                background = load_no_call(self.builder, data.num_proc, context_s=0.0)
+        background = self._background()
         learned: datasets.Dataset | WindowPlan = clips["train"]
         weights = self._weights(clips["train"]["recording"][:])
         if weights is not None:
@@ -483,6 +491,34 @@ class Run:
             trainer.add_callback(StopAt(self._everything_for))
             trainer.epoch_log.epochs = self._everything_for
         return trainer
+
+    def make_student(
+        self, model: KenyaBirdsForAudioClassification, pseudo: PseudoLabels, folder: Path
+    ) -> KenyaBirdsTrainer:
+        """The trainer of a round of self-training.
+
+        Args:
+            model: The model to train further.
+            pseudo: Windows of the unlabelled recordings with their labels.
+            folder: Output folder of the round.
+        """
+        args = round_arguments(self.settings.training, folder)
+        return KenyaBirdsTrainer(
+            model,
+            args,
+            self.extractor,
+            self._window_plan(),
+            self._validation_windows(),
+            self.settings.augmentation,
+            self._background(),
+            pseudo=pseudo,
+        )
+
+    def _background(self) -> datasets.Dataset | None:
+        if not self.settings.augmentation.background_probability:
+            return None
+        with self.team.one_first():
+            return load_no_call(self.builder, self.settings.data.num_proc, context_s=0.0)
 
     def _learn_from_teacher(self, stage: FirstStage) -> None:
         """Runs the first stage, and writes what it was into the output folder."""
@@ -523,6 +559,8 @@ class Run:
             best = [entry["epoch"] for entry in state.log_history if entry["step"] == state.best_global_step]
             summary["result"] |= {"best_epoch": best[-1], "chosen_by": args.metric_for_best_model}
         summary["result"]["train_runtime_s"] = round(trainer.trained_s, 1)
+        if self.settings.teacher.self_training:
+            summary["self_training"] = self_train(self, trainer, self.settings.teacher.self_training)
         return summary
 
     def _find_start(self) -> Path | None:
@@ -542,8 +580,8 @@ class Run:
                 write_table(self.splits, folder / SPLITS_FILE)
                 fingerprints = self.builder.archive.fingerprints(self.splits["recording"])
                 own = TrainingRecordings.of_splits(self.splits, fingerprints)
-                if self._first_stage is not None:
-                    own = own.and_those_of(self._first_stage.unlabelled.as_training())
+                if self.unlabelled.paths:
+                    own = own.and_those_of(self.unlabelled.as_training())
                 own.and_those_of(self._before).write(folder)
             elif lies_in(checkpoint, folder):
                 copy_record(checkpoint, folder)

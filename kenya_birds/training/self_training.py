@@ -1,0 +1,140 @@
+"""Self-training: a trained model labels recordings without annotations, and is trained further on what it is sure of.
+
+After Q. Xie et al., "Self-training with Noisy Student improves ImageNet classification", CVPR 2020: the model that
+labels hears the sound as it is, the one that learns hears it with augmentation.
+"""
+
+import copy
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+from scipy.special import expit
+
+from kenya_birds.data.decoded_recordings import decode_recordings
+from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
+from kenya_birds.files import read_json, whole_file, write_json
+from kenya_birds.training.pseudo_labels import PseudoLabels, count_sure
+from kenya_birds.training.run_folder import last_whole_checkpoint
+from kenya_birds.training.trainer import KenyaBirdsTrainer
+
+if TYPE_CHECKING:
+    from kenya_birds.training.training_run import Run
+
+logger = logging.getLogger(__name__)
+
+ROUND_FILE, WEIGHTS = "round.json", "model.safetensors"
+
+
+def self_train(run: "Run", trainer: KenyaBirdsTrainer, rounds: int) -> list[dict[str, Any]]:
+    """Trains the model further, in rounds; a round is kept only if the metric on validation is better after it.
+
+    The first round that is not kept is the last one. Each has a folder in the run's output folder, `self-training-1`
+    and so on, from which an interrupted round resumes.
+
+    Args:
+        run: The run; it has unlabelled recordings.
+        trainer: Its trainer after training. Its model gets the weights of the last round that is kept.
+        rounds: Largest number of rounds.
+
+    Returns:
+        For each round: `windows` and `hours` that were labelled, `sure_windows`, `empty_windows`, windows
+        `by_species`, the metric `before` and `after`, and whether it `is_kept`.
+
+    Raises:
+        UserError: If the recordings cannot be decoded.
+    """
+    data, extractor = run.settings.data, run.extractor
+    with run.team.one_first():
+        decoded = decode_recordings(
+            {str(path.resolve()): path for path in run.unlabelled.paths},
+            run.builder.cache_root,
+            extractor.sampling_rate,
+            threads=data.num_proc or 1,
+            channel=run.builder.config.channel,
+        )
+    grid = RecordingWindowGrid.of(decoded, extractor.clip_samples)
+    best, results = float(trainer.state.best_metric or 0.0), []
+    for number in range(1, rounds + 1):
+        folder = Path(run.settings.training.output_dir) / f"self-training-{number}"
+        if not run.team.first_does((folder / ROUND_FILE).is_file):
+            _run_round(run, trainer, grid, folder, best)
+        result = read_json(folder / ROUND_FILE)
+        results.append(result)
+        logger.info(
+            "Self-training, round %d: %s on validation was %.4f before and is %.4f after: %s",
+            number,
+            run.settings.training.metric_for_best_model,
+            result["before"],
+            result["after"],
+            "kept" if result["is_kept"] else "not kept",
+        )
+        if not result["is_kept"]:
+            break
+        trainer.model.load_state_dict(load_file(folder / WEIGHTS))
+        best = result["after"]
+    return results
+
+
+def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid, folder: Path, before: float) -> None:
+    """Labels, trains, and writes the result of a round into its folder."""
+    model, classes = trainer.model, run.builder.classes
+    logger.info("Self-training: scoring %d windows of the unlabelled recordings ...", len(grid.start))
+    # One process scores: small differences between devices would give the processes different labels.
+    logits = run.team.first_does(lambda: grid.logits(model, run.extractor))
+    pseudo = PseudoLabels.of(grid, expit(logits))
+    result: dict[str, Any] = {
+        "windows": len(grid.start),
+        "hours": sum(grid.decoded.lengths.values()) / grid.decoded.sampling_rate / 3600,
+        "sure_windows": len(pseudo.calls),
+        "empty_windows": len(pseudo.empty),
+        "by_species": count_sure(pseudo, classes),
+        "before": before,
+        "after": before,
+        "is_kept": False,
+    }
+    logger.info(
+        "The model is sure of a species in %d windows (%d species), and of no call in %d",
+        len(pseudo.calls),
+        len(result["by_species"]),
+        len(pseudo.empty),
+    )
+    if not len(pseudo.calls):
+        logger.warning("No species is sure in the unlabelled recordings: there is nothing to learn from them")
+    else:
+        student = run.make_student(copy.deepcopy(model), pseudo, folder)
+        checkpoint = run.team.first_does(lambda: last_whole_checkpoint(folder))
+        student.train(None if checkpoint is None else str(checkpoint))
+        result["after"] = float(student.state.best_metric or 0.0)
+        result["is_kept"] = result["after"] > before
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if result["is_kept"]:
+            state = {name: value.cpu().contiguous() for name, value in student.model.state_dict().items()}
+            with whole_file(folder / WEIGHTS) as partial:
+                save_file(state, partial)
+        write_json(result, folder / ROUND_FILE)
+        for left in folder.glob("checkpoint-*"):
+            shutil.rmtree(left)
+
+    run.team.first_does(write)
+
+
+def round_arguments(args: Any, folder: Path) -> Any:
+    """The arguments of training for a round.
+
+    Args:
+        args: Those of the run.
+        folder: Output folder of the round.
+    """
+    changes: dict[str, Any] = {
+        "output_dir": str(folder),
+        "resume_from_checkpoint": None,
+        "save_total_limit": 1,
+        "report_to": "none",
+    }
+    return dataclasses.replace(args, **changes)

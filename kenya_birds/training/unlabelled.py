@@ -1,0 +1,102 @@
+"""Recordings without annotations, from which training learns besides the archive."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from kenya_birds.data.archive import Archive
+from kenya_birds.data.audio import read_header
+from kenya_birds.data.same_recording import sound_fingerprints
+from kenya_birds.errors import UserError
+from kenya_birds.training.teacher_arguments import unlabelled_recordings
+from kenya_birds.training.training_recordings import COLUMNS, TrainingRecordings
+
+logger = logging.getLogger(__name__)
+
+# Copies of a recording may differ by encoder delay and padding.
+SAME_DURATION_S = 0.1
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Recordings without annotations.
+
+    Attributes:
+        paths: The files.
+        fingerprints: `sound_fingerprint` of each.
+        names: Path of each below the folder that was given, with `/`.
+    """
+
+    paths: list[Path]
+    fingerprints: list[str | None]
+    names: list[str]
+
+    @classmethod
+    def find(cls, folders: Sequence[str]) -> "Unlabelled":
+        """Finds the recordings in folders.
+
+        Args:
+            folders: The folders.
+
+        Raises:
+            UserError: If one of them has no recording.
+        """
+        paths = unlabelled_recordings(list(folders))
+        return cls(paths, sound_fingerprints(paths), [_below(path, folders) for path in paths])
+
+    def without_archive(self, archive: Archive, tested: Sequence[str]) -> "Unlabelled":
+        """Leaves out recordings of the archive, which are learned anyway.
+
+        Args:
+            archive: The archive.
+            tested: Its recordings of the validation and test splits.
+
+        Raises:
+            UserError: If one of them is a recording of the validation or test split: with the same sound, or with the
+                same name without its suffix and the same duration; or if nothing is left.
+        """
+        sounds = {sound: name for name, sound in archive.fingerprints(archive.headers).items() if sound}
+        names = {Path(name).stem.casefold(): name for name in archive.headers}
+        kept, is_tested = [], set(tested)
+        for row, (path, sound) in enumerate(zip(self.paths, self.fingerprints, strict=True)):
+            same = sounds.get(sound or "")
+            if same is None and (alike := names.get(path.stem.casefold())) is not None:
+                same = alike if _has_duration(path, archive.headers[alike].duration_s) else None
+            if same in is_tested:
+                raise UserError(
+                    f"{path} is the recording {same} of the validation or test split, on which nothing is learned: "
+                    "leave it out of --unlabelled, or put it into the train split with --splits_file"
+                )
+            if same is None:
+                kept.append(row)
+        if len(kept) < len(self.paths):
+            logger.info("%d unlabelled recordings are training recordings already", len(self.paths) - len(kept))
+        if not kept:
+            raise UserError("all recordings of --unlabelled are training recordings of the archive: leave it out")
+        return Unlabelled(
+            [self.paths[row] for row in kept],
+            [self.fingerprints[row] for row in kept],
+            [self.names[row] for row in kept],
+        )
+
+    def as_training(self) -> TrainingRecordings:
+        """These recordings as recordings that a model was trained on."""
+        rows = [[name, "train", sound or "", ""] for name, sound in zip(self.names, self.fingerprints, strict=True)]
+        return TrainingRecordings(pd.DataFrame(rows, columns=list(COLUMNS)))
+
+
+def _below(path: Path, folders: Sequence[str]) -> str:
+    for folder in folders:
+        if path.is_relative_to(folder):
+            return f"{Path(folder).resolve().name}/{path.relative_to(folder).as_posix()}"
+    return path.name
+
+
+def _has_duration(path: Path, duration_s: float) -> bool:
+    try:
+        return abs(read_header(path).duration_s - duration_s) <= SAME_DURATION_S
+    except UserError:
+        return False
