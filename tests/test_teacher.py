@@ -262,5 +262,5 @@ def test_a_teacher_that_was_trained_on_test_recordings_is_refused(small_archive,
 
 
 def test_tuning_takes_no_teacher(small_archive, network, tmp_path):
-    with pytest.raises(UserError, match="would repeat the first stage"):
+    with pytest.raises(UserError, match="would repeat the stages of --teacher"):
         tuning_flags(small_archive, tmp_path / "out", ["--teacher", str(network)])
