@@ -4,6 +4,7 @@
     python benchmarks/training_speed.py mel         # log-mel alone: beside librosa and torchaudio; one core
     python benchmarks/training_speed.py trainer     # KenyaBirdsTrainer's steps: beside the bare backbone's
     python benchmarks/training_speed.py recordings  # the same, on windows of whole recordings
+    python benchmarks/training_speed.py teacher     # the same, in the first stage, with a teacher's answers in the cache
     python benchmarks/training_speed.py step        # the same without `datasets`; on a GPU also where the time goes
 
 The seed's way is that of the project's first classifier: noisereduce, pre-emphasis, audiomentations, librosa; it
@@ -29,6 +30,8 @@ from kenya_birds.model.signal_kenya_birds import in_chunks, power_to_db
 from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments, cut_windows
 
 CLASSES = 100
+# Of BirdNET 2.4, which is a common teacher.
+EMBEDDING_SIZE = 1024
 STORED_CLIPS = 512
 
 
@@ -236,6 +239,7 @@ def measure_trainer(options: argparse.Namespace) -> None:
     from kenya_birds.data.dataset import clips_builder, load_clips
     from kenya_birds.data.synthetic import synthesize_archive
     from kenya_birds.evaluation.window_scoring import plan_windows
+    from kenya_birds.training.distillation import Student, StudentTrainer, TaughtWindows
     from kenya_birds.training.trainer import KenyaBirdsTrainer
     from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
     from kenya_birds.training.window_training import WindowPlan
@@ -263,7 +267,7 @@ def measure_trainer(options: argparse.Namespace) -> None:
             return time.perf_counter()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    on_recordings = options.measure == "recordings"
+    on_recordings = options.measure != "trainer"
     extractor = KenyaBirdsFeatureExtractor(noise_reduction=options.noise_reduction)
     model = make_model(options.backbone, device, f"{'multi' if on_recordings else 'single'}_label_classification")
     with quiet_folder() as folder:
@@ -299,14 +303,15 @@ def measure_trainer(options: argparse.Namespace) -> None:
             disable_tqdm=True,
             use_cpu=device == "cpu",
         )
-        trainer = KenyaBirdsTrainer(
-            model,
-            args,
-            extractor,
-            learned,
-            None,
-            augmentation=AugmentationArguments(),
-        )
+        if options.measure == "teacher":
+            generator = torch.Generator().manual_seed(0)
+            answers = torch.randn(len(grid.start), EMBEDDING_SIZE, generator=generator).numpy()
+            windows = TaughtWindows(
+                grid, answers, Augmentation(AugmentationArguments(), extractor, generator, device=device)
+            )
+            trainer = StudentTrainer(Student(model, answers, EMBEDDING_SIZE, generator), args, windows)
+        else:
+            trainer = KenyaBirdsTrainer(model, args, extractor, learned, None, augmentation=AugmentationArguments())
         clock = Clock(bare_step(make_model(options.backbone, device), device, options))
         trainer.add_callback(clock)
         trainer.train()
@@ -331,6 +336,7 @@ MEASURES = {
     "mel": measure_mel,
     "trainer": measure_trainer,
     "recordings": measure_trainer,
+    "teacher": measure_trainer,
     "step": measure_step,
 }
 
