@@ -32,7 +32,7 @@ from kenya_birds.model.signal_kenya_birds import (
     reduce_noise,
     stft,
 )
-from kenya_birds.publishing.export import WaveformClassifier, write_graph
+from kenya_birds.publishing.export import WaveformClassifier, write_classifier
 
 CLASSES = 100
 
@@ -74,7 +74,7 @@ def measure_graph(options: argparse.Namespace) -> None:
         compiled = torch.compile(laid_out) if options.compile else None
         with tempfile.TemporaryDirectory() as folder:
             whole, alone = Path(folder) / "whole.onnx", Path(folder) / "alone.onnx"
-            write_graph(WaveformClassifier(model, extractor).eval(), whole, {})
+            write_classifier(WaveformClassifier(model, extractor).eval(), whole, {})
             torch.onnx.export(
                 model,
                 (features[:2],),

@@ -12,6 +12,7 @@ EXTRAS = {
     "demo": ("gradio",),
     "optuna": ("optuna",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
     "onnxruntime": ("onnxruntime",),
     "tflite": ("ai_edge_litert",),
     "crowsetta": ("crowsetta",),
@@ -25,10 +26,22 @@ def check_extra(extra: str, what: str) -> None:
         extra: Name of the extra in setup.cfg.
         what: Name of the feature that needs it.
     """
-    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
-    if missing:
+    if missing := _missing(extra):
         verb = "is" if len(missing) == 1 else "are"
         raise UserError(f"{what} needs {', '.join(missing)}, which {verb} not installed: run {install_line(extra)}")
+
+
+def has_extra(extra: str) -> bool:
+    """Returns whether the libraries of an extra are installed.
+
+    Args:
+        extra: Name of the extra in setup.cfg.
+    """
+    return not _missing(extra)
+
+
+def _missing(extra: str) -> list[str]:
+    return [name for name in EXTRAS[extra] if find_spec(name) is None]
 
 
 def install_line(extra: str) -> str:

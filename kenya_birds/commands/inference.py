@@ -22,6 +22,7 @@ from kenya_birds.commands.common import (
     read_time_zone,
 )
 from kenya_birds.defaults import PLOT_DURATION_S, SEARCH_TOP_K, TABLE_FORMATS
+from kenya_birds.inference.backends import Backend, Precision, choose_backend
 from kenya_birds.inference.postprocessing import FindingSettings
 from kenya_birds.parsing import add_field, add_general, add_option, new_command, read_fields
 from kenya_birds.values import Choices, Count, Duration, Latitude, Longitude, PlotDuration, Seconds
@@ -71,7 +72,23 @@ def _add_detect(commands: Any) -> None:
     add_option(output, "--resume", bool, True, help="skip recordings that an earlier run has completed")
     _add_windows(command)
     _add_reported(command)
-    add_speed(command.add_argument_group("Speed"), "windows")
+    speed = command.add_argument_group("Speed")
+    add_speed(speed, "windows")
+    add_option(
+        speed,
+        "--backend",
+        Backend,
+        "torch",
+        help="what computes the network on a CPU: torch, onnx (onnxruntime), openvino, or auto (the first of "
+        "openvino, onnx and torch that is installed); scores are compared with torch on the first windows",
+    )
+    add_option(
+        speed,
+        "--precision",
+        Precision | None,
+        help="precision of the network; by default float32 on a CPU and bfloat16 on a GPU; bfloat16 changes scores a "
+        "little, and needs a processor with AVX512-BF16, AMX or such",
+    )
     add_general(command)
     command.set_defaults(
         run=_detect, after_stop="run the same command again to resume: completed recordings are kept in the output"
@@ -129,6 +146,7 @@ def _detect(options: argparse.Namespace) -> None:
     name_pattern, time_zone = read_name_pattern(options), read_time_zone(options)
     saved = find_model(options.model)
     check_ours(saved)
+    choose_backend(options.backend, options.precision, saved, options.device)
     species = read_species(options.species, names_in(saved)) if options.species else None
     settings = read_fields(options, FindingSettings, species=species)
     if options.thresholds is None:
@@ -158,6 +176,8 @@ def _detect(options: argparse.Namespace) -> None:
         num_workers=options.num_workers,
         channel=options.channel,
         thresholds=options.thresholds,
+        backend=options.backend,
+        precision=options.precision,
     )
     report = run_detection(
         pipeline,

@@ -18,6 +18,8 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import locked
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.audio_stream import Reading
+from kenya_birds.inference.backbone_runtimes import BackboneCheck
+from kenya_birds.inference.backends import RUNTIME_PACKAGES
 from kenya_birds.inference.detections import RecordingInfo, name_in
 from kenya_birds.inference.journal import Journal, JournalWriter, hash_files
 from kenya_birds.inference.output_tables import check_formats
@@ -117,6 +119,7 @@ def run_detection(
         mine = [found.get(name, Source(name)) for name, owner in plan.owners.items() if owner == team.rank]
         _analyse(pipeline, mine, journal, files, plan, show_progress=team.is_first)
         spent = team.gather(pipeline.stopwatch.spent_s)
+        checks = team.gather(pipeline.scorer.check)
         if not team.is_first:
             return None
         readings = {name: _reading(journal, name) for name in plan.recordings}
@@ -129,6 +132,7 @@ def run_detection(
                 spent_s={part: sum(one[part] for one in spent) for part in spent[0]},
                 processes=team.size,
                 threads=pipeline.scorer.threads,
+                backend_check=BackboneCheck.describe_all(checks),
             ),
             about=_about(pipeline, model_hash),
             skipped=sources.skipped,
@@ -214,6 +218,7 @@ def settings_of(pipeline: SoundscapePipeline) -> dict[str, Any]:
         "channel": pipeline.channel,
         **asdict(pipeline.settings),
         "thresholds": [value if value < float("inf") else None for value in pipeline.thresholds.tolist()],
+        "backend": pipeline.scorer.backend,
         "precision": pipeline.scorer.precision,
     }
 
@@ -221,7 +226,9 @@ def settings_of(pipeline: SoundscapePipeline) -> dict[str, Any]:
 def _made_with(pipeline: SoundscapePipeline) -> dict[str, Any]:
     """Returns everything except the model's files that affects detections."""
     code = code_fingerprint(SoundscapePipeline.__module__)
-    versions = library_versions((*MODEL, *DECODERS, *runtime_of(pipeline.saved)))
+    versions = library_versions(
+        (*MODEL, *DECODERS, *runtime_of(pipeline.saved), *RUNTIME_PACKAGES[pipeline.scorer.backend])
+    )
     return {**settings_of(pipeline), "kenya_birds": __version__, "code": code[:12], **versions}
 
 

@@ -16,6 +16,8 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import probabilities
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_array, read_source
+from kenya_birds.inference.backbone_runtimes import Backbone, BackboneCheck, TorchBackbone, open_backbone
+from kenya_birds.inference.backends import Backend, Precision, choose_backend
 from kenya_birds.inference.batching import BatchPool, ComputedWindows, Job, computed
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
@@ -42,9 +44,8 @@ SCORE_DIGITS = 6
 class WindowScorer(BatchPool):
     """Thread pool that scores batches of windows with a model; scores do not depend on other windows of the batch.
 
-    For this, all batches have the same size, and scores are rounded to 6 digits. On a GPU the backbone computes in
-    bfloat16, the feature extractor in float32. `submit` returns float64 probabilities of shape
-    `(batch_size, classes)`.
+    For this, all batches have the same size, and scores are rounded to 6 digits. The feature extractor and the
+    classifier compute in float32. `submit` returns float64 probabilities of shape `(batch_size, classes)`.
 
     Args:
         model: The classifier; it is set to evaluation mode and moved to the device.
@@ -52,9 +53,17 @@ class WindowScorer(BatchPool):
         device: Device for the computation.
         batch_size: Windows per batch; by default 16 on a CPU and 128 on a GPU.
         stopwatch: Measures the time of features and model.
+        backend: What computes the backbone: `torch`, `onnx` or `openvino`.
+        precision: Precision of the backbone; by default float32 on a CPU and bfloat16 on a GPU.
+        thresholds: Score from which each class is reported, shape `(classes,)`; for `check`.
 
     Attributes:
+        backend: The backend.
         precision: Precision of the backbone, `float32` or `bfloat16`.
+        check: Comparison with torch in float32; None on a GPU, and for torch in float32.
+
+    Raises:
+        UserError: If the backend cannot compute this network on this processor.
     """
 
     def __init__(
@@ -64,15 +73,24 @@ class WindowScorer(BatchPool):
         device: torch.device,
         batch_size: int | None,
         stopwatch: Stopwatch,
+        *,
+        backend: Backend,
+        precision: Precision | None,
+        thresholds: np.ndarray,
     ) -> None:
+        super().__init__(self._score, device, batch_size)
         to_device: Any = model.eval().to
-        self._model = to_device(device, memory_format=torch.channels_last)
+        self._model = model = to_device(device, memory_format=torch.channels_last)
         self._extractor = extractor
         self._device = device
         self._stopwatch = stopwatch
         self._multi_label = model.config.problem_type == "multi_label_classification"
-        self.precision = "float32" if device.type == "cpu" else "bfloat16"
-        super().__init__(self._score, device, batch_size)
+        self.backend: Backend = backend
+        self.precision: Precision = precision or ("float32" if device.type == "cpu" else "bfloat16")
+        self._backbone = open_backbone(backend, self.precision, model, extractor, self.threads)
+        self._reference = TorchBackbone(model, "float32")
+        is_reference = device.type != "cpu" or (backend, self.precision) == ("torch", "float32")
+        self.check = None if is_reference else BackboneCheck(backend, self.precision, thresholds)
 
     @torch.inference_mode()
     def _score(self, sound: np.ndarray) -> np.ndarray:
@@ -85,12 +103,17 @@ class WindowScorer(BatchPool):
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         middle_s = time.perf_counter()
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = self._model(features).logits
-        scores = probabilities(logits.float().cpu().numpy(), multi_label=self._multi_label)
+        scores = self._scores(self._backbone, features)
         self._stopwatch.add("features", middle_s - begin_s)
         self._stopwatch.add("model", time.perf_counter() - middle_s)
-        return scores.round(SCORE_DIGITS)
+        is_sound = sound.any(axis=1)  # the last batch of a run is filled up with zeros
+        if self.check is not None and self.check.start(int(is_sound.sum())):
+            self.check.add(self._scores(self._reference, features)[is_sound], scores[is_sound])
+        return scores
+
+    def _scores(self, backbone: Backbone, features: torch.Tensor) -> np.ndarray:
+        logits = self._model(head_input=backbone(features)).logits.float().cpu().numpy()
+        return probabilities(logits, multi_label=self._multi_label).round(SCORE_DIGITS)
 
 
 MAX_READERS = 8
@@ -133,6 +156,8 @@ class SoundscapePipeline:
         channel: See `RecordingReader`.
         thresholds: File with decision thresholds, such as that of `kenya-birds verify read`, instead of the model's
             own. Species that are not in it are never reported.
+        backend: What computes the backbone on a CPU: `torch`, `onnx`, `openvino`, or `auto` (see `choose_backend`).
+        precision: Precision of the backbone; by default float32 on a CPU and bfloat16 on a GPU.
 
     Attributes:
         saved: The model's files.
@@ -162,10 +187,14 @@ class SoundscapePipeline:
         num_workers: Count | None = None,
         channel: Channel | None = None,
         thresholds: str | Path | None = None,
+        backend: Backend = "torch",
+        precision: Precision | None = None,
     ) -> None:
         self.settings = settings or FindingSettings()
         self.overlap_s, self.channel = overlap_s, channel
         self.saved = model if isinstance(model, SavedModel) else find_model(str(model))
+        chosen = find_device(device)
+        backend = choose_backend(backend, precision, self.saved, chosen.type)
         classifier, extractor = load_classifier(self.saved)
         self.classes = [classifier.config.id2label[label] for label in range(classifier.config.num_labels)]
         self.names = species_names(self.classes, classifier.config.species)
@@ -176,8 +205,16 @@ class SoundscapePipeline:
         self.thresholds = self._find_thresholds(None if thresholds is None else Path(thresholds))
         self._finder("")  # raises an error for unknown species before long work
         self.stopwatch = Stopwatch()
-        chosen = find_device(device)
-        self.scorer = WindowScorer(classifier, extractor, chosen, batch_size, self.stopwatch)
+        self.scorer = WindowScorer(
+            classifier,
+            extractor,
+            chosen,
+            batch_size,
+            self.stopwatch,
+            backend=backend,
+            precision=precision,
+            thresholds=np.maximum(self.thresholds, self.settings.min_confidence),
+        )
         self.num_workers = num_workers or (1 if chosen.type == "cpu" else min(torch.get_num_threads(), MAX_READERS))
 
     def __call__(

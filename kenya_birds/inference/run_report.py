@@ -39,12 +39,14 @@ class RunCost:
         spent_s: Seconds of all threads by part of the work.
         processes: Number of processes.
         threads: Number of computing threads of each process.
+        backend_check: Comparison of the backend with torch (see `BackboneCheck`); None: there was none.
     """
 
     wall_s: float
     spent_s: Mapping[str, float]
     processes: int
     threads: int
+    backend_check: Mapping[str, Any] | None = None
 
     def describe(self, analysed_s: float) -> dict[str, Any]:
         """The part of `run.json` about time.
@@ -61,6 +63,7 @@ class RunCost:
             "scoring_threads": self.threads,
             "share_of_busy_time": {part: spent / busy_s if busy_s else 0.0 for part, spent in self.spent_s.items()},
             "busy_s": dict(self.spent_s),
+            "backend_check": None if self.backend_check is None else dict(self.backend_check),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
@@ -158,6 +161,13 @@ class RunReport:
             parts = ", ".join(f"{part} {share:.0%}" for part, share in now["share_of_busy_time"].items() if share)
             speed = f"{now['times_real_time']:.0f} times real time"
             lines.append(f"{now['hours']:.2f} h in {now['wall_s']:.1f} s, {speed} ({parts})")
+        if check := now["backend_check"]:
+            settings = content["settings"]
+            lines.append(
+                f"{settings['backend']}, {settings['precision']}: scores differ from torch in float32 by up to "
+                f"{check['largest_score_difference']:.1g}, and {check['changed_detections']} of "
+                f"{check['detections']} detections change (first {check['windows']} windows)"
+            )
         if self.failures:
             lines.append(f"{self.faults}: {FAILED_FILE}")
         return "\n".join(lines)

@@ -5,7 +5,6 @@ import json
 import logging
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from kenya_birds.files import check_new_folder, put_folder_in_place
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
+from kenya_birds.onnx_graphs import write_graph
 from kenya_birds.publishing.fourier_matrices import FourierMatrices
 from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, check_trained, find_model
 
@@ -118,8 +118,6 @@ GRAPH_FILE = "model.onnx"
 LABELS_FILE = "labels.csv"
 README_FILE = "README.md"
 INPUT, OUTPUT = "waveform", "probabilities"
-# Opset that onnxruntime 1.17 (2024) and later can read.
-OPSET = 18
 # The graph is not written if its probabilities differ more than this from the model's. Rounding alone may change them
 # by up to 0.003, if a bin crosses the noise gate's threshold.
 TOLERANCE = 0.01
@@ -189,7 +187,7 @@ def export_onnx(model_name: str, output_dir: str | Path) -> Path:
             partial.mkdir()
             metadata = graph_metadata(saved, classifier)
             logger.info("Step 1 of 3: tracing the model (takes up to a few minutes) ...")
-            write_graph(classifier, partial / GRAPH_FILE, metadata)
+            write_classifier(classifier, partial / GRAPH_FILE, metadata)
             logger.info("Step 2 of 3: comparing the graph with the model on three clips ...")
             difference = compare_graph(classifier, partial / GRAPH_FILE)
             logger.info(
@@ -208,7 +206,7 @@ def export_onnx(model_name: str, output_dir: str | Path) -> Path:
     return output_dir
 
 
-def write_graph(classifier: WaveformClassifier, path: Path, metadata: dict[str, str]) -> None:
+def write_classifier(classifier: WaveformClassifier, path: Path, metadata: dict[str, str]) -> None:
     """Traces a classifier and writes the graph.
 
     Args:
@@ -219,31 +217,15 @@ def write_graph(classifier: WaveformClassifier, path: Path, metadata: dict[str, 
     Raises:
         UserError: If the backbone has an operator that ONNX does not support.
     """
-    waveform = _trial(classifier.extractor)
-    with torch.no_grad():
-        # Also fills the caches of filters and windows, so that the trace contains them as constants.
-        classifier(waveform)
-        try:
-            with FourierMatrices(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # warnings of torch about its own exporter
-                program = torch.onnx.export(
-                    classifier,
-                    (waveform,),
-                    dynamo=True,
-                    opset_version=OPSET,
-                    input_names=[INPUT],
-                    output_names=[OUTPUT],
-                    dynamic_shapes={"waveform": {0: torch.export.Dim.DYNAMIC}},
-                    verbose=False,
-                )
-        except (torch.onnx.errors.OnnxExporterError, NotImplementedError) as error:
-            reason = str(error.__cause__ or error).strip().partition("\n")[0]
-            raise UserError(
-                f"backbone '{classifier.model.config.backbone}' cannot be exported to ONNX: {reason}"
-            ) from None
-    assert program is not None
-    program.model.metadata_props.update(metadata)
-    program.save(path)
+    write_graph(
+        classifier,
+        _trial(classifier.extractor),
+        path,
+        tensors=(INPUT, (OUTPUT,)),
+        metadata=metadata,
+        name=classifier.model.config.backbone,
+        within=FourierMatrices(),
+    )
 
 
 def compare_graph(classifier: WaveformClassifier, path: Path) -> float:
