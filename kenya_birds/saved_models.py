@@ -13,12 +13,17 @@ from kenya_birds.files import read_json
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 THRESHOLDS_FILE = "thresholds.json"
+# Embeddings of training calls, for `kenya-birds detect --novelty`.
+NOVELTY_FILE = "novelty.safetensors"
 # Why a published network is refused for training.
 NO_START = "its weights cannot be the start of a training; give another --init_from"
 # Extras with the runtimes of published networks, by the suffix of the network's file.
 RUNTIME_EXTRAS = {".onnx": "onnxruntime", ".tflite": "tflite"}
 # Files that are downloaded: no code, no pickled weights and no checkpoints.
-FETCHED = ("*.json", "splits.csv", "training_recordings.csv", WEIGHTS_FILE, "model-*-of-*.safetensors")
+FETCHED = (
+    *("*.json", "splits.csv", "training_recordings.csv"),
+    *(WEIGHTS_FILE, "model-*-of-*.safetensors", NOVELTY_FILE),
+)
 
 
 @dataclass(frozen=True)

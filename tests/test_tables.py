@@ -6,6 +6,7 @@ import re
 import resource
 import tracemalloc
 import unicodedata
+from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_parquet_has_types_names_samples_and_metadata(tmp_path):
         Detection(row["recording"], row["start_sample"], row["end_sample"], RATE, row["code"], row["score"])
         for row in table.to_pylist()
     ]
-    assert again == [Detection(*[*vars(row).values()][:-1], float(np.float32(row.score))) for row in ROWS]
+    assert again == [replace(row, score=float(np.float32(row.score))) for row in ROWS]
     assert table["local_time"][2].as_py() == datetime(2021, 12, 7, 6, 30, 57, 31)
 
 

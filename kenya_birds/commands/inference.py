@@ -129,6 +129,13 @@ def _add_reported(command: Any) -> None:
         reported, FindingSettings, "min_confidence", help="never report below this score, whatever the threshold"
     )
     add_field(reported, FindingSettings, "top_k", help="report at most this many species per window; by default all")
+    add_field(
+        reported,
+        FindingSettings,
+        "novelty",
+        help="add a column with the novelty of each detection to CSV, Parquet and JSON: from 0 (like the training "
+        "calls) to 1; one known call in 20 has more than 0.95",
+    )
     add_option(
         reported,
         "--species",
@@ -153,6 +160,10 @@ def _detect(options: argparse.Namespace) -> None:
         check_thresholds(saved, options.threshold)
     else:
         _check_thresholds_file(options, names_in(saved))
+    if settings.novelty:
+        from kenya_birds.evaluation.novelty import NoveltyReference
+
+        NoveltyReference.of_model(saved)
     check_overlap(saved, options.overlap_s)
     sources = find_sources(options.paths)
     from kenya_birds.inference.run_report import RunFiles

@@ -213,6 +213,32 @@ def score_clips(
     return np.concatenate(scores)
 
 
+def embed_clips(
+    model: KenyaBirdsForAudioClassification,
+    extractor: KenyaBirdsFeatureExtractor,
+    clips: Dataset,
+    *,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Embeddings of clips: float32, shape `(clips, embedding_size)`.
+
+    Args:
+        model: The classifier. It is set to evaluation mode and stays on its device.
+        extractor: Its feature extractor; it crops clips with context to their centre.
+        clips: Rows of `load_clips`, all cut with the same context.
+        batch_size: Clips per batch.
+    """
+    model.eval()
+    found = [np.zeros((0, model.embedding_size), dtype=np.float32)]
+    for first in range(0, len(clips), batch_size):
+        audio = clips[first : first + batch_size]["audio"]
+        waveform = torch.from_numpy(np.stack([decode_wav(clip["bytes"]) for clip in audio])).to(model.device)
+        with torch.inference_mode():
+            features = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+            found.append(model.embed(features["input_features"].to(model.dtype)).float().cpu().numpy())
+    return np.concatenate(found)
+
+
 def clip_references(clips: Dataset, class_ids: Mapping[str, int], *, multi_label: bool) -> np.ndarray:
     """References of clips, in the classes of a model.
 

@@ -1,7 +1,7 @@
 """All windows of whole recordings: where they are, what is known to be in them, and a model's scores of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +75,6 @@ class RecordingWindowGrid:
         found[self.end - self.start < self.window] = MASKED
         return found
 
-    @torch.inference_mode()
     def logits(
         self,
         model: KenyaBirdsForAudioClassification,
@@ -90,14 +89,47 @@ class RecordingWindowGrid:
             extractor: Its front end.
             batch_size: Windows at a time.
         """
+        rows = np.arange(len(self.start))
+        none = np.zeros((0, model.config.num_labels), dtype=np.float32)
+        return self._computed(model, extractor, lambda features: model(features).logits, rows, none, batch_size)
+
+    def embeddings(
+        self,
+        model: KenyaBirdsForAudioClassification,
+        extractor: KenyaBirdsFeatureExtractor,
+        rows: np.ndarray,
+        *,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Embeddings of some windows: float32, shape `(rows, embedding_size)`.
+
+        Args:
+            model: See `logits`.
+            extractor: Its front end.
+            rows: Indices of windows.
+            batch_size: Windows at a time.
+        """
+        none = np.zeros((0, model.embedding_size), dtype=np.float32)
+        return self._computed(model, extractor, model.embed, rows, none, batch_size)
+
+    @torch.inference_mode()
+    def _computed(
+        self,
+        model: KenyaBirdsForAudioClassification,
+        extractor: KenyaBirdsFeatureExtractor,
+        compute: Callable[[torch.Tensor], torch.Tensor],
+        rows: np.ndarray,
+        none: np.ndarray,
+        batch_size: int,
+    ) -> np.ndarray:
+        """What `compute` returns for the features of windows; `none` is the result without a window."""
         model.eval()
-        scores = [np.zeros((0, model.config.num_labels), dtype=np.float32)]
-        for first in range(0, len(self.start), batch_size):
-            rows = range(first, min(first + batch_size, len(self.start)))
-            waveform = torch.from_numpy(np.stack([self.sound(row) for row in rows])).to(model.device)
-            logits = model(extractor.extract(waveform).to(model.dtype)).logits
-            scores.append(logits.float().cpu().numpy())
-        return np.concatenate(scores)
+        found = [none]
+        for first in range(0, len(rows), batch_size):
+            sounds = np.stack([self.sound(row) for row in rows[first : first + batch_size].tolist()])
+            waveform = torch.from_numpy(sounds).to(model.device)
+            found.append(compute(extractor.extract(waveform).to(model.dtype)).float().cpu().numpy())
+        return np.concatenate(found)
 
     def sound(self, row: int) -> np.ndarray:
         """One window: float32 of shape `(samples,)`."""

@@ -21,6 +21,7 @@ from kenya_birds.data.silent_recordings import with_silent
 from kenya_birds.data.splits import read_folds, splits_of_fold, stratified_folds
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
+from kenya_birds.experiments.novelty_fit import refit_reference, save_reference
 from kenya_birds.experiments.results import Fold, Scored, train_and_evaluate, write_out_of_fold
 from kenya_birds.files import check_not_locked, is_new_or_empty, locked, read_json, whole_file, write_json, write_table
 from kenya_birds.training.arguments import DEFAULT_FOLDS
@@ -324,9 +325,9 @@ def fit_on_everything(validated: CrossValidation, results: dict[str, Any]) -> No
     """Trains on all recordings, and saves the model in the cross-validation's folder.
 
     The learning rate has the same schedule as in the folds. Training stops after the median of the folds' best epochs,
-    because no recordings are left to choose an epoch on. Calibration and `thresholds.json` come from the validation
-    scores of all folds, whose models were trained on fewer recordings. Checkpoints are in `output_dir/final-fit`; an
-    interrupted run resumes from them.
+    because no recordings are left to choose an epoch on. Calibration, `thresholds.json` and the distances of known
+    calls come from the validation recordings of all folds, whose models were trained on fewer recordings. Checkpoints
+    are in `output_dir/final-fit`; an interrupted run resumes from them.
 
     Args:
         validated: A completed cross-validation.
@@ -343,7 +344,7 @@ def fit_on_everything(validated: CrossValidation, results: dict[str, Any]) -> No
     folder = output_dir / FOLDER
     changes = {"eval_strategy": "no", "load_best_model_at_end": False, "metric_for_best_model": None}
     with validated.one_run(0, folder, everything_for=epochs, save_total_limit=2, **changes) as run:
-        trainer, _, summary = run.train()
+        trainer, clips, summary = run.train()
         summary["cross_validation"] = {
             "folds": validated.folds,
             "best_epochs": [fold["best_epoch"] for fold in results["each"]],
@@ -354,6 +355,8 @@ def fit_on_everything(validated: CrossValidation, results: dict[str, Any]) -> No
             with writing_results(output_dir):
                 Calibration(**results["calibration"]).store(trainer.model.config)
                 run.save_model(output_dir)
+                folds = [validated.folder(fold) for fold in range(validated.folds)]
+                save_reference(refit_reference(run, clips["train"], folds), output_dir)
                 for name in (SPLITS_FILE, RECORDINGS_FILE):
                     shutil.copyfile(folder / name, output_dir / name)
                 write_json(summary, output_dir / SUMMARY_FILE)

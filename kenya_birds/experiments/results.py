@@ -25,8 +25,10 @@ from kenya_birds.evaluation.evaluation_report import (
     write_report,
 )
 from kenya_birds.evaluation.metrics import class_targets, probabilities
+from kenya_birds.evaluation.novelty import NoveltyReference
 from kenya_birds.evaluation.predictions import Predictions, read_predictions
 from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds, choose_thresholds
+from kenya_birds.experiments.novelty_fit import fit_reference, save_reference
 from kenya_birds.experiments.whole_recordings import ScoredWindows, pool_folds, write_recordings
 from kenya_birds.files import read_json, write_json
 from kenya_birds.training.callbacks import write_results
@@ -293,11 +295,14 @@ class RunScores:
         predicted: What the trainer returned for `validation` and `test`.
         windows: The windows of the whole test recordings; None except in the first process, and if all of them have
             weak labels.
+        reference: Training calls and distances of known ones; None except in the first process, and if there are too
+            few calls.
     """
 
     scored: Scored
     predicted: Mapping[str, PredictionOutput]
     windows: ScoredWindows | None
+    reference: NoveltyReference | None
 
 
 def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
@@ -348,7 +353,9 @@ def score_splits(run: Run, trainer: KenyaBirdsTrainer, clips: DatasetDict) -> Ru
         np.asarray([] if no_call is None else no_call["recording"][:], dtype=str),
         *(_validation_windows(run) if on_recordings and run.team.is_first else ()),
     )
-    return RunScores(scored, predicted, _test_windows(run, trainer) if run.team.is_first else None)
+    if not run.team.is_first:
+        return RunScores(scored, predicted, None, None)
+    return RunScores(scored, predicted, _test_windows(run, trainer), fit_reference(run, clips))
 
 
 def save_results(
@@ -375,6 +382,7 @@ def save_results(
             calibration = scores.scored.calibration()
             calibration.calibration.store(trainer.model.config)
             run.save_model(output_dir)
+            save_reference(scores.reference, output_dir)
             write_json(summary, output_dir / SUMMARY_FILE)
             metrics = write_test(
                 output_dir,

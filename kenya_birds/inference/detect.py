@@ -27,7 +27,7 @@ from kenya_birds.inference.pipeline import SoundscapePipeline, log_channels, log
 from kenya_birds.inference.progress_bar import RecordingsBar
 from kenya_birds.inference.run_report import RunCost, RunFiles, RunReport
 from kenya_birds.inference.sources import FileState, FoundSources, Source, find_sources
-from kenya_birds.saved_models import THRESHOLDS_FILE, WEIGHTS_FILE, SavedModel, runtime_of
+from kenya_birds.saved_models import NOVELTY_FILE, THRESHOLDS_FILE, WEIGHTS_FILE, SavedModel, runtime_of
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,8 @@ def run_detection(
         log_channels(readings, pipeline.channel)
         log_headers((info.recording, info.header, info.known) for info in analysed)
         detections = (found for info in analysed for found in journal.detections(info.recording))
-        files.write(report, analysed, detections, formats, pipeline.names, pipeline.frequencies_hz)
+        names, novelty = pipeline.names, pipeline.settings.novelty
+        files.write(report, analysed, detections, formats, names, pipeline.frequencies_hz, novelty=novelty)
         return report
 
 
@@ -229,7 +230,9 @@ def _made_with(pipeline: SoundscapePipeline) -> dict[str, Any]:
     versions = library_versions(
         (*MODEL, *DECODERS, *runtime_of(pipeline.saved), *RUNTIME_PACKAGES[pipeline.scorer.backend])
     )
-    return {**settings_of(pipeline), "kenya_birds": __version__, "code": code[:12], **versions}
+    reference = hash_files([pipeline.saved.folder / NOVELTY_FILE]) if pipeline.settings.novelty else None
+    about = {"training calls": reference, "kenya_birds": __version__, "code": code[:12]}
+    return {**settings_of(pipeline), **about, **versions}
 
 
 def _same_for_all(team: Team, made_with: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class Detection:
         sample_rate_hz: Sampling rate of the model, in which samples are counted.
         species: eBird code.
         score: Calibrated probability, 0 to 1.
+        novelty: Share of known calls that are as near to the training calls or nearer (see `NoveltyReference`); of
+            merged windows, that of the one with the highest score. None: not computed.
     """
 
     recording: str
@@ -34,6 +36,7 @@ class Detection:
     sample_rate_hz: int
     species: str
     score: float
+    novelty: float | None = None
 
     @property
     def start_s(self) -> float:

@@ -18,6 +18,7 @@ import torch
 from kenya_birds import __version__
 from kenya_birds.defaults import SEARCH_TOP_K
 from kenya_birds.errors import UserError
+from kenya_birds.evaluation.novelty import unit
 from kenya_birds.files import as_utf8, check_output, check_suffix
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_source
@@ -389,14 +390,14 @@ def search_embeddings(
         )
     is_own = saved.config.get("model_type") == "kenya_birds"
     embedder = load_embedder(saved, clip_s=None if is_own else about["clip_s"], device=device)
-    wanted = _unit(_embed_examples(embedder, examples, channel))
+    wanted = unit(_embed_examples(embedder, examples, channel))
     best = pa.table({"recording": [], "start_s": [], "end_s": [], "similarity": []})
     try:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 rows = file.read_row_group(group)
                 embeddings = rows["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, embedder.size)
-                similarity = (_unit(embeddings) @ wanted.T).max(axis=1)
+                similarity = (unit(embeddings) @ wanted.T).max(axis=1)
                 found = rows.drop_columns("embedding").append_column("similarity", pa.array(similarity, pa.float64()))
                 best = pa.concat_tables([best, found], promote_options="permissive")
                 best = best.take(np.argsort(-best["similarity"].to_numpy(), kind="stable")[:top_k])
@@ -419,8 +420,3 @@ def _embed_examples(
             for first in range(0, len(item.sound), WINDOWS_AT_ONCE):
                 found.append(embedder(item.sound[first : first + WINDOWS_AT_ONCE]))
     return np.concatenate(found)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -28,7 +28,13 @@ MADE_WITH_FILE = "made_with.json"
 MAX_SHOWN_CHARACTERS = 30
 METADATA = b"kenya_birds"
 SCHEMA = pa.schema(
-    [("start_sample", pa.int64()), ("end_sample", pa.int64()), ("species", pa.string()), ("score", pa.float64())]
+    [
+        ("start_sample", pa.int64()),
+        ("end_sample", pa.int64()),
+        ("species", pa.string()),
+        ("score", pa.float64()),
+        ("novelty", pa.float64()),
+    ]
 )
 ROWS_AT_ONCE = 10_000
 
@@ -120,8 +126,8 @@ class Journal:
         with pq.ParquetFile(self._path(recording)) as file:
             sample_rate_hz = json.loads(file.metadata.metadata[METADATA])["sample_rate_hz"]
             for batch in file.iter_batches(ROWS_AT_ONCE):
-                for start, end, species, score in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    yield Detection(recording, start, end, sample_rate_hz, species, score)
+                for start, end, *found in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    yield Detection(recording, start, end, sample_rate_hz, *found)
 
     def clean(self) -> None:
         """Removes incomplete records."""

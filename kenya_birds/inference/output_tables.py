@@ -48,6 +48,7 @@ def write_tables(
     species_names: Mapping[str, SpeciesNames],
     frequencies_hz: tuple[float, float],
     metadata: Mapping[str, Any],
+    novelty: bool = False,
 ) -> WrittenTables:
     """Writes detections in several formats in one pass, in bounded memory.
 
@@ -71,6 +72,7 @@ def write_tables(
         species_names: Names by code (see `species_names`).
         frequencies_hz: Lowest and highest frequency of the model's input, for the boxes in Raven.
         metadata: Information such as model and settings, for Parquet and JSON; must be JSON.
+        novelty: Whether CSV, Parquet and JSON have the column `novelty`.
 
     Returns:
         The files, and the number of detections of each species.
@@ -90,9 +92,9 @@ def write_tables(
             makers: dict[str, Callable[[], TableWriter]] = {
                 "raven": lambda: RavenTables(outputs, STEM, recordings, frequencies_hz),
                 "audacity": lambda: AudacityLabels(outputs, recordings),
-                "csv": lambda: CsvTable(outputs, STEM),
-                "parquet": lambda: ParquetTable(outputs, STEM, about),
-                "json": lambda: JsonTable(outputs, STEM, about, recordings),
+                "csv": lambda: CsvTable(outputs, STEM, novelty),
+                "parquet": lambda: ParquetTable(outputs, STEM, about, novelty),
+                "json": lambda: JsonTable(outputs, STEM, about, recordings, novelty),
                 "kaleidoscope": lambda: KaleidoscopeTable(outputs, STEM),
             }
             writers: list[TableWriter] = [RecordingsTable(outputs)]

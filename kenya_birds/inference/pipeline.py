@@ -14,9 +14,10 @@ import torch
 from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import probabilities
+from kenya_birds.evaluation.novelty import NoveltyReference
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_array, read_source
-from kenya_birds.inference.backbone_runtimes import Backbone, BackboneCheck, TorchBackbone, open_backbone
+from kenya_birds.inference.backbone_runtimes import BackboneCheck, TorchBackbone, open_backbone
 from kenya_birds.inference.backends import Backend, Precision, choose_backend
 from kenya_birds.inference.batching import BatchPool, ComputedWindows, Job, computed
 from kenya_birds.inference.detections import Detection
@@ -28,6 +29,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import (
+    NOVELTY_FILE,
     THRESHOLDS_FILE,
     SavedModel,
     check_species_of_thresholds,
@@ -45,7 +47,8 @@ class WindowScorer(BatchPool):
     """Thread pool that scores batches of windows with a model; scores do not depend on other windows of the batch.
 
     For this, all batches have the same size, and scores are rounded to 6 digits. The feature extractor and the
-    classifier compute in float32. `submit` returns float64 probabilities of shape `(batch_size, classes)`.
+    classifier compute in float32. `submit` returns float64 probabilities of shape `(batch_size, classes)`; with a
+    reference, the novelty of each window is a further column.
 
     Args:
         model: The classifier; it is set to evaluation mode and moved to the device.
@@ -56,6 +59,7 @@ class WindowScorer(BatchPool):
         backend: What computes the backbone: `torch`, `onnx` or `openvino`.
         precision: Precision of the backbone; by default float32 on a CPU and bfloat16 on a GPU.
         thresholds: Score from which each class is reported, shape `(classes,)`; for `check`.
+        reference: Training calls, from which the novelty of each window is measured; None: it is not measured.
 
     Attributes:
         backend: The backend.
@@ -77,6 +81,7 @@ class WindowScorer(BatchPool):
         backend: Backend,
         precision: Precision | None,
         thresholds: np.ndarray,
+        reference: NoveltyReference | None = None,
     ) -> None:
         super().__init__(self._score, device, batch_size)
         to_device: Any = model.eval().to
@@ -84,6 +89,7 @@ class WindowScorer(BatchPool):
         self._extractor = extractor
         self._device = device
         self._stopwatch = stopwatch
+        self._novelty = None if reference is None else reference.measure(device)
         self._multi_label = model.config.problem_type == "multi_label_classification"
         self.backend: Backend = backend
         self.precision: Precision = precision or ("float32" if device.type == "cpu" else "bfloat16")
@@ -103,16 +109,21 @@ class WindowScorer(BatchPool):
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         middle_s = time.perf_counter()
-        scores = self._scores(self._backbone, features)
+        head_input = self._backbone(features)
+        results = self._scores(head_input)
+        if self._novelty is not None:
+            novelty = self._novelty(head_input[:, : self._model.embedding_size])
+            results = np.column_stack([results, novelty])
         self._stopwatch.add("features", middle_s - begin_s)
         self._stopwatch.add("model", time.perf_counter() - middle_s)
         is_sound = sound.any(axis=1)  # the last batch of a run is filled up with zeros
         if self.check is not None and self.check.start(int(is_sound.sum())):
-            self.check.add(self._scores(self._reference, features)[is_sound], scores[is_sound])
-        return scores
+            expected = self._scores(self._reference(features))
+            self.check.add(expected[is_sound], results[is_sound, : expected.shape[1]])
+        return results
 
-    def _scores(self, backbone: Backbone, features: torch.Tensor) -> np.ndarray:
-        logits = self._model(head_input=backbone(features)).logits.float().cpu().numpy()
+    def _scores(self, head_input: torch.Tensor) -> np.ndarray:
+        logits = self._model(head_input=head_input).logits.float().cpu().numpy()
         return probabilities(logits, multi_label=self._multi_label).round(SCORE_DIGITS)
 
 
@@ -214,6 +225,7 @@ class SoundscapePipeline:
             backend=backend,
             precision=precision,
             thresholds=np.maximum(self.thresholds, self.settings.min_confidence),
+            reference=self._find_reference(classifier.embedding_size) if self.settings.novelty else None,
         )
         self.num_workers = num_workers or (1 if chosen.type == "cpu" else min(torch.get_num_threads(), MAX_READERS))
 
@@ -308,7 +320,10 @@ class SoundscapePipeline:
                 windows = item.windows
                 reached[index] = int(windows.ends[-1])
                 advance_s = (reached[index] - before) / self.sampling_rate
-                yield Progress(recording, finder.add(windows.starts, windows.ends, item.results), advance_s, None)
+                scores = item.results[:, : len(self.classes)]
+                novelty = item.results[:, -1] if self.settings.novelty else None
+                found = finder.add(windows.starts, windows.ends, scores, novelty)
+                yield Progress(recording, found, advance_s, None)
             else:
                 del finders[index]
                 reached.pop(index, None)
@@ -317,6 +332,15 @@ class SoundscapePipeline:
 
     def _finder(self, recording: str) -> DetectionFinder:
         return DetectionFinder(recording, self.classes, self.thresholds, self.settings, self.sampling_rate)
+
+    def _find_reference(self, embedding_size: int) -> NoveltyReference:
+        reference = NoveltyReference.of_model(self.saved)
+        if reference.size != embedding_size:
+            raise UserError(
+                f"{self.saved.folder / NOVELTY_FILE} has embeddings of {reference.size} numbers, and those of the "
+                f"model have {embedding_size}: it belongs to another model; train again, or leave out --novelty"
+            )
+        return reference
 
     def _find_thresholds(self, path: Path | None) -> np.ndarray:
         if self.settings.threshold is not None:

@@ -27,6 +27,7 @@ class FindingSettings:
         merge_score: Score of merged detections: `mean` or `max` of their windows.
         smoothing: Average scores over this odd number of windows, centred on each window; over fewer at a recording's
             ends and at gaps.
+        novelty: Whether each detection gets its novelty (see `Detection`).
 
     Raises:
         UserError: If a value is out of range.
@@ -40,6 +41,7 @@ class FindingSettings:
     merge_gap_s: Seconds = 0.0
     merge_score: Literal["mean", "max"] = "mean"
     smoothing: Annotated[int, Range(1), Odd()] = 1
+    novelty: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -62,6 +64,7 @@ class _Run:
     total: float
     highest: float
     windows: int
+    novelty: float
 
 
 class DetectionFinder:
@@ -104,17 +107,21 @@ class DetectionFinder:
         self._starts = np.zeros(0, dtype=np.int64)
         self._ends = np.zeros(0, dtype=np.int64)
         self._scores = np.zeros((0, len(classes)), dtype=np.float64)
+        self._novelty = np.zeros(0)
         self._behind = 0
         self._runs: dict[int, _Run] = {}
         self._waiting: list[tuple[int, float, int, Detection]] = []  # a heap in the order of output
 
-    def add(self, starts: np.ndarray, ends: np.ndarray, scores: np.ndarray) -> list[Detection]:
+    def add(
+        self, starts: np.ndarray, ends: np.ndarray, scores: np.ndarray, novelty: np.ndarray | None = None
+    ) -> list[Detection]:
         """Adds the next windows.
 
         Args:
             starts: First samples, int64 of shape `(windows,)`, ascending, above those of earlier calls.
             ends: The samples after the last ones, int64 of shape `(windows,)`, never past the recording's end.
             scores: Calibrated probabilities, float32 of shape `(windows, classes)`.
+            novelty: Novelty of the windows, shape `(windows,)`; None: not computed.
 
         Returns:
             The detections that later windows cannot change or precede.
@@ -122,7 +129,8 @@ class DetectionFinder:
         Raises:
             ValueError: If the shapes do not match, or windows are out of order.
         """
-        if not len(starts) == len(ends) == len(scores) or scores.shape[1:] != (len(self.classes),):
+        novelty = np.full(len(starts), np.nan) if novelty is None else novelty
+        if not len(starts) == len(ends) == len(scores) == len(novelty) or scores.shape[1:] != (len(self.classes),):
             raise ValueError(f"{len(starts)} starts, {len(ends)} ends and scores of the shape {scores.shape}")
         # Consecutive windows may have the same end (that of the recording).
         starts, ends = np.concatenate([self._starts, starts]), np.concatenate([self._ends, ends])
@@ -130,6 +138,7 @@ class DetectionFinder:
             raise ValueError("windows are empty or out of order")
         self._starts, self._ends = starts, ends
         self._scores = np.concatenate([self._scores, scores.astype(np.float64)])
+        self._novelty = np.concatenate([self._novelty, novelty])
         return self._advance(len(starts) - self._half)
 
     def finish(self) -> list[Detection]:
@@ -146,14 +155,15 @@ class DetectionFinder:
             return []
         window = slice(self._behind, until)
         scores = self._smoothed(window)
-        for start, end, row, hits in self._hits(window, scores):
+        for at, row, hits in self._hits(window, scores):
             for label in hits:
-                self._extend(label, start, end, float(row[label]))
+                self._extend(int(label), at, float(row[label]))
         last = int(self._starts[until - 1])
         # At least one window remains, for the check of the order.
         dropped = max(until - max(self._half, 1), 0)
         self._behind = until - dropped
         self._starts, self._ends, self._scores = self._starts[dropped:], self._ends[dropped:], self._scores[dropped:]
+        self._novelty = self._novelty[dropped:]
         return list(self._ready(last))
 
     def _smoothed(self, window: slice) -> np.ndarray:
@@ -173,33 +183,34 @@ class DetectionFinder:
             number += counts
         return total / number
 
-    def _hits(self, window: slice, scores: np.ndarray) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        """Yields start, end, scores and reported class ids of windows with detections."""
+    def _hits(self, window: slice, scores: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yields index, scores and reported class ids of windows with detections."""
         reported = scores >= self._least
         for i in np.flatnonzero(reported.any(axis=1)):
             hits = np.flatnonzero(reported[i])
             if self.settings.top_k is not None:
                 hits = hits[np.lexsort((self._by_code[hits], -scores[i, hits]))][: self.settings.top_k]
-            at = window.start + i
-            yield int(self._starts[at]), int(self._ends[at]), scores[i], hits
+            yield window.start + int(i), scores[i], hits
 
-    def _extend(self, label: int, start: int, end: int, score: float) -> None:
-        label = int(label)
+    def _extend(self, label: int, at: int, score: float) -> None:
+        start, end, novelty = int(self._starts[at]), int(self._ends[at]), float(self._novelty[at])
         run = self._runs.get(label)
         if run is not None and self.settings.merge and start - run.end <= self._gap:
             run.end = end
             run.total += score
-            run.highest = max(run.highest, score)
+            if score > run.highest:
+                run.highest, run.novelty = score, novelty
             run.windows += 1
             return
         if run is not None:
             self._close(run)
-        self._runs[label] = _Run(label, start, end, score, score, 1)
+        self._runs[label] = _Run(label, start, end, score, score, 1, novelty)
 
     def _close(self, run: _Run) -> None:
         score = run.highest if self.settings.merge_score == "max" else run.total / run.windows
         code = self.classes[run.species]
-        found = Detection(self.recording, run.start, run.end, self.sample_rate_hz, code, score)
+        novelty = None if np.isnan(run.novelty) else run.novelty
+        found = Detection(self.recording, run.start, run.end, self.sample_rate_hz, code, score, novelty)
         heapq.heappush(self._waiting, (run.start, -score, int(self._by_code[run.species]), found))
 
     def _ready(self, last: int) -> Iterator[Detection]:

@@ -235,6 +235,8 @@ class RunFiles:
         formats: Sequence[str],
         names: Mapping[str, SpeciesNames],
         frequencies_hz: tuple[float, float],
+        *,
+        novelty: bool = False,
     ) -> None:
         """Writes the tables, then the other files.
 
@@ -245,6 +247,7 @@ class RunFiles:
             formats: See `write_tables`.
             names: Names by code.
             frequencies_hz: Lowest and highest frequency of the model's input.
+            novelty: See `write_tables`.
         """
         about = {name: report.content[name] for name in ("model", "model_sha256", "settings", "versions")}
         with self.writing():
@@ -259,6 +262,7 @@ class RunFiles:
                 species_names=names,
                 frequencies_hz=frequencies_hz,
                 metadata=about,
+                novelty=novelty,
             )
             with Outputs(self.folder) as outputs:
                 write_failures(outputs.open(FAILED_FILE), report.failures)

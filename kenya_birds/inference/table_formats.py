@@ -108,16 +108,8 @@ class Outputs:
         return paths
 
 
-CSV_COLUMNS = (
-    "recording",
-    "start_s",
-    "end_s",
-    "code",
-    "common_name",
-    "scientific_name",
-    "score",
-    *When._fields,
-)
+SCORED_COLUMNS = ("recording", "start_s", "end_s", "code", "common_name", "scientific_name", "score")
+NOVELTY_COLUMN = "novelty"
 KALEIDOSCOPE_COLUMNS = (
     "INDIR",
     "FOLDER",
@@ -188,9 +180,10 @@ class CsvTable:
     such a character are therefore prefixed with `./`, and names of species with an apostrophe, which marks text.
     """
 
-    def __init__(self, outputs: Outputs, stem: str) -> None:
+    def __init__(self, outputs: Outputs, stem: str, novelty: bool) -> None:
         self._csv = csv.writer(outputs.open(f"{stem}.csv"), lineterminator="\n")
-        self._csv.writerow(CSV_COLUMNS)
+        self._novelty = novelty
+        self._csv.writerow((*SCORED_COLUMNS, *((NOVELTY_COLUMN,) if novelty else ()), *When._fields))
 
     def begin(self, info: RecordingInfo) -> None:
         """See `TableWriter`."""
@@ -201,7 +194,9 @@ class CsvTable:
         names = map(safe_text, (row.detection.species, *row.names))
         local_time, utc_time, site, *others = row.info.when(row.start_us).texts()
         times = local_time, utc_time, safe_text(site), *others
-        self._csv.writerow((safe_path(row.info.recording), *times_s, *names, f"{row.detection.score:.6f}", *times))
+        novelty = (f"{row.detection.novelty:.4f}",) if self._novelty else ()
+        scored = f"{row.detection.score:.6f}", *novelty
+        self._csv.writerow((safe_path(row.info.recording), *times_s, *names, *scored, *times))
 
     def close(self) -> None:
         """See `TableWriter`."""
@@ -243,8 +238,11 @@ def _folders_and_name(recording: str) -> tuple[str, str, str]:
 class JsonTable:
     """Writer of one JSON document with `metadata`, `recordings` and `detections`, one item per line."""
 
-    def __init__(self, outputs: Outputs, stem: str, about: str, recordings: Sequence[RecordingInfo]) -> None:
+    def __init__(
+        self, outputs: Outputs, stem: str, about: str, recordings: Sequence[RecordingInfo], novelty: bool
+    ) -> None:
         self._file = outputs.open(f"{stem}.json")
+        self._novelty = novelty
         self._file.write(f'{{"metadata": {about},\n"recordings": [')
         for place, info in enumerate(recordings):
             content = {
@@ -268,6 +266,7 @@ class JsonTable:
             "code": row.detection.species,
             **row.names._asdict(),
             "score": round(row.detection.score, 6),
+            **({NOVELTY_COLUMN: row.detection.novelty} if self._novelty else {}),
             **row.info.when(row.start_us).as_json(),
         }
         self._write_item(content, self._is_first)
@@ -284,7 +283,8 @@ class JsonTable:
 class ParquetTable:
     """Writer of a Parquet file with typed columns, in groups of rows."""
 
-    def __init__(self, outputs: Outputs, stem: str, about: str) -> None:
+    def __init__(self, outputs: Outputs, stem: str, about: str, novelty: bool) -> None:
+        self._novelty = novelty
         text = pa.dictionary(pa.int32(), pa.string())
         self._schema = pa.schema(
             {
@@ -295,6 +295,7 @@ class ParquetTable:
                 "common_name": text,
                 "scientific_name": text,
                 "score": pa.float32(),
+                **({NOVELTY_COLUMN: pa.float32()} if novelty else {}),
                 "local_time": pa.timestamp("us"),
                 "utc_time": pa.timestamp("us", tz="UTC"),
                 "site": text,
@@ -324,6 +325,7 @@ class ParquetTable:
             row.end_us / 1e6,
             *map(as_utf8, (found.species, *row.names)),
             found.score,
+            *((found.novelty,) if self._novelty else ()),
             local_time,
             utc_time,
             None if site is None else as_utf8(site),

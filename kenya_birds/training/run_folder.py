@@ -30,7 +30,7 @@ RESULT_FILES = (
     *("audio_model_kenya_birds.py", "backbone_kenya_birds.py", "configuration_kenya_birds.py"),
     "feature_extraction_kenya_birds.py",
     *("graph_kenya_birds.py", "modeling_kenya_birds.py", "network_input_kenya_birds.py", "signal_kenya_birds.py"),
-    *("metrics.json", "per_species.csv", "predictions.parquet", "thresholds.json"),
+    *("metrics.json", "per_species.csv", "predictions.parquet", "thresholds.json", "novelty.safetensors"),
     *("recording_species.csv", "recording_counts.csv", "recording_detections.csv", "recording_calls.csv"),
     *("recording_windows.parquet", "recall_by_false_detections.png", "recording_timeline.png"),
     *("confusion_matrix.png", "f1_by_training_clips.png", "precision_recall.png", "reliability.png"),

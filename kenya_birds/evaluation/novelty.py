@@ -1,0 +1,266 @@
+"""How far a sound is from the calls that a model learned from: the distance of its embedding to theirs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from kenya_birds.errors import UserError
+from kenya_birds.files import users_file
+from kenya_birds.saved_models import NOVELTY_FILE, SavedModel
+
+if TYPE_CHECKING:
+    import torch
+
+# With the second-nearest training call, one odd training call changes little.
+RANK = 2
+NOVELTY_DIGITS = 4
+ROWS_AT_ONCE = 512
+ARRAYS, RANK_KEY = ("center", "calls", "known"), "rank"
+
+
+@dataclass(frozen=True)
+class NoveltyReference:
+    """Embeddings of training calls, and how far known calls of other recordings are from them.
+
+    Embeddings are compared as directions from `center`, the mean embedding of the training calls. The distance of a
+    sound is 1 minus the cosine of the angle between it and the `rank`-th nearest training call (deep nearest
+    neighbours: Sun, Ming, Zhu and Li, ICML 2022). Its novelty is the share of known calls, those of the validation
+    recordings, that have a smaller distance or the same.
+
+    Attributes:
+        center: Mean embedding of the training calls, float32 of shape `(size,)`.
+        calls: Directions of training calls, of length 1, float16 of shape `(calls, size)`.
+        known: Distances of known calls, ascending, float32 of shape `(known,)`.
+        rank: Rank of the training call whose distance counts, from 1, the nearest.
+    """
+
+    center: np.ndarray
+    calls: np.ndarray
+    known: np.ndarray
+    rank: int = RANK
+
+    def __post_init__(self) -> None:
+        """Checks shapes and values."""
+        if self.calls.ndim != 2 or not 1 <= self.rank <= len(self.calls):
+            raise ValueError(f"calls have the shape {self.calls.shape}: expected {self.rank} or more rows")
+        if self.center.shape != self.calls.shape[1:]:
+            raise ValueError(f"center has the shape {self.center.shape}: expected {self.calls.shape[1:]}")
+        if self.known.ndim != 1 or not len(self.known) or (np.diff(self.known) < 0).any():
+            raise ValueError(f"known has the shape {self.known.shape}: expected one or more ascending distances")
+        if not all(np.isfinite(values).all() for values in (self.center, self.calls, self.known)):
+            raise ValueError("a value is not finite")
+
+    @classmethod
+    def of(cls, calls: np.ndarray, known: np.ndarray | None, rank: int = RANK) -> "NoveltyReference":
+        """Measures the distances of known calls.
+
+        Args:
+            calls: Embeddings of training calls, shape `(calls, size)`.
+            known: Embeddings of known calls of other recordings, shape `(known, size)`; None: not measured yet.
+            rank: Rank of the training call whose distance counts, from 1.
+        """
+        center = np.asarray(np.mean(calls, axis=0, dtype=np.float64), dtype=np.float32)
+        reference = cls(center, unit(calls - center).astype(np.float16), np.zeros(1, dtype=np.float32), rank)
+        if known is None:
+            return reference
+        return replace(reference, known=np.sort(reference.nearest()(known)).astype(np.float32))
+
+    @property
+    def size(self) -> int:
+        """Length of an embedding."""
+        return int(self.calls.shape[1])
+
+    def nearest(self, device: "torch.device | str" = "cpu") -> "NearestCalls":
+        """The training calls on a device, to which distances are measured."""
+        return NearestCalls(self.center, unit(self.calls), self.rank, device)
+
+    def measure(self, device: "torch.device | str" = "cpu") -> Callable[["torch.Tensor"], np.ndarray]:
+        """A function from embeddings on a device to their novelty, float64 of shape `(windows,)`."""
+        nearest = self.nearest(device)
+        return lambda embeddings: self.novelty(nearest(embeddings))
+
+    @cached_property
+    def _steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Distances, and the share of known calls up to each of them."""
+        distances, counts = np.unique(self.known.astype(np.float64), return_counts=True)
+        shares = np.cumsum(counts) / len(self.known)
+        return (distances, shares) if distances[0] <= 0 else (np.append(0.0, distances), np.append(0.0, shares))
+
+    def novelty(self, distances: np.ndarray) -> np.ndarray:
+        """Novelty of distances: the share of known calls that are as near or nearer, interpolated between them.
+
+        Args:
+            distances: Any shape (see `NearestCalls`).
+
+        Returns:
+            0 to 1, rounded to 4 digits, same shape. It is 1 from the farthest known call on.
+        """
+        return np.interp(distances, *self._steps).round(NOVELTY_DIGITS)
+
+    def write(self, path: Path) -> None:
+        """Writes a safetensors file.
+
+        Args:
+            path: The file; an existing one is replaced.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
+        with users_file(path) as partial:
+            save_file(arrays, partial, {RANK_KEY: str(self.rank)})
+
+    @classmethod
+    def of_model(cls, saved: SavedModel) -> "NoveltyReference":
+        """Reads the file of a model.
+
+        Raises:
+            UserError: If the model has none, or it cannot be read.
+        """
+        path = saved.folder / NOVELTY_FILE
+        if not path.is_file():
+            raise UserError(
+                f"'{saved.name}' has no {NOVELTY_FILE} with embeddings of its training calls (a published network has "
+                "none, nor has a model of an older version): leave out --novelty, or train again"
+            )
+        return cls.read(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "NoveltyReference":
+        """Reads a file of `write`.
+
+        Raises:
+            UserError: If it cannot be read or is not such a file.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                center, calls, known = map(file.get_tensor, ARRAYS)
+                return cls(center, calls, known, int((file.metadata() or {})[RANK_KEY]))
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise UserError(
+                f"{path} is not a file with embeddings of training calls ({type(error).__name__}: {error}): "
+                "train again, or leave out --novelty"
+            ) from None
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length 1 in the same directions, float32 of shape `(vectors, size)`; zeros stay zeros."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+class NearestCalls:
+    """Measures how far embeddings are from the nearest training calls.
+
+    Args:
+        center: Mean embedding of the training calls, shape `(size,)`.
+        calls: Directions of training calls from there, of length 1, float32 of shape `(calls, size)`.
+        rank: Rank of the training call whose distance counts, from 1.
+        device: Device of the embeddings.
+    """
+
+    def __init__(self, center: np.ndarray, calls: np.ndarray, rank: int, device: "torch.device | str") -> None:
+        import torch
+
+        self._center, self._calls = (torch.from_numpy(values).to(device) for values in (center, calls))
+        self._rank = rank
+
+    def __call__(self, embeddings: "np.ndarray | torch.Tensor") -> np.ndarray:
+        """Distance of each embedding to the training call of the rank: 1 minus the cosine.
+
+        Args:
+            embeddings: Shape `(windows, size)`.
+
+        Returns:
+            0 to 2, float64 of shape `(windows,)`.
+        """
+        import torch
+
+        found = [np.zeros(0)]
+        for part in torch.as_tensor(embeddings).split(ROWS_AT_ONCE):
+            cosine = torch.nn.functional.normalize(part.float() - self._center, dim=1) @ self._calls.T
+            nearest = cosine.topk(self._rank, dim=1).values[:, -1]
+            found.append((1 - nearest.double()).clamp(0, 2).cpu().numpy())
+        return np.concatenate(found)
+
+
+def draw_calls(present: np.ndarray, rng: np.random.Generator, *, per_species: int, most: int) -> np.ndarray:
+    """Draws calls so that no species has very many.
+
+    Args:
+        present: Whether each species calls in a clip or window, shape `(clips, species)`.
+        rng: Random generator.
+        per_species: Number of rows that are drawn for each species, if it has so many.
+        most: Largest number of all rows.
+
+    Returns:
+        Indices of rows, ascending. Rows in which no species calls are never drawn.
+    """
+    drawn = np.zeros(len(present), dtype=bool)
+    for calls in present.T:
+        rows = np.flatnonzero(calls)
+        drawn[rng.permutation(rows)[:per_species]] = True
+    rows = np.flatnonzero(drawn)
+    return np.sort(rng.permutation(rows)[:most])
+
+
+@dataclass(frozen=True)
+class UnknownSpecies:
+    """How well distance separates calls of a species that is not among the training calls from those of others.
+
+    Attributes:
+        auroc: Chance that a call of the species is farther than a call of another one.
+        calls: Number of windows with a call of this species alone.
+    """
+
+    auroc: float
+    calls: int
+
+
+def leave_one_species_out(
+    windows: np.ndarray,
+    targets: np.ndarray,
+    calls: np.ndarray,
+    present: np.ndarray,
+    classes: Sequence[str],
+    *,
+    rank: int = RANK,
+    least: int = 5,
+) -> dict[str, UnknownSpecies]:
+    """For each species, leaves out its training calls, and separates its windows from others by their distance.
+
+    Windows with a call of the species and of another one are in neither group. So are windows in which the species
+    may call.
+
+    Args:
+        windows: Embeddings of windows with a call, of recordings that the model was not trained on, `(windows, size)`.
+        targets: 1 present, 0 absent, -100 unknown, shape `(windows, species)`.
+        calls: Embeddings of training calls, shape `(calls, size)`.
+        present: Whether each species calls in them, shape `(calls, species)`.
+        classes: eBird codes by class id.
+        rank: See `NoveltyReference`.
+        least: Species with fewer windows, or fewer windows of others, are skipped.
+
+    Returns:
+        By eBird code, in the order of `classes`.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    found = {}
+    for label, code in enumerate(classes):
+        others = (np.delete(targets, label, axis=1) == 1).any(axis=1)
+        unknown, known = (targets[:, label] == 1) & ~others, (targets[:, label] == 0) & others
+        rest = ~present[:, label]
+        if min(unknown.sum(), known.sum()) < least or rest.sum() < rank:
+            continue
+        rows = np.flatnonzero(unknown | known)
+        distances = NoveltyReference.of(calls[rest], None, rank).nearest()(windows[rows])
+        found[code] = UnknownSpecies(float(roc_auc_score(unknown[rows], distances)), int(unknown.sum()))
+    return found

@@ -1,0 +1,143 @@
+"""What training saves to recognise unknown sounds: embeddings of its calls, and the distances of known calls."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from kenya_birds.evaluation.novelty import RANK, NoveltyReference, draw_calls
+from kenya_birds.evaluation.predictions import clip_references, embed_clips
+from kenya_birds.saved_models import NOVELTY_FILE
+from kenya_birds.training.training_run import Run
+
+logger = logging.getLogger(__name__)
+
+CALLS_PER_SPECIES, MOST_CALLS = 20, 5000
+MOST_KNOWN = 2000
+# With fewer known calls, a share of 5% of them is less than one call.
+LEAST_KNOWN = 20
+
+
+@dataclass(frozen=True)
+class CallEmbeddings:
+    """Embeddings of calls, and which species call in them.
+
+    Attributes:
+        vectors: Shape `(calls, size)`.
+        targets: 1 present, 0 absent, -100 unknown, shape `(calls, species)`.
+    """
+
+    vectors: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def present(self) -> np.ndarray:
+        """Whether each species calls, shape `(calls, species)`."""
+        return self.targets == 1
+
+
+def training_calls(run: Run, clips: Dataset) -> CallEmbeddings:
+    """Embeddings of clips of a run, drawn so that no species has very many.
+
+    Args:
+        run: The run, after training.
+        clips: Rows of `load_clips`.
+    """
+    ids = {code: label for label, code in enumerate(run.builder.classes)}
+    targets = clip_references(clips, ids, multi_label=True)
+    drawn = draw_calls(targets == 1, _generator(run), per_species=CALLS_PER_SPECIES, most=MOST_CALLS)
+    chosen = clips.select(drawn)
+    if run.frozen is None:
+        vectors = embed_clips(run.model, run.extractor, chosen)
+    else:
+        vectors = run.frozen.clips(chosen, "training calls that novelty is measured from")
+    return CallEmbeddings(vectors[:, : run.model.embedding_size], targets[drawn])
+
+
+def window_calls(run: Run, split: str, *, per_species: int | None, most: int) -> CallEmbeddings:
+    """Embeddings of the windows with a call in the recordings of a split, or of some of them.
+
+    Args:
+        run: The run, after training.
+        split: Of `Run.splits`.
+        per_species: Number of windows that are drawn for each species; None: by chance alone.
+        most: Largest number of all windows.
+    """
+    grid, annotated = run.windows(split)
+    targets = grid.targets(annotated)
+    present = targets == 1
+    number = len(targets) if per_species is None else per_species
+    rows = draw_calls(present, _generator(run), per_species=number, most=most)
+    if run.frozen is None:
+        vectors = grid.embeddings(run.model, run.extractor, rows)
+    else:
+        vectors = run.frozen.windows(grid, f"windows of the {split} recordings")[rows]
+    return CallEmbeddings(vectors[:, : run.model.embedding_size], targets[rows])
+
+
+def fit_reference(run: Run, clips: DatasetDict) -> NoveltyReference | None:
+    """The reference of a trained model: calls of its training split, and distances of validation calls.
+
+    Validation calls are windows of whole recordings, as detection cuts them, so that shares of known calls are those
+    of detection.
+
+    Args:
+        run: The run, after training.
+        clips: The clips by split.
+
+    Returns:
+        The reference; None, with a warning, if validation has too few calls.
+    """
+    known = np.zeros((0, run.model.embedding_size))
+    if run.recordings_of("validation"):
+        known = window_calls(run, "validation", per_species=None, most=MOST_KNOWN).vectors
+    if len(known) < LEAST_KNOWN:
+        logger.warning(
+            "The model gets no %s: the validation recordings have %d windows with a call, and %d are needed to "
+            "measure novelty",
+            NOVELTY_FILE,
+            len(known),
+            LEAST_KNOWN,
+        )
+        return None
+    calls = training_calls(run, clips["train"]).vectors
+    return NoveltyReference.of(calls, known, min(RANK, len(calls)))
+
+
+def refit_reference(run: Run, clips: Dataset, folds: Sequence[Path]) -> NoveltyReference | None:
+    """The reference of a model that was trained on all recordings: its calls, and the distances of all folds.
+
+    No recordings are left to measure known calls on. The distances are therefore those of the models of the folds, as
+    calibration and decision thresholds are.
+
+    Args:
+        run: The run of the final fit, after training.
+        clips: All clips.
+        folds: Folders of the folds.
+
+    Returns:
+        The reference; None, with a warning, if a fold has none.
+    """
+    files = [folder / NOVELTY_FILE for folder in folds]
+    if missing := [path.parent.name for path in files if not path.is_file()]:
+        logger.warning("The model gets no %s, because the model of %s has none", NOVELTY_FILE, missing[0])
+        return None
+    known = np.concatenate([NoveltyReference.read(path).known for path in files])
+    known = np.sort(_generator(run).permutation(known)[:MOST_KNOWN])
+    calls = training_calls(run, clips).vectors
+    return replace(NoveltyReference.of(calls, None), known=known)
+
+
+def save_reference(reference: NoveltyReference | None, folder: Path) -> None:
+    """Writes the reference into the folder of a model; without one, an earlier file is deleted."""
+    if reference is None:
+        (folder / NOVELTY_FILE).unlink(missing_ok=True)
+    else:
+        reference.write(folder / NOVELTY_FILE)
+
+
+def _generator(run: Run) -> np.random.Generator:
+    return np.random.default_rng(run.settings.training.seed)

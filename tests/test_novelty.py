@@ -1,0 +1,216 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from detecting import run_in_folder, tables
+from detecting import save_model as save_random_model
+from hypothesis import given
+from hypothesis import strategies as st
+from running import train
+
+from kenya_birds import cli
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.novelty import NoveltyReference, draw_calls, leave_one_species_out
+from kenya_birds.inference.pipeline import SoundscapePipeline
+from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
+from kenya_birds.saved_models import NOVELTY_FILE
+
+# Their mean is 0, and their directions are 0, 90, 180 and 270 degrees.
+CROSS = np.array([[2.0, 0.0], [0.0, 3.0], [-2.0, 0.0], [0.0, -3.0]])
+
+
+def at(*degrees: float) -> np.ndarray:
+    """Vectors of some length in these directions."""
+    angle = np.radians(degrees)
+    return 5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def reference(known=(0.1, 0.2, 0.3, 0.4)) -> NoveltyReference:
+    return NoveltyReference(np.zeros(2, np.float32), at(0) / 5, np.array(known, np.float32), 1)
+
+
+def test_distance_is_one_minus_the_cosine_of_the_angle_to_the_call_of_the_rank():
+    for rank, expected in ((1, [0, 0.5, 1 - np.sqrt(0.5)]), (2, [1, 1 - np.sqrt(0.75), 1 - np.sqrt(0.5)])):
+        # 60 degrees are 30 from the call at 90 degrees and 60 from that at 0 degrees.
+        expected[1] = 1 - np.cos(np.radians(30 if rank == 1 else 60))
+        found = NoveltyReference.of(CROSS, None, rank).nearest()(at(0, 60, 45))
+        assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_directions_are_seen_from_the_mean_of_the_training_calls():
+    moved = np.array([100.0, -40.0])
+    near = NoveltyReference.of(CROSS, None).nearest()(at(10, 50))
+    assert NoveltyReference.of(CROSS + moved, None).nearest()(at(10, 50) + moved) == pytest.approx(near, abs=1e-3)
+
+
+def test_novelty_is_the_share_of_known_calls_that_are_as_near_or_nearer():
+    novelty = reference().novelty(np.array([0.0, 0.05, 0.1, 0.2, 0.25, 0.4, 1.7]))
+    assert novelty.tolist() == [0, 0.125, 0.25, 0.5, 0.625, 1, 1]
+    # Two of five known calls are in the reference themselves.
+    assert reference([0, 0, 0.1, 0.1, 0.3]).novelty(np.array([0, 0.1, 0.2])).tolist() == [0.4, 0.8, 0.9]
+
+
+def test_the_stated_share_of_calls_like_the_known_ones_is_above_a_limit():
+    rng = np.random.default_rng(0)
+    calls, known, others = (rng.normal(size=(number, 6)) + 1 for number in (50, 1000, 4000))
+    fitted = NoveltyReference.of(calls, known)
+    above = fitted.novelty(fitted.nearest()(others)) > 0.95
+    assert above.mean() == pytest.approx(0.05, abs=0.015)
+
+
+@given(st.lists(st.floats(0, 2), min_size=1, max_size=30), st.lists(st.floats(0, 2), min_size=2, max_size=30))
+def test_novelty_rises_with_distance_and_lies_between_0_and_1(known, distances):
+    novelty = reference(sorted(known)).novelty(np.sort(distances))
+    assert (np.diff(novelty) >= 0).all()
+    assert novelty.min() >= 0
+    assert novelty.max() <= 1
+
+
+@given(st.integers(0, 1000))
+def test_the_order_of_training_calls_and_of_known_calls_does_not_matter(seed):
+    rng = np.random.default_rng(seed)
+    calls, known, sounds = (rng.normal(size=(number, 4)) for number in (9, 12, 5))
+    one = NoveltyReference.of(calls, known)
+    other = NoveltyReference.of(rng.permutation(calls), rng.permutation(known))
+    assert one.novelty(one.nearest()(sounds)) == pytest.approx(other.novelty(other.nearest()(sounds)), abs=2e-3)
+
+
+def test_calls_are_drawn_up_to_a_number_of_each_species_and_of_all():
+    present = np.zeros((40, 3), dtype=bool)
+    present[:30, 0] = present[28:33, 1] = present[39, 2] = True
+    drawn = draw_calls(present, np.random.default_rng(0), per_species=4, most=100)
+    assert present[drawn].any(axis=1).all()
+    assert (present[drawn].sum(axis=0) >= [4, 4, 1]).all()
+    assert len(drawn) <= 9
+    again = draw_calls(present, np.random.default_rng(0), per_species=4, most=100)
+    assert drawn.tolist() == again.tolist() == sorted(set(drawn.tolist()))
+    assert len(draw_calls(present, np.random.default_rng(0), per_species=4, most=3)) == 3
+
+
+def test_a_species_that_is_left_out_is_as_far_as_its_nearest_remaining_calls():
+    # Species a calls at 0 and b at 180 degrees. Without a, its calls are as far as can be, and b's are near, so that
+    # distance separates them always. The windows of c are where the calls of a are: c is never separated from a.
+    calls = np.concatenate([at(0, 1, 359), at(180, 181, 179), at(0, 2, 358), at(90, 270)])
+    present = np.zeros((11, 4), dtype=bool)
+    present[:3, 0] = present[3:6, 1] = present[6:9, 2] = present[9:, 3] = True
+    windows = np.concatenate([at(0, 1), at(180, 179), at(0, 1), at(0)])
+    targets = np.zeros((7, 4), dtype=int)
+    targets[:2, 0] = targets[2:4, 1] = targets[4:6, 2] = 1
+    targets[6, [0, 1]] = 1  # two species call: neither unknown nor known
+    found = leave_one_species_out(windows, targets, calls, present, ["a", "b", "c", "d"], rank=1, least=2)
+    assert {code: one.calls for code, one in found.items()} == {"a": 2, "b": 2, "c": 2}  # d has no window
+    assert found["b"].auroc == 1
+    few = leave_one_species_out(windows, targets, calls, present, ["a", "b", "c", "d"], rank=1, least=3)
+    assert few == {}
+
+
+def test_a_detection_of_merged_windows_has_the_novelty_of_the_highest_score():
+    starts = np.arange(4) * 10
+    scores, novelty = np.array([[0.6], [0.9], [0.7], [0.1]]), np.array([0.1, 0.2, 0.9, 1.0])
+    settings = FindingSettings(threshold=0.5, merge=True)
+    finder = DetectionFinder("x", ["a"], np.full(1, 0.5), settings, 10)
+    found = finder.add(starts[:1], starts[:1] + 10, scores[:1], novelty[:1])
+    found += finder.add(starts[1:], starts[1:] + 10, scores[1:], novelty[1:]) + finder.finish()
+    assert [(one.start_sample, one.end_sample, one.novelty) for one in found] == [(0, 30, 0.2)]
+
+
+@pytest.fixture(scope="module")
+def trained(small_archive, tmp_path_factory):
+    """A model with overlapping windows of 1 s, so that validation has enough of them."""
+    folder = tmp_path_factory.mktemp("novelty")
+    more = {"train_on": "recordings", "windows_per_epoch": 48, "clip_s": 1.0, "overlap_s": 0.5, "edge_margin_s": 0.1}
+    train(small_archive, folder / "birds", folder / "cache", **more)
+    return folder / "birds"
+
+
+@pytest.fixture(scope="module")
+def found(trained, small_archive, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("found") / "tables"
+    _detect(trained, small_archive, folder)
+    return folder
+
+
+def _detect(model, archive, output, paths=None):
+    paths = paths or [archive / "soundscape_data"]
+    settings = {"threshold": 0.05, "novelty": True}
+    return run_in_folder(model, paths, output, settings=settings)
+
+
+def test_training_saves_the_calls_and_the_distances_of_known_ones(trained):
+    saved = NoveltyReference.read(trained / NOVELTY_FILE)
+    assert saved.calls.dtype == np.float16
+    assert np.linalg.norm(saved.calls.astype(float), axis=1) == pytest.approx(1, abs=1e-3)
+    summary = json.loads((trained / "training_summary.json").read_text())
+    assert 20 <= len(saved.calls) <= 20 * len(summary["clips_per_species"])
+    assert len(saved.known) >= 20
+
+
+def test_tables_have_the_novelty_of_each_detection(found):
+    table = pd.read_csv(found / "detections.csv")
+    assert len(table) > 10
+    assert table["novelty"].between(0, 1).all()
+    assert table["novelty"].nunique() > 5
+    parquet = pq.read_table(found / "detections.parquet").to_pandas()
+    assert parquet["novelty"].to_numpy() == pytest.approx(table["novelty"].to_numpy(), abs=1e-6)
+    listed = json.loads((found / "detections.json").read_text())["detections"]
+    assert [one["novelty"] for one in listed] == table["novelty"].to_list()
+    assert json.loads((found / "run.json").read_text())["settings"]["novelty"] is True
+
+
+def test_scores_are_the_same_without_novelty(trained, found, small_archive, tmp_path):
+    run_in_folder(trained, [small_archive / "soundscape_data"], tmp_path / "out", settings={"threshold": 0.05})
+    plain, scored = (pd.read_csv(folder / "detections.csv") for folder in (tmp_path / "out", found))
+    pd.testing.assert_frame_equal(plain, scored.drop(columns="novelty"))
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(trained, found, small_archive, tmp_path):
+    recordings = sorted((small_archive / "soundscape_data").iterdir())
+    _detect(trained, small_archive, tmp_path / "out", recordings[:3])
+    _detect(trained, small_archive, tmp_path / "out")
+    assert json.loads((tmp_path / "out/run.json").read_text())["this_run"]["recordings"] == len(recordings) - 3
+    assert tables(tmp_path / "out") == tables(found)
+
+
+def test_a_run_is_done_again_when_novelty_is_wanted(trained, found, small_archive, tmp_path, caplog):
+    paths = sorted((small_archive / "soundscape_data").iterdir())[:1]
+    run_in_folder(trained, paths, tmp_path / "out", settings={"threshold": 0.05})
+    caplog.clear()
+    _detect(trained, small_archive, tmp_path / "out", paths)
+    assert "novelty false -> true" in caplog.text
+    assert "novelty" in pd.read_csv(tmp_path / "out/detections.csv")
+
+
+def _refused(model, archive, tmp_path, capsys):
+    words = ["detect", str(model), str(archive / "soundscape_data"), "--output", str(tmp_path / "out"), "--novelty"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    assert not (tmp_path / "out").exists()
+    said = capsys.readouterr().err
+    assert len(said.strip().splitlines()) == 1, said
+    return said
+
+
+def test_a_model_without_the_calls_is_refused_in_one_line(small_archive, tmp_path, capsys):
+    model = save_random_model(tmp_path / "model")
+    assert f"has no {NOVELTY_FILE}" in _refused(model, small_archive, tmp_path, capsys)
+    with pytest.raises(UserError, match="leave out --novelty"):
+        SoundscapePipeline(model, settings=FindingSettings(novelty=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"not tensors", None])
+def test_a_damaged_file_is_refused_in_one_line(trained, small_archive, tmp_path, capsys, content):
+    model = save_random_model(tmp_path / "model")
+    whole = (trained / NOVELTY_FILE).read_bytes()
+    (model / NOVELTY_FILE).write_bytes(whole[:-40] if content is None else content)
+    assert "is not a file with embeddings of training calls" in _refused(model, small_archive, tmp_path, capsys)
+
+
+def test_the_calls_of_another_network_are_refused(trained, tmp_path):
+    model = save_random_model(tmp_path / "model")
+    NoveltyReference.of(CROSS, CROSS).write(model / NOVELTY_FILE)
+    with pytest.raises(UserError, match="it belongs to another model"):
+        SoundscapePipeline(model, settings=FindingSettings(novelty=True))
