@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,16 @@ from running import train
 
 from kenya_birds import cli
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.novelty import NoveltyReference, draw_calls, leave_one_species_out
+from kenya_birds.evaluation.novelty import NoveltyReference, draw_calls
+from kenya_birds.evaluation.unknown_species import (
+    CallEmbeddings,
+    Separation,
+    leave_one_species_out,
+    pooled_figures,
+    separate_unlearned,
+    unknown_species_figures,
+)
+from kenya_birds.experiments.novelty_fit import refit_reference
 from kenya_birds.inference.pipeline import SoundscapePipeline
 from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
 from kenya_birds.saved_models import NOVELTY_FILE
@@ -89,21 +99,53 @@ def test_calls_are_drawn_up_to_a_number_of_each_species_and_of_all():
     assert len(draw_calls(present, np.random.default_rng(0), per_species=4, most=3)) == 3
 
 
-def test_a_species_that_is_left_out_is_as_far_as_its_nearest_remaining_calls():
-    # Species a calls at 0 and b at 180 degrees. Without a, its calls are as far as can be, and b's are near, so that
-    # distance separates them always. The windows of c are where the calls of a are: c is never separated from a.
-    calls = np.concatenate([at(0, 1, 359), at(180, 181, 179), at(0, 2, 358), at(90, 270)])
-    present = np.zeros((11, 4), dtype=bool)
-    present[:3, 0] = present[3:6, 1] = present[6:9, 2] = present[9:, 3] = True
-    windows = np.concatenate([at(0, 1), at(180, 179), at(0, 1), at(0)])
-    targets = np.zeros((7, 4), dtype=int)
+def left_out_case() -> tuple[CallEmbeddings, CallEmbeddings]:
+    """Windows and training calls of species a at 0 degrees, b at 180, c at 90 and d at 270."""
+    calls = np.concatenate([at(0, 1, 359), at(180, 181, 179), at(90, 91, 89), at(270)])
+    present = np.zeros((10, 4), dtype=int)
+    present[:3, 0] = present[3:6, 1] = present[6:9, 2] = present[9, 3] = 1
+    # One call of b lies where those of c are.
+    windows = np.concatenate([at(2, 3), at(182, 95), at(92, 93), at(0), at(45)])
+    targets = np.zeros((8, 4), dtype=int)
     targets[:2, 0] = targets[2:4, 1] = targets[4:6, 2] = 1
-    targets[6, [0, 1]] = 1  # two species call: neither unknown nor known
-    found = leave_one_species_out(windows, targets, calls, present, ["a", "b", "c", "d"], rank=1, least=2)
-    assert {code: one.calls for code, one in found.items()} == {"a": 2, "b": 2, "c": 2}  # d has no window
-    assert found["b"].auroc == 1
-    few = leave_one_species_out(windows, targets, calls, present, ["a", "b", "c", "d"], rank=1, least=3)
-    assert few == {}
+    targets[6, [0, 1]] = 1  # two species call: neither unknown nor known if one of them is left out
+    others = np.arange(8) == 7
+    return CallEmbeddings(windows, targets, others), CallEmbeddings(calls, present, np.zeros(10, dtype=bool))
+
+
+def test_the_auroc_of_a_species_that_is_left_out_is_that_of_its_distances():
+    windows, calls = left_out_case()
+    found = leave_one_species_out(windows, calls, ["a", "b", "c", "d"], rank=1, least=2)
+    # d has no window. Without its training calls, the windows of a and c are farther than all others. Of b, one window
+    # is farther than the four known ones; the other lies 4 degrees from a call of c, and the known ones 1 or 2.
+    assert {code: (one.auroc, one.calls) for code, one in found.items()} == dict.fromkeys("abc", (1.0, 2))
+    near = CallEmbeddings(
+        np.concatenate([windows.vectors[:3], at(90), windows.vectors[4:]]), windows.targets, windows.others
+    )
+    # Now it lies on a call of c, and is nearer than all four known ones: 4 of 8 pairs are right.
+    assert leave_one_species_out(near, calls, ["a", "b", "c", "d"], rank=1, least=2)["b"].auroc == 0.5
+    assert leave_one_species_out(windows, calls, ["a", "b", "c", "d"], rank=1, least=3) == {}
+
+
+def test_windows_of_species_that_were_not_learned_are_separated_from_known_ones():
+    windows, calls = left_out_case()
+    # The window at 45 degrees is farther from all training calls than the seven known ones.
+    assert separate_unlearned(windows, calls, rank=1, least=1) == Separation(1.0, 1)
+    assert separate_unlearned(windows, calls, rank=1, least=2) is None
+
+
+def test_figures_of_folds_are_means_weighted_by_calls():
+    one = unknown_species_figures({"a": Separation(0.5, 10), "b": Separation(0.7, 5)}, None)
+    other = unknown_species_figures({"a": Separation(0.8, 20)}, Separation(0.6, 9))
+    assert (one["auroc"], one["species"], one["calls"]) == (0.6, 2, 15)
+    assert pooled_figures([one, other]) == {
+        "auroc": 0.7,
+        "species": 2,
+        "calls": 35,
+        "left_out": {"a": {"auroc": 0.7, "calls": 30}, "b": {"auroc": 0.7, "calls": 5}},
+        "unlearned": {"auroc": 0.6, "calls": 9},
+    }
+    assert unknown_species_figures({}, None)["auroc"] is None
 
 
 def test_a_detection_of_merged_windows_has_the_novelty_of_the_highest_score():
@@ -147,6 +189,18 @@ def test_training_saves_the_calls_and_the_distances_of_known_ones(trained):
     assert len(saved.known) >= 20
 
 
+def test_metrics_and_card_say_how_well_unknown_species_are_separated(trained):
+    figures = json.loads((trained / "metrics.json").read_text())["test"]["unknown_species"]
+    assert figures["species"] == len(figures["left_out"]) > 0
+    assert all(0 <= one["auroc"] <= 1 and one["calls"] >= 5 for one in figures["left_out"].values())
+    mean = np.mean([one["auroc"] for one in figures["left_out"].values()])
+    assert figures["auroc"] == pytest.approx(mean, abs=2e-4)
+    # One of six species has too few annotations, and was not learned.
+    assert figures["unlearned"] is None or figures["unlearned"]["calls"] >= 5
+    card = (trained / "README.md").read_text(encoding="utf-8")
+    assert f"the mean AUROC is {figures['auroc']:.3f} over {figures['species']} species" in card
+
+
 def test_tables_have_the_novelty_of_each_detection(found):
     table = pd.read_csv(found / "detections.csv")
     assert len(table) > 10
@@ -180,6 +234,27 @@ def test_a_run_is_done_again_when_novelty_is_wanted(trained, found, small_archiv
     _detect(trained, small_archive, tmp_path / "out", paths)
     assert "novelty false -> true" in caplog.text
     assert "novelty" in pd.read_csv(tmp_path / "out/detections.csv")
+
+
+def test_a_final_fit_has_its_own_calls_and_the_known_distances_of_the_folds(clips, tmp_path, caplog):
+    vectors = np.random.default_rng(0).normal(size=(len(clips["train"]), 2))
+    run = SimpleNamespace(
+        builder=SimpleNamespace(classes=clips["train"].features["label"].names),
+        settings=SimpleNamespace(training=SimpleNamespace(seed=0)),
+        model=SimpleNamespace(embedding_size=2),
+        frozen=SimpleNamespace(clips=lambda chosen, what: vectors[: len(chosen)]),
+    )
+    folds = [tmp_path / name for name in ("fold-0", "fold-1")]
+    for folder, known in zip(folds, ([0.1, 0.4], [0.2, 0.3, 0.5]), strict=True):
+        folder.mkdir()
+        reference(known).write(folder / NOVELTY_FILE)
+    fitted = refit_reference(run, clips["train"], folds)
+    assert fitted.known == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert len(fitted.calls) <= 20 * len(run.builder.classes)
+    assert fitted.size == 2
+    (folds[1] / NOVELTY_FILE).unlink()
+    assert refit_reference(run, clips["train"], folds) is None
+    assert "because the model of fold-1 has none" in caplog.text
 
 
 def _refused(model, archive, tmp_path, capsys):

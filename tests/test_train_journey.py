@@ -314,6 +314,18 @@ def test_the_card_says_how_the_epoch_was_chosen(trained, tmp_path, result, told)
     assert told in render_model_card(folder, "ann/birds", shipped_file("model_card.md"))
 
 
+def test_the_card_counts_the_recordings_in_which_people_have_checked_detections(trained, tmp_path):
+    from kenya_birds.publishing.model_card import render_model_card
+
+    assert "people have checked" not in (trained / "README.md").read_text(encoding="utf-8")
+    folder = shutil.copytree(trained, tmp_path / "birds")
+    summary = json.loads((folder / "training_summary.json").read_text())
+    summary["archive"]["checked_recordings"] = 4
+    (folder / "training_summary.json").write_text(json.dumps(summary))
+    card = render_model_card(folder, "ann/birds", shipped_file("model_card.md"))
+    assert "In 4 of the recordings people have checked detections" in card
+
+
 def test_a_missing_archive_is_refused(tmp_path):
     refused(tmp_path / "nowhere", tmp_path, "no archive at")
 

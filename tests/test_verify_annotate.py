@@ -17,6 +17,9 @@ from kenya_birds.data.joined_archive import join_archives
 from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.errors import UserError
 from kenya_birds.experiments.score import score_tables
+from kenya_birds.training.arguments import AugmentationArguments
+from kenya_birds.training.settings import training_summary
+from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 from kenya_birds.verification.sampling import SampleSettings, draw_sample
 
 COMMON, RARE = SPECIES
@@ -150,6 +153,9 @@ def test_checked_recordings_are_learned_from_and_never_tested_on(check, known, t
         builder = clips_builder(tmp_path / "both", cache_dir=tmp_path, weak_labels=weak_labels, **CLIPS)
         assert set(builder.splits.loc[builder.splits["recording"].isin(checked), "split"]) == {"train"}
     assert builder.archive.verified.keys() == checked
+    args = KenyaBirdsTrainingArguments(str(tmp_path / "birds"), use_cpu=True)
+    about = training_summary(builder, builder.splits, {}, args, AugmentationArguments(), "scratch")
+    assert about["archive"]["checked_recordings"] == 3
     tested = clips_builder(tmp_path / "both", cache_dir=tmp_path, one_split="test", **CLIPS)
     assert not checked & set(tested.splits["recording"])
     wrong = builder.splits.assign(

@@ -51,6 +51,12 @@ def test_a_point_is_present_unknown_near_an_edge_or_absent(start_s, expected):
     assert found(targets_of([("a", 10.0, 10.0, "owl")]), start_s) == [[0, expected]]
 
 
+def test_windows_with_a_call_of_a_species_that_is_no_class_are_told():
+    targets = targets_of([("a", 10.0, 10.0, "owl"), ("a", 20.0, 20.0, "wren")], unknown=[("a", 40.0, 40.0)])
+    starts = np.array([85, 185, 172, 300, 390])  # owl; wren; wren at the edge; nothing; an unknown bird
+    assert targets.has_other(np.zeros(5, dtype=int), starts).tolist() == [False, True, False, False, False]
+
+
 def test_without_margin_nothing_is_unknown_and_a_window_ends_before_its_end():
     targets = targets_of([("a", 10.0, 10.0, "owl")], margin_s=0.0)
     assert found(targets, [7.0, 7.1, 10.0, 10.1]) == [[0, 0], [0, 1], [0, 1], [0, 0]]

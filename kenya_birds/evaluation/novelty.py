@@ -1,6 +1,6 @@
 """How far a sound is from the calls that a model learned from: the distance of its embedding to theirs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -209,58 +209,3 @@ def draw_calls(present: np.ndarray, rng: np.random.Generator, *, per_species: in
         drawn[rng.permutation(rows)[:per_species]] = True
     rows = np.flatnonzero(drawn)
     return np.sort(rng.permutation(rows)[:most])
-
-
-@dataclass(frozen=True)
-class UnknownSpecies:
-    """How well distance separates calls of a species that is not among the training calls from those of others.
-
-    Attributes:
-        auroc: Chance that a call of the species is farther than a call of another one.
-        calls: Number of windows with a call of this species alone.
-    """
-
-    auroc: float
-    calls: int
-
-
-def leave_one_species_out(
-    windows: np.ndarray,
-    targets: np.ndarray,
-    calls: np.ndarray,
-    present: np.ndarray,
-    classes: Sequence[str],
-    *,
-    rank: int = RANK,
-    least: int = 5,
-) -> dict[str, UnknownSpecies]:
-    """For each species, leaves out its training calls, and separates its windows from others by their distance.
-
-    Windows with a call of the species and of another one are in neither group. So are windows in which the species
-    may call.
-
-    Args:
-        windows: Embeddings of windows with a call, of recordings that the model was not trained on, `(windows, size)`.
-        targets: 1 present, 0 absent, -100 unknown, shape `(windows, species)`.
-        calls: Embeddings of training calls, shape `(calls, size)`.
-        present: Whether each species calls in them, shape `(calls, species)`.
-        classes: eBird codes by class id.
-        rank: See `NoveltyReference`.
-        least: Species with fewer windows, or fewer windows of others, are skipped.
-
-    Returns:
-        By eBird code, in the order of `classes`.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    found = {}
-    for label, code in enumerate(classes):
-        others = (np.delete(targets, label, axis=1) == 1).any(axis=1)
-        unknown, known = (targets[:, label] == 1) & ~others, (targets[:, label] == 0) & others
-        rest = ~present[:, label]
-        if min(unknown.sum(), known.sum()) < least or rest.sum() < rank:
-            continue
-        rows = np.flatnonzero(unknown | known)
-        distances = NoveltyReference.of(calls[rest], None, rank).nearest()(windows[rows])
-        found[code] = UnknownSpecies(float(roc_auc_score(unknown[rows], distances)), int(unknown.sum()))
-    return found

@@ -181,6 +181,13 @@ class WindowTargets:
         empty[self._touching(recording, start)[0]] = False
         return empty & ~self._partial[recording]
 
+    def has_other(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Whether a species that is not a class calls in windows, shape `(windows,)`."""
+        found = np.zeros(len(start), dtype=bool)
+        window, event, is_present = self._touching(recording, start)
+        found[window[is_present & (self.label[event] == self.OTHER)]] = True
+        return found
+
     def is_partial(self, place: np.ndarray) -> np.ndarray:
         """Whether positions on the common axis are in recordings with weak annotations or checked detections.
 

@@ -4,12 +4,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 
 from kenya_birds.evaluation.novelty import RANK, NoveltyReference, draw_calls
 from kenya_birds.evaluation.predictions import clip_references, embed_clips
+from kenya_birds.evaluation.unknown_species import (
+    CallEmbeddings,
+    leave_one_species_out,
+    separate_unlearned,
+    unknown_species_figures,
+)
 from kenya_birds.saved_models import NOVELTY_FILE
 from kenya_birds.training.training_run import Run
 
@@ -17,26 +24,56 @@ logger = logging.getLogger(__name__)
 
 CALLS_PER_SPECIES, MOST_CALLS = 20, 5000
 MOST_KNOWN = 2000
+TESTED_PER_SPECIES = 50
 # With fewer known calls, a share of 5% of them is less than one call.
 LEAST_KNOWN = 20
 
 
 @dataclass(frozen=True)
-class CallEmbeddings:
-    """Embeddings of calls, and which species call in them.
+class FittedNovelty:
+    """What training finds out about unknown sounds.
 
     Attributes:
-        vectors: Shape `(calls, size)`.
-        targets: 1 present, 0 absent, -100 unknown, shape `(calls, species)`.
+        reference: Training calls, and distances of validation calls; None if validation has too few.
+        figures: How well unknown species are separated in the test recordings (see `unknown_species_figures`); None if
+            all of them have weak labels.
     """
 
-    vectors: np.ndarray
-    targets: np.ndarray
+    reference: NoveltyReference | None
+    figures: dict[str, Any] | None
 
-    @property
-    def present(self) -> np.ndarray:
-        """Whether each species calls, shape `(calls, species)`."""
-        return self.targets == 1
+
+def fit_novelty(run: Run, clips: DatasetDict) -> FittedNovelty:
+    """Embeds training calls, and measures how far the calls of validation and test recordings are from them.
+
+    Validation and test calls are windows of whole recordings, as detection cuts them, so that shares of known calls
+    are those of detection.
+
+    Args:
+        run: The run, after training.
+        clips: The clips by split.
+    """
+    calls = training_calls(run, clips["train"])
+    rank = min(RANK, len(calls.vectors))
+    figures = None
+    if run.recordings_of("test"):
+        windows = window_calls(run, "test", per_species=TESTED_PER_SPECIES, most=MOST_KNOWN)
+        left_out = leave_one_species_out(windows, calls, run.builder.classes, rank=rank)
+        figures = unknown_species_figures(left_out, separate_unlearned(windows, calls, rank=rank))
+    known = np.zeros((0, run.model.embedding_size))
+    if run.recordings_of("validation"):
+        windows = window_calls(run, "validation", per_species=None, most=MOST_KNOWN)
+        known = windows.vectors[windows.present.any(axis=1)]
+    if len(known) < LEAST_KNOWN:
+        logger.warning(
+            "The model gets no %s: the validation recordings have %d windows with a call, and %d are needed to "
+            "measure novelty",
+            NOVELTY_FILE,
+            len(known),
+            LEAST_KNOWN,
+        )
+        return FittedNovelty(None, figures)
+    return FittedNovelty(NoveltyReference.of(calls.vectors, known, rank), figures)
 
 
 def training_calls(run: Run, clips: Dataset) -> CallEmbeddings:
@@ -54,7 +91,8 @@ def training_calls(run: Run, clips: Dataset) -> CallEmbeddings:
         vectors = embed_clips(run.model, run.extractor, chosen)
     else:
         vectors = run.frozen.clips(chosen, "training calls that novelty is measured from")
-    return CallEmbeddings(vectors[:, : run.model.embedding_size], targets[drawn])
+    none = np.zeros(len(drawn), dtype=bool)
+    return CallEmbeddings(vectors[:, : run.model.embedding_size], targets[drawn], none)
 
 
 def window_calls(run: Run, split: str, *, per_species: int | None, most: int) -> CallEmbeddings:
@@ -63,48 +101,21 @@ def window_calls(run: Run, split: str, *, per_species: int | None, most: int) ->
     Args:
         run: The run, after training.
         split: Of `Run.splits`.
-        per_species: Number of windows that are drawn for each species; None: by chance alone.
+        per_species: Number of windows that are drawn for each species, and for all species together that the model
+            does not know; None: by chance alone.
         most: Largest number of all windows.
     """
     grid, annotated = run.windows(split)
     targets = grid.targets(annotated)
-    present = targets == 1
+    others = annotated.has_other(grid.recording, grid.start) & (grid.end - grid.start == grid.window)
+    calling = np.column_stack([targets == 1, others])
     number = len(targets) if per_species is None else per_species
-    rows = draw_calls(present, _generator(run), per_species=number, most=most)
+    rows = draw_calls(calling, _generator(run), per_species=number, most=most)
     if run.frozen is None:
         vectors = grid.embeddings(run.model, run.extractor, rows)
     else:
         vectors = run.frozen.windows(grid, f"windows of the {split} recordings")[rows]
-    return CallEmbeddings(vectors[:, : run.model.embedding_size], targets[rows])
-
-
-def fit_reference(run: Run, clips: DatasetDict) -> NoveltyReference | None:
-    """The reference of a trained model: calls of its training split, and distances of validation calls.
-
-    Validation calls are windows of whole recordings, as detection cuts them, so that shares of known calls are those
-    of detection.
-
-    Args:
-        run: The run, after training.
-        clips: The clips by split.
-
-    Returns:
-        The reference; None, with a warning, if validation has too few calls.
-    """
-    known = np.zeros((0, run.model.embedding_size))
-    if run.recordings_of("validation"):
-        known = window_calls(run, "validation", per_species=None, most=MOST_KNOWN).vectors
-    if len(known) < LEAST_KNOWN:
-        logger.warning(
-            "The model gets no %s: the validation recordings have %d windows with a call, and %d are needed to "
-            "measure novelty",
-            NOVELTY_FILE,
-            len(known),
-            LEAST_KNOWN,
-        )
-        return None
-    calls = training_calls(run, clips["train"]).vectors
-    return NoveltyReference.of(calls, known, min(RANK, len(calls)))
+    return CallEmbeddings(vectors[:, : run.model.embedding_size], targets[rows], others[rows])
 
 
 def refit_reference(run: Run, clips: Dataset, folds: Sequence[Path]) -> NoveltyReference | None:

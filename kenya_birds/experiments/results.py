@@ -25,10 +25,10 @@ from kenya_birds.evaluation.evaluation_report import (
     write_report,
 )
 from kenya_birds.evaluation.metrics import class_targets, probabilities
-from kenya_birds.evaluation.novelty import NoveltyReference
 from kenya_birds.evaluation.predictions import Predictions, read_predictions
 from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds, choose_thresholds
-from kenya_birds.experiments.novelty_fit import fit_reference, save_reference
+from kenya_birds.evaluation.unknown_species import UNKNOWN_SPECIES, format_unknown, pooled_figures
+from kenya_birds.experiments.novelty_fit import FittedNovelty, fit_novelty, save_reference
 from kenya_birds.experiments.whole_recordings import ScoredWindows, pool_folds, write_recordings
 from kenya_birds.files import read_json, write_json
 from kenya_birds.training.callbacks import write_results
@@ -251,6 +251,10 @@ def write_out_of_fold(
         whole = write_recordings(folder, pooled_recordings, context, overlap_s=overlap_s)
         context = context.with_more(OUT_OF_FOLD, {WHOLE_RECORDINGS: whole})
         logger.info("out of fold, %s", format_recordings(whole))
+    unknown = [fold[UNKNOWN_SPECIES] for fold in metrics if UNKNOWN_SPECIES in fold]
+    if unknown:
+        context = context.with_more(OUT_OF_FOLD, {UNKNOWN_SPECIES: pooled_figures(unknown)})
+        logger.info("out of fold, unknown species: %s", format_unknown(pooled_figures(unknown)))
     out_of_fold = write_report(
         folder,
         pooled,
@@ -295,14 +299,13 @@ class RunScores:
         predicted: What the trainer returned for `validation` and `test`.
         windows: The windows of the whole test recordings; None except in the first process, and if all of them have
             weak labels.
-        reference: Training calls and distances of known ones; None except in the first process, and if there are too
-            few calls.
+        novelty: What was found out about unknown sounds; None except in the first process.
     """
 
     scored: Scored
     predicted: Mapping[str, PredictionOutput]
     windows: ScoredWindows | None
-    reference: NoveltyReference | None
+    novelty: FittedNovelty | None
 
 
 def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
@@ -355,7 +358,7 @@ def score_splits(run: Run, trainer: KenyaBirdsTrainer, clips: DatasetDict) -> Ru
     )
     if not run.team.is_first:
         return RunScores(scored, predicted, None, None)
-    return RunScores(scored, predicted, _test_windows(run, trainer), fit_reference(run, clips))
+    return RunScores(scored, predicted, _test_windows(run, trainer), fit_novelty(run, clips))
 
 
 def save_results(
@@ -382,8 +385,19 @@ def save_results(
             calibration = scores.scored.calibration()
             calibration.calibration.store(trainer.model.config)
             run.save_model(output_dir)
-            save_reference(scores.reference, output_dir)
+            assert scores.novelty is not None  # this is the first process
+            save_reference(scores.novelty.reference, output_dir)
             write_json(summary, output_dir / SUMMARY_FILE)
+            context = EvaluationContext(
+                run.common_names,
+                trainer.class_counts.tolist(),
+                more={split: {"loss": each.metrics[f"{split}_loss"]} for split, each in scores.predicted.items()},
+                seed=run.settings.training.seed,
+                archive_of=run.builder.archive.archive_of,
+            )
+            if scores.novelty.figures is not None:
+                context = context.with_more("test", {UNKNOWN_SPECIES: scores.novelty.figures})
+                logger.info("test, unknown species: %s", format_unknown(scores.novelty.figures))
             metrics = write_test(
                 output_dir,
                 scores.scored,
@@ -391,13 +405,7 @@ def save_results(
                 scores.predicted["test"].label_ids,
                 calibration=calibration,
                 classes=run.builder.classes,
-                context=EvaluationContext(
-                    run.common_names,
-                    trainer.class_counts.tolist(),
-                    more={split: {"loss": each.metrics[f"{split}_loss"]} for split, each in scores.predicted.items()},
-                    seed=run.settings.training.seed,
-                    archive_of=run.builder.archive.archive_of,
-                ),
+                context=context,
                 windows=scores.windows,
             )
         if "tensorboard" in run.settings.training.report_to:

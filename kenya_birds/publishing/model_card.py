@@ -18,6 +18,7 @@ from kenya_birds.evaluation.evaluation_report import (
     SPECIES_TABLE_FILE,
     WHOLE_RECORDINGS,
 )
+from kenya_birds.evaluation.unknown_species import UNKNOWN_SPECIES
 from kenya_birds.experiments.results import OUT_OF_FOLD
 from kenya_birds.experiments.score import DESCRIPTIONS
 from kenya_birds.experiments.whole_recordings import RECALL_FILE, TIMELINE_FILE
@@ -125,6 +126,7 @@ def render_model_card(
         fold_hours=summary["processes"] * fold_s / 3600,
         chosen_by=_chosen_by(summary["result"]),
         whole=results.get(WHOLE_RECORDINGS),
+        unknown=results.get(UNKNOWN_SPECIES),
         whole_names=DESCRIPTIONS,
         metric_names={key: name for key, (_, name) in METRIC_NAMES.items()},
         labels=labels,

@@ -282,6 +282,7 @@ def training_summary(
             "annotations": len(archive.annotations) + len(archive.set_aside),
             "annotations_set_aside": Counter(archive.set_aside["reason"]),
             "weak_recordings": len(archive.weak),
+            "checked_recordings": len(archive.verified),
             "species": len(counts),
             "min_annotations": builder.config.min_annotations,
             "dropped_species": {code: int(n) for code, n in sorted(counts.items()) if code not in classes},
