@@ -1,7 +1,6 @@
 """Speed of an exported graph on the CPU, compared with its model.
 
-    python benchmarks/export_speed.py graph                # whole and backbone alone: torch, its variants, onnxruntime
-    python benchmarks/export_speed.py stages               # what the front end costs, stage by stage; one core
+    python benchmarks/export_speed.py      # whole and backbone alone: torch, its variants, onnxruntime
 
 Needs the `onnx` extra. Times are the least of several runs that take turns, so that other work on the machine hits all
 alike. Backbones have random weights, which take as long as others.
@@ -21,17 +20,6 @@ from training_speed import least_s
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-from kenya_birds.model.signal_kenya_birds import (
-    GATE_HOP_LENGTH,
-    GATE_N_FFT,
-    hann_window,
-    high_pass,
-    in_chunks,
-    istft,
-    peak_normalize,
-    reduce_noise,
-    stft,
-)
 from kenya_birds.publishing.export import WaveformClassifier, write_classifier
 
 CLASSES = 100
@@ -120,43 +108,9 @@ def measure_graph(options: argparse.Namespace) -> None:
                     )
 
 
-def measure_stages(options: argparse.Namespace) -> None:
-    """The front end on one core, a few clips at a time as it works."""
-    torch.set_num_threads(1)
-    extractor = KenyaBirdsFeatureExtractor()
-    rate_hz = extractor.sampling_rate
-    waveform = waveforms(extractor, options.batch_size)
-    window = hann_window(GATE_N_FFT, waveform.device)
-    chunks = waveform.split(4)
-    spectra = [stft(chunk, window, GATE_HOP_LENGTH) for chunk in chunks]
-    powers = [extractor.band_power(chunk) for chunk in chunks]
-
-    ways: dict[str, Callable[[], object]] = {
-        "noise reduction": lambda: in_chunks(lambda chunk: reduce_noise(chunk, rate_hz), waveform),
-        "of it: Fourier transform": lambda: [stft(chunk, window, GATE_HOP_LENGTH) for chunk in chunks],
-        "of it: inverse transform": lambda: [
-            istft(spectrum.transpose(1, 2), window, GATE_HOP_LENGTH, waveform.shape[1]) for spectrum in spectra
-        ],
-        "high-pass": lambda: in_chunks(lambda chunk: high_pass(chunk, rate_hz, extractor.high_pass_hz), waveform),
-        "peak normalisation": lambda: in_chunks(lambda clips: peak_normalize(clips, 1e-10), waveform),
-        "power in mel bands": lambda: in_chunks(extractor.band_power, waveform),
-        "decibels, standardised": lambda: [extractor.to_level(power) for power in powers],
-        "all": lambda: extractor.extract(waveform),
-    }
-    with torch.no_grad():
-        times_s = dict(zip(ways, least_s(*ways.values(), repeats=options.repeats), strict=True))
-    print("| feature extractor, one core | ms per clip | share |\n| --- | --- | --- |")
-    for way, seconds in times_s.items():
-        print(f"| {way} | {1000 * seconds / len(waveform):.2f} | {seconds / times_s['all']:.0%} |")
-
-
-MEASURES = {"graph": measure_graph, "stages": measure_stages}
-
-
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measure", choices=MEASURES)
     parser.add_argument("--backbones", nargs="+", default=["convnext_atto", "tf_efficientnet_lite0"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch_size", type=int, default=16)
@@ -164,7 +118,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which needs a C++ compiler")
     options = parser.parse_args()
     print(f"{platform.machine()}, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}")
-    MEASURES[options.measure](options)
+    measure_graph(options)
 
 
 if __name__ == "__main__":

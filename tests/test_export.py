@@ -183,13 +183,14 @@ def test_the_graph_gives_the_models_probabilities_one_clip_or_seven_at_a_time(ex
     [
         {},
         {"noise_reduction": "nonstationary", "pre_emphasis": 0.97, "top_db": 60.0},
+        {"noise_reduction": "spectrogram"},
         {"feature_type": "stft", "n_fft": 1000, "hop_length": 441, "f_max_hz": 8000.0, "clip_s": 2.5},
         # 1009 is prime, and odd.
         {"noise_reduction": "none", "n_fft": 1009, "hop_length": 300, "do_standardize": False},
         {"sampling_rate": 22_050, "f_max_hz": 7600.0, "high_pass_hz": 0},
         {**PRESETS["perch-2"].features, "clip_s": 2.5},
     ],
-    ids=["default", "nonstationary", "stft", "prime", "seed", "perch"],
+    ids=["default", "nonstationary", "spectrogram", "stft", "prime", "seed", "perch"],
 )
 def test_the_front_end_computes_the_same_with_matrices(waveforms, fields):
     extractor = KenyaBirdsFeatureExtractor(**fields)

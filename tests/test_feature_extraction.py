@@ -12,7 +12,8 @@ from kenya_birds.model.feature_extraction_kenya_birds import (
     NOISE_REDUCTIONS,
     KenyaBirdsFeatureExtractor,
 )
-from kenya_birds.model.signal_kenya_birds import high_pass, reduce_noise
+from kenya_birds.model.noise_reduction_kenya_birds import reduce_noise
+from kenya_birds.model.signal_kenya_birds import high_pass
 
 RATE = 32_000
 SEED_FIELDS = {
@@ -304,6 +305,27 @@ def test_the_waveform_stage_is_noise_reduction_then_high_pass_then_pre_emphasis_
     torch.testing.assert_close(extractor.clean(clip), steps / steps.abs().max())
 
 
+@pytest.mark.parametrize("feature_type", FEATURE_TYPES)
+def test_noise_reduction_of_the_spectrogram_leaves_the_waveform_and_includes_the_high_pass(waveform, feature_type):
+    clip = torch.from_numpy(waveform)[None]
+    fields = {"feature_type": feature_type, "f_min_hz": 100.0, "noise_reduction": "spectrogram"}
+    extractor = KenyaBirdsFeatureExtractor(high_pass_hz=1000.0, prop_decrease=0.0, **fields)
+    torch.testing.assert_close(extractor.clean(clip), clip / clip.abs().max())
+    time_s = torch.arange(3 * RATE) / RATE
+    tones = torch.stack([torch.sin(2 * torch.pi * hz * time_s) for hz in (500, 4000)])
+    unfiltered = KenyaBirdsFeatureExtractor(high_pass_hz=0.0, prop_decrease=0.0, **fields)
+    ratio = extractor.band_power(tones).amax(dim=(1, 2)) / unfiltered.band_power(tones).amax(dim=(1, 2))
+    # One octave below the cutoff of a filter of order 4, and far above it.
+    np.testing.assert_allclose(10 * ratio.log10(), [-24.1, 0], atol=0.6)
+
+
+def test_a_batch_gives_what_its_clips_give_with_noise_reduction_of_the_spectrogram(waveform):
+    extractor = KenyaBirdsFeatureExtractor(noise_reduction="spectrogram")
+    clips = [waveform, waveform[::-1].copy(), np.roll(waveform, 9000)]
+    for together, clip in zip(features(clips, extractor), clips, strict=True):
+        same(together, features(clip, extractor)[0])
+
+
 def test_every_step_of_the_waveform_stage_can_be_off(waveform):
     clip = torch.from_numpy(waveform)[None]
     extractor = KenyaBirdsFeatureExtractor(noise_reduction="none", high_pass_hz=0, do_peak_normalize=False)
@@ -376,6 +398,7 @@ def test_fields_can_be_overridden_on_loading(tmp_path):
     [
         ({"feature_type": "cqt"}, "feature_type is 'cqt'.*reassigned"),
         ({"noise_reduction": "yes"}, "noise_reduction is 'yes'.*nonstationary"),
+        ({"noise_reduction": "spectrogram", "feature_type": "waveform"}, "'waveform', which has no spectrogram"),
         ({"prop_decrease": 1.1}, "prop_decrease is 1.1"),
         ({"prop_decrease": float("nan")}, "prop_decrease is nan"),
         ({"high_pass_hz": 16_000}, "high_pass_hz is 16000"),
@@ -410,8 +433,11 @@ def test_fields_out_of_range_are_refused_by_name(fields, text):
         KenyaBirdsFeatureExtractor(**fields)
 
 
-def test_a_bats_sampling_rate_works_without_noise_reduction():
-    extractor = KenyaBirdsFeatureExtractor(sampling_rate=384_000, clip_s=0.1, f_max_hz=190_000, noise_reduction="none")
+@pytest.mark.parametrize("noise_reduction", ["none", "spectrogram"])
+def test_a_bats_sampling_rate_works_without_noise_reduction_of_the_waveform(noise_reduction):
+    extractor = KenyaBirdsFeatureExtractor(
+        sampling_rate=384_000, clip_s=0.1, f_max_hz=190_000, noise_reduction=noise_reduction
+    )
     assert features(song(), extractor).isfinite().all()
 
 

@@ -385,6 +385,7 @@ def test_the_folder_of_files_that_travel_is_flat():
         "graph_kenya_birds.py",
         "modeling_kenya_birds.py",
         "network_input_kenya_birds.py",
+        "noise_reduction_kenya_birds.py",
         "signal_kenya_birds.py",
     }
     assert (FOLDER / "__init__.py").read_text() == ""

@@ -9,7 +9,7 @@ import torch
 from kenya_birds.data.audio import decode_wav
 from kenya_birds.data.dataset import load_clips
 from kenya_birds.fingerprints import FRONT_END
-from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.feature_extraction_kenya_birds import NOISE_REDUCTIONS, KenyaBirdsFeatureExtractor
 from kenya_birds.training import preparation
 from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments
 from kenya_birds.training.batches import ClipSampler, FeatureClips, TrainingClips
@@ -18,7 +18,7 @@ from kenya_birds.training.preparation import clean_clips, extract_features
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["stationary", "none"])
+@pytest.fixture(scope="module", params=["stationary", "spectrogram"])
 def extractor(request):
     return KenyaBirdsFeatureExtractor(noise_reduction=request.param)
 
@@ -36,9 +36,12 @@ def test_features_of_unchanged_training_clips_are_those_that_serving_computes(cl
     rows = [draw.clip for draw in draws]
     found = augmentation(batches.waveform(batch), batch["amounts"])
     expected = extractor.extract(raw(train, rows))
-    # Clean waveforms are kept in 16 bits below their peak: 98 dB, with features cut at 80 dB.
-    torch.testing.assert_close(found, expected, atol=4e-2, rtol=0)
-    assert (found - expected).abs().mean() < 5e-4
+    difference = (found - expected).abs()
+    # Clean waveforms are kept in 16 bits below their peak: 98 dB, with features cut at 80 dB. Noise reduction of the
+    # spectrogram comes afterwards: rounding opens or closes it for a few cells.
+    assert difference.max() < 0.04 or extractor.noise_reduction == "spectrogram"
+    assert (difference > 0.04).float().mean() < 2e-3
+    assert difference.mean() < 5e-4
     assert batch["labels"].tolist() == [train[row]["label"] for row in rows]
 
 
@@ -68,7 +71,8 @@ def test_evaluated_features_are_the_extractors_and_hear_the_middle(small_archive
     features = FeatureClips(extract_features(wide["test"], extractor, CPU), extractor.feature_shape, multi_label=False)
     found = features.__getitems__([0, 3, 2])
     expected = extractor.extract(raw(clips["test"], [0, 3, 2]))
-    torch.testing.assert_close(found["input_features"], expected)
+    # One clip alone and two together are rounded differently.
+    torch.testing.assert_close(found["input_features"], expected, rtol=0, atol=1e-3)
 
 
 def test_what_was_prepared_is_found_again_and_another_front_end_is_not(clips, monkeypatch, tmp_path):
@@ -109,7 +113,7 @@ class Watched(KenyaBirdsFeatureExtractor):
 
 def test_clean_clips_go_by_the_settings_of_the_waveform_stage_alone():
     used = set()
-    for noise_reduction in ("stationary", "nonstationary", "none"):
+    for noise_reduction in NOISE_REDUCTIONS:
         extractor = Watched(noise_reduction=noise_reduction, pre_emphasis=0.5)
         extractor.read.clear()
         extractor.clean(torch.zeros(1, 8000))

@@ -34,6 +34,7 @@ PUBLISHED = {
         "backbone_kenya_birds.py",
         "graph_kenya_birds.py",
         "network_input_kenya_birds.py",
+        "noise_reduction_kenya_birds.py",
         "signal_kenya_birds.py",
         "metrics.json",
         "per_species.csv",

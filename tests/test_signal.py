@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from noisereduce.torchgate import TorchGate
 
+from kenya_birds.model.noise_reduction_kenya_birds import gate_bands, reduce_noise
 from kenya_birds.model.signal_kenya_birds import (
     fast_fft_length,
     hann_window,
     high_pass,
     hz_to_mel,
     istft,
+    mel_band_frequencies_hz,
     mel_filter_bank,
     mel_spectrogram,
     mel_to_hz,
@@ -25,7 +27,6 @@ from kenya_birds.model.signal_kenya_birds import (
     power_to_db,
     pre_emphasize,
     reassigned_spectrogram,
-    reduce_noise,
     standardize,
     stft,
 )
@@ -254,6 +255,62 @@ def test_noise_reduction_keeps_the_last_samples(stationary):
     reduced = reduce_noise(waveform, 22_050, stationary)
     assert reduced.shape == waveform.shape
     assert float(reduced[:, -102:].abs().max()) > 0.05
+
+
+# Noise reduction of bands
+
+BANDS_HZ = mel_band_frequencies_hz(128, 150.0, 15_000.0)
+FRAME_S = 512 / RATE
+
+
+def gate_db(power, prop_decrease=0.9):
+    """What the gate changes in each cell, in dB."""
+    return 10 * (gate_bands(power, BANDS_HZ, FRAME_S, prop_decrease) / power).log10()
+
+
+def test_a_single_loud_frame_passes_the_gate_of_its_band_and_opens_it_for_50_ms_and_250_hz():
+    power = torch.ones(1, 128, 188)
+    power[0, 60, 100] = 1e4
+    changed_db = gate_db(power)[0]
+    # One cell is open. Weights over time: 1 - 16 / 50 and so on, and their sum.
+    of_frames = np.maximum(1 - np.abs(np.arange(-4, 5)) * 16 / 50, 0)
+    bands_hz = np.array(BANDS_HZ)
+    of_bands = np.maximum(1 - np.abs(bands_hz[:, None] - bands_hz) / 250, 0)
+    mask = np.outer(of_bands[:, 60] / of_bands.sum(axis=1), of_frames / of_frames.sum())
+    np.testing.assert_allclose(changed_db[:, 96:105], 20 * np.log10(0.1 + 0.9 * mask), atol=0.01)
+    assert changed_db[:, :96].numpy() == pytest.approx(-20, abs=0.01)
+
+
+@pytest.mark.parametrize("prop_decrease", [0.0, 0.5, 0.9, 0.99])
+def test_the_floor_of_noise_drops_by_prop_decrease(prop_decrease):
+    changed_db = gate_db(mel_spectrogram(0.1 * noise(2, 3 * RATE), **DEFAULT), prop_decrease)
+    assert float(changed_db.min()) == pytest.approx(20 * np.log10(1 - prop_decrease), abs=0.01)
+    # Most cells are far from the few that are loud by chance.
+    assert float(changed_db.median()) < 0.6 * 20 * np.log10(1 - prop_decrease) + 0.01
+    assert float(changed_db.max()) <= 1e-4
+
+
+def test_a_tone_in_noise_keeps_its_level_in_the_gate_of_bands():
+    power = mel_spectrogram(call_in_noise(3 * RATE), **DEFAULT)
+    band = int(np.abs(np.array(BANDS_HZ) - 3000).argmin())
+    changed_db = gate_db(power)[0, band]
+    # The call is at 0.375 to 0.575 s, in frames 24 to 35.
+    assert float(changed_db[28:32].min()) > -2.5
+    assert float(changed_db[60:].median()) < -15
+
+
+def test_the_gate_of_bands_does_not_depend_on_the_level_and_keeps_silence():
+    power = mel_spectrogram(call_in_noise(3 * RATE), **DEFAULT)
+    gated = gate_bands(power, BANDS_HZ, FRAME_S)
+    torch.testing.assert_close(gate_bands(power * 1e-12, BANDS_HZ, FRAME_S), gated * 1e-12, rtol=1e-3, atol=0)
+    assert not gate_bands(torch.zeros(1, 128, 188), BANDS_HZ, FRAME_S).any()
+    beside = torch.cat([torch.zeros_like(power), power])
+    beside[1, :, 94:] = 0
+    found = gate_bands(beside, BANDS_HZ, FRAME_S)
+    assert found.isfinite().all()
+    assert not found[0].any()
+    assert not found[1, :, 94:].any()
+    torch.testing.assert_close(gate_bands(torch.cat([power, beside]), BANDS_HZ, FRAME_S)[:1], gated)
 
 
 # Reassigned spectrogram

@@ -72,6 +72,7 @@ def test_training_leaves_everything_that_a_published_model_needs(trained):
         "recording_timeline.png",
         "reliability.png",
         "run_settings.json",
+        "noise_reduction_kenya_birds.py",
         "signal_kenya_birds.py",
         "splits.csv",
         "thresholds.json",

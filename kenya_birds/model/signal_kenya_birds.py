@@ -8,20 +8,9 @@ from typing import NamedTuple
 import torch
 
 MIN_POWER = 1e-10
-# The noise gate limits levels to this range below each frequency's loudest frame.
-GATE_RANGE_DB = 40.0
-# The settings of TorchGate in noisereduce 3.
-GATE_N_FFT = 1024
-GATE_HOP_LENGTH = 256
-GATE_DEVIATIONS = 1.5
-GATE_MEAN_FRAMES = 20
-GATE_THRESHOLD = 1.3
-GATE_TEMPERATURE = 0.1
-GATE_SMOOTH_HZ = 500.0
-GATE_SMOOTH_MS = 50.0
 # Number of neighbouring mel bands whose filters are applied together, to the bins that they cover.
 BANDS_PER_GROUP = 32
-CLIPS_PER_CHUNK = 4
+CLIPS_PER_CHUNK = 2
 MEL_SCALES = ("slaney", "htk")
 MEL_SPECTRA = ("power", "magnitude")
 
@@ -34,62 +23,16 @@ class MelKind(NamedTuple):
             with a peak of 1, as torchaudio's default).
         spectrum: What the filters sum: `power` or `magnitude`. Sums of magnitudes are squared.
         win_length: Samples of the window, in the middle of a frame of zeros; None: it is as long as the frame.
+        high_pass_hz: Cutoff of `high_pass`, whose gain is part of the filters; 0 is off.
     """
 
     scale: str = "slaney"
     spectrum: str = "power"
     win_length: int | None = None
+    high_pass_hz: float = 0.0
 
 
 USUAL_MEL = MelKind()
-
-
-def reduce_noise(
-    waveform: torch.Tensor, sampling_rate: int, stationary: bool = True, prop_decrease: float = 0.9
-) -> torch.Tensor:
-    """Spectral gating, as `TorchGate` of `noisereduce` (T. Sainburg, https://github.com/timsainb/noisereduce) does it.
-
-    Settings and result are those of `TorchGate`; a test compares them. This function stores frames before bins and
-    smooths the mask with a separable filter. That is several times as fast on a CPU, and digital silence stays zero.
-
-    Args:
-        waveform: Shape `(batch, samples)`.
-        sampling_rate: In Hz, 5120 to 256000.
-        stationary: One noise threshold per frequency for the whole clip (mean plus 1.5 standard deviations of the
-            level in dB), or one that follows the level over time.
-        prop_decrease: Share of the sound below the threshold that is removed, 0 to 1.
-
-    Returns:
-        Shape `(batch, samples)`.
-    """
-    window = hann_window(GATE_N_FFT, waveform.device)
-    # Frames before bins, (B, T, F): the memory layout of the transform.
-    spectrum = stft(waveform, window, GATE_HOP_LENGTH).transpose(1, 2)
-    mask = (_stationary_mask(spectrum) if stationary else _nonstationary_mask(spectrum)).to(waveform)
-    kept = 1 - prop_decrease * (1 - mask)
-    bin_hz, frame_ms = sampling_rate / (GATE_N_FFT / 2), GATE_HOP_LENGTH / sampling_rate * 1000
-    kept = _smooth(kept, int(GATE_SMOOTH_HZ / bin_hz) + 1, axis=2)
-    kept = _smooth(kept, int(GATE_SMOOTH_MS / frame_ms) + 1, axis=1)
-    return istft(spectrum * kept, window, GATE_HOP_LENGTH, waveform.shape[-1])
-
-
-def _stationary_mask(spectrum: torch.Tensor) -> torch.Tensor:
-    """Where the level of each frequency is 1.5 standard deviations above its mean, of `(batch, frames, bins)`."""
-    level_db = 10 * torch.log10(_power(spectrum).clamp(min=torch.finfo(torch.float64).eps ** 2))
-    level_db = torch.maximum(level_db, level_db.amax(dim=1, keepdim=True) - GATE_RANGE_DB)
-    mean_db = level_db.mean(dim=1, keepdim=True)
-    deviation_db = (level_db - mean_db).square_().sum(dim=1, keepdim=True).div_(level_db.shape[1] - 1).sqrt_()
-    return level_db > mean_db + GATE_DEVIATIONS * deviation_db
-
-
-def _nonstationary_mask(spectrum: torch.Tensor) -> torch.Tensor:
-    """How far the magnitude is above its moving mean over time, 0 to 1, of `(batch, frames, bins)`."""
-    magnitude = spectrum.abs().transpose(1, 2)
-    before = (GATE_MEAN_FRAMES - 1) // 2
-    padded = torch.nn.functional.pad(magnitude, (before, GATE_MEAN_FRAMES - 1 - before))
-    mean = torch.nn.functional.avg_pool1d(padded, GATE_MEAN_FRAMES, stride=1)
-    above = torch.sigmoid(((magnitude - mean) / mean - GATE_THRESHOLD) / GATE_TEMPERATURE)
-    return above.transpose(1, 2).nan_to_num(0.0)  # 0 / 0 in digital silence
 
 
 def high_pass(waveform: torch.Tensor, sampling_rate: int, cutoff_hz: float, order: int = 4) -> torch.Tensor:
@@ -107,7 +50,7 @@ def high_pass(waveform: torch.Tensor, sampling_rate: int, cutoff_hz: float, orde
     samples = waveform.shape[-1]
     # Space for the filter's response, so that one end of the clip does not affect the other.
     padded = fast_fft_length(samples + round(4 * sampling_rate / cutoff_hz))
-    gain = high_pass_gain(padded, sampling_rate, cutoff_hz, order, waveform.device)
+    gain = high_pass_gain(padded, sampling_rate, cutoff_hz, waveform.device, order)
     return torch.fft.irfft(torch.fft.rfft(waveform, n=padded) * gain, n=padded)[..., :samples]
 
 
@@ -177,10 +120,10 @@ def istft(spectrum: torch.Tensor, window: torch.Tensor, hop_length: int, length:
         Shape `(batch, length)`.
     """
     n_fft = len(window)
-    frame = torch.fft.irfft(spectrum, n=n_fft) * window
+    frame = torch.fft.irfft(spectrum, n=n_fft)
     weight = overlapped_window(n_fft, hop_length, frame.shape[1], window.device)
     begin = n_fft // 2
-    return _overlap_add(frame, hop_length)[:, begin : begin + length] / weight[begin : begin + length]
+    return _overlap_add(frame, window, hop_length)[:, begin : begin + length] / weight[begin : begin + length]
 
 
 def power_spectrogram(
@@ -192,7 +135,7 @@ def power_spectrogram(
         before = (n_fft - win_length) // 2
         short = hann_window(win_length, waveform.device)
         window = torch.nn.functional.pad(short, (before, n_fft - win_length - before))
-    return _power(stft(waveform, window, hop_length))
+    return squared_magnitude(stft(waveform, window, hop_length))
 
 
 def mel_spectrogram(
@@ -209,8 +152,8 @@ def mel_spectrogram(
     spectrum = power_spectrogram(waveform, n_fft, hop_length, kind.win_length)
     if kind.spectrum == "magnitude":
         spectrum = spectrum.sqrt()
-    groups = mel_filter_groups(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, waveform.device, kind.scale)
-    bands = torch.cat([filters @ spectrum[:, first:last] for first, last, filters in groups], dim=1)
+    groups = mel_filter_groups(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, waveform.device, kind)
+    bands = grouped_product(groups, spectrum)
     return bands.square() if kind.spectrum == "magnitude" else bands
 
 
@@ -222,6 +165,7 @@ def reassigned_spectrogram(
     n_mels: int,
     f_min_hz: float,
     f_max_hz: float,
+    high_pass_hz: float = 0.0,
 ) -> torch.Tensor:
     """Time-frequency reassigned power, summed on a grid of mel bands and frames.
 
@@ -238,6 +182,7 @@ def reassigned_spectrogram(
         n_mels: Bands of the grid, of equal width on Slaney's mel scale.
         f_min_hz: Lower edge of the lowest band.
         f_max_hz: Upper edge of the highest band.
+        high_pass_hz: Cutoff of `high_pass`, whose gain is applied to each bin's power; 0 is off.
 
     Returns:
         Shape `(batch, n_mels, 1 + samples // hop_length)`.
@@ -248,7 +193,7 @@ def reassigned_spectrogram(
     derivative = torch.pi / n_fft * torch.sin(2 * torch.pi * torch.arange(n_fft, device=device) / n_fft)
 
     spectrum = stft(waveform, window, hop_length)  # (B, F, T)
-    power = _power(spectrum)
+    power = squared_magnitude(spectrum)
     inverse = spectrum.conj() / power.clamp(min=MIN_POWER)
     # Corrections in radians per sample, and in samples.
     frequency_shift = -(stft(waveform, derivative, hop_length) * inverse).imag
@@ -264,6 +209,8 @@ def reassigned_spectrogram(
 
     inside = (band >= 0) & (band < n_mels) & (frame >= 0) & (frame < frames) & (power > MIN_POWER)
     cell = torch.where(inside, band * frames + frame, 0).flatten(1)
+    if high_pass_hz:
+        power = power * high_pass_gain(n_fft, sampling_rate, high_pass_hz, device).square()[:, None]
     grid = power.new_zeros(len(power), n_mels * frames)
     grid.scatter_add_(1, cell, (power * inside).flatten(1))
     return grid.view(len(power), n_mels, frames)
@@ -318,7 +265,9 @@ def fast_fft_length(samples: int) -> int:
 
 
 @lru_cache(maxsize=32)
-def high_pass_gain(n_fft: int, sampling_rate: int, cutoff_hz: float, order: int, device: torch.device) -> torch.Tensor:
+def high_pass_gain(
+    n_fft: int, sampling_rate: int, cutoff_hz: float, device: torch.device, order: int = 4
+) -> torch.Tensor:
     """Gain of `high_pass` at each frequency, shape `(1 + n_fft // 2,)`; cached, do not modify."""
     frequency_hz = torch.fft.rfftfreq(n_fft, 1 / sampling_rate, device=device)
     return 1 / torch.sqrt(1 + (cutoff_hz / frequency_hz.clamp(min=1e-3)) ** (2 * order))
@@ -333,8 +282,19 @@ def hann_window(n_fft: int, device: torch.device) -> torch.Tensor:
 @lru_cache(maxsize=32)
 def overlapped_window(n_fft: int, hop_length: int, frames: int, device: torch.device) -> torch.Tensor:
     """Sum of the squared Hann windows of all frames at each sample; cached, do not modify."""
-    squared = hann_window(n_fft, device).square()
-    return _overlap_add(squared.expand(1, frames, -1), hop_length)[0]
+    window = hann_window(n_fft, device)
+    return _overlap_add(window.expand(1, frames, -1), window, hop_length)[0]
+
+
+@lru_cache(maxsize=32)
+def mel_band_frequencies_hz(
+    n_mels: int, f_min_hz: float, f_max_hz: float, scale: str = "slaney", overlap: bool = True
+) -> tuple[float, ...]:
+    """Centre frequency of bands of equal width in mel, which overlap as mel filters do, or do not overlap."""
+    low, high = hz_to_mel(torch.tensor([f_min_hz, f_max_hz]), scale).tolist()
+    if overlap:
+        return tuple(mel_to_hz(torch.linspace(low, high, n_mels + 2)[1:-1], scale).tolist())
+    return tuple(mel_to_hz(low + (high - low) / n_mels * (torch.arange(n_mels) + 0.5), scale).tolist())
 
 
 @lru_cache(maxsize=32)
@@ -369,41 +329,42 @@ def mel_filter_groups(
     f_min_hz: float,
     f_max_hz: float,
     device: torch.device,
-    scale: str = "slaney",
+    kind: MelKind = USUAL_MEL,
 ) -> list[tuple[int, int, torch.Tensor]]:
-    """`mel_filter_bank` without most of its zeros: first bin, bin after the last, and filters of groups of bands."""
-    bank = mel_filter_bank(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, torch.device("cpu"), scale)
+    """`mel_filter_bank` without most of its zeros, times the gain of the high-pass: see `row_groups`."""
+    bank = mel_filter_bank(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, torch.device("cpu"), kind.scale)
+    if kind.high_pass_hz:
+        gain = high_pass_gain(n_fft, sampling_rate, kind.high_pass_hz, torch.device("cpu"))
+        bank = bank * (gain if kind.spectrum == "magnitude" else gain.square())
+    return row_groups(bank, device)
+
+
+def row_groups(matrix: torch.Tensor, device: torch.device) -> list[tuple[int, int, torch.Tensor]]:
+    """A matrix in groups of rows: the first column and the column after the last that a group needs, and the part."""
     groups = []
-    for filters in bank.split(BANDS_PER_GROUP):
-        reached = filters.any(dim=0).nonzero().flatten().tolist() or [0]
+    for rows in matrix.split(BANDS_PER_GROUP):
+        reached = rows.any(dim=0).nonzero().flatten().tolist() or [0]
         first, last = reached[0], reached[-1] + 1
-        groups.append((first, last, filters[:, first:last].contiguous().to(device)))
+        groups.append((first, last, rows[:, first:last].contiguous().to(device)))
     return groups
 
 
-def _power(spectrum: torch.Tensor) -> torch.Tensor:
-    # Three times as fast as abs().square(), which computes a square root.
-    return spectrum.real.square() + spectrum.imag.square()
+def grouped_product(groups: list[tuple[int, int, torch.Tensor]], values: torch.Tensor) -> torch.Tensor:
+    """The product of the matrix of `row_groups` and values `(batch, columns, frames)`."""
+    return torch.cat([part @ values[:, first:last] for first, last, part in groups], dim=1)
 
 
-def _overlap_add(frame: torch.Tensor, hop_length: int) -> torch.Tensor:
-    """Overlap-add of frames `(batch, frames, n_fft)` to `(batch, samples)`."""
+def squared_magnitude(spectrum: torch.Tensor) -> torch.Tensor:
+    """Power of a complex spectrum; several times as fast as `abs().square()`, which computes a square root."""
+    squares = torch.view_as_real(spectrum).square()
+    return squares[..., 0] + squares[..., 1]
+
+
+def _overlap_add(frame: torch.Tensor, window: torch.Tensor, hop_length: int) -> torch.Tensor:
+    """Overlap-add of frames `(batch, frames, n_fft)`, times the window, to `(batch, samples)`."""
     batch, frames, n_fft = frame.shape
-    hops = n_fft // hop_length
-    total = frame.new_zeros(batch, frames + hops - 1, hop_length)
-    for hop, part in enumerate(frame.split(hop_length, dim=2)):
-        total[:, hop : hop + frames] += part
+    total = frame.new_zeros(batch, frames + n_fft // hop_length - 1, hop_length)
+    parts = zip(frame.split(hop_length, dim=2), window.split(hop_length), strict=True)
+    for hop, (part, part_of_window) in enumerate(parts):
+        total[:, hop : hop + frames].addcmul_(part, part_of_window)
     return total.flatten(1)
-
-
-def _smooth(values: torch.Tensor, width: int, axis: int) -> torch.Tensor:
-    """Moving average with a triangle of `2 * width - 1` taps and zero padding, as two moving averages with a box."""
-    padding = [0, 0] * (values.ndim - 1 - axis) + [width - 1, width - 1]
-    values = torch.nn.functional.pad(values, padding)
-    for _ in range(2):
-        length = values.shape[axis] - width + 1
-        total = values.narrow(axis, 0, length).clone()
-        for offset in range(1, width):
-            total += values.narrow(axis, offset, length)
-        values = total
-    return values / width**2

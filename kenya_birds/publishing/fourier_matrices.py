@@ -98,8 +98,14 @@ def irfft(spectrum: SplitSpectrum, n: int) -> torch.Tensor:
     return _unscaled_inverse(spectrum.real[..., None], spectrum.imag[..., None], n).squeeze(-1) / n
 
 
+def view_as_real(spectrum: SplitSpectrum) -> torch.Tensor:
+    """`torch.view_as_real`: real and imaginary parts along a new last axis."""
+    return torch.stack([spectrum.real, spectrum.imag], dim=-1)
+
+
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.stft: stft,
+    torch.view_as_real: view_as_real,
     torch.fft.rfft: rfft,
     torch.fft.irfft: irfft,
 }

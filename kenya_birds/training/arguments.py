@@ -326,8 +326,11 @@ class FeatureArguments:
         default=32_000, metadata={"help": "resample recordings to this rate"}
     )
     clip_s: Duration = field(default=3.0, metadata={"help": "length of a clip"})
-    noise_reduction: Literal["stationary", "nonstationary", "none"] = field(
-        default="stationary", metadata={"help": "spectral gating, as in noisereduce"}
+    noise_reduction: Literal["stationary", "nonstationary", "spectrogram", "none"] = field(
+        default="stationary",
+        metadata={
+            "help": "spectral gating: as in noisereduce, or on the spectrogram of the features, which is faster"
+        },
     )
     prop_decrease: Share = field(default=0.9, metadata={"help": "how much of the noise is removed"})
     high_pass_hz: Hertz = field(default=150.0, metadata={"help": "cutoff of the high-pass filter; 0: no filter"})
