@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from kenya_birds import SoundscapePipeline
-from kenya_birds.inference.postprocessing import FindingSettings
+from kenya_birds.inference.finding_settings import FindingSettings
 
 THRESHOLD = 0.1
 

@@ -8,8 +8,8 @@ import soundfile
 import torch
 
 from kenya_birds.inference.detect import run_detection
+from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.pipeline import SoundscapePipeline
-from kenya_birds.inference.postprocessing import FindingSettings
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification

@@ -3,11 +3,13 @@
 import argparse
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
 
 import pytest
+from fresh_python import run_fresh
 from running import ROOT
 
 from kenya_birds import cli
@@ -30,6 +32,13 @@ HEAVY = (
     "gradio",
     "optuna",
     "timm",
+)
+# Help reads neither numbers nor the Hub.
+HEAVY_FOR_HELP = (*HEAVY, "numpy", "huggingface_hub")
+# What training and tables need, and detection does not.
+HEAVY_FOR_DETECTION = (
+    *("sklearn", "pandas", "matplotlib", "datasets", "evaluate", "scipy.io"),
+    *("onnx", "onnxruntime", "openvino", "librosa", "noisereduce", "optuna", "gradio", "tensorboard"),
 )
 DETECT = "kenya-birds detect MODEL RECORDING --output TMP/new"
 EVALUATE = "kenya-birds evaluate MODEL ARCHIVE --output TMP/new"
@@ -194,11 +203,11 @@ for line in json.load(sys.stdin):
 """
 
 
-def run_lines(lines, places):
+def run_lines(lines, places, heavy=HEAVY):
     """Exit code, stderr, stdout, heavy modules, seconds of each line."""
     words = [[replace(word, places) for word in line.split()] for line in lines]
     process = subprocess.run(
-        [sys.executable, "-c", RUNNER.replace("HEAVY", repr(HEAVY))],
+        [sys.executable, "-c", RUNNER.replace("HEAVY", repr(heavy))],
         cwd=ROOT,
         input=json.dumps(words),
         capture_output=True,
@@ -275,17 +284,20 @@ HELPS = [
     "train_hf.py --help_all",
     "push_model.py --help",
 ]
+# They run in one process. The options of training name settings of published networks, whose module imports numpy.
+HELPS.sort(key=lambda line: "train" in line)
 
 
 @pytest.fixture(scope="module")
 def helps(places):
-    return dict(zip(HELPS, run_lines(HELPS, places), strict=True))
+    return dict(zip(HELPS, run_lines(HELPS, places, HEAVY_FOR_HELP), strict=True))
 
 
 @pytest.mark.parametrize("line", HELPS)
 def test_help_is_quick_and_ends_with_an_example_and_shows_no_empty_default(line, helps):
     code, error, output, loaded, seconds = helps[line]
-    assert (code, error, loaded) == (0, "", [])
+    assert (code, error) == (0, "")
+    assert loaded in ([], ["numpy"] if "train" in line else [])
     assert seconds < 5
     assert "\nexample:\n  " in output
     assert "default: None" not in output
@@ -434,6 +446,12 @@ def test_info_shows_what_there_is_of_a_model_and_imports_nothing_heavy(places):
     assert about["clip_s"] == 3.0
     assert about["species"][0]["code"] == "a"
     assert about["figures"] is None
+
+
+def test_detection_imports_nothing_that_only_training_and_tables_need():
+    program = f"import sys, kenya_birds.inference.detect; print(*set({HEAVY_FOR_DETECTION}) & set(sys.modules))"
+    result = run_fresh("-c", program, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (result.returncode, result.stdout.split()) == (0, []), result.stderr
 
 
 @pytest.mark.parametrize("command", ["detect", "download", "tune", "check", "embed", "export"])

@@ -27,8 +27,8 @@ from running import free_port
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import Detection
+from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.pipeline import SoundscapePipeline
-from kenya_birds.inference.postprocessing import FindingSettings
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import species_styles
 from kenya_birds.serving import markup

@@ -29,8 +29,8 @@ from kenya_birds.inference import detect as run_module
 from kenya_birds.inference import journal as journal_module
 from kenya_birds.inference import pipeline as detection_module
 from kenya_birds.inference.detect import settings_of, shares
+from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.pipeline import SoundscapePipeline, detect
-from kenya_birds.inference.postprocessing import FindingSettings
 
 # Runs that are killed in the suite; for more: KENYA_BIRDS_KILLS=200 python -m pytest tests/test_detect.py -k killed
 KILLS = int(os.environ.get("KENYA_BIRDS_KILLS", "8"))

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kenya_birds.errors import UserError
-from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
+from kenya_birds.inference.finding_settings import FindingSettings
+from kenya_birds.inference.postprocessing import DetectionFinder
 from kenya_birds.inference.species import SpeciesNames, read_species, species_names
 
 RATE = 100

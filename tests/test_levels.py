@@ -14,8 +14,8 @@ from kenya_birds.data.dataset import load_clips
 from kenya_birds.evaluation.metrics import probabilities
 from kenya_birds.evaluation.predictions import score_clips
 from kenya_birds.inference.audio_stream import Stopwatch, read_windows
+from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.pipeline import SoundscapePipeline
-from kenya_birds.inference.postprocessing import FindingSettings
 from kenya_birds.inference.windows import WindowGrid
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model

@@ -23,8 +23,9 @@ from kenya_birds.evaluation.unknown_species import (
     unknown_species_figures,
 )
 from kenya_birds.experiments.novelty_fit import refit_reference
+from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.pipeline import SoundscapePipeline
-from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
+from kenya_birds.inference.postprocessing import DetectionFinder
 from kenya_birds.saved_models import NOVELTY_FILE
 
 # Their mean is 0, and their directions are 0, 90, 180 and 270 degrees.

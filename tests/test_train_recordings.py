@@ -82,8 +82,8 @@ def test_evaluation_and_detection_give_the_same_figures_again(trained, small_arc
 
 
 def test_detection_warns_of_another_overlap_and_of_merging(trained, small_archive, tmp_path, caplog):
+    from kenya_birds.inference.finding_settings import FindingSettings
     from kenya_birds.inference.pipeline import SoundscapePipeline
-    from kenya_birds.inference.postprocessing import FindingSettings
 
     SoundscapePipeline(str(trained))
     assert "The thresholds were chosen for" not in caplog.text

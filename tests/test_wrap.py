@@ -38,8 +38,8 @@ from kenya_birds import load_model
 from kenya_birds.cli import main
 from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
+from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.network_labels import NetworkLabel, read_labels, restrict_labels
-from kenya_birds.inference.postprocessing import FindingSettings
 from kenya_birds.model.modeling_kenya_birds import HEAD_EPSILON, log_odds
 from kenya_birds.model.network_input_kenya_birds import magnitude_spectrogram, with_peak
 from kenya_birds.saved_models import THRESHOLDS_FILE

@@ -23,7 +23,7 @@ from kenya_birds.commands.common import (
 )
 from kenya_birds.defaults import PLOT_DURATION_S, SEARCH_TOP_K, TABLE_FORMATS
 from kenya_birds.inference.backends import Backend, Precision, choose_backend
-from kenya_birds.inference.postprocessing import FindingSettings
+from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.parsing import add_field, add_general, add_option, new_command, read_fields
 from kenya_birds.values import Choices, Count, Duration, Latitude, Longitude, PlotDuration, Seconds
 

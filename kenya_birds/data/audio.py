@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
-import scipy.io.wavfile
 import soxr
 
 from kenya_birds.data.channels import SECTION_S, find_best_channel, sections
@@ -446,8 +445,11 @@ def encode_wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
     integers = waveform * np.float32(32768)
     if (np.rint(integers) == integers).all() and (integers >= -32768).all() and (integers <= 32767).all():
         waveform = integers.astype(np.int16)
+    # It takes a fifth of a second to import, and detection never needs it.
+    from scipy.io import wavfile
+
     buffer = io.BytesIO()
-    scipy.io.wavfile.write(buffer, sampling_rate, waveform)
+    wavfile.write(buffer, sampling_rate, waveform)
     return buffer.getvalue()
 
 
@@ -457,7 +459,9 @@ def decode_wav(data: bytes) -> np.ndarray:
     Raises:
         ValueError: If the WAV file has another format.
     """
-    _, samples = scipy.io.wavfile.read(io.BytesIO(data))
+    from scipy.io import wavfile
+
+    _, samples = wavfile.read(io.BytesIO(data))
     if samples.ndim != 1 or samples.dtype not in (np.int16, np.float32):
         raise ValueError(f"expected mono WAV of int16 or float32, found {samples.dtype} of shape {samples.shape}")
     return samples / np.float32(32768) if samples.dtype == np.int16 else samples

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, softmax
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 # Target of an unknown pair of clip and class; `modeling_kenya_birds.py` travels with models and has its own.
 MASKED = -100
@@ -107,6 +106,9 @@ def average_precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
         scores: Shape `(clips, classes)`.
         targets: See `class_targets`.
     """
+    # scikit-learn takes more than a second to import, and detection never needs it.
+    from sklearn.metrics import average_precision_score
+
     return _per_class(average_precision_score, scores, targets, needs_negative=False)
 
 
@@ -120,6 +122,8 @@ def aurocs(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
         scores: Shape `(clips, classes)`.
         targets: See `class_targets`.
     """
+    from sklearn.metrics import roc_auc_score
+
     return _per_class(roc_auc_score, scores, targets, needs_negative=True)
 
 

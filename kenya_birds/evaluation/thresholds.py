@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
-from sklearn.metrics import precision_recall_curve
 
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import recording_folds
@@ -316,6 +315,9 @@ def _choose(
 def _threshold(
     scores: np.ndarray, targets: np.ndarray, weights: np.ndarray, wanted_precision: float | None
 ) -> float | None:
+    # scikit-learn takes more than a second to import, and detection never needs it.
+    from sklearn.metrics import precision_recall_curve
+
     precision, recall, cut = precision_recall_curve(targets, scores, sample_weight=weights)
     precision, recall = precision[:-1], recall[:-1]  # the last point has no threshold
     if wanted_precision is None:

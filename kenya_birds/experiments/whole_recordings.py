@@ -24,7 +24,8 @@ from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, WindowPredictions
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.files import json_number, write_table
-from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
+from kenya_birds.inference.finding_settings import FindingSettings
+from kenya_birds.inference.postprocessing import DetectionFinder
 from kenya_birds.saved_models import THRESHOLDS_FILE
 
 # Metrics over all thresholds use detections with at least this score.

@@ -21,7 +21,8 @@ from kenya_birds.inference.backbone_runtimes import BackboneCheck, TorchBackbone
 from kenya_birds.inference.backends import Backend, Precision, choose_backend
 from kenya_birds.inference.batching import BatchPool, ComputedWindows, Job, computed
 from kenya_birds.inference.detections import Detection
-from kenya_birds.inference.postprocessing import DetectionFinder, FindingSettings
+from kenya_birds.inference.finding_settings import FindingSettings
+from kenya_birds.inference.postprocessing import DetectionFinder
 from kenya_birds.inference.sources import Source, find_sources
 from kenya_birds.inference.species import species_names
 from kenya_birds.inference.windows import WindowGrid

@@ -9,8 +9,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import get_token
-
 # Only the header of safetensors files is read, because only it contains text.
 HEADER_LENGTH_BYTES = 8
 TEXT_SUFFIXES = (".json", ".py", ".csv", ".md", "")
@@ -88,6 +86,9 @@ def _text(name: str, content: Path | bytes) -> str:
 
 
 def _secrets() -> list[tuple[str, re.Pattern[str]]]:
+    # It takes long to import, and `push_model.py --help` does not need it.
+    from huggingface_hub import get_token
+
     values = {f"the value of {name}": value for name, value in secret_variables().items()}
     if token := get_token():
         values["the token of the Hub's login"] = token

@@ -14,7 +14,6 @@ from typing import Any
 
 from kenya_birds.errors import UserError
 from kenya_birds.files import link_or_copy, read_json
-from kenya_birds.model.graph_kenya_birds import find_graph
 from kenya_birds.publishing.leaks import find_leaks, secret_variables
 from kenya_birds.saved_models import WEIGHTS_FILE, WEIGHTS_INDEX
 from kenya_birds.training.run_folder import SUMMARY_FILE
@@ -96,6 +95,9 @@ def network_file(model_dir: Path) -> Path | None:
     graph = read_json(model_dir / CONFIG).get("graph")
     if graph is None:
         return None
+    # It imports numpy.
+    from kenya_birds.model.graph_kenya_birds import find_graph
+
     try:
         return find_graph(graph, model_dir)
     except OSError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kenya_birds.inference.detections import Detection
-from kenya_birds.inference.postprocessing import FindingSettings
+from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import SpeciesStyle
 from kenya_birds.serving.analysis import Analyser, Findings, clock, detect_command

@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 
 from kenya_birds.errors import UserError
+from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.output_tables import write_tables
-from kenya_birds.inference.postprocessing import FindingSettings
 from kenya_birds.plot_style import species_styles
 from kenya_birds.serving.analysis import Analyser, Stopped, clock, seconds_of, species_rows, time_rows
 from kenya_birds.serving.markup import (

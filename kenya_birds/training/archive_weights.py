@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from kenya_birds.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, float]:
@@ -43,7 +45,7 @@ def weigh_recordings(
     recordings: Sequence[str],
     weak: Collection[str] = (),
     weak_weight: float = 1.0,
-) -> np.ndarray | None:
+) -> "np.ndarray | None":
     """Weight of each clip or window, by its recording: that of the archive, times that of weak labels if it has them.
 
     Args:
@@ -59,6 +61,8 @@ def weigh_recordings(
     Raises:
         UserError: If an archive is not one of the joined ones, or a text cannot be read.
     """
+    import numpy as np
+
     weights = parse_weights(texts)
     known = sorted(set(archive_of.values()))
     for name in weights:
