@@ -4,7 +4,7 @@
     python benchmarks/training_speed.py mel         # log-mel alone: beside librosa and torchaudio; one core
     python benchmarks/training_speed.py trainer     # KenyaBirdsTrainer's steps: beside the bare backbone's
     python benchmarks/training_speed.py recordings  # the same, on windows of whole recordings
-    python benchmarks/training_speed.py teacher     # the same, in the first stage, with a teacher's answers in the cache
+    python benchmarks/training_speed.py teacher     # the same, in the first stage, with answers in the cache
     python benchmarks/training_speed.py step        # the same without `datasets`; on a GPU also where the time goes
 
 The seed's way is that of the project's first classifier: noisereduce, pre-emphasis, audiomentations, librosa; it
