@@ -24,6 +24,7 @@ from kenya_birds.training.flags import tuning_flags
 from kenya_birds.training.teacher import Teacher
 from kenya_birds.training.training_recordings import TrainingRecordings
 from kenya_birds.training.training_run import Run
+from kenya_birds.training.unlabelled import is_copy
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -237,6 +238,31 @@ def test_a_test_recording_among_the_unlabelled_ones_is_refused(small_archive, ne
     with pytest.raises(UserError, match=f"is the recording {name} of the validation or test split"):
         Run(settings_of(words))
     assert not (tmp_path / "out").exists()
+
+
+def test_recordings_of_another_site_may_have_the_same_names(small_archive, network, taught, tmp_path):
+    splits = pd.read_csv(taught / "splits.csv")
+    (tmp_path / "more").mkdir()
+    for name in splits["recording"]:
+        samples, rate = soundfile.read(small_archive / "soundscape_data" / name)
+        hum = 0.3 * np.sin(2 * np.pi * 50 * np.arange(len(samples)) / rate)  # both sites have it
+        noise = np.random.default_rng(1).normal(0, 0.01, len(samples))
+        soundfile.write(tmp_path / "more" / name, hum + noise, rate)
+    words = flags(small_archive, tmp_path / "out", tmp_path / "cache", teacher=network, unlabelled=tmp_path / "more")
+    assert len(Run(settings_of(words)).unlabelled.paths) == len(splits)
+
+
+def test_a_copy_is_recognised_by_its_sound(small_archive, tmp_path):
+    first, second, *_ = sorted((small_archive / "soundscape_data").iterdir())
+    samples, rate = soundfile.read(first)
+    quiet = tmp_path / "quiet.ogg"
+    soundfile.write(quiet, 0.1 * samples, rate)
+    assert is_copy(first, quiet)
+    assert not is_copy(first, second)
+    soundfile.write(tmp_path / "short.wav", samples[: rate * 19], rate)
+    assert not is_copy(first, tmp_path / "short.wav")
+    soundfile.write(tmp_path / "silent.wav", 0 * samples, rate)
+    assert not is_copy(first, tmp_path / "silent.wav")
 
 
 def test_training_recordings_among_the_unlabelled_ones_are_left_out(small_archive, network, taught, tmp_path):

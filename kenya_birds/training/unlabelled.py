@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.signal import correlate
 
 from kenya_birds.data.archive import Archive
-from kenya_birds.data.audio import read_header
+from kenya_birds.data.audio import RecordingReader, read_header
 from kenya_birds.data.same_recording import sound_fingerprints
 from kenya_birds.errors import UserError
 from kenya_birds.training.teacher_arguments import unlabelled_recordings
@@ -18,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Copies of a recording may differ by encoder delay and padding.
 SAME_DURATION_S = 0.1
+# A stretch of two recordings is compared at this rate. Different sound has a correlation of a few hundredths.
+COMPARED_S, COMPARED_HZ, ALIKE = 8.0, 8000, 0.5
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,9 @@ class Unlabelled:
             tested: Its recordings of the validation and test splits.
 
         Raises:
-            UserError: If one of them is a recording of the validation or test split: with the same sound, or with the
-                same name without its suffix and the same duration; or if nothing is left.
+            UserError: If one of them is a recording of the validation or test split, or nothing is left. A recording
+                with the same name, without its suffix, and the same duration is compared by sound: recorders at
+                several sites give the same names, and a copy may be encoded again.
         """
         sounds = {sound: name for name, sound in archive.fingerprints(archive.headers).items() if sound}
         names = {Path(name).stem.casefold(): name for name in archive.headers}
@@ -64,7 +69,7 @@ class Unlabelled:
         for row, (path, sound) in enumerate(zip(self.paths, self.fingerprints, strict=True)):
             same = sounds.get(sound or "")
             if same is None and (alike := names.get(path.stem.casefold())) is not None:
-                same = alike if _has_duration(path, archive.headers[alike].duration_s) else None
+                same = alike if is_copy(path, archive.recording_path(alike)) else None
             if same in is_tested:
                 raise UserError(
                     f"{path} is the recording {same} of the validation or test split, on which nothing is learned: "
@@ -95,8 +100,28 @@ def _below(path: Path, folders: Sequence[str]) -> str:
     return path.name
 
 
-def _has_duration(path: Path, duration_s: float) -> bool:
+def is_copy(first: Path, second: Path) -> bool:
+    """Whether two recordings have the same sound, whatever their format: by correlation of a stretch in the middle.
+
+    Args:
+        first: A recording.
+        second: Another one.
+
+    Returns:
+        Also False if one of them cannot be read, or the stretch is silent.
+    """
     try:
-        return abs(read_header(path).duration_s - duration_s) <= SAME_DURATION_S
+        durations_s = [read_header(path).duration_s for path in (first, second)]
+        if abs(durations_s[0] - durations_s[1]) > SAME_DURATION_S:
+            return False
+        start_s = max(0.0, (min(durations_s) - COMPARED_S) / 2)
+        sounds = []
+        for path in (first, second):
+            with RecordingReader(path, COMPARED_HZ) as reader:
+                sounds.append(reader.read(round(start_s * COMPARED_HZ), round(COMPARED_S * COMPARED_HZ)))
     except UserError:
         return False
+    # Low hum is alike in many recordings, so differences of neighbouring samples are compared.
+    one, other = (np.diff(sound.astype(np.float64)) for sound in sounds)
+    energy = float(np.sqrt((one**2).sum() * (other**2).sum()))
+    return energy > 0 and float(correlate(one, other, method="fft").max()) > ALIKE * energy
