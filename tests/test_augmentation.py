@@ -47,6 +47,20 @@ def test_at_probability_0_nothing_changes():
     assert torch.equal(nothing(sound, amounts), EXTRACTOR.to_level(EXTRACTOR.band_power(sound)))
 
 
+def test_added_noise_is_reduced_where_the_spectrogram_is_cleaned():
+    args = dataclasses.replace(AugmentationArguments.none(), noise_probability=1.0)
+    call = torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / 8000)[None].clone()
+    call[:, 1600:] = 0
+    floor_db = {}
+    for noise_reduction in ("none", "spectrogram"):
+        extractor = KenyaBirdsFeatureExtractor(
+            **{**EXTRACTOR.to_dict(), "noise_reduction": noise_reduction, "do_standardize": False, "high_pass_hz": 0.0}
+        )
+        noisy = Augmentation(args, extractor, torch.Generator().manual_seed(0))
+        floor_db[noise_reduction] = noisy(call, noisy.amounts(chance(1)))[0, :, 30:].median()
+    assert float(floor_db["spectrogram"] - floor_db["none"]) < -12
+
+
 @pytest.mark.parametrize("name", ["shift", "pitch", "speed", "gain", "noise", "background", "mixup"])
 def test_a_change_happens_as_often_as_asked(name):
     amounts = augmentation(**{f"{name}_probability": 0.3}).amounts(chance(10_000))

@@ -54,6 +54,16 @@ def test_what_many_hours_take_is_measured_and_reckoned():
     assert float(years) == pytest.approx(1e6 * float(seconds) / 3600 / 8760, rel=0.02, abs=0.006)
 
 
+def test_stages_of_the_feature_extractor_are_timed_beside_a_backbone():
+    words = ("--backbones", "test_convnext", "--clips", "2", "--repeats", "1", "--threads", "1")
+    result = run_script("benchmarks/front_end_speed.py", *words)
+    assert result.returncode == 0, result.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in result.stdout.splitlines()[4:]]
+    assert {"high-pass", "all, noise reduction spectrogram", "backbone test_convnext"} <= {row[0] for row in rows}
+    assert all(float(cell) >= 0 for row in rows for cell in row[1:])
+    assert float(rows[-1][-1]) == 1
+
+
 def test_visitors_of_the_demo_that_come_at_once_are_counted_and_timed(tmp_path):
     model = save_model(tmp_path / "model")
     words = ("--model", str(model), "--users", "3", "--duration_s", "4")

@@ -319,6 +319,15 @@ def test_noise_reduction_of_the_spectrogram_leaves_the_waveform_and_includes_the
     np.testing.assert_allclose(10 * ratio.log10(), [-24.1, 0], atol=0.6)
 
 
+def test_without_a_decrease_the_spectrogram_has_the_high_pass_and_no_noise_reduction(waveform):
+    clip = torch.from_numpy(waveform)[None]
+    fields = {"prop_decrease": 0.0, "high_pass_hz": 0.0}
+    off = KenyaBirdsFeatureExtractor(noise_reduction="none", **fields)
+    assert torch.equal(
+        KenyaBirdsFeatureExtractor(noise_reduction="spectrogram", **fields).extract(clip), off.extract(clip)
+    )
+
+
 def test_a_batch_gives_what_its_clips_give_with_noise_reduction_of_the_spectrogram(waveform):
     extractor = KenyaBirdsFeatureExtractor(noise_reduction="spectrogram")
     clips = [waveform, waveform[::-1].copy(), np.roll(waveform, 9000)]

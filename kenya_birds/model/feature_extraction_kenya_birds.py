@@ -68,7 +68,8 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
             is padded on both sides.
         noise_reduction (`str`, defaults to `"stationary"`): `"stationary"` and `"nonstationary"` clean the waveform as
             `noisereduce` does. `"spectrogram"` applies the rule of `"stationary"` to the bands of the features, which
-            is faster; it is not for `"waveform"` features. `"none"` is off.
+            is faster; it is not for `"waveform"` features. `"none"` is off. `"spectrogram"` with `prop_decrease=0` is
+            off too, and the high-pass takes no time.
         prop_decrease (`float`, defaults to 0.9): Share of the noise that is removed, 0 to 1.
         high_pass_hz (`float`, defaults to 150.0): Cutoff of the high-pass; 0 is off.
         pre_emphasis (`float`, defaults to 0.0): Coefficient of `y[t] = x[t] - c * x[t - 1]`; 0 is off.
@@ -328,9 +329,10 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
 
         With `noise_reduction="spectrogram"` it includes high-pass and noise reduction.
         """
-        is_gated = self.noise_reduction == SPECTROGRAM
-        power = self._raw_power(waveform, self.high_pass_hz if is_gated else 0.0)
-        if not is_gated:
+        if self.noise_reduction != SPECTROGRAM:
+            return self._raw_power(waveform, high_pass_hz=0.0)
+        power = self._raw_power(waveform, self.high_pass_hz)
+        if not self.prop_decrease:
             return power
         return gate_bands(power, self._bands_hz(), self.hop_length / self.sampling_rate, self.prop_decrease)
 
