@@ -1,8 +1,8 @@
 """What all tests share: caches of their own, no network, and one small archive with its clips."""
 
+import gc
 import logging
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -52,6 +52,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
+def pytest_collection_finish():
+    """Garbage collection leaves out what was imported so far: training collects often, and it would look at all."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _log_as_libraries_have_it():
     """Undoes what a command that ran before in this process did to the package's log: `caplog` would see nothing."""
@@ -60,35 +66,37 @@ def _log_as_libraries_have_it():
     logger.setLevel(logging.NOTSET)
 
 
-@pytest.fixture(scope="module")
-def blank_figures():
-    """Figures are not drawn, which takes a third of the time of a small run; for files that do not look at them."""
+def leave_figures_blank(patch):
+    """Figures are not drawn, which takes a third of the time of a small run."""
     from matplotlib.figure import Figure
 
     def blank(self, file, **_):
         self.clear()
         Path(file).write_bytes(b"no picture")
 
+    patch.setattr(Figure, "savefig", blank)
+
+
+@pytest.fixture(scope="module")
+def blank_figures():
+    """No figure is drawn, for files that do not look at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", blank)
+        leave_figures_blank(patch)
         yield
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch):
+    """No figure is drawn, for single tests."""
+    leave_figures_blank(monkeypatch)
 
 
 @pytest.fixture
 def forked_check(monkeypatch):
     """The check before publishing runs its program in a fork, which has imported torch already."""
-    import subprocess
-    import types
+    from fresh_python import fork_check
 
-    from fresh_python import run_fresh
-
-    def run(command, *, cwd, env, timeout, **_):
-        python, isolated, _, _, *words = command
-        assert (python, isolated) == (sys.executable, "-I")
-        return run_fresh(isolated, *words, cwd=cwd, env=env, timeout_s=timeout)
-
-    replaced = types.SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired)
-    monkeypatch.setattr("kenya_birds.publishing.model_folder.subprocess", replaced)
+    fork_check(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def run_fresh(
         code = json.loads(server.stdout.readline())
         output, errors = (Path(file).read_text(encoding="utf-8") for file in files)
     return subprocess.CompletedProcess(texts, code, output, errors)
+
+
+def fork_check(patch) -> None:
+    """Lets the check before publishing run its program in a fork.
+
+    Args:
+        patch: pytest's `monkeypatch`, which undoes it.
+    """
+
+    def run(command, *, cwd, env, timeout, **_):
+        python, isolated, _, _, *words = command
+        assert (python, isolated) == (sys.executable, "-I")
+        return run_fresh(isolated, *words, cwd=cwd, env=env, timeout_s=timeout)
+
+    replaced = types.SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired)
+    patch.setattr("kenya_birds.publishing.model_folder.subprocess", replaced)
 
 
 @functools.lru_cache(maxsize=1)

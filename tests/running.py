@@ -19,11 +19,12 @@ from kenya_birds.training.flags import parse_train_flags
 from kenya_birds.training.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+FEATURES = {"noise_reduction": "none", "n_mels": 64, "hop_length": 1024}
 SMALL = {
     "train_on": "clips",
     "backbone": "test_convnext",
     "init_from": "scratch",
-    "noise_reduction": "none",
+    **FEATURES,
     "min_annotations": 8,
     "per_device_train_batch_size": 8,
     "learning_rate": 3e-3,
@@ -39,6 +40,12 @@ def flags(archive: Path, output_dir: Path, cache_dir: Path, **settings) -> list[
     """The command line of a small run."""
     settings = {"data_dir": archive, "output_dir": output_dir, "cache_dir": cache_dir, **SMALL, **settings}
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def without_features(words: list[str]) -> list[str]:
+    """A command line without those flags that a backbone with its own features refuses."""
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return [word for flag, value in pairs if flag[2:] not in FEATURES for word in (flag, value)]
 
 
 def settings_of(words: list[str]) -> Settings:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from foreign import save_ast, save_clap, save_wav2vec2, save_whisper
 from networks import LABELS, RATE, wrapped, write_labels, write_onnx, write_spectrogram_onnx, write_tflite
-from running import flags, run_script, settings_of, train
+from running import flags, run_script, settings_of, train, without_features
 
 import train_hf
 from kenya_birds.cli import main
@@ -33,16 +33,12 @@ def settings(backbone, **more):
 
 
 def train_head(archive, output_dir, cache_dir, **given):
-    words = flags(archive, output_dir, cache_dir, **given)
-    place = words.index("--noise_reduction")
-    train_hf.main(words[:place] + words[place + 2 :])
+    train_hf.main(without_features(flags(archive, output_dir, cache_dir, **given)))
     return output_dir
 
 
 def head_settings(archive, output_dir, cache_dir, **given):
-    words = flags(archive, output_dir, cache_dir, **given)
-    place = words.index("--noise_reduction")
-    return settings_of(words[:place] + words[place + 2 :])
+    return settings_of(without_features(flags(archive, output_dir, cache_dir, **given)))
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def test_a_probe_leaves_what_a_run_leaves_of_its_test(model, small_archive, cach
     assert {path.name for path in output.iterdir()} == evaluated | {"probe.json"}
     assert evaluated <= {path.name for path in trained.iterdir()}
     told, ran = read(output / "metrics.json"), read(trained / "metrics.json")
-    assert told["test"].keys() | {"loss", "whole_recordings"} == ran["test"].keys()
+    assert told["test"].keys() | {"loss", "whole_recordings", "unknown_species"} == ran["test"].keys()
     assert told["validation"].keys() | {"loss"} == ran["validation"].keys()
     assert (output / "splits.csv").read_text() == (trained / "splits.csv").read_text()
     names = ["code", "n_train", "n"]

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 import yaml
 from fake_hub import FakeHub
-from fresh_python import run_fresh
+from fresh_python import fork_check, run_fresh
 from huggingface_hub import constants
-from running import ROOT, run_here, train
+from running import ROOT, run_here, run_script, train
 from safetensors.torch import load_file, save_file
 
 import push_model
@@ -63,14 +63,22 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
 
 
-def run(hub, home, *words, **environment):
-    used = {**hub.environment(home / "hf"), "PYTHONPATH": str(ROOT), **environment}
-    return run_fresh(*words, cwd=home, env=used)
+def run(hub, home, *words):
+    return run_fresh(*words, cwd=home, env={**hub.environment(home / "hf"), "PYTHONPATH": str(ROOT)})
 
 
-def push(hub, home, model_dir, repo_id, *words, **environment):
-    script = ROOT / "push_model.py"
-    return run(hub, home, script, "--model_dir", model_dir, "--repo_id", repo_id, *words, **environment)
+@contextlib.contextmanager
+def debug_log(name):
+    """Everything that a library logs."""
+    logger, log = logging.getLogger(name), io.StringIO()
+    handler, level = logging.StreamHandler(log), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield log
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +91,13 @@ def hub():
 def published(trained, small_archive, home, hub):
     """What was said when the model was published with its clips, and, changed, on the branch `calm`."""
     data = ("--with_dataset", small_archive, "--data_license", "cc0-1.0", "--source", "A. Singer (2026)")
-    first = push(hub, home, trained, "birds", *data, HF_DEBUG="1", HF_HUB_VERBOSITY="debug")
+    with pytest.MonkeyPatch.context() as patch, debug_log("huggingface_hub") as log:
+        hub.redirect(patch, home / "hf")
+        patch.setattr(constants, "HF_DEBUG", True)
+        fork_check(patch)
+        first = run_script("push_model.py", "--model_dir", trained, "--repo_id", "birds", *data)
     assert first.returncode == 0, first.stderr
+    first.stderr += log.getvalue()
     calm = shutil.copytree(trained, home / "calm", ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
     weights = load_file(calm / "model.safetensors")
     weights["classifier.weight"] *= 0.5
@@ -186,20 +199,6 @@ def test_it_is_evaluated_by_name_on_its_own_test_split(published, hub, home, tra
     assert again[columns].equals(first[columns])
     macro_f1 = json.loads((home / "again" / "metrics.json").read_text())["test"]["macro_f1"]
     assert macro_f1 == pytest.approx(json.loads((trained / "metrics.json").read_text())["test"]["macro_f1"], abs=1e-6)
-
-
-@contextlib.contextmanager
-def debug_log(name):
-    """Everything that a library logs."""
-    logger, log = logging.getLogger(name), io.StringIO()
-    handler, level = logging.StreamHandler(log), logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
-        yield log
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def test_the_token_is_in_no_output_and_no_file(published, hub, home, trained, monkeypatch, tmp_path):

@@ -41,6 +41,8 @@ SETTINGS = {
     "early_stopping_patience": 2,
     "learning_rate": 6e-3,
     "seed": 1,
+    "n_mels": 128,
+    "hop_length": 512,
     "drop_rate": 0.2,
     "save_total_limit": 10,
 }
@@ -446,7 +448,7 @@ def test_every_result_of_training_is_known(finished):
 def test_the_command_ends_with_one_line(finished, small_archive, cache, capsys):
     from kenya_birds.console import one_line_errors
 
-    words = flags(small_archive, finished, cache, **SETTINGS, resume_from_checkpoint="true", n_mels=64)
+    words = flags(small_archive, finished, cache, **{**SETTINGS, "n_mels": 64}, resume_from_checkpoint="true")
     with pytest.raises(SystemExit, match="2"), one_line_errors("train_hf.py"):
         train_hf.main(words)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 RATE, WINDOW = 100, 300
 LOW = 0.06
 UNCHANGED = {f"{change}_probability": 0 for change in ("pitch", "speed", "gain", "noise", "mask")}
-ON_RECORDINGS = {"train_on": "recordings", "windows_per_epoch": 48, **UNCHANGED}
+ON_RECORDINGS = {"train_on": "recordings", "windows_per_epoch": 48, "n_mels": 128, "hop_length": 512, **UNCHANGED}
 
 
 def recordings(folder, *seconds):

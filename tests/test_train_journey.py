@@ -20,7 +20,7 @@ from kenya_birds.files import CARD_TEMPLATE, shipped_file
 
 # Unchanged clips: with so few steps, the loss would fall too slowly to see.
 UNCHANGED = {f"{change}_probability": 0 for change in ("shift", "pitch", "speed", "gain", "noise", "mask")}
-JOURNEY = {"noise_reduction": "stationary", "num_train_epochs": 5, **UNCHANGED}
+JOURNEY = {"noise_reduction": "stationary", "n_mels": 128, "hop_length": 512, "num_train_epochs": 5, **UNCHANGED}
 STRANGER = "import sys; sys.modules['kenya_birds'] = None\n"
 
 
@@ -221,6 +221,7 @@ def test_a_run_starts_from_the_model_of_another_and_tells_no_path(trained, small
         num_train_epochs=1,
         noise_reduction="stationary",
         n_mels=64,
+        hop_length=512,
     )
     told = capfd.readouterr().err
     assert f"'{trained}' has 5 of 5 classes" in told

@@ -4,20 +4,18 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta, tzinfo
+from datetime import tzinfo
 from typing import Literal
 
 from kenya_birds.data.archive import Archive
 from kenya_birds.data.recorder_header import read_recorder_header
 from kenya_birds.data.recording_name import NamePattern
-from kenya_birds.data.recording_time import TimeAndPlace, find_time_and_place, log_headers
+from kenya_birds.data.recording_time import NIGHT_START, TimeAndPlace, find_time_and_place, log_headers
 from kenya_birds.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 GroupBy = Literal["site", "night"]
-# Nights are from noon to noon.
-HALF_DAY = timedelta(hours=12)
 # Degrees, about 100 m: recorders whose satellite positions differ less are at one site.
 PLACE_DIGITS = 3
 
@@ -111,7 +109,7 @@ def _key(place: TimeAndPlace, group_by: GroupBy) -> tuple[str, str] | None:
     """Returns site and night of a recording, the night only if it counts; None if unknown."""
     if group_by == "site":
         return (place.site, "") if place.site else None
-    local, utc = place.times(-HALF_DAY)
+    local, utc = place.times(-NIGHT_START)
     time = local or utc
     return None if time is None else (place.site or "", time.date().isoformat())
 

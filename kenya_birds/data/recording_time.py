@@ -13,6 +13,9 @@ from kenya_birds.values import nearest_name
 
 logger = logging.getLogger(__name__)
 
+# A night is from noon to noon, by the date of its evening.
+NIGHT_START = timedelta(hours=12)
+
 
 def parse_time_zone(text: str | None) -> tzinfo | None:
     """Returns a time zone by its name, such as Africa/Nairobi, or its offset, such as +03:00; None for None.

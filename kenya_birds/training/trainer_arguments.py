@@ -1,5 +1,6 @@
 """Arguments of the trainer, besides those of transformers. They import nothing heavy, for the command line."""
 
+import functools
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
@@ -159,6 +160,7 @@ class TrainerArguments:
         check_trackers(self.report_to)
 
 
+@functools.cache
 def trainer_kinds() -> dict[str, Kind]:
     """The types and ranges of the trainer's arguments that this package states, by name."""
     transformers = {name: Kind.of(hint) for name, hint in TRANSFORMERS_RANGES.items()}

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kenya_birds.data.recording_time import NIGHT_START
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
 from kenya_birds.inference.output_tables import STEM
@@ -209,5 +210,5 @@ def night(local: pd.Series, utc: pd.Series) -> pd.Series:
         utc: Times in UTC, which are used where the local time is unknown.
     """
     time = pd.to_datetime(local).where(local.notna(), utc)
-    evening = pd.to_datetime(time) - pd.Timedelta(hours=12)
+    evening = pd.to_datetime(time) - NIGHT_START
     return evening.dt.strftime("%Y-%m-%d").where(evening.notna(), "").astype(object)

@@ -9,12 +9,13 @@ from typing import Literal
 from astral import Observer
 from astral.sun import dawn, dusk, sunrise, sunset
 
+from kenya_birds.data.recording_time import NIGHT_START
+
 Unit = Literal["night", "day", "hour", "twilight"]
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 # Length, start of the first one after midnight, and format of the name.
 CLOCK_UNITS = {"hour": (HOUR, timedelta(0), "%Y-%m-%dT%H"), "day": (DAY, timedelta(0), "%Y-%m-%d")}
-# A night is named by the date of its evening.
-CLOCK_UNITS["night"] = (DAY, 12 * HOUR, "%Y-%m-%d")
+CLOCK_UNITS["night"] = (DAY, NIGHT_START, "%Y-%m-%d")
 NAUTICAL_DEGREES = 12
 TWILIGHTS: dict[str, tuple[Callable[..., datetime], Callable[..., datetime]]] = {
     "dawn": (partial(dawn, depression=NAUTICAL_DEGREES), sunrise),
