@@ -10,7 +10,7 @@ import torch
 MIN_POWER = 1e-10
 # Number of neighbouring mel bands whose filters are applied together, to the bins that they cover.
 BANDS_PER_GROUP = 32
-CLIPS_PER_CHUNK = 2
+CLIPS_PER_CHUNK = 4
 MEL_SCALES = ("slaney", "htk")
 MEL_SPECTRA = ("power", "magnitude")
 
