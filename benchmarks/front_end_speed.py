@@ -3,8 +3,9 @@
     python benchmarks/front_end_speed.py [--n_mels 64 --hop_length 640] [--threads 1 2] [--backbones NAME ...]
 
 Times are the least of several runs that take turns, so that other work on the machine hits all alike. Processor time
-is that of all threads together; other work changes it little. Ratios are of processor times. Clips are noise, a few at
-a time as the extractor works. Backbones have random weights, which take as long as others, and compute channels-last.
+is that of all threads together; other work changes it little. Ratios are of processor times. Clips are noise, one
+or a few at a time as the extractor works. Backbones have random weights, which take as long as others, and compute
+channels-last.
 """
 
 import argparse
@@ -20,7 +21,6 @@ from kenya_birds.model.feature_extraction_kenya_birds import NOISE_REDUCTIONS, K
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model.noise_reduction_kenya_birds import GATE_HOP_LENGTH, GATE_N_FFT, reduce_noise
 from kenya_birds.model.signal_kenya_birds import (
-    CLIPS_PER_CHUNK,
     hann_window,
     high_pass,
     in_chunks,
@@ -42,12 +42,12 @@ def stages(waveform: torch.Tensor, features: dict[str, int]) -> dict[str, Callab
     """
     extractor = KenyaBirdsFeatureExtractor(**features)  # type: ignore[arg-type]
     rate_hz, window = extractor.sampling_rate, hann_window(GATE_N_FFT, waveform.device)
-    chunks = waveform.split(CLIPS_PER_CHUNK)
+    chunks = waveform.split(1)
     spectra = [stft(chunk, window, GATE_HOP_LENGTH).transpose(1, 2) for chunk in chunks]
     powers = [extractor.band_power(chunk) for chunk in chunks]
     samples = waveform.shape[1]
     each: dict[str, Callable[[], object]] = {
-        "stationary noise reduction": lambda: in_chunks(lambda chunk: reduce_noise(chunk, rate_hz), waveform),
+        "stationary noise reduction": lambda: [reduce_noise(chunk, rate_hz) for chunk in chunks],
         "of it: Fourier transform": lambda: [stft(chunk, window, GATE_HOP_LENGTH) for chunk in chunks],
         "of it: inverse transform": lambda: [istft(part, window, GATE_HOP_LENGTH, samples) for part in spectra],
         "high-pass": lambda: in_chunks(lambda chunk: high_pass(chunk, rate_hz, extractor.high_pass_hz), waveform),

@@ -317,7 +317,9 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         """
         if self.noise_reduction in ("stationary", "nonstationary"):
             stationary = self.noise_reduction == "stationary"
-            waveform = reduce_noise(waveform, self.sampling_rate, stationary, self.prop_decrease)
+            waveform = in_chunks(
+                lambda clip: reduce_noise(clip, self.sampling_rate, stationary, self.prop_decrease), waveform, clips=1
+            )
         if self.high_pass_hz and self.noise_reduction != SPECTROGRAM:
             waveform = high_pass(waveform, self.sampling_rate, self.high_pass_hz)
         if self.pre_emphasis:
@@ -330,8 +332,8 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         With `noise_reduction="spectrogram"` it includes high-pass and noise reduction.
         """
         if self.noise_reduction != SPECTROGRAM:
-            return self._raw_power(waveform, high_pass_hz=0.0)
-        power = self._raw_power(waveform, self.high_pass_hz)
+            return in_chunks(lambda clip: self._raw_power(clip, high_pass_hz=0.0), waveform, clips=1)
+        power = in_chunks(lambda clip: self._raw_power(clip, self.high_pass_hz), waveform, clips=1)
         if not self.prop_decrease:
             return power
         return gate_bands(power, self._bands_hz(), self.hop_length / self.sampling_rate, self.prop_decrease)

@@ -244,11 +244,13 @@ def mel_to_hz(mel: torch.Tensor, scale: str = "slaney") -> torch.Tensor:
     return torch.where(mel < 15, mel * (200 / 3), logarithmic)
 
 
-def in_chunks(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
-    """`function(batch)`; on a CPU in small batches, whose spectra stay in the cache: three times as fast."""
-    if batch.device.type != "cpu":
+def in_chunks(
+    function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, clips: int = CLIPS_PER_CHUNK
+) -> torch.Tensor:
+    """`function(batch)`; on a CPU a few clips at a time, whose spectra stay in the cache: three times as fast."""
+    if batch.device.type != "cpu" or torch.compiler.is_exporting():
         return function(batch)
-    return torch.cat([function(chunk) for chunk in batch.split(CLIPS_PER_CHUNK)])
+    return torch.cat([function(chunk) for chunk in batch.split(clips)])
 
 
 @lru_cache(maxsize=32)
