@@ -32,7 +32,7 @@ from typing import Any
 
 import httpx
 import soundfile
-from detection_speed import save_random_model
+from speed import save_random_model
 
 from kenya_birds.console import one_line_errors
 from kenya_birds.data.synthetic import synthesize_archive

@@ -1,5 +1,6 @@
 """Benchmarks run: those of speed on a bare machine, the comparison of settings on a small archive."""
 
+import importlib
 import json
 import os
 import re
@@ -75,6 +76,24 @@ def test_visitors_of_the_demo_that_come_at_once_are_counted_and_timed(tmp_path):
     assert 0 < median_s <= worst_s
     assert alone_s > 0
     assert "visitors' folders left: 0" in lines
+
+
+def test_detection_is_timed_beside_its_parts_in_each_backend(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    speed = importlib.import_module("speed")
+    words = ["--backbones", "test_convnext", "--backends", "torch", "onnx", "--number", "1", "--duration_s", "6"]
+    words += ["--repeats", "1", "--batch_size", "2", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["speed.py", "table", *words, "--wrapped", str(save_model(tmp_path / "wrapped"))])
+    speed.main()
+    rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+    assert [(row[0].strip(), row[2].strip()) for row in rows] == [
+        ("`test_convnext`", "torch"),
+        ("`test_convnext`", "onnx"),
+        ("`wrapped`", "torch"),
+    ]
+    for row in rows:
+        decode, _, backbone, detect, share = map(float, row[3:8])
+        assert share == pytest.approx(detect / min(decode, backbone), rel=0.05, abs=0.02)
 
 
 def compared(archive, folder, *words):
