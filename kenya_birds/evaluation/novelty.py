@@ -21,26 +21,23 @@ if TYPE_CHECKING:
 RANK = 2
 NOVELTY_DIGITS = 4
 ROWS_AT_ONCE = 512
-ARRAYS, RANK_KEY = ("center", "calls", "known"), "rank"
+ARRAYS, RANK_KEY = ("calls", "known"), "rank"
 
 
 @dataclass(frozen=True)
 class NoveltyReference:
     """Embeddings of training calls, and how far known calls of other recordings are from them.
 
-    Embeddings are compared as directions from `center`, the mean embedding of the training calls. The distance of a
-    sound is 1 minus the cosine of the angle between it and the `rank`-th nearest training call (deep nearest
-    neighbours: Sun, Ming, Zhu and Li, ICML 2022). Its novelty is the share of known calls, those of the validation
-    recordings, that have a smaller distance or the same.
+    The distance of a sound is 1 minus the cosine of the angle between its embedding and that of the `rank`-th nearest
+    training call (deep nearest neighbours: Sun, Ming, Zhu and Li, ICML 2022). Its novelty is the share of known calls,
+    those of the validation recordings, that have a smaller distance or the same.
 
     Attributes:
-        center: Mean embedding of the training calls, float32 of shape `(size,)`.
-        calls: Directions of training calls, of length 1, float16 of shape `(calls, size)`.
+        calls: Embeddings of training calls, of length 1, float16 of shape `(calls, size)`.
         known: Distances of known calls, ascending, float32 of shape `(known,)`.
         rank: Rank of the training call whose distance counts, from 1, the nearest.
     """
 
-    center: np.ndarray
     calls: np.ndarray
     known: np.ndarray
     rank: int = RANK
@@ -49,11 +46,9 @@ class NoveltyReference:
         """Checks shapes and values."""
         if self.calls.ndim != 2 or not 1 <= self.rank <= len(self.calls):
             raise ValueError(f"calls have the shape {self.calls.shape}: expected {self.rank} or more rows")
-        if self.center.shape != self.calls.shape[1:]:
-            raise ValueError(f"center has the shape {self.center.shape}: expected {self.calls.shape[1:]}")
         if self.known.ndim != 1 or not len(self.known) or (np.diff(self.known) < 0).any():
             raise ValueError(f"known has the shape {self.known.shape}: expected one or more ascending distances")
-        if not all(np.isfinite(values).all() for values in (self.center, self.calls, self.known)):
+        if not (np.isfinite(self.calls).all() and np.isfinite(self.known).all()):
             raise ValueError("a value is not finite")
 
     @classmethod
@@ -65,8 +60,7 @@ class NoveltyReference:
             known: Embeddings of known calls of other recordings, shape `(known, size)`; None: not measured yet.
             rank: Rank of the training call whose distance counts, from 1.
         """
-        center = np.asarray(np.mean(calls, axis=0, dtype=np.float64), dtype=np.float32)
-        reference = cls(center, unit(calls - center).astype(np.float16), np.zeros(1, dtype=np.float32), rank)
+        reference = cls(unit(calls).astype(np.float16), np.zeros(1, dtype=np.float32), rank)
         if known is None:
             return reference
         return replace(reference, known=np.sort(reference.nearest()(known)).astype(np.float32))
@@ -78,7 +72,7 @@ class NoveltyReference:
 
     def nearest(self, device: "torch.device | str" = "cpu") -> "NearestCalls":
         """The training calls on a device, to which distances are measured."""
-        return NearestCalls(self.center, unit(self.calls), self.rank, device)
+        return NearestCalls(unit(self.calls), self.rank, device)
 
     def measure(self, device: "torch.device | str" = "cpu") -> Callable[["torch.Tensor"], np.ndarray]:
         """A function from embeddings on a device to their novelty, float64 of shape `(windows,)`."""
@@ -140,8 +134,8 @@ class NoveltyReference:
         """
         try:
             with safe_open(path, framework="numpy") as file:
-                center, calls, known = map(file.get_tensor, ARRAYS)
-                return cls(center, calls, known, int((file.metadata() or {})[RANK_KEY]))
+                calls, known = map(file.get_tensor, ARRAYS)
+                return cls(calls, known, int((file.metadata() or {})[RANK_KEY]))
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"{path} is not a file with embeddings of training calls ({type(error).__name__}: {error}): "
@@ -160,16 +154,15 @@ class NearestCalls:
     """Measures how far embeddings are from the nearest training calls.
 
     Args:
-        center: Mean embedding of the training calls, shape `(size,)`.
-        calls: Directions of training calls from there, of length 1, float32 of shape `(calls, size)`.
+        calls: Embeddings of training calls, of length 1, float32 of shape `(calls, size)`.
         rank: Rank of the training call whose distance counts, from 1.
         device: Device of the embeddings.
     """
 
-    def __init__(self, center: np.ndarray, calls: np.ndarray, rank: int, device: "torch.device | str") -> None:
+    def __init__(self, calls: np.ndarray, rank: int, device: "torch.device | str") -> None:
         import torch
 
-        self._center, self._calls = (torch.from_numpy(values).to(device) for values in (center, calls))
+        self._calls = torch.from_numpy(calls).to(device)
         self._rank = rank
 
     def __call__(self, embeddings: "np.ndarray | torch.Tensor") -> np.ndarray:
@@ -185,7 +178,7 @@ class NearestCalls:
 
         found = [np.zeros(0)]
         for part in torch.as_tensor(embeddings).split(ROWS_AT_ONCE):
-            cosine = torch.nn.functional.normalize(part.float() - self._center, dim=1) @ self._calls.T
+            cosine = torch.nn.functional.normalize(part.float(), dim=1) @ self._calls.T
             nearest = cosine.topk(self._rank, dim=1).values[:, -1]
             found.append((1 - nearest.double()).clamp(0, 2).cpu().numpy())
         return np.concatenate(found)
