@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
-from kenya_birds.model.feature_extraction_kenya_birds import NOISE_REDUCTIONS, KenyaBirdsFeatureExtractor
+from kenya_birds.model.feature_extraction_kenya_birds import NOISE_REDUCTIONS, SPECTROGRAM, KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model.noise_reduction_kenya_birds import GATE_HOP_LENGTH, GATE_N_FFT, reduce_noise
 from kenya_birds.model.signal_kenya_birds import (
@@ -58,6 +58,8 @@ def stages(waveform: torch.Tensor, features: dict[str, int]) -> dict[str, Callab
     for noise_reduction in NOISE_REDUCTIONS:
         whole = KenyaBirdsFeatureExtractor(noise_reduction=noise_reduction, **features)  # type: ignore[arg-type]
         each[WHOLE + noise_reduction] = lambda whole=whole: whole.extract(waveform)  # type: ignore[misc]
+    bare = KenyaBirdsFeatureExtractor(noise_reduction=SPECTROGRAM, prop_decrease=0.0, **features)  # type: ignore[arg-type]
+    each[f"{WHOLE}{SPECTROGRAM}, prop_decrease 0"] = lambda: bare.extract(waveform)
     return each
 
 
