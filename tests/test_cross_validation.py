@@ -21,7 +21,7 @@ from kenya_birds.files import LOCK_FILE
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 
-SETTINGS = {"num_train_epochs": 3, "min_annotations": 8}
+SETTINGS = {"num_train_epochs": 2, "min_annotations": 8}
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 

@@ -18,6 +18,8 @@ from kenya_birds.errors import UserError
 from kenya_birds.training.archive_weights import weigh_recordings
 from kenya_birds.training.training_run import Run
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture
 def two(tmp_path):

@@ -28,6 +28,8 @@ from kenya_birds.inference.pipeline import SoundscapePipeline
 from kenya_birds.inference.postprocessing import DetectionFinder
 from kenya_birds.saved_models import NOVELTY_FILE
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 # Their directions are 0, 90, 180 and 270 degrees.
 CROSS = np.array([[2.0, 0.0], [0.0, 3.0], [-2.0, 0.0], [0.0, -3.0]])
 

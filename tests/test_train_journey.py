@@ -18,6 +18,8 @@ from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
 from kenya_birds.files import CARD_TEMPLATE, shipped_file
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 # Unchanged clips: with so few steps, the loss would fall too slowly to see.
 UNCHANGED = {f"{change}_probability": 0 for change in ("shift", "pitch", "speed", "gain", "noise", "mask")}
 JOURNEY = {"noise_reduction": "stationary", "n_mels": 128, "hop_length": 512, "num_train_epochs": 5, **UNCHANGED}

@@ -19,6 +19,8 @@ from kenya_birds.training.training_run import Run
 from kenya_birds.training.window_mining import HardWindows
 from kenya_birds.training.window_training import choose_windows
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 UNCHANGED = {f"{change}_probability": 0 for change in ("pitch", "speed", "gain", "noise", "mask")}
 ON_RECORDINGS = {"train_on": "recordings", "windows_per_epoch": 48, **UNCHANGED}
 

@@ -19,6 +19,8 @@ from kenya_birds.saved_models import SavedModel
 from kenya_birds.training.training_recordings import TrainingRecordings, overlap_of
 from kenya_birds.training.training_run import Run
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SPLITS = pd.DataFrame(
     {"recording": ["caf\u00e9.WAV", "b.wav", "c.wav"], "split": ["train", "validation", "test"]}, dtype=object
 )
