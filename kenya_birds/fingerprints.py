@@ -4,9 +4,13 @@ import ast
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGE = __name__.partition(".")[0]
 ROOT = Path(__file__).parent
@@ -24,6 +28,18 @@ def library_versions(names: Sequence[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def weights_sha256(state: "Mapping[str, torch.Tensor]") -> str:
+    """Returns the SHA-256 of a module's weights and their names; their order and memory format have no effect.
+
+    Args:
+        state: Its `state_dict`, on any device.
+    """
+    total = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        total.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from kenya_birds.errors import UserError
 from kenya_birds.files import file_sha256, whole_file
-from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions
+from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions, weights_sha256
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 
 logger = logging.getLogger(__name__)
@@ -128,12 +128,9 @@ def _fingerprint(model: KenyaBirdsForAudioClassification, features: torch.Tensor
         "versions": library_versions((*MODEL, "onnx", "onnxscript")),
         "config": config,
         "shape": list(features.shape[1:]),
+        "weights": weights_sha256(model.state_dict()),
     }
-    digest = hashlib.sha256(json.dumps(made_with, sort_keys=True, default=str).encode())
-    for name, values in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(values.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return hashlib.sha256(json.dumps(made_with, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _digest_path(path: Path) -> Path:

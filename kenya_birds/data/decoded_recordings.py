@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import filelock
 import numpy as np
 
 from kenya_birds.data.audio import Block, RecordingReader, read_header
-from kenya_birds.data.same_recording import sound_fingerprint
+from kenya_birds.data.same_recording import file_identity
 from kenya_birds.data.sound_pieces import SILENCE_S, audible, resampled
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json, whole_file, write_json
@@ -180,9 +179,8 @@ def decode_recordings(
 
 def _key(path: Path, sampling_rate: int, channel: str | None) -> str:
     """Returns the name in the cache; it changes with the file, rate, channel, this code and the decoders."""
-    status = os.stat(path)
     made_from = (
-        *(os.fsencode(path.name), status.st_size, status.st_mtime_ns, sound_fingerprint(path)),
+        *file_identity(path),
         *(sampling_rate, channel, code_fingerprint(__name__), sorted(library_versions((*DECODERS, "numpy")).items())),
     )
     return hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]

@@ -101,6 +101,12 @@ def sound_fingerprint(path: str | Path) -> str | None:
     return _fingerprint(os.fspath(path), status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
+def file_identity(path: Path) -> tuple[str, int, int, str | None]:
+    """Returns what identifies a recording's file in a cache: name, size, time of the last change, and fingerprint."""
+    status = path.stat()
+    return (path.name, status.st_size, status.st_mtime_ns, sound_fingerprint(path))
+
+
 def sound_fingerprints(paths: Iterable[Path]) -> list[str | None]:
     """Returns `sound_fingerprint` of each file, several in parallel."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -253,8 +253,9 @@ def write_out_of_fold(
         logger.info("out of fold, %s", format_recordings(whole))
     unknown = [fold[UNKNOWN_SPECIES] for fold in metrics if UNKNOWN_SPECIES in fold]
     if unknown:
-        context = context.with_more(OUT_OF_FOLD, {UNKNOWN_SPECIES: pooled_figures(unknown)})
-        logger.info("out of fold, unknown species: %s", format_unknown(pooled_figures(unknown)))
+        figures = pooled_figures(unknown)
+        context = context.with_more(OUT_OF_FOLD, {UNKNOWN_SPECIES: figures})
+        logger.info("out of fold, unknown species: %s", format_unknown(figures))
     out_of_fold = write_report(
         folder,
         pooled,

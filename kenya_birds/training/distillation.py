@@ -18,20 +18,18 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, Trainer
-from transformers.integrations import TensorBoardCallback
 
 from kenya_birds.console import user_errors
 from kenya_birds.distributed import Team
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
 from kenya_birds.files import locked, read_json, whole_file, write_json
-from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions
+from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions, weights_sha256
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-from kenya_birds.private_interfaces import TrainerHooks
 from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import ClipDraw, ClipSampler
-from kenya_birds.training.callbacks import EpochLog, StepLosses, TrainingClock
+from kenya_birds.training.callbacks import TrainingClock
+from kenya_birds.training.logged_trainer import LoggedTrainer
 from kenya_birds.training.recording_windows import SoundWindows
 from kenya_birds.training.run_folder import last_whole_checkpoint
 from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
@@ -138,7 +136,7 @@ def _make_contiguous(module: nn.Module, state: dict[str, Any], prefix: str, loca
             state[name] = value.contiguous()
 
 
-class StudentTrainer(TrainerHooks, Trainer):
+class StudentTrainer(LoggedTrainer):
     """Trains a `Student` on `TaughtWindows`.
 
     Args:
@@ -152,21 +150,16 @@ class StudentTrainer(TrainerHooks, Trainer):
         super().__init__(
             model=to_format(memory_format=torch.channels_last),  # as in the training that follows
             args=args,
-            data_collator=lambda batch: batch,
             train_dataset=windows,
             callbacks=[TrainingClock()],
         )
-        for callback in (ProgressCallback, PrinterCallback, TensorBoardCallback):
-            self.remove_callback(callback)
-        self._losses = StepLosses(self.accelerator)
-        self.add_callback(EpochLog(self._losses))
         self.model_accepts_loss_kwargs = False
 
     def train_sampler(self) -> ClipSampler:
         """Each window once per epoch."""
         return ClipSampler(
             len(self.train_dataset),
-            self.clips_per_batch * self.args.world_size * self.args.gradient_accumulation_steps,
+            self.clips_per_step,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             numbers=len(DRAWS),
         )
@@ -183,16 +176,6 @@ class StudentTrainer(TrainerHooks, Trainer):
         """The student's loss."""
         loss: torch.Tensor = model(**inputs)
         return loss
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward pass of a batch; its loss is kept for the epoch's line."""
-        loss = super().training_step(*args, **kwargs)
-        self._losses.add(loss.detach(), is_step=self.accelerator.sync_gradients)
-        return loss
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Returns zero, because Trainer's estimate is for text models."""
-        return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,13 +282,12 @@ def stage_folder(
         answers: The teacher's, shape `(windows, size)`.
         epochs: How often all windows are learned.
     """
-    total = hashlib.sha256(np.ascontiguousarray(answers).tobytes())
-    for name, value in sorted(model.backbone.state_dict().items()):
-        total.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    learned = hashlib.sha256(np.ascontiguousarray(answers).tobytes()).hexdigest()
+    weights = weights_sha256(model.backbone.state_dict())
     extractor = {name: value for name, value in augmentation.extractor.to_dict().items() if name != "auto_map"}
     clips = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     made_from = (
-        *(total.hexdigest(), model.config.backbone, model.config.backbone_variant, model.config.drop_path_rate),
+        *(learned, weights, model.config.backbone, model.config.backbone_variant, model.config.drop_path_rate),
         *(sorted((name, repr(value)) for name, value in extractor.items()), dataclasses.astuple(augmentation.args)),
         *([repr(getattr(args, name)) for name in DECIDING], clips, epochs, args.device.type),
         *(code_fingerprint(__name__), sorted(library_versions((*MODEL, "accelerate")).items())),

@@ -46,7 +46,7 @@ class FirstStage:
         archive = self._builder.archive
         return {
             **{name: archive.recording_path(name) for name in self._train},
-            **{str(path.resolve()): path for path in self._unlabelled.paths},
+            **self._unlabelled.by_name,
         }
 
     def run(self, model: KenyaBirdsForAudioClassification, team: Team) -> dict[str, Any]:

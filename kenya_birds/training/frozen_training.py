@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from kenya_birds.console import user_errors
 from kenya_birds.data.audio import decode_wav
 from kenya_birds.data.builders import KenyaBirds
-from kenya_birds.data.same_recording import sound_fingerprint
+from kenya_birds.data.same_recording import file_identity
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
-from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
+from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions, weights_sha256
 from kenya_birds.inference.embedding_models import TransformersEmbedder, load_embedder
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.graph_kenya_birds import RUNTIMES
@@ -67,12 +67,10 @@ class FrozenEmbeddings:
         self.cache = EmbeddingCache(builder.cache_root, self._made_from(), size)
 
     def _made_from(self) -> tuple[Any, ...]:
-        graph, total = self.model.config.graph, hashlib.sha256()
+        graph = self.model.config.graph
         if graph is None:
-            for name, value in sorted(self.model.backbone.state_dict().items()):
-                total.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-            config = self.model.config
-            network: Any = (config.backbone, config.backbone_variant, config.audio_model, total.hexdigest())
+            config, weights = self.model.config, weights_sha256(self.model.backbone.state_dict())
+            network: Any = (config.backbone, config.backbone_variant, config.audio_model, weights)
             runtime: tuple[str, ...] = ()
         else:
             parts = ("sha256", "input", "embedding", "peak", "spectrogram", "samples")
@@ -268,9 +266,7 @@ class FrozenEmbeddings:
 
     def _sound(self, recording: str) -> tuple[Any, ...]:
         """What identifies the sound of a recording."""
-        path = self.builder.archive.recording_path(recording)
-        status = path.stat()
-        return (path.name, status.st_size, status.st_mtime_ns, sound_fingerprint(path), self.builder.config.channel)
+        return (*file_identity(self.builder.archive.recording_path(recording)), self.builder.config.channel)
 
     def _chance(self, recordings: Sequence[str], version: int) -> np.ndarray:
         """Random numbers of windows, which depend on the seed, the version, the recording and the place in it."""

@@ -50,7 +50,7 @@ def self_train(run: "Run", trainer: KenyaBirdsTrainer, rounds: int) -> list[dict
     data, extractor = run.settings.data, run.extractor
     with run.team.one_first():
         decoded = decode_recordings(
-            {str(path.resolve()): path for path in run.unlabelled.paths},
+            run.unlabelled.by_name,
             run.builder.cache_root,
             extractor.sampling_rate,
             threads=data.num_proc or 1,
@@ -105,7 +105,7 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
     if not len(pseudo.calls):
         logger.warning("No species is sure in the unlabelled recordings: there is nothing to learn from them")
     else:
-        student = run.make_student(copy.deepcopy(model), pseudo, folder)
+        student = _student(run, trainer, pseudo, folder)
         checkpoint = run.team.first_does(lambda: last_whole_checkpoint(folder))
         student.train(None if checkpoint is None else str(checkpoint))
         result["after"] = float(student.state.best_metric or 0.0)
@@ -124,17 +124,21 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
     run.team.first_does(write)
 
 
-def round_arguments(args: Any, folder: Path) -> Any:
-    """The arguments of training for a round.
-
-    Args:
-        args: Those of the run.
-        folder: Output folder of the round.
-    """
+def _student(run: "Run", trainer: KenyaBirdsTrainer, pseudo: PseudoLabels, folder: Path) -> KenyaBirdsTrainer:
+    """The trainer of a round: it trains a copy of the model, with the data of the training before."""
     changes: dict[str, Any] = {
         "output_dir": str(folder),
         "resume_from_checkpoint": None,
         "save_total_limit": 1,
         "report_to": "none",
     }
-    return dataclasses.replace(args, **changes)
+    return KenyaBirdsTrainer(
+        copy.deepcopy(trainer.model),
+        dataclasses.replace(run.settings.training, **changes),
+        run.extractor,
+        trainer.plan,
+        trainer.eval_dataset,
+        run.settings.augmentation,
+        run.background(),
+        pseudo=pseudo,
+    )

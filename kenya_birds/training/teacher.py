@@ -9,7 +9,7 @@ import numpy as np
 import soxr
 import torch
 
-from kenya_birds.data.same_recording import sound_fingerprint
+from kenya_birds.data.same_recording import file_identity
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
 from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions
@@ -171,10 +171,7 @@ class Teacher:
         cache = EmbeddingCache(cache_dir, (self.identity(), rate, channel), self.size)
 
         def made_from(name: str, rows: np.ndarray) -> tuple[Any, ...]:
-            path = paths[name]
-            status = path.stat()
-            sound = (path.name, status.st_size, status.st_mtime_ns, sound_fingerprint(path))
-            return (*sound, "teacher", grid.start[rows].tolist(), grid.end[rows].tolist())
+            return (*file_identity(paths[name]), "teacher", grid.start[rows].tolist(), grid.end[rows].tolist())
 
         def embed(block: Block) -> np.ndarray:
             found = []

@@ -12,9 +12,6 @@ from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
     TrainerState,
 )
 from transformers.integrations import TensorBoardCallback
@@ -29,21 +26,19 @@ from kenya_birds.model.modeling_kenya_birds import (
     MULTI_LABEL,
     KenyaBirdsForAudioClassification,
 )
-from kenya_birds.private_interfaces import TrainerHooks
 from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import ClipSampler, FeatureClips, TrainingClips, power_weights
 from kenya_birds.training.callbacks import (
     BestCheckpoint,
-    EpochLog,
     RunTensorBoard,
-    StepLosses,
     TrainingClock,
     find_best,
     has_ended,
 )
 from kenya_birds.training.embedded_data import EmbeddedRows, EmbeddedTraining, EmbeddedWindows, EmbeddedWindowSampler
 from kenya_birds.training.frozen_training import FrozenEmbeddings
+from kenya_birds.training.logged_trainer import LoggedTrainer
 from kenya_birds.training.preparation import clean_clips
 from kenya_birds.training.pseudo_labels import PseudoLabelledWindows, PseudoLabels, PseudoLabelSampler
 from kenya_birds.training.recording_windows import RecordingWindows
@@ -68,7 +63,7 @@ from kenya_birds.training.window_training import (
 logger = logging.getLogger(__name__)
 
 
-class KenyaBirdsTrainer(TrainerHooks, Trainer):
+class KenyaBirdsTrainer(LoggedTrainer):
     """Trains a bird classifier on clips of `load_clips`.
 
     The waveform stage of the feature extractor is applied once to the training clips; its result is kept in the cache
@@ -158,7 +153,6 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             # On a CPU, depthwise convolutions with batch normalisation take half the time in this format.
             model=model.to(memory_format=torch.channels_last),
             args=args,
-            data_collator=_as_it_is,
             train_dataset=training_data,
             eval_dataset=None if eval_dataset is None else self._feature_clips(eval_dataset),
             processing_class=feature_extractor,
@@ -167,7 +161,8 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         )
         if self.plan is not None and self.plan.hard_share:
             self.add_callback(HardWindows(self.plan.rescore_epochs, self.plan.scored_windows))
-        self._log_epochs()
+        if self.pop_callback(TensorBoardCallback) is not None:
+            self.add_callback(RunTensorBoard())
         # Trainer then counts the items of the whole step, for `compute_loss`, and does not scale the loss again.
         self.model_accepts_loss_kwargs = True
 
@@ -199,22 +194,6 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
         # A resumed run has another callback object than the one that was added to it.
         hard = next(one for one in self.callback_handler.callbacks if isinstance(one, HardWindows))
         return hard.find(sampler, self.train_dataset, self.model, self.accelerator)
-
-    def _log_epochs(self) -> None:
-        """Replaces the output of transformers by one line per epoch, and its TensorBoard log by our curves."""
-        self._losses = StepLosses(self.accelerator)
-        for callback in (ProgressCallback, PrinterCallback):
-            self.remove_callback(callback)
-        self.epoch_log = EpochLog(self._losses)
-        self.add_callback(self.epoch_log)
-        if self.pop_callback(TensorBoardCallback) is not None:
-            self.add_callback(RunTensorBoard())
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward pass of a batch; its loss is kept for the epoch's line."""
-        loss = super().training_step(*args, **kwargs)
-        self._losses.add(loss.detach(), is_step=self.accelerator.sync_gradients)
-        return loss
 
     @property
     def trained_s(self) -> float:
@@ -362,7 +341,7 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
                 self.pseudo,
                 len(self.plan.decoded.recordings),
                 call_share=self.plan.call_share,
-                windows_per_step=self.clips_per_batch * self.args.world_size * self.args.gradient_accumulation_steps,
+                windows_per_step=self.clips_per_step,
                 species_power=self.args.sampler_weight_power,
             )
         weights = None
@@ -372,15 +351,11 @@ class KenyaBirdsTrainer(TrainerHooks, Trainer):
             weights = [max((class_weights[label] for label in labels), default=0.0) for labels in self.labels_per_clip]
         return ClipSampler(
             len(self.labels_per_clip),
-            self.clips_per_batch * self.args.world_size * self.args.gradient_accumulation_steps,
+            self.clips_per_step,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             weights=weights,
             numbers=len(DRAWS),
         )
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Returns zero, because Trainer's estimate is for text models."""
-        return 0
 
 
 def _check_arguments(
@@ -405,8 +380,3 @@ def _check_arguments(
             args.loss_weight_power,
             args.sampler_weight_power,
         )
-
-
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    """Collator for data sets that return whole batches."""
-    return batch

@@ -25,7 +25,6 @@ from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, plan_wind
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.files import check_not_locked, locked, read_json, write_json, write_table
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.archive_weights import weigh_recordings
 from kenya_birds.training.batches import WEIGHT
@@ -35,7 +34,6 @@ from kenya_birds.training.first_stage import FirstStage
 from kenya_birds.training.frozen_backbones import find_backbone, is_frozen
 from kenya_birds.training.frozen_training import FrozenEmbeddings, load_backbone
 from kenya_birds.training.no_call_windows import cut_no_call
-from kenya_birds.training.pseudo_labels import PseudoLabels
 from kenya_birds.training.run_checks import (
     archive_of_run,
     check_classes,
@@ -54,7 +52,7 @@ from kenya_birds.training.run_folder import (
     lies_in,
 )
 from kenya_birds.training.run_model import make_model, restore_backbone, save_model
-from kenya_birds.training.self_training import round_arguments, self_train
+from kenya_birds.training.self_training import self_train
 from kenya_birds.training.setting_rules import check_train_on, check_used
 from kenya_birds.training.settings import Settings, training_summary
 from kenya_birds.training.starting_points import initialize
@@ -474,7 +472,7 @@ class Run:
         args, data, augmentation = self.settings.training, self.settings.data, self.settings.augmentation
         if self._first_stage is not None:
             self._learn_from_teacher(self._first_stage)
-        background = self._background()
+        background = self.background()
         learned: datasets.Dataset | WindowPlan = clips["train"]
         weights = self._weights(clips["train"]["recording"][:])
         if weights is not None:
@@ -492,29 +490,8 @@ class Run:
             trainer.epoch_log.epochs = self._everything_for
         return trainer
 
-    def make_student(
-        self, model: KenyaBirdsForAudioClassification, pseudo: PseudoLabels, folder: Path
-    ) -> KenyaBirdsTrainer:
-        """The trainer of a round of self-training.
-
-        Args:
-            model: The model to train further.
-            pseudo: Windows of the unlabelled recordings with their labels.
-            folder: Output folder of the round.
-        """
-        args = round_arguments(self.settings.training, folder)
-        return KenyaBirdsTrainer(
-            model,
-            args,
-            self.extractor,
-            self._window_plan(),
-            self._validation_windows(),
-            self.settings.augmentation,
-            self._background(),
-            pseudo=pseudo,
-        )
-
-    def _background(self) -> datasets.Dataset | None:
+    def background(self) -> datasets.Dataset | None:
+        """Windows without a call for the augmentation; None if it uses none."""
         if not self.settings.augmentation.background_probability:
             return None
         with self.team.one_first():

@@ -38,6 +38,11 @@ class Unlabelled:
     fingerprints: list[str | None]
     names: list[str]
 
+    @property
+    def by_name(self) -> dict[str, Path]:
+        """The files by the names that they have among decoded recordings: their absolute paths."""
+        return {str(path.resolve()): path for path in self.paths}
+
     @classmethod
     def find(cls, folders: Sequence[str]) -> "Unlabelled":
         """Finds the recordings in folders.

@@ -1,0 +1,48 @@
+"""What all trainers of this package share: one log line per epoch, and the clips of a step."""
+
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, Trainer
+
+from kenya_birds.private_interfaces import TrainerHooks
+from kenya_birds.training.callbacks import EpochLog, StepLosses
+
+
+class LoggedTrainer(TrainerHooks, Trainer):
+    """A trainer on data sets that return whole batches. It logs one line per epoch, with the mean loss of its steps.
+
+    Args:
+        **settings: Arguments of `Trainer`, without a collator.
+
+    Attributes:
+        epoch_log: The log.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(data_collator=_as_it_is, **settings)
+        self._losses = StepLosses(self.accelerator)
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        self.epoch_log = EpochLog(self._losses)
+        self.add_callback(self.epoch_log)
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips of one optimiser step, over all processes and accumulated batches."""
+        return self.clips_per_batch * self.args.world_size * self.args.gradient_accumulation_steps
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward pass of a batch; its loss is kept for the epoch's line."""
+        loss = super().training_step(*args, **kwargs)
+        self._losses.add(loss.detach(), is_step=self.accelerator.sync_gradients)
+        return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Returns zero, because Trainer's estimate is for text models."""
+        return 0
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """Collator for data sets that return whole batches; a function, so that it can be sent to another process."""
+    return batch
