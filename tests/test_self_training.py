@@ -18,6 +18,7 @@ from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.training import pseudo_labels
 from kenya_birds.training.pseudo_labels import PseudoLabels, PseudoLabelSampler, count_sure
 from kenya_birds.training.trainer import KenyaBirdsTrainer
+from kenya_birds.training.training_run import Run
 from kenya_birds.training.window_sampler import WindowSampler
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -188,6 +189,21 @@ def test_an_interrupted_round_resumes(trained, place, small_archive, elsewhere, 
     assert steps[0][1] > 0  # nor is the first epoch of the round
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (trained, place / "stopped"))
     assert all((whole[name] == resumed[name]).all() for name in whole)
+
+
+def test_a_lower_loss_on_validation_is_better(place, small_archive, elsewhere, monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "PRESENT", LOW)
+    settings = {"self_training": 1, "unlabelled": elsewhere, "num_train_epochs": 2, "metric_for_best_model": "loss"}
+    folder = train(small_archive, place / "by_loss", place / "cache", **settings, **ON_RECORDINGS)
+    (one,) = json.loads((folder / "training_summary.json").read_text())["self_training"]
+    assert one["sure_windows"] > 0
+    assert one["is_kept"] == (one["after"] < one["before"])
+
+
+def test_rounds_need_the_best_epoch_of_training(place, small_archive, elsewhere):
+    settings = {"self_training": 1, "unlabelled": elsewhere, "load_best_model_at_end": "false", **ON_RECORDINGS}
+    with pytest.raises(UserError, match="only if validation is better: leave out --load_best_model_at_end"):
+        Run(settings_of(flags(small_archive, place / "last", place / "cache", **settings)))
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def self_train(run: "Run", trainer: KenyaBirdsTrainer, rounds: int) -> list[dict
             channel=run.builder.config.channel,
         )
     grid = RecordingWindowGrid.of(decoded, extractor.clip_samples)
-    best, results = float(trainer.state.best_metric or 0.0), []
+    best, results = float(trainer.state.best_metric), []
     for number in range(1, rounds + 1):
         folder = Path(run.settings.training.output_dir) / f"self-training-{number}"
         if not run.team.first_does((folder / ROUND_FILE).is_file):
@@ -108,8 +108,9 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
         student = _student(run, trainer, pseudo, folder)
         checkpoint = run.team.first_does(lambda: last_whole_checkpoint(folder))
         student.train(None if checkpoint is None else str(checkpoint))
-        result["after"] = float(student.state.best_metric or 0.0)
-        result["is_kept"] = result["after"] > before
+        result["after"] = float(student.state.best_metric)
+        is_higher = result["after"] > before
+        result["is_kept"] = is_higher if student.args.greater_is_better else result["after"] < before
 
     def write() -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -103,6 +103,10 @@ class Run:
         check_used(settings.not_usual(), settings.data, settings.model)
         check_train_on(settings.data, settings.model, settings.features)
         self.backbone = find_backbone(settings.model, vars(settings.features))
+        if settings.teacher.self_training and not settings.training.load_best_model_at_end:
+            raise UserError(
+                "--self_training keeps a round only if validation is better: leave out --load_best_model_at_end False"
+            )
         self.team = training_team(settings.training)
         self._output_dir, self._stack, self._entered = Path(settings.training.output_dir), contextlib.ExitStack(), 0
         self._everything_for = everything_for
