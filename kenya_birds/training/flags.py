@@ -18,13 +18,6 @@ from kenya_birds.training.arguments import (
     ModelArguments,
 )
 from kenya_birds.training.front_ends import find_front_end
-from kenya_birds.training.frozen_backbones import (
-    HEAD_DEFAULTS,
-    check_frozen,
-    find_backbone,
-    frozen_values,
-    is_frozen,
-)
 from kenya_birds.training.run_folder import find_start, last_whole_checkpoint
 from kenya_birds.training.setting_rules import check_train_on, check_used
 from kenya_birds.training.teacher_arguments import TeacherArguments, check_teacher
@@ -188,6 +181,9 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
             a file that is not there, a tracker that is not installed.
     """
     given = vars(train_parser(program).parse_args(list(words)))
+    # It needs numpy, which --help does not.
+    from kenya_birds.training import frozen_backbones as frozen
+
     params = given.pop("params", None)
     given = {**_read_params(params), **given}
     stated = tuple(given)
@@ -216,12 +212,12 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
             light[1] = {"window_loss": "bce", **light[1]}
     data, model = DataArguments(**light[0]), ModelArguments(**light[1])
     check_used(stated, data, model)
-    backbone = find_backbone(model, light[2])
-    features, changes = frozen_values(backbone, *light[1:4])
-    augmentation = AugmentationArguments(**(changes if is_frozen(model) else light[3]))
-    check_frozen(data, model, features, augmentation)
-    if is_frozen(model):
-        own = {**HEAD_DEFAULTS, **own}
+    backbone = frozen.find_backbone(model, light[2])
+    features, changes = frozen.frozen_values(backbone, *light[1:4])
+    augmentation = AugmentationArguments(**(changes if frozen.is_frozen(model) else light[3]))
+    frozen.check_frozen(data, model, features, augmentation)
+    if frozen.is_frozen(model):
+        own = {**frozen.HEAD_DEFAULTS, **own}
     check_train_on(data, model, features)
     if model.window_loss == "softmax" and own.get("focal_gamma"):
         raise UserError("focal_gamma weighs binary losses: leave it out, or use --window_loss bce")
@@ -272,6 +268,8 @@ def tuning_flags(data_dir: str | Path, output: str | Path, flags: Sequence[str])
             )
     words = ["--data_dir", str(data_dir), "--output_dir", str(output), *flags]
     parsed = parse_train_flags(words, "kenya-birds tune", new_output=False)
+    from kenya_birds.training.frozen_backbones import is_frozen
+
     if is_frozen(parsed.model):
         raise UserError(
             "tuning searches settings of backbones that are trained, and this one is frozen: compare heads with "

@@ -6,10 +6,8 @@ from typing import Any, Literal
 
 from kenya_birds.data.sound_files import find_sound
 from kenya_birds.errors import UserError
-from kenya_birds.model.graph_kenya_birds import RUNTIMES
 from kenya_birds.saved_models import check_model
 from kenya_birds.training.arguments import DataArguments, ModelArguments
-from kenya_birds.training.frozen_backbones import is_frozen
 from kenya_birds.values import Count, Duration, Whole, check_fields
 
 
@@ -87,10 +85,16 @@ def check_teacher(arguments: TeacherArguments, model: ModelArguments, data: Data
         UserError: If the backbone is frozen, the teacher does not exist, a folder has no recording, or self-training
             is not possible.
     """
+    # They need numpy, which --help does not.
+    from kenya_birds.model.graph_kenya_birds import RUNTIMES
+    from kenya_birds.training.frozen_backbones import is_frozen
+
     for folder in arguments.unlabelled or ():
         unlabelled_recordings([folder])
     if arguments.self_training:
-        _check_self_training(model, data)
+        if is_frozen(model):
+            raise UserError("--self_training trains the backbone, and this one is frozen: leave it out")
+        _check_self_training(data)
     if arguments.teacher is None:
         return
     if is_frozen(model):
@@ -106,9 +110,7 @@ def check_teacher(arguments: TeacherArguments, model: ModelArguments, data: Data
     check_model(arguments.teacher)
 
 
-def _check_self_training(model: ModelArguments, data: DataArguments) -> None:
-    if is_frozen(model):
-        raise UserError("--self_training trains the backbone, and this one is frozen: leave it out")
+def _check_self_training(data: DataArguments) -> None:
     if data.train_on == "clips":
         raise UserError("--self_training learns windows of recordings: use --train_on recordings")
     if data.final_fit:
