@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 from running import flags, settings_of, train
 from safetensors.torch import load_file
 
@@ -113,6 +114,12 @@ def test_only_empty_windows_are_drawn_if_no_species_is_sure(samplers):
     assert len(list(sampler)) == 64
 
 
+def test_without_empty_windows_calls_are_not_more_frequent(samplers):
+    sampler, _ = samplers(labels=((1, 0), (0, 1)))
+    draws = list(sampler)
+    assert sum(draw.recording >= 2 for draw in draws) == len(draws) / 8  # a quarter, half of which holds calls
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return tmp_path_factory.mktemp("self_training")
@@ -184,6 +191,12 @@ def test_an_interrupted_round_resumes(trained, place, small_archive, elsewhere, 
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(KenyaBirdsTrainer, "training_step", count)
+    shutil.copyfile(small_archive / "annotations.csv", elsewhere / "annotations.csv")  # no recording
+    new = elsewhere / "new.wav"
+    soundfile.write(new, np.random.default_rng(0).normal(0, 0.1, 40_000), 8000)
+    with pytest.raises(UserError, match=rf"when this run was started \(1, such as {elsewhere.name}/new.wav\)"):
+        train_hf.main([*words, "--resume_from_checkpoint", "true"])
+    new.unlink()
     train_hf.main([*words, "--resume_from_checkpoint", "true"])
     assert steps[0][0]  # the training before is not repeated
     assert steps[0][1] > 0  # nor is the first epoch of the round

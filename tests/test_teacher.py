@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,10 +22,11 @@ from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.distillation import Student, StudentTrainer
 from kenya_birds.training.flags import tuning_flags
+from kenya_birds.training.run_folder import RECORD_FILES, STAGE_FILE
 from kenya_birds.training.teacher import Teacher
 from kenya_birds.training.training_recordings import TrainingRecordings
 from kenya_birds.training.training_run import Run
-from kenya_birds.training.unlabelled import is_copy
+from kenya_birds.training.unlabelled import Unlabelled, is_copy
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -137,6 +139,16 @@ def test_an_interrupted_stage_resumes(taught, place, small_archive, network, els
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (taught, place / "stopped"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not list(place.glob("other_cache/kenya_birds_teacher/*/checkpoint-*"))
+
+
+def test_a_run_without_a_teacher_says_nothing_of_the_stopped_one_before(taught, small_archive, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name in RECORD_FILES:
+        shutil.copyfile(taught / name, begun / name)
+    with Run(settings_of(flags(small_archive, begun, tmp_path / "cache"))):
+        assert {path.name for path in begun.iterdir()} >= set(RECORD_FILES) - {STAGE_FILE}
+        assert not (begun / STAGE_FILE).exists()
 
 
 def test_a_model_of_this_package_teaches_its_embeddings_and_probabilities(taught, small_archive):
@@ -263,6 +275,20 @@ def test_a_copy_is_recognised_by_its_sound(small_archive, tmp_path):
     assert not is_copy(first, tmp_path / "short.wav")
     soundfile.write(tmp_path / "silent.wav", 0 * samples, rate)
     assert not is_copy(first, tmp_path / "silent.wav")
+
+
+def test_a_copy_is_compared_with_all_recordings_of_its_name(small_archive, tmp_path):
+    first, second, *_ = sorted((small_archive / "soundscape_data").iterdir())
+    samples, rate = soundfile.read(first)
+    soundfile.write(tmp_path / "NIGHT.ogg", samples, rate)
+    files = {"site 1/night.wav": first, "site 2/night.wav": second}
+    archive = SimpleNamespace(
+        headers=files, fingerprints=lambda names: dict.fromkeys(names), recording_path=lambda name: files[name]
+    )
+    with pytest.raises(
+        UserError, match=r"NIGHT.ogg is the recording site 1/night.wav of the validation or test split"
+    ):
+        Unlabelled.find([str(tmp_path)]).without_archive(archive, ["site 1/night.wav"])
 
 
 def test_training_recordings_among_the_unlabelled_ones_are_left_out(small_archive, network, taught, tmp_path):

@@ -105,6 +105,18 @@ def test_shares_are_kept_in_every_epoch():
     assert targets.is_empty(recordings, start).sum() == 500
 
 
+def test_windows_anywhere_need_a_recording_with_all_its_calls_annotated():
+    decoded = DecodedRecordings([recording("a", [[0, 600]]), recording("b", [[0, 20]], 20)], RATE)
+    calls = pd.DataFrame(CALLS[:2], columns=["recording", "start_s", "end_s", "species"])
+    targets = WindowTargets.of(
+        calls, calls.iloc[:0], decoded.lengths, ["owl"], sampling_rate=RATE, window=WINDOW, weak=["a"]
+    )
+    with pytest.raises(UserError, match="no training recording with all its calls annotated has 3 s of sound"):
+        draws_of(decoded, targets=targets)
+    recordings, _ = draws_of(decoded, targets=targets, call_share=1.0, empty_share=0.0)
+    assert set(recordings) == {0}
+
+
 def test_without_empty_windows_their_share_is_drawn_anywhere_and_logged(caplog):
     targets = targets_of(unknown=[("a", 0.0, 60.0), ("b", 0.0, 60.0)])
     recordings, _ = draws_of(targets=targets)

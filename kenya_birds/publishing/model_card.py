@@ -122,7 +122,7 @@ def render_model_card(
         cross_validated=cross_validated,
         results=results,
         chosen=metrics.get("validation", {}),
-        device_hours=summary["processes"] * (summary["result"]["train_runtime_s"] + fold_s) / 3600,
+        device_hours=summary["processes"] * (_training_s(summary) + fold_s) / 3600,
         fold_hours=summary["processes"] * fold_s / 3600,
         chosen_by=_chosen_by(summary["result"]),
         whole=results.get(WHOLE_RECORDINGS),
@@ -137,6 +137,12 @@ def render_model_card(
         pictures={name: title for name, title in PICTURES.items() if (model_dir / name).is_file()},
     )
     return str(card)
+
+
+def _training_s(summary: Mapping[str, Any]) -> float:
+    """Seconds that training took, with its first stage and its rounds of self-training."""
+    stages = [summary["result"], summary.get("first_stage", {}), *summary.get("self_training", [])]
+    return float(sum(stage.get("train_runtime_s", 0.0) for stage in stages))
 
 
 def _eval_results(

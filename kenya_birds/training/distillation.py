@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import logging
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,14 +20,14 @@ from torch import nn
 
 from kenya_birds.console import user_errors
 from kenya_birds.distributed import Team
+from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
 from kenya_birds.files import locked, read_json, whole_file, write_json
-from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions, weights_sha256
+from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions, weights_sha256
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import ClipDraw, ClipSampler
-from kenya_birds.training.callbacks import TrainingClock
 from kenya_birds.training.logged_trainer import LoggedTrainer
 from kenya_birds.training.recording_windows import SoundWindows
 from kenya_birds.training.run_folder import last_whole_checkpoint
@@ -151,7 +150,6 @@ class StudentTrainer(LoggedTrainer):
             model=to_format(memory_format=torch.channels_last),  # as in the training that follows
             args=args,
             train_dataset=windows,
-            callbacks=[TrainingClock()],
         )
         self.model_accepts_loss_kwargs = False
 
@@ -210,20 +208,34 @@ class Stage:
         Returns:
             `losses` of the epochs, `train_runtime_s`, and `is_cached`.
         """
-        is_cached = team.first_does(lambda: (self.folder / ABOUT_FILE).is_file())
-        if is_cached:
-            logger.info("The first stage was trained before with the same settings: its backbone is in the cache")
-        else:
+        is_cached = team.first_does(self._is_trained)
+        if not is_cached:
             with ExitStack() as stack:
                 team.first_does(lambda: self._lock(stack))
-                self._train(model, team)
-        model.backbone.load_state_dict(load_file(self.folder / BACKBONE_FILE))
-        return {**read_json(self.folder / ABOUT_FILE), "is_cached": is_cached}
+                # Another run may have trained it in the meantime.
+                is_cached = team.first_does(self._is_trained)
+                if not is_cached:
+                    self._train(model, team)
+        if is_cached:
+            logger.info("The first stage was trained before with the same settings: its backbone is in the cache")
+        # Another machine has a cache of its own.
+        state, about = team.first_does(
+            lambda: (load_file(self.folder / BACKBONE_FILE), read_json(self.folder / ABOUT_FILE))
+        )
+        model.backbone.load_state_dict(state)
+        return {**about, "is_cached": is_cached}
+
+    def _is_trained(self) -> bool:
+        return (self.folder / ABOUT_FILE).is_file()
 
     def _lock(self, stack: ExitStack) -> None:
         with user_errors(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(self.folder))
+            try:
+                stack.enter_context(locked(self.folder))
+            except UserError:
+                logger.info("Another run trains the same first stage: waiting for it ...")
+                stack.enter_context(locked(self.folder, wait_s=-1))
 
     def _train(self, model: KenyaBirdsForAudioClassification, team: Team) -> None:
         # A copy: processes that share gradients keep hooks on the parameters.
@@ -231,16 +243,17 @@ class Stage:
         student = Student(copy.deepcopy(model), self.answers, self.embedding_size, generator)
         trainer = StudentTrainer(student, self._stage_args(), self.windows)
         checkpoint = team.first_does(lambda: last_whole_checkpoint(self.folder))
-        began_s = time.monotonic()
+        if checkpoint is not None and not all(team.gather(checkpoint.is_dir())):
+            logger.warning("The first stage starts again: %s is not on every machine", checkpoint)
+            checkpoint = None
         trainer.train(None if checkpoint is None else str(checkpoint))
-        took_s = time.monotonic() - began_s
 
         def write() -> None:
             state = {name: value.cpu().contiguous() for name, value in student.model.backbone.state_dict().items()}
             with whole_file(self.folder / BACKBONE_FILE) as partial:
                 save_file(state, partial)
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-            write_json({"losses": losses, "train_runtime_s": round(took_s, 1)}, self.folder / ABOUT_FILE)
+            write_json({"losses": losses, "train_runtime_s": round(trainer.trained_s, 1)}, self.folder / ABOUT_FILE)
             for left in self.folder.glob("checkpoint-*"):
                 shutil.rmtree(left)
 
@@ -290,7 +303,7 @@ def stage_folder(
         *(learned, weights, model.config.backbone, model.config.backbone_variant, model.config.drop_path_rate),
         *(sorted((name, repr(value)) for name, value in extractor.items()), dataclasses.astuple(augmentation.args)),
         *([repr(getattr(args, name)) for name in DECIDING], clips, epochs, args.device.type),
-        *(code_fingerprint(__name__), sorted(library_versions((*MODEL, "accelerate")).items())),
+        *(code_fingerprint(__name__), sorted(library_versions((*MODEL, *DECODERS, "accelerate")).items())),
     )
     return Path(cache_dir) / FOLDER / hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
 

@@ -1,4 +1,4 @@
-"""What all trainers of this package share: one log line per epoch, and the clips of a step."""
+"""What all trainers of this package share: one log line per epoch, the clips of a step, and the time of training."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from kenya_birds.private_interfaces import TrainerHooks
-from kenya_birds.training.callbacks import EpochLog, StepLosses
+from kenya_birds.training.callbacks import EpochLog, StepLosses, TrainingClock
 
 
 class LoggedTrainer(TrainerHooks, Trainer):
@@ -26,11 +26,18 @@ class LoggedTrainer(TrainerHooks, Trainer):
             self.remove_callback(callback)
         self.epoch_log = EpochLog(self._losses)
         self.add_callback(self.epoch_log)
+        self.add_callback(TrainingClock())
 
     @property
     def clips_per_step(self) -> int:
         """Clips of one optimiser step, over all processes and accumulated batches."""
         return self.clips_per_batch * self.args.world_size * self.args.gradient_accumulation_steps
+
+    @property
+    def trained_s(self) -> float:
+        """Seconds of training so far, including those before the run was resumed."""
+        # A resumed run has another callback object than the one that was added to it.
+        return next(one.total_s for one in self.callback_handler.callbacks if isinstance(one, TrainingClock))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward pass of a batch; its loss is kept for the epoch's line."""

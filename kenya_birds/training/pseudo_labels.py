@@ -97,8 +97,9 @@ class PseudoLabelledWindows(RecordingWindows):
 class PseudoLabelSampler(Sampler[WindowDraw]):
     """Draws an epoch of a `WindowSampler`, with windows with pseudo-labels spread evenly over it.
 
-    As many of these hold a call as in the epoch of the other sampler: so species are as frequent as before, which the
-    correction of training counts on. Draws depend on the seed and the epoch only.
+    The share with a call is that of windows around calls in the other sampler, so that calls are about as frequent as
+    the correction of training counts on. If no window is surely empty, there are fewer windows with pseudo-labels.
+    Draws depend on the seed and the epoch only.
 
     Args:
         windows: Draws the windows of the training recordings.
@@ -121,6 +122,8 @@ class PseudoLabelSampler(Sampler[WindowDraw]):
         species_power: float,
         share: float = SHARE,
     ) -> None:
+        if not len(pseudo.empty):
+            share *= call_share
         self._windows, self._pseudo, self._recordings, self._share = windows, pseudo, recordings, share
         length = round(len(windows) / (1 - share))
         self.length = length - length % windows_per_step if length >= windows_per_step else length

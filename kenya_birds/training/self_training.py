@@ -42,7 +42,7 @@ def self_train(run: "Run", trainer: KenyaBirdsTrainer, rounds: int) -> list[dict
 
     Returns:
         For each round: `windows` and `hours` that were labelled, `sure_windows`, `empty_windows`, windows
-        `by_species`, the metric `before` and `after`, and whether it `is_kept`.
+        `by_species`, the metric `before` and `after`, whether it `is_kept`, and `train_runtime_s`.
 
     Raises:
         UserError: If the recordings cannot be decoded.
@@ -83,8 +83,10 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
     """Labels, trains, and writes the result of a round into its folder."""
     model, classes = trainer.model, run.builder.classes
     logger.info("Self-training: scoring %d windows of the unlabelled recordings ...", len(grid.start))
-    # One process scores: small differences between devices would give the processes different labels.
-    logits = run.team.first_does(lambda: grid.logits(model, run.extractor))
+    # One process scores, in float32: small differences between devices, and between a run and the one that resumes it,
+    # would give different labels.
+    labeller = trainer.accelerator.unwrap_model(copy.deepcopy(model), keep_fp32_wrapper=False)
+    logits = run.team.first_does(lambda: grid.logits(labeller, run.extractor))
     pseudo = PseudoLabels.of(grid, expit(logits))
     result: dict[str, Any] = {
         "windows": len(grid.start),
@@ -95,6 +97,7 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
         "before": before,
         "after": before,
         "is_kept": False,
+        "train_runtime_s": 0.0,
     }
     logger.info(
         "The model is sure of a species in %d windows (%d species), and of no call in %d",
@@ -109,6 +112,7 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
         checkpoint = run.team.first_does(lambda: last_whole_checkpoint(folder))
         student.train(None if checkpoint is None else str(checkpoint))
         result["after"] = float(student.state.best_metric)
+        result["train_runtime_s"] = round(student.trained_s, 1)
         is_higher = result["after"] > before
         result["is_kept"] = is_higher if student.args.greater_is_better else result["after"] < before
 
@@ -122,6 +126,7 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
         for left in folder.glob("checkpoint-*"):
             shutil.rmtree(left)
 
+    run.team.wait()  # until every process has loaded the best checkpoint
     run.team.first_does(write)
 
 

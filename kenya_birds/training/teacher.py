@@ -12,7 +12,7 @@ import torch
 from kenya_birds.data.same_recording import file_identity
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
-from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions
+from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.detect import hash_model
 from kenya_birds.inference.embedding_models import Embedder, load_embedder
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
@@ -109,7 +109,7 @@ class Teacher:
 
     def identity(self) -> tuple[Any, ...]:
         """All that its answers depend on, besides the sound."""
-        versions = library_versions((*MODEL, "soxr", *runtime_of(self.saved)))
+        versions = library_versions((*MODEL, *DECODERS, *runtime_of(self.saved)))
         return (
             *(hash_model(self.saved), self._targets, self.clip_samples, self._their.tolist(), self.device.type),
             *(code_fingerprint(__name__), sorted(versions.items())),

@@ -157,7 +157,7 @@ class KenyaBirdsTrainer(LoggedTrainer):
             eval_dataset=None if eval_dataset is None else self._feature_clips(eval_dataset),
             processing_class=feature_extractor,
             compute_metrics=self._metrics,
-            callbacks=[TrainingClock(), BestCheckpoint(), *stopping],
+            callbacks=[BestCheckpoint(), *stopping],
         )
         if self.plan is not None and self.plan.hard_share:
             self.add_callback(HardWindows(self.plan.rescore_epochs, self.plan.scored_windows))
@@ -194,11 +194,6 @@ class KenyaBirdsTrainer(LoggedTrainer):
         # A resumed run has another callback object than the one that was added to it.
         hard = next(one for one in self.callback_handler.callbacks if isinstance(one, HardWindows))
         return hard.find(sampler, self.train_dataset, self.model, self.accelerator)
-
-    @property
-    def trained_s(self) -> float:
-        """Seconds of training so far, including those before the run was resumed."""
-        return next(one.total_s for one in self.callback_handler.callbacks if isinstance(one, TrainingClock))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **settings: Any) -> TrainOutput:
         """Trains (see `Trainer.train`); with `load_best_model_at_end`, the model ends with the best epoch's weights.

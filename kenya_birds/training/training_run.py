@@ -109,6 +109,7 @@ class Run:
             )
         self.team = training_team(settings.training)
         self._output_dir, self._stack, self._entered = Path(settings.training.output_dir), contextlib.ExitStack(), 0
+        self._has_learned = False  # from the teacher, in this process
         self._everything_for = everything_for
         self._windows: dict[str, tuple[RecordingWindowGrid, WindowTargets]] = {}
         self._no_call: tuple[datasets.Dataset | None, np.ndarray] | None = None
@@ -177,7 +178,10 @@ class Run:
         if not self.settings.teacher.unlabelled:
             return Unlabelled([], [], [])
         tested = self.splits.loc[self.splits["split"] != "train", "recording"].to_list()
-        return Unlabelled.find(self.settings.teacher.unlabelled).without_archive(self.builder.archive, tested)
+        found = Unlabelled.find(self.settings.teacher.unlabelled).without_archive(self.builder.archive, tested)
+        if self._checkpoint is not None and self.settings.teacher.self_training:
+            found.check_recorded(TrainingRecordings.read(self._checkpoint))
+        return found
 
     def _plan_first_stage(self) -> FirstStage | None:
         """The stage with the teacher; None if there is none, or the run resumes after it."""
@@ -225,8 +229,9 @@ class Run:
         heard = self._overlap(recordings).names("train")
         if heard:
             logger.warning(
-                "The starting model was trained on %d of the validation recordings, on which epoch, calibration and "
+                "The %s was trained on %d of the validation recordings, on which epoch, calibration and "
                 "thresholds are chosen: they will suit recordings that were trained on",
+                "starting model" if self._first_stage is None else "teacher or the starting model",
                 len(heard),
             )
 
@@ -506,6 +511,7 @@ class Run:
         with self:
             about = stage.run(self.model, self.team)
             self.team.first_does(lambda: write_json(about, self._output_dir / STAGE_FILE))
+            self._has_learned = True
 
     def fit(self, trainer: KenyaBirdsTrainer, clips: datasets.DatasetDict) -> dict[str, Any]:
         """Trains or resumes; the trainer then has the best (or last) model.
@@ -558,6 +564,8 @@ class Run:
                 raise UserError(f"another run has used {folder} in the meantime: run the same command again")
             if checkpoint is None:
                 self.record.write(folder)
+                if not self._has_learned:
+                    (folder / STAGE_FILE).unlink(missing_ok=True)  # of a run that was stopped before a checkpoint
                 write_table(self.splits, folder / SPLITS_FILE)
                 fingerprints = self.builder.archive.fingerprints(self.splits["recording"])
                 own = TrainingRecordings.of_splits(self.splits, fingerprints)

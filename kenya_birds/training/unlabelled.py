@@ -1,6 +1,7 @@
 """Recordings without annotations, from which training learns besides the archive."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +70,15 @@ class Unlabelled:
                 several sites give the same names, and a copy may be encoded again.
         """
         sounds = {sound: name for name, sound in archive.fingerprints(archive.headers).items() if sound}
-        names = {Path(name).stem.casefold(): name for name in archive.headers}
+        alike: dict[str, list[str]] = defaultdict(list)
+        for name in archive.headers:
+            alike[Path(name).stem.casefold()].append(name)
         kept, is_tested = [], set(tested)
         for row, (path, sound) in enumerate(zip(self.paths, self.fingerprints, strict=True)):
             same = sounds.get(sound or "")
-            if same is None and (alike := names.get(path.stem.casefold())) is not None:
-                same = alike if is_copy(path, archive.recording_path(alike)) else None
+            if same is None:
+                candidates = alike[path.stem.casefold()]
+                same = next((name for name in candidates if is_copy(path, archive.recording_path(name))), None)
             if same in is_tested:
                 raise UserError(
                     f"{path} is the recording {same} of the validation or test split, on which nothing is learned: "
@@ -91,6 +95,25 @@ class Unlabelled:
             [self.fingerprints[row] for row in kept],
             [self.names[row] for row in kept],
         )
+
+    def check_recorded(self, known: TrainingRecordings | None) -> None:
+        """Refuses recordings that are learned from now on, and are not in the record of a run that resumes.
+
+        Args:
+            known: The record.
+
+        Raises:
+            UserError: If there are such recordings.
+        """
+        table = pd.DataFrame(columns=list(COLUMNS)) if known is None else known.table
+        names, sounds = set(table["recording"]), set(table["sound"]) - {""}
+        pairs = zip(self.names, self.fingerprints, strict=True)
+        new = [name for name, sound in pairs if name not in names and sound not in sounds]
+        if new:
+            raise UserError(
+                f"--unlabelled has recordings that were not there when this run was started ({len(new)}, such as "
+                f"{new[0]}): take them out of the folder, or start a new run"
+            )
 
     def as_training(self) -> TrainingRecordings:
         """These recordings as recordings that a model was trained on."""

@@ -113,6 +113,12 @@ class WindowSampler(Sampler[WindowDraw]):
                 empty_share,
             )
             empty_number = 0
+        if self.length > number and not self._anywhere.total:
+            raise UserError(
+                "no training recording with all its calls annotated has "
+                f"{targets.window / targets.sampling_rate:g} s of sound without a break: choose a lower clip_s, or "
+                "train on clips"
+            )
         self._wrong = _WrongDetections(targets, self._first, self._last)
         wrong = wrong_number(number, self._calls.total, self._wrong.total, self.length)
         empty_number = round(empty_number * (1 - wrong / max(self.length - number, 1)))
