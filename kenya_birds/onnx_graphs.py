@@ -4,8 +4,8 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassificat
 
 logger = logging.getLogger(__name__)
 
-# Opset that onnxruntime 1.17 (2024) and later can read.
+# Opset that onnxruntime 1.18 (2024) and later can read in the format that torch writes.
 OPSET = 18
 FOLDER = "kenya_birds_graphs"
+# A graph takes up to a minute.
+LONGEST_WAIT_S = 600.0
 INPUT, OUTPUT = "features", "embeddings"
 
 
@@ -105,7 +107,7 @@ def backbone_graph(model: KenyaBirdsForAudioClassification, features: torch.Tens
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / ".lock"):
+        with _locked(path):
             if not _is_whole(path):  # another process may have made it in the meantime
                 logger.info("Making a graph of the network (once for each model, takes up to a minute) ...")
                 name = model.config.backbone
@@ -121,11 +123,31 @@ def backbone_graph(model: KenyaBirdsForAudioClassification, features: torch.Tens
     return path
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Locks a graph; waits for a process that makes it."""
+    lock = filelock.FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=1)
+    except filelock.Timeout:
+        logger.info("Waiting for another process that makes the graph %s ...", path)
+        try:
+            lock.acquire(timeout=LONGEST_WAIT_S)
+        except filelock.Timeout:
+            raise UserError(
+                f"another process has held {path.with_suffix('.lock')} for {LONGEST_WAIT_S / 60:g} minutes: end it"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _fingerprint(model: KenyaBirdsForAudioClassification, features: torch.Tensor) -> str:
     config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
     made_with = {
         "code": code_fingerprint(__name__),
-        "versions": library_versions((*MODEL, "onnx", "onnxscript")),
+        "versions": library_versions((*MODEL, "onnx", "onnx-ir", "onnxscript")),
         "config": config,
         "shape": list(features.shape[1:]),
         "weights": weights_sha256(model.state_dict()),

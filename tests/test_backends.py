@@ -4,10 +4,12 @@ import json
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+import filelock
 import numpy as np
 import pytest
 import torch
 from detecting import run_in_folder, save_model, write_recordings
+from safetensors.torch import load_file, save_file
 
 from kenya_birds import onnx_graphs
 from kenya_birds.cli import main
@@ -15,6 +17,8 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference import backbone_runtimes, backends, pipeline
 from kenya_birds.inference.backbone_runtimes import BackboneCheck, OnnxBackbone, check_bfloat16
 from kenya_birds.inference.backends import choose_backend
+from kenya_birds.inference.finding_settings import FindingSettings
+from kenya_birds.inference.pipeline import SoundscapePipeline
 from kenya_birds.model_loading import load_model
 from kenya_birds.saved_models import find_model
 
@@ -84,7 +88,7 @@ def test_a_backend_whose_scores_differ_ends_with_one_line_and_no_table(
         main(words)
     assert ended.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "scores of --backend onnx in float32 differ from torch in float32 by up to" in said
+    assert "embeddings of --backend onnx in float32 differ from torch in float32 by up to 1 " in said
     assert "give --backend torch" in said
     assert not (tmp_path / "output" / "detections.csv").exists()
 
@@ -142,7 +146,65 @@ def test_a_graph_that_cannot_be_written_whole_is_not_left_in_the_cache(model, gr
     monkeypatch.setattr(onnx_graphs, "write_graph", fail)
     with pytest.raises(UserError, match=r"kenya_birds_graphs cannot be written: .*No space left.*set HF_HOME"):
         onnx_graphs.backbone_graph(load_model(model)[0], torch.zeros(2, 32, 63))
-    assert [path.name for path in (tmp_path / "cache" / "kenya_birds_graphs").iterdir()] == [".lock"]
+    assert {path.suffix for path in (tmp_path / "cache" / "kenya_birds_graphs").iterdir()} == {".lock"}
+
+
+def test_a_graph_that_another_process_never_finishes_ends_the_wait(model, graphs, monkeypatch, caplog):
+    network, features = load_model(model)[0], torch.zeros(2, 32, 63)
+    path = onnx_graphs.backbone_graph(network, features)
+    path.unlink()
+    monkeypatch.setattr(onnx_graphs, "LONGEST_WAIT_S", 0.3)
+    with (
+        caplog.at_level("INFO"),
+        filelock.FileLock(path.with_suffix(".lock")),
+        pytest.raises(UserError, match="another process has held"),
+    ):
+        onnx_graphs.backbone_graph(network, features)
+    assert "Waiting for another process" in caplog.text
+    assert onnx_graphs.backbone_graph(network, features) == path
+
+
+def test_embeddings_are_compared_where_scores_hide_differences():
+    check = BackboneCheck("onnx", "float32", np.array([0.5]))
+    embeddings = np.random.default_rng(0).normal(5, 2, (64, 8))
+    check.add_inputs(embeddings, embeddings + 0.03)
+    with pytest.raises(UserError, match=r"embeddings of --backend onnx .* expected at most 0.04"):
+        check.add_inputs(embeddings, embeddings[::-1])
+    check.add_inputs(embeddings[:0], embeddings[:0])
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_damaged_weights_end_detection_instead_of_finding_nothing(model, recordings, tmp_path, capsys, backend):
+    damaged = save_model(tmp_path / "damaged")
+    weights = load_file(damaged / "model.safetensors")
+    name = next(name for name in weights if name.startswith("classifier"))
+    save_file({**weights, name: weights[name] * float("nan")}, damaged / "model.safetensors", {"format": "pt"})
+    words = ["detect", str(damaged), str(recordings), "--output", str(tmp_path / "output"), "--backend", backend]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("scores that are not finite: its weights are damaged")
+
+
+def test_a_runtime_that_cannot_be_loaded_is_an_error_and_auto_takes_torch(model, recordings, monkeypatch, caplog):
+    def fail(*_):
+        raise ImportError("DLL load failed while importing onnxruntime_pybind11_state")
+
+    monkeypatch.setattr(backbone_runtimes, "OnnxBackbone", fail)
+    with pytest.raises(UserError, match=r"--backend onnx cannot be used here \(ImportError: DLL load failed"):
+        SoundscapePipeline(model, backend="onnx")
+    with installed(monkeypatch, "onnx"):
+        assert SoundscapePipeline(model, backend="auto").scorer.backend == "torch"
+    assert "The backend is torch: --backend onnx cannot be used here" in caplog.text
+
+
+def test_recordings_can_be_analysed_while_others_are(model, recordings):
+    pipe = SoundscapePipeline(model, settings=FindingSettings(threshold=0.0))
+    first, second = sorted(recordings.iterdir())[:2]
+    alone = pipe(first), pipe(second)
+    both = [(detection, pipe(second)) for detection in pipe.detect([first])]
+    assert [detection for detection, _ in both] == alone[0]
+    assert all(other == alone[1] for _, other in both)
 
 
 @contextmanager

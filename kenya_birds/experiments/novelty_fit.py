@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from kenya_birds.errors import UserError
 from kenya_birds.evaluation.novelty import RANK, NoveltyReference, draw_calls
 from kenya_birds.evaluation.predictions import clip_references, embed_clips
 from kenya_birds.evaluation.unknown_species import (
@@ -62,7 +63,11 @@ def fit_novelty(run: Run, clips: DatasetDict) -> FittedNovelty:
         figures = unknown_species_figures(left_out, separate_unlearned(windows, calls, rank=rank))
     known = np.zeros((0, run.model.embedding_size))
     if run.recordings_of("validation"):
-        windows = window_calls(run, "validation", per_species=None, most=MOST_KNOWN)
+        try:
+            windows = window_calls(run, "validation", per_species=None, most=MOST_KNOWN)
+        except UserError as error:  # such as too little disk to decode them: the trained model is saved all the same
+            logger.warning("The model gets no %s: %s", NOVELTY_FILE, error)
+            return FittedNovelty(None, figures)
         known = windows.vectors[windows.present.any(axis=1)]
     if len(known) < LEAST_KNOWN:
         logger.warning(

@@ -21,6 +21,8 @@ CLIPS_AT_ONCE = 4
 CHECKED_WINDOWS = 64
 # Largest allowed difference of a score. Rounding to 8 bits of mantissa changes scores more.
 LARGEST_DIFFERENCE = {"float32": 0.001, "bfloat16": 0.25}
+# The same of the classifier's input, relative to its standard deviation: scores near 0 and 1 hide differences.
+LARGEST_INPUT_DIFFERENCE = {"float32": 0.02, "bfloat16": 1.0}
 
 
 class Backbone(Protocol):
@@ -137,7 +139,7 @@ def open_backbone(
         threads: Number of calls at the same time.
 
     Raises:
-        UserError: If the processor or the network does not allow it.
+        UserError: If the processor, the network or the installed runtime does not allow it.
     """
     if precision == "bfloat16" and model.device.type == "cpu":
         check_bfloat16()
@@ -145,9 +147,22 @@ def open_backbone(
         return TorchBackbone(model, precision)
     noise = torch.randn(2, extractor.clip_samples, generator=torch.Generator().manual_seed(0))
     features = extractor.extract(noise)
-    if backend == "onnx":
-        return OnnxBackbone(model, features)
-    return OpenVinoBackbone(model, features, precision, threads)
+    try:
+        backbone: Backbone
+        if backend == "onnx":
+            backbone = OnnxBackbone(model, features)
+        else:
+            backbone = OpenVinoBackbone(model, features, precision, threads)
+        backbone(features)  # onnxruntime opens a graph when it is first used
+    except UserError as error:
+        raise UserError(f"{error}; or give --backend torch") from None
+    except Exception as error:  # those of the runtimes have no base of their own
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"--backend {backend} cannot be used here ({type(error).__name__}: {reason}): install it again, or give "
+            "--backend torch"
+        ) from None
+    return backbone
 
 
 def check_bfloat16() -> None:
@@ -194,6 +209,25 @@ class BackboneCheck:
             is_due = self._started < CHECKED_WINDOWS
             self._started += windows
             return is_due
+
+    def add_inputs(self, expected: np.ndarray, found: np.ndarray) -> None:
+        """Compares the input of the classifier.
+
+        Args:
+            expected: That of torch in float32, shape `(windows, size)`.
+            found: That of the backend.
+
+        Raises:
+            UserError: If they differ too much.
+        """
+        bound = LARGEST_INPUT_DIFFERENCE[self.precision] * float(expected.std()) if expected.size else 0.0
+        difference = float(np.abs(found - expected).max(initial=0.0))
+        if not difference <= bound:
+            raise UserError(
+                f"embeddings of --backend {self._backend} in {self.precision} differ from torch in float32 by up to "
+                f"{difference:.2g} on the first windows: expected at most {bound:.2g}; give --backend torch and "
+                "--precision float32"
+            )
 
     def add(self, expected: np.ndarray, found: np.ndarray) -> None:
         """Compares scores.

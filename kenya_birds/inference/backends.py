@@ -11,10 +11,10 @@ Precision = Literal["float32", "bfloat16"]
 # Packages whose version affects the scores of a backend.
 RUNTIME_PACKAGES = {
     "torch": (),
-    "onnx": ("onnxruntime", "onnx", "onnxscript"),
-    "openvino": ("openvino", "onnx", "onnxscript"),
+    "onnx": ("onnxruntime", "onnx", "onnx-ir", "onnxscript"),
+    "openvino": ("openvino", "onnx", "onnx-ir", "onnxscript"),
 }
-# From the fastest (docs/detection.md has the measurements).
+# From the fastest backbone; whole runs differ little (docs/detection.md has the measurements).
 FASTEST_FIRST: tuple[Backend, ...] = ("openvino", "onnx")
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -37,11 +36,13 @@ class Job:
     read: Callable[[], Iterator[Windows | Reading]]
 
 
+Submit = Callable[[np.ndarray], "Future[np.ndarray]"]
+
+
 class BatchPool:
     """Thread pool for batches of windows of one size; the result of a window does not depend on other windows.
 
-    On a CPU each thread computes one batch, because operations on small tensors gain little from more threads. The
-    pool is a context manager.
+    On a CPU each thread computes one batch, because operations on small tensors gain little from more threads.
 
     Args:
         compute: Function that takes float32 of shape `(batch_size, window_samples)` and returns an array with a row
@@ -62,32 +63,25 @@ class BatchPool:
         # Two on a GPU, so that it computes during transfers.
         self._torch_threads = torch.get_num_threads()
         self.threads = self._torch_threads if device.type == "cpu" else 2
-        self._pool: ThreadPoolExecutor | None = None
 
-    def __enter__(self) -> "BatchPool":
-        """Starts the threads; they end with the `with` block."""
-        self._pool = ThreadPoolExecutor(self.threads, "compute", initializer=torch.set_num_threads, initargs=(1,))
-        return self
+    @contextmanager
+    def started(self) -> "Iterator[Submit]":
+        """Starts threads, which end with the `with` block; other blocks have threads of their own.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Waits for the threads."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(self._torch_threads)  # new threads inherit the setting of the pool's threads
-
-    def submit(self, sound: np.ndarray) -> "Future[np.ndarray]":
-        """Submits a batch.
-
-        Args:
-            sound: float32 of shape `(batch_size, window_samples)`; the caller must not change it.
-
-        Returns:
-            Future of an array with a row for each window.
+        Yields:
+            A function that submits a batch: it takes float32 of shape `(batch_size, window_samples)`, which the caller
+            must not change, and returns the future of an array with a row for each window.
         """
-        assert self._pool is not None, "submit within the `with` block"
-        return self._pool.submit(self._compute, sound)
+        executor = ThreadPoolExecutor(self.threads, "compute", initializer=torch.set_num_threads, initargs=(1,))
+
+        def submit(sound: np.ndarray) -> "Future[np.ndarray]":
+            return executor.submit(self._compute, sound)
+
+        try:
+            yield submit
+        finally:
+            executor.shutdown(cancel_futures=True)
+            torch.set_num_threads(self._torch_threads)  # new threads inherit the setting of the pool's threads
 
 
 @dataclass(frozen=True)
@@ -126,7 +120,7 @@ def computed(
     Args:
         jobs: The recordings.
         readers: Number of threads that read.
-        pool: Thread pool for the computation; this function opens and closes it.
+        pool: Thread pool for the computation.
         window_samples: Length of a window.
 
     Yields:
@@ -136,8 +130,8 @@ def computed(
     Raises:
         UserError: If the device has too little memory.
     """
-    with _reading(jobs, readers) as items, pool:
-        for batch in _computed(_batches(items, pool.batch_size, window_samples), pool):
+    with _reading(jobs, readers) as items, pool.started() as submit:
+        for batch in _computed(_batches(items, pool.batch_size, window_samples), submit, pool.threads):
             results = np.zeros((0, 0)) if batch.results is None else _result(batch.results, pool)
             row = 0
             for part in batch.parts:
@@ -263,14 +257,14 @@ def _batches(items: Iterator[_ReadWindows | FinishedJob], size: int, samples: in
         yield batch
 
 
-def _computed(batches: Iterator[_Batch], pool: BatchPool) -> Iterator[_Batch]:
+def _computed(batches: Iterator[_Batch], submit: Submit, threads: int) -> Iterator[_Batch]:
     """Yields batches in order, with results, while the following ones are computed."""
     pending: deque[_Batch] = deque()
     for batch in batches:
         if batch.filled:
-            batch.results = pool.submit(batch.sound)
+            batch.results = submit(batch.sound)
         pending.append(batch)
-        while len(pending) > pool.threads + 1:
+        while len(pending) > threads + 1:
             yield pending.popleft()
     yield from pending
 

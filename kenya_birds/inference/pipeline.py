@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,24 @@ class WindowScorer(BatchPool):
         self._stopwatch.add("model", time.perf_counter() - middle_s)
         is_sound = sound.any(axis=1)  # the last batch of a run is filled up with zeros
         if self.check is not None and self.check.start(int(is_sound.sum())):
-            expected = self._scores(self._reference(features))
+            reference = self._reference(features)
+            expected = self._scores(reference)
+            _check_finite(expected[is_sound], "torch")
+            self.check.add_inputs(reference.numpy()[is_sound], head_input.numpy()[is_sound])
             self.check.add(expected[is_sound], results[is_sound, : expected.shape[1]])
+        _check_finite(results[is_sound], self.backend)
         return results
 
     def _scores(self, head_input: torch.Tensor) -> np.ndarray:
         logits = self._model(head_input=head_input).logits.float().cpu().numpy()
         return probabilities(logits, multi_label=self._multi_label).round(SCORE_DIGITS)
+
+
+def _check_finite(scores: np.ndarray, backend: Backend) -> None:
+    # Comparisons with NaN are false, so it would never be reported.
+    if not np.isfinite(scores).all():
+        other = "" if backend == "torch" else f", or --backend {backend} cannot compute it: give --backend torch"
+        raise UserError(f"the model gives scores that are not finite: its weights are damaged{other}")
 
 
 MAX_READERS = 8
@@ -206,6 +218,7 @@ class SoundscapePipeline:
         self.overlap_s, self.channel = overlap_s, channel
         self.saved = model if isinstance(model, SavedModel) else find_model(str(model))
         chosen = find_device(device)
+        is_auto = backend == "auto"
         backend = choose_backend(backend, precision, self.saved, chosen.type)
         classifier, extractor = load_classifier(self.saved)
         self.classes = [classifier.config.id2label[label] for label in range(classifier.config.num_labels)]
@@ -217,17 +230,24 @@ class SoundscapePipeline:
         self.thresholds = self._find_thresholds(None if thresholds is None else Path(thresholds))
         self._finder("")  # raises an error for unknown species before long work
         self.stopwatch = Stopwatch()
-        self.scorer = WindowScorer(
+        make_scorer = partial(
+            WindowScorer,
             classifier,
             extractor,
             chosen,
             batch_size,
             self.stopwatch,
-            backend=backend,
             precision=precision,
             thresholds=np.maximum(self.thresholds, self.settings.min_confidence),
             reference=self._find_reference(classifier.embedding_size) if self.settings.novelty else None,
         )
+        try:
+            self.scorer = make_scorer(backend=backend)
+        except UserError as error:
+            if not is_auto or backend == "torch":
+                raise
+            logger.warning("The backend is torch: %s", error)
+            self.scorer = make_scorer(backend="torch")
         self.num_workers = num_workers or (1 if chosen.type == "cpu" else min(torch.get_num_threads(), MAX_READERS))
 
     def __call__(

@@ -16,6 +16,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import as_utf8, check_can_make, file_sha256, read_json, write_json
 from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
 from kenya_birds.inference.audio_stream import Reading
+from kenya_birds.inference.backends import RUNTIME_PACKAGES
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
 from kenya_birds.inference.species import SpeciesNames
@@ -123,7 +124,7 @@ class RunReport:
             "versions": {
                 "kenya_birds": __version__,
                 "python": platform.python_version(),
-                **library_versions((*MODEL, *DECODERS)),
+                **library_versions((*MODEL, *DECODERS, *RUNTIME_PACKAGES[about["settings"]["backend"]])),
             },
         }
         return cls(content, failures)
@@ -165,8 +166,8 @@ class RunReport:
             settings = content["settings"]
             lines.append(
                 f"{settings['backend']}, {settings['precision']}: scores differ from torch in float32 by up to "
-                f"{check['largest_score_difference']:.1g}, and {check['changed_detections']} of "
-                f"{check['detections']} detections change (first {check['windows']} windows)"
+                f"{check['largest_score_difference']:.1g}, {check['changed_detections']} scores are on the other side "
+                f"of their threshold, and {check['detections']} reach it with torch (first {check['windows']} windows)"
             )
         if self.failures:
             lines.append(f"{self.faults}: {FAILED_FILE}")
