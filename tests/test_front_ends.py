@@ -137,17 +137,6 @@ def test_a_preset_sets_features_and_backbone_and_flags_win(small_archive, tmp_pa
     assert (flags.model.backbone, flags.features.n_mels, flags.features.n_fft) == ("convnext_atto", 64, 2048)
 
 
-def test_the_small_preset_is_cheap_and_leaves_the_noise_reduction_whole_where_one_is_given(small_archive, tmp_path):
-    words = ("--front_end_from", "small", "--init_from", "scratch")
-    flags = parsed(small_archive, tmp_path, *words)
-    assert flags.model.backbone == "tf_efficientnet_lite0"
-    small = KenyaBirdsFeatureExtractor(**vars(flags.features))
-    assert small.feature_shape == (64, 151)
-    assert (small.noise_reduction, small.prop_decrease) == ("spectrogram", 0)
-    flags = parsed(small_archive, tmp_path, *words, "--noise_reduction", "stationary")
-    assert (flags.features.noise_reduction, flags.features.prop_decrease) == ("stationary", 0.9)
-
-
 def test_a_model_of_this_package_gives_its_front_end_and_its_backbone(tmp_path):
     KenyaBirdsConfig(backbone="tf_efficientnet_b0", backbone_variant="transformers").save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()

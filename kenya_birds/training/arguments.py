@@ -269,8 +269,8 @@ class ModelArguments:
     front_end_from: str | None = field(
         default=None,
         metadata={
-            "help": "birdset-efficientnet, birdset-convnext, perch-2, small (for use without a GPU), or a model of "
-            "this package: take its feature settings, backbone and backbone_variant, where no flag is given"
+            "help": "birdset-efficientnet, birdset-convnext, perch-2, or a model of this package: take its feature "
+            "settings, backbone and backbone_variant, where no flag is given"
         },
     )
     backbone_variant: Literal["timm", "transformers", "perch-2"] = field(

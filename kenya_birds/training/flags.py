@@ -196,7 +196,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
     if light[1].get("front_end_from") is not None:
         front_end = find_front_end(light[1]["front_end_from"])
         light[1] = {"backbone": front_end.backbone, "backbone_variant": front_end.variant, **light[1]}
-        light[2] = front_end.features_but(light[2])
+        light[2] = {**front_end.features, **light[2]}
     # Some defaults ask torch for a GPU.
     TrainerArguments(**{"dataloader_pin_memory": False, "accelerator_config": None, **own}).check()
     usual = {name: field.default for name, field in transformers_fields().items()}

@@ -1,6 +1,5 @@
-"""Named front ends: feature settings, and the backbone that belongs to them, mostly those of published weights."""
+"""Front ends that starting weights were trained with: feature settings, and the backbone that belongs to them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import log, log10
 from typing import Any
@@ -24,17 +23,6 @@ class FrontEnd:
     features: dict[str, Any] = field(default_factory=dict)
     backbone: str = ""
     variant: str = "timm"
-
-    def features_but(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of the feature extractor, of which the given ones have priority.
-
-        Args:
-            given: Arguments that were given. With another noise reduction, its `prop_decrease` is not taken either.
-        """
-        own = self.features
-        if "noise_reduction" in given:
-            own = {name: value for name, value in own.items() if name != "prop_decrease"}
-        return {**own, **given}
 
 
 _CLEAN = {"sampling_rate": 32_000, "clip_s": 5.0, "noise_reduction": "none", "high_pass_hz": 0.0, "pre_emphasis": 0.0}
@@ -72,12 +60,6 @@ PRESETS = {
         },
         "tf_efficientnet_b3",
         "perch-2",
-    ),
-    # For detection without a GPU: benchmarks/speed.py, and docs/detection.md, "Speed". No noise reduction is left, and
-    # the high-pass is part of the mel filters.
-    "small": FrontEnd(
-        {"noise_reduction": "spectrogram", "prop_decrease": 0.0, "hop_length": 640, "n_mels": 64},
-        "tf_efficientnet_lite0",
     ),
 }
 # Models on the Hub that do not state their front end.
