@@ -136,6 +136,7 @@ def run_detection(
             ),
             about=_about(pipeline, model_hash),
             skipped=sources.skipped,
+            packages=RUNTIME_PACKAGES[pipeline.scorer.backend],
         )
         analysed = [
             RecordingInfo(

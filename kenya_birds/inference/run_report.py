@@ -16,7 +16,6 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import as_utf8, check_can_make, file_sha256, read_json, write_json
 from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
 from kenya_birds.inference.audio_stream import Reading
-from kenya_birds.inference.backends import RUNTIME_PACKAGES
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
 from kenya_birds.inference.species import SpeciesNames
@@ -90,6 +89,7 @@ class RunReport:
         cost: RunCost,
         about: Mapping[str, Any],
         skipped: Sequence[Skipped] = (),
+        packages: Sequence[str] = (),
     ) -> "RunReport":
         """Makes the report of a run, without the counts of detections.
 
@@ -99,6 +99,7 @@ class RunReport:
             cost: Time of their analysis, and its processes.
             about: Model and settings.
             skipped: Files that the search skipped. Those that the user may want are among the failures.
+            packages: Further packages whose versions are stated.
         """
         failures = [row for name, reading in readings.items() for row in _unscored(name, reading)]
         failures += [(left.path, "skipped", "", "", left.reason) for left in skipped if left.skip.is_loss]
@@ -124,7 +125,7 @@ class RunReport:
             "versions": {
                 "kenya_birds": __version__,
                 "python": platform.python_version(),
-                **library_versions((*MODEL, *DECODERS, *RUNTIME_PACKAGES[about["settings"]["backend"]])),
+                **library_versions((*MODEL, *DECODERS, *packages)),
             },
         }
         return cls(content, failures)
