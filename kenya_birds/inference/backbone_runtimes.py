@@ -220,14 +220,8 @@ class BackboneCheck:
         Raises:
             UserError: If they differ too much.
         """
-        bound = LARGEST_INPUT_DIFFERENCE[self.precision] * float(expected.std()) if expected.size else 0.0
-        difference = float(np.abs(found - expected).max(initial=0.0))
-        if not difference <= bound:
-            raise UserError(
-                f"embeddings of --backend {self._backend} in {self.precision} differ from torch in float32 by up to "
-                f"{difference:.2g} on the first windows: expected at most {bound:.2g}; give --backend torch and "
-                "--precision float32"
-            )
+        deviation = float(expected.std()) if expected.size else 0.0
+        self._compare("embeddings", expected, found, LARGEST_INPUT_DIFFERENCE[self.precision] * deviation)
 
     def add(self, expected: np.ndarray, found: np.ndarray) -> None:
         """Compares scores.
@@ -239,21 +233,25 @@ class BackboneCheck:
         Raises:
             UserError: If they differ too much.
         """
-        differences = np.abs(found - expected)
-        difference = float(differences.max(initial=0.0)) if np.isfinite(differences).all() else float("inf")
-        bound = LARGEST_DIFFERENCE[self.precision]
-        if not difference <= bound:
-            raise UserError(
-                f"scores of --backend {self._backend} in {self.precision} differ from torch in float32 by up to "
-                f"{difference:.2g} on the first windows: expected at most {bound}; give --backend torch and "
-                "--precision float32"
-            )
+        difference = self._compare("scores", expected, found, LARGEST_DIFFERENCE[self.precision])
         reported = expected >= self._thresholds
         with self._lock:
             self.windows += len(expected)
             self.reported += int(reported.sum())
             self.changed += int((reported != (found >= self._thresholds)).sum())
             self.largest_difference = max(self.largest_difference, difference)
+
+    def _compare(self, what: str, expected: np.ndarray, found: np.ndarray, bound: float) -> float:
+        """The largest difference; raises `UserError` if it is above the bound."""
+        differences = np.abs(found - expected)
+        difference = float(differences.max(initial=0.0)) if np.isfinite(differences).all() else float("inf")
+        if not difference <= bound:
+            raise UserError(
+                f"{what} of --backend {self._backend} in {self.precision} differ from torch in float32 by up to "
+                f"{difference:.2g} on the first windows: expected at most {bound:.2g}; give --backend torch and "
+                "--precision float32"
+            )
+        return difference
 
     @classmethod
     def describe_all(cls, checks: Sequence["BackboneCheck | None"]) -> dict[str, Any] | None:

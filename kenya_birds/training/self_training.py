@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +86,8 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
     logger.info("Self-training: scoring %d windows of the unlabelled recordings ...", len(grid.start))
     # One process scores, in float32: small differences between devices, and between a run and the one that resumes it,
     # would give different labels.
-    labeller = trainer.accelerator.unwrap_model(copy.deepcopy(model), keep_fp32_wrapper=False)
-    logits = run.team.first_does(lambda: grid.logits(labeller, run.extractor))
+    unwrapped = partial(trainer.accelerator.unwrap_model, keep_fp32_wrapper=False)
+    logits = run.team.first_does(lambda: grid.logits(unwrapped(copy.deepcopy(model)), run.extractor))
     pseudo = PseudoLabels.of(grid, expit(logits))
     result: dict[str, Any] = {
         "windows": len(grid.start),

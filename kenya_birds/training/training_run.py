@@ -109,7 +109,6 @@ class Run:
             )
         self.team = training_team(settings.training)
         self._output_dir, self._stack, self._entered = Path(settings.training.output_dir), contextlib.ExitStack(), 0
-        self._has_learned = False  # from the teacher, in this process
         self._everything_for = everything_for
         self._windows: dict[str, tuple[RecordingWindowGrid, WindowTargets]] = {}
         self._no_call: tuple[datasets.Dataset | None, np.ndarray] | None = None
@@ -511,7 +510,6 @@ class Run:
         with self:
             about = stage.run(self.model, self.team)
             self.team.first_does(lambda: write_json(about, self._output_dir / STAGE_FILE))
-            self._has_learned = True
 
     def fit(self, trainer: KenyaBirdsTrainer, clips: datasets.DatasetDict) -> dict[str, Any]:
         """Trains or resumes; the trainer then has the best (or last) model.
@@ -564,7 +562,7 @@ class Run:
                 raise UserError(f"another run has used {folder} in the meantime: run the same command again")
             if checkpoint is None:
                 self.record.write(folder)
-                if not self._has_learned:
+                if self._first_stage is None:
                     (folder / STAGE_FILE).unlink(missing_ok=True)  # of a run that was stopped before a checkpoint
                 write_table(self.splits, folder / SPLITS_FILE)
                 fingerprints = self.builder.archive.fingerprints(self.splits["recording"])
