@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -16,6 +17,8 @@ from kenya_birds.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+
+logger = logging.getLogger(__name__)
 
 CARD_TEMPLATE = "model_card.md"
 
@@ -322,6 +325,36 @@ def locked(folder: Path, lock_file: Path | None = None, wait_s: float = 0.0) -> 
         raise UserError(f"another run is writing to {folder}: wait for it, or give another folder") from None
     except (OSError, NotImplementedError) as error:
         raise UserError(f"{folder} cannot be locked or written to ({error}): give another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def shared_lock(path: Path, what: str, longest_s: float = -1) -> Iterator[None]:
+    """Locks what one process makes for all, such as a cache. Another process waits, and the log says so.
+
+    Args:
+        path: The lock file, in an existing folder.
+        what: What is made, for the log, such as `the first stage in /cache/x`.
+        longest_s: Longest time to wait in seconds; -1: no limit.
+
+    Raises:
+        UserError: If another process holds the lock for longer than `longest_s`.
+        OSError: If the lock file cannot be created.
+    """
+    import filelock
+
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except filelock.Timeout:
+        logger.info("Another process makes %s: waiting for it ...", what)
+        try:
+            lock.acquire(timeout=longest_s)
+        except filelock.Timeout:
+            raise UserError(f"another process has held {path} for {longest_s / 60:g} minutes: end it") from None
     try:
         yield
     finally:

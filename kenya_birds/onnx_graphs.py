@@ -4,17 +4,16 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from huggingface_hub import constants
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import file_sha256, whole_file
+from kenya_birds.files import file_sha256, shared_lock, whole_file
 from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions, weights_sha256
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 
@@ -107,7 +106,7 @@ def backbone_graph(model: KenyaBirdsForAudioClassification, features: torch.Tens
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with shared_lock(path.with_suffix(".lock"), f"the graph {path}", LONGEST_WAIT_S):
             if not _is_whole(path):  # another process may have made it in the meantime
                 logger.info("Making a graph of the network (once for each model, takes up to a minute) ...")
                 name = model.config.backbone
@@ -121,26 +120,6 @@ def backbone_graph(model: KenyaBirdsForAudioClassification, features: torch.Tens
             f"{folder} cannot be written: {error}; free disk space there, or set HF_HOME to another folder"
         ) from None
     return path
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Locks a graph; waits for a process that makes it."""
-    lock = filelock.FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=1)
-    except filelock.Timeout:
-        logger.info("Waiting for another process that makes the graph %s ...", path)
-        try:
-            lock.acquire(timeout=LONGEST_WAIT_S)
-        except filelock.Timeout:
-            raise UserError(
-                f"another process has held {path.with_suffix('.lock')} for {LONGEST_WAIT_S / 60:g} minutes: end it"
-            ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _fingerprint(model: KenyaBirdsForAudioClassification, features: torch.Tensor) -> str:

@@ -205,7 +205,10 @@ def test_a_model_of_two_archives_has_figures_of_each(synthetic, tmp_path, capsys
     more = ["--cache_dir", tmp_path / "cache", "--output", tmp_path / "again"]
     main([str(word) for word in ("evaluate", tmp_path / "birds", *synthetic, *more)])
     again = json.loads((tmp_path / "again" / "metrics.json").read_text())["test"]
-    assert again["archives"] == test["archives"]
+    assert again["archives"].keys() == test["archives"].keys()
+    for archive, figures in test["archives"].items():
+        # Two processes may differ in the last digits of a float32.
+        assert again["archives"][archive] == pytest.approx(figures, abs=1e-6)
     assert "archive south, " in capsys.readouterr().out
 
 

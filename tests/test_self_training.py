@@ -16,7 +16,7 @@ from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
 from kenya_birds.evaluation.window_targets import WindowTargets
-from kenya_birds.training import pseudo_labels
+from kenya_birds.training import pseudo_labels, self_training
 from kenya_birds.training.pseudo_labels import PseudoLabels, PseudoLabelSampler, count_sure
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 from kenya_birds.training.training_run import Run
@@ -202,6 +202,14 @@ def test_an_interrupted_round_resumes(trained, place, small_archive, elsewhere, 
     assert steps[0][1] > 0  # nor is the first epoch of the round
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (trained, place / "stopped"))
     assert all((whole[name] == resumed[name]).all() for name in whole)
+
+
+def test_a_round_of_another_model_is_not_used_again(trained, tmp_path):
+    round_file = trained / "self-training-1" / "round.json"
+    before = json.loads(round_file.read_text())["before"]
+    assert self_training._is_done(round_file.parent, before)
+    assert not self_training._is_done(round_file.parent, before - 0.01)
+    assert not self_training._is_done(tmp_path, before)
 
 
 def test_a_lower_loss_on_validation_is_better(place, small_archive, elsewhere, monkeypatch):

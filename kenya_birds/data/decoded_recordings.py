@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
 from kenya_birds.data.audio import Block, RecordingReader, read_header
 from kenya_birds.data.same_recording import file_identity
 from kenya_birds.data.sound_pieces import SILENCE_S, audible, resampled
 from kenya_birds.errors import UserError
-from kenya_birds.files import read_json, whole_file, write_json
+from kenya_birds.files import LOCK_FILE, read_json, shared_lock, whole_file, write_json
 from kenya_birds.fingerprints import DECODERS, code_fingerprint, library_versions
 
 logger = logging.getLogger(__name__)
@@ -145,7 +144,7 @@ def decode_recordings(
     wanted = {name: folder / _key(path, sampling_rate, channel) for name, path in paths.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / ".lock"):
+        with shared_lock(folder / LOCK_FILE, f"the decoded recordings in {folder}"):
             missing = [name for name, stem in wanted.items() if _read(name, stem) is None]
             if missing:
                 _check_space({name: paths[name] for name in missing}, folder, sampling_rate)

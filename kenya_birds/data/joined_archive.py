@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import filelock
 import pandas as pd
 
 from kenya_birds.data.archive import (
@@ -29,6 +28,7 @@ from kenya_birds.files import (
     SPECIES_FILE,
     check_layouts,
     check_new_folder,
+    shared_lock,
     users_folder,
     write_table,
 )
@@ -135,7 +135,7 @@ def one_archive(archives: Sequence[str | Path], cache_dir: str | Path | None = N
     path = Path(cache_dir or config.HF_DATASETS_CACHE).expanduser() / FOLDER / key
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path.with_suffix(".lock")):
+        with shared_lock(path.with_suffix(".lock"), f"the joined archive {path}"):
             if not path.is_dir():
                 logger.info("%s", join_archives(folders, path).format())
     except OSError as error:

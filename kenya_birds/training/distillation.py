@@ -20,9 +20,8 @@ from torch import nn
 
 from kenya_birds.console import user_errors
 from kenya_birds.distributed import Team
-from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
-from kenya_birds.files import locked, read_json, whole_file, write_json
+from kenya_birds.files import LOCK_FILE, read_json, shared_lock, whole_file, write_json
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions, weights_sha256
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training.arguments import AugmentationArguments
@@ -231,11 +230,7 @@ class Stage:
     def _lock(self, stack: ExitStack) -> None:
         with user_errors(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                stack.enter_context(locked(self.folder))
-            except UserError:
-                logger.info("Another run trains the same first stage: waiting for it ...")
-                stack.enter_context(locked(self.folder, wait_s=-1))
+            stack.enter_context(shared_lock(self.folder / LOCK_FILE, f"the first stage {self.folder}"))
 
     def _train(self, model: KenyaBirdsForAudioClassification, team: Team) -> None:
         # A copy: processes that share gradients keep hooks on the parameters.

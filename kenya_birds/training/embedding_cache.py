@@ -4,16 +4,15 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import whole_file
+from kenya_birds.files import LOCK_FILE, shared_lock, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +75,10 @@ class EmbeddingCache:
         missing = self._fill(found, blocks)
         if not missing:
             return found
-        lock = filelock.FileLock(self.folder / ".lock")
-        with self._writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        try:
+        with ExitStack() as stack:
+            with self._writing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(shared_lock(self.folder / LOCK_FILE, f"the embeddings in {self.folder}"))
             missing = self._fill(found, missing)  # another process may have embedded them in the meantime
             progress = _Progress(what, len(found), sum(len(block.rows) for block in missing))
             for block in missing:
@@ -93,8 +91,6 @@ class EmbeddingCache:
                 self.computed += len(block.rows)
                 progress.add(len(block.rows))
             progress.finish()
-        finally:
-            lock.release()
         return found
 
     @contextmanager

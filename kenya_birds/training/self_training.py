@@ -61,7 +61,7 @@ def self_train(run: "Run", trainer: KenyaBirdsTrainer, rounds: int) -> list[dict
     best, results = float(trainer.state.best_metric), []
     for number in range(1, rounds + 1):
         folder = Path(run.settings.training.output_dir) / f"self-training-{number}"
-        if not run.team.first_does((folder / ROUND_FILE).is_file):
+        if not run.team.first_does(partial(_is_done, folder, best)):
             _run_round(run, trainer, grid, folder, best)
         result = read_json(folder / ROUND_FILE)
         results.append(result)
@@ -78,6 +78,11 @@ def self_train(run: "Run", trainer: KenyaBirdsTrainer, rounds: int) -> list[dict
         trainer.model.load_state_dict(load_file(folder / WEIGHTS))
         best = result["after"]
     return results
+
+
+def _is_done(folder: Path, before: float) -> bool:
+    """Returns True if a round was run before, from a model with the same metric on validation."""
+    return (folder / ROUND_FILE).is_file() and read_json(folder / ROUND_FILE)["before"] == before
 
 
 def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid, folder: Path, before: float) -> None:
