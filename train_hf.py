@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.files import CARD_TEMPLATE, shipped_file
-from kenya_birds.process import print_anything, use_utf8
+from kenya_birds.process import keep_freed_memory, print_anything, use_utf8
 from kenya_birds.training.flags import TrainFlags, after_stop, parse_train_flags
 from kenya_birds.training.run_folder import CARD_FILE, writing_results
 
@@ -119,6 +119,7 @@ def command(arguments: list[str] | None = None, program: str = "train_hf.py") ->
     """
     use_utf8()
     print_anything()
+    keep_freed_memory()
     with one_line_errors(program):
         main(arguments, program)
         from accelerate import PartialState

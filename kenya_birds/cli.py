@@ -16,7 +16,7 @@ from kenya_birds.commands import (
 )
 from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.parsing import Parser, add_general
-from kenya_birds.process import cleaned_up_at_signals, print_anything, use_utf8
+from kenya_birds.process import cleaned_up_at_signals, keep_freed_memory, print_anything, use_utf8
 
 TRAIN = "kenya-birds train"
 
@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     use_utf8()
     print_anything()
+    keep_freed_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["train"]:
         import train_hf

@@ -1,5 +1,6 @@
-"""Process settings of commands: text in any script, and signals that let files be closed and removed."""
+"""Process settings of commands: text in any script, memory, and signals that let files be closed and removed."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -10,6 +11,9 @@ from types import FrameType
 
 # Termination, closed terminal, and Ctrl+Break on Windows; Python handles SIGINT as KeyboardInterrupt.
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK")
+# Of malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 2**30
 
 
 def use_utf8() -> None:
@@ -31,6 +35,20 @@ def print_anything() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
+
+
+def keep_freed_memory() -> None:
+    """Keeps freed memory in the process for the next tensors. Does nothing where the C library is not glibc.
+
+    By default, glibc gives blocks above 32 MB back to the system at once, and smaller ones at the end of the heap. A
+    page that comes from the system is cleared first. This takes a quarter of the time in which a batch is trained on a
+    CPU. The settings are in force until the process ends. Settings of the user in the environment have priority.
+    """
+    is_set = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if sys.platform != "linux" or is_set or not hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
+        return
+    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        libc.mallopt(option, _KEPT_BYTES)
 
 
 class _Ended(BaseException):

@@ -1,5 +1,7 @@
 import io
+import mmap
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -36,6 +38,26 @@ def test_a_console_that_lacks_a_letter_shows_another(monkeypatch):
     assert stream.buffer.getvalue().decode("cp1252").strip() == "Forêt ?"
     monkeypatch.setattr(sys, "stdout", io.StringIO())  # what notebooks put there has no encoding
     print_anything()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="other C libraries differ")
+@pytest.mark.parametrize("variable", ["", "MALLOC_ARENA_MAX"])
+def test_freed_memory_is_used_again_unless_the_user_has_settings(variable):
+    code = (
+        "import resource; from kenya_birds.process import keep_freed_memory; keep_freed_memory();"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
+        "fill = lambda: len(b'1' * 80_000_000); fill(); before = faults();"
+        "[fill() for _ in range(5)]; print(faults() - before)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    environment |= {"PYTHONPATH": str(Path(__file__).parent.parent)} | ({variable: "4"} if variable else {})
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    pages = 5 * 80_000_000 / mmap.PAGESIZE
+    if variable:
+        assert int(done.stdout) > pages / 1000  # the system may give pages of 2 MB
+    else:
+        assert int(done.stdout) < pages / 1000
 
 
 @needs_posix
