@@ -28,6 +28,7 @@ from kenya_birds.model.signal_kenya_birds import (
     peak_normalize,
     stft,
 )
+from kenya_birds.process import keep_freed_memory
 
 CLASSES = 100
 WHOLE = "all, noise reduction "
@@ -90,6 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=16, help="clips in a batch")
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args(arguments)
+    keep_freed_memory()  # as commands do
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
 
     features = {"n_mels": options.n_mels, "hop_length": options.hop_length}

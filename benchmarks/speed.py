@@ -53,6 +53,7 @@ from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
+from kenya_birds.process import keep_freed_memory
 from kenya_birds.saved_models import find_model
 
 CLASSES = 100
@@ -410,6 +411,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, nargs="+", default=[1.0, 12.0], help="of memory")
     parser.add_argument("--find_all", action="store_true", help="a detection in every window")
     options = parser.parse_args()
+    keep_freed_memory()  # as commands do
     packages = sorted(
         {"torch", "timm", "ai-edge-litert", *(name for names in RUNTIME_PACKAGES.values() for name in names)}
     )

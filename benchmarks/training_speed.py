@@ -27,6 +27,7 @@ from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model.signal_kenya_birds import in_chunks, power_to_db
+from kenya_birds.process import keep_freed_memory
 from kenya_birds.training.augmentation import DRAWS, Augmentation, AugmentationArguments, cut_windows
 
 CLASSES = 100
@@ -354,6 +355,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--peak_tflops", type=float, help="peak speed of the device, to print the used share")
     options = parser.parse_args()
+    keep_freed_memory()  # as commands do
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     MEASURES[options.measure](options)
