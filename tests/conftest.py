@@ -1,6 +1,7 @@
 """What all tests share: caches of their own, no network, and one small archive with its clips."""
 
 import gc
+import inspect
 import logging
 import os
 import tempfile
@@ -67,7 +68,13 @@ def _log_as_libraries_have_it():
 
 
 def leave_figures_blank(patch):
-    """Figures are not drawn, which takes a third of the time of a small run."""
+    """Figures of runs and evaluations are not drawn, which takes a third of the time of a small run."""
+    from kenya_birds.evaluation import evaluation_report
+    from kenya_birds.experiments import whole_recordings
+
+    for module in (evaluation_report, whole_recordings):
+        for name in [name for name in vars(module) if name.startswith("save_")]:
+            patch.setattr(module, name, _blank(getattr(module, name)))
     from matplotlib.figure import Figure
 
     def blank(self, file, **_):
@@ -75,6 +82,16 @@ def leave_figures_blank(patch):
         Path(file).write_bytes(b"no picture")
 
     patch.setattr(Figure, "savefig", blank)
+
+
+def _blank(draw):
+    """What writes the file of a figure without drawing it."""
+    signature = inspect.signature(draw)
+
+    def write(*args, **kwargs):
+        Path(signature.bind(*args, **kwargs).arguments["path"]).write_bytes(b"no picture")
+
+    return write
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from accelerate.state import AcceleratorState
+
 import train_hf
 from kenya_birds.training.flags import parse_train_flags
 from kenya_birds.training.settings import Settings
@@ -104,17 +107,10 @@ def _run_path(path: str, words: list[str]) -> None:
         sys.argv, sys.path[:] = before
 
 
-# What children that are killed have imported before they start.
-PRELOADED = ("detecting", "train_hf", "kenya_birds.experiments.results", "kenya_birds.training.tuning")
-
-
 def start(function: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
-    """Calls a function in a child, which is quicker than a new Python: where it can, it has imported all already."""
-    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
-    if can_fork:
-        context.set_forkserver_preload(list(PRELOADED))
-    child = context.Process(target=function, args=arguments)
+    """Calls a function in a child: where it can, a fork of this process, which has imported all already."""
+    can_fork = sys.platform == "linux" and not torch.cuda.is_available()  # a fork cannot train where there is a GPU
+    child = multiprocessing.get_context("fork" if can_fork else "spawn").Process(target=function, args=arguments)
     child.start()
     return child
 
@@ -129,6 +125,7 @@ def start_ranks(
 
 def _in_rank(environment: dict[str, object], function: Callable[..., None], arguments: tuple[object, ...]) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
+    AcceleratorState._reset_state(reset_partial_state=True)  # training in the parent has left that it is alone
     function(*arguments)
 
 
