@@ -26,9 +26,14 @@ ON_RECORDINGS = {"train_on": "recordings", "windows_per_epoch": 48, **UNCHANGED}
 
 
 @pytest.fixture(scope="module")
-def trained(small_archive, tmp_path_factory):
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def trained(small_archive, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recordings")
-    return train(small_archive, folder / "birds", folder / "cache", num_train_epochs=3, **ON_RECORDINGS)
+    return train(small_archive, folder / "birds", cache, num_train_epochs=3, **ON_RECORDINGS)
 
 
 def test_a_model_of_recordings_is_multi_label_and_chosen_by_windows(trained):
@@ -95,9 +100,9 @@ def test_detection_warns_of_another_overlap_and_of_merging(trained, small_archiv
     assert "chosen for unmerged detections (now merged)" in caplog.text
 
 
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_archive, tmp_path):
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_archive, cache, tmp_path):
     def run(name, **settings):
-        words = flags(small_archive, tmp_path / name, tmp_path / "cache", num_train_epochs=2, **ON_RECORDINGS)
+        words = flags(small_archive, tmp_path / name, cache, num_train_epochs=2, **ON_RECORDINGS)
         with Run(settings_of([*words, *(word for item in settings.items() for word in map(str, item))])) as run:
             trainer, _, _ = run.train()
         return trainer.model.classifier.weight.detach().numpy()
@@ -108,9 +113,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_archive, tmp_path
     assert np.array_equal(whole, resumed)
 
 
-def test_a_model_with_a_softmax_has_no_call_in_no_result(small_archive, tmp_path):
-    settings = {**ON_RECORDINGS, "num_train_epochs": 2}
-    folder = train(small_archive, tmp_path / "birds", tmp_path / "cache", **settings)
+def test_a_model_with_a_softmax_has_no_call_in_no_result(trained, small_archive, tmp_path):
+    folder = trained
     config = json.loads((folder / "config.json").read_text())
     species = list(config["id2label"].values())
     assert config["no_call_class"]
@@ -125,11 +129,11 @@ def test_a_model_with_a_softmax_has_no_call_in_no_result(small_archive, tmp_path
     assert set(found["code"]) <= set(species)
 
 
-def test_focal_weights_lower_the_loss_of_what_is_easy(small_archive, tmp_path):
-    first = []
+def test_focal_weights_lower_the_loss_of_what_is_easy(small_archive, cache, tmp_path):
+    first, unmeasured = [], {"eval_strategy": "no", "load_best_model_at_end": False}
     for gamma in (0, 2):
         settings = {**ON_RECORDINGS, "window_loss": "bce", "focal_gamma": gamma, "num_train_epochs": 1}
-        words = flags(small_archive, tmp_path / f"gamma{gamma}", tmp_path / "cache", **settings)
+        words = flags(small_archive, tmp_path / f"gamma{gamma}", cache, **unmeasured, **settings)
         with Run(settings_of(words)) as run:
             run.train()
         first.append(losses(tmp_path / f"gamma{gamma}"))
