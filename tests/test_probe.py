@@ -58,6 +58,18 @@ def trained(small_archive, cache, tmp_path_factory):
     return train(small_archive, folder, cache, num_train_epochs=1, **SETTINGS)
 
 
+@pytest.fixture(scope="module")
+def probed(model, small_archive, cache, tmp_path_factory):
+    """A probe over the splits that training makes."""
+    return run(model, small_archive, tmp_path_factory.mktemp("probed") / "out", cache)[1]
+
+
+@pytest.fixture(scope="module")
+def probed_folds(model, small_archive, cache, tmp_path_factory, validated):
+    """A probe over three folds beside a cross-validation: its table and folder."""
+    return run(model, small_archive, tmp_path_factory.mktemp("probed") / "folds", cache, folds=3, beside=validated)
+
+
 @pytest.fixture
 def answer(monkeypatch):
     """Lets embeddings hold the answer: one-hot classes (or those present), far from each other, with some noise."""
@@ -182,8 +194,8 @@ def test_embeddings_that_hold_the_answer_score_one(model, small_archive, cache, 
     assert read_predictions(output / "predictions.parquet").multi_label == multi_label
 
 
-def test_a_probe_leaves_what_a_run_leaves_of_its_test(model, small_archive, cache, tmp_path, trained):
-    _, output = run(model, small_archive, tmp_path / "out", cache)
+def test_a_probe_leaves_what_a_run_leaves_of_its_test(probed, trained):
+    output = probed
     evaluated = {
         "metrics.json",
         "per_species.csv",
@@ -207,8 +219,8 @@ def test_a_probe_leaves_what_a_run_leaves_of_its_test(model, small_archive, cach
     assert about["embedding_size"] > 0
 
 
-def test_folds_are_those_of_training(model, small_archive, cache, tmp_path, validated):
-    table, output = run(model, small_archive, tmp_path / "out", cache, folds=3, beside=validated)
+def test_folds_are_those_of_training(probed_folds, validated):
+    table, output = probed_folds
     assert (output / "folds.csv").read_text() == (validated / "folds.csv").read_text()
     folds = pd.read_csv(output / "folds.csv")
     for fold in range(3):
@@ -229,10 +241,9 @@ def test_folds_are_those_of_training(model, small_archive, cache, tmp_path, vali
     assert f"{theirs:.4f}" in table
 
 
-def test_a_table_of_folds_is_cross_validated(model, small_archive, cache, tmp_path, validated):
-    path = validated / "folds.csv"
-    _, one = run(model, small_archive, tmp_path / "one", cache, splits_file=path)
-    _, other = run(model, small_archive, tmp_path / "other", cache, folds=3)
+def test_a_table_of_folds_is_cross_validated(model, small_archive, cache, tmp_path, validated, probed_folds):
+    _, one = run(model, small_archive, tmp_path / "one", cache, splits_file=validated / "folds.csv")
+    _, other = probed_folds
     assert (one / "metrics.json").read_text() == (other / "metrics.json").read_text()
 
 
@@ -244,9 +255,7 @@ def test_without_a_table_the_splits_are_the_runs(model, small_archive, cache, tm
     assert (output / "folds.csv").read_text() == (validated / "folds.csv").read_text()
 
 
-def test_a_clip_is_embedded_once(model, small_archive, cache, tmp_path, monkeypatch):
-    run(model, small_archive, tmp_path / "first", cache)
-
+def test_a_clip_is_embedded_once(model, small_archive, cache, tmp_path, monkeypatch, probed):
     def refuse(*_):
         raise AssertionError("embedded again")
 
@@ -254,7 +263,7 @@ def test_a_clip_is_embedded_once(model, small_archive, cache, tmp_path, monkeypa
     _, knn = run(model, small_archive, tmp_path / "second", cache, method="knn")
     _, again = run(model, small_archive, tmp_path / "third", cache)
     assert (knn / "metrics.json").is_file()
-    assert (again / "metrics.json").read_text() == (tmp_path / "first" / "metrics.json").read_text()
+    assert (again / "metrics.json").read_text() == (probed / "metrics.json").read_text()
 
 
 def test_embeddings_are_those_of_the_model_and_not_of_another(model, clips, tmp_path):
