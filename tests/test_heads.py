@@ -279,7 +279,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_archive, network,
 def test_training_on_recordings_with_augmented_versions_of_a_tflite_network(small_archive, place, tmp_path):
     network = wrapped(tmp_path / "network", small_archive, network=write_tflite)
     given = settings(
-        network, train_on="recordings", windows_per_epoch=64, embedded_versions=2, head="mlp", head_hidden_size=8
+        network, train_on="recordings", windows_per_epoch=32, embedded_versions=2, head="mlp", head_hidden_size=8
     )
     folder = train_head(small_archive, tmp_path / "birds", place / "cache", **given)
     config = json.loads((folder / "config.json").read_text())
@@ -292,7 +292,7 @@ def test_training_on_recordings_with_augmented_versions_of_a_tflite_network(smal
 
 
 def test_a_cross_validation_with_a_final_fit(small_archive, network, place, tmp_path):
-    given = settings(network, folds=3, final_fit=True, bundle_backbone=True)
+    given = settings(network, folds=3, final_fit=True, bundle_backbone=True, num_train_epochs=1)
     folder = train_head(small_archive, tmp_path / "birds", place / "cache", **given)
     assert json.loads((folder / "cross_validation.json").read_text())["folds"] == 3
     assert (folder / "birds.onnx").is_file()
@@ -306,7 +306,8 @@ def test_a_model_of_this_package_is_frozen_and_keeps_its_backbone(small_archive,
     other = {"splits_file": _moved_splits(donor, tmp_path)}
     with pytest.raises(UserError, match="trained on"):
         train_head(small_archive, tmp_path / "refused", place / "cache", **settings(donor, **other))
-    folder = train_head(small_archive, tmp_path / "birds", place / "cache", **settings(donor, head="mlp", **splits))
+    given = settings(donor, head="mlp", num_train_epochs=1, **splits)
+    folder = train_head(small_archive, tmp_path / "birds", place / "cache", **given)
     model, extractor = load_model(folder)
     before, before_extractor = load_model(donor)
     assert extractor.to_dict() == before_extractor.to_dict()
