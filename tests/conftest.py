@@ -1,13 +1,12 @@
 """What all tests share: caches of their own, no network, and one small archive with its clips."""
 
 import gc
-import inspect
 import logging
 import os
 import tempfile
-from pathlib import Path
 
 import pytest
+from drawing import leave_figures_blank
 
 # These files take longest, the longest first. They start first, so that no process is left alone with one in the end.
 SLOW_FILES = (
@@ -65,33 +64,6 @@ def _log_as_libraries_have_it():
     logger = logging.getLogger("kenya_birds")
     logger.handlers, logger.propagate = [], True
     logger.setLevel(logging.NOTSET)
-
-
-def leave_figures_blank(patch):
-    """Figures of runs and evaluations are not drawn, which takes a third of the time of a small run."""
-    from kenya_birds.evaluation import evaluation_report
-    from kenya_birds.experiments import whole_recordings
-
-    for module in (evaluation_report, whole_recordings):
-        for name in [name for name in vars(module) if name.startswith("save_")]:
-            patch.setattr(module, name, _blank(getattr(module, name)))
-    from matplotlib.figure import Figure
-
-    def blank(self, file, **_):
-        self.clear()
-        Path(file).write_bytes(b"no picture")
-
-    patch.setattr(Figure, "savefig", blank)
-
-
-def _blank(draw):
-    """What writes the file of a figure without drawing it."""
-    signature = inspect.signature(draw)
-
-    def write(*args, **kwargs):
-        Path(signature.bind(*args, **kwargs).arguments["path"]).write_bytes(b"no picture")
-
-    return write
 
 
 @pytest.fixture(scope="module")

@@ -45,19 +45,46 @@ def run_fresh(
         return subprocess.run(
             [sys.executable, *texts], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
         )
-    server = _server()
     with tempfile.TemporaryDirectory() as folder:
-        files = [str(Path(folder) / name) for name in ("stdout", "stderr")]
-        print(json.dumps({"words": texts, "cwd": str(cwd), "env": dict(env), "files": files}), file=server.stdin)
-        server.stdin.flush()
-        pid = json.loads(server.stdout.readline())
-        if not select.select([server.stdout], [], [], timeout_s)[0]:
-            os.killpg(pid, signal.SIGKILL)
-            server.stdout.readline()
-            raise subprocess.TimeoutExpired(texts, timeout_s)
-        code = json.loads(server.stdout.readline())
-        output, errors = (Path(file).read_text(encoding="utf-8") for file in files)
+        stdout, stderr = (Path(folder) / name for name in ("stdout", "stderr"))
+        program = FreshProgram(*texts, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
+        try:
+            code = program.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.wait()
+            raise
+        output, errors = (file.read_text(encoding="utf-8") for file in (stdout, stderr))
     return subprocess.CompletedProcess(texts, code, output, errors)
+
+
+class FreshProgram:
+    """A program that runs in a fork, as `subprocess.Popen` has it; Linux only, and no other one until it has ended.
+
+    Args:
+        words: See `run_fresh`.
+        cwd: Working directory.
+        env: All environment variables.
+        stdout: File that it prints to.
+        stderr: File of its errors, which can be the same.
+    """
+
+    def __init__(self, *words: str | Path, cwd: Path, env: Mapping[str, str], stdout: Path, stderr: Path) -> None:
+        self.words, self._server = [str(word) for word in words], _server()
+        program = {"words": self.words, "cwd": str(cwd), "env": dict(env), "files": [str(stdout), str(stderr)]}
+        print(json.dumps(program), file=self._server.stdin)
+        self._server.stdin.flush()
+        self.pid = json.loads(self._server.stdout.readline())
+
+    def wait(self, timeout: float = 300) -> int:
+        """Its exit code, once it has ended."""
+        if not select.select([self._server.stdout], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self.words, timeout)
+        return json.loads(self._server.stdout.readline())
+
+    def kill(self) -> None:
+        """Ends it and the processes of its group."""
+        os.killpg(self.pid, signal.SIGKILL)
 
 
 def fork_check(patch) -> None:

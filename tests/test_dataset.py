@@ -16,8 +16,10 @@ import pandas as pd
 import pytest
 import soundfile
 from archives import RATE, as_int16, edit, noise, write_archive
+from fresh_python import FreshProgram
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import ROOT
 
 from kenya_birds.data import builders
 from kenya_birds.data.archive import Archive, read_archive
@@ -351,13 +353,16 @@ if __name__ == "__main__":
 @pytest.fixture
 def slow_build(archive, tmp_path):
     """Begins to cut clips, in a process that is returned; each of its processes waits after so many clips."""
-    script = tmp_path / "build.py"
+    script, log = tmp_path / "build.py", tmp_path / "log.txt"
     script.write_text(SLOW_BUILD, encoding="utf-8")
 
     def begin(cache, num_proc, method, clips=2):
-        words = [sys.executable, script, archive, cache, str(num_proc), method, str(clips)]
-        log = (tmp_path / "log.txt").open("w", encoding="utf-8")
-        return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+        words = [script, archive, cache, str(num_proc), method, str(clips)]
+        if method == "spawn":
+            file = log.open("w", encoding="utf-8")
+            return subprocess.Popen([sys.executable, *words], stdout=file, stderr=file, start_new_session=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return FreshProgram(*words, cwd=tmp_path, env=environment, stdout=log, stderr=log)
 
     return begin
 
@@ -397,7 +402,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_clips(archive, 
     wait_for(lambda: len([path for path in cache.rglob("*train*.arrow") if path.stat().st_size >= least]) == num_proc)
     children = children_of(process.pid)
     assert len(children) == (3 if num_proc == 2 else 0), "two that cut, and one that serves their queue"
-    process.kill()
+    os.kill(process.pid, signal.SIGKILL)  # it alone
     process.wait()
     wait_for(lambda: not any(map(is_running, children)))
     (incomplete,) = cache.rglob("*.incomplete")

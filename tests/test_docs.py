@@ -15,6 +15,7 @@ import matplotlib
 import pytest
 import soundfile
 from doc_pages import PAGES, SHELLS, blocks, commands, inline_code, prose, simple_commands
+from drawing import leave_figures_blank
 from networks import write_labels, write_tflite
 from running import ROOT, flags, run, train
 
@@ -53,7 +54,9 @@ def things(tmp_path_factory):
     archive = synthesize_archive(
         folder / "archive", recordings=9, duration_s=40, species=5, annotations=110, scene="quiet", seed=2
     )
-    train(archive, folder / "birds", folder / "cache", num_train_epochs=6, min_annotations=10)
+    with pytest.MonkeyPatch.context() as patch:
+        leave_figures_blank(patch)
+        train(archive, folder / "birds", folder / "cache", num_train_epochs=3, min_annotations=10)
     # So small a model detects hardly anything at its own thresholds.
     thresholds = json.loads((folder / "birds" / "thresholds.json").read_text(encoding="utf-8"))
     thresholds["species"] = dict.fromkeys(thresholds["species"], 0.1)
@@ -122,7 +125,9 @@ def run_command(words, folder):
         assert code == 0, words
     elif "train_hf.py" in words and not any("$" in word for word in words):
         small = flags("", "", folder / "cache", num_train_epochs=1)
-        train_hf.main([*small, *words[words.index("train_hf.py") + 1 :]])
+        with pytest.MonkeyPatch.context() as patch:
+            leave_figures_blank(patch)
+            train_hf.main([*small, *words[words.index("train_hf.py") + 1 :]])
 
 
 def test_the_first_page_trains_in_ten_lines_and_detects_in_four(things, tmp_path, monkeypatch, capsys):
