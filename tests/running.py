@@ -109,10 +109,14 @@ def _run_path(path: str, words: list[str]) -> None:
 
 def start(function: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
     """Calls a function in a child: where it can, a fork of this process, which has imported all already."""
-    can_fork = sys.platform == "linux" and not torch.cuda.is_available()  # a fork cannot train where there is a GPU
-    child = multiprocessing.get_context("fork" if can_fork else "spawn").Process(target=function, args=arguments)
+    child = multiprocessing.get_context("fork" if can_fork() else "spawn").Process(target=function, args=arguments)
     child.start()
     return child
+
+
+def can_fork() -> bool:
+    """Whether a fork of this process can do what it can: where there is a GPU, it cannot train."""
+    return sys.platform == "linux" and not torch.cuda.is_available()
 
 
 def start_ranks(
