@@ -1,6 +1,7 @@
 """Undocumented parts of other libraries are used in one module, and each of them is still as it is used there."""
 
 import ast
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -49,6 +50,18 @@ def is_private(name):
     return name.startswith("_") and not name.startswith("__")
 
 
+@functools.cache
+def parsed(path):
+    """The syntax tree of a module."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def names_of(tree):
+    """What `names_defined` finds; many modules import from the same ones."""
+    return frozenset(names_defined(tree))
+
+
 def names_defined(tree):
     """Functions, classes, variables and attributes that a module defines."""
     for node in ast.walk(tree):
@@ -66,12 +79,12 @@ def trees_of_bases(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kenya_birds."):
             path = ROOT / f"{node.module.replace('.', '/')}.py"
             if path.is_file():  # otherwise it is a folder
-                yield ast.parse(path.read_text(encoding="utf-8"))
+                yield parsed(path)
 
 
 def private_names_used(tree):
     """Private names of libraries, each with its line."""
-    own = {name for module in (tree, *trees_of_bases(tree)) for name in names_defined(module)}
+    own = frozenset[str]().union(*map(names_of, (tree, *trees_of_bases(tree))))
     for node in ast.walk(tree):
         found = []
         if isinstance(node, ast.Attribute) and node.attr not in own | OF_PYTHON:
@@ -88,11 +101,7 @@ def private_names_used(tree):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_other_module_uses_a_private_name_of_a_library(path):
     allowed = OF_ARGPARSE if path.name == "parsing.py" else set()
-    used = [
-        f"line {line}: {name}"
-        for name, line in private_names_used(ast.parse(path.read_text(encoding="utf-8")))
-        if name not in allowed
-    ]
+    used = [f"line {line}: {name}" for name, line in private_names_used(parsed(path)) if name not in allowed]
     assert not used, f"find a public way, or move this to {PLACE} and test it here"
 
 
