@@ -6,8 +6,6 @@ import json
 import os
 import random
 import shutil
-import socket
-import sys
 import time
 from dataclasses import replace
 
@@ -16,8 +14,9 @@ import fsspec
 import numpy as np
 import pytest
 import soundfile
-from detecting import CLIP_S, CODES, RATE, chirps, run_in_folder, save_model, tables, write_recordings
-from running import ROOT, run, start, wait_until
+from detecting import CLIP_S, CODES, FORMATS, RATE, chirps, run_in_folder, save_model, tables, write_recordings
+from fresh_python import run_fresh
+from running import ROOT, free_port, start, wait_until
 
 from kenya_birds.cli import main
 from kenya_birds.console import one_line_errors
@@ -33,7 +32,7 @@ from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.pipeline import SoundscapePipeline, detect
 
 # Runs that are killed in the suite; for more: KENYA_BIRDS_KILLS=200 python -m pytest tests/test_detect.py -k killed
-KILLS = int(os.environ.get("KENYA_BIRDS_KILLS", "8"))
+KILLS = int(os.environ.get("KENYA_BIRDS_KILLS", "6"))
 LENGTHS_S = (7.3, 0.4, 12.0, 3.5, 5.0, 20.2)
 
 
@@ -179,9 +178,20 @@ def test_another_sampling_rate_gives_windows_at_the_same_times(model, tmp_path):
     ]
 
 
-# Says at its very end whether it is still in a group with other processes, and has imported much after it joined one.
+# Two processes, which are forks: importing all of this takes long. Each says at its very end whether it is still in a
+# group with the other one, and has imported much after it joined it.
 IN_A_GROUP = """
-import atexit, pathlib, sys
+import atexit, os, pathlib, sys
+import kenya_birds.inference.detect
+
+ranks = []
+for rank in "01":
+    ranks.append(os.fork())
+    if not ranks[-1]:
+        os.environ.update(RANK=rank, LOCAL_RANK=rank)
+        break
+else:
+    sys.exit(any(os.waitpid(process, 0)[1] for process in ranks))
 
 def state():
     import torch
@@ -201,10 +211,11 @@ finally:
 def test_several_processes_give_the_same_bytes_and_leave_their_group(model, recordings, reference, tmp_path):
     # Otherwise a thread of the group may abort the process while Python ends.
     (tmp_path / "script.py").write_text(IN_A_GROUP)
-    words = [str(model), str(recordings), "--output", str(tmp_path / "output"), "--overlap_s", "0.5"]
-    words += ["--batch_size", "4", "--device", "cpu", "--formats", "raven,audacity,csv,parquet,json,kaleidoscope"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = run(*launcher, str(tmp_path / "script.py"), "detect", *words, PYTHONPATH=str(ROOT))
+    words = [model, recordings, "--output", tmp_path / "output", "--overlap_s", "0.5", "--batch_size", "4"]
+    words += ["--device", "cpu", "--formats", ",".join(FORMATS)]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **group}
+    result = run_fresh(tmp_path / "script.py", "detect", *words, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "output" / "run.json").read_text())["this_run"]["processes"] == 2
     assert tables(tmp_path / "output") == reference
@@ -232,10 +243,8 @@ def _run_in_child(model, recordings, output, environment):
 
 
 def test_a_run_ends_when_another_of_its_processes_is_killed(model, tmp_path):
-    long = write_recordings(tmp_path / "recordings", (600.0, 600.0))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    long = write_recordings(tmp_path / "recordings", (200.0, 200.0))
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     output = tmp_path / "output"
     children = [start(_run_in_child, model, long, output, {"RANK": str(rank), **address}) for rank in range(2)]
     journal = output / ".kenya_birds" / "journal"
