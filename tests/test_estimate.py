@@ -60,7 +60,7 @@ def test_convnext_tiny_has_the_parameters_of_its_paper_less_two_channels_of_the_
 
 
 def test_each_class_costs_a_row_of_the_classifier(convnext_tiny):
-    fewer = estimate("convnext_tiny", batch_size=2, num_labels=10, bands=32, frames=32)
+    fewer = estimate("convnext_tiny", batch_size=64, num_labels=10)
     assert convnext_tiny.parameters - fewer.parameters == 990 * (768 + 1)
 
 
@@ -90,7 +90,7 @@ def test_features_are_those_of_the_default_extractor_unless_told():
     assert default_feature_size() == (128, 188)
     by_default = estimate("test_convnext", batch_size=1, num_labels=2)
     assert by_default == estimate("test_convnext", batch_size=1, num_labels=2, bands=128, frames=188)
-    assert estimate("test_convnext", batch_size=1, num_labels=2, frames=130).frames == 130
+    assert estimate("convnext_tiny", batch_size=1, num_labels=10, bands=128, frames=130).frames == 130
 
 
 # Against hand arithmetic
@@ -123,7 +123,7 @@ def test_the_first_layer_has_no_gradient_of_its_input_to_compute():
 
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_backward_costs_about_twice_the_forward_pass(backbone):
-    result = estimate(backbone, batch_size=2, num_labels=10, bands=64, frames=64)
+    result = estimate(backbone, batch_size=64, num_labels=10)
     assert 2.9 < result.training_flops_per_clip / result.forward_flops_per_clip <= 3
 
 
@@ -192,8 +192,7 @@ def test_at_the_default_batch_the_sum_of_the_parts_is_within_4_percent_of_the_mo
 # Properties
 
 
-@settings(max_examples=3, deadline=None)
-@given(batch_size=st.integers(1, 300))
+@pytest.mark.parametrize("batch_size", [7, 64])
 def test_memory_is_linear_in_the_batch_and_flops_are_the_same_for_each_clip(batch_size):
     one, some = (estimate("test_convnext", batch_size=size, num_labels=10) for size in (1, batch_size))
     assert some.forward_flops_per_clip == one.forward_flops_per_clip
@@ -203,7 +202,8 @@ def test_memory_is_linear_in_the_batch_and_flops_are_the_same_for_each_clip(batc
     assert some.memory["fp32"].saved - constant == batch_size * (one.memory["fp32"].saved - constant)
 
 
-@pytest.mark.parametrize("backbone", FAMILIES)
+# One with layer normalisation and one with batch normalisation.
+@pytest.mark.parametrize("backbone", ["test_convnext", "mobilenetv4_conv_small"])
 def test_bf16_saves_about_half_and_copies_of_the_weights(backbone):
     small, large = (estimate(backbone, batch_size=size, num_labels=10).memory for size in (32, 64))
     per_clip = {name: (large[name].saved - small[name].saved) / 32 for name in small}
