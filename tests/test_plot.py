@@ -497,7 +497,8 @@ def test_no_text_of_an_activity_is_cut_off_or_covers_another(species, durations)
     boxes = [text.get_window_extent() for text in texts]
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
     assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
-    assert not [(a, b) for a, b in combinations(texts, 2) if a.get_window_extent().overlaps(b.get_window_extent())]
+    pairs = combinations(zip(texts, boxes, strict=True), 2)
+    assert not [(a, b) for (a, of_a), (b, of_b) in pairs if of_a.overlaps(of_b)]
 
 
 def test_an_hour_that_was_hardly_recorded_does_not_set_the_scale():
