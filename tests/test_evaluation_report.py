@@ -48,10 +48,16 @@ def evaluate(folder, multi_label=False, one_recording=False, **settings):
     return metrics, logits, references
 
 
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Evaluations with and without several labels a clip: the folder, the metrics, the logits and the references."""
+    folders = {multi_label: tmp_path_factory.mktemp("evaluated") / "new" / "folder" for multi_label in (False, True)}
+    return {multi_label: (folder, *evaluate(folder, multi_label)) for multi_label, folder in folders.items()}
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
-def test_an_evaluation_leaves_its_files_and_returns_its_metrics(tmp_path, multi_label):
-    metrics, logits, references = evaluate(tmp_path / "new" / "folder", multi_label)
-    folder = tmp_path / "new" / "folder"
+def test_an_evaluation_leaves_its_files_and_returns_its_metrics(evaluated, multi_label):
+    folder, metrics, logits, references = evaluated[multi_label]
     assert {path.name for path in folder.iterdir()} == FILES
     assert json.loads((folder / "metrics.json").read_text()) == {"test": metrics}
     assert set(metrics["intervals"]) == set(METRICS)
@@ -69,29 +75,32 @@ def test_an_evaluation_leaves_its_files_and_returns_its_metrics(tmp_path, multi_
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-def test_an_evaluation_is_repeated_from_its_predictions_alone(tmp_path, multi_label):
-    metrics, *_ = evaluate(tmp_path / "first", multi_label)
-    predictions = read_predictions(tmp_path / "first" / "predictions.parquet")
+def test_an_evaluation_is_repeated_from_its_predictions_alone(evaluated, tmp_path, multi_label):
+    folder, metrics, *_ = evaluated[multi_label]
+    predictions = read_predictions(folder / "predictions.parquet")
     again = write_report(tmp_path / "again", predictions, context=EvaluationContext({"bird0": "Ash Bird"}))
     assert {name: again[name] for name in (*METRICS, "intervals", "not_scored")} == {
         name: metrics[name] for name in (*METRICS, "intervals", "not_scored")
     }
     assert again["ece_before_calibration"] is None
-    confusion = [(tmp_path / name / "confusion_matrix.png").read_bytes() for name in ("first", "again")]
+    confusion = [(where / "confusion_matrix.png").read_bytes() for where in (folder, tmp_path / "again")]
     assert confusion[0] == confusion[1]
 
 
-def test_the_same_seed_gives_the_same_files(tmp_path):
-    first, *_ = evaluate(tmp_path / "first")
-    second, *_ = evaluate(tmp_path / "second")
+def test_the_same_seed_gives_the_same_files(evaluated, tmp_path):
+    folder, first, *_ = evaluated[False]
+    second, *_ = evaluate(tmp_path)
     assert first == second
     for name in FILES - {"predictions.parquet"}:
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
-    other, *_ = evaluate(tmp_path / "other", seed=1)
-    assert other["intervals"] != first["intervals"]
+        assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
-def test_one_recording_has_no_intervals_and_is_told(tmp_path, caplog):
+def test_another_seed_gives_other_intervals(evaluated, tmp_path, blank_pictures):
+    metrics, *_ = evaluate(tmp_path, seed=1)
+    assert metrics["intervals"] != evaluated[False][1]["intervals"]
+
+
+def test_one_recording_has_no_intervals_and_is_told(tmp_path, caplog, blank_pictures):
     metrics, *_ = evaluate(tmp_path, one_recording=True, split="validation")
     assert set(metrics["intervals"].values()) == {None}
     assert "validation has only one recording" in caplog.text
@@ -110,13 +119,13 @@ def test_classes_that_cannot_be_scored_are_listed(tmp_path):
     assert "not defined" in format_metrics(metrics)
 
 
-def test_an_identity_calibration_changes_nothing(tmp_path):
+def test_an_identity_calibration_changes_nothing(tmp_path, blank_pictures):
     metrics, *_ = evaluate(tmp_path, calibration=Calibration())
     assert metrics["ece"] == metrics["ece_before_calibration"]
 
 
-def test_metrics_are_told_with_their_intervals(tmp_path):
-    metrics, *_ = evaluate(tmp_path)
+def test_metrics_are_told_with_their_intervals(evaluated):
+    _, metrics, *_ = evaluated[False]
     lines = format_metrics(metrics).splitlines()
     assert lines[0] == "400 clips of 10 recordings, 8 classes in them"
     assert lines[1].startswith(f"macro_f1       {metrics['macro_f1']:.4f}  ({metrics['intervals']['macro_f1'][0]:.4f}")
