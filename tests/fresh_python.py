@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 PRELOADED = (
@@ -27,7 +27,11 @@ PRELOADED = (
 
 
 def run_fresh(
-    *words: str | Path, cwd: Path, env: Mapping[str, str], timeout_s: float = 300
+    *words: str | Path,
+    cwd: Path,
+    env: Mapping[str, str],
+    timeout_s: float = 300,
+    started: Callable[[int], object] = lambda process: None,
 ) -> subprocess.CompletedProcess:
     """Runs a program in a Python of its own, as `python words` does.
 
@@ -36,6 +40,7 @@ def run_fresh(
         cwd: Working directory.
         env: All environment variables.
         timeout_s: What takes longer is killed and an error.
+        started: Gets the number of the process as soon as it has one; not called outside Linux.
 
     Returns:
         The exit code and what the program printed.
@@ -48,6 +53,7 @@ def run_fresh(
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = (Path(folder) / name for name in ("stdout", "stderr"))
         program = FreshProgram(*texts, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
+        started(program.pid)
         try:
             code = program.wait(timeout_s)
         except subprocess.TimeoutExpired:

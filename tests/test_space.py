@@ -1,9 +1,10 @@
 """The demo as a Space: a folder that starts by itself, and its way to the Hub."""
 
 import os
-import subprocess
-import sys
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from demo_server import Visitor
 from detecting import RATE, chirps, save_model
 from fake_hub import FakeHub
+from fresh_python import run_fresh
 from packaging.requirements import Requirement
 from running import free_port
 
@@ -61,15 +63,11 @@ def test_the_folder_starts_in_a_process_that_knows_nothing_of_this_repository(tm
     page.write_text(page.read_text().replace("Who sings here?", "From a copy of the code"))
     model, port = save_model(tmp_path / "model"), free_port()
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SPACE_ID")}
-    process = subprocess.Popen(
-        [sys.executable, "app.py"],
-        cwd=tmp_path / "space",
-        env={**environment, "KENYA_BIRDS_MODEL": str(model), "GRADIO_SERVER_PORT": str(port), "MAX_HOURS": "0.1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
+    environment |= {"KENYA_BIRDS_MODEL": str(model), "GRADIO_SERVER_PORT": str(port), "MAX_HOURS": "0.1"}
+    started = []
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stopped:
+        running = pool.submit(run_fresh, "app.py", cwd=tmp_path / "space", env=environment, started=started.append)
+        stopped.callback(lambda: os.kill(started[0], signal.SIGTERM))
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 120
         while True:
@@ -77,7 +75,7 @@ def test_the_folder_starts_in_a_process_that_knows_nothing_of_this_repository(tm
                 httpx.get(f"{address}/config", timeout=5).raise_for_status()
                 break
             except httpx.HTTPError:
-                assert process.poll() is None, process.stdout.read()
+                assert not running.done(), running.result().stderr
                 assert time.monotonic() < deadline
                 time.sleep(0.3)
         recording = tmp_path / "song.wav"
@@ -86,11 +84,9 @@ def test_the_folder_starts_in_a_process_that_knows_nothing_of_this_repository(tm
         visitor.open(visitor.upload(recording).json()[0])
         assert "song.wav: 00:10.0, 16 kHz" in visitor.ask("analyse", 0.5)[0]
         assert "From a copy of the code" in httpx.get(f"{address}/config").text
-    finally:
-        process.terminate()
-        said, _ = process.communicate(timeout=30)
-    assert "The page is at http://127.0.0.1" in said
-    assert process.returncode == 0, said
+    ended = running.result()
+    assert "The page is at http://127.0.0.1" in ended.stdout + ended.stderr
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_space_is_published_in_one_commit_and_old_code_goes(tmp_path, monkeypatch):
