@@ -1,6 +1,7 @@
 """The demo without a browser: analysis, what it stores of visitors, and which requests it refuses."""
 
 import errno
+import functools
 import html
 import os
 import re
@@ -63,6 +64,12 @@ def findings(analyser, recording):
 
 
 @pytest.fixture(scope="module")
+def heard(analyser, recording):
+    """What is found in the recording with an overlap."""
+    return functools.cache(lambda overlap_s: analyser.analyse(recording, overlap_s=overlap_s))
+
+
+@pytest.fixture(scope="module")
 def address(analyser):
     with served(analyser, max_upload_mb=2) as address:
         yield address
@@ -92,11 +99,11 @@ def uploaded(visitor, path, name=None):
     ],
 )
 @pytest.mark.parametrize("overlap_s", [0.0, 0.5, 0.75])
-def test_detections_are_those_of_the_pipeline_under_any_settings(model, analyser, recording, settings, overlap_s):
+def test_detections_are_those_of_the_pipeline_under_any_settings(model, heard, settings, overlap_s):
     pipeline = SoundscapePipeline(model, overlap_s=overlap_s, settings=settings, device="cpu")
     expected = pipeline(chirps(40, 1), RATE, name=NAME)
     assert len(expected) > 3
-    assert analyser.analyse(recording, overlap_s=overlap_s).detections(settings) == expected
+    assert heard(overlap_s).detections(settings) == expected
 
 
 @pytest.mark.parametrize("asked", [None, 0.999999, -1, 1e9, float("nan"), "0.5", [0.5]])
