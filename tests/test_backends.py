@@ -174,8 +174,15 @@ def test_embeddings_are_compared_where_scores_hide_differences():
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
-def test_damaged_weights_end_detection_instead_of_finding_nothing(model, recordings, tmp_path, capsys, backend):
+def test_damaged_weights_end_detection_instead_of_finding_nothing(
+    model, recordings, tmp_path, monkeypatch, capsys, backend
+):
     damaged = save_model(tmp_path / "damaged")
+    # Its backbone is that of the other model, which has a graph.
+    whole, _ = load_model(model)
+    monkeypatch.setattr(
+        backbone_runtimes, "backbone_graph", lambda _, features: onnx_graphs.backbone_graph(whole, features)
+    )
     weights = load_file(damaged / "model.safetensors")
     name = next(name for name in weights if name.startswith("classifier"))
     save_file({**weights, name: weights[name] * float("nan")}, damaged / "model.safetensors", {"format": "pt"})
