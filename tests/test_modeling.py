@@ -60,11 +60,11 @@ def test_a_backbone_scores_clips_and_shows_embeddings(backbone):
 
 
 @pytest.mark.parametrize("backbone", ["dla46_c", "hrnet_w18_small", "resnetaa50", "test_convnext"])
-@pytest.mark.parametrize("shape", [(128, 188), (100, 130)])
-def test_bands_and_frames_need_not_be_multiples_of_32(backbone, shape):
+def test_bands_and_frames_need_not_be_multiples_of_32(backbone):
     model = build(backbone).eval()
-    with torch.no_grad():
-        assert model(spectrograms(1, *shape)).logits.isfinite().all()
+    for shape in ((128, 188), (100, 130)):
+        with torch.no_grad():
+            assert model(spectrograms(1, *shape)).logits.isfinite().all()
 
 
 def test_the_last_frames_count_as_much_as_the_first():
