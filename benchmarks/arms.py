@@ -105,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser, arms: Mapping[str, str]) -> N
         action="append",
         default=[],
         metavar="'NAME: FLAGS'",
-        help="another arm, with flags of train_hf.py; may be repeated",
+        help="another arm, with flags of train_hf.py, in which {fold} is the number of the fold; may be repeated",
     )
     parser.add_argument("--flags", type=shlex.split, default=[], help="flags of train_hf.py for all arms")
 
@@ -139,7 +139,8 @@ def _plan(options: argparse.Namespace, arm: Arm, fold: int, seed: int) -> ArmRun
     folds = ["--splits_file", options.folds_file] if options.folds_file else []
     chosen = ["--data_dir", options.archive, *folds, "--fold", fold, "--seed", seed]
     # The arm's flags are last, so they have priority.
-    words = tuple(str(word) for word in [*chosen, *options.flags, *arm.flags])
+    given = [word.replace("{fold}", str(fold)) for word in [*options.flags, *arm.flags]]
+    words = tuple(str(word) for word in [*chosen, *given])
     return ArmRun(arm, fold, seed, options.work_dir / f"{_slug(arm.name)}-fold{fold}-seed{seed}", words)
 
 

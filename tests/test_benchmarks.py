@@ -151,7 +151,7 @@ def compared(archive, folder, *words):
 
 @pytest.mark.usefixtures("blank_figures")
 def test_arms_are_trained_once_and_compared_on_whole_recordings(small_archive, tmp_path, monkeypatch):
-    arms = ("--only", "clips", "--arm", "focal 2.0: --train_on recordings --focal_gamma 2")
+    arms = ("--only", "clips", "--arm", "focal 2.0: --train_on recordings --focal_gamma 2 --run_name fold{fold}")
     first = compared(small_archive, tmp_path, *arms)
     assert first.returncode == 0, first.stderr
     head, _, *rows = first.stdout.splitlines()
@@ -160,7 +160,7 @@ def test_arms_are_trained_once_and_compared_on_whole_recordings(small_archive, t
     assert "| | focal 2.0 minus clips |" in rows
     assert sum("F1 of events" in row for row in rows) == 2
     record = json.loads((tmp_path / "work" / "focal-2.0-fold0-seed0.json").read_text())
-    assert record["command"][-2:] == ["--focal_gamma", "2"]
+    assert record["command"][-4:] == ["--focal_gamma", "2", "--run_name", "fold0"]
     assert 0 <= record["metrics"]["test"]["macro_f1"] <= 1
     monkeypatch.setattr("train_hf.main", None)  # nothing is trained again
     assert compared(small_archive, tmp_path, *arms).stdout == first.stdout
