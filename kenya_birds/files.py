@@ -342,13 +342,15 @@ def shared_lock(path: Path, what: str, longest_s: float = -1) -> Iterator[None]:
 
     Raises:
         UserError: If another process holds the lock for longer than `longest_s`.
-        OSError: If the lock file cannot be created.
+        OSError: If the lock file cannot be created, or the file system has no locks.
     """
     import filelock
 
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=1)
+    except NotImplementedError as error:
+        raise OSError(f"{path}: {error}") from None
     except filelock.Timeout:
         logger.info("Another process makes %s: waiting for it ...", what)
         try:

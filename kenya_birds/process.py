@@ -13,7 +13,7 @@ from types import FrameType
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK")
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 2**30
+_KEPT_BYTES, _MOST_IN_OLD_GLIBC = 2**30, 2**25
 
 
 def use_utf8() -> None:
@@ -41,14 +41,15 @@ def keep_freed_memory() -> None:
     """Keeps freed memory in the process for the next tensors. Does nothing where the C library is not glibc.
 
     By default, glibc gives blocks above 32 MB back to the system at once, and smaller ones at the end of the heap. A
-    page that comes from the system is cleared first. This takes a quarter of the time in which a batch is trained on a
-    CPU. The settings are in force until the process ends. Settings of the user in the environment have priority.
+    page that comes from the system is cleared first, which takes up to a quarter of the time of training on a CPU. The
+    settings are in force until the process ends. Settings of the user in the environment have priority.
     """
     is_set = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if sys.platform != "linux" or is_set or not hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
         return
-    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-        libc.mallopt(option, _KEPT_BYTES)
+    # glibc before 2.34 refuses more than 32 MB. The second setting alone would leave this limit at 128 KB.
+    if libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES) or libc.mallopt(_M_MMAP_THRESHOLD, _MOST_IN_OLD_GLIBC):
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 class _Ended(BaseException):

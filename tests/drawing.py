@@ -1,5 +1,6 @@
 """Leaves the figures of runs blank, for tests that do not look at them."""
 
+import functools
 import inspect
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def _blank(draw):
     """What writes the file of a figure without drawing it."""
     signature = inspect.signature(draw)
 
+    @functools.wraps(draw)
     def write(*args, **kwargs):
         Path(signature.bind(*args, **kwargs).arguments["path"]).write_bytes(b"no picture")
 

@@ -6,6 +6,7 @@ transformers, timm) and this package are left to the programs. Outside Linux an 
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import json
@@ -40,16 +41,23 @@ def run_fresh(
         cwd: Working directory.
         env: All environment variables.
         timeout_s: What takes longer is killed and an error.
-        started: Gets the number of the process as soon as it has one; not called outside Linux.
+        started: Gets the number of the process as soon as it has one.
 
     Returns:
         The exit code and what the program printed.
     """
     texts = [str(word) for word in words]
     if sys.platform != "linux":
-        return subprocess.run(
-            [sys.executable, *texts], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            [sys.executable, *texts], cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True
+        ) as process:
+            started(process.pid)
+            try:
+                output, errors = process.communicate(timeout=timeout_s)
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(texts, process.returncode, output, errors)
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = (Path(folder) / name for name in ("stdout", "stderr"))
         program = FreshProgram(*texts, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
@@ -80,17 +88,19 @@ class FreshProgram:
         program = {"words": self.words, "cwd": str(cwd), "env": dict(env), "files": [str(stdout), str(stderr)]}
         print(json.dumps(program), file=self._server.stdin)
         self._server.stdin.flush()
-        self.pid = json.loads(self._server.stdout.readline())
+        self.pid, self.code = json.loads(self._server.stdout.readline()), None
 
     def wait(self, timeout: float = 300) -> int:
         """Its exit code, once it has ended."""
         if not select.select([self._server.stdout], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(self.words, timeout)
-        return json.loads(self._server.stdout.readline())
+        self.code = json.loads(self._server.stdout.readline())
+        return self.code
 
     def kill(self) -> None:
         """Ends it and the processes of its group."""
-        os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
 
 def fork_check(patch) -> None:

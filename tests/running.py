@@ -115,8 +115,8 @@ def start(function: Callable[..., None], *arguments: object) -> multiprocessing.
 
 
 def can_fork() -> bool:
-    """Whether a fork of this process can do what it can: where there is a GPU, it cannot train."""
-    return sys.platform == "linux" and not torch.cuda.is_available()
+    """Whether a fork of this process can train: not with a GPU, nor with OpenMP threads, which do not survive it."""
+    return sys.platform == "linux" and not torch.cuda.is_available() and torch.get_num_threads() == 1
 
 
 def start_ranks(

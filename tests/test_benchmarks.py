@@ -93,9 +93,15 @@ class ForkedDemo(subprocess.Popen):
         self._child = start(_serve, words[3:], env, its)
         os.close(its)
         self.pid, self.stdout = self._child.pid, os.fdopen(ours)
-        self.kill, self.terminate, self.wait = self._child.kill, self._child.terminate, self._child.join
+        self.kill, self.terminate = self._child.kill, self._child.terminate
 
     def poll(self):
+        return self._child.exitcode
+
+    def wait(self, timeout=None):
+        self._child.join(timeout)
+        if self._child.exitcode is None:
+            raise subprocess.TimeoutExpired("the demo", timeout)
         return self._child.exitcode
 
 

@@ -353,7 +353,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def slow_build(archive, tmp_path):
     """Begins to cut clips, in a process that is returned; each of its processes waits after so many clips."""
-    script, log = tmp_path / "build.py", tmp_path / "log.txt"
+    script, log, begun = tmp_path / "build.py", tmp_path / "log.txt", []
     script.write_text(SLOW_BUILD, encoding="utf-8")
 
     def begin(cache, num_proc, method, clips=2):
@@ -362,9 +362,14 @@ def slow_build(archive, tmp_path):
             file = log.open("w", encoding="utf-8")
             return subprocess.Popen([sys.executable, *words], stdout=file, stderr=file, start_new_session=True)
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return FreshProgram(*words, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        begun.append(FreshProgram(*words, cwd=tmp_path, env=environment, stdout=log, stderr=log))
+        return begun[-1]
 
-    return begin
+    yield begin
+    for program in begun:  # of a test that failed
+        if program.code is None:
+            program.kill()
+            program.wait()
 
 
 def wait_for(condition, timeout_s=300.0):

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import sys
 import time
 from dataclasses import replace
 
@@ -15,8 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 from detecting import CLIP_S, CODES, FORMATS, RATE, chirps, run_in_folder, save_model, tables, write_recordings
-from fresh_python import run_fresh
-from running import ROOT, free_port, start, wait_until
+from running import ROOT, free_port, run, start, wait_until
 
 from kenya_birds.cli import main
 from kenya_birds.console import one_line_errors
@@ -178,20 +178,9 @@ def test_another_sampling_rate_gives_windows_at_the_same_times(model, tmp_path):
     ]
 
 
-# Two processes, which are forks: importing all of this takes long. Each says at its very end whether it is still in a
-# group with the other one, and has imported much after it joined it.
+# Says at its very end whether it is still in a group with other processes, and has imported much after it joined one.
 IN_A_GROUP = """
-import atexit, os, pathlib, sys
-import kenya_birds.inference.detect
-
-ranks = []
-for rank in "01":
-    ranks.append(os.fork())
-    if not ranks[-1]:
-        os.environ.update(RANK=rank, LOCAL_RANK=rank)
-        break
-else:
-    sys.exit(any(os.waitpid(process, 0)[1] for process in ranks))
+import atexit, pathlib, sys
 
 def state():
     import torch
@@ -211,11 +200,10 @@ finally:
 def test_several_processes_give_the_same_bytes_and_leave_their_group(model, recordings, reference, tmp_path):
     # Otherwise a thread of the group may abort the process while Python ends.
     (tmp_path / "script.py").write_text(IN_A_GROUP)
-    words = [model, recordings, "--output", tmp_path / "output", "--overlap_s", "0.5", "--batch_size", "4"]
-    words += ["--device", "cpu", "--formats", ",".join(FORMATS)]
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **group}
-    result = run_fresh(tmp_path / "script.py", "detect", *words, cwd=ROOT, env=environment)
+    words = [str(model), str(recordings), "--output", str(tmp_path / "output"), "--overlap_s", "0.5"]
+    words += ["--batch_size", "4", "--device", "cpu", "--formats", ",".join(FORMATS)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = run(*launcher, str(tmp_path / "script.py"), "detect", *words, PYTHONPATH=str(ROOT))
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "output" / "run.json").read_text())["this_run"]["processes"] == 2
     assert tables(tmp_path / "output") == reference

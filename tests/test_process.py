@@ -46,14 +46,14 @@ def test_freed_memory_is_used_again_unless_the_user_has_settings(variable):
     code = (
         "import resource; from kenya_birds.process import keep_freed_memory; keep_freed_memory();"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
-        "fill = lambda: len(b'1' * 80_000_000); fill(); before = faults();"
-        "[fill() for _ in range(5)]; print(faults() - before)"
+        "fill = lambda: len(b'1' * 20_000_000); fill(); before = faults();"
+        "[fill() for _ in range(20)]; print(faults() - before)"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     environment |= {"PYTHONPATH": str(Path(__file__).parent.parent)} | ({variable: "4"} if variable else {})
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    pages = 5 * 80_000_000 / mmap.PAGESIZE
+    pages = 20 * 20_000_000 / mmap.PAGESIZE
     if variable:
         assert int(done.stdout) > pages / 1000  # the system may give pages of 2 MB
     else:

@@ -212,6 +212,15 @@ def test_a_round_of_another_model_is_not_used_again(trained, tmp_path):
     assert not self_training._is_done(tmp_path, before)
 
 
+def test_checkpoints_of_a_round_from_another_model_are_not_resumed(trained, tmp_path):
+    last = sorted(trained.glob("checkpoint-*"))[-1]
+    assert self_training._checkpoint(tmp_path, 0.5) is None
+    shutil.copytree(last, tmp_path / last.name)
+    assert self_training._checkpoint(tmp_path, 0.5) == tmp_path / last.name
+    assert self_training._checkpoint(tmp_path, 0.6) is None
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
 def test_a_lower_loss_on_validation_is_better(place, small_archive, elsewhere, monkeypatch):
     monkeypatch.setattr(pseudo_labels, "PRESENT", LOW)
     settings = {"self_training": 1, "unlabelled": elsewhere, "num_train_epochs": 2, "metric_for_best_model": "loss"}

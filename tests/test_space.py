@@ -67,7 +67,7 @@ def test_the_folder_starts_in_a_process_that_knows_nothing_of_this_repository(tm
     started = []
     with ThreadPoolExecutor(1) as pool, ExitStack() as stopped:
         running = pool.submit(run_fresh, "app.py", cwd=tmp_path / "space", env=environment, started=started.append)
-        stopped.callback(lambda: os.kill(started[0], signal.SIGTERM))
+        stopped.callback(lambda: running.done() or os.kill(started[0], signal.SIGTERM))
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 120
         while True:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROUND_FILE, WEIGHTS = "round.json", "model.safetensors"
+START_FILE, ROUND_FILE, WEIGHTS = "start.json", "round.json", "model.safetensors"
 
 
 def self_train(run: "Run", trainer: KenyaBirdsTrainer, rounds: int) -> list[dict[str, Any]]:
@@ -115,7 +115,7 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
         logger.warning("No species is sure in the unlabelled recordings: there is nothing to learn from them")
     else:
         student = _student(run, trainer, pseudo, folder)
-        checkpoint = run.team.first_does(lambda: last_whole_checkpoint(folder))
+        checkpoint = run.team.first_does(partial(_checkpoint, folder, before))
         student.train(None if checkpoint is None else str(checkpoint))
         result["after"] = float(student.state.best_metric)
         result["train_runtime_s"] = round(student.trained_s, 1)
@@ -134,6 +134,17 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
 
     run.team.wait()  # until every process has loaded the best checkpoint
     run.team.first_does(write)
+
+
+def _checkpoint(folder: Path, before: float) -> Path | None:
+    """The checkpoint from which a round resumes; those of a round from another model are deleted."""
+    start = folder / START_FILE
+    if not start.is_file() or read_json(start)["before"] != before:
+        for left in folder.glob("checkpoint-*"):
+            shutil.rmtree(left)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json({"before": before}, start)
+    return last_whole_checkpoint(folder)
 
 
 def _student(run: "Run", trainer: KenyaBirdsTrainer, pseudo: PseudoLabels, folder: Path) -> KenyaBirdsTrainer:
