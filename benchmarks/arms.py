@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))  # for train_hf.py
 
 from kenya_birds.errors import UserError  # noqa: E402
 from kenya_birds.files import read_json, write_json  # noqa: E402
+from kenya_birds.process import keep_freed_memory  # noqa: E402
 from kenya_birds.training.run_folder import last_whole_checkpoint  # noqa: E402
 
 METRICS_FILE = "metrics.json"
@@ -160,6 +161,7 @@ def train_missing(runs: Mapping[str, Sequence[ArmRun]], cache_dir: Path) -> None
     Raises:
         UserError: If a run cannot be trained.
     """
+    keep_freed_memory()  # as train_hf.py does
     for run in _by_fold(runs):
         if run.record.is_file():
             continue

@@ -20,7 +20,6 @@ from arms import ArmRun, add_arguments, plan_runs, train_missing
 
 from kenya_birds.console import one_line_errors
 from kenya_birds.files import write_json
-from kenya_birds.process import keep_freed_memory
 
 ARMS = {
     "clips": "--train_on clips",
@@ -43,7 +42,6 @@ def main(arguments: list[str] | None = None) -> None:
     add_arguments(parser, ARMS)
     parser.add_argument("--resamples", type=int, default=1000, help="resamples of the bootstrap")
     options = parser.parse_args(arguments)
-    keep_freed_memory()  # as commands do
     if options.folds_file is None:
         parser.error("--folds_file is required: kenya-birds split --folds writes it")
     runs = plan_runs(options)
