@@ -238,7 +238,7 @@ def test_without_a_readable_memory_what_is_there_is_checked_by_its_bytes(manifes
 def test_one_process_at_a_time_works_in_a_folder(zenodo, data_dir):
     data_dir.mkdir()
     with FileLock(data_dir / LOCK_FILE):
-        refused(zenodo, data_dir, "another process", str(data_dir))
+        refused(zenodo, data_dir, "another run", str(data_dir))
     download_record(data_dir, api_url=zenodo.api_url)
 
 

@@ -204,21 +204,17 @@ def test_an_interrupted_round_resumes(trained, place, small_archive, elsewhere, 
     assert all((whole[name] == resumed[name]).all() for name in whole)
 
 
-def test_a_round_of_another_model_is_not_used_again(trained, tmp_path):
-    round_file = trained / "self-training-1" / "round.json"
-    before = json.loads(round_file.read_text())["before"]
-    assert self_training._is_done(round_file.parent, before)
-    assert not self_training._is_done(round_file.parent, before - 0.01)
-    assert not self_training._is_done(tmp_path, before)
-
-
-def test_checkpoints_of_a_round_from_another_model_are_not_resumed(trained, tmp_path):
-    last = sorted(trained.glob("checkpoint-*"))[-1]
-    assert self_training._checkpoint(tmp_path, 0.5) is None
-    shutil.copytree(last, tmp_path / last.name)
-    assert self_training._checkpoint(tmp_path, 0.5) == tmp_path / last.name
-    assert self_training._checkpoint(tmp_path, 0.6) is None
-    assert not list(tmp_path.glob("checkpoint-*"))
+def test_a_round_of_another_model_is_neither_used_nor_resumed(trained, tmp_path):
+    folder = shutil.copytree(trained / "self-training-1", tmp_path / "round")
+    checkpoint = sorted(trained.glob("checkpoint-*"))[-1].name
+    shutil.copytree(trained / checkpoint, folder / checkpoint)
+    before = json.loads((folder / "round.json").read_text())["before"]
+    assert self_training._is_done(folder, before)
+    assert (folder / checkpoint).exists()
+    for _ in range(2):
+        assert not self_training._is_done(folder, before - 0.01)
+    assert not (folder / checkpoint).exists()
+    assert not self_training._is_done(tmp_path / "new", before)
 
 
 def test_a_lower_loss_on_validation_is_better(place, small_archive, elsewhere, monkeypatch):

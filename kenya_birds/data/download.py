@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from kenya_birds.data.archive import ANNOTATIONS_FILE, RECORDINGS_FOLDER, SPECIES_FILE
 from kenya_birds.data.transfer import Client, Transfer, shown
 from kenya_birds.data.unpacking import (
@@ -26,7 +24,7 @@ from kenya_birds.data.unpacking import (
 )
 from kenya_birds.defaults import KENYA_RECORD, ZENODO_API_URL
 from kenya_birds.errors import UserError
-from kenya_birds.files import is_portable_name
+from kenya_birds.files import is_portable_name, locked
 from kenya_birds.values import Count, checked
 
 logger = logging.getLogger(__name__)
@@ -64,7 +62,7 @@ def download_record(
         # A complete folder may be read-only.
         if not _is_done(_Manifest(data_dir, record), keep_zip):
             data_dir.mkdir(parents=True, exist_ok=True)
-            with _alone(data_dir):
+            with locked(data_dir, data_dir / LOCK_FILE):
                 manifest = _Manifest(data_dir, record)
                 if not manifest.is_complete():
                     _complete(manifest, Client(api_url), api_url)
@@ -284,20 +282,6 @@ def _in_folder(name: str) -> str:
 
 def _size_bytes(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-@contextmanager
-def _alone(data_dir: Path) -> Iterator[None]:
-    """Locks the folder against other processes; the lock ends with the process."""
-    lock = FileLock(data_dir / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another process is downloading to {data_dir}: wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

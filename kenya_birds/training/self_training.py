@@ -81,8 +81,18 @@ def self_train(run: "Run", trainer: KenyaBirdsTrainer, rounds: int) -> list[dict
 
 
 def _is_done(folder: Path, before: float) -> bool:
-    """Returns True if a round was run before, from a model with the same metric on validation."""
-    return (folder / ROUND_FILE).is_file() and read_json(folder / ROUND_FILE)["before"] == before
+    """Returns True if a round was run before, from a model with the same metric on validation.
+
+    What a round from another model has left in the folder is deleted.
+    """
+    start = folder / START_FILE
+    if not start.is_file() or read_json(start)["before"] != before:
+        for left in folder.glob("checkpoint-*"):
+            shutil.rmtree(left)
+        (folder / ROUND_FILE).unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json({"before": before}, start)
+    return (folder / ROUND_FILE).is_file()
 
 
 def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid, folder: Path, before: float) -> None:
@@ -115,7 +125,7 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
         logger.warning("No species is sure in the unlabelled recordings: there is nothing to learn from them")
     else:
         student = _student(run, trainer, pseudo, folder)
-        checkpoint = run.team.first_does(partial(_checkpoint, folder, before))
+        checkpoint = run.team.first_does(partial(last_whole_checkpoint, folder))
         student.train(None if checkpoint is None else str(checkpoint))
         result["after"] = float(student.state.best_metric)
         result["train_runtime_s"] = round(student.trained_s, 1)
@@ -123,7 +133,6 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
         result["is_kept"] = is_higher if student.args.greater_is_better else result["after"] < before
 
     def write() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         if result["is_kept"]:
             state = {name: value.cpu().contiguous() for name, value in student.model.state_dict().items()}
             with whole_file(folder / WEIGHTS) as partial:
@@ -134,17 +143,6 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
 
     run.team.wait()  # until every process has loaded the best checkpoint
     run.team.first_does(write)
-
-
-def _checkpoint(folder: Path, before: float) -> Path | None:
-    """The checkpoint from which a round resumes; those of a round from another model are deleted."""
-    start = folder / START_FILE
-    if not start.is_file() or read_json(start)["before"] != before:
-        for left in folder.glob("checkpoint-*"):
-            shutil.rmtree(left)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json({"before": before}, start)
-    return last_whole_checkpoint(folder)
 
 
 def _student(run: "Run", trainer: KenyaBirdsTrainer, pseudo: PseudoLabels, folder: Path) -> KenyaBirdsTrainer:
