@@ -209,12 +209,12 @@ def test_a_round_of_another_model_is_neither_used_nor_resumed(trained, tmp_path)
     checkpoint = sorted(trained.glob("checkpoint-*"))[-1].name
     shutil.copytree(trained / checkpoint, folder / checkpoint)
     before = json.loads((folder / "round.json").read_text())["before"]
-    assert self_training._is_done(folder, before)
+    assert self_training._begin_round(folder, before)
     assert (folder / checkpoint).exists()
     for _ in range(2):
-        assert not self_training._is_done(folder, before - 0.01)
-    assert not (folder / checkpoint).exists()
-    assert not self_training._is_done(tmp_path / "new", before)
+        assert not self_training._begin_round(folder, before - 0.01)
+    assert {path.name for path in folder.iterdir()} == {"start.json"}
+    assert not self_training._begin_round(tmp_path / "new", before)
 
 
 def test_a_lower_loss_on_validation_is_better(place, small_archive, elsewhere, monkeypatch):

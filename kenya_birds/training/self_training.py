@@ -61,7 +61,7 @@ def self_train(run: "Run", trainer: KenyaBirdsTrainer, rounds: int) -> list[dict
     best, results = float(trainer.state.best_metric), []
     for number in range(1, rounds + 1):
         folder = Path(run.settings.training.output_dir) / f"self-training-{number}"
-        if not run.team.first_does(partial(_is_done, folder, best)):
+        if not run.team.first_does(partial(_begin_round, folder, best)):
             _run_round(run, trainer, grid, folder, best)
         result = read_json(folder / ROUND_FILE)
         results.append(result)
@@ -80,16 +80,17 @@ def self_train(run: "Run", trainer: KenyaBirdsTrainer, rounds: int) -> list[dict
     return results
 
 
-def _is_done(folder: Path, before: float) -> bool:
-    """Returns True if a round was run before, from a model with the same metric on validation.
+def _begin_round(folder: Path, before: float) -> bool:
+    """Prepares the folder of a round, and returns True if the round was finished by an earlier run.
 
-    What a round from another model has left in the folder is deleted.
+    A round is the same if its model had the same metric on validation. Files of another round are deleted.
     """
     start = folder / START_FILE
     if not start.is_file() or read_json(start)["before"] != before:
         for left in folder.glob("checkpoint-*"):
             shutil.rmtree(left)
-        (folder / ROUND_FILE).unlink(missing_ok=True)
+        for name in (ROUND_FILE, WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_json({"before": before}, start)
     return (folder / ROUND_FILE).is_file()
