@@ -51,6 +51,7 @@ def train(flags: TrainFlags) -> None:
     show_log(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     logger.info("Reading the archive %s ...", flags.data.data_dir)
     # torch and transformers take seconds to import: mistakes in the flags have been reported before.
+    from kenya_birds.data.splits import recordings_in
     from kenya_birds.experiments.results import save_results, score_splits
     from kenya_birds.training.training_run import Run
 
@@ -62,7 +63,7 @@ def train(flags: TrainFlags) -> None:
 
     # The plan: archive, splits, feature extractor and model. Its mistakes are found before anything is written.
     with Run(settings) as run:
-        run.warn_of_tuning(flags.params)
+        run.earlier.warn_of_tuning(flags.params, recordings_in(run.splits, "test"))
         clips = run.cut_clips()  # train, validation and test
         # Windows without a call, for the decision thresholds: cut now, so that their faults are found before training.
         run.validation_no_call()

@@ -205,7 +205,7 @@ def test_training_does_not_test_on_what_its_starting_model_was_trained_on(
     with pytest.raises(UserError, match=r"was trained on \d and chosen with .* of the 8 recordings"):
         CrossValidation(words(folds=3))
     run = Run(words(splits_file=model / "splits.csv"))
-    assert set(run._before.table["model"]) == {"birds"}
+    assert set(run.earlier.recordings.table["model"]) == {"birds"}
     exchanged = {"train": "validation", "validation": "train", "test": "test"}
     builder.splits.assign(split=builder.splits["split"].map(exchanged)).to_csv(tmp_path / "other.csv", index=False)
     caplog.clear()
@@ -228,7 +228,7 @@ def test_training_warns_where_its_settings_were_tuned_on_its_test_recordings(
     ):
         params.write_text(json.dumps({"recordings": tuned_on}))
         caplog.clear()
-        run.warn_of_tuning(params, tested)
+        run.earlier.warn_of_tuning(params, tested)
         assert (f"tuned on {number} of the {len(tested)} test recordings" in caplog.text) == bool(number)
     caplog.clear()
     CrossValidation(settings_of(flags(small_archive, tmp_path / "run", cache, folds=3)), params)

@@ -199,13 +199,12 @@ def _score(options: argparse.Namespace) -> None:
     check_file(options.splits_file, "a table of splits")
     if options.output is not None:
         check_new_folder(options.output)
-    from kenya_birds.data.splits import read_splits
+    from kenya_birds.data.splits import read_splits, recordings_in
     from kenya_birds.experiments.score import ScoreSettings, format_scores, score_tables
 
     recordings = None
     if options.splits_file is not None:
-        splits = read_splits(options.splits_file, 0)
-        recordings = tuple(splits.loc[splits["split"] == options.split, "recording"])
+        recordings = tuple(recordings_in(read_splits(options.splits_file, 0), options.split))
         if not recordings:
             raise UserError(f"{options.splits_file} has no recording in the split '{options.split}'")
     settings = ScoreSettings(

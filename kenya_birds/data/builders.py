@@ -24,7 +24,7 @@ from kenya_birds.data.joined_archive import divide_each
 from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.silent_recordings import with_silent
-from kenya_birds.data.splits import SPLITS, check_splits, least_recordings, stratified_split
+from kenya_birds.data.splits import SPLITS, check_splits, least_recordings, recordings_in, stratified_split
 from kenya_birds.data.weak_recordings import WEAK_LABELS, check_weak_splits, divided_clips, with_only_train
 from kenya_birds.defaults import MIN_ANNOTATIONS, SPLIT_SEED, TEST_SIZE, VALIDATION_SIZE
 from kenya_birds.errors import UserError
@@ -436,7 +436,7 @@ class NoCallWindows(KenyaBirds):
         )
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        recordings = self.splits.loc[self.splits["split"] == self.config.no_call_split, "recording"].to_list()
+        recordings = recordings_in(self.splits, self.config.no_call_split)
         return [datasets.SplitGenerator(NO_CALL, gen_kwargs={"recordings": recordings})]
 
     def _windows(self, recording: str, reader: RecordingReader) -> pd.DataFrame:

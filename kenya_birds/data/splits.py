@@ -244,6 +244,17 @@ def has_folds(path: str | Path) -> bool:
     return _read_table(path)[1] == "fold"
 
 
+def recordings_in(splits: pd.DataFrame, split: str) -> list[str]:
+    """Names of the recordings of a split.
+
+    Args:
+        splits: `recording` and `split`.
+        split: `train`, `validation` or `test`.
+    """
+    names: list[str] = splits.loc[splits["split"] == split, "recording"].to_list()
+    return names
+
+
 def splits_of_fold(table: pd.DataFrame, fold: int) -> pd.DataFrame:
     """Makes splits from folds: one fold is the test split, the next one the validation split, the others train.
 

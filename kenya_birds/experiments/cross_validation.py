@@ -94,12 +94,12 @@ class CrossValidation:
         self._archive = plan.builder.archive
         self.table = find_folds(plan.builder, data.splits_file, data.folds, data.split_seed)
         self.folds = self.table["fold"].nunique()
-        plan.check_starting_model(self.table["recording"])  # each is a test recording in one fold
+        plan.earlier.check(self.table["recording"])  # each is a test recording in one fold
         if settings.teacher.unlabelled:
             Unlabelled.find(settings.teacher.unlabelled).without_archive(
                 self._archive, self.table["recording"].to_list()
             )
-        plan.warn_of_tuning(params, self.table["recording"])
+        plan.earlier.warn_of_tuning(params, self.table["recording"])
         self._description: dict[str, Any] = {"classes": self.classes, "folds": self.folds}
         if training.resume_from_checkpoint:
             self._check_unchanged()

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
-from kenya_birds.data.splits import SPLITS, read_splits
+from kenya_birds.data.splits import SPLITS, read_splits, recordings_in
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.evaluation.evaluation_report import WHOLE_RECORDINGS, EvaluationContext, write_evaluation
@@ -222,7 +222,7 @@ class _Evaluation:
     def _known_recordings(self) -> list[str]:
         """The recordings of the split whose calls are annotated."""
         splits, partial = self.builder.splits, self.builder.archive.partial
-        return [name for name in splits.loc[splits["split"] == self.split, "recording"] if name not in partial]
+        return [name for name in recordings_in(splits, self.split) if name not in partial]
 
     def _windows(self, batch_size: int, num_proc: int | None) -> ScoredWindows:
         settings, archive = read_settings(self.saved.folder), self.builder.archive
@@ -261,7 +261,7 @@ def _find_splits(
 def _check_overlap(saved: SavedModel, builder: KenyaBirds, split: str) -> dict[str, Any]:
     """How many recordings of the split the model was trained on; raises `UserError` if it must not evaluate them."""
     splits = builder.splits
-    evaluated = splits["recording"] if split == ALL else splits.loc[splits["split"] == split, "recording"]
+    evaluated = splits["recording"] if split == ALL else recordings_in(splits, split)
     overlap = overlap_of(saved, builder.archive.fingerprints(evaluated))
     refused = {"train": [], "validation": ["train"]}.get(split, ["train", "validation"])
     overlap.refuse(
@@ -304,6 +304,6 @@ def _train_counts(classes: list[str], summary: dict[str, Any], builder: KenyaBir
     if "clips_per_species" in summary:
         counted = {code: splits.get("train", 0) for code, splits in summary["clips_per_species"].items()}
     else:
-        train = builder.splits.loc[builder.splits["split"] == "train", "recording"]
+        train = recordings_in(builder.splits, "train")
         counted = builder.clips.loc[builder.clips["recording"].isin(train), "species"].value_counts().to_dict()
     return [int(counted.get(code, 0)) for code in classes]

@@ -12,7 +12,7 @@ import pandas as pd
 
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder
-from kenya_birds.data.splits import SPLITS, has_folds, read_folds, read_splits, splits_of_fold
+from kenya_birds.data.splits import SPLITS, has_folds, read_folds, read_splits, recordings_in, splits_of_fold
 from kenya_birds.data.weak_recordings import with_only_train
 from kenya_birds.defaults import CLIPS_PER_BATCH
 from kenya_birds.errors import UserError
@@ -310,7 +310,7 @@ class _Work:
 
     def rows_of(self, splits: pd.DataFrame, split: str) -> np.ndarray:
         """The clips of a split."""
-        return np.flatnonzero(np.isin(self.recordings, splits.loc[splits["split"] == split, "recording"]))
+        return np.flatnonzero(np.isin(self.recordings, recordings_in(splits, split)))
 
     def fit(self, splits: pd.DataFrame, folder: Path) -> tuple[dict[str, Any], Fold, dict[str, Any]]:
         """Fits and evaluates one classifier; returns the metrics, the fold and the chosen hyperparameter."""

@@ -7,6 +7,7 @@ import pandas as pd
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import load_no_call
 from kenya_birds.data.planning import plan_no_call
+from kenya_birds.data.splits import recordings_in
 from kenya_birds.distributed import Team
 
 
@@ -32,7 +33,7 @@ def cut_no_call(
     """
     # A call as long as a clip does not reach into the window if its centre is this far away.
     margin_s = clip_s / 2
-    recordings = builder.splits.loc[builder.splits["split"] == "validation", "recording"].to_list()
+    recordings = recordings_in(builder.splits, "validation")
     planned = plan_no_call(builder.archive, recordings, sampling_rate, clip_s, margin_s)
     if planned.empty or not per_recording:
         return None, np.zeros(0)

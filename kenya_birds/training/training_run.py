@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,17 @@ from kenya_birds.console import user_errors
 from kenya_birds.data.archive import ANNOTATIONS_FILE
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
-from kenya_birds.data.splits import SPLITS, read_splits
+from kenya_birds.data.splits import SPLITS, read_splits, recordings_in
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.predictions import score_clips
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, plan_windows
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.files import check_not_locked, locked, read_json, write_json, write_table
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.saved_models import find_model
 from kenya_birds.training.archive_weights import weigh_recordings
 from kenya_birds.training.batches import WEIGHT
 from kenya_birds.training.callbacks import StopAt
+from kenya_birds.training.earlier_training import EarlierTraining
 from kenya_birds.training.embedded_data import EmbeddedRows
 from kenya_birds.training.first_stage import FirstStage
 from kenya_birds.training.frozen_backbones import find_backbone, is_frozen
@@ -58,12 +58,7 @@ from kenya_birds.training.settings import Settings, training_summary
 from kenya_birds.training.starting_points import initialize
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 from kenya_birds.training.training_arguments import training_team
-from kenya_birds.training.training_recordings import (
-    Overlap,
-    TrainingRecordings,
-    overlap_with_tuning,
-    recordings_before,
-)
+from kenya_birds.training.training_recordings import TrainingRecordings
 from kenya_birds.training.unlabelled import Unlabelled
 from kenya_birds.training.window_sampler import warn_of_short_stretches
 from kenya_birds.training.window_training import EvaluationWindows, WindowPlan, choose_windows, start_at_prior
@@ -91,6 +86,7 @@ class Run:
         builder: Builder of the clips.
         splits: `recording` and `split` of the run.
         model: The classifier with its initial weights.
+        earlier: What its starting model and teacher were trained on.
 
     Raises:
         UserError: If an argument or the archive cannot be used, or differ from those of the run to resume.
@@ -135,10 +131,11 @@ class Run:
         self.record = self._start_model() if record is None else self._check_archive(record)
         self.unlabelled = self._find_unlabelled()
         self._first_stage = self._plan_first_stage()
-        self._before = self._recordings_before()
-        splits = self.builder.splits
-        self.check_starting_model(splits.loc[splits["split"] == "test", "recording"])
-        self._warn_of_validation(splits.loc[splits["split"] == "validation", "recording"])
+        self.earlier = EarlierTraining.find(
+            settings.model, self.backbone, settings.teacher.teacher, self.builder.archive, self._checkpoint
+        )
+        self.earlier.check(recordings_in(self.builder.splits, "test"))
+        self.earlier.warn_of_validation(recordings_in(self.builder.splits, "validation"))
 
     def _check_weak(self) -> None:
         """Raises `UserError` if windows of recordings are to be learned, and a split has weak labels alone."""
@@ -188,17 +185,6 @@ class Run:
             return None
         return FirstStage(self.settings, self.builder, self.recordings_of("train"), self.unlabelled)
 
-    def _recordings_before(self) -> TrainingRecordings | None:
-        if self._first_stage is not None:
-            teacher = str(self.settings.teacher.teacher)
-            known = recordings_before(teacher, None) or TrainingRecordings.unknown(find_model(teacher).public_name)
-            return known.and_those_of(recordings_before(self.settings.model.init_from, None))
-        if self.backbone is None:
-            return recordings_before(self.settings.model.init_from, self._checkpoint)
-        if self._checkpoint is None and self.backbone.is_untrained:
-            return TrainingRecordings.unknown(self.backbone.public_name)
-        return recordings_before(self.backbone.name, self._checkpoint)
-
     def _start_model(self) -> RunRecord:
         """Loads the starting weights of a new run; returns its record."""
         data = self.settings.data
@@ -223,17 +209,6 @@ class Run:
             )
         return record
 
-    def _warn_of_validation(self, recordings: Iterable[str]) -> None:
-        """Warns if the starting model was trained on validation recordings."""
-        heard = self._overlap(recordings).names("train")
-        if heard:
-            logger.warning(
-                "The %s was trained on %d of the validation recordings, on which epoch, calibration and "
-                "thresholds are chosen: they will suit recordings that were trained on",
-                "starting model" if self._first_stage is None else "teacher or the starting model",
-                len(heard),
-            )
-
     def __enter__(self) -> "Run":
         """Locks the output folder, and writes the record and the splits of a new run.
 
@@ -255,50 +230,9 @@ class Run:
                 forget_start(self._output_dir)
         self._stack.close()
 
-    def check_starting_model(self, recordings: Iterable[str]) -> None:
-        """Raises `UserError` if the starting model was trained on recordings, or chosen with them.
-
-        Args:
-            recordings: The test recordings of this run.
-        """
-        advice = (
-            f"The test would not show how well the new model works on other recordings: give the starting model's own "
-            f"{SPLITS_FILE} as --splits_file, or test on recordings that it was not trained on"
-        )
-        start = self.settings.model.init_from if self.backbone is None else self.backbone.name
-        if self.settings.teacher.teacher is not None:
-            start = f"{self.settings.teacher.teacher}' or '{start}"
-        self._overlap(recordings).refuse(start, ["train", "validation"], advice)
-
-    def warn_of_tuning(self, params: Path | None, recordings: Iterable[str] | None = None) -> None:
-        """Warns if settings were tuned on recordings that will test the run.
-
-        Args:
-            params: The best.json of `kenya-birds tune` with the settings; None if there is none.
-            recordings: The test recordings; by default those of the test split.
-        """
-        if params is None:
-            return
-        if recordings is None:
-            recordings = self.splits.loc[self.splits["split"] == "test", "recording"]
-        overlap = overlap_with_tuning(params, self.builder.archive.fingerprints(recordings))
-        if overlap.used_for:
-            logger.warning(
-                "The settings of %s were tuned on %d of the %d test recordings: the figures will be too good. Train "
-                "with the splits of the tuning",
-                params,
-                len(overlap.used_for),
-                len(overlap.recordings),
-            )
-
-    def _overlap(self, recordings: Iterable[str]) -> Overlap:
-        if self._before is None:
-            return Overlap((), {}, [])
-        return self._before.overlap(self.builder.archive.fingerprints(recordings))
-
     def recordings_of(self, split: str) -> list[str]:
         """Recordings of a split that windows are cut from: those that are annotated in part are for training alone."""
-        names: list[str] = self.splits.loc[self.splits["split"] == split, "recording"].to_list()
+        names = recordings_in(self.splits, split)
         return names if split == "train" else [name for name in names if name not in self.builder.archive.partial]
 
     def windows(self, split: str) -> tuple[RecordingWindowGrid, WindowTargets]:
@@ -462,7 +396,7 @@ class Run:
         if self._everything_for is not None:
             clips = datasets.DatasetDict(train=datasets.concatenate_datasets([clips[split] for split in SPLITS]))
         for split in clips:
-            recordings = (self.splits["split"] == split).sum()
+            recordings = len(recordings_in(self.splits, split))
             weak = sum(clips[split]["weak"])
             about = f", {weak} of them with weak labels" if weak else ""
             logger.info("%s: %d clips of %d recordings%s", split, len(clips[split]), recordings, about)
@@ -569,7 +503,7 @@ class Run:
                 own = TrainingRecordings.of_splits(self.splits, fingerprints)
                 if self.unlabelled.paths:
                     own = own.and_those_of(self.unlabelled.as_training())
-                own.and_those_of(self._before).write(folder)
+                own.and_those_of(self.earlier.recordings).write(folder)
             elif lies_in(checkpoint, folder):
                 copy_record(checkpoint, folder)
             else:

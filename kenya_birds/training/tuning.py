@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kenya_birds.console import user_errors
 from kenya_birds.data.archive import archive_fingerprint
-from kenya_birds.data.splits import stratified_folds
+from kenya_birds.data.splits import recordings_in, stratified_folds
 from kenya_birds.errors import UserError
 from kenya_birds.files import is_new_or_empty, read_json, write_json
 from kenya_birds.training.callbacks import SHOWN
@@ -75,7 +75,7 @@ def tune(data_dir: str | Path, output: str | Path, tuning: TuningSettings, flags
     runs = [Run(settings.changed(output_dir=str(output / "plan"), backbone=name)) for name in space.backbones]
     table = tuning_folds(runs[0], tuning.folds)
     scored_on = table.loc[table["fold"] >= 0, "recording"]  # each is a validation recording in one fold
-    runs[0].check_starting_model(scored_on)
+    runs[0].earlier.check(scored_on)
     fingerprints = runs[0].builder.archive.fingerprints(scored_on)
     del runs
     description = _describe(data_dir, settings, space, table)
@@ -110,7 +110,7 @@ def tuning_folds(run: Run, folds: int) -> pd.DataFrame:
         UserError: If there are fewer recordings than folds.
     """
     splits, clips = run.builder.splits, run.builder.divided
-    test = splits.loc[splits["split"] == "test", "recording"]
+    test = recordings_in(splits, "test")
     table = stratified_folds(
         clips[~clips["recording"].isin(test)],
         folds,
