@@ -47,8 +47,9 @@ from kenya_birds.inference.backbone_runtimes import open_backbone
 from kenya_birds.inference.backends import RUNTIME_PACKAGES
 from kenya_birds.inference.batching import BATCH_SIZES
 from kenya_birds.inference.detect import run_detection
+from kenya_birds.inference.devices import find_device
 from kenya_birds.inference.finding_settings import FindingSettings
-from kenya_birds.inference.pipeline import SoundscapePipeline, find_device
+from kenya_birds.inference.pipeline import SoundscapePipeline
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification

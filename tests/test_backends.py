@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from kenya_birds import onnx_graphs
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
-from kenya_birds.inference import backbone_runtimes, backends, pipeline
+from kenya_birds.inference import backbone_runtimes, backends, window_scorer
 from kenya_birds.inference.backbone_runtimes import BackboneCheck, OnnxBackbone, check_bfloat16
 from kenya_birds.inference.backends import choose_backend
 from kenya_birds.inference.finding_settings import FindingSettings
@@ -82,7 +82,7 @@ def test_a_backend_whose_scores_differ_ends_with_one_line_and_no_table(
     def other(backend, precision, network, extractor, threads):
         return lambda features: network.head_input(features) + 1
 
-    monkeypatch.setattr(pipeline, "open_backbone", other)
+    monkeypatch.setattr(window_scorer, "open_backbone", other)
     words = ["detect", str(model), str(recordings), "--output", str(tmp_path / "output"), "--backend", "onnx"]
     with pytest.raises(SystemExit) as ended:
         main(words)

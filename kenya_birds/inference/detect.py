@@ -23,8 +23,9 @@ from kenya_birds.inference.backends import RUNTIME_PACKAGES
 from kenya_birds.inference.detections import RecordingInfo, name_in
 from kenya_birds.inference.journal import Journal, JournalWriter, hash_files
 from kenya_birds.inference.output_tables import check_formats
-from kenya_birds.inference.pipeline import SoundscapePipeline, log_channels, log_losses, log_missing_band
+from kenya_birds.inference.pipeline import SoundscapePipeline
 from kenya_birds.inference.progress_bar import RecordingsBar
+from kenya_birds.inference.reading_log import log_channels, log_losses, log_missing_band
 from kenya_birds.inference.run_report import RunCost, RunFiles, RunReport
 from kenya_birds.inference.sources import FileState, FoundSources, Source, find_sources
 from kenya_birds.saved_models import NOVELTY_FILE, THRESHOLDS_FILE, WEIGHTS_FILE, SavedModel, runtime_of

@@ -10,7 +10,7 @@ from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel, Seque
 from kenya_birds.console import user_errors
 from kenya_birds.data.builders import DEFAULT_CLIP_S
 from kenya_birds.errors import UserError
-from kenya_birds.inference.pipeline import find_device
+from kenya_birds.inference.devices import find_device
 from kenya_birds.model.audio_model_kenya_birds import AudioModel
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor

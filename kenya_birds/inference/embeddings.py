@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from kenya_birds import __version__
 from kenya_birds.defaults import SEARCH_TOP_K
@@ -24,9 +23,10 @@ from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_
 from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_source
 from kenya_birds.inference.batching import BatchPool, ComputedWindows, FinishedJob, Job, computed
 from kenya_birds.inference.detect import hash_model
+from kenya_birds.inference.devices import count_readers
 from kenya_birds.inference.embedding_models import Embedder, load_embedder
-from kenya_birds.inference.pipeline import MAX_READERS, log_channels, log_losses, log_missing_band
 from kenya_birds.inference.progress_bar import RecordingsBar
+from kenya_birds.inference.reading_log import log_channels, log_losses, log_missing_band
 from kenya_birds.inference.run_report import RunCost, RunReport, write_failures
 from kenya_birds.inference.sources import FoundSources, Source, find_sources
 from kenya_birds.inference.table_formats import Outputs
@@ -84,7 +84,7 @@ def embed_recordings(
     sources = find_sources(paths)
     sources.log()
     stopwatch = Stopwatch()
-    readers = num_workers or (1 if embedder.device.type == "cpu" else min(torch.get_num_threads(), MAX_READERS))
+    readers = count_readers(embedder.device, num_workers)
 
     def embed(sound: np.ndarray) -> np.ndarray:
         with stopwatch.time("model"):

@@ -1,34 +1,29 @@
 """Pipeline from recordings to detections."""
 
 import logging
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.metrics import probabilities
 from kenya_birds.evaluation.novelty import NoveltyReference
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_array, read_source
-from kenya_birds.inference.backbone_runtimes import BackboneCheck, TorchBackbone, open_backbone
 from kenya_birds.inference.backends import Backend, Precision, choose_backend
-from kenya_birds.inference.batching import BatchPool, ComputedWindows, Job, computed
+from kenya_birds.inference.batching import ComputedWindows, Job, computed
 from kenya_birds.inference.detections import Detection
+from kenya_birds.inference.devices import count_readers, find_device
 from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.postprocessing import DetectionFinder
+from kenya_birds.inference.reading_log import log_losses, log_missing_band
 from kenya_birds.inference.sources import Source, find_sources
 from kenya_birds.inference.species import species_names
+from kenya_birds.inference.window_scorer import WindowScorer
 from kenya_birds.inference.windows import WindowGrid
-from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import (
     NOVELTY_FILE,
@@ -41,106 +36,6 @@ from kenya_birds.saved_models import (
 from kenya_birds.values import Channel, Count, Device, Seconds, checked
 
 logger = logging.getLogger(__name__)
-
-SCORE_DIGITS = 6
-
-
-class WindowScorer(BatchPool):
-    """Thread pool that scores batches of windows with a model; scores do not depend on other windows of the batch.
-
-    For this, all batches have the same size, and scores are rounded to 6 digits. The feature extractor and the
-    classifier compute in float32. `submit` returns float64 probabilities of shape `(batch_size, classes)`; with a
-    reference, the novelty of each window is a further column.
-
-    Args:
-        model: The classifier; it is set to evaluation mode and moved to the device.
-        extractor: Its feature extractor.
-        device: Device for the computation.
-        batch_size: Windows per batch; by default 16 on a CPU and 128 on a GPU.
-        stopwatch: Measures the time of features and model.
-        backend: What computes the backbone: `torch`, `onnx` or `openvino`.
-        precision: Precision of the backbone; by default float32 on a CPU and bfloat16 on a GPU.
-        thresholds: Score from which each class is reported, shape `(classes,)`; for `check`.
-        reference: Training calls, from which the novelty of each window is measured; None: it is not measured.
-
-    Attributes:
-        backend: The backend.
-        precision: Precision of the backbone, `float32` or `bfloat16`.
-        check: Comparison with torch in float32; None on a GPU, and for torch in float32.
-
-    Raises:
-        UserError: If the backend cannot compute this network on this processor.
-    """
-
-    def __init__(
-        self,
-        model: KenyaBirdsForAudioClassification,
-        extractor: KenyaBirdsFeatureExtractor,
-        device: torch.device,
-        batch_size: int | None,
-        stopwatch: Stopwatch,
-        *,
-        backend: Backend,
-        precision: Precision | None,
-        thresholds: np.ndarray,
-        reference: NoveltyReference | None = None,
-    ) -> None:
-        super().__init__(self._score, device, batch_size)
-        to_device: Any = model.eval().to
-        self._model = model = to_device(device, memory_format=torch.channels_last)
-        self._extractor = extractor
-        self._device = device
-        self._stopwatch = stopwatch
-        self._novelty = None if reference is None else reference.measure(device)
-        self._multi_label = model.config.problem_type == "multi_label_classification"
-        self.backend: Backend = backend
-        self.precision: Precision = precision or ("float32" if device.type == "cpu" else "bfloat16")
-        self._backbone = open_backbone(backend, self.precision, model, extractor, self.threads)
-        self._reference = TorchBackbone(model, "float32")
-        is_reference = device.type != "cpu" or (backend, self.precision) == ("torch", "float32")
-        self.check = None if is_reference else BackboneCheck(backend, self.precision, thresholds)
-
-    @torch.inference_mode()
-    def _score(self, sound: np.ndarray) -> np.ndarray:
-        waveform = torch.from_numpy(sound)
-        if self._device.type == "cuda":
-            waveform = waveform.pin_memory()
-        begin_s = time.perf_counter()
-        waveform = waveform.to(self._device, non_blocking=True)
-        features = self._extractor.extract(waveform)
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
-        middle_s = time.perf_counter()
-        head_input = self._backbone(features)
-        results = self._scores(head_input)
-        if self._novelty is not None:
-            novelty = self._novelty(head_input[:, : self._model.embedding_size])
-            results = np.column_stack([results, novelty])
-        self._stopwatch.add("features", middle_s - begin_s)
-        self._stopwatch.add("model", time.perf_counter() - middle_s)
-        is_sound = sound.any(axis=1)  # the last batch of a run is filled up with zeros
-        if self.check is not None and self.check.start(int(is_sound.sum())):
-            reference = self._reference(features)
-            expected = self._scores(reference)
-            _check_finite(expected[is_sound], "torch")
-            self.check.add_inputs(reference.numpy()[is_sound], head_input.numpy()[is_sound])
-            self.check.add(expected[is_sound], results[is_sound, : expected.shape[1]])
-        _check_finite(results[is_sound], self.backend)
-        return results
-
-    def _scores(self, head_input: torch.Tensor) -> np.ndarray:
-        logits = self._model(head_input=head_input).logits.float().cpu().numpy()
-        return probabilities(logits, multi_label=self._multi_label).round(SCORE_DIGITS)
-
-
-def _check_finite(scores: np.ndarray, backend: Backend) -> None:
-    # Comparisons with NaN are false, so it would never be reported.
-    if not np.isfinite(scores).all():
-        other = "" if backend == "torch" else f", or --backend {backend} cannot compute it: give --backend torch"
-        raise UserError(f"the model gives scores that are not finite: its weights are damaged{other}")
-
-
-MAX_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -248,7 +143,7 @@ class SoundscapePipeline:
                 raise
             logger.warning("The backend is torch: %s", error)
             self.scorer = make_scorer(backend="torch")
-        self.num_workers = num_workers or (1 if chosen.type == "cpu" else min(torch.get_num_threads(), MAX_READERS))
+        self.num_workers = count_readers(chosen, num_workers)
 
     def __call__(
         self, recording: str | Path | np.ndarray, sampling_rate: int | None = None, *, name: str = ""
@@ -426,77 +321,3 @@ def detect(model: str | Path, paths: Iterable[str | Path], **options: Any) -> It
         UserError: If the model, a path or an option cannot be used.
     """
     return SoundscapePipeline(model, **options).detect(paths)
-
-
-def find_device(name: str | None) -> torch.device:
-    """Returns the named device; by default a GPU if there is one, otherwise the CPU.
-
-    Raises:
-        UserError: If there is no such device.
-    """
-    with user_errors(RuntimeError):
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"the device is '{name}': expected cpu, cuda or cuda:NUMBER")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no device '{name}': this machine has {torch.cuda.device_count()} GPUs that work")
-    return device
-
-
-def log_missing_band(readings: Mapping[str, Reading], highest_hz: float) -> None:
-    """Logs how many recordings have a sampling rate that is too low for the model.
-
-    Args:
-        readings: Result of the reading of each recording.
-        highest_hz: Highest frequency of the model's input.
-    """
-    low = {
-        name: reading.sample_rate_hz
-        for name, reading in readings.items()
-        if 0 < reading.sample_rate_hz < 2 * highest_hz
-    }
-    if low:
-        lowest = min(low, key=lambda name: low[name])
-        logger.warning(
-            "%d of %d recordings have a sampling rate below %.0f Hz, so they lack a part of the model's frequency "
-            "range (up to %.0f Hz): expect lower scores and missed calls; the lowest rate is %d Hz (%s)",
-            len(low),
-            len(readings),
-            2 * highest_hz,
-            highest_hz,
-            low[lowest],
-            lowest,
-        )
-
-
-def log_channels(readings: Mapping[str, Reading], channel: str | None) -> None:
-    """Logs how many recordings each channel was the best of.
-
-    Args:
-        readings: Result of the reading of each recording.
-        channel: See `RecordingReader`.
-    """
-    counts = Counter(
-        reading.channel for reading in readings.values() if reading.windows and reading.channel is not None
-    )
-    if channel == "best" and counts:
-        logger.info(
-            "The best channel is %s",
-            ", ".join(f"{number} in {count} recordings" for number, count in sorted(counts.items())),
-        )
-
-
-def log_losses(recording: str, reading: Reading | None) -> None:
-    """Logs the sound of a recording that was not scored.
-
-    Args:
-        recording: Name of the recording.
-        reading: Result of its reading; None before its end.
-    """
-    if reading is None:
-        return
-    for loss in reading.losses:
-        end = "its end" if loss.end_s is None else f"{loss.end_s:.3f} s"
-        logger.warning("%s was not scored from %.3f s to %s: %s", recording, loss.start_s, end, loss.reason)
-    if reading.silences:
-        logger.warning("%s has %.1f s of digital silence, which were not scored", recording, reading.silence_s)

@@ -14,9 +14,11 @@ from kenya_birds.defaults import MAX_HOURS
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.inference.audio_stream import read_source
+from kenya_birds.inference.batching import Job
 from kenya_birds.inference.detections import Detection, RecordingInfo
+from kenya_birds.inference.devices import find_device
 from kenya_birds.inference.finding_settings import FindingSettings
-from kenya_birds.inference.pipeline import Job, SoundscapePipeline, find_device
+from kenya_birds.inference.pipeline import SoundscapePipeline
 from kenya_birds.inference.postprocessing import DetectionFinder
 from kenya_birds.inference.sources import Source
 from kenya_birds.inference.species import SpeciesNames
