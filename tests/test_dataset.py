@@ -180,7 +180,8 @@ def test_clips_are_made_and_read_without_torchcodec_and_so_ffmpeg(load, monkeypa
 
 def test_recordings_with_many_clips_are_cut_whole(tmp_path):
     rows = [(f"r{i}.flac", time / 10, "owl" if i else "wren") for i in range(3) for time in range(65)]
-    found = load_clips(write_archive(tmp_path / "archive", [*rows, ("r1.flac", 9.0, "wren")]), cache_dir=tmp_path)
+    archive = write_archive(tmp_path / "archive", [*rows, ("r1.flac", 9.0, "wren")])
+    found = load_clips(archive, cache_dir=tmp_path, **SETTINGS)
     assert sum(found.num_rows.values()) == len(rows) + 1
     assert [row["center_s"] for row in rows_of(found) if row["recording"] == "r0.flac"] == [t / 10 for t in range(65)]
 

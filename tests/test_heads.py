@@ -301,7 +301,7 @@ def test_a_cross_validation_with_a_final_fit(small_archive, network, place, tmp_
 
 
 def test_a_model_of_this_package_is_frozen_and_keeps_its_backbone(small_archive, place, tmp_path):
-    donor = train(small_archive, tmp_path / "donor", tmp_path / "donors_cache", num_train_epochs=1)
+    donor = train(small_archive, tmp_path / "donor", place / "cache", num_train_epochs=1)
     splits = {"splits_file": donor / "splits.csv"}
     other = {"splits_file": _moved_splits(donor, tmp_path)}
     with pytest.raises(UserError, match="trained on"):
