@@ -30,7 +30,12 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         notes = list(getattr(action, "notes", ()))
         if default is True and isinstance(action, BooleanFlag):
             notes.append("default: on")
-        elif action.option_strings and isinstance(default, str | int | float | Path) and not isinstance(default, bool):
+        elif (
+            action.option_strings
+            and default != ""
+            and type(default) is not bool
+            and isinstance(default, str | int | float | Path)
+        ):
             notes.append(f"default: {default:g}" if isinstance(default, float) else f"default: {default}")
         shown = "; ".join(note for note in notes if note != f"default: {argparse.SUPPRESS}")
         text = f"{action.help} ({shown})" if action.help and shown else action.help

@@ -157,7 +157,12 @@ def compared(archive, folder, *words):
 
 @pytest.mark.usefixtures("blank_figures")
 def test_arms_are_trained_once_and_compared_on_whole_recordings(small_archive, tmp_path, monkeypatch):
-    arms = ("--only", "clips", "--arm", "focal 2.0: --train_on recordings --focal_gamma 2 --run_name fold{fold}")
+    arms = (
+        "--only",
+        "clips",
+        "--arm",
+        "focal 2.0: --train_on recordings --windows_per_epoch 32 --focal_gamma 2 --run_name fold{fold}",
+    )
     first = compared(small_archive, tmp_path, *arms)
     assert first.returncode == 0, first.stderr
     head, _, *rows = first.stdout.splitlines()

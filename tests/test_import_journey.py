@@ -38,7 +38,7 @@ def test_an_imported_archive_is_trained_on_detected_on_and_scored(project, small
     assert "in 8 recordings" in capsys.readouterr().out
     recordings = sorted(read_archive(archive).headers)
     assert recordings[:2] == ["site0/20211207_153852.wav", "site1/20211207_153852.flac"]
-    train(archive, model, tmp_path / "cache", train_on="recordings", num_train_epochs=1)
+    train(archive, model, tmp_path / "cache", train_on="recordings", num_train_epochs=1, windows_per_epoch=48)
     splits = pd.read_csv(model / "splits.csv")
     assert sorted(splits["recording"]) == recordings
     test = splits.loc[splits["split"] == "test", "recording"].tolist()

@@ -1,4 +1,4 @@
-"""Self-training: a model is trained further on what it is sure of in recordings without annotations."""
+"""Self-training: a model is trained further on its certain predictions in recordings without annotations."""
 
 import json
 import shutil

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from kenya_birds.training.arguments import DataArguments, ModelArguments
 from kenya_birds.training.setting_rules import USED_WITH
 from kenya_birds.training.training_run import Run
 from kenya_birds.training.window_mining import HardWindows
-from kenya_birds.training.window_training import choose_windows
+from kenya_birds.training.window_training import WindowPlan, choose_windows
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -271,6 +272,16 @@ def test_recordings_shorter_than_a_window_are_refused(tmp_path):
     archive = write_archive(tmp_path / "archive", rows, seconds=2.0)
     with pytest.raises(UserError, match="no window of the validation recordings is known to hold a call"):
         train(archive, tmp_path / "run", tmp_path / "cache", min_annotations=2, **ON_RECORDINGS)
+
+
+def test_an_epoch_has_twice_the_calls_in_windows_and_at_least_1800():
+    def length(calls, **plan):
+        return WindowPlan(decoded=None, targets=SimpleNamespace(label=np.array([0] * calls + [-1, -2])), **plan).length
+
+    assert length(1000) == 2000
+    assert length(2000, call_share=0.8) == 2500
+    assert length(89) == length(900) == 1800
+    assert length(89, windows_per_epoch=178) == 178
 
 
 def test_the_epoch_is_chosen_by_windows_with_calls_and_a_sample_of_others():

@@ -17,7 +17,7 @@ TRAINING = (
     *("--use_cpu", "--backbone", "test_convnext", "--init_from", "scratch", "--min_annotations", "5"),
     # The graph of an export without noise reduction is smaller.
     *("--n_mels", "32", "--hop_length", "1024", "--noise_reduction", "none"),
-    *("--num_train_epochs", "1", "--per_device_train_batch_size", "16"),
+    *("--num_train_epochs", "1", "--windows_per_epoch", "200", "--per_device_train_batch_size", "16"),
 )
 
 

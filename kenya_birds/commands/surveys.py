@@ -29,7 +29,7 @@ def _add_summary(commands: Any) -> None:
         commands,
         "summary",
         "summarise a detection run on one HTML page, with clips to listen to",
-        "Writes one HTML page about a detection run: species, activity by hour, the surest and the least sure "
+        "Writes one HTML page about a detection run: species, activity by hour, the most and the least certain "
         "detection of each species with sound and spectrogram, sites, and sound that was not analysed. The page needs "
         "no other file and no network.",
         "kenya-birds summary found --output summary.html",
@@ -73,7 +73,7 @@ def _add_histories(commands: Any) -> None:
         "histories",
         "write detection histories (site x occasion) for occupancy models",
         "Writes for each species whether it was detected at each site on each occasion: 1, 0, or NA where no sound "
-        "was analysed, because nothing was recorded, a file failed, or a stretch was damaged. Also writes the "
+        "was analysed, because nothing was recorded, a file failed, or a section was damaged. Also writes the "
         "analysed hours, and a function that reads everything into R for unmarked and spOccupancy.",
         "kenya-birds histories found --unit night --sites sites.csv --belief belief --output histories",
     )

@@ -154,7 +154,7 @@ def _add_page(steps: Any) -> None:
         "Serves a web page on this machine that shows and plays one detection after the other. Each answer is written "
         "into verify.csv before the next detection is shown. The page can be stopped at any time, and begins with the "
         "first detection without an answer.",
-        "kenya-birds verify page check --archive data --by Wanjiru",
+        "kenya-birds verify page check --archive archive --by Wanjiru",
     )
     add_option(command, "check", Path, help="folder of kenya-birds verify sample")
     page = command.add_argument_group("Page")

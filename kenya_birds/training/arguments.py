@@ -85,8 +85,8 @@ class DataArguments:
     windows_per_epoch: Count | None = field(
         default=None,
         metadata={
-            "help": "--train_on recordings: number of windows per epoch; by default so many that as many windows are "
-            "around calls as the training recordings have calls"
+            "help": "--train_on recordings: number of windows per epoch; by default as many windows around calls as "
+            "the training recordings have calls, and at least 1800 windows"
         },
     )
     validation_windows: Count = field(

@@ -1,4 +1,4 @@
-"""Pseudo-labels: what a model is sure of in recordings without annotations, for training on it."""
+"""Pseudo-labels: certain predictions of a model in recordings without annotations, to train on."""
 
 import logging
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
-"""Self-training: a trained model labels recordings without annotations, and is trained further on what it is sure of.
+"""Self-training: a model is trained further on its certain predictions in recordings without annotations.
 
 After Q. Xie et al., "Self-training with Noisy Student improves ImageNet classification", CVPR 2020: the model that
-labels hears the sound as it is, the one that learns hears it with augmentation.
+labels gets the sound as it is, the one that learns gets it with augmentation.
 """
 
 import copy
@@ -117,13 +117,13 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
         "train_runtime_s": 0.0,
     }
     logger.info(
-        "The model is sure of a species in %d windows (%d species), and of no call in %d",
+        "The predictions are certain: a species in %d windows (%d species), no call in %d windows",
         len(pseudo.calls),
         len(result["by_species"]),
         len(pseudo.empty),
     )
     if not len(pseudo.calls):
-        logger.warning("No species is sure in the unlabelled recordings: there is nothing to learn from them")
+        logger.warning("No prediction in the unlabelled recordings is certain: they are not used for training")
     else:
         student = _student(run, trainer, pseudo, folder)
         checkpoint = run.team.first_does(partial(last_whole_checkpoint, folder))

@@ -44,7 +44,7 @@ class TeacherArguments:
         default=0,
         metadata={
             "help": "after training, label the --unlabelled recordings with the model and train it further on the "
-            "windows that it is sure of, at most this many times; a round is kept only if validation is better"
+            "windows with certain predictions, at most this many times; a round is kept only if validation is better"
         },
     )
 

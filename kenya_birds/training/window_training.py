@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 FEATURE_BATCH = 64
 # Probability of each class with which a new classifier starts.
 PRIOR = 0.02
+# Windows of an epoch, at least, if the user gives no number (docs/training.md, small archives).
+LEAST_WINDOWS = 1800
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class WindowPlan:
         targets: Their annotations.
         call_share: Share of the windows round calls.
         empty_share: Share of the windows without a call.
-        windows_per_epoch: Windows of an epoch; None: so many that as many of them are round calls as there are calls.
+        windows_per_epoch: Windows of an epoch; None: so many that as many of them are round calls as there are calls,
+            and at least `LEAST_WINDOWS`.
         hard_share: Share of the windows without a call that are hard (see `HardWindows`).
         rescore_epochs: Epochs after which the model scores windows without a call again.
         scored_windows: Windows that are scored each time, at most.
@@ -57,7 +60,7 @@ class WindowPlan:
     @property
     def length(self) -> int:
         """Windows of an epoch."""
-        return self.windows_per_epoch or round(len(self.labels) / (self.call_share or 1.0))
+        return self.windows_per_epoch or max(LEAST_WINDOWS, round(len(self.labels) / (self.call_share or 1.0)))
 
 
 class EvaluationWindows(torch.utils.data.Dataset):
