@@ -158,7 +158,7 @@ def single(export):
 @pytest.fixture(scope="module")
 def multi(export):
     # A short transform is one matrix, which makes a small graph.
-    short = {"n_fft": 64, "hop_length": 512, "n_mels": 16}
+    short = {"n_fft": 512, "hop_length": 512, "n_mels": 16}
     return export("multi_label_classification", noise_reduction="none", high_pass_hz=0, **short)
 
 
