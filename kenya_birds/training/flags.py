@@ -110,6 +110,8 @@ HELP = {
     "dataloader_num_workers": "processes that load batches; 0: the main process does",
     "disable_tqdm": "show no progress bars",
 }
+# Defaults that depend on other flags (see `parse_train_flags`).
+SHOWN_DEFAULTS = {"metric_for_best_model": "cmap; with --train_on clips: macro_f1"}
 METAVARS = {
     **dict.fromkeys(("data_dir", "output_dir", "cache_dir", "unlabelled"), "FOLDER"),
     **dict.fromkeys(("splits_file", "params"), "FILE"),
@@ -312,7 +314,7 @@ def train_parser(program: str = "train_hf.py", *, show_all: bool = False) -> Par
                 f"--{name}",
                 kind,
                 argparse.SUPPRESS,
-                shown_default=default,
+                shown_default=SHOWN_DEFAULTS.get(name, default),
                 metavar=METAVARS.get(name),
                 help=text if is_shown else argparse.SUPPRESS,
                 required=name in ("data_dir", "output_dir"),
