@@ -16,7 +16,7 @@ from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.training_run import Run
 
-SETTINGS = {"folds": 3, "num_train_epochs": 1, "no_call_windows": 2}
+SETTINGS = {"folds": 3, "num_train_epochs": 2, "no_call_windows": 2}
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
