@@ -86,8 +86,9 @@ class Visit:
         return " ".join(self.texts(selector))
 
     def texts(self, selector):
-        """The text of each element; in one question, as there are hundreds of cells."""
-        script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.innerText.trim())"
+        """The text of each element that can be seen; in one question, as there are hundreds of cells."""
+        seen = "one.checkVisibility({visibilityProperty: true}) ? one.innerText.trim() : ''"
+        script = f"return [...document.querySelectorAll(arguments[0])].map((one) => {seen})"
         return self.driver.execute_script(script, selector)
 
     def drop(self, path):

@@ -43,6 +43,9 @@ def main():
         run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel, cwd=place)
         # Plain paths: editable installations of that environment are not seen through them.
         (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+        ours = {file.relative_to(ROOT) for file in (ROOT / "kenya_birds").rglob("*") if file.is_file()}
+        missing = [str(file) for file in ours if file.suffix != ".pyc" and not (packages / file).is_file()]
+        assert not missing, missing
         work = place / "work"
         work.mkdir()
         code = "import kenya_birds, train_hf; print(kenya_birds.__file__); print(train_hf.__file__)"

@@ -108,8 +108,7 @@ class TrainerArguments:
     )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "end with the best checkpoint"})
     metric_for_best_model: str | None = field(
-        default="macro_f1",
-        metadata={"help": "metric that determines the best epoch"},
+        default="macro_f1", metadata={"help": "metric that determines the best epoch"}
     )
     logging_steps: Positive = field(default=10, metadata={"help": "log the loss after this many steps"})
     # The filter waits for the GPU at every step, and it hides losses that are NaN.
