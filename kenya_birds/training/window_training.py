@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 FEATURE_BATCH = 64
 # Probability of each class with which a new classifier starts.
 PRIOR = 0.02
-# Windows of an epoch, at least, if the user gives no number (docs/training.md, small archives).
+# Smallest number of windows in an epoch, if the user gives no number (docs/training.md, "Small archives").
 LEAST_WINDOWS = 1800
 
 
@@ -34,8 +34,8 @@ class WindowPlan:
         targets: Their annotations.
         call_share: Share of the windows round calls.
         empty_share: Share of the windows without a call.
-        windows_per_epoch: Windows of an epoch; None: so many that as many of them are round calls as there are calls,
-            and at least `LEAST_WINDOWS`.
+        windows_per_epoch: Number of windows in an epoch; None: as many windows round calls as there are calls, and at
+            least `LEAST_WINDOWS` windows.
         hard_share: Share of the windows without a call that are hard (see `HardWindows`).
         rescore_epochs: Epochs after which the model scores windows without a call again.
         scored_windows: Windows that are scored each time, at most.
