@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 # Two processes: most tests wait for subprocesses or use one thread. The tests of a file share trained models.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+# pip leaves compiling to the first import. Without the files of that, each process would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
 CODE := kenya_birds tests examples benchmarks docs train_hf.py push_model.py setup.py
 
 .PHONY: help install test wheel compatibility demo quality style docs images notebook clean

@@ -5,9 +5,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import constants
@@ -35,7 +33,6 @@ def write_graph(
     tensors: tuple[str, Sequence[str]],
     metadata: dict[str, str],
     name: str,
-    within: AbstractContextManager[Any] | None = None,
 ) -> None:
     """Traces a module and writes its graph, for any number of clips.
 
@@ -46,7 +43,6 @@ def write_graph(
         tensors: Names of the input and of the outputs.
         metadata: Metadata of the graph.
         name: Name of the backbone, for the error.
-        within: Context of the tracing.
 
     Raises:
         UserError: If the module has an operator that ONNX does not support.
@@ -55,7 +51,7 @@ def write_graph(
         # Also fills the caches of filters and windows, so that the trace contains them as constants.
         module(example)
         try:
-            with within or nullcontext(), warnings.catch_warnings():
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # warnings of torch about its own exporter
                 program = torch.onnx.export(
                     module,

@@ -35,6 +35,8 @@ FONTS = (
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#882255", "#332288", "#c9709f", "#117733", "#aa66ff")
 HATCHES = ("", "////", "....")
 MAX_NAME = 30
+# Level 6, the default, takes up to four times as long for spectrograms, and their files are larger.
+PNG_ENCODER = {"compress_level": 3}
 # `short_name` logs its own warning, once for each name.
 warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
 P = ParamSpec("P")
@@ -133,5 +135,6 @@ def save_picture(figure: Figure, path: str | Path) -> None:
         UserError: If the file cannot be written.
     """
     path = Path(path)
+    encoder = {"pil_kwargs": PNG_ENCODER} if path.suffix == ".png" else {}
     with users_file(path) as partial:
-        figure.savefig(partial, format=path.suffix[1:], metadata=PICTURE_METADATA[path.suffix])
+        figure.savefig(partial, format=path.suffix[1:], metadata=PICTURE_METADATA[path.suffix], **encoder)

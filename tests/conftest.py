@@ -52,10 +52,26 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
-def pytest_collection_finish():
-    """Garbage collection leaves out what was imported so far: training collects often, and it would look at all."""
+@pytest.fixture(scope="module", autouse=True)
+def _older_objects_are_no_garbage():
+    """Garbage collection leaves out what there is before a file of tests: training collects often, a quarter second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_values_for_weights_without_memory():
+    """Loading a model initialises weights on the meta device first, which took a twentieth of the time of all tests."""
+    from timm.layers import weight_init
+
+    fill = weight_init._trunc_normal_
+
+    def fill_memory(tensor, *args):
+        return tensor if tensor.is_meta else fill(tensor, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weight_init, "_trunc_normal_", fill_memory)
+        yield
 
 
 @pytest.fixture(autouse=True)

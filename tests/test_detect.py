@@ -193,7 +193,7 @@ from kenya_birds.cli import main
 try:
     main(sys.argv[1:])
 finally:
-    import accelerate, kenya_birds.training.trainer, torch.distributed.nn.functional
+    import torch.distributed.nn.functional
 """
 
 

@@ -52,7 +52,7 @@ def things(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("pages")
     archive = synthesize_archive(
-        folder / "archive", recordings=9, duration_s=40, species=5, annotations=110, scene="quiet", seed=2
+        folder / "archive", recordings=9, duration_s=20, species=5, annotations=90, scene="quiet", seed=2
     )
     with pytest.MonkeyPatch.context() as patch:
         leave_figures_blank(patch)
@@ -64,7 +64,7 @@ def things(tmp_path_factory):
     shutil.copytree(folder / "birds", folder / "someone" / "birds-of-baringo")
     # Recordings that the model was not trained on: pages train on what is detected in them.
     elsewhere = synthesize_archive(
-        folder / "x", recordings=9, duration_s=40, species=5, annotations=110, scene="quiet", seed=7
+        folder / "x", recordings=9, duration_s=20, species=5, annotations=90, scene="quiet", seed=7
     )
     (folder / "kenya").symlink_to(archive)
     (folder / "colombia").symlink_to(elsewhere)

@@ -32,7 +32,7 @@ from kenya_birds.training.estimate import (
 estimate = functools.cache(estimate_module.estimate)
 CLASSES = 176
 ROOT = Path(__file__).parent.parent
-FAMILIES = ["test_convnext", "convnext_tiny", "tf_efficientnetv2_b0", "mobilenetv4_conv_small"]
+FAMILIES = ["test_convnext", "convnext_tiny", "tf_efficientnetv2_b0", "test_efficientnet"]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_weights_and_views_of_them_are_not_live_bytes():
 # Against real tensors
 
 
-@pytest.mark.parametrize("backbone", ["test_convnext", "mobilenetv4_conv_small"])
+@pytest.mark.parametrize("backbone", ["test_convnext", "test_efficientnet"])
 def test_what_a_real_forward_pass_saves_is_what_the_estimate_tells(backbone):
     told = estimate(backbone, batch_size=3, num_labels=10, bands=64, frames=96).memory["fp32"]
     assert told.saved == saved_bytes(build(backbone), *batch(3))
@@ -204,7 +204,7 @@ def test_memory_is_linear_in_the_batch_and_flops_are_the_same_for_each_clip(batc
 
 
 # One with layer normalisation and one with batch normalisation.
-@pytest.mark.parametrize("backbone", ["test_convnext", "mobilenetv4_conv_small"])
+@pytest.mark.parametrize("backbone", ["test_convnext", "test_efficientnet"])
 def test_bf16_saves_about_half_and_copies_of_the_weights(backbone):
     small, large = (estimate(backbone, batch_size=size, num_labels=CLASSES).memory for size in (7, 64))
     per_clip = {name: (large[name].saved - small[name].saved) / (64 - 7) for name in small}
@@ -214,8 +214,8 @@ def test_bf16_saves_about_half_and_copies_of_the_weights(backbone):
     assert 0.9 * small["bf16"].weights / 2 < copies < 1.1 * small["bf16"].weights / 2
 
 
-def test_a_large_backbone_at_a_large_batch_is_estimated_without_its_memory():
-    result = estimate("convnext_large", batch_size=512, num_labels=10)
+def test_a_large_batch_is_estimated_without_its_memory():
+    result = estimate("convnext_tiny", batch_size=2048, num_labels=10)
     assert result.memory["fp32"].training > 90e9
 
 

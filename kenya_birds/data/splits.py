@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from kenya_birds.data.csv_table import read_csv, read_table
 from kenya_birds.data.same_recording import joined, separated
@@ -389,6 +388,8 @@ def _fold(
     annotations: pd.DataFrame, stratify: bool, folds: int, fold: int, seed: int, least_rest: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the annotations of the other folds (at least `least_rest` recordings), and those of fold `fold`."""
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
     groups = annotations["recording"].to_numpy()
     target = annotations["species"].to_numpy()
     folders = [GroupKFold(folds, shuffle=True, random_state=seed)]

@@ -283,7 +283,7 @@ def draw_spectrograms(
 def to_png_uri(figure: Figure) -> str:
     """Returns a figure as the data URI of a PNG, for a page without other files."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
+    figure.savefig(file, format="png", metadata={"Software": None}, pil_kwargs=plot_style.PNG_ENCODER)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 

@@ -139,10 +139,21 @@ class WaveformClassifier(torch.nn.Module):
 
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
         """Probabilities `(batch, classes)` of waveforms `(batch, clip_samples)`."""
-        # The stages of `extract`, without its loop over small batches.
-        features = self.extractor.to_level(self.extractor.band_power(self.extractor.clean(waveform)))
-        logits = self.model(features, return_dict=False)[0]
+        logits = self.model(self.features(waveform), return_dict=False)[0]
         return logits.sigmoid() if self.is_multi_label else logits.softmax(dim=-1)
+
+    def features(self, waveform: torch.Tensor) -> torch.Tensor:
+        """The stages of the extractor's `extract`, without its loop over small batches."""
+        return self.extractor.to_level(self.extractor.band_power(self.extractor.clean(waveform)))
+
+
+class _TracedClassifier(WaveformClassifier):
+    """The classifier with the Fourier transforms of the graph."""
+
+    def features(self, waveform: torch.Tensor) -> torch.Tensor:
+        # Not around all of the export: torch would call the context for each of its own functions.
+        with FourierMatrices():
+            return super().features(waveform)
 
 
 def export_onnx(model_name: str, output_dir: str | Path) -> Path:
@@ -218,13 +229,12 @@ def write_classifier(classifier: WaveformClassifier, path: Path, metadata: dict[
         UserError: If the backbone has an operator that ONNX does not support.
     """
     write_graph(
-        classifier,
+        _TracedClassifier(classifier.model, classifier.extractor).eval(),
         _trial(classifier.extractor),
         path,
         tensors=(INPUT, (OUTPUT,)),
         metadata=metadata,
         name=classifier.model.config.backbone,
-        within=FourierMatrices(),
     )
 
 
