@@ -135,6 +135,6 @@ def save_picture(figure: Figure, path: str | Path) -> None:
         UserError: If the file cannot be written.
     """
     path = Path(path)
-    encoder = {"pil_kwargs": PNG_ENCODER} if path.suffix == ".png" else {}
+    encoder: dict[str, Any] = {"pil_kwargs": PNG_ENCODER} if path.suffix == ".png" else {}
     with users_file(path) as partial:
         figure.savefig(partial, format=path.suffix[1:], metadata=PICTURE_METADATA[path.suffix], **encoder)

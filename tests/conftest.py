@@ -54,14 +54,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _older_objects_are_no_garbage():
-    """Garbage collection leaves out what there is before a file of tests: training collects often, a quarter second."""
+    """Garbage collection leaves out what there is before a file of tests: training collects often."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_values_for_weights_without_memory():
-    """Loading a model initialises weights on the meta device first, which took a twentieth of the time of all tests."""
+    """Loading a model fills weights on the meta device first, which took a twentieth of the time of all tests."""
     from timm.layers import weight_init
 
     fill = weight_init._trunc_normal_
