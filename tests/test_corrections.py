@@ -8,7 +8,8 @@ from archives import RATE, noise
 from soundfile import write as write_sound
 
 from kenya_birds.data.archive import read_archive
-from kenya_birds.data.corrections import write_archive
+from kenya_birds.data.import_tables import ImportSettings
+from kenya_birds.data.importing import import_annotations
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
@@ -43,17 +44,24 @@ def found(tmp_path, monkeypatch):
     return tmp_path / "found"
 
 
-@pytest.mark.parametrize("name", ["detections.csv", "detections.parquet", "detections.selections.txt"])
+def archive_of(tables, tmp_path):
+    """The archive of corrected tables, and the table of what the import has found."""
+    result = import_annotations(tmp_path / "corrected", ImportSettings(tables, recordings=tmp_path))
+    return read_archive(result.archive), result.findings.table()
+
+
+@pytest.mark.parametrize(
+    "name", ["detections.csv", "detections.parquet", "detections.selections.txt", "raven", "."], ids=str
+)
 def test_every_table_of_detections_becomes_an_archive(found, tmp_path, name):
-    archive = read_archive(write_archive(read_detections(found / name), tmp_path / "corrected"))
-    assert sorted(archive.headers) == ["site1_20211207_053000.wav", "site2_20211207_053000.wav"]
+    archive, _ = archive_of(found / name, tmp_path)
+    assert archive.annotations["recording"].unique().tolist() == list(RECORDINGS[:2])
+    # The recording without a detection has an empty table of its own.
+    assert len(archive.headers) == 2 + (name == "raven")
     assert archive.annotations["center_s"].tolist() == [4.5, 4.5, 10.5, 10.5] * 2
     assert archive.set_aside.empty
     assert archive.species.loc["combul2"].tolist() == ["Pycnonotus barbatus", "Common Bulbul"]
     assert archive.species.loc["x"].tolist() == ["", "=x"]
-    for number, recording in enumerate(RECORDINGS[:2], start=1):
-        copy = tmp_path / "corrected" / "soundscape_data" / f"site{number}_20211207_053000.wav"
-        assert copy.read_bytes() == (tmp_path / recording).read_bytes()
 
 
 def rewritten(path, change):
@@ -73,7 +81,7 @@ def test_a_selection_table_that_was_corrected_in_raven(found, tmp_path):
     def correct(rows):
         first, second, third, _ = rows  # the fourth is deleted
         second["Species Code"], second["Common Name"] = "grnwoo1", "Green Woodhoopoe"
-        third["Species Code"] = ""
+        third["Species Code"] = "????"
         drawn = {**dict.fromkeys(first, ""), "Selection": "5", "View": "Spectrogram 1", "Species Code": "combul2"}
         drawn |= {"Begin Time (s)": "14.25", "End Time (s)": "15.75"}
         return [one | {"Notes": "checked"} for one in (first | {"View": "Waveform 1"}, first, second, third, drawn)]
@@ -81,11 +89,13 @@ def test_a_selection_table_that_was_corrected_in_raven(found, tmp_path):
     path = rewritten(found / "raven" / "site1" / "20211207_053000.selections.txt", correct)
     table = read_detections(path)
     assert table["score"].tolist() == [0.5, 0.5, 0.5, 1.0]
-    archive = read_archive(write_archive(table, tmp_path / "corrected"))
+    assert table["end_s"].iloc[-1] == 15.75
+    archive, findings = archive_of(path, tmp_path)
     assert archive.annotations["species"].tolist() == ["combul2", "grnwoo1", "combul2"]
     assert archive.annotations["center_s"].tolist() == [4.5, 4.5, 15.0]
     assert archive.species.at["grnwoo1", "common_name"] == "Green Woodhoopoe"
     assert len(archive.unknown) == 1
+    assert not (findings["effect"] == "not taken").any()
 
 
 def test_where_a_selection_is_must_be_told_in_the_table_of_many_recordings(found):
@@ -112,34 +122,19 @@ def test_a_csv_that_a_spreadsheet_saved(found, tmp_path, save):
     pd.testing.assert_frame_equal(read_detections(tmp_path / "saved.csv"), expected)
 
 
-def test_tables_that_name_a_recording_in_several_ways_give_it_once(found, tmp_path):
-    table = read_detections(found / "detections.csv")
-    other = table.assign(recording=[f"./{path}" for path in table["recording"]])
-    raven = read_detections(found / "detections.selections.txt")
-    archive = read_archive(write_archive(pd.concat([table, other, raven]), tmp_path / "corrected"))
-    assert len(archive.headers) == 2
-    assert len(archive.annotations) == 3 * len(table)
+def test_a_selection_in_the_table_of_many_recordings_is_not_guessed(found, tmp_path):
+    def draw(rows):
+        return [*rows, {**rows[0], "Selection": "99", "File Offset (s)": "", "Delta Time (s)": ""}]
+
+    archive, findings = archive_of(rewritten(found / "detections.selections.txt", draw), tmp_path)
+    assert len(archive.annotations) == 8
+    (row,) = findings[findings["effect"] == "not taken"].to_dict("records")
+    assert (row["line"], row["detail"]) == (10, "'File Offset (s)' is '', expected a number")
 
 
-def test_names_that_differ_in_capitals_only_get_their_folders(tmp_path):
-    paths = [tmp_path / name for name in ("a/b/x.wav", "c/b/X.wav", "a/y.wav")]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_sound(path, noise(2), RATE)
-    rows = [(str(path), 0.0, 1.0, "a", "", "") for path in paths]
-    columns = ["recording", "start_s", "end_s", "code", "common_name", "scientific_name"]
-    archive = read_archive(write_archive(pd.DataFrame(rows, columns=columns), tmp_path / "corrected"))
-    assert sorted(archive.headers) == ["a_b_x.wav", "c_b_X.wav", "y.wav"]
-    assert archive.species.at["a", "common_name"] == "a"
+def test_a_corrected_code_that_kept_its_old_names_is_told(found, tmp_path):
+    def correct(rows):
+        return [{**rows[0], "Species Code": "grnwoo1"}, *rows[1:]]
 
-
-def test_what_cannot_become_an_archive_is_refused(found, tmp_path):
-    table = read_detections(found / "detections.csv")
-    with pytest.raises(UserError, match="no rows"):
-        write_archive(table[:0], tmp_path / "corrected")
-    with pytest.raises(UserError, match="is not empty"):
-        write_archive(table, found)
-    (tmp_path / RECORDINGS[0]).unlink()
-    with pytest.raises(UserError, match=r"1 of the table's recordings do not exist: 'site1/20211207_053000\.wav'"):
-        write_archive(table, tmp_path / "corrected")
-    assert not (tmp_path / "corrected").exists()
+    _, findings = archive_of(rewritten(found / "detections.selections.txt", correct), tmp_path)
+    assert "'Pycnonotus barbatus': combul2, grnwoo1" in findings["detail"].tolist()

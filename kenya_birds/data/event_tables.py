@@ -45,6 +45,7 @@ COLUMNS = (
 OWN_TABLES = ("detections.parquet", "detections.csv", "detections.selections.txt")
 # Of computed times: microseconds, less than a sample.
 DECIMALS = 6
+SAME_S = 1e-3
 # Spreadsheets read text that begins with these characters as a formula; our CSV files prefix it with an apostrophe.
 _GUARDED = re.compile(r"'[=+\-@\t\r]")
 
@@ -137,15 +138,20 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
         events[name] = texts.str[1:].where(texts.str.match(_GUARDED), texts).str.strip()
     own = np.array([recording_of(one.path) for one in tables], dtype=object)
     events["recording"] = events["recording"].str.replace("\\", "/", regex=False)
-    events["recording"] = events["recording"].where(events["recording"] != "", own[table] if len(own) else "")
     has_column = pd.DataFrame({name: [name in one.columns for one in tables] for name in NUMBERS}, dtype=bool)
     cells = pd.DataFrame({name: pd.Series(_column(tables, name), dtype=object) for name in NUMBERS}).astype(str)
     numbers = parse_numbers(cells, table, np.array([one.delimiter == ";" for one in tables], dtype=bool))
+    recording = events["recording"].copy()
+    _fill_in_drawn(recording, cells, numbers, table)
+    events["recording"] = recording.where(recording != "", own[table] if len(own) else "")
+    no_end = ~has_column["end_s"].to_numpy()[table]
     problem = pd.Series("", index=events.index, dtype=object)
     for name in NUMBERS:
         wrong = numbers[name].isna() & has_column[name].to_numpy()[table]
         if name in ("score", "low_hz", "high_hz"):
             wrong &= ~cells[name].isin(["", "nan", "None"])
+        if name == "duration_s":
+            wrong &= no_end
         for row in np.flatnonzero(wrong & (problem == "")).tolist():
             mark = " with a decimal point" if "," in cells[name][row] else ""
             column = tables[table[row]].columns[name]
@@ -157,7 +163,6 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
     moved = numbers["begin_s"].notna() & numbers["end_s"].notna()
     of_file_s = (numbers["end_s"] + numbers["start_s"] - numbers["begin_s"]).round(DECIMALS)
     events["end_s"] = numbers["end_s"].where(~moved, of_file_s)
-    no_end = ~has_column["end_s"].to_numpy()[table]
     events["end_s"] = events["end_s"].where(~no_end, (numbers["start_s"] + numbers["duration_s"]).round(DECIMALS))
     events["score"] = events["score"].fillna(1.0)
     lines = np.array([line for one in tables for line in one.lines], dtype=np.int64)
@@ -170,6 +175,30 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
     ]
     blank = (cells[["start_s", "end_s", "duration_s"]] == "").all(axis=1) & (events[list(SPECIES)] == "").all(axis=1)
     return events.assign(problem=problem, is_blank=blank)[[*COLUMNS, "table", "line", "problem", "is_blank"]]
+
+
+def _fill_in_drawn(recording: pd.Series, cells: pd.DataFrame, numbers: pd.DataFrame, table: np.ndarray) -> None:
+    """Fills in recording and start of selections that somebody drew in Raven, which leaves measurements empty.
+
+    In a table of a single recording, as its other rows show, the time in the joined sound is that in the recording.
+
+    Args:
+        recording: Recordings as in the tables, changed in place.
+        cells: Cells with numbers, as text.
+        numbers: The numbers; `start_s` is changed.
+        table: Number of the table of each row.
+    """
+    is_of_raven = numbers["begin_s"].notna()
+    drawn = is_of_raven & ((cells["start_s"] == "") | (recording == ""))
+    if not drawn.any():
+        return
+    written = is_of_raven & ~drawn
+    by_table = recording[written].groupby(table[written])
+    is_moved = written & ~((numbers["start_s"] - numbers["begin_s"]).abs() <= SAME_S)
+    single = by_table.first()[(by_table.nunique() == 1) & ~is_moved[written].groupby(table[written]).any()]
+    filled = np.flatnonzero(drawn & np.isin(table, single.index))
+    recording.iloc[filled] = single[table[filled]].to_numpy()
+    numbers.loc[filled, "start_s"] = numbers["begin_s"].iloc[filled]
 
 
 def _column(tables: Sequence[TableCells], name: str) -> list[str]:

@@ -278,6 +278,11 @@ def _name_findings(
         else:
             continue
         findings.add(effect, finding, file=file, line=int(line), detail=detail)
+    named = found.species[found.species["scientific_name"] != ""]
+    for name, codes in named.groupby("scientific_name")["species"]:
+        if len(codes) > 1:
+            finding = "codes have the same scientific name: correct the codes, or the names"
+            findings.add(NOTE, finding, detail=f"'{name}': {', '.join(codes)}")
     for code, others in found.spellings.items():
         findings.add(
             NOTE,
