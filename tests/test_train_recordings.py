@@ -181,11 +181,11 @@ def test_a_run_with_hard_windows_that_was_stopped_within_an_epoch_ends_as_one_th
 
 def test_a_split_decodes_its_own_recordings_only(small_archive, tmp_path):
     run = Run(settings_of(flags(small_archive, tmp_path / "run", tmp_path / "cache")))
-    grid, _ = run.windows("test")
+    grid, _ = run.windows.of("test")
     tested = run.splits.loc[run.splits["split"] == "test", "recording"]
     assert set(grid.decoded.names) == set(tested)
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == len(tested) < len(run.splits)
-    assert run.windows("test")[0] is grid
+    assert run.windows.of("test")[0] is grid
 
 
 def test_windows_shorter_than_the_margin_are_evaluated(small_archive, tmp_path):

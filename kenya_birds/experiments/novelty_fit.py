@@ -57,12 +57,12 @@ def fit_novelty(run: Run, clips: DatasetDict) -> FittedNovelty:
     calls = training_calls(run, clips["train"])
     rank = min(RANK, len(calls.vectors))
     figures = None
-    if run.recordings_of("test"):
+    if run.windows.recordings("test"):
         windows = window_calls(run, "test", per_species=TESTED_PER_SPECIES, most=MOST_KNOWN)
         left_out = leave_one_species_out(windows, calls, run.builder.classes, rank=rank)
         figures = unknown_species_figures(left_out, separate_unlearned(windows, calls, rank=rank))
     known = np.zeros((0, run.model.embedding_size))
-    if run.recordings_of("validation"):
+    if run.windows.recordings("validation"):
         try:
             windows = window_calls(run, "validation", per_species=None, most=MOST_KNOWN)
         except UserError as error:  # such as too little disk to decode them: the trained model is saved all the same
@@ -110,7 +110,7 @@ def window_calls(run: Run, split: str, *, per_species: int | None, most: int) ->
             does not know; None: by chance alone.
         most: Largest number of all windows.
     """
-    grid, annotated = run.windows(split)
+    grid, annotated = run.windows.of(split)
     targets = grid.targets(annotated)
     others = annotated.has_other(grid.recording, grid.start) & (grid.end - grid.start == grid.window)
     calling = np.column_stack([targets == 1, others])

@@ -417,15 +417,15 @@ def save_results(
 
 def _validation_windows(run: Run) -> tuple[np.ndarray, ...]:
     """Logits, targets and recordings of all windows of the validation recordings, and the overlap of the windows."""
-    grid, annotated = run.windows("validation")
+    grid, annotated = run.windows.of("validation")
     return run.window_logits("validation"), grid.targets(annotated), grid.names, np.array(grid.overlap_s)
 
 
 def _test_windows(run: Run, trainer: KenyaBirdsTrainer) -> ScoredWindows | None:
-    if not run.recordings_of("test"):
+    if not run.windows.recordings("test"):
         logger.warning("All test recordings have weak labels: the model is not evaluated on whole recordings")
         return None
-    grid, annotated = run.windows("test")
+    grid, annotated = run.windows.of("test")
     logits = run.window_logits("test")
     return ScoredWindows(
         run.builder.archive, run.builder.classes, grid, annotated, logits, multi_label=trainer.multi_label

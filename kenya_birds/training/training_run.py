@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,8 @@ from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
 from kenya_birds.data.splits import SPLITS, read_splits, recordings_in
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.predictions import score_clips
-from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, plan_windows
-from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.files import check_not_locked, locked, read_json, write_json, write_table
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
-from kenya_birds.training.archive_weights import weigh_recordings
 from kenya_birds.training.batches import WEIGHT
 from kenya_birds.training.callbacks import StopAt
 from kenya_birds.training.earlier_training import EarlierTraining
@@ -55,12 +51,12 @@ from kenya_birds.training.run_model import make_model, restore_backbone, save_mo
 from kenya_birds.training.self_training import self_train
 from kenya_birds.training.setting_rules import check_train_on, check_used
 from kenya_birds.training.settings import Settings, training_summary
+from kenya_birds.training.split_windows import SplitWindows
 from kenya_birds.training.starting_points import initialize
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 from kenya_birds.training.training_arguments import training_team
 from kenya_birds.training.training_recordings import TrainingRecordings
 from kenya_birds.training.unlabelled import Unlabelled
-from kenya_birds.training.window_sampler import warn_of_short_stretches
 from kenya_birds.training.window_training import EvaluationWindows, WindowPlan, choose_windows, start_at_prior
 
 logger = logging.getLogger(__name__)
@@ -85,6 +81,7 @@ class Run:
         extractor: The feature extractor.
         builder: Builder of the clips.
         splits: `recording` and `split` of the run.
+        windows: The windows of the recordings.
         model: The classifier with its initial weights.
         earlier: What its starting model and teacher were trained on.
 
@@ -106,7 +103,6 @@ class Run:
         self.team = training_team(settings.training)
         self._output_dir, self._stack, self._entered = Path(settings.training.output_dir), contextlib.ExitStack(), 0
         self._everything_for = everything_for
-        self._windows: dict[str, tuple[RecordingWindowGrid, WindowTargets]] = {}
         self._no_call: tuple[datasets.Dataset | None, np.ndarray] | None = None
         self.team.first_does(partial(check_not_locked, self._output_dir))
         self._checkpoint = self.team.first_does(self._find_start)
@@ -123,8 +119,8 @@ class Run:
         with archive_of_run(self._checkpoint):
             self.builder = self._plan_clips(splits)
         self._check_weak()
-        self._weights(())  # raises an error for names that are no archive's
         self.splits = self.builder.splits if everything_for is None else self.builder.splits.assign(split="train")
+        self.windows = SplitWindows(settings.data, self.builder, self.splits, self.extractor)
         classes = self.builder.classes
         names = self.builder.archive.species_names(classes)
         self.model = make_model(settings.model, self.backbone, classes, names)
@@ -183,7 +179,7 @@ class Run:
         """The stage with the teacher; None if there is none, or the run resumes after it."""
         if self.settings.teacher.teacher is None or self._checkpoint is not None:
             return None
-        return FirstStage(self.settings, self.builder, self.recordings_of("train"), self.unlabelled)
+        return FirstStage(self.settings, self.builder, self.windows.recordings("train"), self.unlabelled)
 
     def _start_model(self) -> RunRecord:
         """Loads the starting weights of a new run; returns its record."""
@@ -230,61 +226,9 @@ class Run:
                 forget_start(self._output_dir)
         self._stack.close()
 
-    def recordings_of(self, split: str) -> list[str]:
-        """Recordings of a split that windows are cut from: those that are annotated in part are for training alone."""
-        names = recordings_in(self.splits, split)
-        return names if split == "train" else [name for name in names if name not in self.builder.archive.partial]
-
-    def windows(self, split: str) -> tuple[RecordingWindowGrid, WindowTargets]:
-        """The windows of the recordings of a split, side by side or overlapping as set, and the annotations.
-
-        The recordings of the split are decoded into the cache when they are first needed.
-
-        Args:
-            split: Of `splits`.
-
-        Raises:
-            UserError: If the disk has not enough space.
-        """
-        if split not in self._windows:
-            data = self.settings.data
-            self._windows[split] = plan_windows(
-                self.builder,
-                self.recordings_of(split),
-                self.builder.classes,
-                self.extractor,
-                overlap_s=data.overlap_s,
-                margin_s=data.edge_margin_s,
-                min_overlap_s=data.min_overlap_s,
-                threads=data.num_proc or 1,
-            )
-        return self._windows[split]
-
-    def _window_plan(self) -> WindowPlan:
-        data = self.settings.data
-        grid, targets = self.windows("train")
-        warn_of_short_stretches(grid.decoded, targets)
-        return WindowPlan(
-            grid.decoded,
-            targets,
-            data.call_windows,
-            data.empty_windows,
-            data.windows_per_epoch,
-            data.hard_windows,
-            data.rescore_epochs,
-            data.scored_windows,
-            self._weights(grid.decoded.names),
-        )
-
-    def _weights(self, recordings: Sequence[str]) -> np.ndarray | None:
-        """Weight in the loss of what is learned from each recording (see `weigh_recordings`)."""
-        data, archive = self.settings.data, self.builder.archive
-        texts = data.archive_weights or ()
-        return weigh_recordings(texts, archive.archive_of, recordings, archive.weak, data.weak_weight)
-
     def _validation_windows(self) -> EvaluationWindows | EmbeddedRows:
         data, args = self.settings.data, self.settings.training
-        grid, annotated = self.windows("validation")
+        grid, annotated = self.windows.of("validation")
         targets = grid.targets(annotated)
         rows = choose_windows(targets, data.validation_windows, args.seed)
         if self.frozen is not None:
@@ -314,7 +258,7 @@ class Run:
         Args:
             split: Of `splits`.
         """
-        grid, _ = self.windows(split)
+        grid, _ = self.windows.of(split)
         if self.frozen is not None:
             return self.frozen.window_logits(grid, f"windows of the {split} recordings")
         return grid.logits(self.model, self.extractor)
@@ -416,12 +360,12 @@ class Run:
             self._learn_from_teacher(self._first_stage)
         background = self.background()
         learned: datasets.Dataset | WindowPlan = clips["train"]
-        weights = self._weights(clips["train"]["recording"][:])
+        weights = self.windows.weights(clips["train"]["recording"][:])
         if weights is not None:
             learned = clips["train"].add_column(WEIGHT, weights)
         evaluated: datasets.Dataset | EvaluationWindows | EmbeddedRows | None = clips.get("validation")
         if data.train_on == "recordings":
-            learned = self._window_plan()
+            learned = self.windows.plan()
             evaluated = None if evaluated is None else self._validation_windows()
             logger.info("Each epoch has %d windows drawn from the training recordings", learned.length)
         trainer = KenyaBirdsTrainer(
