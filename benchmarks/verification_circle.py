@@ -74,8 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     check = folder / "check"
     quietly(["verify", "sample", found, "--output", check, "--per_species", options.per_species, "--no_pictures"])
     print(describe(answer(check, archive)), flush=True)
-    print(quietly(["verify", "read", check, "--output", folder / "belief", "--no_pictures"]))
-    quietly(["histories", found, "--unit", "day", "--belief", folder / "belief", "--output", folder / "histories"])
+    print(quietly(["verify", "read", check, "--output", folder / "verified", "--no_pictures"]))
+    quietly(["histories", found, "--unit", "day", "--verified", folder / "verified", "--output", folder / "histories"])
     print(quietly(["verify", "annotate", check, "--archive", folder / "checked"]))
     again = [*words, *shlex.split(options.again), "--init_from", str(old)]
     models = {

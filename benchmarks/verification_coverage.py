@@ -15,8 +15,8 @@ import pandas as pd
 from scipy.special import expit
 
 from kenya_birds.evaluation.call_density import shares_of_right, spread
-from kenya_birds.verification.beliefs import Belief
 from kenya_birds.verification.strata import bin_edges, draw_clips, make_strata
+from kenya_birds.verification.verified_species import VerifiedSpecies
 
 # Limits of intercept and slope: the probability is expit(intercept + slope x), with a normal x.
 SPECIES = {
@@ -95,9 +95,9 @@ def _thresholds(name: str, options: argparse.Namespace, generator: np.random.Gen
         names = [one.stratum.name for one in drawn for _ in one.rows]
         verdicts = np.where(is_right[rows], "right", "wrong")
         clips = pd.DataFrame({"score": scores[rows], "stratum": names, "verdict": verdicts})
-        belief = Belief("a", "", tuple(stratum for stratum, _ in strata), clips)
+        verified = VerifiedSpecies("a", "", tuple(stratum for stratum, _ in strata), clips)
         for wanted, results in found.items():
-            threshold = belief.score_of(wanted)
+            threshold = verified.score_of(wanted)
             if threshold is not None:
                 above = is_right[scores >= threshold]
                 results.append((above.mean(), above.sum() / is_right.sum()))

@@ -151,13 +151,13 @@ def test_their_answers_are_annotated_and_no_precision_is_read_from_them(run, tab
     archive = read_archive(tmp_path / "archive")
     assert (len(archive.annotations), len(archive.absent)) == (answers["right"], answers["wrong"])
     with pytest.raises(UserError, match="not drawn at random"):
-        read_checks([check], tmp_path / "belief", pictures=False)
+        read_checks([check], tmp_path / "verified", pictures=False)
     with pytest.raises(SystemExit) as ended:
-        main(["verify", "read", str(check), "--output", str(tmp_path / "belief")])
+        main(["verify", "read", str(check), "--output", str(tmp_path / "verified")])
     assert ended.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "verify annotate" in said
-    assert not (tmp_path / "belief").exists()
+    assert not (tmp_path / "verified").exists()
 
 
 def test_another_model_too_many_clips_and_other_recordings_are_refused(run, table, tmp_path):

@@ -42,10 +42,10 @@ def drawn(run):
 
 
 @pytest.fixture(scope="module")
-def belief(drawn):
+def verified(drawn):
     """The results of truthful answers."""
-    read_checks([drawn], drawn.parent / "belief")
-    return drawn.parent / "belief"
+    read_checks([drawn], drawn.parent / "verified")
+    return drawn.parent / "verified"
 
 
 @pytest.fixture
@@ -65,10 +65,10 @@ def read(checks, output, capsys, **options):
     return code, said.out, said.err
 
 
-def test_shares_and_precision_are_close_to_the_truth(run, drawn, belief):
+def test_shares_and_precision_are_close_to_the_truth(run, drawn, verified):
     everything = pd.read_parquet(run / "detections.parquet").rename(columns={"code": "species"})
     everything["right"] = [is_right(row) for _, row in everything.iterrows()]
-    for row in rows_of(belief / "belief.csv"):
+    for row in rows_of(verified / "verified_species.csv"):
         its = everything[everything["species"] == row["species"]]
         assert int(row["detections"]) == len(its)
         assert float(row["share_right_low"]) <= its["right"].mean() <= float(row["share_right_high"])
@@ -77,7 +77,7 @@ def test_shares_and_precision_are_close_to_the_truth(run, drawn, belief):
             score = row[f"score_for_precision_{wanted}"]
             if score != "not reached":
                 assert its.loc[its["score"] >= float(score), "right"].mean() > wanted - 0.15
-    for row in rows_of(belief / "precision.csv"):
+    for row in rows_of(verified / "precision.csv"):
         its = everything[
             (everything["species"] == row["species"]) & (everything["score"] >= float(row["score"]) - 1e-7)
         ]
@@ -85,23 +85,23 @@ def test_shares_and_precision_are_close_to_the_truth(run, drawn, belief):
         assert float(row["precision_low"]) - 0.1 <= its["right"].mean() <= float(row["precision_high"]) + 0.1
 
 
-def test_all_answers_and_pictures_are_in_the_results(drawn, belief):
-    answers = rows_of(belief / "answers.csv")
+def test_all_answers_and_pictures_are_in_the_results(drawn, verified):
+    answers = rows_of(verified / "answers.csv")
     assert {row["id"]: row["answer"] for row in answers} == read_table(drawn)["answer"].to_dict()
     for name in ("precision_by_threshold.png", "probability/abcde1.png", "probability/bcdef1.png"):
-        assert (belief / name).read_bytes().startswith(b"\x89PNG")
+        assert (verified / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_spreadsheets_may_change_the_table_and_nothing_changes(belief, check, tmp_path):
+def test_spreadsheets_may_change_the_table_and_nothing_changes(verified, check, tmp_path):
     table = read_table(check)
     table["answer"] = [word.upper() if n % 2 else f" {word.title()} " for n, word in enumerate(table["answer"])]
     table["score"] = table["score"].str.replace(".", ",")
     table["start_s"] = "12.05.2021"  # what a spreadsheet may make of a number
     table = table.drop(columns=["stratum", "weight"]).assign(mood="fine; really")
     write_table(table.sample(frac=1, random_state=0), check, sep=";", encoding="utf-8-sig", lineterminator="\r\n")
-    read_checks([check], tmp_path / "belief", pictures=False)
-    for name in ("belief.csv", "precision.csv", "thresholds.json"):
-        assert (tmp_path / "belief" / name).read_bytes() == (belief / name).read_bytes()
+    read_checks([check], tmp_path / "verified", pictures=False)
+    for name in ("verified_species.csv", "precision.csv", "thresholds.json"):
+        assert (tmp_path / "verified" / name).read_bytes() == (verified / name).read_bytes()
 
 
 def test_any_note_can_be_written_and_read_again(check):
@@ -121,11 +121,13 @@ def test_any_note_can_be_written_and_read_again(check):
     assert [found[name].note for name in answers] == list(notes.values())
 
 
-def test_excel_may_say_which_separator_it_used(check, tmp_path, belief):
+def test_excel_may_say_which_separator_it_used(check, tmp_path, verified):
     text = (check / "verify.csv").read_text(encoding="utf-8").replace("right", "RIGHT")
     (check / "verify.csv").write_bytes(("sep=,\r\n" + text).encode("utf-16"))
-    read_checks([check], tmp_path / "belief", pictures=False)
-    assert (tmp_path / "belief" / "belief.csv").read_bytes() == (belief / "belief.csv").read_bytes()
+    read_checks([check], tmp_path / "verified", pictures=False)
+    assert (tmp_path / "verified" / "verified_species.csv").read_bytes() == (
+        verified / "verified_species.csv"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -143,11 +145,11 @@ def test_what_cannot_be_understood_ends_with_one_line(check, tmp_path, capsys, c
     table.iloc[2, table.columns.get_loc(column)] = value
     write_table(table, check)
     before = (check / "verify.csv").read_bytes()
-    code, _, error = read([check], tmp_path / "belief", capsys)
+    code, _, error = read([check], tmp_path / "verified", capsys)
     (line,) = error.splitlines()
     assert code == 2
     assert pd.Series([line]).str.contains(said).all(), line
-    assert not (tmp_path / "belief").exists()
+    assert not (tmp_path / "verified").exists()
     assert (check / "verify.csv").read_bytes() == before
 
 
@@ -156,7 +158,7 @@ def test_two_lines_with_different_answers_about_one_detection_are_refused(check,
     more = table.iloc[[0]].assign(answer="unsure")
     write_table(pd.concat([table, more]), check)
     with pytest.raises(UserError, match="line 122 has another answer"):
-        read_checks([check], tmp_path / "belief", pictures=False)
+        read_checks([check], tmp_path / "verified", pictures=False)
 
 
 def test_other_species_are_wrong_for_this_species_and_may_be_added(check, tmp_path):
@@ -166,9 +168,9 @@ def test_other_species_are_wrong_for_this_species_and_may_be_added(check, tmp_pa
     table["answer"] = "other"
     table["other_species"] = ["Rare Bird", "newbir1", "avis NOVA", "????", *[""] * (len(table) - 4)]
     write_table(table, check)
-    found = read_checks([check], tmp_path / "belief", pictures=False)
-    assert [belief.counts["wrong"] for belief in found.all] == [60, 60]
-    others = {row["id"]: row["other_species"] for row in rows_of(tmp_path / "belief" / "answers.csv")}
+    found = read_checks([check], tmp_path / "verified", pictures=False)
+    assert [verified.counts["wrong"] for verified in found.all] == [60, 60]
+    others = {row["id"]: row["other_species"] for row in rows_of(tmp_path / "verified" / "answers.csv")}
     assert [others[name] for name in table.index[:4]] == ["bcdef1", "newbir1", "newbir1", "????"]
 
 
@@ -177,24 +179,24 @@ def test_unsure_and_missing_answers_are_left_out_and_counted(check, tmp_path, ca
     table["answer"] = np.where(np.arange(len(table)) % 4 == 0, "unsure", table["answer"])
     table.loc[table.index[1::4], "answer"] = ""
     write_table(table.iloc[:-3], check)
-    code, said, _ = read([check], tmp_path / "belief", capsys)
+    code, said, _ = read([check], tmp_path / "verified", capsys)
     assert code == 0
     assert "30 unsure" in said
     assert "32 unanswered" in said
-    (first, second) = rows_of(tmp_path / "belief" / "belief.csv")
+    (first, second) = rows_of(tmp_path / "verified" / "verified_species.csv")
     assert (first["unsure"], first["unanswered"]) == ("15", "15")
     assert int(second["right"]) + int(second["wrong"]) == 60 - 15 - 17
 
 
 def test_earlier_results_are_replaced_only_if_wanted_and_only_results(check, tmp_path, capsys):
-    output = tmp_path / "belief"
+    output = tmp_path / "verified"
     assert read([check], output, capsys)[0] == 0
     answer(check, lambda row: "right")
     code, _, error = read([check], output, capsys)
     assert code == 2
     assert "not an empty folder" in error
     read_checks([check], output, pictures=False, overwrite=True)
-    assert {row["wrong"] for row in rows_of(output / "belief.csv")} == {"0"}
+    assert {row["wrong"] for row in rows_of(output / "verified_species.csv")} == {"0"}
     (output / "report.docx").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match=r"has report\.docx, which is no result"):
         read_checks([check], output, pictures=False, overwrite=True)
@@ -202,13 +204,13 @@ def test_earlier_results_are_replaced_only_if_wanted_and_only_results(check, tmp
 
 
 def test_a_table_alone_is_not_enough(check, tmp_path, capsys):
-    code, _, error = read([check / "verify.csv"], tmp_path / "belief", capsys)
+    code, _, error = read([check / "verify.csv"], tmp_path / "verified", capsys)
     assert code == 2
     assert "give the folder" in error
 
 
 def test_further_clips_give_the_wanted_width(run, tmp_path):
-    """As `belief.csv` says for a width: drawing so many more clips makes the interval about so narrow."""
+    """As `verified_species.csv` says for a width: drawing so many more clips makes the interval about so narrow."""
     draw_sample(run, tmp_path / "check", SampleSettings(per_species=20, pictures=False, context_s=0))
     answer(tmp_path / "check", truthful)
     first = read_checks([tmp_path / "check"], tmp_path / "first", pictures=False).all[0]
@@ -224,7 +226,7 @@ def test_further_clips_give_the_wanted_width(run, tmp_path):
 
 def test_without_answers_nothing_is_computed(check, tmp_path, capsys):
     answer(check, lambda row: "")
-    code, _, error = read([check], tmp_path / "belief", capsys)
+    code, _, error = read([check], tmp_path / "verified", capsys)
     assert code == 2
     assert "no detection is answered" in error
 
@@ -241,18 +243,20 @@ def test_two_people_are_joined_with_their_agreement(drawn, check, tmp_path, caps
         write_table(table.assign(answer=[pair[place] for pair in pairs]), folder)
     # The other person may send back the table alone.
     assert read([check, other / "verify.csv"], tmp_path / "sent", capsys)[0] == 0
-    code, said, _ = read([check, other], tmp_path / "belief", capsys)
+    code, said, _ = read([check, other], tmp_path / "verified", capsys)
     assert code == 0
-    assert (tmp_path / "sent" / "belief.csv").read_bytes() == (tmp_path / "belief" / "belief.csv").read_bytes()
-    (row,) = rows_of(tmp_path / "belief" / "agreement.csv")
+    assert (tmp_path / "sent" / "verified_species.csv").read_bytes() == (
+        tmp_path / "verified" / "verified_species.csv"
+    ).read_bytes()
+    (row,) = rows_of(tmp_path / "verified" / "agreement.csv")
     chance = 0.52 * 0.48 + 0.48 * 0.52
     assert float(row["agreement"]) == pytest.approx(0.8)
     assert float(row["kappa"]) == pytest.approx((0.8 - chance) / (1 - chance), abs=1e-4)
     assert "100 in both, agreement 0.80, Cohen's kappa 0.60" in said
-    totals = [sum(int(row[name]) for row in rows_of(tmp_path / "belief" / "belief.csv"))
+    totals = [sum(int(row[name]) for row in rows_of(tmp_path / "verified" / "verified_species.csv"))
               for name in ("right", "wrong", "unsure", "disagreed", "unanswered")]  # fmt: skip
     assert totals == [40 + 10 + 5, 40 + 5, 0, 20, 0]
-    assert len(rows_of(tmp_path / "belief" / "answers.csv")) == 2 * 120 - 10
+    assert len(rows_of(tmp_path / "verified" / "answers.csv")) == 2 * 120 - 10
 
 
 def test_samples_with_other_seeds_are_joined(run, drawn, tmp_path):
@@ -273,20 +277,20 @@ def test_samples_of_other_tables_strata_or_models_are_not_joined(run, drawn, tmp
     small = tmp_path / "small"
     draw_sample(run, small, SampleSettings(per_species=7, pictures=False, context_s=0))
     with pytest.raises(UserError, match="different strata"):
-        read_checks([drawn, small], tmp_path / "belief", pictures=False)
+        read_checks([drawn, small], tmp_path / "verified", pictures=False)
     for name, said in (("table_sha256", "different tables"), ("model_sha256", "different models")):
         content = json.loads((drawn / "sample.json").read_text(encoding="utf-8"))
         (small / "sample.json").write_text(json.dumps({**content, name: "b"}), encoding="utf-8")
         with pytest.raises(UserError, match=said):
-            read_checks([drawn, small], tmp_path / "belief", pictures=False)
+            read_checks([drawn, small], tmp_path / "verified", pictures=False)
 
 
 def test_sites_have_results_of_their_own(run, tmp_path):
     check = tmp_path / "check"
     draw_sample(run, check, SampleSettings(per_species=20, by="site", pictures=False, context_s=0))
     answer(check, truthful)
-    found = read_checks([check], tmp_path / "belief", pictures=False)
-    rows = rows_of(tmp_path / "belief" / "belief.csv")
+    found = read_checks([check], tmp_path / "verified", pictures=False)
+    rows = rows_of(tmp_path / "verified" / "verified_species.csv")
     assert [(row["species"], row["site"], row["detections"]) for row in rows] == [
         ("abcde1", "", "300"),
         ("bcdef1", "", "300"),
@@ -295,21 +299,23 @@ def test_sites_have_results_of_their_own(run, tmp_path):
         ("bcdef1", "KEN_001", "200"),
         ("bcdef1", "KEN_002", "100"),
     ]
-    whole, _, first, second, *_ = (belief.share.estimate for belief in found.all)
+    whole, _, first, second, *_ = (verified.share.estimate for verified in found.all)
     assert whole == pytest.approx((200 * first + 100 * second) / 300)
 
 
 def test_a_precision_that_is_not_reached_gives_no_threshold_and_is_told(check, tmp_path, capsys):
     answer(check, lambda row: "right" if row["species"] == "abcde1" else "wrong")
-    code, said, _ = read([check], tmp_path / "belief", capsys, precision=0.9)
+    code, said, _ = read([check], tmp_path / "verified", capsys, precision=0.9)
     assert code == 0
     assert "With thresholds.json, bcdef1 is never reported: a precision of 0.9 is not reached at any score" in said
-    thresholds = Thresholds.read(tmp_path / "belief" / "thresholds.json")
+    thresholds = Thresholds.read(tmp_path / "verified" / "thresholds.json")
     assert thresholds.species["abcde1"] < 0.01  # all are right: from the lowest score on
     assert thresholds.species["bcdef1"] is None
     assert list(thresholds.never_reported) == ["bcdef1"]
     assert "120 detections that a person checked" in thresholds.reason()
-    assert [row["score_for_precision_0.9"] for row in rows_of(tmp_path / "belief" / "belief.csv")][1] == "not reached"
+    assert [row["score_for_precision_0.9"] for row in rows_of(tmp_path / "verified" / "verified_species.csv")][
+        1
+    ] == "not reached"
 
 
 def test_detect_uses_the_thresholds_of_its_own_model_only(tmp_path):
@@ -320,8 +326,8 @@ def test_detect_uses_the_thresholds_of_its_own_model_only(tmp_path):
     draw_sample(found, tmp_path / "check", SampleSettings(per_species=15, pictures=False))
     table = answer(tmp_path / "check", lambda row: "right" if float(row["score"]) > 0.6 else "wrong")
     assert set(table["answer"]) == {"right", "wrong"}
-    read_checks([tmp_path / "check"], tmp_path / "belief", pictures=False)
-    path = tmp_path / "belief" / "thresholds.json"
+    read_checks([tmp_path / "check"], tmp_path / "verified", pictures=False)
+    path = tmp_path / "verified" / "thresholds.json"
     species = json.loads(path.read_text(encoding="utf-8"))["species"]
     run_in_folder(model, [recordings], tmp_path / "again", formats=("csv",), thresholds=path)
     reported = pd.read_csv(tmp_path / "again" / "detections.csv")

@@ -198,8 +198,8 @@ def test_recordings_without_a_site_are_a_group_of_their_own(tmp_path):
     assert table.groupby(["species", "site"]).size().to_dict() == {
         (species, site): 5 for species in ("abcde1", "bcdef1") for site in ("", "KEN_001")
     }
-    beliefs = read_checks([check], tmp_path / "belief", pictures=False).all
-    assert [belief.group for belief in beliefs] == ["", "", "unknown", "KEN_001", "unknown", "KEN_001"]
+    verified_species = read_checks([check], tmp_path / "verified", pictures=False).all
+    assert [verified.group for verified in verified_species] == ["", "", "unknown", "KEN_001", "unknown", "KEN_001"]
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def _add_histories(commands: Any) -> None:
         "Writes for each species whether it was detected at each site on each occasion: 1, 0, or NA where no sound "
         "was analysed, because nothing was recorded, a file failed, or a section was damaged. Also writes the "
         "analysed hours, and a function that reads everything into R for unmarked and spOccupancy.",
-        "kenya-birds histories found --unit night --sites sites.csv --belief belief --output histories",
+        "kenya-birds histories found --unit night --sites sites.csv --verified verified --output histories",
     )
     add_option(command, "found", Path, help=FOUND)
     add_option(command, "--output", Path, required=True, metavar="FOLDER", help="folder to write: new or empty")
@@ -115,7 +115,7 @@ def _add_histories(commands: Any) -> None:
     )
     add_option(
         accepted,
-        "--belief",
+        "--verified",
         Path | None,
         metavar="FOLDER",
         help="output of kenya-birds verify read: its thresholds are used, detections that a person found wrong are "
@@ -134,7 +134,7 @@ def _histories(options: argparse.Namespace) -> None:
     from kenya_birds.inference.activity import ActivityClock
     from kenya_birds.verification.history_tables import HistorySettings, survey_histories
 
-    settings = HistorySettings(options.unit, options.min_effort_h, options.threshold, options.belief)
+    settings = HistorySettings(options.unit, options.min_effort_h, options.threshold, options.verified)
     clock = ActivityClock(name_pattern, time_zone)
     histories = survey_histories(options.found, options.output, settings, sites=options.sites, clock=clock)
     for reason, count in histories.skipped.items():

@@ -21,7 +21,7 @@ def add_commands(commands: Any) -> None:
         "Draws a sample of detections for a person to listen to, and computes from the answers how many detections "
         "are right at each score. Each step has its own help: kenya-birds verify sample --help.",
         "kenya-birds verify sample found --output check\nkenya-birds verify page check\n"
-        "kenya-birds verify read check --output belief",
+        "kenya-birds verify read check --output verified",
     )
     steps = command.add_subparsers(dest="step", required=True, metavar="STEP", title="Steps", parser_class=Parser)
     _add_sample(steps)
@@ -203,7 +203,7 @@ def _add_read(steps: Any) -> None:
         "interval, precision by score, a logistic fit, the score from which precision is 0.9, 0.95 and 0.99, how "
         "many more clips a narrower interval needs, and thresholds for kenya-birds detect --thresholds. Folders of "
         "several people are joined, and their agreement is shown.",
-        "kenya-birds verify read check --output belief",
+        "kenya-birds verify read check --output verified",
     )
     add_option(command, "checks", Path, help=CHECK, nargs="+", metavar="CHECK")
     output = command.add_argument_group("Output")
@@ -230,9 +230,9 @@ def _read(options: argparse.Namespace) -> None:
             check_file(check / "sample.json", "a file of kenya-birds verify sample")
     if not options.overwrite:
         check_new_folder(options.output)
-    from kenya_birds.verification.reading import format_belief, read_checks
+    from kenya_birds.verification.reading import format_result, read_checks
 
-    belief = read_checks(
+    verified = read_checks(
         options.checks,
         options.output,
         precision=options.precision,
@@ -240,7 +240,7 @@ def _read(options: argparse.Namespace) -> None:
         pictures=options.pictures,
         overwrite=options.overwrite,
     )
-    print(format_belief(belief))
+    print(format_result(verified))
     print(f"The tables, pictures and thresholds.json are in {options.output}")
 
 

@@ -148,7 +148,7 @@ function showEnd() {
   find("#total").textContent = "all answered";
   setBar("#total_bar", 1, 1);
   find("#table").textContent = `${start.folder}/verify.csv`;
-  find("#command").textContent = `kenya-birds verify read ${start.folder} --output belief`;
+  find("#command").textContent = `kenya-birds verify read ${start.folder} --output verified`;
 }
 
 // Does one thing at a time: keys that come meanwhile are ignored.

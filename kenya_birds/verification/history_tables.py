@@ -51,37 +51,39 @@ class HistorySettings:
         unit: Length of the occasions (see `clock_occasions` and `twilight_occasions`).
         min_effort_h: See `Histories.detected`.
         threshold: Least score of a detection; None: all detections of the table count.
-        belief: Output folder of `kenya-birds verify read`, whose thresholds and answers are used.
+        verified: Output folder of `kenya-birds verify read`, whose thresholds and answers are used.
 
     Raises:
-        UserError: If a value is out of range, or both threshold and belief are given.
+        UserError: If a value is out of range, or both threshold and verified are given.
     """
 
     unit: Unit = "day"
     min_effort_h: NotNegative = 0.0
     threshold: Share | None = None
-    belief: Path | None = None
+    verified: Path | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
         check_fields(self)
-        if self.threshold is not None and self.belief is not None:
-            raise UserError("threshold and belief are both given: the belief has thresholds; give one of them")
+        if self.threshold is not None and self.verified is not None:
+            raise UserError(
+                "threshold and verified are both given: verified answers have thresholds; give one of them"
+            )
 
     def accept(self, detections: pd.DataFrame) -> pd.DataFrame:
         """Returns the detections that count, with their answers (see `apply_answers`).
 
         Raises:
-            UserError: If a file of the belief is missing or cannot be read.
+            UserError: If a file in `verified` is missing or cannot be read.
         """
-        if self.belief is None:
+        if self.verified is None:
             return apply_thresholds(detections, self.threshold or 0.0)
-        path = self.belief / ANSWERS_TABLE
+        path = self.verified / ANSWERS_TABLE
         if not path.is_file():
             raise UserError(
-                f"{self.belief} has no {ANSWERS_TABLE}: expected the output folder of kenya-birds verify read"
+                f"{self.verified} has no {ANSWERS_TABLE}: expected the output folder of kenya-birds verify read"
             )
-        thresholds = Thresholds.read(self.belief / THRESHOLDS_FILE)
+        thresholds = Thresholds.read(self.verified / THRESHOLDS_FILE)
         accepted = apply_answers(detections, read_csv(path))
         # A person heard the confirmed ones, whatever their score.
         return pd.concat(

@@ -26,8 +26,6 @@ from kenya_birds.files import (
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import safe_path, safe_text
 from kenya_birds.saved_models import THRESHOLDS_FILE
-from kenya_birds.verification.belief_figures import PRECISION_STEM, PROBABILITY_FOLDER, save_pictures
-from kenya_birds.verification.beliefs import DISAGREED, RIGHT, UNANSWERED, UNSURE, VERDICTS, WRONG, Belief
 from kenya_birds.verification.check_folder import (
     OTHER,
     ROW_COLUMNS,
@@ -40,21 +38,31 @@ from kenya_birds.verification.check_folder import (
     read_species_table,
 )
 from kenya_birds.verification.strata import Stratum
+from kenya_birds.verification.verified_figures import PRECISION_STEM, PROBABILITY_FOLDER, save_pictures
+from kenya_birds.verification.verified_species import (
+    DISAGREED,
+    RIGHT,
+    UNANSWERED,
+    UNSURE,
+    VERDICTS,
+    WRONG,
+    VerifiedSpecies,
+)
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = (0.9, 0.95, 0.99)
-SUMMARY_FILE, PRECISION_FILE = "belief.csv", "precision.csv"
+SUMMARY_FILE, PRECISION_FILE = "verified_species.csv", "precision.csv"
 ANSWERS_TABLE, AGREEMENT_FILE = "answers.csv", "agreement.csv"
 DIGITS = "%.6g"
 
 
 @dataclass(frozen=True)
-class Beliefs:
+class VerificationResult:
     """Result of `read_checks`.
 
     Attributes:
-        all: Beliefs of all species, then of each species and site or night.
+        all: Results of all species, then of each species and site or night.
         names: Names of the species by code.
         thresholds: Thresholds for `detect`.
         agreement: One row for each pair of folders or tables: `first`, `second`, `both` (detections that both answered
@@ -63,7 +71,7 @@ class Beliefs:
         width: Width of the interval for which the number of further clips is computed.
     """
 
-    all: list[Belief]
+    all: list[VerifiedSpecies]
     names: dict[str, SpeciesNames]
     thresholds: Thresholds
     agreement: pd.DataFrame
@@ -78,7 +86,7 @@ def read_checks(
     width: float = 0.1,
     pictures: bool = True,
     overwrite: bool = False,
-) -> Beliefs:
+) -> VerificationResult:
     """Computes precision, call density and thresholds from the answers of one or several samples of one table.
 
     Answers `unsure` are left out and counted. If two people answered the same detection differently, it is left out
@@ -119,9 +127,9 @@ def read_checks(
             f"{' and '.join(map(str, sources))}: no detection is answered right, wrong or other; write the answers "
             "into the column answer of verify.csv"
         )
-    beliefs = _beliefs(sample, rows)
-    thresholds = _thresholds(beliefs, precision, sample)
-    found = Beliefs(beliefs, names, thresholds, _agreement(sources, answers), width)
+    verified_species = _verified_species(sample, rows)
+    thresholds = _thresholds(verified_species, precision, sample)
+    found = VerificationResult(verified_species, names, thresholds, _agreement(sources, answers), width)
     with users_folder(output, f"the results in {output}") as partial:
         write_table(_summary(found, sample.settings["by"]), partial / SUMMARY_FILE, DIGITS)
         write_table(_precision_table(found, sample.settings["by"]), partial / PRECISION_FILE, DIGITS)
@@ -130,7 +138,7 @@ def read_checks(
             write_table(found.agreement, partial / AGREEMENT_FILE, DIGITS)
         write_json(thresholds.to_json(), partial / THRESHOLDS_FILE, allow_nan=False)
         if pictures:
-            save_pictures([belief for belief in beliefs if not belief.group], names, partial)
+            save_pictures([verified for verified in verified_species if not verified.group], names, partial)
         if overwrite and output.exists():
             shutil.rmtree(output)  # the new results are complete
     return found
@@ -165,8 +173,8 @@ def _verdict(answers: Sequence[Answer]) -> str:
     return next((word for word in (RIGHT, WRONG, UNSURE) if word in words), UNANSWERED)
 
 
-def _beliefs(sample: Sample, rows: pd.DataFrame) -> list[Belief]:
-    """Beliefs of all species, then of each species and site or night."""
+def _verified_species(sample: Sample, rows: pd.DataFrame) -> list[VerifiedSpecies]:
+    """Results of all species, then of each species and site or night."""
     by_pair: dict[tuple[str, str], list[Stratum]] = {}
     for stratum in sample.strata:
         by_pair.setdefault((stratum.species, ""), []).append(stratum)
@@ -176,17 +184,21 @@ def _beliefs(sample: Sample, rows: pd.DataFrame) -> list[Belief]:
     of_stratum = dict(tuple(rows.groupby("stratum", sort=False)))
     nothing = rows.iloc[:0]
     return [
-        Belief(species, group, tuple(strata), pd.concat([of_stratum.get(one.name, nothing) for one in strata]))
+        VerifiedSpecies(
+            species, group, tuple(strata), pd.concat([of_stratum.get(one.name, nothing) for one in strata])
+        )
         for (species, group), strata in by_pair.items()
     ]
 
 
-def _thresholds(beliefs: Sequence[Belief], precision: float, sample: Sample) -> Thresholds:
+def _thresholds(verified_species: Sequence[VerifiedSpecies], precision: float, sample: Sample) -> Thresholds:
     """Thresholds of all sampled species; none for those that do not reach the precision, with the reason."""
-    whole = [belief for belief in beliefs if not belief.group]
-    species = {belief.species: belief.score_of(precision) for belief in whole}
-    reasons = {belief.species: belief.why_not(precision) for belief in whole if species[belief.species] is None}
-    clips = sum(len(belief.heard) for belief in whole)
+    whole = [verified for verified in verified_species if not verified.group]
+    species = {verified.species: verified.score_of(precision) for verified in whole}
+    reasons = {
+        verified.species: verified.why_not(precision) for verified in whole if species[verified.species] is None
+    }
+    clips = sum(len(verified.heard) for verified in whole)
     checked_with = {"clips": clips, "model_sha256": sample.model_sha256, "model": sample.model}
     run = sample.run_settings
     return Thresholds(
@@ -217,27 +229,27 @@ def _agreement(sources: Sequence[Path], answers: Sequence[Mapping[str, Answer]])
     return pd.DataFrame(rows, columns=["first", "second", "both", "agreement", "kappa"])
 
 
-def _summary(found: Beliefs, by: str | None) -> pd.DataFrame:
+def _summary(found: VerificationResult, by: str | None) -> pd.DataFrame:
     """One row for each species, then for each species and site or night."""
-    return pd.DataFrame([_summary_row(found, belief, by) for belief in found.all])
+    return pd.DataFrame([_summary_row(found, verified, by) for verified in found.all])
 
 
-def _summary_row(found: Beliefs, belief: Belief, by: str | None) -> dict[str, Any]:
-    names, fit = found.names[belief.species], belief.fit
+def _summary_row(found: VerificationResult, verified: VerifiedSpecies, by: str | None) -> dict[str, Any]:
+    names, fit = found.names[verified.species], verified.fit
     row: dict[str, Any] = {
-        "species": safe_text(belief.species),
+        "species": safe_text(verified.species),
         **{k: safe_text(v) for k, v in names._asdict().items()},
     }
     if by is not None:
-        row[by] = safe_text(belief.group)
-    row |= {"detections": belief.detections, **belief.counts, **_share(belief.share, "share_right")}
+        row[by] = safe_text(verified.group)
+    row |= {"detections": verified.detections, **verified.counts, **_share(verified.share, "share_right")}
     row |= {"intercept": np.nan if fit is None else fit.intercept, "slope": np.nan if fit is None else fit.slope}
     for wanted in PRECISIONS:
-        score = belief.score_of(wanted)
+        score = verified.score_of(wanted)
         row[f"score_for_precision_{wanted:g}"] = "not reached" if score is None else f"{score:.6g}"
-    row[f"more_clips_for_width_{found.width:g}"] = _number(belief.clips_for(found.width))
-    score = belief.score_of(PRECISIONS[0])
-    more = None if score is None else belief.clips_for(found.width, score)
+    row[f"more_clips_for_width_{found.width:g}"] = _number(verified.clips_for(found.width))
+    score = verified.score_of(PRECISIONS[0])
+    more = None if score is None else verified.clips_for(found.width, score)
     row[f"more_clips_for_width_{found.width:g}_from_precision_{PRECISIONS[0]:g}"] = _number(more)
     return row
 
@@ -250,18 +262,18 @@ def _share(share: Share, name: str) -> dict[str, float]:
     return {name: share.estimate, f"{name}_low": share.low, f"{name}_high": share.high}
 
 
-def _precision_table(found: Beliefs, by: str | None) -> pd.DataFrame:
+def _precision_table(found: VerificationResult, by: str | None) -> pd.DataFrame:
     """One row for each species (and site or night) and score."""
     rows = []
-    for belief in found.all:
-        scores = np.array([at.score for at in belief.curve])
-        fit = belief.fit
+    for verified in found.all:
+        scores = np.array([at.score for at in verified.curve])
+        fit = verified.fit
         nothing = np.full(len(scores), np.nan)
         probability = nothing if fit is None else fit.probability(scores)
         low, high = (nothing, nothing) if fit is None else fit.band(scores)
-        for place, at in enumerate(belief.curve):
-            row: dict[str, Any] = {"species": safe_text(belief.species)}
-            row |= {by: safe_text(belief.group)} if by else {}
+        for place, at in enumerate(verified.curve):
+            row: dict[str, Any] = {"species": safe_text(verified.species)}
+            row |= {by: safe_text(verified.group)} if by else {}
             row |= {"score": at.score, "detections": at.detections, **_share(at.precision, "precision")}
             row |= {"fitted_precision": at.by_fit, "probability": probability[place]}
             rows.append({**row, "probability_low": low[place], "probability_high": high[place]})
@@ -284,21 +296,21 @@ def _answer_table(
     return table
 
 
-def format_belief(found: Beliefs) -> str:
+def format_result(found: VerificationResult) -> str:
     """The results as text for the terminal."""
-    whole = [belief for belief in found.all if not belief.group]
-    counts = {word: sum(belief.counts[word] for belief in whole) for word in VERDICTS}
+    whole = [verified for verified in found.all if not verified.group]
+    counts = {word: sum(verified.counts[word] for verified in whole) for word in VERDICTS}
     lines = [", ".join(f"{count} {word}" for word, count in counts.items() if count or word in (RIGHT, WRONG))]
     wanted = found.thresholds.wanted_precision
     lines.append(f"Share of detections that are right (95% interval), and score for a precision of {wanted:g}:")
-    width = max(len(belief.species) for belief in whole)
-    for belief in whole:
-        share, score = belief.share, found.thresholds.species[belief.species]
-        values = f"{share.estimate:.3f} ({share.low:.3f} to {share.high:.3f})" if len(belief.heard) else "no answers"
+    width = max(len(verified.species) for verified in whole)
+    for verified in whole:
+        share, score = verified.share, found.thresholds.species[verified.species]
+        values = f"{share.estimate:.3f} ({share.low:.3f} to {share.high:.3f})" if len(verified.heard) else "no answers"
         reached = f"{score:.3f}" if score is not None else "not reached"
-        more = belief.clips_for(found.width)
+        more = verified.clips_for(found.width)
         hint = f"; {more} more clips for a width of {found.width:g}" if more else ""
-        lines.append(f"  {belief.species:{width}}  {values:26}  {reached}{hint}")
+        lines.append(f"  {verified.species:{width}}  {values:26}  {reached}{hint}")
     for code, reason in found.thresholds.never_reported.items():
         lines.append(f"With thresholds.json, {code} is never reported: {reason}")
     for first, second, both, equal, kappa in found.agreement.itertuples(index=False):

@@ -14,8 +14,8 @@ from kenya_birds.evaluation.call_density import score_logits
 from kenya_birds.files import is_portable_name
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import save_picture, short_name, styled
-from kenya_birds.verification.beliefs import Belief
 from kenya_birds.verification.strata import SCORE_GRID
+from kenya_birds.verification.verified_species import VerifiedSpecies
 
 PROBABILITY_FOLDER = "probability"
 PRECISION_STEM = "precision_by_threshold"
@@ -25,44 +25,46 @@ TICKS_BY_IMPORTANCE = (0.5, 0.1, 0.9, 0.01, 0.99, 0.0001, 0.001, 0.999, 0.9999, 
 LEAST_SPAN = 4.0  # of the logits on the axis of scores
 
 
-def save_pictures(beliefs: Sequence[Belief], names: Mapping[str, SpeciesNames], folder: Path) -> None:
+def save_pictures(
+    verified_species: Sequence[VerifiedSpecies], names: Mapping[str, SpeciesNames], folder: Path
+) -> None:
     """Draws a picture of the probability of each species with answers, and pictures of the precision of all.
 
     Args:
-        beliefs: Beliefs of the species.
+        verified_species: Results of the species.
         names: Names by code.
         folder: Folder for the pictures.
     """
-    heard = [belief for belief in beliefs if len(belief.heard)]
+    heard = [verified for verified in verified_species if len(verified.heard)]
     (folder / PROBABILITY_FOLDER).mkdir()
-    for place, belief in enumerate(heard):
-        stem = belief.species if is_portable_name(f"{belief.species}.png") else f"species_{place}"
-        save_picture(_draw_probability(belief, names), folder / PROBABILITY_FOLDER / f"{stem}.png")
+    for place, verified in enumerate(heard):
+        stem = verified.species if is_portable_name(f"{verified.species}.png") else f"species_{place}"
+        save_picture(_draw_probability(verified, names), folder / PROBABILITY_FOLDER / f"{stem}.png")
     pages = [heard[first : first + PANELS] for first in range(0, len(heard), PANELS)]
     for number, page in enumerate(pages, start=1):
         end = f"_{number}" if len(pages) > 1 else ""
         save_picture(_draw_precisions(page, names), folder / f"{PRECISION_STEM}{end}.png")
 
 
-def _name(belief: Belief, names: Mapping[str, SpeciesNames]) -> str:
-    found = names.get(belief.species)
-    return short_name(found.common_name if found and found.common_name else belief.species, 40)
+def _name(verified: VerifiedSpecies, names: Mapping[str, SpeciesNames]) -> str:
+    found = names.get(verified.species)
+    return short_name(found.common_name if found and found.common_name else verified.species, 40)
 
 
-def _set_score_axis(axes: Axes, belief: Belief, ticks: int) -> tuple[float, float]:
+def _set_score_axis(axes: Axes, verified: VerifiedSpecies, ticks: int) -> tuple[float, float]:
     """Makes the x axis one of scores on a logit scale, from the lowest score to the highest.
 
     Args:
         axes: The axes.
-        belief: What is drawn.
+        verified: What is drawn.
         ticks: For about so many ticks there is space.
 
     Returns:
         Logits of the lowest and the highest score.
     """
-    low = score_logits(np.array([min(one.low_score for one in belief.strata), *belief.scores])).min()
-    cells = [cell for one in belief.strata for cell in one.by_score]
-    high = score_logits(np.append(belief.scores, SCORE_GRID[min(max(cells) + 1, len(SCORE_GRID) - 1)])).max()
+    low = score_logits(np.array([min(one.low_score for one in verified.strata), *verified.scores])).min()
+    cells = [cell for one in verified.strata for cell in one.by_score]
+    high = score_logits(np.append(verified.scores, SCORE_GRID[min(max(cells) + 1, len(SCORE_GRID) - 1)])).max()
     if high - low < LEAST_SPAN:
         low, high = (low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2
     axes.set_xlim(low - 0.3, high + 0.3)
@@ -79,24 +81,24 @@ def _set_score_axis(axes: Axes, belief: Belief, ticks: int) -> tuple[float, floa
 
 
 @styled()
-def _draw_probability(belief: Belief, names: Mapping[str, SpeciesNames]) -> Figure:
+def _draw_probability(verified: VerifiedSpecies, names: Mapping[str, SpeciesNames]) -> Figure:
     """Draws answers as ticks, the share of right ones in each bin, and the logistic fit with its band."""
     figure = Figure(figsize=(7, 4.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    low, high = _set_score_axis(axes, belief, 10)
-    x = score_logits(belief.scores)
+    low, high = _set_score_axis(axes, verified, 10)
+    x = score_logits(verified.scores)
     for is_right, y, colour in ((True, 1.03, RIGHT_COLOUR), (False, -0.03, WRONG_COLOUR)):
-        chosen = x[belief.is_right == is_right]
+        chosen = x[verified.is_right == is_right]
         axes.plot(
             chosen, np.full(len(chosen), y), "|", color=colour, markersize=10, markeredgewidth=1.2, clip_on=False
         )
-    if belief.fit is not None:
+    if verified.fit is not None:
         grid = np.linspace(low, high, 200)
         scores = 1 / (1 + np.exp(-grid))
-        axes.fill_between(grid, *belief.fit.band(scores), color=FIT_COLOUR, alpha=0.15, linewidth=0)
-        axes.plot(grid, belief.fit.probability(scores), color=FIT_COLOUR, label="logistic fit, with 95% band")
-    heard = belief.heard.assign(x=x, right=belief.is_right).groupby("stratum")
+        axes.fill_between(grid, *verified.fit.band(scores), color=FIT_COLOUR, alpha=0.15, linewidth=0)
+        axes.plot(grid, verified.fit.probability(scores), color=FIT_COLOUR, label="logistic fit, with 95% band")
+    heard = verified.heard.assign(x=x, right=verified.is_right).groupby("stratum")
     bins = heard.agg(x=("x", "median"), right=("right", "mean"))
     axes.plot(
         bins["x"], bins["right"], "o", color=BIN_COLOUR, markersize=5, label="share of right answers in each bin"
@@ -106,7 +108,7 @@ def _draw_probability(belief: Belief, names: Mapping[str, SpeciesNames]) -> Figu
     axes.set_xlabel("score (logit scale)")
     axes.set_ylabel("probability of being right")
     axes.set_title(
-        f"{_name(belief, names)}: {belief.counts['right']} right (ticks above), {belief.counts['wrong']} wrong "
+        f"{_name(verified, names)}: {verified.counts['right']} right (ticks above), {verified.counts['wrong']} wrong "
         "(ticks below)",
         loc="left",
         fontsize=10,
@@ -116,24 +118,24 @@ def _draw_probability(belief: Belief, names: Mapping[str, SpeciesNames]) -> Figu
 
 
 @styled(**{"font.size": 8})
-def _draw_precisions(beliefs: Sequence[Belief], names: Mapping[str, SpeciesNames]) -> Figure:
+def _draw_precisions(verified_species: Sequence[VerifiedSpecies], names: Mapping[str, SpeciesNames]) -> Figure:
     """Draws for each species the precision of the detections with at least some score."""
-    columns = min(COLUMNS, len(beliefs))
-    lines = math.ceil(len(beliefs) / columns)
+    columns = min(COLUMNS, len(verified_species))
+    lines = math.ceil(len(verified_species) / columns)
     figure = Figure(figsize=(max(3.4, 2.9 * columns), 0.45 + 2.2 * lines), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes, belief in zip(panels, beliefs, strict=False):
-        _set_score_axis(axes, belief, 6)
-        known = [at for at in belief.curve if not np.isnan(at.precision.estimate)]
+    for axes, verified in zip(panels, verified_species, strict=False):
+        _set_score_axis(axes, verified, 6)
+        known = [at for at in verified.curve if not np.isnan(at.precision.estimate)]
         x = score_logits(np.array([at.score for at in known]))
         low, high = ([getattr(at.precision, side) for at in known] for side in ("low", "high"))
         axes.fill_between(x, low, high, color=BIN_COLOUR, alpha=0.2, linewidth=0)
         axes.plot(x, [at.precision.estimate for at in known], color=BIN_COLOUR, marker=".", markersize=4)
         axes.plot(x, [at.by_fit for at in known], color=FIT_COLOUR, linestyle="--", linewidth=1)
         axes.axhline(0.9, color="#9aa3ad", linewidth=0.8, linestyle=":")
-        axes.set_title(_name(belief, names), loc="left", fontsize=8.5)
-    for axes in panels[len(beliefs) :]:
+        axes.set_title(_name(verified, names), loc="left", fontsize=8.5)
+    for axes in panels[len(verified_species) :]:
         axes.axis("off")
     figure.suptitle("Precision of detections from a score on: answers with 95% interval, logistic fit dashed",
                     x=0.01, ha="left", fontsize=9.5)  # fmt: skip

@@ -42,7 +42,7 @@ class PrecisionAt:
 
 
 @dataclass(frozen=True)
-class Belief:
+class VerifiedSpecies:
     """What the answers say about one species, possibly at one site or in one night.
 
     Attributes:
