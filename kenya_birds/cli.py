@@ -27,15 +27,15 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Command line; by default that of the process.
     """
-    use_utf8()
-    print_anything()
-    keep_freed_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["train"]:
         import train_hf
 
         train_hf.command(words[1:], TRAIN)
         return
+    use_utf8()
+    print_anything()
+    keep_freed_memory()
     # Arguments after `tune ... --` are options of train_hf.py.
     end = words.index("--") if words[:1] == ["tune"] and "--" in words else len(words)
     with one_line_errors("kenya-birds"):

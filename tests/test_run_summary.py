@@ -71,7 +71,7 @@ def test_the_page_has_all_in_itself(run_folder, tmp_path):
 
 def test_clips_are_those_of_the_highest_and_the_lowest_score_with_a_second_around(run_folder, tmp_path):
     page = write_summary(run_folder, tmp_path / "page.html", clips_of=1).read_text(encoding="utf-8")
-    assert [float(score) for score in re.findall(r"(?:Surest|Least sure): ([\d.]+)", page)] == [0.9, 0.4]
+    assert [float(score) for score in re.findall(r"(?:Highest|Lowest) score: ([\d.]+)", page)] == [0.9, 0.4]
     for sound, start_s in zip(contents(page, "audio/[a-z]+"), (3, 9), strict=True):
         samples, rate = soundfile.read(io.BytesIO(sound))
         assert rate == RATE

@@ -29,9 +29,9 @@ def _add_summary(commands: Any) -> None:
         commands,
         "summary",
         "summarise a detection run on one HTML page, with clips to listen to",
-        "Writes one HTML page about a detection run: species, activity by hour, the most and the least certain "
-        "detection of each species with sound and spectrogram, sites, and sound that was not analysed. The page needs "
-        "no other file and no network.",
+        "Writes one HTML page about a detection run: species, activity by hour, the detections of each species "
+        "with the highest and the lowest score, with sound and spectrogram, sites, and sound that was not analysed. "
+        "The page needs no other file and no network.",
         "kenya-birds summary found --output summary.html",
     )
     add_option(command, "found", Path, help=FOUND)

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 # Sound before and after a detection; of a long (merged) detection, the first seconds are shown.
 CONTEXT_S, MOST_CLIP_S = 1.0, 8.0
 MOST_FAILURES = 50
+# Detections of each species to listen to, as the page names them.
+HIGHEST, LOWEST = "highest score", "lowest score"
 SPECIES = ["code", "common_name", "scientific_name"]
 CLIP_INCH, DPI = (3.4, 1.7), 110
 BOX_COLOUR = "#c2185b"
@@ -76,7 +78,7 @@ def write_summary(
     Args:
         found: Output folder of `kenya-birds detect`.
         output: HTML file to write; it is written completely or not at all.
-        clips_of: Number of the most frequent species whose surest and least sure detections can be played.
+        clips_of: Number of the most frequent species of which two detections can be played.
         recordings: Folder to search for recordings that were moved.
         overwrite: Whether an existing file is replaced.
 
@@ -181,9 +183,9 @@ def _activity(survey: Survey) -> str | None:
 def _clips(
     detections: pd.DataFrame, species: pd.DataFrame, names: Mapping[str, str], run: Mapping[str, Any], folder: Any
 ) -> list[dict[Hashable, Any]]:
-    """Returns the surest and the least sure detection of each species, as a list of species with their clips."""
+    """Returns the species with clips of their detections with the highest and the lowest score."""
     order = detections.sort_values("score", kind="stable")
-    ends = [("least sure", order.drop_duplicates("code")), ("surest", order.drop_duplicates("code", keep="last"))]
+    ends = [(LOWEST, order.drop_duplicates("code")), (HIGHEST, order.drop_duplicates("code", keep="last"))]
     chosen = pd.concat([rows.assign(end=end) for end, rows in ends])
     chosen = chosen[chosen["code"].isin(species["code"])].sort_values(["recording", "start_s"], kind="stable")
     paths = find_recordings(chosen["recording"], None if folder is None else Path(folder))
@@ -198,9 +200,9 @@ def _clips(
                     bar.update()
     found: list[dict[Hashable, Any]] = []
     for row in species.to_dict("records"):
-        clips = {end: clip for end in ("surest", "least sure") if (clip := made.get((row["code"], end))) is not None}
-        if len(clips) == 2 and clips["surest"] == clips["least sure"]:
-            del clips["least sure"]
+        clips = {end: clip for end in (HIGHEST, LOWEST) if (clip := made.get((row["code"], end))) is not None}
+        if len(clips) == 2 and clips[HIGHEST] == clips[LOWEST]:
+            del clips[LOWEST]
         found.append({**row, "clips": clips})
     return found
 
