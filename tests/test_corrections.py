@@ -8,8 +8,10 @@ from archives import RATE, noise
 from soundfile import write as write_sound
 
 from kenya_birds.data.archive import read_archive
+from kenya_birds.data.event_tables import events_of
 from kenya_birds.data.import_tables import ImportSettings
 from kenya_birds.data.importing import import_annotations
+from kenya_birds.data.table_cells import read_cells
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
@@ -122,14 +124,64 @@ def test_a_csv_that_a_spreadsheet_saved(found, tmp_path, save):
     pd.testing.assert_frame_equal(read_detections(tmp_path / "saved.csv"), expected)
 
 
-def test_a_selection_in_the_table_of_many_recordings_is_not_guessed(found, tmp_path):
-    def draw(rows):
-        return [*rows, {**rows[0], "Selection": "99", "File Offset (s)": "", "Delta Time (s)": ""}]
+DRAWN = {"Selection": "99", "Begin Time (s)": "14.25", "End Time (s)": "15.75"}
+LACKING = {"Begin Path": "", "Begin File": "", "File Offset (s)": "", "Delta Time (s)": ""}
 
-    archive, findings = archive_of(rewritten(found / "detections.selections.txt", draw), tmp_path)
-    assert len(archive.annotations) == 8
-    (row,) = findings[findings["effect"] == "not taken"].to_dict("records")
-    assert (row["line"], row["detail"]) == (10, "'File Offset (s)' is '', expected a number")
+
+@pytest.mark.parametrize(
+    ("kept", "path"),
+    [(8, RECORDINGS[0]), (8, ""), (4, RECORDINGS[1]), (0, "")],
+    ids=["path", "none", "other", "alone"],
+)
+def test_a_selection_in_the_table_of_many_recordings_is_not_guessed(found, tmp_path, kept, path):
+    def draw(rows):
+        return [*rows[:kept], rows[0] | DRAWN | LACKING | {"Begin Path": path}]
+
+    table = rewritten(found / "detections.selections.txt", draw)
+    (wrong,) = events_of([read_cells(table)]).query("problem != ''").to_dict("records")
+    assert (wrong["line"], wrong["problem"]) == (kept + 2, "'File Offset (s)' is '', expected a number")
+
+
+def test_a_call_is_drawn_where_nothing_was_detected(found, tmp_path):
+    def draw(rows):
+        return [rows[0] | DRAWN | LACKING]
+
+    rewritten(found / "raven" / "site1" / "20211207_053000.selections.txt", draw)
+    archive, _ = archive_of(found / "raven", tmp_path)
+    of_first = archive.annotations[archive.annotations["recording"] == RECORDINGS[0]]
+    assert of_first["center_s"].tolist() == [15.0]
+
+
+def test_an_offset_that_is_there_is_kept(found):
+    def draw(rows):
+        return [*rows, rows[0] | DRAWN | {"Begin Path": "", "File Offset (s)": "10"}]
+
+    table = rewritten(found / "raven" / "site1" / "20211207_053000.selections.txt", draw)
+    events = events_of([read_cells(table)])
+    assert events["start_s"].tolist()[-1] == 10
+    assert events["recording"].tolist()[-1] == "20211207_053000", "by the table's name"
+
+
+def test_a_corrected_code_without_names_is_taken(found, tmp_path):
+    def correct(rows):
+        names = {"Common Name": "", "Scientific Name": ""}
+        return [row | names | {"Species Code": "combul2"} if row["Species Code"] == "x" else row for row in rows]
+
+    archive, _ = archive_of(rewritten(found / "detections.selections.txt", correct), tmp_path)
+    assert archive.annotations["species"].tolist() == ["combul2"] * 4, "both species were detected at the same times"
+    assert archive.species["common_name"].tolist() == ["Common Bulbul"]
+
+
+def test_a_corrected_code_that_kept_the_names_of_another_is_told(found, tmp_path):
+    def correct(rows):
+        return [
+            row | {"Species Code": "combul2", "Scientific Name": "Avis x"} if n == 1 else row
+            for n, row in enumerate(rows)
+        ]
+
+    _, findings = archive_of(rewritten(found / "detections.selections.txt", correct), tmp_path)
+    (row,) = findings[findings["effect"] == "changed"].to_dict("records")
+    assert "'combul2' stands for pycnonotus barbatus elsewhere, and here for Avis x" in row["detail"]
 
 
 def test_a_corrected_code_that_kept_its_old_names_is_told(found, tmp_path):

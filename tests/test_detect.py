@@ -178,7 +178,7 @@ def test_another_sampling_rate_gives_windows_at_the_same_times(model, tmp_path):
     ]
 
 
-# Says at its very end whether it is still in a group with other processes, and has imported much after it joined one.
+# Says at its very end whether it is still in a group with other processes. What it imports last would keep a group.
 IN_A_GROUP = """
 import atexit, pathlib, sys
 

@@ -142,7 +142,7 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
     cells = pd.DataFrame({name: pd.Series(_column(tables, name), dtype=object) for name in NUMBERS}).astype(str)
     numbers = parse_numbers(cells, table, np.array([one.delimiter == ";" for one in tables], dtype=bool))
     recording = events["recording"].copy()
-    _fill_in_drawn(recording, cells, numbers, table)
+    _fill_in_drawn(tables, table, recording, cells, numbers)
     events["recording"] = recording.where(recording != "", own[table] if len(own) else "")
     no_end = ~has_column["end_s"].to_numpy()[table]
     problem = pd.Series("", index=events.index, dtype=object)
@@ -177,28 +177,37 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
     return events.assign(problem=problem, is_blank=blank)[[*COLUMNS, "table", "line", "problem", "is_blank"]]
 
 
-def _fill_in_drawn(recording: pd.Series, cells: pd.DataFrame, numbers: pd.DataFrame, table: np.ndarray) -> None:
+def _fill_in_drawn(
+    tables: Sequence[TableCells], table: np.ndarray, recording: pd.Series, cells: pd.DataFrame, numbers: pd.DataFrame
+) -> None:
     """Fills in recording and start of selections that somebody drew in Raven, which leaves measurements empty.
 
-    In a table of a single recording, as its other rows show, the time in the joined sound is that in the recording.
+    In a table of a single recording, the time in the joined sound is that in the recording. The other rows show that a
+    table is one. Without other rows it is one, unless its name is that of a table of all recordings.
 
     Args:
+        tables: The tables.
+        table: Number of the table of each row.
         recording: Recordings as in the tables, changed in place.
         cells: Cells with numbers, as text.
         numbers: The numbers; `start_s` is changed.
-        table: Number of the table of each row.
     """
     is_of_raven = numbers["begin_s"].notna()
-    drawn = is_of_raven & ((cells["start_s"] == "") | (recording == ""))
+    lacks_start = is_of_raven & (cells["start_s"] == "")
+    drawn = lacks_start | (is_of_raven & (recording == ""))
     if not drawn.any():
         return
-    written = is_of_raven & ~drawn
-    by_table = recording[written].groupby(table[written])
-    is_moved = written & ~((numbers["start_s"] - numbers["begin_s"]).abs() <= SAME_S)
-    single = by_table.first()[(by_table.nunique() == 1) & ~is_moved[written].groupby(table[written]).any()]
-    filled = np.flatnonzero(drawn & np.isin(table, single.index))
-    recording.iloc[filled] = single[table[filled]].to_numpy()
-    numbers.loc[filled, "start_s"] = numbers["begin_s"].iloc[filled]
+    is_moved = is_of_raven & ~lacks_start & ~((numbers["start_s"] - numbers["begin_s"]).abs() <= SAME_S)
+    for number in np.unique(table[drawn]).tolist():
+        rows = table == number
+        written = recording[rows & is_of_raven & ~drawn].unique()
+        is_single = len(written) == 1 or (not len(written) and tables[number].path.name not in OWN_TABLES)
+        if not is_single or is_moved[rows].any():
+            continue
+        name = written[0] if len(written) else ""
+        filled = rows & drawn & recording.isin(["", name])
+        recording[filled] = name
+        numbers.loc[filled & lacks_start, "start_s"] = numbers["begin_s"]
 
 
 def _column(tables: Sequence[TableCells], name: str) -> list[str]:

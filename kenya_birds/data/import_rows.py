@@ -281,7 +281,7 @@ def _name_findings(
     named = found.species[found.species["scientific_name"] != ""]
     for name, codes in named.groupby("scientific_name")["species"]:
         if len(codes) > 1:
-            finding = "codes have the same scientific name: correct the codes, or the names"
+            finding = "codes have the same scientific name: correct them in the tables, or give --map"
             findings.add(NOTE, finding, detail=f"'{name}': {', '.join(codes)}")
     for code, others in found.spellings.items():
         findings.add(

@@ -67,7 +67,8 @@ class HistorySettings:
         check_fields(self)
         if self.threshold is not None and self.verified is not None:
             raise UserError(
-                "threshold and verified are both given: verified answers have thresholds; give one of them"
+                "threshold and verified are both given: the output of kenya-birds verify read has thresholds; give "
+                "one of them"
             )
 
     def accept(self, detections: pd.DataFrame) -> pd.DataFrame:
