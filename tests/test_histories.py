@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kenya_birds.cli import main
@@ -88,6 +88,13 @@ def test_no_sound_no_information():
     )
 
 
+def test_a_recording_that_failed_is_no_effort_however_its_length_was_rounded():
+    failed = recorded("A", hours=1000.0004 / H, gaps=[(0, 400), (400.0000001, 1000)])
+    histories = make_histories({"a": failed, "b": recorded("B")}, found(), "night")
+    assert histories.sites == ["A", "B"]
+    assert histories.effort_h.tolist() == [[0], [4]]
+
+
 def test_time_that_two_recorders_of_a_site_heard_counts_once():
     recordings = {"a": recorded(hours=2), "b": recorded(start=EVENING + timedelta(hours=1), hours=2)}
     histories = make_histories(recordings, found(("a", 1.5 * H, "owl", 0.9), ("b", 0.5 * H, "owl", 0.8)), "night")
@@ -101,6 +108,7 @@ def test_time_that_two_recorders_of_a_site_heard_counts_once():
     st.lists(st.tuples(st.integers(0, 60 * 48), st.integers(1, 60 * 30)), min_size=1, max_size=4),
     st.lists(st.tuples(st.integers(0, 60 * 24), st.integers(0, 600)), max_size=3),
 )
+@example("night", [(0, 31), (0, 32)], [(0, 31)])  # 31 / 60 hours are a little more than 31 minutes
 def test_effort_is_the_analysed_time_whatever_the_unit(unit, recordings, gaps):
     spans = [(start_min + at * 100 * 60, length_min) for at, (start_min, length_min) in enumerate(recordings)]
     gaps_s = [(60.0 * start, 60.0 * (start + length)) for start, length in gaps]

@@ -13,6 +13,8 @@ from kenya_birds.errors import UserError
 from kenya_birds.verification.occasions import Occasion, Unit, clock_occasions, twilight_occasions
 
 HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
+# What is between two stretches, or after the last, only because their times are rounded is not analysed sound.
+SHORTEST_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Recorded:
         """Returns the analysed stretches, in order."""
         found, at = [], 0.0
         for start_s, end_s in [*sorted(self.gaps), (self.duration_s, self.duration_s)]:
-            if at < min(start_s, self.duration_s):
+            if min(start_s, self.duration_s) - at > SHORTEST_S:
                 found.append((at, min(start_s, self.duration_s)))
             at = max(at, end_s)
         return found
