@@ -141,9 +141,8 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
     has_column = pd.DataFrame({name: [name in one.columns for one in tables] for name in NUMBERS}, dtype=bool)
     cells = pd.DataFrame({name: pd.Series(_column(tables, name), dtype=object) for name in NUMBERS}).astype(str)
     numbers = parse_numbers(cells, table, np.array([one.delimiter == ";" for one in tables], dtype=bool))
-    recording = events["recording"].copy()
-    _fill_in_drawn(tables, table, recording, cells, numbers)
-    events["recording"] = recording.where(recording != "", own[table] if len(own) else "")
+    recordings, numbers["start_s"] = _with_drawn(tables, table, events["recording"], cells, numbers)
+    events["recording"] = np.where(recordings == "", own[table] if len(own) else "", recordings)
     no_end = ~has_column["end_s"].to_numpy()[table]
     problem = pd.Series("", index=events.index, dtype=object)
     for name in NUMBERS:
@@ -177,37 +176,38 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
     return events.assign(problem=problem, is_blank=blank)[[*COLUMNS, "table", "line", "problem", "is_blank"]]
 
 
-def _fill_in_drawn(
+def _with_drawn(
     tables: Sequence[TableCells], table: np.ndarray, recording: pd.Series, cells: pd.DataFrame, numbers: pd.DataFrame
-) -> None:
-    """Fills in recording and start of selections that somebody drew in Raven, which leaves measurements empty.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns recordings and starts, also of selections that somebody drew in Raven, which leaves measurements empty.
 
     In a table of a single recording, the time in the joined sound is that in the recording. The other rows show that a
     table is one. Without other rows it is one, unless its name is that of a table of all recordings.
 
     Args:
         tables: The tables.
-        table: Number of the table of each row.
-        recording: Recordings as in the tables, changed in place.
+        table: Number of the table of each row, in order.
+        recording: Recordings as in the tables.
         cells: Cells with numbers, as text.
-        numbers: The numbers; `start_s` is changed.
+        numbers: The numbers.
     """
-    is_of_raven = numbers["begin_s"].notna()
-    lacks_start = is_of_raven & (cells["start_s"] == "")
-    drawn = lacks_start | (is_of_raven & (recording == ""))
-    if not drawn.any():
-        return
-    is_moved = is_of_raven & ~lacks_start & ~((numbers["start_s"] - numbers["begin_s"]).abs() <= SAME_S)
+    names, start_s = recording.to_numpy(dtype=object, copy=True), numbers["start_s"].to_numpy(copy=True)
+    begin_s = numbers["begin_s"].to_numpy()
+    is_of_raven = ~np.isnan(begin_s)
+    lacks_start = is_of_raven & (cells["start_s"] == "").to_numpy()
+    drawn = lacks_start | (is_of_raven & (names == ""))
+    is_moved = is_of_raven & ~lacks_start & ~(np.abs(start_s - begin_s) <= SAME_S)
     for number in np.unique(table[drawn]).tolist():
-        rows = table == number
-        written = recording[rows & is_of_raven & ~drawn].unique()
-        is_single = len(written) == 1 or (not len(written) and tables[number].path.name not in OWN_TABLES)
+        rows = slice(*np.searchsorted(table, (number, number + 1)))
+        written = set(names[rows][is_of_raven[rows] & ~drawn[rows]])
+        is_single = len(written) == 1 or (not written and tables[number].path.name not in OWN_TABLES)
         if not is_single or is_moved[rows].any():
             continue
-        name = written[0] if len(written) else ""
-        filled = rows & drawn & recording.isin(["", name])
-        recording[filled] = name
-        numbers.loc[filled & lacks_start, "start_s"] = numbers["begin_s"]
+        name = written.pop() if written else ""
+        filled = drawn[rows] & np.isin(names[rows], ["", name])
+        names[rows][filled] = name
+        start_s[rows] = np.where(filled & lacks_start[rows], begin_s[rows], start_s[rows])
+    return names, start_s
 
 
 def _column(tables: Sequence[TableCells], name: str) -> list[str]:
