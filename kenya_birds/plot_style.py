@@ -35,7 +35,7 @@ FONTS = (
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#882255", "#332288", "#c9709f", "#117733", "#aa66ff")
 HATCHES = ("", "////", "....")
 MAX_NAME = 30
-# Level 6, the default, takes up to four times as long for spectrograms. Their files differ by less than a tenth.
+# Level 6, the default, takes up to four times as long for spectrograms. File sizes differ by less than a tenth.
 PNG_ENCODER = {"compress_level": 3}
 # `short_name` logs its own warning, once for each name.
 warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)

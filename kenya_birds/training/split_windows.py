@@ -26,7 +26,7 @@ class SplitWindows:
         extractor: The feature extractor.
 
     Raises:
-        UserError: If a weight is given for a name that is no archive's.
+        UserError: If the settings give a weight to a name that no archive has.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class SplitWindows:
     ) -> None:
         self._data, self._builder, self._splits, self._extractor = data, builder, splits, extractor
         self._planned: dict[str, tuple[RecordingWindowGrid, WindowTargets]] = {}
-        self.weights(())
+        self.weights(())  # checks the names, before anything is decoded or trained
 
     def recordings(self, split: str) -> list[str]:
         """Recordings of a split that windows are cut from: those that are annotated in part are for training alone."""

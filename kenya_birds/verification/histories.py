@@ -13,7 +13,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.verification.occasions import Occasion, Unit, clock_occasions, twilight_occasions
 
 HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
-# What is between two stretches, or after the last, only because their times are rounded is not analysed sound.
+# Shorter stretches come from rounded times: they are not analysed sound.
 SHORTEST_S = 0.001
 
 
