@@ -98,6 +98,40 @@ def test_as_many_calls_are_found_as_mir_eval_finds(times, middles, seed):
             )
 
 
+def test_each_detection_gets_the_call_that_the_plain_recursive_search_gives_it():
+    def finds(detection, held, taken_by, seen):
+        for call in held[detection]:
+            if call not in seen:
+                seen.add(call)
+                if call not in taken_by or finds(taken_by[call], held, taken_by, seen):
+                    taken_by[call] = detection
+                    return True
+        return False
+
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        starts, times = generator.uniform(0, 20, generator.integers(1, 25)), generator.uniform(0, 20, 15)
+        scores = generator.random(len(starts)).round(1)
+        matches = matched(
+            [("a", "x", start, start + 3, score) for start, score in zip(starts, scores, strict=True)],
+            [("a", "x", time) for time in times],
+        )
+        held = [np.flatnonzero((times >= start) & (times <= start + 3)).tolist() for start in starts]
+        taken_by = {}
+        first = {row: finds(row, held, taken_by, set()) for row in np.argsort(-scores, kind="stable").tolist()}
+        assert matches.is_first.tolist() == [first[row] for row in range(len(starts))]
+        assert matches.is_found.sum() == len(taken_by)
+
+
+def test_thousands_of_overlapping_detections_move_over_one_by_one():
+    number = 4000
+    # Each detection takes the first of its two calls, and the last detection holds only the first call of all.
+    found = [("a", "x", start, start + 1.5, 0.9) for start in range(number)]
+    matches = matched([*found, ("a", "x", -1, 0.5, 0.1)], [("a", "x", time + 0.25) for time in range(number + 1)])
+    assert matches.is_first.all()
+    assert matches.is_found.all()
+
+
 def scored(found, annotated, unnamed=(), durations_s=None, classes=("x", "y"), **options):
     truth = Truth(durations_s or {"a": 3600.0}, list(classes), calls(*annotated), unknown(*unnamed))
     return EventScores(detections(*found), truth, **options)

@@ -67,8 +67,9 @@ def match_events(
             np.flatnonzero(_held(start_s[row], end_s[row], begin, end, tolerance_s)).tolist() for row in ordered
         ]
         taken_by: dict[int, int] = {}
+        closed: set[int] = set()
         for number, row in enumerate(ordered):
-            is_first[row] = _augment(number, held, taken_by, set())
+            is_first[row] = _augment(number, held, taken_by, closed)
             is_right[row] = is_first[row] or any(end[call] > begin[call] for call in held[number])
         is_found[np.asarray(of_species)[list(taken_by)]] = True
     rows_of_unknown = unknown.reset_index(drop=True).groupby("recording", sort=False).indices
@@ -84,14 +85,31 @@ def match_events(
     return Matches(is_right, is_first, is_ignored, is_found)
 
 
-def _augment(detection: int, held: list[list[int]], taken_by: dict[int, int], seen: set[int]) -> bool:
-    """Assigns a call to a detection; moves other detections to other calls if needed."""
-    for call in held[detection]:
-        if call not in seen:
-            seen.add(call)
-            if call not in taken_by or _augment(taken_by[call], held, taken_by, seen):
-                taken_by[call] = detection
-                return True
+def _augment(detection: int, held: list[list[int]], taken_by: dict[int, int], closed: set[int]) -> bool:
+    """Assigns a call to a detection; moves other detections to other calls if needed.
+
+    Args:
+        detection: The new detection.
+        held: The calls that each detection matches.
+        taken_by: The detection of each assigned call.
+        closed: Calls from which no search reaches a free call, now or later; a search without success adds to them.
+    """
+    # A queue instead of recursion: in dense recordings, a path can be longer than the stack.
+    queue: list[tuple[int, int | None]] = [(detection, None)]  # detections, each with the call that it would give up
+    reached: dict[int, tuple[int, int | None]] = {}
+    for asking, given_up in queue:
+        for call in held[asking]:
+            if call in reached or call in closed:
+                continue
+            reached[call] = asking, given_up
+            if call in taken_by:
+                queue.append((taken_by[call], call))
+                continue
+            free: int | None = call
+            while free is not None:
+                taken_by[free], free = reached[free]
+            return True
+    closed.update(reached)
     return False
 
 
