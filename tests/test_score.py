@@ -105,6 +105,16 @@ def test_recordings_can_be_chosen(archive, tmp_path):
     assert (content["recordings"], value(content, "recall")) == (1, 0)
 
 
+def test_chosen_recordings_that_a_run_did_not_analyse_are_reported_and_count_as_missed(archive, tmp_path, caplog):
+    table = birdnet(tmp_path / "detections.csv", ("a.wav", 0, "owl1", 0.9))
+    (tmp_path / "recordings.csv").write_text("recording,duration_s,detections\nx/a.wav,10,1\nx/c.wav,10,0\n")
+    score_tables(table, archive, settings=ScoreSettings(recordings=("a.wav", "c.wav")))
+    assert "count as missed" not in caplog.text
+    content = score_tables(table, archive, settings=ScoreSettings(recordings=("a.wav", "b.wav", "c.wav")))
+    assert (content["recordings"], content["calls"], value(content, "recall")) == (3, 4, 1 / 4)
+    assert f"1 of 3 recordings to score are not in {table} or its recordings.csv (b.wav)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [

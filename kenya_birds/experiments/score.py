@@ -215,7 +215,10 @@ def _scored_recordings(
             raise UserError(
                 f"{len(unknown)} of the recordings to score are not in the archive: {', '.join(unknown[:3])}"
             )
-        return sorted({str(find(name)) for name in settings.recordings})
+        chosen = sorted({str(find(name)) for name in settings.recordings})
+        for name, path in names.items():
+            _warn_of_not_analysed(chosen, path, tables[name].recordings, find)
+        return chosen
     found: set[str] = set()
     for name, path in names.items():
         named = tables[name].recordings | _analysed_beside(path)
@@ -250,6 +253,24 @@ def _scored_recordings(
             missing,
         )
     return sorted(found)
+
+
+def _warn_of_not_analysed(
+    chosen: list[str], path: Path, named: frozenset[str], find: Callable[[str], str | None]
+) -> None:
+    """Logs the recordings to score that are missing in the table, if the table's `recordings.csv` is there."""
+    analysed = _analysed_beside(path)
+    known = {find(recording) for recording in named | analysed}
+    absent = [recording for recording in chosen if recording not in known]
+    if analysed and absent:
+        logger.warning(
+            "%d of %d recordings to score are not in %s or its %s (%s): their calls count as missed",
+            len(absent),
+            len(chosen),
+            path,
+            ANALYSED_FILE,
+            ", ".join(absent[:3]),
+        )
 
 
 def _analysed_beside(path: Path) -> frozenset[str]:
