@@ -78,6 +78,26 @@ def test_recordings_that_a_run_analysed_count_without_a_detection(archive, tmp_p
     assert score_tables(table, archive)["recordings"] == 2
 
 
+@pytest.mark.parametrize(("mark", "encoding"), [(";", "utf-8-sig"), ("\t", "utf-16"), (",", "cp1252")])
+def test_the_list_of_analysed_recordings_may_come_from_a_spreadsheet(mark, encoding, archive, tmp_path):
+    table = birdnet(tmp_path / "detections.csv", ("a.wav", 0, "owl1", 0.9))
+    rows = [("recording", "duration_s", "detections"), ("forêt/a.wav", "10", "1"), (r"forêt\c.wav", "10", "0")]
+    text = "\n".join(map(mark.join, rows)) + "\n"
+    (tmp_path / "recordings.csv").write_text(text, encoding=encoding)
+    assert score_tables(table, archive)["recordings"] == 2
+
+
+def test_a_list_of_recordings_that_cannot_be_used_is_reported(archive, tmp_path, caplog):
+    table, beside = birdnet(tmp_path / "detections.csv", ("a.wav", 0, "owl1", 0.9)), tmp_path / "recordings.csv"
+    beside.write_text("name,minutes\nc.wav,10\n")
+    assert score_tables(table, archive)["recordings"] == 1
+    assert f"{beside} is skipped: expected the columns recording and detections, found name, minutes" in caplog.text
+    for content in (b"", b"recording,\0detections\nab", b'recording,detections\n"c.wav,0\n'):
+        beside.write_bytes(content)
+        with pytest.raises(UserError, match=r"recordings\.csv"):
+            score_tables(table, archive)
+
+
 def test_names_without_suffix_are_matched_and_that_is_said(archive, tmp_path, caplog):
     table = birdnet(tmp_path / "t.csv", ("A.flac", 0, "owl1", 0.9))
     assert value(score_tables(table, archive), "precision") == 1

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.data.archive import Archive, read_archive
+from kenya_birds.data.csv_table import parse_table, read_text
 from kenya_birds.data.event_tables import EventTable, read_events
 from kenya_birds.data.recording_matching import RecordingFinder
 from kenya_birds.data.same_recording import recording_key
@@ -274,14 +275,29 @@ def _warn_of_not_analysed(
 
 
 def _analysed_beside(path: Path) -> frozenset[str]:
-    """Recordings that detection lists next to its table; some may have no detections."""
+    """Recordings that detection lists next to its table; some may have no detections.
+
+    Raises:
+        UserError: If the list cannot be read as a table.
+    """
     beside = (path if path.is_dir() else path.parent) / ANALYSED_FILE
     if not beside.is_file():
         return frozenset()
-    table = pd.read_csv(beside, dtype=str, keep_default_na=False, encoding="utf-8")
-    if not {"recording", "detections"} <= set(table.columns):
+    try:
+        text, _ = read_text(beside)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{beside} cannot be read as a table ({error}): correct it, or move it away") from None
+    # Spreadsheets may save it with other separators, or in Windows-1252.
+    table = parse_table(text, beside, max(",;\t", key=text.partition("\n")[0].count))
+    if not {"recording", "detections"} <= set(table.header):
+        logger.warning(
+            "%s is skipped: expected the columns recording and detections, found %s",
+            beside,
+            ", ".join(table.header),
+        )
         return frozenset()
-    return frozenset(table["recording"].str.replace("\\", "/"))
+    at = table.header.index("recording")
+    return frozenset(row[at].replace("\\", "/") for row in table.rows)
 
 
 def _check_not_trained_on(path: Path, archive: Archive, recordings: list[str]) -> None:
