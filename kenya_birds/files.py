@@ -254,13 +254,41 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
     os.replace(partial, folder)
 
 
+def replace_folder(partial: Path, folder: Path) -> None:
+    """Renames a finished folder to the name of an earlier one, which is deleted.
+
+    The earlier folder is renamed first and deleted last: if one of its files is open, Windows refuses to rename it,
+    and nothing is lost. What cannot be deleted is logged.
+
+    Args:
+        partial: The finished folder.
+        folder: The earlier folder.
+
+    Raises:
+        OSError: If a folder cannot be renamed; the earlier one is then complete and in its place.
+    """
+    earlier = folder.absolute().with_name(f".{folder.name}.old")
+    shutil.rmtree(earlier, ignore_errors=True)  # of an earlier call
+    os.replace(folder, earlier)
+    try:
+        os.replace(partial, folder)
+    except OSError:
+        os.replace(earlier, folder)
+        raise
+    try:
+        shutil.rmtree(earlier)
+    except OSError as error:
+        logger.warning("%s has the earlier files and cannot be deleted (%s): delete it", earlier, error)
+
+
 @contextmanager
-def users_folder(folder: Path, what: str) -> Iterator[Path]:
+def users_folder(folder: Path, what: str, *, overwrite: bool = False) -> Iterator[Path]:
     """Gives a temporary folder beside the final one; it is renamed at the end of the block, or removed after an error.
 
     Args:
         folder: A new or empty folder.
         what: The folder in messages, such as `the archive birds`.
+        overwrite: Replaces an existing folder at the end of the block.
 
     Raises:
         UserError: If it cannot be written.
@@ -270,7 +298,10 @@ def users_folder(folder: Path, what: str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        put_folder_in_place(partial, folder)
+        if overwrite and folder.is_dir():
+            replace_folder(partial, folder)
+        else:
+            put_folder_in_place(partial, folder)
     except OSError as error:
         raise UserError(f"{what} cannot be written: {error}") from None
     finally:

@@ -1,8 +1,10 @@
 import os
+import shutil
 
 import pytest
 
-from kenya_birds.files import is_portable_name, put_folder_in_place
+from kenya_birds.errors import UserError
+from kenya_birds.files import is_portable_name, put_folder_in_place, users_folder
 
 
 @pytest.fixture
@@ -36,6 +38,61 @@ def test_a_folder_never_takes_the_place_of_one_with_files(tmp_path):
     with pytest.raises(OSError, match=r"(?i)not empty"):
         put_folder_in_place(tmp_path / "partial", tmp_path / "full")
     assert (tmp_path / "full" / "full").exists()
+
+
+def replace_results(folder):
+    """A folder of old files is overwritten with one file; returns the names in it, and those beside it."""
+    folder.mkdir()
+    for name in ("a.csv", "b.csv"):
+        (folder / name).touch()
+    with users_folder(folder, "the results", overwrite=True) as partial:
+        (partial / "new.csv").touch()
+    found = [path.name for path in folder.iterdir()], [path.name for path in folder.parent.iterdir() if path != folder]
+    shutil.rmtree(folder)
+    return found
+
+
+def test_a_replaced_folder_is_deleted_after_the_new_one_is_in_place(windows, tmp_path, monkeypatch, caplog):
+    assert replace_results(tmp_path / "out") == (["new.csv"], [])
+    rmtree = shutil.rmtree
+
+    def delete(path, ignore_errors=False):
+        if path.name == ".out.old" and not ignore_errors:
+            (path / "a.csv").unlink()
+            raise PermissionError(13, "The file is open", "b.csv")
+        rmtree(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", delete)
+    assert replace_results(tmp_path / "out") == (["new.csv"], [".out.old"])
+    assert f"{tmp_path / '.out.old'} has the earlier files and cannot be deleted" in caplog.text
+    monkeypatch.undo()
+    assert replace_results(tmp_path / "out") == (["new.csv"], [])
+
+
+@pytest.mark.parametrize("cannot_move", ["out", ".out.part"])
+def test_a_folder_that_cannot_be_replaced_keeps_all_its_files(cannot_move, tmp_path, monkeypatch):
+    replace = os.replace
+
+    def refuse(source, target):
+        if source.name == cannot_move:
+            raise PermissionError(13, "The file is open", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("a.csv", "b.csv"):
+        (out / name).touch()
+    with (
+        pytest.raises(UserError, match=r"the results cannot be written: .*The file is open"),
+        users_folder(out, "the results", overwrite=True) as partial,
+    ):
+        (partial / "new.csv").touch()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "out",
+        "out/a.csv",
+        "out/b.csv",
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.flac", "é.flac", ".hidden", "console.wav", "COM10.wav", "x" * 255, "a b"])

@@ -1,7 +1,6 @@
 """`kenya-birds verify read`: tables, pictures and thresholds from the answers of one or several samples."""
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -130,7 +129,7 @@ def read_checks(
     verified_species = _verified_species(sample, rows)
     thresholds = _thresholds(verified_species, precision, sample)
     found = VerificationResult(verified_species, names, thresholds, _agreement(sources, answers), width)
-    with users_folder(output, f"the results in {output}") as partial:
+    with users_folder(output, f"the results in {output}", overwrite=overwrite) as partial:
         write_table(_summary(found, sample.settings["by"]), partial / SUMMARY_FILE, DIGITS)
         write_table(_precision_table(found, sample.settings["by"]), partial / PRECISION_FILE, DIGITS)
         write_table(_answer_table(sources, rows, answers), partial / ANSWERS_TABLE, DIGITS)
@@ -139,8 +138,6 @@ def read_checks(
         write_json(thresholds.to_json(), partial / THRESHOLDS_FILE, allow_nan=False)
         if pictures:
             save_pictures([verified for verified in verified_species if not verified.group], names, partial)
-        if overwrite and output.exists():
-            shutil.rmtree(output)  # the new results are complete
     return found
 
 
