@@ -1,3 +1,6 @@
+import os
+import time
+from datetime import UTC, datetime
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -13,6 +16,7 @@ from matplotlib.text import Text
 from kenya_birds import cli
 from kenya_birds.data.audio import RecordingReader
 from kenya_birds.data.recording_name import NamePattern
+from kenya_birds.data.recording_time import TimeAndPlace
 from kenya_birds.errors import UserError
 from kenya_birds.inference import activity
 from kenya_birds.inference import plots as plot
@@ -484,6 +488,48 @@ def test_the_edges_of_hours_are_labelled_and_so_are_those_of_a_break():
     assert hour_labels(np.array([22, 23, 0, BREAK, 12])) == ["22", "23", "24", "1", "12", "13"]
     values = at_hours(np.arange(24.0), np.array([23, BREAK, 5]))
     np.testing.assert_array_equal(values, [23, np.nan, 5])
+
+
+def places_of(hours):
+    """Recordings of an hour each that begin at these hours of UTC; their names have no or another time."""
+    starts = {path: datetime(2022, 5, 1, hour, tzinfo=UTC) for path, hour in hours.items()}
+    places = {path: TimeAndPlace(None, start, UTC) for path, start in starts.items()}
+    return RunRecordings(dict.fromkeys(hours, 3600.0), places)
+
+
+@pytest.mark.parametrize("folder", ["", os.path.abspath("rec") + os.sep, "/moved/rec/", "D:\\moved\\rec\\"])
+def test_recordings_of_the_same_name_are_told_apart_by_their_folders(folder):
+    name = "20220501_210000.WAV"
+    run = places_of({f"rec/{name}": 1, f"rec/north/{name}": 3, f"rec/south/{name}": 6})
+    mark = "\\" if "\\" in folder else "/"
+    paths = [f"{folder or 'rec/'}{part}{name}" for part in (f"north{mark}", f"south{mark}", "")]
+    counted = measure_activity(table(*((path, 0, 3, "a", 1) for path in paths)), run, "t")
+    assert counted.counts.loc["a", [3, 6, 1]].tolist() == [1, 1, 1]
+    assert (counted.clock, counted.recordings, counted.left_out) == ("UTC", 3, 0)
+
+
+def test_recordings_that_cannot_be_told_apart_are_skipped_and_counted(caplog):
+    name = "20220501_210000.WAV"
+    run = places_of({f"north/{name}": 3, f"south/{name}": 6, "south/b.WAV": 7, "south/c.WAV": 8, "north/c.WAV": 8})
+    rows = table((f"/x/{name}", 0, 3, "a", 1), ("/x/b.WAV", 0, 3, "a", 1), ("/x/c.WAV", 0, 3, "a", 1))
+    counted = measure_activity(rows, run, "t")
+    assert counted.counts.loc["a"][lambda hours: hours > 0].to_dict() == {7: 1, 8: 1}  # both c.WAV began at 8
+    assert counted.clock == "UTC"
+    assert "t: 1 recordings are skipped, because several in recordings.csv have the same name" in caplog.text
+    assert f"(/x/{name})" in caplog.text
+
+
+def test_thousands_of_recordings_in_raven_table_are_found_in_seconds():
+    hours = {f"site{site}/{number}.WAV": 3 for number in range(2000) for site in range(2)}
+    run = places_of(hours)
+    began = time.process_time()
+    assert all(run.find(f"/moved/{path}") == [path] for path in hours)
+    assert time.process_time() - began < 5
+
+
+def test_an_activity_without_recorded_time_is_a_user_error():
+    with pytest.raises(UserError, match=r"recordings\.csv beside t has no recorded time"):
+        measure_activity(table((MORNING, 0, 3, "a", 1)), RunRecordings({MORNING: 0.0}, {}), "t")
 
 
 @pytest.mark.parametrize("species", [1, 2, 40])

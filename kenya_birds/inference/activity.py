@@ -1,5 +1,6 @@
 """Picture of the activity of species by hour of the day, or by minutes from sunrise."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
@@ -23,6 +24,8 @@ from kenya_birds.inference.table_formats import RECORDINGS_TABLE
 from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.plot_style import save_picture, short_name, styled
 from kenya_birds.values import Latitude, Longitude, check_fields
+
+logger = logging.getLogger(__name__)
 
 MAX_SPECIES = 40
 ROW_INCH, CELL_INCH, NAMES_INCH, MIN_WIDTH_INCH, BAR_INCH = 0.24, 0.34, 2.8, 7.0, 0.12
@@ -88,6 +91,8 @@ class ActivityClock:
     def find_place(self, path: str, run: RunRecordings | None) -> TimeAndPlace:
         """Returns time and place of a recording: by a pattern that matches its name, in the run, or by its name.
 
+        Nothing is known of a recording if several of the run, of different times or places, may be meant.
+
         Args:
             path: The recording.
             run: All recordings of the run; None if unknown.
@@ -95,6 +100,8 @@ class ActivityClock:
         name, pattern, zone = name_in(path), self.name_pattern, self.time_zone
         known = None if run is None else run.place(path)
         is_matched = pattern is not None and pattern.match(name) is not None
+        if run is not None and known is None and not is_matched and run.find(path):
+            return TimeAndPlace()
         if known is None or known.start is None or is_matched:
             found = find_time_and_place(name, pattern=pattern, time_zone=zone)
             place = None if known is None else (known.latitude, known.longitude)
@@ -188,6 +195,7 @@ def measure_activity(
     if clock.name_pattern is not None:
         clock.name_pattern.check(map(name_in, paths))
     begins, name_of_clock = clock.begins({path: clock.find_place(path, run) for path in paths})
+    _warn_of_uncertain([path for path in paths if path not in begins], run, name)
     known = table[table["recording"].isin(list(begins))]
     if known.empty and clock.from_sunrise:
         raise UserError(
@@ -210,8 +218,27 @@ def measure_activity(
     if run is not None:
         known_s = [(begins[path], seconds) for path, seconds in run.duration_s.items() if path in begins]
         recorded_h = recorded_by_hour(known_s) / 3600
+        if not recorded_h.any():
+            raise UserError(
+                f"{RECORDINGS_TABLE} beside {name} has no recorded time at a known hour: expected duration_s, and a "
+                "time; run kenya-birds detect again"
+            )
     kept = sum(path in begins for path in recordings)
     return Activity(counts, recorded_h, name_of_clock, kept, len(recordings) - kept)
+
+
+def _warn_of_uncertain(skipped: list[str], run: RunRecordings | None, name: str | Path) -> None:
+    """Logs the skipped recordings for which several of the run may be meant."""
+    uncertain = [path for path in skipped if run is not None and len(run.find(path)) > 1]
+    if uncertain:
+        logger.warning(
+            "%s: %d recordings are skipped, because several in %s have the same name and end of path (%s): give "
+            "detections.csv or detections.parquet",
+            name,
+            len(uncertain),
+            RECORDINGS_TABLE,
+            ", ".join(uncertain[:3]),
+        )
 
 
 def _second_of_day(time: datetime) -> int:

@@ -1,13 +1,16 @@
 """Reader of `recordings.csv` of a detection run: lengths, and when and where recordings begin."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from kenya_birds.data.recording_matching import RecordingFinder
 from kenya_birds.data.recording_time import TimeAndPlace
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import name_in
@@ -27,11 +30,38 @@ class RunRecordings:
     places: Mapping[str, TimeAndPlace]
 
     def place(self, path: str) -> TimeAndPlace | None:
-        """Returns time and place of a recording by its path, or by its file name if only one recording has it."""
-        if path in self.places:
-            return self.places[path]
-        same = [place for other, place in self.places.items() if name_in(other) == name_in(path)]
-        return same[0] if len(same) == 1 else None
+        """Returns time and place of a recording (see `find`); None if there is none, or several that differ."""
+        found = {self.places[recording] for recording in self.find(path)}
+        return found.pop() if len(found) == 1 else None
+
+    def find(self, path: str) -> list[str]:
+        """Returns the recordings of `places` that a path means: several if it does not say which one.
+
+        Args:
+            path: Path in a table. If it is not in `places`, as in Raven's table, which has absolute paths, it is found
+                by its longest end, or by its file name.
+        """
+        known = path if path in self.places else self._by_absolute.get(os.path.abspath(path))
+        if known is not None:
+            return [known]
+        finder, listed = self._finder
+        match = finder.find(_with_slashes(path))
+        found = match.others if match.recording is None else (match.recording,)
+        return [listed[text] for text in found if name_in(listed[text]) == name_in(path)]
+
+    @cached_property
+    def _by_absolute(self) -> dict[str, str]:
+        return {os.path.abspath(path): path for path in self.places}
+
+    @cached_property
+    def _finder(self) -> tuple[RecordingFinder, dict[str, str]]:
+        """Finds paths with `/`; with the paths of `places` by them."""
+        listed = {_with_slashes(path): path for path in self.places}
+        return RecordingFinder(listed), listed
+
+
+def _with_slashes(path: str) -> str:
+    return path.replace("\\", "/")
 
 
 def read_recordings(detections: Path, recordings: Iterable[str]) -> RunRecordings | None:
