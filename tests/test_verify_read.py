@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from detecting import run_in_folder, save_model, write_recordings
 from running import run as run_process
-from verifying import answer, is_right, read_table, rows_of, truthful, write_run, write_table
+from verifying import LENGTH_S, answer, is_right, read_table, rows_of, truthful, write_run, write_table
 
 from kenya_birds.cli import main
+from kenya_birds.data.csv_table import read_csv
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.verification.check_folder import (
@@ -21,6 +22,7 @@ from kenya_birds.verification.check_folder import (
     read_species_table,
     write_answers,
 )
+from kenya_birds.verification.history_tables import apply_answers
 from kenya_birds.verification.reading import read_checks
 from kenya_birds.verification.sampling import SampleSettings, draw_sample
 
@@ -90,6 +92,23 @@ def test_all_answers_and_pictures_are_in_the_results(drawn, verified):
     assert {row["id"]: row["answer"] for row in answers} == read_table(drawn)["answer"].to_dict()
     for name in ("precision_by_threshold.png", "probability/abcde1.png", "probability/bcdef1.png"):
         assert (verified / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_answers_are_about_the_exact_times_of_their_detections(tmp_path):
+    """The last window of a recording may begin at any sample."""
+    found = write_run(tmp_path, formats=("csv",))
+    table = pd.read_csv(found / "detections.csv", dtype=str, keep_default_na=False)
+    table = table[table["start_s"].astype(float) < LENGTH_S - 1]
+    for name in ("start_s", "end_s"):
+        table[name] = [f"{float(text) + 0.123457:.6f}" for text in table[name]]
+    table.to_csv(found / "detections.csv", index=False)
+    check = tmp_path / "check"
+    draw_sample(found, check, SampleSettings(per_species=7, pictures=False))
+    answered = answer(check, lambda row: "wrong")
+    read_checks([check], tmp_path / "verified", pictures=False)
+    left = apply_answers(table.assign(confirmed=False), read_csv(tmp_path / "verified" / "answers.csv"))
+    assert len(answered) == 14
+    assert len(left) == len(table) - 14
 
 
 def test_spreadsheets_may_change_the_table_and_nothing_changes(verified, check, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.data.archive import Archive
+from kenya_birds.data.event_tables import DECIMALS
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.evaluation.evaluation_report import ARCHIVES, EvaluationContext
 from kenya_birds.evaluation.event_metrics import METRICS, Truth, event_intervals
@@ -218,8 +219,8 @@ def write_recordings(
     recordings = scores.per_recording()
     write_table(scores.per_species(), folder / "recording_species.csv", float_format="%.6g")
     write_table(recordings, folder / "recording_counts.csv", float_format="%.6g")
-    write_table(scores.detections, folder / "recording_detections.csv", float_format="%.6g")
-    write_table(scores.calls, folder / "recording_calls.csv", float_format="%.6g")
+    write_table(scores.detections.round(DECIMALS), folder / "recording_detections.csv")
+    write_table(scores.calls.round(DECIMALS), folder / "recording_calls.csv")
     metrics = event_intervals([scores], np.random.default_rng(context.seed))[0]
     hours = float(recordings["duration_s"].sum() / 3600)
     false_per_h, recall = scores.recall_curve()

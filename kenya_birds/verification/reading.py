@@ -26,6 +26,7 @@ from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import safe_path, safe_text
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.verification.check_folder import (
+    DECIMALS,
     OTHER,
     ROW_COLUMNS,
     Answer,
@@ -132,7 +133,7 @@ def read_checks(
     with users_folder(output, f"the results in {output}", overwrite=overwrite) as partial:
         write_table(_summary(found, sample.settings["by"]), partial / SUMMARY_FILE, DIGITS)
         write_table(_precision_table(found, sample.settings["by"]), partial / PRECISION_FILE, DIGITS)
-        write_table(_answer_table(sources, rows, answers), partial / ANSWERS_TABLE, DIGITS)
+        write_table(_answer_table(sources, rows, answers), partial / ANSWERS_TABLE)
         if len(sources) > 1:
             write_table(found.agreement, partial / AGREEMENT_FILE, DIGITS)
         write_json(thresholds.to_json(), partial / THRESHOLDS_FILE, allow_nan=False)
@@ -290,7 +291,7 @@ def _answer_table(
     for name in table.select_dtypes(exclude="number"):
         guard = safe_path if name == "recording" else safe_text
         table[name] = [guard(str(text)) for text in table[name]]
-    return table
+    return table.round(DECIMALS)  # detections are found again by their times
 
 
 def format_result(found: VerificationResult) -> str:
