@@ -12,6 +12,7 @@ from verifying import LENGTH_S, NAMES, RATE, answer, read_table, truthful, write
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.verification import found_tables, sampling
+from kenya_birds.verification.check_folder import Answer, read_rows, write_answers
 from kenya_birds.verification.reading import read_checks
 from kenya_birds.verification.sampling import SampleSettings, draw_sample
 
@@ -307,6 +308,30 @@ def test_low_scores_that_the_table_lacks_are_told(run, tmp_path, caplog):
     draw_sample(tmp_path / "found", tmp_path / "check", SampleSettings(per_species=2, pictures=False))
     assert "The lowest score in the table is 0.30" in caplog.text
     assert "--threshold 0" in caplog.text
+
+
+def test_listed_species_without_a_detection_are_skipped_and_told(run, tmp_path, caplog):
+    listed = tmp_path / "list.txt"
+    listed.write_text("bcdef1\nrare warbler\n", encoding="utf-8")
+    draw_sample(run, tmp_path / "check", SMALL, species=listed)
+    assert set(read_table(tmp_path / "check")["species"]) == {"bcdef1"}
+    assert "Skipped 1 names" in caplog.text
+    assert "rare warbler (line 2)" in caplog.text
+    listed.write_text("rare warbler\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"no detection of a species in .*: found rare warbler \(line 1\)"):
+        draw_sample(run, tmp_path / "other", SMALL, species=listed)
+
+
+def test_answers_are_written_into_a_column_in_any_case_and_added_columns_stay(check):
+    table = read_table(check).rename(columns={"answer": "Answer"}).assign(level_db="-35")
+    write_table(table, check)
+    rows = read_rows(check)
+    for _ in range(2):
+        write_answers(check, rows, {rows.index[0]: Answer("right")})
+    now = read_table(check)
+    assert [name for name in now if name.lower() == "answer"] == ["answer"]
+    assert now["answer"][rows.index[0]] == "right"
+    assert (now["level_db"] == "-35").all()
 
 
 def test_sites_must_be_known(tmp_path):

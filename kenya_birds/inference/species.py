@@ -51,7 +51,9 @@ def names_in(saved: SavedModel) -> dict[str, SpeciesNames]:
     return species_names([str(labels[label]) for label in sorted(labels, key=int)], saved.config.get("species"))
 
 
-def read_species(path: str | Path, known: Mapping[str, SpeciesNames]) -> tuple[str, ...]:
+def read_species(
+    path: str | Path, known: Mapping[str, SpeciesNames], skipped: list[str] | None = None
+) -> tuple[str, ...]:
     """Reads a list of species.
 
     Each line has an eBird code, a common name, a scientific name, or both names as in BirdNET
@@ -60,6 +62,7 @@ def read_species(path: str | Path, known: Mapping[str, SpeciesNames]) -> tuple[s
     Args:
         path: A text file in UTF-8.
         known: The model's species by code (see `species_names`).
+        skipped: Gets the names that are not known, with their lines; None: such a name is an error.
 
     Returns:
         eBird codes, each once, in the order of `known`.
@@ -75,9 +78,14 @@ def read_species(path: str | Path, known: Mapping[str, SpeciesNames]) -> tuple[s
     found = set()
     for number, line in enumerate(lines, start=1):
         name = line.partition("#")[0].strip()
-        if name:
-            found.add(_find(name, codes_of, known, f"line {number} of {path}"))
-    if not found:
+        if not name:
+            continue
+        codes = _codes(name, codes_of)
+        if skipped is not None and not codes:
+            skipped.append(f"{name} (line {number})")
+        else:
+            found.add(_single(name, codes, codes_of, known, f"line {number} of {path}"))
+    if not found and not skipped:
         raise UserError(f"{path} has no species: expected one per line, by eBird code or name")
     return tuple(code for code in known if code in found)
 
@@ -93,11 +101,18 @@ def _index(known: Mapping[str, SpeciesNames]) -> dict[str, set[str]]:
     return codes_of
 
 
-def _find(name: str, codes_of: Mapping[str, set[str]], known: Mapping[str, SpeciesNames], where: str) -> str:
+def _codes(name: str, codes_of: Mapping[str, set[str]]) -> set[str]:
     codes = codes_of.get(_plain(name), set())
     if not codes and "_" in name:
         # One of BirdNET's two names may be in another language, or from another edition of the checklist.
         codes = {code for part in name.split("_", 1) for code in codes_of.get(_plain(part), set())}
+    return codes
+
+
+def _single(
+    name: str, codes: set[str], codes_of: Mapping[str, set[str]], known: Mapping[str, SpeciesNames], where: str
+) -> str:
+    """Returns the only code; raises `UserError` if there are none or several."""
     if len(codes) > 1:
         raise UserError(f"'{name}' ({where}) may be any of {', '.join(sorted(codes))}: give the eBird code instead")
     if not codes:
@@ -109,7 +124,7 @@ def _find(name: str, codes_of: Mapping[str, set[str]], known: Mapping[str, Speci
             else f"it has {len(known)} species, such as {', '.join(list(known)[:3])}"
         )
         raise UserError(f"the model has no species '{name}' ({where}): {hint}")
-    return codes.pop()
+    return next(iter(codes))
 
 
 def _plain(name: str) -> str:

@@ -30,7 +30,7 @@ ROW_COLUMNS = (
     *("id", "species", "common_name", "scientific_name", "score", "recording", "start_s", "end_s", "local_time"),
     *("site", "night", "stratum", "stratum_detections", "weight", "clip", "clip_start_s", "picture"),
 )
-DIGITS = {"score": 6, "start_s": 6, "end_s": 6, "weight": 4, "clip_start_s": 6}
+DECIMALS = {"score": 6, "start_s": 6, "end_s": 6, "weight": 4, "clip_start_s": 6}
 
 
 # Ways of `verify sample --choose` that draw at random, so that the answers stand for all detections.
@@ -223,7 +223,7 @@ def write_answers(folder: Path, rows: pd.DataFrame, answers: Mapping[str, Answer
     names: list[str] = []
     if path.is_file():
         table, place = _read_cells(path)
-        names = [name for name in table.header if name and name not in (*ROW_COLUMNS, *ANSWER_COLUMNS)]
+        names = [name for name in table.header if name and name.lower() not in (*ROW_COLUMNS, *ANSWER_COLUMNS)]
         more = [table.header.index(name) for name in names]
         added = {cells[place["id"]]: {table.header[at]: cells[at] for at in more} for cells in table.rows}
     text = io.StringIO()
@@ -234,8 +234,8 @@ def write_answers(folder: Path, rows: pd.DataFrame, answers: Mapping[str, Answer
         name = str(row[0])
         answer, extra = answers.get(name), added.get(name, {})
         given = blank if answer is None else map(_printable, asdict(answer).values())
-        texts = (*given, *(extra.get(column, "") for column in names))
-        writer.writerow((*_texts(row), *map(safe_text, texts)))
+        # Other columns stay as the person has written them.
+        writer.writerow((*_texts(row), *map(safe_text, given), *(extra.get(column, "") for column in names)))
     with users_file(path) as partial:
         partial.write_text(as_utf8(text.getvalue()), encoding="utf-8", newline="")
 
@@ -243,8 +243,8 @@ def write_answers(folder: Path, rows: pd.DataFrame, answers: Mapping[str, Answer
 def _texts(row: tuple[Any, ...]) -> Iterable[str]:
     """The cells of a row in `ROW_COLUMNS`."""
     for name, value in zip(ROW_COLUMNS, row, strict=True):
-        if name in DIGITS:
-            yield f"{value:.{DIGITS[name]}f}"
+        if name in DECIMALS:
+            yield f"{value:.{DECIMALS[name]}f}"
         elif name == "recording":
             yield safe_path(value)
         else:

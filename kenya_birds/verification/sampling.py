@@ -250,7 +250,7 @@ def _draw(
     _log_scores(table, scores)
     chosen = set(scores.species.texts)
     if species is not None:
-        chosen = set(read_species(species, table.names()))
+        chosen = _listed(table, species)
     unknown = settings.by is not None and not any(scores.group.texts)
     if unknown:
         raise UserError(
@@ -280,6 +280,20 @@ def _draw(
     for stratum, rows in strata:
         by_key.setdefault((stratum.species, stratum.group), []).append((stratum, rows))
     return [one for its in by_key.values() for one in draw_clips(its, settings.per_species, settings.seed)]
+
+
+def _listed(table: FoundTable, species: str | Path) -> set[str]:
+    """Returns the listed species that the table contains; the others are logged."""
+    skipped: list[str] = []
+    chosen = set(read_species(species, table.names(), skipped))
+    if not chosen:
+        raise UserError(f"{table.path} has no detection of a species in {species}: found {', '.join(skipped[:5])}")
+    if skipped:
+        logger.warning(
+            "Skipped %d names in %s that have no detection in %s: %s",
+            *(len(skipped), species, table.path, ", ".join(skipped)),
+        )
+    return chosen
 
 
 def _log_scores(table: FoundTable, scores: Scores) -> None:
