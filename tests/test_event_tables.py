@@ -97,6 +97,27 @@ def test_a_selection_that_raven_lists_for_two_views_is_one_event(tmp_path):
     assert read_events(tmp_path / "a.txt").events["start_s"].tolist() == [1, 2]
 
 
+def test_joined_tables_whose_selection_numbers_repeat_keep_all_events(tmp_path):
+    rows = [f"{n}\tSpectrogram 1\t1\t{n}\t{n + 1}\t0\t1\tEUBL\t{name}" for name in ("a.wav", "b.wav") for n in (1, 2)]
+    rows.append("1\tSpectrogram 1\t1\t7\t8\t0\t1\tEUBL\tb.wav")
+    (tmp_path / "all.txt").write_text("\n".join([f"{RAVEN}\tSpecies\tFilename", *rows]) + "\n", encoding="utf-8")
+    events = read_events(tmp_path / "all.txt").events
+    assert events["recording"].tolist() == ["a.wav", "a.wav", "b.wav", "b.wav", "b.wav"]
+    assert events["start_s"].tolist() == [1, 2, 1, 2, 7]
+
+
+def test_tables_with_tabs_may_have_quotation_marks_around_cells(tmp_path):
+    header = "\t".join(f'"{name}"' for name in (*RAVEN.split("\t"), "Common Name"))
+    names = ('"Dove, Mourning"', '"Say ""hello"" bird"', '"R\\"s bird"', 'the "loud" one', '"a" or "b"')
+    rows = [f'{n}\t"Spectrogram 1"\t1\t"{n}"\t{n + 1}\t0\t1\t{name}' for n, name in enumerate(names, 1)]
+    (tmp_path / "a.txt").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    events = read_events(tmp_path / "a.txt").events
+    assert events["start_s"].tolist() == [1, 2, 3, 4, 5]
+    assert events["common_name"].tolist() == [
+        *("Dove, Mourning", 'Say "hello" bird', 'R"s bird', 'the "loud" one', '"a" or "b"')
+    ]
+
+
 def test_a_folder_gives_all_its_tables_and_recordings_without_an_event(tmp_path):
     header = "Start (s),End (s),Scientific name,Common name,Confidence\n"
     (tmp_path / "site").mkdir()

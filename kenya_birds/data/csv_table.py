@@ -66,7 +66,8 @@ def parse_table(text: str, path: str | Path, delimiter: str = ",") -> TextTable:
     Args:
         text: The text.
         path: Its file, for messages.
-        delimiter: Separator between cells. With tabs, quotation marks are plain text, as Raven writes them.
+        delimiter: Separator between cells. With tabs, quotation marks are plain text, as Raven writes them, but those
+            around a whole cell are removed: R and Excel write them.
 
     Raises:
         UserError: If the text has no header, a row has more cells than the header, or quotation marks do not match.
@@ -158,7 +159,15 @@ def _rows(file: io.StringIO, path: str | Path, delimiter: str) -> Iterator[tuple
         else:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
         for cells in reader:
-            yield line, [cell.strip() for cell in cells]
+            texts = [cell.strip() for cell in cells]
+            yield line, [_unquoted(text) for text in texts] if delimiter == "\t" else texts
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path} line {line} is not a row of comma-separated values: {error}") from None
+
+
+def _unquoted(text: str) -> str:
+    """Removes quotation marks around a whole cell; those inside it are doubled then, or escaped by R."""
+    inner = text[1:-1]
+    is_quoted = len(text) > 1 and text[0] == text[-1] == '"' and '"' not in inner.replace('""', "").replace('\\"', "")
+    return inner.replace('""', '"').replace('\\"', '"').strip() if is_quoted else text

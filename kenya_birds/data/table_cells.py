@@ -157,7 +157,7 @@ def _with_header(
         )
     found = {name.strip().lower(): index for index, name in enumerate(header)}
     place = {name: index for index, name in enumerate(header)}
-    rows, lines = _one_view(rows, lines, found)
+    rows, lines = _one_view(rows, lines, found, place.get(names.get("recording", "")))
     cells = {ours: [row[place[theirs]] for row in rows] for ours, theirs in names.items()}
     if names.get("recording", "").lower() == "in file":
         folders = [found[name] for name in _FOLDERS if name in found]
@@ -197,11 +197,17 @@ def _columns(path: Path, header: Iterable[str], given: Mapping[str, str]) -> dic
     return names
 
 
-def _one_view(rows: list[list[str]], lines: list[int], found: Mapping[str, int]) -> tuple[list[list[str]], list[int]]:
-    """Keeps one row of each selection: Raven lists it once for each view (waveform, spectrogram)."""
+def _one_view(
+    rows: list[list[str]], lines: list[int], found: Mapping[str, int], recording: int | None
+) -> tuple[list[list[str]], list[int]]:
+    """Keeps one row of each selection: Raven lists it once for each view (waveform, spectrogram).
+
+    In joined tables the numbers of selections repeat, but not with the same recording and times.
+    """
     if not {"selection", "view"} <= found.keys():
         return rows, lines
-    keys = [found[name] for name in ("selection", "begin path", "begin file") if name in found]
+    columns = ("selection", "begin path", "begin file", "begin time (s)", "end time (s)")
+    keys = [found[name] for name in columns if name in found] + ([] if recording is None else [recording])
     kept: dict[tuple[str, ...], int] = {}
     for number, row in enumerate(rows):
         key = tuple(row[at] for at in keys)
