@@ -11,6 +11,7 @@ import yaml
 from fake_hub import FakeHub
 from fresh_python import run_fresh
 
+from kenya_birds.data.dataset import load_clips
 from kenya_birds.errors import UserError
 from kenya_birds.publishing import clips_dataset as publishing
 from kenya_birds.publishing.clips_dataset import COLUMNS, KENYAN_SOURCE
@@ -59,6 +60,15 @@ def test_saved_clips_load_the_same(clips, saved, tmp_path):
     assert loaded["train"].features == clips["train"].features
     assert loaded["train"].features["label"].names == clips["train"].features["label"].names
     assert tables(loaded) == tables(clips)
+
+
+def test_clips_of_resampled_recordings_are_saved_too(small_archive, tmp_path):
+    resampled = load_clips(small_archive, cache_dir=tmp_path / "clips", min_annotations=8, sampling_rate=24_000)
+    folder = publishing.save_clips(resampled, tmp_path / "out", title="Resampled")
+    assert tables(
+        datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache")).cast(resampled["train"].features)
+    ) == tables(resampled)
+    assert " 3 s" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_saved_clips_stream_the_same(clips, saved, tmp_path):

@@ -4,7 +4,6 @@ import io
 import math
 import re
 import tempfile
-import wave
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import datasets
 import pandas as pd
 import pyarrow.compute as pc
+import soundfile
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -230,8 +230,7 @@ def _facts(clips: datasets.DatasetDict) -> dict[str, Any]:
     }
     counts = {split: table["label"].value_counts() for split, table in tables.items()}
     first = next(rows.data.column("audio")[0]["bytes"].as_py() for rows in clips.values() if len(rows))
-    with wave.open(io.BytesIO(first)) as wav:
-        clip_s = wav.getnframes() / wav.getframerate()
+    clip_s = soundfile.info(io.BytesIO(first)).duration
     return {
         "classes": classes,
         "clips": sum(map(len, tables.values())),
