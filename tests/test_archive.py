@@ -352,7 +352,7 @@ def changing_archive(tmp_path_factory):
 TIMES = st.floats(-5, 15, allow_nan=False).map(lambda time: round(time, 2))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from(["a.flac", "b.flac"]), TIMES, TIMES, st.sampled_from(["owl1", "????"]))))
 def test_every_row_is_either_used_or_set_aside(changing_archive, rows):
     rows = [("a.flac", 1.0, 1.0, "owl1"), *rows]
@@ -381,6 +381,12 @@ def test_rare_classes_are_dropped_and_told(caplog):
     assert caplog.messages == [
         "Dropped 2 of 4 species with fewer than 10 annotations (11 annotations): auk (2), wren (9)"
     ]
+
+
+def test_codes_that_are_columns_of_predictions_are_refused_before_training():
+    with pytest.raises(UserError, match="label, unknown cannot be eBird codes"):
+        select_classes(table_of(unknown=10, label=10, owl=10), 10)
+    select_classes(table_of(unknown=3, label=3, owl=10, lark=30), 10)  # too rare to be a class
 
 
 def test_nothing_is_told_where_nothing_is_dropped(caplog):

@@ -5,9 +5,16 @@ import pandas as pd
 import pytest
 from predicting import predictions_of
 
+from kenya_birds.data.archive import RESERVED_CODES
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import evaluation_metrics
-from kenya_birds.evaluation.predictions import Predictions, read_predictions, write_predictions
+from kenya_birds.evaluation.predictions import (
+    CLIP_COLUMNS,
+    LABEL_COLUMNS,
+    Predictions,
+    read_predictions,
+    write_predictions,
+)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -43,6 +50,10 @@ def test_several_labels_are_a_list_of_codes_and_unknown_birds_are_told(tmp_path)
     table = pd.read_parquet(tmp_path / "p.parquet")
     assert [list(codes) for codes in table["labels"]] == [["a", "c"], [], ["b"]]
     assert table["unknown"].tolist() == [False, False, True]
+
+
+def test_the_names_of_all_other_columns_are_reserved():
+    assert {*CLIP_COLUMNS, *LABEL_COLUMNS} <= RESERVED_CODES
 
 
 def test_a_code_that_is_the_name_of_another_column_is_refused(tmp_path):

@@ -42,6 +42,10 @@ PRESENT, ABSENT, UNSURE = "present", "absent", "unsure"
 VERIFIED = ("", PRESENT, ABSENT, UNSURE)
 IS_WEAK = {**dict.fromkeys(TRUE, True), **dict.fromkeys((*FALSE, ""), False)}
 ABSENT_COLUMNS = ["recording", "start_s", "end_s", "species"]
+# Columns of the tables of predictions, which have a column for each class, too.
+RESERVED_CODES = frozenset(
+    {"recording", "start_s", "end_s", "center_s", "label", "labels", "present", "unknown"}  # of clips and of windows
+)
 SPECIES_COLUMNS = {
     "Scientific Name": "scientific_name",
     "Species eBird Code": "species",
@@ -213,7 +217,7 @@ def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]
         min_annotations: Smallest number of annotations of a class.
 
     Raises:
-        UserError: If fewer than two classes remain.
+        UserError: If fewer than two classes remain, or a code is the name of a column of predictions.
     """
     counts = annotations["species"].value_counts()
     classes = sorted(counts[counts >= min_annotations].index)
@@ -221,6 +225,12 @@ def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]
         raise UserError(
             f"only {len(classes)} of {len(counts)} species have at least {min_annotations} annotations: expected two "
             "or more; lower min_annotations or use a larger archive"
+        )
+    if taken := sorted(RESERVED_CODES.intersection(classes)):
+        raise UserError(
+            f"{', '.join(taken)} cannot be eBird codes of classes, because tables of predictions have columns of these"
+            f" names: write other codes into {ANNOTATIONS_FILE} and {SPECIES_FILE}, or {UNKNOWN_SPECIES} for unknown "
+            "birds"
         )
     dropped = counts[counts < min_annotations]
     if len(dropped):
