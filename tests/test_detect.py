@@ -30,6 +30,7 @@ from kenya_birds.inference import pipeline as detection_module
 from kenya_birds.inference.detect import settings_of, shares
 from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.pipeline import SoundscapePipeline, detect
+from kenya_birds.inference.table_formats import Outputs
 
 # Runs that are killed in the suite; for more: KENYA_BIRDS_KILLS=200 python -m pytest tests/test_detect.py -k killed
 KILLS = int(os.environ.get("KENYA_BIRDS_KILLS", "6"))
@@ -366,6 +367,20 @@ def test_tables_that_somebody_changed_are_not_replaced(model, recordings, tmp_pa
     table.unlink()
     run_in_folder(model, [recordings], output, formats=("csv",))
     assert not (output / "raven").exists()
+
+
+def test_a_write_that_fails_leaves_the_tables_guarded_against_replacement(model, recordings, tmp_path, monkeypatch):
+    """On Windows, a table that is open in a spreadsheet cannot be replaced."""
+    output = tmp_path / "output"
+    run_in_folder(model, [recordings], output, formats=("csv",))
+    with monkeypatch.context() as patch:
+        patch.setattr(Outputs, "commit", lambda self: (_ for _ in ()).throw(PermissionError(13, "in use")))
+        with pytest.raises(UserError, match="cannot be written"):
+            run_in_folder(model, [recordings], output, formats=("csv",))
+    table = output / "detections.csv"
+    table.write_text(table.read_text(encoding="utf-8") + "corrected by me\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"was edited after an earlier run"):
+        run_in_folder(model, [recordings], output, formats=("csv",))
 
 
 def test_a_pattern_for_names_fills_site_date_and_hour(model, tmp_path, capsys):

@@ -110,6 +110,7 @@ def test_what_changed_since_records_were_written_is_told(tmp_path):
     record(journal, [])
     assert journal.changes() == []
     other = {**MADE_WITH, "thresholds": [0.6] * 20, "torch": "2.13.0", "av": "18.1.0"}
+    assert Journal(tmp_path, {**MADE_WITH, "thresholds": tuple(MADE_WITH["thresholds"])}).changes() == []
     assert Journal(tmp_path, other).changes() == ["thresholds", "torch 2.12.1 -> 2.13.0", "av null -> 18.1.0"]
     (tmp_path / "made_with.json").unlink()
     assert Journal(tmp_path, MADE_WITH).changes() == ["the version of kenya_birds"]

@@ -54,7 +54,7 @@ class Journal:
     def __init__(self, folder: Path, made_with: Mapping[str, Any]) -> None:
         self._folder = folder / FOLDER
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._made_with = dict(made_with)
+        self._made_with = json.loads(json.dumps(made_with))  # as it is read again: lists, no tuples
         self._made_with_path = folder / MADE_WITH_FILE
         self._key = journal_key(made_with)
 

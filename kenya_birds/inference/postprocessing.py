@@ -188,8 +188,9 @@ def _least_scores(classes: list[str], thresholds: np.ndarray, settings: FindingS
         least[:] = settings.threshold
     least = np.maximum(least, settings.min_confidence)
     if settings.species is not None:
-        unknown = sorted(set(settings.species) - set(classes))
+        chosen = set(settings.species)
+        unknown = sorted(chosen - set(classes))
         if unknown:
             raise UserError(f"the model has no species {', '.join(unknown)}: give eBird codes of its species")
-        least[[code not in settings.species for code in classes]] = np.inf
+        least[[code not in chosen for code in classes]] = np.inf
     return least

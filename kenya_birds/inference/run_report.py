@@ -254,21 +254,20 @@ class RunFiles:
         about = {name: report.content[name] for name in ("model", "model_sha256", "settings", "versions")}
         with self.writing():
             before = self._tables()
-            # An interrupted write leaves no list of tables.
-            (self.state_folder / TABLES_FILE).unlink(missing_ok=True)
-            written = write_tables(
-                self.folder,
-                formats,
-                recordings,
-                detections,
-                species_names=names,
-                frequencies_hz=frequencies_hz,
-                metadata=about,
-                novelty=novelty,
-            )
-            with Outputs(self.folder) as outputs:
-                write_failures(outputs.open(FAILED_FILE), report.failures)
-                files = [*written.files, *outputs.commit()]
+            with self._replacing(before):
+                written = write_tables(
+                    self.folder,
+                    formats,
+                    recordings,
+                    detections,
+                    species_names=names,
+                    frequencies_hz=frequencies_hz,
+                    metadata=about,
+                    novelty=novelty,
+                )
+                with Outputs(self.folder) as outputs:
+                    write_failures(outputs.open(FAILED_FILE), report.failures)
+                    files = [*written.files, *outputs.commit()]
             report.content["detections"] = written.counts
             tables = {path.relative_to(self.folder).as_posix(): file_sha256(path) for path in files}
             for name in set(before) - set(tables):
@@ -277,6 +276,21 @@ class RunFiles:
                     (self.folder / name).parent.rmdir()
             write_json(tables, self.state_folder / TABLES_FILE)
             write_json(report.content, self.folder / RUN_FILE)
+
+    @contextlib.contextmanager
+    def _replacing(self, tables: Mapping[str, str]) -> Iterator[None]:
+        """Keeps the list of an earlier run's tables right while they are replaced, also if that fails half-way."""
+        listed = self.state_folder / TABLES_FILE
+        states = {name: _state(self.folder / name) for name in tables}
+        try:
+            yield
+        except BaseException:
+            kept = {name: tables[name] for name, state in states.items() if _state(self.folder / name) == state}
+            if kept != tables:
+                with contextlib.suppress(OSError):
+                    write_json(kept, listed)
+            raise
+        listed.unlink(missing_ok=True)
 
     def _tables(self) -> dict[str, str]:
         """Returns the digests of an earlier run's tables by name; names outside the folder are ignored."""
@@ -290,6 +304,15 @@ class RunFiles:
             for name, digest in digests.items()
             if Path(os.path.realpath(self.folder / name)).is_relative_to(root)
         }
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Returns what changes when a file is replaced; None if it is missing."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _unscored(recording: str, reading: Reading) -> list[tuple[str, ...]]:
