@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 
+import hypothesis
 import pytest
 from drawing import leave_figures_blank
 
@@ -44,6 +45,9 @@ os.environ["HF_DATASETS_CACHE"] = f"{_home.name}/datasets"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads that wait for each other make small tensors slow on a busy machine, and many times so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The time of an example says more about the machine than about the code.
+hypothesis.settings.register_profile("any speed", deadline=None)
+hypothesis.settings.load_profile("any speed")
 
 
 def pytest_collection_modifyitems(items):

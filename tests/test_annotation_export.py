@@ -50,7 +50,7 @@ def content(archive):
 
 
 @pytest.mark.parametrize("form", ["raven", "audacity", "csv"])
-@settings(max_examples=5, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=5, phases=[Phase.explicit, Phase.generate])
 @given(
     st.lists(
         st.tuples(

@@ -53,7 +53,7 @@ def recording(tmp_path_factory):
 # At its own rate
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(start=st.integers(-70_000, 70_000), samples=st.integers(0, 70_000))
 @example(start=0, samples=64_000)
 @example(start=-1, samples=64_002)
@@ -115,7 +115,7 @@ def other_rate(request, tmp_path_factory):
     return path, rate, channels.mean(axis=1) / 32768
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(start=st.integers(-100_000, 100_000), samples=st.integers(1, 100_000))
 @example(start=-500, samples=1000)
 @example(start=95_500, samples=1000)

@@ -146,7 +146,7 @@ def test_the_host_never_waits_for_the_device():
     assert waits.found == []
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 7), st.integers(0, 100))
 def test_a_clips_features_do_not_depend_on_its_batch(split, seed):
     every = augmentation(background=(1000 * waveforms(5, seed=9)).short(), **ALWAYS)

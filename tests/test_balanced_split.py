@@ -130,7 +130,7 @@ def test_quality_of_an_assignment_is_as_worked_by_hand():
 # Whatever the archive
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(tables(), st.sampled_from([0.1, 0.2, 0.4]), st.sampled_from([0.1, 0.2, 0.5]))
 def test_each_recording_is_in_one_split_none_is_empty_and_no_class_is_lost(annotations, test_size, validation_size):
     sizes = {"test_size": test_size, "validation_size": validation_size}
@@ -140,7 +140,7 @@ def test_each_recording_is_in_one_split_none_is_empty_and_no_class_is_lost(annot
     assert covered(annotations, table) >= covered(annotations, stratified_split(annotations, **sizes))
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(tables())
 def test_the_order_of_the_annotations_does_not_matter(annotations):
     table = balanced_split(annotations, time_limit_s=10)
@@ -148,7 +148,7 @@ def test_the_order_of_the_annotations_does_not_matter(annotations):
     pd.testing.assert_frame_equal(balanced_split(shuffled, time_limit_s=10), table)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(tables(least=2), st.integers(2, 4))
 def test_each_recording_is_in_one_fold_none_is_empty_and_no_class_is_lost(annotations, folds):
     folds = min(folds, annotations["recording"].nunique())
@@ -169,7 +169,7 @@ def problem_and_best(annotations, targets):
     return problem, problem.totals(problem.best(*(np.array(way) for way in ways)))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(tables(most=6), TARGETS)
 def test_no_other_assignment_is_better(annotations, targets):
     problem, best = problem_and_best(annotations, targets)
@@ -183,7 +183,7 @@ def test_no_other_assignment_is_better(annotations, targets):
     assert problem.deviation(found) <= problem.deviation(best) * 1.002 + 1e-9
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(tables(most=6), TARGETS)
 def test_the_programmes_alone_find_the_best_and_their_bounds_are_true(annotations, targets):
     problem, best = problem_and_best(annotations, targets)
@@ -267,7 +267,7 @@ def test_annotations_of_a_synthetic_archive_are_had_without_its_audio(tmp_path):
 # Stratified folds, and the choice of a strategy
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(tables(least=2, most=12), st.integers(2, 12), st.integers(0, 2**31))
 def test_the_stratified_strategy_makes_folds_too(annotations, folds, seed):
     folds = min(folds, annotations["recording"].nunique())

@@ -51,7 +51,7 @@ def test_a_scale_and_offset_of_each_class_undo_those_that_were_there():
     np.testing.assert_allclose(calibration.offset, offset, atol=0.1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(2, 40), st.floats(0.05, 20), st.booleans())
 def test_a_fit_never_worsens_what_it_is_fitted_on(seed, clips, sharpness, multi_label):
     case = multi_label_logits if multi_label else single_label_logits

@@ -186,7 +186,7 @@ def test_recordings_with_many_clips_are_cut_whole(tmp_path):
     assert [row["center_s"] for row in rows_of(found) if row["recording"] == "r0.flac"] == [t / 10 for t in range(65)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 400), st.sampled_from(["owl", "wren", "rare"]))),
     st.sampled_from([0.01, 0.99, 1.0, 1.01]),

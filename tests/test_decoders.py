@@ -229,7 +229,7 @@ CHANGES = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(CHANGES, min_size=1, max_size=4), st.lists(st.integers(-100, 4 * RATE), min_size=3, max_size=8))
 def test_no_damage_makes_a_reader_give_other_sound_than_was_recorded(changes, starts):
     content = bytearray(FLAC)

@@ -104,7 +104,7 @@ def test_flops_of_a_linear_layer():
     assert backward == 2 * forward
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(groups=st.sampled_from([1, 2, 4, 8]), stride=st.integers(1, 3), size=st.integers(3, 9), clips=st.integers(1, 4))
 def test_flops_of_a_convolution_with_groups(groups, stride, size, clips):
     model = nn.Conv2d(8, 16, kernel_size=3, padding=1, stride=stride, groups=groups)

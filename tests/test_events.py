@@ -82,7 +82,7 @@ def test_what_is_detected_where_an_unknown_bird_sings_is_neither_right_nor_wrong
     assert matches.is_ignored.tolist() == [False, False, True]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 60), max_size=12), st.lists(st.integers(0, 60), max_size=12), st.integers(0, 99))
 def test_as_many_calls_are_found_as_mir_eval_finds(times, middles, seed):
     times_s, middles_s = np.unique(times) / 2.0, np.unique(middles) / 2.0 + 0.25

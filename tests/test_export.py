@@ -217,7 +217,7 @@ def test_transforms_of_frames_are_torchs(n_fft, hop_length, samples):
     torch.testing.assert_close(back, torch.fft.irfft(wanted, n=n_fft), rtol=0, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(n=st.integers(2, 2000))
 def test_transforms_of_any_length_are_numpys_and_go_back(n):
     values = np.random.default_rng(n).standard_normal((2, n))

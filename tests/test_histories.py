@@ -102,7 +102,7 @@ def test_time_that_two_recorders_of_a_site_heard_counts_once():
     assert histories.detections.tolist() == [[[2]]]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.sampled_from(["night", "day", "hour"]),
     st.lists(st.tuples(st.integers(0, 60 * 48), st.integers(1, 60 * 30)), min_size=1, max_size=4),
@@ -129,7 +129,7 @@ def test_effort_is_the_analysed_time_whatever_the_unit(unit, recordings, gaps):
         assert (histories.effort_h.sum(axis=0) > 0).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.sampled_from(["night", "day", "hour"]), st.datetimes(), st.integers(1, 10**6))
 def test_parts_of_a_span_follow_each_other(unit, start, seconds):
     start = start.replace(year=min(max(start.year, 2), 9990))
@@ -159,7 +159,7 @@ def test_twilights_are_when_the_sun_is_at_these_heights():
         assert after.hour * 60 + after.minute == pytest.approx(noon_min + half_day_min, abs=2)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.floats(-60, 60), st.floats(-180, 180), st.integers(0, 364))
 def test_everywhere_a_day_has_a_dawn_and_a_dusk_of_at_most_a_few_hours(latitude, longitude, day):
     start = datetime(2021, 1, 1, tzinfo=UTC) + timedelta(days=day)

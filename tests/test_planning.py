@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kenya_birds.data.archive import Archive
@@ -68,7 +68,6 @@ def test_any_part_of_an_unknown_bird_marks_a_window():
     assert labels_at([OWL], [(11.0, 15.0)]) == (["owl"], False)
 
 
-@settings(deadline=None)
 @given(st.floats(0.1, 30), st.floats(0.5, 5))
 def test_the_windows_of_a_long_call_lie_in_it_side_by_side(duration_s, clip_s):
     plan = plan_clips(archive_of([(10.0, 10.0 + duration_s, "owl")]), ["owl"], RATE, clip_s)

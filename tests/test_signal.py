@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from noisereduce.torchgate import TorchGate
 
@@ -398,7 +398,6 @@ def test_silence_is_not_brought_up_to_full_scale():
     torch.testing.assert_close(peak_normalize(torch.full((1, 100), 1e-6), 1e-4), torch.full((1, 100), 0.01))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 200))
 def test_clips_are_padded_as_numpy_does(length, samples):
     clips = noise(2, length)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import soundfile
 from archives import noise
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kenya_birds import UserError, load_clips
@@ -56,7 +56,6 @@ def test_a_table_of_splits_may_have_them_or_leave_them_out(archive, tmp_path):
         clips_builder(archive, splits=table, cache_dir=tmp_path, **SETTINGS)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=20),
     st.integers(0, 20),

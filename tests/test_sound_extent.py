@@ -341,7 +341,7 @@ def test_no_field_of_a_header_ends_the_search(write, format_):
                 assert extent.frames is None or extent.promised_frames(100) >= 100
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from([*LAYOUTS, b".snd", b"fLaC", b"NIST_1A\n   1024\n"]),
     st.binary(max_size=200),

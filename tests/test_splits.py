@@ -74,7 +74,7 @@ def tables(draw):
 # Whatever the archive
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(tables(), SHARES, SHARES, st.integers(0, 3), st.integers(0, 2**31))
 def test_each_recording_is_in_one_split_and_no_split_is_empty(annotations, test_size, validation_size, fold, seed):
     fold = min(fold, 1)  # there are always two
@@ -86,7 +86,7 @@ def test_each_recording_is_in_one_split_and_no_split_is_empty(annotations, test_
     pd.testing.assert_frame_equal(stratified_split(annotations.sample(frac=1, random_state=1), **choices), table)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(tables(), SHARES, st.integers(0, 2**31))
 def test_the_folds_test_every_recording_once(annotations, test_size, seed):
     folds = all_folds(annotations, test_size=test_size, seed=seed)

@@ -227,7 +227,7 @@ class FakeReader:
 STRETCHES = st.lists(st.tuples(st.integers(0, 6000), st.integers(1, 1500)), max_size=5)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     rate=st.sampled_from([1000, 1500, 441, 3000, 250]),
     frames=st.integers(1, 6000),

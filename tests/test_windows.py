@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kenya_birds.errors import UserError
@@ -44,7 +44,6 @@ def test_windows_of_twelve_hours_at_an_overlap_of_2_9_s_start_at_exact_tenths_of
     assert starts[-1] + CLIP == samples
 
 
-@settings(deadline=None)
 @given(grid=grids(500), begin=st.integers(0, 3000), samples=st.integers(1, 10_000))
 def test_windows_hold_every_sample_of_a_stretch_and_nothing_else(grid, begin, samples):
     length, hop, end = grid.window_samples, grid.hop_samples, begin + samples
@@ -62,7 +61,6 @@ def test_windows_hold_every_sample_of_a_stretch_and_nothing_else(grid, begin, sa
     assert set(every) <= set(starts)
 
 
-@settings(deadline=None)
 @given(
     grid=grids(400),
     begin=st.integers(0, 1000),
