@@ -1,5 +1,6 @@
 """Files that commands read and write: checks, JSON, and writing them whole."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -240,7 +241,8 @@ def check_picture(path: str | Path, overwrite: bool) -> None:
 def put_folder_in_place(partial: Path, folder: Path) -> None:
     """Renames a finished folder to its final name.
 
-    An existing empty folder is removed first, because Windows does not replace it.
+    An existing empty folder is removed first, because Windows does not replace it. The working directory, a mounted
+    folder and a link to a folder stay, and get the files one by one.
 
     Args:
         partial: The finished folder.
@@ -249,6 +251,13 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
     Raises:
         OSError: If the path exists and is not an empty folder, or cannot be written.
     """
+    if folder.is_dir() and (folder.is_symlink() or os.path.ismount(folder) or folder.resolve() == Path.cwd()):
+        if any(folder.iterdir()):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+        for path in sorted(partial.iterdir()):
+            shutil.move(path, folder / path.name)
+        partial.rmdir()
+        return
     if folder.is_dir():
         folder.rmdir()
     os.replace(partial, folder)
@@ -298,7 +307,7 @@ def users_folder(folder: Path, what: str, *, overwrite: bool = False) -> Iterato
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        if overwrite and folder.is_dir():
+        if overwrite and folder.is_dir() and any(folder.iterdir()):
             replace_folder(partial, folder)
         else:
             put_folder_in_place(partial, folder)

@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,26 @@ def test_a_folder_takes_the_place_of_an_empty_one_on_windows_too(windows, tmp_pa
         put_folder_in_place(tmp_path / "partial", tmp_path / name)
         assert [path.name for path in (tmp_path / name).iterdir()] == ["file"]
         assert not (tmp_path / "partial").exists()
+
+
+@pytest.mark.parametrize("kind", ["working directory", "link"])
+def test_a_folder_that_has_to_stay_gets_the_files(kind, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    if kind == "link":
+        output = tmp_path / "link"
+        output.symlink_to(tmp_path / "empty", target_is_directory=True)
+    else:
+        monkeypatch.chdir(tmp_path / "empty")
+        output = Path(".")
+    before = (tmp_path / "empty").stat().st_ino
+    with users_folder(output, "the archive") as partial:
+        (partial / "folder").mkdir()
+        (partial / "folder" / "file").touch()
+    assert [path.relative_to(output).as_posix() for path in output.rglob("*")] == ["folder", "folder/file"]
+    assert (tmp_path / "empty").stat().st_ino == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["empty", "link"] if kind == "link" else ["empty"])
+    with pytest.raises(UserError, match=r"(?i)not empty"), users_folder(output, "the archive"):
+        pass
 
 
 def test_a_folder_never_takes_the_place_of_one_with_files(tmp_path):
