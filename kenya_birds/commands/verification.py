@@ -88,7 +88,8 @@ def _add_sample(steps: Any) -> None:
         "--species",
         Path | None,
         metavar="FILE",
-        help="sample only the species in this file (one per line, eBird code or name); by default all",
+        help="sample only the species in this file (one per line, eBird code or name), if they have detections; by "
+        "default all",
     )
     add_option(what, "--seed", Seed, 0, help="random seed")
     _add_recordings(command)
