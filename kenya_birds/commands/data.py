@@ -302,7 +302,7 @@ def _split(options: argparse.Namespace) -> None:
     from kenya_birds.data.balanced_split import make_splits
     from kenya_birds.data.joined_archive import divide_each, one_archive
     from kenya_birds.data.recording_groups import check_group_count, find_groups, find_places, merged
-    from kenya_birds.data.silent_recordings import with_silent
+    from kenya_birds.data.silent_recordings import with_others
     from kenya_birds.data.split_audit import audit_split, format_audit
     from kenya_birds.data.splits import least_recordings, write_splits
 
@@ -349,7 +349,7 @@ def _split(options: argparse.Namespace) -> None:
         ),
         least=balanced_parts if is_balanced else least_recordings(options.test_size, options.validation_size),
     )
-    table = with_silent(table, archive.silent, together)
+    table = with_others(table, archive, together)
     write_splits(table, options.output, overwrite=options.overwrite)
     train_size = 1 - options.test_size - options.validation_size
     targets = {"train": train_size, "validation": options.validation_size, "test": options.test_size}

@@ -23,7 +23,7 @@ from kenya_birds.data.audio import RecordingReader, check_channel, encode_wav
 from kenya_birds.data.joined_archive import divide_each
 from kenya_birds.data.planning import plan_clips, plan_no_call
 from kenya_birds.data.same_recording import check_undivided, with_names_of
-from kenya_birds.data.silent_recordings import with_silent
+from kenya_birds.data.silent_recordings import with_others, without_clips
 from kenya_birds.data.splits import SPLITS, check_splits, least_recordings, recordings_in, stratified_split
 from kenya_birds.data.weak_recordings import WEAK_LABELS, check_weak_splits, divided_clips, with_only_train
 from kenya_birds.defaults import MIN_ANNOTATIONS, SPLIT_SEED, TEST_SIZE, VALIDATION_SIZE
@@ -204,7 +204,7 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
         archive: The archive.
         classes: eBird codes; the index is the class id.
         clips: Planned clips (see `plan_clips`).
-        splits: `recording` and `split`, sorted by recording, with the recordings without a call.
+        splits: `recording` and `split`, sorted by recording, with the recordings without clips (see `without_clips`).
         divided: The planned clips of recordings that may be in any split.
         only_train: Recordings with weak annotations or checked detections that are for the train split alone.
         same_sound: Groups of annotated recordings with the same sound; each group is in one split.
@@ -271,9 +271,9 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
     def _plan_splits(self) -> pd.DataFrame:
         """Splits of the recordings, as the settings say."""
         config = self.config
-        silent, together = self.archive.silent, self.same_sound
+        together, others = self.same_sound, without_clips(self.archive, self.divided["recording"])
         if config.one_split:
-            recordings = sorted({*self.divided["recording"], *silent})
+            recordings = sorted({*self.divided["recording"], *others})
             table = pd.DataFrame({"recording": recordings, "split": config.one_split})
             return with_only_train(table, self.only_train, together) if config.one_split == "train" else table
         if config.splits is None:
@@ -291,13 +291,13 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
                 ),
                 least=least_recordings(config.test_size, config.validation_size),
             )
-            table = with_silent(table, silent, together)
+            table = with_others(table, self.archive, together)
         else:
             given = pd.DataFrame(list(config.splits.items()), columns=["recording", "split"])
             given = check_weak_splits(given, self.only_train, self.archive.verified)
             names = set(self.divided["recording"])
-            # A table may lack recordings without a call.
-            names |= set(silent) & set(with_names_of(given, silent)["recording"])
+            # A table may lack recordings without clips.
+            names |= set(others) & set(with_names_of(given, others)["recording"])
             table = with_names_of(given, names).sort_values("recording").reset_index(drop=True)
             check_splits(table, names)
             check_undivided(table, together)

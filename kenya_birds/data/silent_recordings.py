@@ -1,8 +1,37 @@
-"""Recordings without a call, in splits and folds: their windows are examples without birds."""
+"""Recordings without clips, in splits and folds: most of their windows are examples without birds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
+
+from kenya_birds.data.archive import Archive
+
+
+def without_clips(archive: Archive, with_clips: Iterable[str]) -> list[str]:
+    """Readable recordings that are annotated and give no clips: without a call, or of rare species and unknown birds.
+
+    Recordings whose annotations are all misplaced are not among them, as nobody knows where their calls are, and
+    neither are those for training alone.
+
+    Args:
+        archive: The archive.
+        with_clips: Recordings with clips.
+    """
+    placed = {*archive.silent, *archive.annotations["recording"], *archive.unknown["recording"]}
+    return sorted((placed & set(archive.headers)) - set(with_clips) - archive.partial)
+
+
+def with_others(table: pd.DataFrame, archive: Archive, same_sound: Sequence[Sequence[str]] = ()) -> pd.DataFrame:
+    """Adds the recordings without clips to splits or folds (see `with_silent`).
+
+    Args:
+        table: `recording`, and `split` or `fold`, of the recordings with clips.
+        archive: The archive.
+        same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
+    """
+    # First those without a call, so that those with rare species do not change the part of any other.
+    other = without_clips(archive, table["recording"])
+    return with_silent(with_silent(table, archive.silent, same_sound), other, same_sound)
 
 
 def with_silent(table: pd.DataFrame, silent: Sequence[str], same_sound: Sequence[Sequence[str]] = ()) -> pd.DataFrame:

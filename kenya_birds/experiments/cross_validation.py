@@ -17,7 +17,7 @@ from kenya_birds.console import user_errors
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.joined_archive import divide_each
 from kenya_birds.data.same_recording import check_undivided, with_names_of
-from kenya_birds.data.silent_recordings import with_silent
+from kenya_birds.data.silent_recordings import with_others, without_clips
 from kenya_birds.data.splits import read_folds, splits_of_fold, stratified_folds
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
@@ -285,8 +285,10 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
             with the same sound into different folds, or if it cannot be used.
     """
     if splits_file:
-        table = with_names_of(read_folds(splits_file), {*builder.clips["recording"], *builder.archive.silent})
-        if weak := sorted(set(table["recording"]) - {*builder.divided["recording"], *builder.archive.silent}):
+        divided = builder.divided["recording"]
+        known = {*divided, *without_clips(builder.archive, divided)}
+        table = with_names_of(read_folds(splits_file), {*builder.clips["recording"], *known})
+        if weak := sorted(set(table["recording"]) - known):
             raise UserError(
                 f"{splits_file} has {len(weak)} recordings with weak labels or without clips, such as {weak[0]}: "
                 "leave them out, as weak labels are only learned from; or give --weak_labels every_split"
@@ -305,7 +307,7 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
         lambda clips: stratified_folds(clips, folds, seed=seed, same_sound=builder.same_sound),
         least=folds,
     )
-    return with_silent(table, builder.archive.silent, builder.same_sound)
+    return with_others(table, builder.archive, builder.same_sound)
 
 
 def _write_logits(scored: Scored, path: Path) -> None:
