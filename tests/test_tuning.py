@@ -3,17 +3,22 @@
 import json
 import signal
 import time
+from types import SimpleNamespace
 
 import optuna
 import pandas as pd
 import pytest
+from archives import write_archive
 from optuna.trial import TrialState
 from running import SMALL, flags, start, wait_until
 from sqlalchemy import Engine, event
 
 import train_hf
 from kenya_birds.cli import main
+from kenya_birds.data.dataset import clips_builder
+from kenya_birds.data.joined_archive import join_archives
 from kenya_birds.errors import UserError
+from kenya_birds.experiments.cross_validation import find_folds
 from kenya_birds.training import search_space, tuning
 from kenya_birds.training.flags import parse_train_flags
 from kenya_birds.training.search_space import RANGES, SearchSpace
@@ -91,6 +96,27 @@ def test_a_study_leaves_numbers_and_pictures_and_training_takes_its_flags(tmp_pa
     told = json.loads((out / "run_settings.json").read_text())["settings"]
     assert (told["split_seed"], told["edge_tolerance_s"], told["min_overlap_s"]) == (7, 0.3, 0.2)
     assert "save_only_model" not in told
+
+
+def test_recordings_without_a_call_and_each_archive_are_divided_as_in_cross_validation(tmp_path):
+    folders = []
+    for name, number, seconds in (("north", 12, 10.0), ("south", 9, 12.0)):
+        calls = [(f"{i:02}.wav", time, code) for i in range(number) for time, code in ((2.0, "owl"), (4.0, "lark"))]
+        rare = [(f"u{i}.wav", 5.0, "????") for i in range(5)]
+        folders.append(write_archive(tmp_path / name, [*calls, *rare], seconds))
+    joined = join_archives(folders, tmp_path / "both").path
+    builder = clips_builder(joined, cache_dir=tmp_path, sampling_rate=8_000, clip_s=1.0, min_annotations=2)
+    run = SimpleNamespace(builder=builder, settings=SimpleNamespace(data=SimpleNamespace(split_seed=1)))
+    table = tuning.tuning_folds(run, 3)
+    assert table["recording"].tolist() == builder.splits["recording"].tolist()
+    tested = builder.splits.loc[builder.splits["split"] == "test", "recording"]
+    assert table.loc[table["fold"] < 0, "recording"].tolist() == tested.tolist()
+    used = table[(table["fold"] >= 0) & ~table["recording"].str.contains("/u")]
+    by_archive = used.groupby([used["recording"].str.split("/").str[0], "fold"]).size().unstack()
+    assert (by_archive.max(axis=1) - by_archive.min(axis=1) <= 1).all()
+    # Without a test split, these are the folds of the cross-validation.
+    builder.splits["split"] = "train"
+    assert tuning.tuning_folds(run, 3).to_numpy().tolist() == find_folds(builder, None, 3, 1).to_numpy().tolist()
 
 
 @pytest.mark.usefixtures("blank_pictures")

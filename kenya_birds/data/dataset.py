@@ -1,6 +1,7 @@
 """Annotated clips of an archive as data sets, cut once and then read from the cache of `datasets`."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, overload
 
@@ -8,7 +9,9 @@ import datasets
 import pandas as pd
 
 from kenya_birds.data.builders import NO_CALL, KenyaBirds, NoCallConfig, NoCallWindows
-from kenya_birds.data.splits import SPLITS, check_splits
+from kenya_birds.data.joined_archive import divide_each
+from kenya_birds.data.silent_recordings import with_others
+from kenya_birds.data.splits import SPLITS, check_splits, stratified_folds
 from kenya_birds.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,32 @@ def clips_builder(
         dataset_name="kenya_birds",
         **settings,
     )
+
+
+def make_folds(builder: KenyaBirds, folds: int, seed: int, among: Collection[str] | None = None) -> pd.DataFrame:
+    """Divides the recordings of an archive into folds, those of each archive of a joined one by itself.
+
+    Args:
+        builder: Plans the clips whose recordings are divided; those without clips are added.
+        folds: Number of folds.
+        seed: Seed of `stratified_folds`.
+        among: The recordings to divide; by default all that may be in any split.
+
+    Returns:
+        `recording` and `fold`, in the order of recordings.
+
+    Raises:
+        UserError: If there are fewer recordings than folds.
+    """
+    clips, together = builder.divided, builder.same_sound
+    table = divide_each(
+        clips if among is None else clips[clips["recording"].isin(among)],
+        builder.archive.archive_of,
+        together,
+        lambda part: stratified_folds(part, folds, seed=seed, same_sound=together),
+        least=folds,
+    )
+    return with_others(table, builder.archive, together, among)
 
 
 def build_clips(builder: KenyaBirds, num_proc: int | None = None) -> datasets.DatasetDict:

@@ -1,6 +1,6 @@
 """Recordings without clips, in splits and folds: most of their windows are examples without birds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import pandas as pd
 
@@ -21,17 +21,24 @@ def without_clips(archive: Archive, with_clips: Iterable[str]) -> list[str]:
     return sorted((placed & set(archive.headers)) - set(with_clips) - archive.partial)
 
 
-def with_others(table: pd.DataFrame, archive: Archive, same_sound: Sequence[Sequence[str]] = ()) -> pd.DataFrame:
+def with_others(
+    table: pd.DataFrame,
+    archive: Archive,
+    same_sound: Sequence[Sequence[str]] = (),
+    among: Collection[str] | None = None,
+) -> pd.DataFrame:
     """Adds the recordings without clips to splits or folds (see `with_silent`).
 
     Args:
         table: `recording`, and `split` or `fold`, of the recordings with clips.
         archive: The archive.
         same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
+        among: The recordings that may be added; by default all.
     """
     # First those without a call, so that those with rare species do not change the part of any other.
-    other = without_clips(archive, table["recording"])
-    return with_silent(with_silent(table, archive.silent, same_sound), other, same_sound)
+    for names in (archive.silent, without_clips(archive, table["recording"])):
+        table = with_silent(table, [name for name in names if among is None or name in among], same_sound)
+    return table
 
 
 def with_silent(table: pd.DataFrame, silent: Sequence[str], same_sound: Sequence[Sequence[str]] = ()) -> pd.DataFrame:

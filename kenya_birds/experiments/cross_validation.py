@@ -15,10 +15,10 @@ import torch
 
 from kenya_birds.console import user_errors
 from kenya_birds.data.builders import KenyaBirds
-from kenya_birds.data.joined_archive import divide_each
+from kenya_birds.data.dataset import make_folds
 from kenya_birds.data.same_recording import check_undivided, with_names_of
-from kenya_birds.data.silent_recordings import with_others, without_clips
-from kenya_birds.data.splits import read_folds, splits_of_fold, stratified_folds
+from kenya_birds.data.silent_recordings import without_clips
+from kenya_birds.data.splits import read_folds, splits_of_fold
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.experiments.novelty_fit import refit_reference, save_reference
@@ -300,14 +300,7 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
         return table.sort_values("recording").reset_index(drop=True)
     folds = DEFAULT_FOLDS if folds is None else folds
     Kind.of(Folds).check("folds", folds)
-    table = divide_each(
-        builder.divided,
-        builder.archive.archive_of,
-        builder.same_sound,
-        lambda clips: stratified_folds(clips, folds, seed=seed, same_sound=builder.same_sound),
-        least=folds,
-    )
-    return with_others(table, builder.archive, builder.same_sound)
+    return make_folds(builder, folds, seed)
 
 
 def _write_logits(scored: Scored, path: Path) -> None:

@@ -27,7 +27,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kenya_birds.console import user_errors
 from kenya_birds.data.archive import archive_fingerprint
-from kenya_birds.data.splits import recordings_in, stratified_folds
+from kenya_birds.data.dataset import make_folds
+from kenya_birds.data.splits import recordings_in
 from kenya_birds.errors import UserError
 from kenya_birds.files import is_new_or_empty, read_json, write_json
 from kenya_birds.training.callbacks import SHOWN
@@ -109,14 +110,9 @@ def tuning_folds(run: Run, folds: int) -> pd.DataFrame:
     Raises:
         UserError: If there are fewer recordings than folds.
     """
-    splits, clips = run.builder.splits, run.builder.divided
-    test = recordings_in(splits, "test")
-    table = stratified_folds(
-        clips[~clips["recording"].isin(test)],
-        folds,
-        seed=run.settings.data.split_seed,
-        same_sound=run.builder.same_sound,
-    )
+    test = recordings_in(run.builder.splits, "test")
+    others = set(run.builder.splits["recording"]) - set(test)
+    table = make_folds(run.builder, folds, run.settings.data.split_seed, others)
     left_out = pd.DataFrame({"recording": test, "fold": -1})
     return pd.concat([table, left_out]).sort_values("recording").reset_index(drop=True)
 
