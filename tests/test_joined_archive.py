@@ -50,6 +50,17 @@ def test_recordings_keep_their_places_and_get_the_name_of_their_archive(two, tmp
     assert (joined.annotations, joined.recordings) == ({"north": 3, "south": 2}, {"north": 2, "south": 2})
 
 
+def test_tables_with_more_columns_and_remarks_below_the_rows_are_joined(two, tmp_path):
+    table = two[0] / "annotations.csv"
+    header, *rows = table.read_text().splitlines()
+    lines = [f"{header},Note,Note,,", *(f"{row},loud,far,," for row in rows), ",,,,3 annotations in all,,,"]
+    table.write_text("\n".join(lines) + "\n")
+    joined = join_archives(two, tmp_path / "both")
+    assert joined.annotations == {"north": 3, "south": 2}
+    assert len(read_archive(joined.path).annotations) == 4
+    assert pd.read_csv(joined.path / "annotations.csv")["Note"].dropna().tolist() == ["loud"] * 3
+
+
 def test_species_are_one_by_code_or_by_scientific_name(two, tmp_path):
     edit(two[1] / "species.csv", "Avis owl,owl,", "Avis  LARK,woodlark,")  # the lark under another code
     edit(two[1] / "annotations.csv", ",owl", ",woodlark")

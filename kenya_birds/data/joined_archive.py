@@ -227,7 +227,10 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _annotations(name: str, archive: Archive, codes: Mapping[str, str]) -> pd.DataFrame:
     """The annotations as they are in the archive's table, with the names of the joined archive."""
-    table = read_csv(archive.data_dir / ANNOTATIONS_FILE).reset_index(drop=True)
+    table = read_csv(archive.data_dir / ANNOTATIONS_FILE)
+    # `read_table` ignores columns that are unnamed or repeated, and rows with text in other columns alone.
+    table = table.loc[:, (table.columns != "") & ~table.columns.duplicated()]
+    table = table[(table[list(ANNOTATION_COLUMNS)] != "").any(axis=1)].reset_index(drop=True)
     found = RecordingPlaces.of(archive.data_dir).find(sorted(set(table[FILENAME])))
     table[FILENAME] = [f"{name}/{found[file]}" for file in table[FILENAME]]
     known = {**codes, UNKNOWN_SPECIES: UNKNOWN_SPECIES, NO_CODE: NO_CODE}
