@@ -2,6 +2,7 @@
 
 import codecs
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from kenya_birds.data.archive import archive_fingerprint, read_archive
 from kenya_birds.data.check import check_archive
 from kenya_birds.data.importing import ImportSettings, format_import, import_annotations
 from kenya_birds.data.number_texts import parse_numbers
+from kenya_birds.data.recording_matching import RecordingFinder
 from kenya_birds.data.table_cells import read_cells
 
 RAVEN = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)\tSpecies\n"
@@ -500,3 +502,18 @@ def test_the_command_imports_and_refuses_in_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "--columns has 'begin=clip': expected NAME=COLUMN" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("is_of_table", [True, False])
+def test_many_sites_with_the_same_file_names_are_told_apart_quickly(is_of_table):
+    sites = [f"site{number:04}" for number in range(3_000)]
+    finder = RecordingFinder([f"recordings/{site}/a.wav" for site in sites], {f"tables/{site}" for site in sites})
+    begin_s = time.process_time()
+    for site in sites:
+        match = finder.find(f"{site}/a", f"tables/{site}", is_of_table=is_of_table)
+        assert match.recording == f"recordings/{site}/a.wav"
+    assert time.process_time() - begin_s < 5
+    # Without a folder that tells, no recording is chosen.
+    assert finder.find("a", "tables", is_of_table=is_of_table).others == tuple(
+        f"recordings/{one}/a.wav" for one in sites
+    )

@@ -1,7 +1,6 @@
 """Finds the recording that a table means, by its name or path, also in another folder or with another suffix."""
 
 import unicodedata
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -36,13 +35,12 @@ class RecordingFinder:
     """
 
     def __init__(self, recordings: Iterable[str], tables: Collection[str] = ()) -> None:
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        self._by_name, self._by_stem = _Named(), _Named()
         self._tables = {_parts(folder) for folder in tables}
         for recording in recordings:
-            key = _parts(recording)[-1]
-            self._by_name[key].append(recording)
-            self._by_stem[_stem(key)].append(recording)
+            *folders, key = _parts(recording)
+            self._by_name.add(key, recording, tuple(folders))
+            self._by_stem.add(_stem(key), recording, tuple(folders))
 
     def find(self, name: str, folder: str = "", *, is_of_table: bool = False) -> Match:
         """Finds a recording.
@@ -54,26 +52,59 @@ class RecordingFinder:
                 than its recording (`tables/a.txt`, `recordings/a.wav`), unless that folder has tables too.
         """
         *folders, key = _parts(name)
-        table = list(_parts(folder + "/x")[:-1])
-        alike = self._by_name.get(key, [])
-        is_renamed = False
-        if not alike:
-            alike = self._by_stem.get(key) or self._by_stem.get(_stem(key)) or []
-            is_renamed = is_named_as_sound(key)
+        named, is_renamed = self._by_name, False
+        if key not in named.all:
+            named, is_renamed = self._by_stem, is_named_as_sound(key)
+            key = key if key in named.all else _stem(key)
+        alike = named.all.get(key, [])
+        # Any that agrees with the last folder comes before all others: many sites may share a file name.
+        near = named.by_folder.get((key, folders[-1]), []) if folders else []
+        table = _parts(folder + "/x")[:-1]
+        found = self._ranked(near, tuple(folders), table, is_of_table)
+        found = found or self._ranked(alike, tuple(folders), table, is_of_table)
+        top = max((rank for rank, _ in found), default=None)
+        best = [recording for rank, recording in found if rank == top]
+        if len(best) == 1:
+            return Match(best[0], is_renamed=is_renamed)
+        return Match(None, tuple(best or (recording for recording, _ in alike)))
+
+    def _ranked(
+        self,
+        alike: Sequence[tuple[str, tuple[str, ...]]],
+        folders: tuple[str, ...],
+        table: tuple[str, ...],
+        is_of_table: bool,
+    ) -> list[tuple[tuple[bool, int, bool], str]]:
+        """Recordings that may be meant, with their ranks: the highest is the best."""
         found = []
-        for recording in alike:
-            *own, _ = _parts(recording)
+        for recording, own in alike:
             is_below = own[: len(table)] == table
             places = [own, own[len(table) :]] if is_below else [own]
             common = [_common(place, folders) for place in places]
             agrees = any(n == min(len(place), len(folders)) for n, place in zip(common, places, strict=True))
-            if agrees or (is_of_table and tuple(own) not in self._tables):
-                is_exact = own == folders or (is_below and own == [*table, *folders])
-                found.append((is_exact, max(common), is_below and bool(table), recording))
-        best = [recording for *rank, recording in found if rank == max(rank for *rank, _ in found)]
-        if len(best) == 1:
-            return Match(best[0], is_renamed=is_renamed)
-        return Match(None, tuple(best or alike))
+            if agrees or (is_of_table and own not in self._tables):
+                is_exact = own == folders or (is_below and own == (*table, *folders))
+                found.append(((is_exact, max(common), is_below and bool(table)), recording))
+        return found
+
+
+class _Named:
+    """Recordings and their folders.
+
+    Attributes:
+        all: By name.
+        by_folder: By name and last folder.
+    """
+
+    def __init__(self) -> None:
+        self.all: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+        self.by_folder: dict[tuple[str, str], list[tuple[str, tuple[str, ...]]]] = {}
+
+    def add(self, name: str, recording: str, folders: tuple[str, ...]) -> None:
+        """Adds a recording."""
+        self.all.setdefault(name, []).append((recording, folders))
+        if folders:
+            self.by_folder.setdefault((name, folders[-1]), []).append((recording, folders))
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> int:
