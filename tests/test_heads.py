@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from kenya_birds.model.modeling_kenya_birds import EmbeddingHead, KenyaBirdsForA
 from kenya_birds.model_loading import load_model
 from kenya_birds.publishing.model_folder import model_contents
 from kenya_birds.training.embedded_data import EmbeddedTraining, EmbeddedWindowSampler
-from kenya_birds.training.embedding_cache import BLOCK_WINDOWS, Block, EmbeddingCache, blocks_of
+from kenya_birds.training.embedding_cache import BLOCK_WINDOWS, Block, EmbeddingCache, blocks_of, rows_of
 from kenya_birds.training.flags import tuning_flags
 from kenya_birds.training.training_run import Run
 
@@ -229,6 +230,16 @@ def test_blocks_hold_windows_of_one_recording():
     blocks = blocks_of(names, lambda name, rows: (name, len(rows)))
     assert [block.made_from for block in blocks] == [("b", BLOCK_WINDOWS), ("b", 2), ("a", 1)]
     assert sorted(row for block in blocks for row in block.rows.tolist()) == list(range(len(names)))
+
+
+def test_windows_of_many_recordings_are_grouped_quickly():
+    names = [f"{number:05}" for number in range(20_000)] * 5
+    begin_s = time.process_time()
+    blocks = blocks_of(names, lambda name, rows: (name,))
+    assert time.process_time() - begin_s < 5
+    assert [block.made_from[0] for block in blocks] == names[:20_000]
+    assert blocks[1].rows.tolist() == [1, 20_001, 40_001, 60_001, 80_001]
+    assert rows_of([]) == {}
 
 
 def test_the_cache_distinguishes_networks_and_sounds(tmp_path):

@@ -1,5 +1,6 @@
 """Windows hold the boxes that overlap them enough, and windows without a call keep away from whole boxes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from kenya_birds.data.archive import Archive
 from kenya_birds.data.audio import AudioHeader
-from kenya_birds.data.planning import plan_clips, plan_no_call
+from kenya_birds.data.planning import AnnotatedTimes, plan_clips, plan_no_call
 
 RATE = 100
 
@@ -86,3 +87,20 @@ def test_windows_without_a_call_keep_away_from_whole_boxes():
     begins, ends = plan["start"] / RATE, plan["start"] / RATE + 2
     assert ((ends <= 9) | ((begins >= 41) & (ends <= 49)) | (begins >= 51)).all()
     assert len(plan) == 4 + 4 + 4
+
+
+def test_windows_without_a_call_of_several_recordings_are_those_of_each():
+    one = archive_of([(10.0, 30.0, "owl"), (12.0, 13.0, "lark"), (50.0, 50.0, "lark")], [(29.0, 40.0)])
+    other = one.annotations[1:].assign(recording="b")
+    archive = replace(
+        one,
+        annotations=pd.concat([other, one.annotations], ignore_index=True),
+        headers=dict.fromkeys("abc", one.headers["a"]),
+    )
+    plan = plan_no_call(archive, ["c", "b", "a"], RATE, 2.0, margin_s=1.0)
+    assert plan["recording"].drop_duplicates().tolist() == ["a", "b", "c"]
+    annotated = AnnotatedTimes(archive)
+    for name, rows in plan.groupby("recording"):
+        alone = plan_no_call(archive, [name], RATE, 2.0, 1.0, annotated)
+        pd.testing.assert_frame_equal(alone, rows.reset_index(drop=True))
+    assert len(plan) == 12 + (5 + 17 + 4) + 30

@@ -15,6 +15,7 @@ from kenya_birds.cli import main
 from kenya_birds.data.archive import read_archive
 from kenya_birds.data.dataset import clips_builder, load_no_call
 from kenya_birds.data.importing import ImportSettings, import_annotations
+from kenya_birds.data.planning import AnnotatedTimes
 from kenya_birds.data.silent_recordings import with_others, with_silent
 from kenya_birds.experiments.cross_validation import find_folds
 
@@ -101,6 +102,18 @@ def test_windows_with_a_rare_or_unknown_bird_do_not_count_as_empty(with_rare, tm
         start_s = windows.loc[windows["recording"] == name, "start_s"]
         assert len(start_s) >= 4
         assert not ((start_s < 5) & (start_s > 3)).any()
+
+
+def test_the_annotations_are_grouped_once_for_the_windows_of_all_recordings(with_rare, tmp_path, monkeypatch):
+    grouped = []
+
+    def group(archive):
+        grouped.append(archive)
+        return AnnotatedTimes(archive)
+
+    monkeypatch.setattr("kenya_birds.data.builders.AnnotatedTimes", group)
+    load_no_call(clips_builder(with_rare, cache_dir=tmp_path, **SETTINGS))
+    assert len(grouped) == 1
 
 
 def test_recordings_with_rare_birds_do_not_change_the_part_of_the_others(archive):

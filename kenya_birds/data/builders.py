@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pyarrow as pa
 from kenya_birds.data.archive import Archive, archive_fingerprint, read_archive, select_classes
 from kenya_birds.data.audio import RecordingReader, check_channel, encode_wav
 from kenya_birds.data.joined_archive import divide_each
-from kenya_birds.data.planning import plan_clips, plan_no_call
+from kenya_birds.data.planning import NO_ROWS, AnnotatedTimes, plan_clips, plan_no_call
 from kenya_birds.data.same_recording import check_undivided, with_names_of
 from kenya_birds.data.silent_recordings import with_others, without_clips
 from kenya_birds.data.splits import SPLITS, check_splits, least_recordings, recordings_in, stratified_split
@@ -353,7 +354,12 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
 
     def _windows(self, recording: str, reader: RecordingReader) -> pd.DataFrame:
         """Returns the windows to cut from a recording, with the columns of `plan_clips`, in order of time."""
-        return self.clips[self.clips["recording"] == recording]
+        return self.clips.iloc[self._rows.get(recording, NO_ROWS)]
+
+    @cached_property
+    def _rows(self) -> dict[Any, Any]:
+        """Rows of the clips by recording."""
+        return self.clips.groupby("recording").indices
 
 
 def _check_channels(archive: Archive, channel: str | None) -> None:
@@ -443,7 +449,9 @@ class NoCallWindows(KenyaBirds):
         config = self.config
         context = round(config.context_s * config.sampling_rate)
         stored_s = config.clip_s + 2 * config.context_s
-        windows = plan_no_call(self.archive, [recording], config.sampling_rate, stored_s, config.no_call_margin_s)
+        windows = plan_no_call(
+            self.archive, [recording], config.sampling_rate, stored_s, config.no_call_margin_s, self._annotated
+        )
         windows["start"] += context
         number = min(config.no_call_per_recording, len(windows))
         if config.no_call_order == "uniform":
@@ -454,3 +462,7 @@ class NoCallWindows(KenyaBirds):
                 sound = reader.read(start, round(config.clip_s * config.sampling_rate))
                 level[index] = np.square(sound, dtype=np.float64).mean()
         return windows.iloc[np.sort(level.argsort(kind="stable")[:number])]
+
+    @cached_property
+    def _annotated(self) -> AnnotatedTimes:
+        return AnnotatedTimes(self.archive)

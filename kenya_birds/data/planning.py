@@ -10,6 +10,7 @@ PLAN_COLUMNS = ["recording", "center_s", "start", "species", "label", "labels", 
 
 # A box is in a window if they overlap by this share of the shorter of the two.
 MIN_OVERLAP = 0.5
+NO_ROWS = np.zeros(0, dtype=np.intp)
 
 
 def least_overlap(length: np.ndarray | float, window: np.ndarray | float, min_overlap: int = 0) -> np.ndarray:
@@ -140,8 +141,33 @@ class _Annotated:
         return boxes[(shared > 0) & (shared >= least_overlap(end - begin, samples, overlap))]
 
 
+class AnnotatedTimes:
+    """Begin and end of all annotations, by recording.
+
+    Args:
+        archive: The archive.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        columns = ["recording", "start_s", "end_s", "center_s"]
+        every = pd.concat([archive.annotations[columns], archive.unknown[columns]])
+        is_point = every["start_s"] == every["end_s"]
+        times = {name: every[name].where(~is_point, every["center_s"]) for name in ("start_s", "end_s")}
+        self._every = every.assign(**times)
+        self._rows = every.groupby("recording").indices
+
+    def of(self, recording: str) -> pd.DataFrame:
+        """Returns `start_s` and `end_s` of the annotations of a recording, in order of their start."""
+        return self._every.iloc[self._rows.get(recording, NO_ROWS)].sort_values("start_s", kind="stable")
+
+
 def plan_no_call(
-    archive: Archive, recordings: list[str], sampling_rate: int, clip_s: float, margin_s: float
+    archive: Archive,
+    recordings: list[str],
+    sampling_rate: int,
+    clip_s: float,
+    margin_s: float,
+    annotated: AnnotatedTimes | None = None,
 ) -> pd.DataFrame:
     """Plans windows without annotations: as many as fit side by side, in the middle of each gap.
 
@@ -155,19 +181,17 @@ def plan_no_call(
         sampling_rate: Sampling rate in Hz of the positions.
         clip_s: Length of a window in seconds.
         margin_s: Smallest time between a window and any annotation, in seconds.
+        annotated: Of the archive; for many calls of this function.
 
     Returns:
         The columns of `plan_clips`, in order of time; `species` is empty, `label` is -1 and `labels` is empty.
     """
     samples, margin = round(clip_s * sampling_rate), round(margin_s * sampling_rate)
-    columns = ["recording", "start_s", "end_s", "center_s"]
-    every = pd.concat([archive.annotations[columns], archive.unknown[columns]])
-    is_point = every["start_s"] == every["end_s"]
-    every = every.assign(**{name: every[name].where(~is_point, every["center_s"]) for name in ("start_s", "end_s")})
+    annotated = annotated or AnnotatedTimes(archive)
     rows = []
     for recording in sorted(set(recordings) - archive.partial):
         end = int(archive.headers[recording].duration_s * sampling_rate)
-        there = every[every["recording"] == recording].sort_values("start_s", kind="stable")
+        there = annotated.of(recording)
         ends = np.maximum.accumulate(_samples(there["end_s"], sampling_rate))
         first = np.concatenate([[0], ends + margin])
         last = np.concatenate([_samples(there["start_s"], sampling_rate) - margin, [end]])

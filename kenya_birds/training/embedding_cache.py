@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from kenya_birds.errors import UserError
 from kenya_birds.files import LOCK_FILE, shared_lock, whole_file
@@ -166,6 +167,18 @@ class _Progress:
         logger.info("Embedded %s: %d windows in %.1f s", self._what, self._done, took_s)
 
 
+def rows_of(recordings: Sequence[str]) -> dict[str, np.ndarray]:
+    """The rows of the windows of each recording, in the order in which the recordings first occur.
+
+    Args:
+        recordings: Recording of each window.
+    """
+    number, names = pd.factorize(np.asarray(recordings, dtype=object))
+    ends = np.bincount(number, minlength=len(names)).cumsum()
+    order = np.argsort(number, kind="stable")
+    return {name: order[first:end] for name, first, end in zip(names, [0, *ends], ends, strict=False)}
+
+
 def blocks_of(recordings: Sequence[str], made_from: Callable[[str, np.ndarray], tuple[Any, ...]]) -> list[Block]:
     """Divides windows into blocks: the windows of a recording in their order, at most `BLOCK_WINDOWS` in each.
 
@@ -173,10 +186,8 @@ def blocks_of(recordings: Sequence[str], made_from: Callable[[str, np.ndarray], 
         recordings: Recording of each window.
         made_from: All that the sound of some windows of a recording depends on, from its name and their rows.
     """
-    names = np.asarray(recordings)
     blocks = []
-    for name in dict.fromkeys(names.tolist()):
-        rows = np.flatnonzero(names == name)
+    for name, rows in rows_of(recordings).items():
         for first in range(0, len(rows), BLOCK_WINDOWS):
             part = rows[first : first + BLOCK_WINDOWS]
             blocks.append(Block(part, made_from(name, part)))

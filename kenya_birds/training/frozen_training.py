@@ -30,7 +30,7 @@ from kenya_birds.training.arguments import ModelArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import WEIGHT, ClipDraw, TrainingClips, clip_targets
 from kenya_birds.training.embedded_data import EmbeddedRows, EmbeddedTraining, EmbeddedWindows, EmbeddedWindowSampler
-from kenya_birds.training.embedding_cache import Block, EmbeddingCache, blocks_of
+from kenya_birds.training.embedding_cache import Block, EmbeddingCache, blocks_of, rows_of
 from kenya_birds.training.frozen_backbones import FrozenBackbone
 from kenya_birds.training.window_training import WindowPlan
 
@@ -270,10 +270,8 @@ class FrozenEmbeddings:
 
     def _chance(self, recordings: Sequence[str], version: int) -> np.ndarray:
         """Random numbers of windows, which depend on the seed, the version, the recording and the place in it."""
-        names = np.asarray(recordings)
-        chance = np.empty((len(names), len(DRAWS)))
-        for name in dict.fromkeys(names.tolist()):
-            rows = np.flatnonzero(names == name)
+        chance = np.empty((len(recordings), len(DRAWS)))
+        for name, rows in rows_of(recordings).items():
             generator = np.random.default_rng([self.seed, version, zlib.crc32(str(name).encode())])
             chance[rows] = generator.random((len(rows), len(DRAWS)))
         return chance
