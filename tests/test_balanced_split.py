@@ -1,5 +1,7 @@
 import itertools
 import logging
+import time
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kenya_birds.data import assignment as integer_programme
+from kenya_birds.data import balanced_split as balanced_strategy
 from kenya_birds.data.assignment import SIZE_WEIGHT, AssignmentProblem
 from kenya_birds.data.balanced_split import balanced_folds, balanced_split, make_splits
 from kenya_birds.data.split_audit import audit_split
@@ -230,6 +233,26 @@ def test_a_time_limit_that_ends_the_search_is_kept_and_told(full_size, caplog):
     assert "gap of" in caplog.text
     assert set(table["split"]) == set(SPLITS)
     assert covered(full_size, table) >= covered(full_size, stratified_split(full_size))
+
+
+@pytest.mark.parametrize("recordings", [600, 2_400])
+def test_many_recordings_take_little_memory_and_keep_the_time_limit(recordings):
+    rng = np.random.default_rng(0)
+    species = rng.integers(8, size=(4, recordings)).ravel()
+    annotations = pd.DataFrame(
+        {"recording": np.tile([f"r{i:04}" for i in range(recordings)], 4), "species": [f"s{i}" for i in species]}
+    )
+    counts = pd.crosstab(annotations["species"], annotations["recording"]).to_numpy()
+    problem = AssignmentProblem(counts, np.array([0.6, 0.2, 0.2]))
+    start = np.arange(recordings) % 3
+    tracemalloc.start()
+    begin_s = time.monotonic()
+    found = balanced_strategy._solve(problem, start, 2.0)
+    took_s, (_, peak) = time.monotonic() - begin_s, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert problem.value(problem.totals(found)) > problem.value(problem.totals(start))
+    assert took_s < 8
+    assert peak < 60e6
 
 
 @pytest.mark.parametrize("status", [1, 4])

@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 RANDOM_STARTS, SHAKES = 40, 60
 SHAKEN_RECORDINGS = 5
+# With more recordings, a turn of the local search tries some of the swaps, drawn at random.
+MOST_SWAPS, DRAWN_SWAPS = 2_000, 500
 # Weight of the parts' sizes relative to the classes' proportions: sizes decide between otherwise equal assignments.
 SIZE_WEIGHT = 0.01
 
@@ -66,6 +68,8 @@ class AssignmentProblem:
     def improve(self, assignment: np.ndarray, deadline_s: float) -> np.ndarray:
         """Moves or swaps recordings, one at a time in the best way, until no change helps.
 
+        Of very many swaps, only some are tried.
+
         Args:
             assignment: The assignment to improve.
             deadline_s: When to stop, on the monotonic clock.
@@ -73,13 +77,15 @@ class AssignmentProblem:
         assignment, one = assignment.copy(), np.eye(len(self.targets))
         totals = self.totals(assignment)
         value = float(self.value(totals))
-        last_changed, turn = 0, 0
+        last_changed, turn, rng = 0, 0, np.random.default_rng(0)
         recordings = len(assignment)
         while turn - last_changed < recordings and time.monotonic() < deadline_s:
             recording = turn % recordings
             turn += 1
             home = assignment[recording]
             others = np.flatnonzero(assignment != home)
+            if len(others) > MOST_SWAPS:
+                others = others[rng.integers(len(others), size=DRAWN_SWAPS)]
             elsewhere = np.delete(np.arange(len(one)), home)
             # Candidates: moves to each other part, and swaps with each recording of another part.
             goals = np.concatenate([elsewhere, assignment[others]])
@@ -131,6 +137,10 @@ class AssignmentProblem:
 TOLERANCE = 1e-3
 # All divisions of a class are tried if there are at most this many.
 MAX_WAYS = 20_000
+# The rows that exchangeable parts need grow with the square of the recordings: with more, they are left out.
+MOST_ORDERED = 500
+# With more recordings, the integer programs find nothing in the time that people wait.
+MOST_PROGRAMMED = 2_000
 
 # A constraint: blocks of its matrix for each kind of variable, lower bound, upper bound.
 _Row = tuple[list[Any], float | np.ndarray, float | np.ndarray]
@@ -144,12 +154,12 @@ def widest(problem: AssignmentProblem, time_limit_s: float) -> tuple[np.ndarray 
         time_limit_s: Time limit in seconds.
 
     Returns:
-        The assignment, or None if none was found in time or no class can be covered; and the largest possible number
-        of covered classes.
+        The assignment, or None if none was found in time, no class can be covered or there are too many recordings to
+        search; and the largest possible number of covered classes.
     """
     most = int(problem.coverable.sum())
-    if not most:
-        return None, 0
+    if not most or problem.present.shape[1] > MOST_PROGRAMMED:
+        return None, most
     classes, cells = len(problem.shares), problem.present.shape[1] * len(problem.targets)
     # All parts are exchangeable for the coverage, whatever their targets.
     rows = _rows(problem, alike=range(1, len(problem.targets)))
@@ -181,7 +191,8 @@ def nearest(problem: AssignmentProblem, best: np.ndarray, time_limit_s: float) -
         time_limit_s: Time limit in seconds.
 
     Returns:
-        The assignment, or None if none exists or none was found in time; and a lower bound of the deviation.
+        The assignment, or None if none exists, none was found in time or there are too many recordings to search; and
+        a lower bound of the deviation.
     """
     totals = problem.totals(best)
     deviation = float(problem.deviation(totals))
@@ -191,6 +202,8 @@ def nearest(problem: AssignmentProblem, best: np.ndarray, time_limit_s: float) -
     (classes, recordings), parts = problem.present.shape, len(problem.targets)
     # The program's own bound is near 0 at first, because its relaxation divides recordings.
     least_apart = _least_distances(problem, all_covered=int(problem.covered(totals)) == problem.coverable.sum())
+    if recordings > MOST_PROGRAMMED:
+        return None, min(float(least_apart.mean()), deviation)
     deviations = np.concatenate([np.full(classes * parts, 1 / classes), np.full(parts, SIZE_WEIGHT)])[None]
     by_part = sparse.eye_array(parts)
     by_class = sparse.kron(sparse.eye_array(classes, classes + 1), np.ones((1, parts)))
@@ -234,7 +247,7 @@ def _rows(problem: AssignmentProblem, alike: Iterable[int]) -> list[_Row]:
     """Returns the constraints that both programs share.
 
     The variables are one cell for each recording and part, then one for each class (covered or not). A part in
-    `alike` is exchangeable with the part before it.
+    `alike` is exchangeable with the part before it; with many recordings, no row says so.
     """
     (classes, recordings), parts = problem.present.shape, len(problem.targets)
     by_part, by_recording = sparse.eye_array(parts), sparse.eye_array(recordings)
@@ -244,6 +257,8 @@ def _rows(problem: AssignmentProblem, alike: Iterable[int]) -> list[_Row]:
         ([sparse.kron(np.ones((1, recordings)), by_part), None], 1.0, np.inf),
         ([sparse.kron(problem.present.astype(float), by_part), covered], 0.0, np.inf),
     ]
+    if recordings > MOST_ORDERED:
+        return rows
     earlier = sparse.csr_array(np.tri(recordings, k=-1))
     for part in alike:
         # Of exchangeable parts, that with the earlier first recording comes first.
