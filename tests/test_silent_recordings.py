@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import soundfile
 from archives import noise, write_archive
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kenya_birds import UserError, load_clips
@@ -128,7 +128,6 @@ def test_recordings_with_rare_birds_do_not_change_the_part_of_the_others(archive
     pd.testing.assert_frame_equal(after[after["recording"] != "a.wav"].reset_index(drop=True), before)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=20),
     st.integers(0, 20),
