@@ -172,6 +172,20 @@ def test_everywhere_a_day_has_a_dawn_and_a_dusk_of_at_most_a_few_hours(latitude,
     assert len({part.name for part in parts}) == len(parts)
 
 
+@pytest.mark.parametrize(
+    ("latitude", "longitude"), [(52, -120), (35, -100), (9.9, -84), (23.8, 90.4), (13, 77), (40, 95)]
+)
+def test_no_twilight_of_a_year_is_lost_where_one_passes_midnight_of_utc(latitude, longitude):
+    start = datetime(2022, 1, 1, tzinfo=UTC)
+    parts = list(twilight_occasions(start, start + timedelta(days=365), latitude, longitude))[2:-2]
+    for name in ("dawn", "dusk"):
+        alike = [part for part in parts if part.name.endswith(name)]
+        assert len(alike) in (362, 363, 364)
+        assert all(timedelta(hours=23.9) < b.start - a.start < timedelta(hours=24.1) for a, b in pairwise(alike))
+        dates = [datetime.fromisoformat(part.name.split()[0]) for part in alike]
+        assert all(after - before == timedelta(days=1) for before, after in pairwise(dates))
+
+
 def test_twilight_needs_place_and_utc():
     start = datetime(2021, 12, 7, 2, tzinfo=UTC)  # 5:00 in Nairobi
     recordings = {

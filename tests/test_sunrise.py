@@ -34,6 +34,11 @@ def test_time_is_counted_from_the_nearest_sunrise(sunrise, latitude, longitude):
         assert abs(passed - timedelta(hours=hours)) < timedelta(minutes=3)
 
 
+def test_the_nearest_sunrise_is_known_where_it_passes_midnight_of_utc():
+    times = [datetime(2022, 3, 1, tzinfo=UTC) + timedelta(hours=hour) for hour in range(40 * 24)]
+    assert all(abs(time_from_sunrise(time, 23.8, 90.4)) < timedelta(hours=12.1) for time in times)
+
+
 def test_where_the_sun_does_not_rise_there_is_no_time_from_sunrise():
     for month in (6, 12):
         assert time_from_sunrise(datetime(2024, month, 21, 12, tzinfo=UTC), 78.2, 15.6) is None

@@ -1,27 +1,26 @@
 """Occasions of a survey: the hours, days, nights or twilights into which recordings are divided."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Literal
 
-from astral import Observer
-from astral.sun import dawn, dusk, sunrise, sunset
+from astral import SunDirection
 
 from kenya_birds.data.recording_time import NIGHT_START
+from kenya_birds.data.sunrise import SUNRISE_DEGREES, solar_offset, sun_passes
 
 Unit = Literal["night", "day", "hour", "twilight"]
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 # Length, start of the first one after midnight, and format of the name.
 CLOCK_UNITS = {"hour": (HOUR, timedelta(0), "%Y-%m-%dT%H"), "day": (DAY, timedelta(0), "%Y-%m-%d")}
 CLOCK_UNITS["night"] = (DAY, NIGHT_START, "%Y-%m-%d")
-NAUTICAL_DEGREES = 12
-TWILIGHTS: dict[str, tuple[Callable[..., datetime], Callable[..., datetime]]] = {
-    "dawn": (partial(dawn, depression=NAUTICAL_DEGREES), sunrise),
-    "dusk": (sunset, partial(dusk, depression=NAUTICAL_DEGREES)),
+NAUTICAL_DEGREES = -12
+# Direction of the sun, and its heights at the start and the end.
+TWILIGHTS = {
+    "dawn": (SunDirection.RISING, NAUTICAL_DEGREES, SUNRISE_DEGREES),
+    "dusk": (SunDirection.SETTING, SUNRISE_DEGREES, NAUTICAL_DEGREES),
 }
-DEGREES_AN_HOUR = 15
 
 
 @dataclass(frozen=True)
@@ -75,21 +74,12 @@ def twilight_occasions(start: datetime, end: datetime, latitude: float, longitud
     Yields:
         The parts of the span that are in twilights, in order, in UTC.
     """
-    observer = Observer(latitude, longitude)
     start, end = start.astimezone(UTC), end.astimezone(UTC)
-    found: dict[str, Occasion] = {}
-    date = (start - DAY).date()
-    while date <= (end + DAY).date():
-        for part, (first, last) in TWILIGHTS.items():
-            try:
-                begins, ends = first(observer, date), last(observer, date)
-            except ValueError:  # the sun does not pass this height on this day
-                continue
-            if ends < begins:  # astral gives the events of a date in UTC; at some longitudes they are not in order
-                ends += DAY
-            solar = begins + HOUR * (longitude / DEGREES_AN_HOUR)
-            name = f"{solar.date()} {part}"
-            if begins < end and ends > start:
-                found.setdefault(name, Occasion(name, max(begins, start), min(ends, end)))
-        date += DAY
-    yield from sorted(found.values(), key=lambda occasion: occasion.start)
+    offset = solar_offset(longitude)
+    day, last_day = (start + offset - DAY).date(), (end + offset + DAY).date()
+    while day <= last_day:
+        for part, (direction, *heights) in TWILIGHTS.items():
+            begins, ends = (sun_passes(height, direction, day, latitude, longitude) for height in heights)
+            if begins is not None and ends is not None and begins < end and ends > start:
+                yield Occasion(f"{day} {part}", max(begins, start), min(ends, end))
+        day += DAY
