@@ -234,6 +234,16 @@ def test_a_comma_has_the_meaning_that_the_other_numbers_of_the_table_show(texts,
     np.testing.assert_array_equal(read["start_s"], numbers)
 
 
+def test_points_of_thousands_are_shown_by_the_numbers_of_the_same_column():
+    times = pd.DataFrame({"start_s": ["12.345", "15.678", "0.125"], "low_hz": ["1,5", "", ""]})
+    read = parse_numbers(times, np.zeros(3, dtype=int), np.array([False]))
+    assert read["start_s"].tolist() == [12.345, 15.678, 0.125]
+    english = pd.DataFrame({"start_s": ["12.345", "15.678"], "low_hz": ["1,200", "2,500"]})
+    read = parse_numbers(english, np.zeros(2, dtype=int), np.array([False]))
+    assert read.to_numpy().tolist() == [[12.345, 1200], [15.678, 2500]]
+    assert parse_numbers(english, np.zeros(2, dtype=int), np.array([True]))["low_hz"].isna().all()
+
+
 # Bad input
 
 
@@ -402,14 +412,13 @@ def test_nothing_is_written_if_nothing_can_be_taken_or_the_folder_is_not_empty(t
         import_annotations(tmp_path / "new", ImportSettings(tmp_path / "nowhere"))
 
 
-def test_the_working_folder_is_not_replaced_by_an_archive(tmp_path, monkeypatch):
+def test_an_archive_can_be_made_in_the_working_folder(tmp_path, monkeypatch):
     record(tmp_path / "in", "a.wav")
     write(tmp_path / "in/a.txt", "1\t2\towl\n")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(UserError, match=r"the archive \. cannot be written"):
-        import_annotations(".", ImportSettings(tmp_path / "in"))
-    assert not list((tmp_path / "here").iterdir())
+    import_annotations(".", ImportSettings(tmp_path / "in"))
+    assert len(read_archive(tmp_path / "here").annotations) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "in"]
 
 

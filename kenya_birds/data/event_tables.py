@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from kenya_birds.data.number_texts import parse_numbers
+from kenya_birds.data.number_texts import EITHER_POINT, parse_numbers
 from kenya_birds.data.sound_files import is_hidden
 from kenya_birds.data.table_cells import (
     NUMBERS,
@@ -153,6 +153,8 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
             wrong &= no_end
         for row in np.flatnonzero(wrong & (problem == "")).tolist():
             mark = " with a decimal point" if "," in cells[name][row] else ""
+            if re.fullmatch(EITHER_POINT, cells[name][row]):
+                mark = " with one meaning: other cells of the column have decimal commas and decimal points"
             column = tables[table[row]].columns[name]
             problem[row] = f"'{column}' is '{cells[name][row]}', expected a number{mark}"
     events[["start_s", "end_s", "score", "low_hz", "high_hz"]] = numbers[
