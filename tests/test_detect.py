@@ -373,9 +373,19 @@ def test_a_write_that_fails_leaves_the_tables_guarded_against_replacement(model,
     """On Windows, a table that is open in a spreadsheet cannot be replaced."""
     output = tmp_path / "output"
     run_in_folder(model, [recordings], output, formats=("csv",))
-    with monkeypatch.context() as patch:
-        patch.setattr(Outputs, "commit", lambda self: (_ for _ in ()).throw(PermissionError(13, "in use")))
-        with pytest.raises(UserError, match="cannot be written"):
+    commit = Outputs.commit
+
+    def fail(outputs, after):
+        if after:
+            commit(outputs)
+        raise PermissionError(13, "in use")
+
+    for after in (True, False):  # the tables of a write that failed after it has replaced them are not edited
+        with monkeypatch.context() as patch:
+            patch.setattr(Outputs, "commit", lambda outputs, after=after: fail(outputs, after))
+            with pytest.raises(UserError, match="cannot be written"):
+                run_in_folder(model, [recordings], output, formats=("csv",))
+        if after:
             run_in_folder(model, [recordings], output, formats=("csv",))
     table = output / "detections.csv"
     table.write_text(table.read_text(encoding="utf-8") + "corrected by me\n", encoding="utf-8")

@@ -279,18 +279,26 @@ class RunFiles:
 
     @contextlib.contextmanager
     def _replacing(self, tables: Mapping[str, str]) -> Iterator[None]:
-        """Keeps the list of an earlier run's tables right while they are replaced, also if that fails half-way."""
-        listed = self.state_folder / TABLES_FILE
+        """Keeps the list of an earlier run's tables right while they are replaced, also if that fails half-way.
+
+        A killed process leaves no list: nobody knows then which tables it has replaced.
+        """
+        listed, aside = self.state_folder / TABLES_FILE, self.state_folder / f"{TABLES_FILE}.old"
+        if listed.is_file():
+            os.replace(listed, aside)
         states = {name: _state(self.folder / name) for name in tables}
         try:
             yield
         except BaseException:
             kept = {name: tables[name] for name, state in states.items() if _state(self.folder / name) == state}
-            if kept != tables:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if kept == tables and aside.is_file():  # needs no space on a full disk
+                    os.replace(aside, listed)
+                else:
                     write_json(kept, listed)
             raise
-        listed.unlink(missing_ok=True)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def _tables(self) -> dict[str, str]:
         """Returns the digests of an earlier run's tables by name; names outside the folder are ignored."""
