@@ -1,5 +1,6 @@
 import os
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations, pairwise
 
@@ -511,6 +512,8 @@ def test_recordings_of_the_same_name_are_told_apart_by_their_folders(folder):
 def test_recordings_that_cannot_be_told_apart_are_skipped_and_counted(caplog):
     name = "20220501_210000.WAV"
     run = places_of({f"north/{name}": 3, f"south/{name}": 6, "south/b.WAV": 7, "south/c.WAV": 8, "north/c.WAV": 8})
+    for path, place in run.places.items():
+        run.places[path] = replace(place, site=path.partition("/")[0], latitude=len(path), longitude=30)
     rows = table((f"/x/{name}", 0, 3, "a", 1), ("/x/b.WAV", 0, 3, "a", 1), ("/x/c.WAV", 0, 3, "a", 1))
     counted = measure_activity(rows, run, "t")
     assert counted.counts.loc["a"][lambda hours: hours > 0].to_dict() == {7: 1, 8: 1}  # both c.WAV began at 8

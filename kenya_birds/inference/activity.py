@@ -91,7 +91,7 @@ class ActivityClock:
     def find_place(self, path: str, run: RunRecordings | None) -> TimeAndPlace:
         """Returns time and place of a recording: by a pattern that matches its name, in the run, or by its name.
 
-        Nothing is known of a recording if several of the run, of different times or places, may be meant.
+        Nothing is known of a recording if several of the run, of different times, may be meant.
 
         Args:
             path: The recording.

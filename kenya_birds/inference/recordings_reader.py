@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -30,9 +30,15 @@ class RunRecordings:
     places: Mapping[str, TimeAndPlace]
 
     def place(self, path: str) -> TimeAndPlace | None:
-        """Returns time and place of a recording (see `find`); None if there is none, or several that differ."""
-        found = {self.places[recording] for recording in self.find(path)}
-        return found.pop() if len(found) == 1 else None
+        """Returns time and place of a recording (see `find`); None if there is none, or several of different times.
+
+        Of several with the same time, what differs is left unknown.
+        """
+        found = [self.places[recording] for recording in self.find(path)]
+        if len({place.start for place in found}) != 1:
+            return None
+        values = {field.name: {getattr(place, field.name) for place in found} for field in fields(TimeAndPlace)}
+        return TimeAndPlace(**{name: of.pop() for name, of in values.items() if len(of) == 1})
 
     def find(self, path: str) -> list[str]:
         """Returns the recordings of `places` that a path means: several if it does not say which one.
