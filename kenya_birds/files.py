@@ -238,6 +238,11 @@ def check_picture(path: str | Path, overwrite: bool) -> None:
     check_output(path, overwrite)
 
 
+def has_to_stay(folder: Path) -> bool:
+    """Returns True for folders that are not replaced by another one: the working directory, a mount, or a link."""
+    return folder.is_dir() and (folder.is_symlink() or os.path.ismount(folder) or folder.resolve() == Path.cwd())
+
+
 def put_folder_in_place(partial: Path, folder: Path) -> None:
     """Renames a finished folder to its final name.
 
@@ -251,11 +256,19 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
     Raises:
         OSError: If the path exists and is not an empty folder, or cannot be written.
     """
-    if folder.is_dir() and (folder.is_symlink() or os.path.ismount(folder) or folder.resolve() == Path.cwd()):
+    if has_to_stay(folder):
         if any(folder.iterdir()):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
-        for path in sorted(partial.iterdir()):
-            shutil.move(path, folder / path.name)
+        try:
+            for path in sorted(partial.iterdir()):
+                shutil.move(path, folder / path.name)
+        except BaseException:
+            for path in folder.iterdir():  # the result is whole or not there
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            raise
         partial.rmdir()
         return
     if folder.is_dir():

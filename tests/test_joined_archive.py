@@ -1,6 +1,7 @@
 """Several archives as one: names, species, splits, and a model that is trained on them."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -98,10 +99,17 @@ def test_what_cannot_be_joined_is_one_line(two, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_that_cannot_be_replaced_is_one_line(two, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_one_line(two, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(UserError, match=r"the archive \. cannot be written"):
+    move = shutil.move
+
+    def fail(source, target):
+        move(source, target)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "move", fail)
+    with pytest.raises(UserError, match=r"the archive \. cannot be written.*No space left"):
         join_archives(two, ".")
     assert not list((tmp_path / "here").iterdir())
 

@@ -111,6 +111,14 @@ def test_answers_are_about_the_exact_times_of_their_detections(tmp_path):
     assert len(left) == len(table) - 14
 
 
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(check, tmp_path, monkeypatch):
+    read_checks([check], tmp_path / "out", pictures=False)
+    monkeypatch.chdir(tmp_path / "out")
+    for name in (".", tmp_path / "out"):
+        with pytest.raises(UserError, match="working directory, a mounted folder or a link"):
+            read_checks([check], name, pictures=False, overwrite=True)
+
+
 def test_spreadsheets_may_change_the_table_and_nothing_changes(verified, check, tmp_path):
     table = read_table(check)
     table["answer"] = [word.upper() if n % 2 else f" {word.title()} " for n, word in enumerate(table["answer"])]

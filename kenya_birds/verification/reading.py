@@ -17,6 +17,7 @@ from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.files import (
     check_can_make,
     check_new_folder,
+    has_to_stay,
     is_new_or_empty,
     users_folder,
     write_json,
@@ -152,6 +153,11 @@ def check_results_folder(output: Path, overwrite: bool) -> None:
     if not overwrite or is_new_or_empty(output) or not output.is_dir():
         check_new_folder(output)
         return
+    if has_to_stay(output):
+        raise UserError(
+            f"{output} cannot be replaced, because it is the working directory, a mounted folder or a link: give "
+            "another --output"
+        )
     known = {SUMMARY_FILE, PRECISION_FILE, ANSWERS_TABLE, AGREEMENT_FILE, THRESHOLDS_FILE, PROBABILITY_FOLDER}
     others = sorted(
         path.name for path in output.iterdir() if path.name not in known and not path.name.startswith(PRECISION_STEM)
