@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.data import splits as stratified_strategy
-from kenya_birds.data.assignment import TOLERANCE, AssignmentProblem, nearest, widest
+from kenya_birds.data.assignment import MOST_PROGRAMMED, TOLERANCE, AssignmentProblem, nearest, widest
 from kenya_birds.data.same_recording import joined, separated
 from kenya_birds.data.splits import (
     SPLITS,
@@ -176,7 +176,8 @@ def _solve(problem: AssignmentProblem, start: np.ndarray, time_limit_s: float) -
     begin_s = time.monotonic()
     wide, most_covered = widest(problem, COVERAGE_END * time_limit_s)
     starts = [start] if wide is None else [start, wide]
-    best, searched_all = problem.search(starts, begin_s + SEARCH_END * time_limit_s)
+    is_large = problem.present.shape[1] > MOST_PROGRAMMED
+    best, searched_all = problem.search(starts, begin_s + (1 if is_large else SEARCH_END) * time_limit_s)
     deadline_s = begin_s + time_limit_s
     near, least_deviation = nearest(problem, best, max(deadline_s - time.monotonic(), 0.1))
     if near is not None:
@@ -197,7 +198,12 @@ def _solve(problem: AssignmentProblem, start: np.ndarray, time_limit_s: float) -
         else f"the bound is {least_deviation:.4f}, a gap of {1 - least_deviation / deviation:.0%}",
         time.monotonic() - begin_s,
     )
-    if not (is_widest and is_nearest):
+    if is_large:
+        logger.info(
+            "More than %d recordings: the split is not proven to be the best, and another run may differ",
+            MOST_PROGRAMMED,
+        )
+    elif not (is_widest and is_nearest):
         logger.info(
             "The time limit of %g s ended the %s: the split is not proven to be the best, and another run may differ",
             time_limit_s,

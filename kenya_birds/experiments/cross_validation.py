@@ -290,7 +290,8 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
         table = with_names_of(read_folds(splits_file), {*builder.clips["recording"], *known})
         if weak := sorted(set(table["recording"]) - known):
             raise UserError(
-                f"{splits_file} has {len(weak)} recordings with weak labels or without clips, such as {weak[0]}: "
+                f"{splits_file} has {len(weak)} recordings with weak labels, checked detections or no usable "
+                f"annotation, such as {weak[0]}: "
                 "leave them out, as weak labels are only learned from; or give --weak_labels every_split"
             )
         check_undivided(table, builder.same_sound)

@@ -286,12 +286,15 @@ def _listed(table: FoundTable, species: str | Path) -> set[str]:
     """Returns the listed species that the table contains; the others are logged."""
     skipped: list[str] = []
     chosen = set(read_species(species, table.names(), skipped))
+    shown = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
     if not chosen:
-        raise UserError(f"{table.path} has no detection of a species in {species}: found {', '.join(skipped[:5])}")
+        raise UserError(
+            f"{table.path} has no detection of a species in {species}: found {shown}; give codes or names of its "
+            f"species, such as {', '.join(list(table.names())[:3])}"
+        )
     if skipped:
         logger.warning(
-            "Skipped %d names in %s that have no detection in %s: %s",
-            *(len(skipped), species, table.path, ", ".join(skipped)),
+            "Skipped %d names in %s that have no detection in %s: %s", len(skipped), species, table.path, shown
         )
     return chosen
 
