@@ -42,11 +42,11 @@ def with_others(
 
 
 def with_silent(table: pd.DataFrame, silent: Sequence[str], same_sound: Sequence[Sequence[str]] = ()) -> pd.DataFrame:
-    """Adds recordings without a call to splits or folds, so that every part has the same share of them.
+    """Adds recordings without clips to splits or folds, so that every part has the same share of them.
 
     Args:
-        table: `recording`, and `split` or `fold`, of the recordings with calls.
-        silent: Recordings without a call (see `Archive.silent`).
+        table: `recording`, and `split` or `fold`, of the other recordings.
+        silent: Recordings without a call (see `Archive.silent`), or of rare species and unknown birds alone.
         same_sound: Groups of recordings that stay together (see `Archive.same_sound`).
 
     Returns:

@@ -88,6 +88,8 @@ def match_events(
 def _augment(detection: int, held: list[list[int]], taken_by: dict[int, int], closed: set[int]) -> bool:
     """Assigns a call to a detection; moves other detections to other calls if needed.
 
+    Which of several equally good calls is found depends on the order of the search; the numbers do not.
+
     Args:
         detection: The new detection.
         held: The calls that each detection matches.
