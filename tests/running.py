@@ -10,12 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
+from tqdm import tqdm
 
 import train_hf
 from kenya_birds.training.flags import parse_train_flags
@@ -109,9 +111,17 @@ def _run_path(path: str, words: list[str]) -> None:
 
 def start(function: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
     """Calls a function in a child: where it can, a fork of this process, which has imported all already."""
-    child = multiprocessing.get_context("fork" if can_fork() else "spawn").Process(target=function, args=arguments)
+    child = multiprocessing.get_context("fork" if can_fork() else "spawn").Process(
+        target=_call, args=(function, *arguments)
+    )
     child.start()
     return child
+
+
+def _call(function: Callable[..., None], *arguments: object) -> None:
+    # Forks share the lock of progress bars: one that is killed while it holds it would stop all others for ever.
+    tqdm.set_lock(threading.RLock())
+    function(*arguments)
 
 
 def can_fork() -> bool:
