@@ -259,15 +259,18 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
     if has_to_stay(folder):
         if any(folder.iterdir()):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+        paths = sorted(partial.iterdir())
         try:
-            for path in sorted(partial.iterdir()):
+            for path in paths:
                 shutil.move(path, folder / path.name)
         except BaseException:
-            for path in folder.iterdir():  # the result is whole or not there
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
+            # The result is whole or not there. What others have put there meanwhile stays.
+            for path in paths:
+                moved = folder / path.name
+                if moved.is_dir():
+                    shutil.rmtree(moved, ignore_errors=True)
                 else:
-                    path.unlink(missing_ok=True)
+                    moved.unlink(missing_ok=True)
             raise
         partial.rmdir()
         return
