@@ -41,14 +41,13 @@ def reduce_noise(
     window = hann_window(GATE_N_FFT, waveform.device)
     # Frames before bins, (B, T, F): the memory layout of the transform.
     spectrum = stft(waveform, window, GATE_HOP_LENGTH).transpose(1, 2)
-    mask = _stationary_mask(squared_magnitude(spectrum), dim=1) if stationary else _nonstationary_mask(spectrum)
+    mask = _stationary_mask(squared_magnitude(spectrum)) if stationary else _nonstationary_mask(spectrum)
     bin_hz, frame_ms = sampling_rate / (GATE_N_FFT / 2), GATE_HOP_LENGTH / sampling_rate * 1000
     widths = int(GATE_SMOOTH_MS / frame_ms) + 1, int(GATE_SMOOTH_HZ / bin_hz) + 1
-    kept = _smooth_mask(mask, widths).to(waveform).mul_(prop_decrease)
-    frames, bins = (smoothed_ones(n, width, waveform.device) for n, width in zip(mask.shape[1:], widths, strict=True))
     # As if the gain of the whole, 1 - prop_decrease * (1 - mask), had been smoothed.
-    kept += (1 - prop_decrease) * frames[:, None] * bins
-    return istft(spectrum * kept, window, GATE_HOP_LENGTH, waveform.shape[-1])
+    least = least_gain(*mask.shape[1:], *widths, 1 - prop_decrease, waveform.device)
+    gain = torch.add(least, _mask_sums(mask, widths), alpha=prop_decrease / (widths[0] * widths[1]) ** 2)
+    return istft(spectrum * gain.to(waveform), window, GATE_HOP_LENGTH, waveform.shape[-1])
 
 
 def gate_bands(
@@ -71,19 +70,19 @@ def gate_bands(
     device = power.device
     frames = triangle_groups(tuple(frame_s * frame for frame in range(power.shape[2])), GATE_SMOOTH_MS / 1000, device)
     bands = triangle_groups(bands_hz, GATE_SMOOTH_HZ / 2, device)
-    mask = _stationary_mask(power, dim=2).to(power)
-    smooth = grouped_product(bands, grouped_product(frames, mask.transpose(1, 2)).transpose(1, 2))
+    mask = _stationary_mask(power.transpose(1, 2)).to(power)
+    smooth = grouped_product(frames, grouped_product(bands, mask).transpose(1, 2))
     # The gain is 1 - prop_decrease * (1 - smooth).
     return power * smooth.mul_(prop_decrease).add_(1 - prop_decrease).square_()
 
 
-def _stationary_mask(power: torch.Tensor, dim: int) -> torch.Tensor:
-    """Where the level is 1.5 standard deviations above its mean over the frames, which lie along `dim`."""
-    lowest = power.amax(dim=dim, keepdim=True).mul_(10 ** (-GATE_RANGE_DB / 10))
+def _stationary_mask(power: torch.Tensor) -> torch.Tensor:
+    """Where the level is 1.5 standard deviations above its mean over the frames, of `(batch, frames, bins)`."""
+    lowest = power.amax(dim=1, keepdim=True).mul_(10 ** (-GATE_RANGE_DB / 10))
     level = torch.maximum(power, lowest.clamp_(min=torch.finfo(torch.float64).eps ** 2)).log10_()
-    mean = level.mean(dim=dim, keepdim=True)
-    deviation = (level - mean).square_().sum(dim=dim, keepdim=True).div_(level.shape[dim] - 1).sqrt_()
-    return level > mean.add_(deviation, alpha=GATE_DEVIATIONS)
+    level -= level.mean(dim=1, keepdim=True)
+    deviation = level.square().sum(dim=1, keepdim=True).div_(level.shape[1] - 1).sqrt_()
+    return level > deviation.mul_(GATE_DEVIATIONS)
 
 
 def _nonstationary_mask(spectrum: torch.Tensor) -> torch.Tensor:
@@ -96,10 +95,16 @@ def _nonstationary_mask(spectrum: torch.Tensor) -> torch.Tensor:
     return above.transpose(1, 2).nan_to_num(0.0)  # 0 / 0 in digital silence
 
 
-@lru_cache(maxsize=32)
-def smoothed_ones(size: int, width: int, device: torch.device) -> torch.Tensor:
-    """Moving average of ones with zero padding, shape `(size,)`: 1 but near the ends; cached, do not modify."""
-    return _triangle_sums(torch.ones(1, size, device=device), width, axis=1)[0] / width**2
+@lru_cache(maxsize=8)
+def least_gain(
+    frames: int, bins: int, of_frames: int, of_bins: int, gain: float, device: torch.device
+) -> torch.Tensor:
+    """A constant gain, smoothed as the mask is: shape `(frames, bins)`, lower near the ends; cached, do not modify."""
+    sides = [
+        _triangle_sums(torch.nn.functional.pad(torch.ones(1, size, device=device), (width - 1, width - 1)), width)
+        for size, width in ((frames, of_frames), (bins, of_bins))
+    ]
+    return sides[0].T * sides[1] * (gain / (of_frames * of_bins) ** 2)
 
 
 @lru_cache(maxsize=32)
@@ -127,45 +132,53 @@ def triangle_groups(
     return row_groups(triangles(places, reach, torch.device("cpu")), device)
 
 
-def _smooth_mask(mask: torch.Tensor, widths: tuple[int, int]) -> torch.Tensor:
-    """Moving average over frames and bins with triangles of `2 * width - 1` taps and zero padding.
+def _mask_sums(mask: torch.Tensor, widths: tuple[int, int]) -> torch.Tensor:
+    """Moving sums over frames and bins with the weights 1, 2, ... width, ... 2, 1 and zero padding.
 
     Args:
         mask: Shape `(batch, frames, bins)`: bool, or float from 0 to 1.
         widths: Of frames and of bins.
 
     Returns:
-        Float, the same shape.
+        The same shape; integers for a mask of bool, except in an exported graph.
     """
-    of_frames, of_bins = widths
+    (of_frames, of_bins), frames = widths, mask.shape[1]
     if mask.dtype != torch.bool or torch.compiler.is_exporting():  # onnxruntime adds no small integers
         counts = mask.to(torch.float32)
     else:
         # Counts are exact, and small integers are several times as fast as floats.
         counts = mask.view(torch.uint8) if of_bins**2 <= 255 else mask.to(torch.int16)
-    counts = _triangle_sums(counts, of_bins, axis=2)
-    counts = _triangle_sums(counts.to(torch.int16) if counts.dtype == torch.uint8 else counts, of_frames, axis=1)
-    return counts.to(torch.float32) / (of_frames * of_bins) ** 2
+    # All frames in one line, with zeros between them: their neighbours are at a constant distance. One more frame,
+    # because sums over bins shorten the line.
+    counts = torch.nn.functional.pad(counts, (of_bins - 1, of_bins - 1, of_frames - 1, of_frames))
+    stride = counts.shape[2]
+    sums = _triangle_sums(counts.flatten(1), of_bins)
+    sums = _triangle_sums(sums.to(torch.int16) if sums.dtype == torch.uint8 else sums, of_frames, stride)
+    return sums[:, : frames * stride].unflatten(1, (frames, stride))[..., : mask.shape[2]]
 
 
-def _triangle_sums(values: torch.Tensor, width: int, axis: int) -> torch.Tensor:
-    """Moving sum with the weights 1, 2, ... `width`, ... 2, 1 and zero padding, as two moving sums with a box."""
-    padding = [0, 0] * (values.ndim - 1 - axis) + [width - 1, width - 1]
-    values = torch.nn.functional.pad(values, padding)
-    return _box_sums(_box_sums(values, width, axis), width, axis)
+def _triangle_sums(values: torch.Tensor, width: int, stride: int = 1) -> torch.Tensor:
+    """Sums of `2 * width - 1` neighbours with the weights 1, 2, ... `width`, ... 2, 1: two moving sums with a box."""
+    return _box_sums(_box_sums(values, width, stride), width, stride)
 
 
-def _box_sums(values: torch.Tensor, width: int, axis: int) -> torch.Tensor:
-    """Sums of `width` neighbours, from sums of 1, 2, 4, ... neighbours; `width - 1` shorter along the axis."""
-    length = values.shape[axis] - width + 1
+def _box_sums(values: torch.Tensor, width: int, stride: int) -> torch.Tensor:
+    """Sums of `width` neighbours in `(batch, values)`, from sums of 1, 2, 4, ... neighbours.
+
+    Args:
+        values: The values.
+        width: Number of neighbours.
+        stride: Distance of neighbours. The result is shorter by `(width - 1) * stride`.
+    """
+    length = values.shape[1] - (width - 1) * stride
     parts, taken, span = [], 0, 1
     while taken < width:
         if width & span:
-            parts.append(values.narrow(axis, taken, length))
+            parts.append(values.narrow(1, taken * stride, length))
             taken += span
         if taken < width:
-            pairs = values.shape[axis] - span
-            values = values.narrow(axis, 0, pairs) + values.narrow(axis, span, pairs)
+            pairs = values.shape[1] - span * stride
+            values = values.narrow(1, 0, pairs) + values.narrow(1, span * stride, pairs)
             span *= 2
     total = parts[0]
     for part in parts[1:]:

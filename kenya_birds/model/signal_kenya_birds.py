@@ -9,7 +9,7 @@ import torch
 
 MIN_POWER = 1e-10
 # Number of neighbouring mel bands whose filters are applied together, to the bins that they cover.
-BANDS_PER_GROUP = 32
+BANDS_PER_GROUP = 16
 CLIPS_PER_CHUNK = 4
 MEL_SCALES = ("slaney", "htk")
 MEL_SPECTRA = ("power", "magnitude")
@@ -135,7 +135,8 @@ def power_spectrogram(
         before = (n_fft - win_length) // 2
         short = hann_window(win_length, waveform.device)
         window = torch.nn.functional.pad(short, (before, n_fft - win_length - before))
-    return squared_magnitude(stft(waveform, window, hop_length))
+    # Frames before bins: the memory layout of the transform.
+    return squared_magnitude(stft(waveform, window, hop_length).transpose(1, 2)).transpose(1, 2)
 
 
 def mel_spectrogram(
@@ -153,7 +154,7 @@ def mel_spectrogram(
     if kind.spectrum == "magnitude":
         spectrum = spectrum.sqrt()
     groups = mel_filter_groups(sampling_rate, n_fft, n_mels, f_min_hz, f_max_hz, waveform.device, kind)
-    bands = grouped_product(groups, spectrum)
+    bands = grouped_product(groups, spectrum.transpose(1, 2)).transpose(1, 2)
     return bands.square() if kind.spectrum == "magnitude" else bands
 
 
@@ -352,8 +353,8 @@ def row_groups(matrix: torch.Tensor, device: torch.device) -> list[tuple[int, in
 
 
 def grouped_product(groups: list[tuple[int, int, torch.Tensor]], values: torch.Tensor) -> torch.Tensor:
-    """The product of the matrix of `row_groups` and values `(batch, columns, frames)`."""
-    return torch.cat([part @ values[:, first:last] for first, last, part in groups], dim=1)
+    """The product of the matrix of `row_groups` and each row of values: `(batch, frames, columns)` to its rows."""
+    return torch.cat([values[..., first:last] @ part.T for first, last, part in groups], dim=-1)
 
 
 def squared_magnitude(spectrum: torch.Tensor) -> torch.Tensor:
