@@ -56,6 +56,11 @@ FORMS = {
         "filename;start;end;species\na.wav;3;6;Turdus merula\n",
         ("a.wav", 3, 6, "", "", "", "Turdus merula", 1),
     ),
+    "plain, with the separator that Excel names": (
+        "birds.csv",
+        "sep=;\nfilename;start;end;species\na.wav;3;6;Turdus, merula, or another\n",
+        ("a.wav", 3, 6, "", "", "", "Turdus, merula, or another", 1),
+    ),
     "duration in place of an end": (
         "birds.csv",
         "file,offset,duration,label\na.wav,3,3,merle\n",
@@ -159,6 +164,7 @@ def test_several_formats_of_one_result_are_not_counted_twice(tmp_path):
         ("file,start,end,score\na,1,2,high\n", r"'score' is 'high'"),
         ("file,start,end\na,3,2\n", r"t\.csv line 2: ends before it starts \(3 s, 2 s\)"),
         ("file,start,end\na,1,2,3\n", r"line 2 has 4 cells and the header has 3"),
+        ("sep=;\nfile;start;end\na;1;2;3\n", r"line 3 has 4 cells and the header has 3"),
     ],
 )
 def test_a_table_of_another_form_is_a_user_error(content, message, tmp_path):

@@ -83,8 +83,9 @@ def test_the_list_of_analysed_recordings_may_come_from_a_spreadsheet(mark, encod
     table = birdnet(tmp_path / "detections.csv", ("a.wav", 0, "owl1", 0.9))
     rows = [("recording", "duration_s", "detections"), ("forêt/a.wav", "10", "1"), (r"forêt\c.wav", "10", "0")]
     text = "\n".join(map(mark.join, rows)) + "\n"
-    (tmp_path / "recordings.csv").write_text(text, encoding=encoding)
-    assert score_tables(table, archive)["recordings"] == 2
+    for first in ("", f"sep={mark}\n"):
+        (tmp_path / "recordings.csv").write_text(first + text, encoding=encoding)
+        assert score_tables(table, archive)["recordings"] == 2
 
 
 def test_a_list_of_recordings_that_cannot_be_used_is_reported(archive, tmp_path, caplog):

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import pandas as pd
 
 from kenya_birds.errors import UserError
 
-_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+# Those of tables of any program; where two occur equally often, the first.
+SEPARATORS = "\t,;"
+_SEPARATOR_NAMES = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,14 @@ class TextTable:
     Attributes:
         header: Names of the columns.
         rows: Cells of each row, as many as the header has; missing cells at the end of a row are empty.
-        lines: The line of the file on which each row begins; the header begins on line 1.
+        lines: The line of the file on which each row begins.
+        delimiter: Separator between cells.
     """
 
     header: list[str]
     rows: list[list[str]]
     lines: list[int]
+    delimiter: str = ","
 
 
 def read_text(path: str | Path) -> tuple[str, str]:
@@ -73,19 +78,19 @@ def parse_table(text: str, path: str | Path, delimiter: str = ",") -> TextTable:
         UserError: If the text has no header, a row has more cells than the header, or quotation marks do not match.
     """
     rows = _rows(io.StringIO(text, newline=""), path, delimiter)
-    _, header = next(rows, (1, []))
-    if not any(header):
+    header = next((cells for _, cells in rows if any(cells)), [])
+    if not header:
         raise UserError(f"{path} is empty: expected a header, and a row for each line of the table")
     if (
         delimiter == ","
         and len(header) == 1
-        and (found := next((mark for mark in _SEPARATORS if mark in header[0]), None))
+        and (found := next((mark for mark in _SEPARATOR_NAMES if mark in header[0]), None))
     ):
         raise UserError(
-            f"{path} has {_SEPARATORS[found]} between its columns: expected commas, and a point in decimal numbers; "
-            "save it as CSV (UTF-8) with commas"
+            f"{path} has {_SEPARATOR_NAMES[found]} between its columns: expected commas, and a point in decimal "
+            "numbers; save it as CSV (UTF-8) with commas"
         )
-    table = TextTable(header, [], [])
+    table = TextTable(header, [], [], delimiter)
     for line, row in rows:
         if not any(row):
             continue
@@ -97,6 +102,26 @@ def parse_table(text: str, path: str | Path, delimiter: str = ",") -> TextTable:
         table.lines.append(line)
         table.rows.append((row + [""] * len(header))[: len(header)])
     return table
+
+
+def parse_any_table(text: str, path: str | Path) -> TextTable:
+    """Splits a text into cells, at commas, semicolons or tabs: whichever its header has most of.
+
+    A first line such as `sep=;`, which Excel writes and hides, names another separator.
+
+    Args:
+        text: The text.
+        path: Its file, for messages.
+
+    Raises:
+        UserError: See `parse_table`.
+    """
+    first, _, rest = text.partition("\n")
+    named = re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE)
+    if named is None:
+        header = next((line for line in text.splitlines() if line.strip()), "")
+        return parse_table(text, path, max(SEPARATORS, key=header.count))
+    return parse_table("\n" + rest, path, named[1])  # the blank line keeps the numbers of the lines
 
 
 def read_csv(path: str | Path, delimiter: str = ",") -> pd.DataFrame:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from kenya_birds.data.archive import UNKNOWN_SPECIES
-from kenya_birds.data.csv_table import parse_table, read_text
+from kenya_birds.data.csv_table import parse_any_table, read_text
 from kenya_birds.data.table_cells import ALIASES
 from kenya_birds.errors import UserError
 
@@ -57,8 +57,7 @@ def read_name_map(path: Path) -> NameMap:
         text, _ = read_text(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a table of names: {error}") from None
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    table = parse_table(text, path, max("\t,;", key=first.count))
+    table = parse_any_table(text, path)
     place = {name.lower(): index for index, name in reversed(list(enumerate(table.header)))}
     columns = {
         ours: next((place[name] for name in names if name in place), None)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kenya_birds.data.csv_table import parse_table, read_text
+from kenya_birds.data.csv_table import parse_any_table, read_text
 from kenya_birds.errors import UserError
 
 SUFFIXES = (".csv", ".txt", ".tsv", ".parquet")
@@ -131,13 +131,8 @@ def read_cells(path: Path, columns: Mapping[str, str] | None = None) -> TableCel
     # Labels have no header: an empty file has none.
     if _is_audacity(first) or (not first and path.suffix.lower() == ".txt"):
         return _read_audacity(path, encoding, text)
-    named = re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE)
-    if named:  # Excel's own first line
-        text = text.replace(first, "", 1)
-        first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = named[1] if named else max("\t,;", key=first.count)
-    parsed = parse_table(text, path, delimiter)
-    return _with_header(path, encoding, delimiter, parsed.header, parsed.rows, parsed.lines, columns)
+    table = parse_any_table(text, path)
+    return _with_header(path, encoding, table.delimiter, table.header, table.rows, table.lines, columns)
 
 
 def _with_header(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.data.archive import Archive, read_archive
-from kenya_birds.data.csv_table import parse_table, read_text
+from kenya_birds.data.csv_table import parse_any_table, read_text
 from kenya_birds.data.event_tables import EventTable, read_events
 from kenya_birds.data.recording_matching import RecordingFinder
 from kenya_birds.data.same_recording import recording_key
@@ -287,8 +287,7 @@ def _analysed_beside(path: Path) -> frozenset[str]:
         text, _ = read_text(beside)
     except (OSError, ValueError) as error:
         raise UserError(f"{beside} cannot be read as a table ({error}): correct it, or move it away") from None
-    # Spreadsheets may save it with other separators, or in Windows-1252.
-    table = parse_table(text, beside, max(",;\t", key=text.partition("\n")[0].count))
+    table = parse_any_table(text, beside)
     if not {"recording", "detections"} <= set(table.header):
         logger.warning(
             "%s is skipped: expected the columns recording and detections, found %s",

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from kenya_birds.data.archive import SPECIES_COLUMNS, UNKNOWN_SPECIES
-from kenya_birds.data.csv_table import TextTable, parse_table, read_table, read_text
+from kenya_birds.data.csv_table import TextTable, parse_any_table, read_table, read_text
 from kenya_birds.data.species_names import plain_name
 from kenya_birds.errors import UserError
 from kenya_birds.files import SPECIES_FILE, as_utf8, read_json, users_file, write_json, write_table
@@ -259,21 +258,15 @@ def _read_cells(path: Path) -> tuple[TextTable, dict[str, int]]:
         raise UserError(f"there is no {path}: restore it, or draw the sample again in a new folder") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a table: {error}; save it as CSV (UTF-8)") from None
-    first = text.splitlines()[0] if text.strip() else ""
-    named = re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE)
-    if named:  # Excel's own first line
-        text = text.removeprefix(first).lstrip("\r\n")
-    delimiter = named[1] if named else max(",;\t", key=first.count)
-    table = parse_table(text, path, delimiter)
+    table = parse_any_table(text, path)
     header = [name.strip().strip('"').lower() for name in table.header]
-    lines = [line + bool(named) for line in table.lines]
     place: dict[str, int] = {}
     for at, name in enumerate(header):
         if name in ("id", *ANSWER_COLUMNS) and place.setdefault(name, at) != at:
             raise UserError(f"{path} has the column {name} twice: remove one")
     if missing := [name for name in ("id", "answer") if name not in place]:
         raise UserError(f"{path} has no column {', '.join(missing)}: found {', '.join(filter(None, header))}")
-    return TextTable(table.header, table.rows, lines), place
+    return table, place
 
 
 def _printable(text: str) -> str:
