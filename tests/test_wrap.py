@@ -403,6 +403,7 @@ def test_an_archives_species_are_found_by_scientific_name_and_others_are_counted
         ("l.txt", "", "has no labels"),
         ("l.txt", "a\nb\na\n", "labels 1 and 3 of"),
         ("l.csv", "x,y\n1,2\n", "expected columns such as code"),
+        ("l.csv", "idx;sci_name\n0;Aa bb\n10;Cc dd\n2;Ee ff\n", "not in the order of its column 'idx': sort them"),
     ],
 )
 def test_labels_that_name_no_classes_are_refused(name, text, said, tmp_path, capsys):
