@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 import gradio as gr
@@ -34,6 +35,7 @@ from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import species_styles
 from kenya_birds.serving import markup
 from kenya_birds.serving.analysis import Analyser, Stopped, clock, seconds_of
+from kenya_birds.serving.guard import READ
 from kenya_birds.serving.page import Page
 from kenya_birds.serving.sessions import IDLE_S, UPLOAD_GRACE_S, Sessions
 
@@ -557,6 +559,18 @@ def test_the_server_fetches_no_address(visitor):
     assert "upload the file itself" in answer.text
     for address in ("http://example.org/x", "https://example.org/x", "ftp://example.org/x"):
         assert visitor.http.get(f"/gradio_api/file={address}").status_code == 404
+
+
+def test_files_on_a_drive_of_windows_are_no_addresses():
+    for file in (r"C:\Users\Ann\AppData\Local\Temp\kenya_birds_demo_1\session-2\whole.png", "D:/temp/a.csv"):
+        assert READ.fullmatch(f"/gradio_api/file={file}")
+    assert not READ.fullmatch("/gradio_api/file=ftp:x")
+
+
+def test_the_address_of_a_picture_is_quoted(tmp_path):
+    path = tmp_path / "100% #1 'sö'" / "whole.png"
+    address = re.search("src='(.*?)'", markup.picture(path, "A picture"))[1]
+    assert urllib.parse.unquote(urllib.parse.urlsplit(address).path) == f"gradio_api/file={path.as_posix()}"
 
 
 def test_another_visitor_does_not_see_what_was_heard(visitor, address, recording):

@@ -10,6 +10,7 @@ import wave
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -282,6 +283,19 @@ def test_the_readmes_program_says_what_is_heard(single, waveforms):
     assert [row[0] for row in rows] == ["0.0 s", "3.0 s", "6.0 s", "9.0 s", "12.0 s", "12.6 s"]
     assert [row[1] for row in rows] == [LABELS[index] for index in wanted.argmax(axis=1)]
     np.testing.assert_allclose([float(row[2]) for row in rows], wanted.max(axis=1), atol=2e-3)
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "PCM_24", None])
+def test_the_readmes_program_says_which_files_it_reads(single, capfd, subtype):
+    path = single[2] / "other.wav"
+    path.write_bytes(b"no sound")
+    if subtype is not None:
+        soundfile.write(path, np.zeros(96_000), 32_000, subtype=subtype)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, path.name], cwd=single[2], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "expected a mono 16-bit WAV file at 32000 Hz: convert it first\n"
 
 
 def test_damaged_samples_give_no_number(single):

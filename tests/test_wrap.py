@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+import yaml
 from fresh_python import run_fresh
 from networks import (
     BINS,
@@ -214,8 +215,14 @@ def test_the_folder_says_what_it_is(wrapped, capsys):
 def test_the_card_says_what_a_licence_excludes(tmp_path):
     folder = wrap(tmp_path, *NETWORK, "--license", "cc-by-nc-sa-4.0", "--name", "Owl net", "--source", "a paper")
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\nlicense: cc-by-nc-sa-4.0\n")
+    assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-nc-sa-4.0"
     assert all(words in card for words in ("# Owl net", "excludes commercial use", "a paper", "same licence"))
+
+
+def test_any_licence_leaves_the_header_of_the_card_readable(tmp_path):
+    folder = wrap(tmp_path, *NETWORK, "--license", "BY-NC: see #2")
+    header = (folder / "README.md").read_text(encoding="utf-8").split("---")[1]
+    assert yaml.safe_load(header)["license"] == "BY-NC: see #2"
 
 
 def test_without_a_threshold_detect_asks_for_one(recording, tmp_path, capsys):
@@ -403,6 +410,7 @@ def test_an_archives_species_are_found_by_scientific_name_and_others_are_counted
         ("l.txt", "", "has no labels"),
         ("l.txt", "a\nb\na\n", "labels 1 and 3 of"),
         ("l.csv", "x,y\n1,2\n", "expected columns such as code"),
+        ("l.csv", "idx;sci_name\n0;Aa bb\n10;Cc dd\n2;Ee ff\n", "not in the order of its column 'idx': sort them"),
     ],
 )
 def test_labels_that_name_no_classes_are_refused(name, text, said, tmp_path, capsys):

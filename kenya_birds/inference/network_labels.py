@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 CODE_COLUMNS = ("code", "species ebird code", "ebird code", "ebird2021", "species code")
 SCIENTIFIC_COLUMNS = ("scientific name", "sci name")
 COMMON_COLUMNS = ("common name", "com name")
+PLACE_COLUMNS = ("idx", "index", "class index")
 SHOWN_NAMES = 5
 
 
@@ -46,11 +47,14 @@ def read_labels(path: str | Path) -> list[NetworkLabel]:
         The labels in the order of the file.
 
     Raises:
-        UserError: If the file cannot be read, has no labels or no known column, or two labels have the same code.
+        UserError: If the file cannot be read, has no labels or no known column, its rows are not in the order of a
+            column `idx` or `index`, or two labels have the same code.
     """
     path = Path(path)
     if path.suffix.lower() == ".csv":
-        labels = [_of_row(row, path) for row in _rows(path)]
+        rows = _rows(path)
+        _check_order(rows, path)
+        labels = [_of_row(row, path) for row in rows]
     else:
         labels = [_of_text(line.strip()) for line in _text(path).splitlines() if line.strip()]
     if not labels:
@@ -141,6 +145,17 @@ def _of_row(row: Mapping[str, str], path: Path) -> NetworkLabel:
         f"{', '.join((CODE_COLUMNS[0], SCIENTIFIC_COLUMNS[0], COMMON_COLUMNS[0]))}, or a single column; found "
         f"{', '.join(row)}"
     )
+
+
+def _check_order(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Raises `UserError` if a column numbers the scores of the network, and the rows are not in this order."""
+    for name in PLACE_COLUMNS:
+        places = [row.get(name, "") for row in rows]
+        if not all(re.fullmatch(r"[0-9]+", place) for place in places):
+            continue
+        numbers = list(map(int, places))
+        if numbers != sorted(numbers):
+            raise UserError(f"the rows of {path} are not in the order of its column '{name}': sort them by it")
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -145,7 +145,8 @@ def render_card(plan: NetworkPlan, graph: dict[str, object]) -> str:
             f"The decision threshold of all species is {settings.threshold:g}. It was set by hand and was not checked "
             "on recordings: check a sample of the detections by ear."
         )
-    license_line = f"license: {settings.license}\n" if settings.license else ""
+    # JSON values are valid YAML.
+    license_line = f"license: {json.dumps(settings.license, ensure_ascii=False)}\n" if settings.license else ""
     of_all = "" if len(plan.labels) == plan.outputs else f" of its {plan.outputs:,}"
     return f"""---
 {license_line}pipeline_tag: audio-classification

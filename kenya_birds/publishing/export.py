@@ -41,10 +41,15 @@ about = session.get_modelmeta().custom_metadata_map
 labels = json.loads(about["labels"])
 sampling_rate_hz, clip_samples = int(about["sampling_rate_hz"]), int(about["clip_samples"])
 
-with wave.open(sys.argv[1]) as file:
-    if (file.getnchannels(), file.getsampwidth(), file.getframerate()) != (1, 2, sampling_rate_hz):
-        sys.exit(f"expected a mono 16-bit WAV file at {sampling_rate_hz} Hz: convert it first")
-    recording = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / 32768
+try:
+    with wave.open(sys.argv[1]) as file:
+        found = (file.getnchannels(), file.getsampwidth(), file.getframerate())
+        samples = file.readframes(file.getnframes())
+except (wave.Error, EOFError):  # floats, another format, or no sound at all
+    found = None
+if found != (1, 2, sampling_rate_hz):
+    sys.exit(f"expected a mono 16-bit WAV file at {sampling_rate_hz} Hz: convert it first")
+recording = np.frombuffer(samples, dtype="<i2").astype(np.float32) / 32768
 
 missing = clip_samples - len(recording)
 if missing > 0.75 * clip_samples:

@@ -11,10 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Gradio has many more: a proxy, a fetcher of URLs, converters of video, editors of the app.
 _API = "/gradio_api"
+# Files of this machine: a scheme of an address has two letters or more, a drive of Windows has one.
 READ = re.compile(
     rf"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static|svelte)/.*"
     rf"|{_API}/(info|app_id|startup-events|theme\.css|queue/data|upload_progress|login_check)"
-    rf"|{_API}/heartbeat/[^/]*|{_API}/file=(?!\w+:).*"
+    rf"|{_API}/heartbeat/[^/]*|{_API}/file=(?!\w{{2,}}:).*"
 )
 WRITE = re.compile(rf"{_API}/(upload|queue/join|run/predict|cancel|reset)/?")
 UPLOAD = f"{_API}/upload"

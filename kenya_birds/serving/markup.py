@@ -1,6 +1,7 @@
 """HTML of the page: messages, pictures with alternative text, the legend, settings, and the species."""
 
 import html
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def picture(path: Path, description: str) -> str:
         description: Alternative text.
     """
     # A relative address also works behind a proxy with another path.
-    address = html.escape(f"gradio_api/file={path.as_posix()}")
+    address = f"gradio_api/file={urllib.parse.quote(path.as_posix())}"
     description = html.escape(description)
     return (
         f"<div class='picture' tabindex='0' role='region' aria-label='Picture, scrolls sideways'>"
