@@ -41,7 +41,7 @@ def encode(container, codec, rate, channels, seconds=6.0, options=(), **settings
         path = Path(folder) / "sound"
         with av.open(str(path), "w", format=container, options=dict(options)) as file:
             stream = file.add_stream(codec, rate=rate, layout=layout, options=settings)
-            stream.bit_rate = 64_000
+            stream.bit_rate = 8_000 if settings.get("application") == "voip" else 64_000
             for start in range(0, len(sound), 4096):
                 samples = np.ascontiguousarray(sound[start : start + 4096]).reshape(1, -1)
                 frame = av.AudioFrame.from_ndarray(samples, "s16", layout)
@@ -158,6 +158,12 @@ def test_a_whole_file_is_read_as_ffmpeg_decodes_it(tmp_path, form, rate, channel
             np.testing.assert_array_equal(
                 reader.read(start, 20_000), np.pad(expected, (0, 20_000))[start : start + 20_000]
             )
+
+
+def test_opus_in_mp4_for_speech_is_read_whole(tmp_path):
+    # The decoder returns its last 24 samples after the last packet, again with the time stamp of that packet.
+    content = encode("mp4", "libopus", 48_000, 1, 6, application="voip")
+    assert_whole(write(tmp_path, content), ffmpeg_sound(content))
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 32_000, 44_100, 48_000])

@@ -1,3 +1,4 @@
+import errno
 import io
 import logging
 import os
@@ -687,6 +688,24 @@ def test_windows_without_a_call_are_cut_beside_the_clips_and_nothing_twice(archi
 def test_an_archive_without_a_gap_has_no_windows_without_a_call(load):
     with pytest.raises(UserError, match=r"readable window of 1 s that is 4 s away from every annotation: lower"):
         load(split="no_call", no_call_margin_s=4.0)
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_of_the_user(load, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"the cache .*file cannot be written: .* give another --cache_dir"):
+        load(cache_dir=tmp_path / "file")
+
+
+@pytest.mark.parametrize("split", [None, "no_call"])
+def test_a_disk_that_is_full_while_clips_are_cut_is_an_error_of_the_user(load, tmp_path, monkeypatch, split):
+    def full(*args, **settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.write_table", full)
+    with pytest.raises(UserError, match=r"the cache .*cache cannot be written: .*No space left on device; free disk"):
+        load(split=split, **({"no_call_margin_s": 0.5} if split else {}))
+    monkeypatch.undo()
+    assert load(split=split, **({"no_call_margin_s": 0.5} if split else {}))
 
 
 def test_only_the_columns_of_a_problem_are_given_and_its_clips_are_not_cut_again(load, tmp_path):

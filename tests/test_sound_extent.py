@@ -236,6 +236,29 @@ def test_samples_are_read_alike_with_and_without_the_help_of_the_header(write, t
             assert (reader.header.channels, reader.header.sample_rate_hz) == (channels, 44_100)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("block_bytes", [0, 1, 2, 3, 4, 8])
+def test_a_wrong_size_of_a_block_does_not_change_the_sound(write, block_bytes, channels):
+    fmt = chunk(b"fmt ", struct.pack("<HHIIHH", 1, channels, RATE, 2 * RATE, block_bytes, 16))
+    stereo = np.stack([SOUND, SOUND], axis=1)[:, :channels]
+    content = riff(fmt, chunk(b"data", stereo.astype("<i2").tobytes()))
+    frames, sound = read(write(content))
+    assert frames == len(SOUND)
+    np.testing.assert_array_equal(sound, FLOATS)
+    cut = content[: 44 + HALF]
+    assert read_header(write(cut)).frames == len(SOUND)
+
+
+@pytest.mark.parametrize(("bits", "sample_bytes"), [(12, 2), (20, 3), (24, 4), (20, 4)])
+def test_samples_with_unused_bits_are_read(write, bits, sample_bytes):
+    stored = SOUND.astype("<i4") << (8 * sample_bytes - 16)
+    content = b"".join(int(value).to_bytes(sample_bytes, "little", signed=True) for value in stored[:RATE])
+    fmt = chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, RATE, sample_bytes * RATE, sample_bytes, bits))
+    frames, sound = read(write(riff(fmt, chunk(b"data", content), DATA)))
+    assert frames == RATE + len(BYTES) // sample_bytes
+    np.testing.assert_array_equal(sound, FLOATS[:RATE])
+
+
 # Format, subtype, and how exact the length is that the header promises.
 CONTAINERS = [
     ("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("WAV", "IMA_ADPCM"), ("WAV", "MS_ADPCM"),

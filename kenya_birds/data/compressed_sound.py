@@ -205,7 +205,8 @@ class _Surveyor:
         is_decoded = position >= 0 and not error and not is_no_sound
         if frames and not self._form[0]:
             self._form = _form(frames[0])
-        error = error or ("" if is_no_sound else self._find_change(frames))
+        is_rest = packet is not None and not packet.size  # what the decoder still has at the end
+        error = error or ("" if is_no_sound else self._find_change(frames, is_timed=not is_rest))
         if error and not self._damage:
             # A damaged packet may be decoded without an error, so the packet before is uncertain too.
             self._certain = self._total if self._is_checked else self._at_last
@@ -244,14 +245,14 @@ class _Surveyor:
         """Returns the frames to count; before damage, frames of another format are excluded (false matches)."""
         return [frame for frame in frames if self._damage or _form(frame) == self._form]
 
-    def _find_change(self, frames: list[av.AudioFrame]) -> str:
-        """Describes a change from the previous frames to these; empty without a change."""
+    def _find_change(self, frames: list[av.AudioFrame], *, is_timed: bool) -> str:
+        """Describes a change from the previous frames to these, also of time stamps; empty without a change."""
         counted = self._total
         for frame in frames:
             rate, channels = _form(frame)
             if (rate, channels) != self._form:
                 return f"the sound changes to {rate} Hz and {channels} channels"
-            if self._largest_jump_s and frame.pts is not None and frame.time_base is not None:
+            if is_timed and self._largest_jump_s and frame.pts is not None and frame.time_base is not None:
                 lag = float(frame.pts * frame.time_base) - counted / rate
                 jump = lag - (lag if self._lag is None else self._lag)
                 self._lag = lag

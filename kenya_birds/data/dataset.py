@@ -1,7 +1,8 @@
 """Annotated clips of an archive as data sets, cut once and then read from the cache of `datasets`."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
@@ -40,12 +41,31 @@ def clips_builder(
     if splits is not None:
         check_splits(splits, set(splits["recording"]))
         settings["splits"] = dict(zip(splits["recording"], splits["split"], strict=True))
-    return KenyaBirds(
-        data_dir=str(Path(data_dir).resolve()),
-        cache_dir=None if cache_dir is None else str(cache_dir),
-        dataset_name="kenya_birds",
-        **settings,
-    )
+    with _writing_cache(cache_dir):
+        return KenyaBirds(
+            data_dir=str(Path(data_dir).resolve()),
+            cache_dir=None if cache_dir is None else str(cache_dir),
+            dataset_name="kenya_birds",
+            **settings,
+        )
+
+
+@contextmanager
+def _writing_cache(folder: str | Path | None) -> Iterator[None]:
+    """Turns the error of a cache that cannot be written, such as a full disk, into `UserError`."""
+    cache = Path(folder or datasets.config.HF_DATASETS_CACHE).expanduser()
+    try:
+        yield
+    except (OSError, datasets.exceptions.DatasetGenerationError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__
+        # Errors of writing to an open file have no name; others may be of the archive.
+        if cause is None or (cause.filename and not Path(str(cause.filename)).is_relative_to(cache)):
+            raise
+        raise UserError(
+            f"the cache {cache} cannot be written: {cause}; free disk space there, or give another --cache_dir"
+        ) from None
 
 
 def make_folds(builder: KenyaBirds, folds: int, seed: int, among: Collection[str] | None = None) -> pd.DataFrame:
@@ -91,7 +111,8 @@ def build_clips(builder: KenyaBirds, num_proc: int | None = None) -> datasets.Da
         UserError: If `num_proc` is below 1, or a split has no clip whose sound can be read.
     """
     _check_processes(num_proc)
-    builder.download_and_prepare(num_proc=num_proc)
+    with _writing_cache(builder.cache_root):
+        builder.download_and_prepare(num_proc=num_proc)
     for split, info in builder.info.splits.items():
         if not info.num_examples:
             raise UserError(
@@ -144,8 +165,9 @@ def load_no_call(builder: KenyaBirds, num_proc: int | None = None, **settings: A
         UserError: If a setting is out of range, or there is no such window.
     """
     _check_processes(num_proc)
-    no_call = NoCallWindows(builder, **settings)
-    no_call.download_and_prepare(num_proc=num_proc)
+    with _writing_cache(builder.cache_root):
+        no_call = NoCallWindows(builder, **settings)
+        no_call.download_and_prepare(num_proc=num_proc)
     if not no_call.info.splits[NO_CALL].num_examples:
         config = no_call.config
         raise UserError(

@@ -302,9 +302,15 @@ def _wave_form(number: str, fmt: bytes) -> SampleForm | None:
         return SampleForm(block, block_frames) if block and block_frames else None
     names = {1: ("PCM_U8", "PCM_16", "PCM_24", "PCM_32"), 3: ("", "", "", "FLOAT", *("",) * 3, "DOUBLE")}
     names |= {6: ("ALAW",), 7: ("ULAW",)}
-    subtype = names.get(tag, ())[block // channels - 1 : block // channels]
-    if not any(subtype) or block % channels:
+    width, rest = divmod(block, channels)
+    bits = int.from_bytes(fmt[14:16], "little" if number == "<" else "big")
+    # Some writers forget the channels in the size of a block. Less than 32 bits may be stored in 4 bytes.
+    if bits and tag in (1, 3) and not (block == 4 * channels and 16 < bits < 32):
+        width, rest = -(-bits // 8), 0
+    subtype = names.get(tag, ())[width - 1 : width] if width else ()
+    if not any(subtype) or rest:
         return None
+    block = width * channels
     endian = "LITTLE" if number == "<" else "BIG"
     raw = {"format": "RAW", "subtype": subtype[0], "endian": endian, "channels": channels, "samplerate": rate}
     return SampleForm(block, 1, raw)

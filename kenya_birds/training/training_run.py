@@ -381,7 +381,10 @@ class Run:
         if not self.settings.augmentation.background_probability:
             return None
         with self.team.one_first():
-            return load_no_call(self.builder, self.settings.data.num_proc, context_s=0.0)
+            try:
+                return load_no_call(self.builder, self.settings.data.num_proc, context_s=0.0)
+            except UserError as error:
+                raise UserError(f"--background_probability needs windows without a call, but {error}") from None
 
     def _learn_from_teacher(self, stage: FirstStage) -> None:
         """Runs the first stage, and writes what it was into the output folder."""

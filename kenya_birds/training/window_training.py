@@ -117,7 +117,7 @@ def choose_windows(targets: np.ndarray, most: int, seed: int) -> np.ndarray:
     if not len(holding):
         raise UserError(
             "no window of the validation recordings is known to hold a call, so no epoch can be chosen: give the "
-            "validation split recordings with calls"
+            "validation split recordings with calls that are not shorter than a window (clip_s), or train on clips"
         )
     if len(targets) <= most:
         return np.arange(len(targets))
