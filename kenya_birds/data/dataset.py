@@ -53,7 +53,7 @@ def clips_builder(
 @contextmanager
 def _writing_cache(folder: str | Path | None) -> Iterator[None]:
     """Turns the error of a cache that cannot be written, such as a full disk, into `UserError`."""
-    cache = Path(folder or datasets.config.HF_DATASETS_CACHE).expanduser()
+    cache = Path(folder or datasets.config.HF_DATASETS_CACHE).expanduser().resolve()
     try:
         yield
     except (OSError, datasets.exceptions.DatasetGenerationError) as error:
@@ -61,7 +61,7 @@ def _writing_cache(folder: str | Path | None) -> Iterator[None]:
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__
         # Errors of writing to an open file have no name; others may be of the archive.
-        if cause is None or (cause.filename and not Path(str(cause.filename)).is_relative_to(cache)):
+        if cause is None or (cause.filename and not Path(str(cause.filename)).resolve().is_relative_to(cache)):
             raise
         raise UserError(
             f"the cache {cache} cannot be written: {cause}; free disk space there, or give another --cache_dir"
