@@ -54,10 +54,16 @@ class Team:
                     "or accelerate launch"
                 ) from None
 
-    @property
-    def device(self) -> str | None:
-        """GPU of this process, if there are several processes and a GPU; else None."""
-        return f"cuda:{self.local_rank}" if self.size > 1 and torch.cuda.is_available() else None
+    def device(self, name: str | None) -> str | None:
+        """The device of this process: with several processes and a GPU, `cuda` and the default are a GPU of its own.
+
+        Args:
+            name: Name of the device, if the user gave one.
+        """
+        if self.size == 1 or name not in (None, "cuda") or not torch.cuda.is_available():
+            return name
+        # As accelerate does: a launcher may show each process one GPU only, and processes may share a GPU.
+        return f"cuda:{self.local_rank % torch.cuda.device_count()}"
 
     @property
     def is_first(self) -> bool:
@@ -137,6 +143,14 @@ def _group_without_timeout(world: Any) -> Any:
 
 
 def _end_process_group() -> None:
-    _group_without_timeout.cache_clear()
-    if torch.distributed.is_initialized():
+    if not torch.distributed.is_initialized():
+        return
+    if torch.distributed.get_backend() != "nccl":
+        _group_without_timeout.cache_clear()
         torch.distributed.destroy_process_group()
+    elif _group_without_timeout.cache_info().currsize:
+        # After an error in one process: all processes have to end NCCL's group together, and the others would not
+        # come. Its own end frees it.
+        group = _group_without_timeout(torch.distributed.group.WORLD)
+        _group_without_timeout.cache_clear()
+        torch.distributed.destroy_process_group(group)

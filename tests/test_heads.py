@@ -203,6 +203,19 @@ def test_other_folds_and_seeds_find_their_embeddings_in_the_cache(small_archive,
     assert embedded(Run(head_settings(small_archive, tmp_path / "c", tmp_path / "cache", **other))) > 0
 
 
+def test_a_head_whose_model_moves_to_a_device_to_embed_can_be_trained(small_archive, network, tmp_path, monkeypatch):
+    def move(self, *_, **__):
+        """Replaces the weights by copies, as a move to a GPU does."""
+        return torch.nn.Module.to(torch.nn.Module.to(self, torch.float64), torch.float32)
+
+    monkeypatch.setattr(KenyaBirdsForAudioClassification, "to", move)
+    run = Run(
+        head_settings(small_archive, tmp_path / "a", tmp_path / "cache", **settings(network, num_train_epochs=1))
+    )
+    assert embedded(run) > 0
+    assert not any(values.is_inference() for values in run.model.state_dict(keep_vars=True).values())
+
+
 def test_a_killed_embedding_continues_where_it_was(small_archive, network, tmp_path, monkeypatch):
     given = settings(network, num_train_epochs=1)
 

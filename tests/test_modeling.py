@@ -98,6 +98,17 @@ def test_bfloat16_gives_finite_scores(model):
     assert output.loss.isfinite()
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"problem_type": "multi_label_classification", "no_call_class": True}], ids=["usual", "softmax"]
+)
+def test_the_classifier_keeps_its_precision_in_mixed_precision(fields):
+    model = build(**fields).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        head_input, logits = model.embed(spectrograms()), model(spectrograms()).logits
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, model(head_input=head_input.float()).logits)
+
+
 def test_drop_rate_acts_in_training_only():
     model = build(drop_rate=0.5)
     features = spectrograms()

@@ -4,10 +4,11 @@ import json
 import time
 from datetime import timedelta
 
+import pytest
 import torch
 from running import start_ranks
 
-from kenya_birds.distributed import Team
+from kenya_birds.distributed import Team, _end_process_group, _group_without_timeout
 from kenya_birds.errors import UserError
 
 
@@ -43,3 +44,25 @@ def test_no_time_out_of_the_process_group_ends_their_waiting(tmp_path):
     assert first == other
     assert first["entered_s"] == sorted(first["entered_s"])
     assert (first["size"], first["told"], first["done_by"]) == (2, "no clip can be read, says 0", "rank 0")
+
+
+def _end_with_a_group_of_nccl():
+    """Ends as after an error: its own group is gone, that of NCCL is left."""
+    torch.distributed.init_process_group("gloo")
+    team = Team()
+    team.wait()
+    own = _group_without_timeout(torch.distributed.group.WORLD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+        _end_process_group()
+    assert torch.distributed.is_initialized()
+    with pytest.raises(ValueError, match="is not initialized"):
+        torch.distributed.get_backend(own)
+    torch.distributed.destroy_process_group()
+
+
+def test_a_process_that_fails_does_not_wait_for_the_others_to_end_nccl():
+    children = start_ranks(2, _end_with_a_group_of_nccl)
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]

@@ -21,7 +21,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training import training_run
 from kenya_birds.training.augmentation import AugmentationArguments
-from kenya_birds.training.trainer import KenyaBirdsTrainer
+from kenya_birds.training.trainer import KenyaBirdsTrainer, _check_arguments
 from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 from kenya_birds.training.transformers_arguments import METRICS
 
@@ -155,6 +155,24 @@ def test_a_batch_size_that_was_lowered_leaves_no_incomplete_step_either(make_tra
 def test_full_weights_in_both_loss_and_sampler_are_warned_about(make_trainer, caplog):
     make_trainer(sampler_weight_power=1.0, loss_weight_power=1.0)
     assert "more than their inverse frequency" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings", "is_warned"),
+    [
+        (8, {}, True),
+        (8, {"per_device_train_batch_size": 8}, False),
+        (8, {"learning_rate": 1e-3}, False),
+        (1, {"gradient_accumulation_steps": 8}, False),
+    ],
+)
+def test_steps_that_several_processes_make_large_are_warned_about(
+    tmp_path, caplog, monkeypatch, processes, settings, is_warned
+):
+    monkeypatch.setattr(KenyaBirdsTrainingArguments, "world_size", processes)
+    args = KenyaBirdsTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **settings)
+    _check_arguments(args, True, None, has_softmax=False)
+    assert ("Each step has 512 clips, from 8 processes" in caplog.text) == is_warned
 
 
 def test_a_loss_that_is_no_number_is_seen(make_trainer):

@@ -125,3 +125,18 @@ def test_processes_share_the_scoring_and_get_the_same_scores(material):
     parts = [part(process) for process in range(2)]
     assert [np.count_nonzero(scores) for scores in parts] == [11, 10]
     np.testing.assert_allclose(sum(parts), alone, rtol=1e-5)
+
+
+def test_features_keep_their_precision_in_mixed_precision(material):
+    decoded, targets, windows = material
+    sampler = sampler_of(decoded, targets, epoch=1)
+    recording, start = sampler.split(sampler.empty_places(21))
+    alone = _scores(recording, start, windows, Loudness(), Accelerator(cpu=True))
+    mixed = SimpleNamespace(
+        process_index=0,
+        num_processes=1,
+        device=torch.device("cpu"),
+        autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+        reduce=lambda scores, _: scores,
+    )
+    np.testing.assert_array_equal(_scores(recording, start, windows, Loudness(), mixed), alone)

@@ -86,8 +86,8 @@ def _add_detect(commands: Any) -> None:
         speed,
         "--precision",
         Precision | None,
-        help="precision of the network; by default float32 on a CPU and bfloat16 on a GPU; bfloat16 changes scores a "
-        "little, and needs a processor with AVX512-BF16, AMX or such",
+        help="precision of the network; by default bfloat16 on a GPU that has it, otherwise float32; bfloat16 changes "
+        "scores a little, and needs a processor with AVX512-BF16, AMX or such",
     )
     add_general(command)
     command.set_defaults(
@@ -182,7 +182,7 @@ def _detect(options: argparse.Namespace) -> None:
         saved,
         overlap_s=options.overlap_s,
         settings=settings,
-        device=options.device or team.device,
+        device=team.device(options.device),
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         channel=options.channel,

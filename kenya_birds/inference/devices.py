@@ -1,9 +1,13 @@
-"""The device of a computation, and the number of threads that read for it."""
+"""The device of a computation, the number of threads that read for it, and its usual precision."""
+
+import os
 
 import torch
 
 from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
+from kenya_birds.inference.backends import Precision
+from kenya_birds.saved_models import SavedModel
 
 MAX_READERS = 8
 
@@ -23,11 +27,46 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
+def device_for(saved: SavedModel, name: str | None) -> torch.device:
+    """The device that a model runs on: see `find_device`; the CPU for a published network, whose runtime needs it.
+
+    Args:
+        saved: The model.
+        name: Name of the device, if the user gave one.
+
+    Raises:
+        UserError: If there is no such device.
+    """
+    device = find_device(name)
+    return torch.device("cpu") if saved.config.get("graph") else device
+
+
 def count_readers(device: torch.device, num_workers: int | None) -> int:
     """Number of threads that read recordings: one on a CPU, which computes besides, and up to 8 on a GPU.
+
+    Processes on the same machine share its cores. The number of torch's threads says nothing about them: torchrun
+    sets it to 1.
 
     Args:
         device: The device of the computation.
         num_workers: Number that the user gave, if any.
     """
-    return num_workers or (1 if device.type == "cpu" else min(torch.get_num_threads(), MAX_READERS))
+    if num_workers or device.type == "cpu":
+        return num_workers or 1
+    # On a cluster, a job has some of the machine's cores.
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux
+    cores = os.cpu_count() or 1 if allowed is None else len(allowed(0))
+    return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), MAX_READERS)
+
+
+def usual_precision(device: torch.device) -> Precision:
+    """Precision of a network: bfloat16 on a GPU that has instructions for it, otherwise float32.
+
+    Args:
+        device: The device of the computation.
+    """
+    if device.type != "cuda":
+        return "float32"
+    # GPUs before Ampere (V100, T4) compute bfloat16 more slowly than float32.
+    has_bfloat16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bfloat16" if has_bfloat16 else "float32"

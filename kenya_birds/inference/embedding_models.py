@@ -10,7 +10,7 @@ from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel, Seque
 from kenya_birds.console import user_errors
 from kenya_birds.data.builders import DEFAULT_CLIP_S
 from kenya_birds.errors import UserError
-from kenya_birds.inference.devices import find_device
+from kenya_birds.inference.devices import device_for
 from kenya_birds.model.audio_model_kenya_birds import AudioModel
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -188,10 +188,10 @@ def load_embedder(model: str | SavedModel, *, clip_s: float | None = None, devic
     Raises:
         UserError: If the model or device does not exist, or the model cannot embed such windows.
     """
-    chosen = find_device(device)
     if clip_s is not None and not 0 < clip_s < float("inf"):
         raise UserError(f"clip_s is {clip_s}: expected more than 0 s")
     saved = model if isinstance(model, SavedModel) else find_model(model)
+    chosen = device_for(saved, device)
     if saved.config.get("model_type") == KenyaBirdsConfig.model_type:
         classifier, own = load_classifier(saved)
         if clip_s is not None and round(clip_s * own.sampling_rate) != own.clip_samples:

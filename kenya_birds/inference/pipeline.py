@@ -16,7 +16,7 @@ from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_array, r
 from kenya_birds.inference.backends import Backend, Precision, choose_backend
 from kenya_birds.inference.batching import ComputedWindows, Job, computed
 from kenya_birds.inference.detections import Detection
-from kenya_birds.inference.devices import count_readers, find_device
+from kenya_birds.inference.devices import count_readers, device_for
 from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.postprocessing import DetectionFinder
 from kenya_birds.inference.reading_log import log_losses, log_missing_band
@@ -76,7 +76,7 @@ class SoundscapePipeline:
         thresholds: File with decision thresholds, such as that of `kenya-birds verify read`, instead of the model's
             own. Species that are not in it are never reported.
         backend: What computes the backbone on a CPU: `torch`, `onnx`, `openvino`, or `auto` (see `choose_backend`).
-        precision: Precision of the backbone; by default float32 on a CPU and bfloat16 on a GPU.
+        precision: Precision of the backbone; by default see `usual_precision`.
 
     Attributes:
         saved: The model's files.
@@ -112,7 +112,7 @@ class SoundscapePipeline:
         self.settings = settings or FindingSettings()
         self.overlap_s, self.channel = overlap_s, channel
         self.saved = model if isinstance(model, SavedModel) else find_model(str(model))
-        chosen = find_device(device)
+        chosen = device_for(self.saved, device)
         is_auto = backend == "auto"
         backend = choose_backend(backend, precision, self.saved, chosen.type)
         classifier, extractor = load_classifier(self.saved)

@@ -13,6 +13,7 @@ from kenya_birds.inference.audio_stream import Stopwatch
 from kenya_birds.inference.backbone_runtimes import BackboneCheck, TorchBackbone, open_backbone
 from kenya_birds.inference.backends import Backend, Precision
 from kenya_birds.inference.batching import BatchPool
+from kenya_birds.inference.devices import usual_precision
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 
@@ -33,7 +34,7 @@ class WindowScorer(BatchPool):
         batch_size: Windows per batch; by default 16 on a CPU and 128 on a GPU.
         stopwatch: Measures the time of features and model.
         backend: What computes the backbone: `torch`, `onnx` or `openvino`.
-        precision: Precision of the backbone; by default float32 on a CPU and bfloat16 on a GPU.
+        precision: Precision of the backbone; by default see `usual_precision`.
         thresholds: Score from which each class is reported, shape `(classes,)`; for `check`.
         reference: Training calls, from which the novelty of each window is measured; None: it is not measured.
 
@@ -68,7 +69,7 @@ class WindowScorer(BatchPool):
         self._novelty = None if reference is None else reference.measure(device)
         self._multi_label = model.config.problem_type == "multi_label_classification"
         self.backend: Backend = backend
-        self.precision: Precision = precision or ("float32" if device.type == "cpu" else "bfloat16")
+        self.precision: Precision = precision or usual_precision(device)
         self._backbone = open_backbone(backend, self.precision, model, extractor, self.threads)
         self._reference = TorchBackbone(model, "float32")
         is_reference = device.type != "cpu" or (backend, self.precision) == ("torch", "float32")

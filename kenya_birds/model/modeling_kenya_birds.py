@@ -206,6 +206,11 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         """Logits of `head_input`, before calibration."""
         if self.classifier is None:
             return head_input
+        kind = head_input.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            # Scores with 8 bits of mantissa would be coarse: windows with different sound would have equal ones.
+            with torch.autocast(kind, enabled=False):
+                return self._classify(head_input.to(self.classifier.bias.dtype))
         return self.classifier(head_input if self.config.head is not None else self.dropout(head_input))
 
     def forward(
@@ -346,8 +351,10 @@ def log_odds(scores: torch.Tensor, activation: str, epsilon: float) -> torch.Ten
         return scores.float()
     if activation not in ("softmax", "none"):
         raise ValueError(f"activation is {activation!r}, expected 'sigmoid', 'softmax' or 'none'")
-    probability = scores.double().softmax(dim=1) if activation == "softmax" else scores.double()
-    return torch.logit(probability, eps=epsilon).float()
+    # Apple's GPUs (MPS) have no float64.
+    wide = (scores.cpu() if scores.device.type == "mps" else scores).double()
+    probability = wide.softmax(dim=1) if activation == "softmax" else wide
+    return torch.logit(probability, eps=epsilon).float().to(scores.device)
 
 
 def classification_loss(

@@ -16,7 +16,7 @@ from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.inference.audio_stream import read_source
 from kenya_birds.inference.batching import Job
 from kenya_birds.inference.detections import Detection, RecordingInfo
-from kenya_birds.inference.devices import find_device
+from kenya_birds.inference.devices import device_for
 from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.pipeline import SoundscapePipeline
 from kenya_birds.inference.postprocessing import DetectionFinder
@@ -153,7 +153,7 @@ class Analyser:
         own = Thresholds.read(saved.folder / THRESHOLDS_FILE) if (saved.folder / THRESHOLDS_FILE).is_file() else None
         chosen = [value for value in own.species.values() if value is not None] if own is not None else []
         self.floor = min([FLOOR, *chosen])
-        if batch_size is None and find_device(device).type == "cpu":
+        if batch_size is None and device_for(saved, device).type == "cpu":
             batch_size = CPU_BATCH_SIZE
         self._idle: queue.LifoQueue[SoundscapePipeline] = queue.LifoQueue()
         for _ in range(concurrency):

@@ -252,13 +252,15 @@ class FrozenEmbeddings:
     def _in_batches(self, features: Callable[[np.ndarray], torch.Tensor]) -> Callable[[Block], np.ndarray]:
         """A function that embeds a block, from one that computes the features of some rows."""
 
-        @torch.inference_mode()
         def embed(block: Block) -> np.ndarray:
             is_training = self.model.training
+            # Not in inference mode: weights that are moved in it can never be trained or changed in place.
             self.model.eval().to(self.device)
             found = []
-            for first in range(0, len(block.rows), BATCH):
-                found.append(self.model.head_input(features(block.rows[first : first + BATCH])).float().cpu().numpy())
+            with torch.inference_mode():
+                for first in range(0, len(block.rows), BATCH):
+                    inputs = self.model.head_input(features(block.rows[first : first + BATCH]))
+                    found.append(inputs.float().cpu().numpy())
             self.model.train(is_training)
             return np.concatenate(found)
 

@@ -18,6 +18,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
 from kenya_birds.console import transformers_bars_hidden
+from kenya_birds.defaults import CLIPS_PER_BATCH
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import average_precisions, class_targets, classification_metrics, probabilities
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -368,6 +369,15 @@ def _check_arguments(
         raise UserError("focal_gamma weighs binary losses, and this model has a softmax: leave it out")
     if plan is not None and not multi_label:
         raise UserError("training on recordings is multi-label: set problem_type multi_label_classification")
+    clips_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    if args.world_size > 1 and clips_per_step > CLIPS_PER_BATCH and args.learning_rate == type(args).learning_rate:
+        logger.warning(
+            "Each step has %d clips, from %d processes, and the default learning rate is for %d: give a smaller "
+            "--per_device_train_batch_size, or another --learning_rate",
+            clips_per_step,
+            args.world_size,
+            CLIPS_PER_BATCH,
+        )
     if args.loss_weight_power + args.sampler_weight_power > 1:
         logger.warning(
             "loss_weight_power %.2g and sampler_weight_power %.2g together weigh rare classes by more than their "

@@ -99,11 +99,14 @@ def _scores(
     rows = np.arange(accelerator.process_index, len(start), accelerator.num_processes)
     is_training = model.training
     model.eval()
-    with torch.no_grad(), accelerator.autocast():
+    with torch.no_grad():
         for first in range(0, len(rows), SCORE_BATCH):
             batch = rows[first : first + SCORE_BATCH]
             waveform = windows.raw([recording[row] for row in batch], [start[row] for row in batch])
+            # Not in mixed precision, in which the power of bands loses precision, or becomes infinite (float16).
             features = windows.augmentation.extractor.extract(waveform.to(accelerator.device))
-            scores[torch.from_numpy(batch)] = model(features).logits.float().sigmoid().amax(dim=1)
+            with accelerator.autocast():
+                logits = model(features).logits
+            scores[torch.from_numpy(batch)] = logits.float().sigmoid().amax(dim=1)
     model.train(is_training)
     return accelerator.reduce(scores, "sum").cpu().numpy()

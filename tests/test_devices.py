@@ -1,0 +1,57 @@
+"""Which device, how many readers and which precision a computation gets, on machines with GPUs that are not here."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kenya_birds.distributed import Team
+from kenya_birds.inference import devices
+from kenya_birds.inference.devices import count_readers, device_for, usual_precision
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_published_network_runs_on_the_cpu():
+    network, own = SimpleNamespace(config={"graph": {"file": "birds.onnx"}}), SimpleNamespace(config={"graph": None})
+    assert [device_for(network, name).type for name in (None, "cuda:1", "cpu")] == ["cpu"] * 3
+    assert [str(device_for(own, name)) for name in (None, "cuda:1", "cpu")] == ["cuda", "cuda:1", "cpu"]
+
+
+def test_processes_on_a_machine_share_its_cores_to_read(monkeypatch):
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: range(12), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # as torchrun sets it
+    gpu, cpu = torch.device("cuda", 1), torch.device("cpu")
+    assert (count_readers(gpu, None), count_readers(gpu, 3), count_readers(cpu, None), count_readers(cpu, 3)) == (
+        *(8, 3),
+        *(1, 3),
+    )
+    for processes, readers in ((4, 3), (16, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert count_readers(gpu, None) == readers
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")]
+)
+def test_bfloat16_is_usual_on_gpus_that_have_it(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert usual_precision(torch.device("cuda", 1)) == precision
+    assert usual_precision(torch.device("cpu")) == "float32"
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch):
+    assert [Team().device(name) for name in (None, "cuda", "cpu")] == [None, "cuda", "cpu"]
+    monkeypatch.setattr(Team, "__init__", lambda self: None)
+    team = Team()
+    team.size, team.local_rank = 4, 3
+    assert [team.device(name) for name in (None, "cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert team.device(None) is None
