@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kenya_birds.errors import UserError
+from kenya_birds.errors import UserError, WriteError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,12 +159,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def users_file(path: Path) -> Iterator[Path]:
-    """Does the same as `whole_file` for paths of the user; raises `UserError` if the file cannot be written."""
+    """Does the same as `whole_file` for paths of the user; raises `WriteError` if the file cannot be written."""
     try:
         with whole_file(path) as partial:
             yield partial
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}; give a path in a writable folder") from None
+        raise WriteError(f"{path} cannot be written: {error}; give a path in a writable folder") from None
 
 
 def as_utf8(text: str) -> str:

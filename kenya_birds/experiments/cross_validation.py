@@ -36,6 +36,7 @@ from kenya_birds.training.run_folder import (
     forget_start,
     last_whole_checkpoint,
     writing_results,
+    writing_run,
 )
 from kenya_birds.training.settings import Settings, differences
 from kenya_birds.training.training_arguments import training_team
@@ -265,7 +266,8 @@ class CrossValidation:
             "median_best_epoch": float(np.median([run["best_epoch"] for run in runs])),
             "calibration": dataclasses.asdict(calibration.calibration),
         }
-        write_json(results, self.output_dir / RESULTS_FILE, allow_nan=False)
+        with writing_run(self.output_dir):
+            write_json(results, self.output_dir / RESULTS_FILE, allow_nan=False)
 
 
 def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int | None, seed: int) -> pd.DataFrame:
@@ -305,7 +307,7 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
 
 
 def _write_logits(scored: Scored, path: Path) -> None:
-    with whole_file(path) as partial, partial.open("wb") as file:
+    with writing_run(path.parent), whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **vars(scored))
 
 
