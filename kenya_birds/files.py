@@ -139,6 +139,8 @@ def check_suffix(path: str | Path, suffixes: tuple[str, ...], what: str) -> None
 
 
 LOCK_FILE = ".lock"
+# Of files that are being written.
+PARTIAL_SUFFIX = ".part"
 
 
 @contextmanager
@@ -148,7 +150,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Args:
         path: The file's path; an existing file is replaced.
     """
-    partial = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         yield partial
         os.replace(partial, path)
