@@ -219,7 +219,8 @@ def writing_run(folder: Path) -> Iterator[None]:
             except (OSError, ValueError):
                 with suppress(OSError):
                     (checkpoint / STATE_FILE).unlink()
-        reason = getattr(error, "strerror", None) or error
+        is_cut = "unexpected pos" in str(error)  # torch.save does not say why
+        reason = "the disk may be full" if is_cut else getattr(error, "strerror", None) or error
         raise WriteError(
             f"{folder} cannot be written to ({reason}): free disk space there, or make it writable"
         ) from None
