@@ -9,6 +9,10 @@ class UserError(Exception):
     """
 
 
+class WriteError(UserError):
+    """Error of a folder that cannot be written to, because its disk is full for example."""
+
+
 class UsageError(UserError):
     """Error in a command line.
 

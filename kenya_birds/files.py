@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kenya_birds.errors import UserError
+from kenya_birds.errors import UserError, WriteError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,6 +139,8 @@ def check_suffix(path: str | Path, suffixes: tuple[str, ...], what: str) -> None
 
 
 LOCK_FILE = ".lock"
+# Of files that are being written.
+PARTIAL_SUFFIX = ".part"
 
 
 @contextmanager
@@ -148,7 +150,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Args:
         path: The file's path; an existing file is replaced.
     """
-    partial = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         yield partial
         os.replace(partial, path)
@@ -159,12 +161,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def users_file(path: Path) -> Iterator[Path]:
-    """Does the same as `whole_file` for paths of the user; raises `UserError` if the file cannot be written."""
+    """Does the same as `whole_file` for paths of the user; raises `WriteError` if the file cannot be written."""
     try:
         with whole_file(path) as partial:
             yield partial
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}; give a path in a writable folder") from None
+        raise WriteError(f"{path} cannot be written: {error}; give a path in a writable folder") from None
 
 
 def as_utf8(text: str) -> str:

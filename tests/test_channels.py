@@ -222,6 +222,15 @@ def test_clips_and_decoded_recordings_are_those_of_the_channel_and_have_their_ow
         clips_builder(archive, splits=splits, channel="7", **settings)
 
 
+def test_a_split_without_a_recording_that_has_the_channel_is_refused_with_this_reason(archive, tmp_path):
+    names = [f"KEN_{number:03}_20211207_153852.wav" for number in range(4)]
+    splits = pd.DataFrame({"recording": names, "split": ["train", "train", "validation", "test"]})
+    settings = {"min_annotations": 1, "sampling_rate": RATE, "clip_s": 3.0, "channel": "1"}
+    told = r"no clip of the test split can be read: 1 of its 1 recordings have no channel 1; give another --channel"
+    with pytest.raises(UserError, match=told):
+        load_clips(archive, splits=splits, cache_dir=tmp_path / "cache", **settings)
+
+
 def test_embeddings_of_a_frozen_backbone_have_their_own_cache_for_each_channel(archive, model, tmp_path):
     classifier, extractor = load_classifier(find_model(str(model)))
     settings = {"min_annotations": 1, "sampling_rate": MODEL_RATE, "clip_s": 1.0, "one_split": "train"}

@@ -251,6 +251,22 @@ def test_of_a_cross_validation_that_fails_before_training_nothing_is_left(small_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("last", ["run_settings.json", "folds.csv", "cross_validation.json.part"])
+def test_a_cross_validation_that_was_killed_at_its_start_starts_again(small_archive, validated, tmp_path, last):
+    words = flags(small_archive, tmp_path / "run", validated.parent / "cache", folds=3, **SETTINGS)
+    names = ["run_settings.json", "folds.csv", "cross_validation.json.part"]
+    (tmp_path / "run").mkdir()
+    for name in names[: names.index(last) + 1]:
+        (tmp_path / "run" / name).write_text("")
+    with CrossValidation(settings_of(words)) as planned:
+        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "folds.csv"), planned.table)
+        assert read(tmp_path / "run" / "cross_validation.json")["folds"] == 3
+    (tmp_path / "run" / "cross_validation.json").unlink()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
+        CrossValidation(settings_of(words))
+
+
 def test_a_table_of_folds_decides(small_archive, validated, tmp_path):
     recordings = sorted(pd.read_csv(validated / "folds.csv")["recording"])
     table = pd.DataFrame({"recording": recordings, "fold": [number % 4 for number in range(len(recordings))]})

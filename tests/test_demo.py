@@ -34,7 +34,7 @@ from kenya_birds.inference.pipeline import SoundscapePipeline
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import species_styles
 from kenya_birds.serving import markup
-from kenya_birds.serving.analysis import Analyser, Stopped, clock, seconds_of
+from kenya_birds.serving.analysis import Analyser, Stopped, clock, detect_command, seconds_of
 from kenya_birds.serving.guard import READ
 from kenya_birds.serving.page import Page
 from kenya_birds.serving.sessions import IDLE_S, UPLOAD_GRACE_S, Sessions
@@ -669,6 +669,24 @@ def test_nothing_is_left_when_the_server_ends(analyser, recording):
 
 
 # The command
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("a-1.wav", "a-1.wav"),
+        ("site 1.wav", '"site 1.wav"'),
+        ("it's (2).wav", '"it\'s (2).wav"'),
+        (r"C:\my birds\june", r'"C:\my birds\june"'),
+        ("a $b.wav", "'a $b.wav'"),
+        ('a "b".wav', "'a \"b\".wav'"),
+        (r"\\server\birds", r"'\\server\birds'"),
+    ],
+)
+def test_names_in_the_command_have_quotation_marks_of_all_shells_where_possible(word, shown):
+    command = detect_command(word, word, 0.0, FindingSettings())
+    assert command == f"kenya-birds detect {shown} {shown} --output found"
+    assert shlex.split(command)[2] == word
 
 
 def failed(capsys, *words):

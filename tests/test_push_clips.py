@@ -157,7 +157,7 @@ def test_the_card_tells_what_it_is_given(clips, tmp_path):
     card = publishing.save_clips(
         few,
         tmp_path / "out",
-        title="Clips: a test",
+        title="Clips:\na test",
         source=KENYAN_SOURCE,
         license="cc0-1.0",
         settings={"clip_s": 3.0, "context_s": 0.5},
@@ -166,6 +166,7 @@ def test_the_card_tells_what_it_is_given(clips, tmp_path):
     text = card.read_text()
     header = yaml.safe_load(text.split("---\n")[1])
     assert (header["license"], header["pretty_name"]) == ("cc0-1.0", "Clips: a test")
+    assert "\n# Clips: a test\n" in text
     assert f"## Source and citation\n\n{KENYAN_SOURCE}\n" in text
     assert ["context_s", "0.5"] in table_of(text, "Clips")
     assert table_of(text, "Classes")[2][:3] == ["1", code, "Synthetic Buzzer (*Avis stridens*)"]

@@ -1,18 +1,22 @@
 """Runs that are stopped, moved, copied or resumed otherwise: the same model as without a stop, or a refusal."""
 
+import contextlib
+import errno
 import json
 import shutil
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from running import flags, settings_of, train
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 import train_hf
-from kenya_birds.errors import UserError
+from kenya_birds.errors import UserError, WriteError
 from kenya_birds.files import LOCK_FILE
 from kenya_birds.saved_models import NOVELTY_FILE
 from kenya_birds.training.run_folder import (
@@ -29,6 +33,7 @@ from kenya_birds.training.run_folder import (
     find_start,
     forget_start,
     writing_results,
+    writing_run,
 )
 from kenya_birds.training.training_run import Run
 
@@ -443,6 +448,78 @@ def test_every_result_of_training_is_known(finished):
     names = {path.name for path in finished.iterdir() if path.is_file()}
     assert names == {*RESULTS, *RECORDS, LOCK_FILE, DIGESTS_FILE}
     assert read(finished / DIGESTS_FILE).keys() == RESULTS
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Writing more than this into a file fails, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("until", "step"),
+    [pytest.param("checkpoint-24", "fit", id="checkpoint"), pytest.param(LAST, "save_model", id="model")],
+)
+def test_a_disk_that_is_full_ends_training_with_one_line_and_it_can_be_resumed(
+    finished, small_archive, cache, tmp_path, monkeypatch, until, step
+):
+    step_of_run = getattr(Run, step)
+
+    def on_a_full_disk(*arguments):
+        with largest_file(100_000):
+            return step_of_run(*arguments)
+
+    monkeypatch.setattr(Run, step, on_a_full_disk)
+    folder = copy(finished, tmp_path / "birds", until=until, ended=False)
+    told = rf"{folder} cannot be written to \(.*File too large.*\): .*; resume with the same command and --resume_from"
+    with pytest.raises(UserError, match=told):
+        resume(small_archive, folder, cache)
+    monkeypatch.undo()
+    assert_same_model(resume(small_archive, folder, cache), finished)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: save_file({"a": torch.zeros(50_000)}, folder / "a.safetensors"),
+        lambda folder: torch.save(torch.zeros(50_000), folder / "a.pt"),
+        lambda folder: torch.save(torch.zeros(1), folder / "none" / "a.pt"),
+        lambda folder: np.save(folder / "a.npy", np.zeros(50_000)),
+        lambda folder: (folder / "none" / "a.txt").write_text(""),
+    ],
+    ids=["safetensors", "torch", "torch without a folder", "numpy", "no folder"],
+)
+def test_every_way_of_writing_tells_that_the_folder_cannot_be_written_to(tmp_path, write):
+    with (
+        pytest.raises(WriteError, match=f"{tmp_path} cannot be written to"),
+        largest_file(1000),
+        writing_run(tmp_path),
+    ):
+        write(tmp_path)
+
+
+def test_errors_of_other_files_pass(tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
+    with pytest.raises(FileNotFoundError), writing_run(tmp_path / "run"):
+        (tmp_path / "recording.wav").read_bytes()
+    with pytest.raises(SafetensorError), writing_run(tmp_path):
+        load_file(tmp_path / "bad.safetensors")
+    with pytest.raises(RuntimeError, match="CUDA"), writing_run(tmp_path):
+        raise RuntimeError("CUDA out of memory")
+
+
+def test_a_checkpoint_whose_state_was_cut_is_not_complete(tmp_path):
+    whole, cut = checkpoint_in(tmp_path, 9), checkpoint_in(tmp_path, 10)
+    (cut / "trainer_state.json").write_text('{"global_st')
+    with pytest.raises(WriteError), writing_run(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert find_start(tmp_path, "true") == whole
 
 
 def test_the_command_ends_with_one_line(finished, small_archive, cache, capsys):

@@ -1,5 +1,7 @@
 """`kenya-birds verify page`: answers are on disk before the next detection is shown, and only the page gives them."""
 
+import contextlib
+import http.client
 import io
 import json
 import shutil
@@ -279,7 +281,7 @@ def test_what_is_no_route_or_no_answer_is_refused(visitor, check):
     name = visitor.get("/start").json()["question"]["id"]
     for path in (
         *("/verify.csv", "/clip/..%2fverify.csv", "/clip/../verify.csv", "/clip//etc/passwd", "/question/none"),
-        *("/picture/none", "/reference/abcde1/sound", "/../verify_server.py", "/verify_server.py", "/start?x"),
+        *("/picture/none", "/reference/abcde1/sound", "/../verify_server.py", "/verify_server.py", "/start/?x"),
     ):
         assert visitor.get(path).status_code == 404, path
     headers = {"Origin": str(visitor.base_url).rstrip("/")}
@@ -290,10 +292,30 @@ def test_what_is_no_route_or_no_answer_is_refused(visitor, check):
         assert visitor.post("/answer", content=content, headers=kind).status_code == 400, content[:20]
     large = {**given(name), "more": "x" * 2**16}
     assert visitor.post("/answer", json=large, headers=headers).status_code == 413
-    reply = visitor.post("/answer", json=given(name, "maybe"), headers=headers)
-    assert (reply.status_code, "the answer is 'maybe'" in reply.json()["message"]) == (500, True)
+    for change, told in (
+        ({"answer": "maybe"}, "the answer is 'maybe'"),
+        ({"answer": "other", "other_species": "dodo"}, "'dodo' is no species of species.csv"),
+        ({"note": "x" * 2001}, "the text has 2001 characters"),
+    ):
+        wrong = given(name)
+        reply = visitor.post("/answer", json={**wrong, "answer": {**wrong["answer"], **change}}, headers=headers)
+        assert (reply.status_code, told in reply.json()["message"]) == (400, True), change
+    assert visitor.get("/start", headers={"Host": "[::1"}).status_code == 400
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", visitor.base_url.port)) as plain:
+        plain.request("POST", "/answer", headers={**kind, "Content-Length": "9" * 5000})
+        assert plain.getresponse().status == 413
     assert (check / "verify.csv").read_bytes() == before
     assert visitor.put("/answer").status_code == 501
+
+
+def test_a_question_mark_in_an_address_changes_nothing(visitor):
+    assert visitor.get("/?x=1", headers={"Sec-Fetch-Site": "cross-site"}).content == visitor.get("/").content
+    assert visitor.get("/start?x=1").json() == visitor.get("/start").json()
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_of_the_server(visitor, check):
+    (check / "sample.parquet").write_bytes(b"")
+    assert visitor.get("/start").status_code == 500
 
 
 def test_mistakes_end_with_one_line(check, tmp_path, capsys):

@@ -388,6 +388,21 @@ def test_labels_are_read_from_the_files_of_birdnet_and_perch(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "first"), [("utf-8-sig", ""), ("utf-16", "sep=;\r\n"), ("utf-16-le", ""), ("cp1252", "sep=;\r\n")]
+)
+def test_labels_are_read_as_spreadsheets_save_them(tmp_path, encoding, first):
+    table = f'{first}idx;sci_name;com_name\r\n0;Corvus albus;"Corbeau ""pie"""\r\n\r\n1;Apus apus;Mauersegler \xfc\r\n'
+    (tmp_path / "labels.csv").write_bytes(table.encode(encoding))
+    (tmp_path / "labels.txt").write_bytes("Apus apus_Mauersegler \xfc\r\n".encode(encoding))
+    swift = NetworkLabel("Apus apus", "Apus apus", "Mauersegler \xfc")
+    assert read_labels(tmp_path / "labels.csv") == [
+        NetworkLabel("Corvus albus", "Corvus albus", 'Corbeau "pie"'),
+        swift,
+    ]
+    assert read_labels(tmp_path / "labels.txt") == [swift]
+
+
 def test_an_archives_species_are_found_by_scientific_name_and_others_are_counted(tmp_path, caplog):
     table = tmp_path / "species.csv"
     table.write_text(

@@ -362,14 +362,20 @@ class KenyaBirds(BuilderHooks, datasets.ArrowBasedBuilder):
         return self.clips.groupby("recording").indices
 
 
-def _check_channels(archive: Archive, channel: str | None) -> None:
-    """Logs how many recordings lack a channel; raises `UserError` if all do."""
-    missing: list[str] = []
+def lacking_channel(archive: Archive, channel: str | None) -> dict[str, str]:
+    """The recordings that lack a channel, with a message about each; see `check_channel`."""
+    found: dict[str, str] = {}
     for name, header in archive.headers.items():
         try:
             check_channel(archive.recording_path(name), header, channel)
         except UserError as error:
-            missing.append(str(error))
+            found[name] = str(error)
+    return found
+
+
+def _check_channels(archive: Archive, channel: str | None) -> None:
+    """Logs how many recordings lack a channel; raises `UserError` if all do."""
+    missing = list(lacking_channel(archive, channel).values())
     if missing and len(missing) == len(archive.headers):
         raise UserError(f"no recording has the channel: {missing[0]}")
     if missing:

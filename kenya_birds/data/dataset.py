@@ -9,10 +9,10 @@ from typing import Any, overload
 import datasets
 import pandas as pd
 
-from kenya_birds.data.builders import NO_CALL, KenyaBirds, NoCallConfig, NoCallWindows
+from kenya_birds.data.builders import NO_CALL, KenyaBirds, NoCallConfig, NoCallWindows, lacking_channel
 from kenya_birds.data.joined_archive import divide_each
 from kenya_birds.data.silent_recordings import with_others
-from kenya_birds.data.splits import SPLITS, check_splits, stratified_folds
+from kenya_birds.data.splits import SPLITS, check_splits, recordings_in, stratified_folds
 from kenya_birds.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -115,9 +115,7 @@ def build_clips(builder: KenyaBirds, num_proc: int | None = None) -> datasets.Da
         builder.download_and_prepare(num_proc=num_proc)
     for split, info in builder.info.splits.items():
         if not info.num_examples:
-            raise UserError(
-                f"no clip of the {split} split can be read: download its recordings again, or make other splits"
-            )
+            raise no_clips(builder, str(split), builder.splits)
     clips = builder.as_dataset()
     missed = missed_clips(builder, clips)
     if len(missed):
@@ -128,6 +126,24 @@ def build_clips(builder: KenyaBirds, num_proc: int | None = None) -> datasets.Da
             ", ".join(f"{n} of {name}" for name, n in missed["recording"].value_counts(sort=False).items()),
         )
     return clips
+
+
+def no_clips(builder: KenyaBirds, split: str, splits: pd.DataFrame) -> UserError:
+    """The error that no clip of a split can be read, with the reason and what to do.
+
+    Args:
+        builder: Result of `clips_builder`.
+        split: The split.
+        splits: `recording` and `split`.
+    """
+    channel, recordings = builder.config.channel, set(recordings_in(splits, split))
+    lacking = len(recordings & lacking_channel(builder.archive, channel).keys())
+    if lacking:
+        return UserError(
+            f"no clip of the {split} split can be read: {lacking} of its {len(recordings)} recordings have no channel "
+            f"{channel}; give another --channel, or splits with recordings that have it"
+        )
+    return UserError(f"no clip of the {split} split can be read: download its recordings again, or make other splits")
 
 
 def missed_clips(builder: KenyaBirds, clips: datasets.DatasetDict) -> pd.DataFrame:

@@ -23,10 +23,21 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.experiments.novelty_fit import refit_reference, save_reference
 from kenya_birds.experiments.results import Fold, Scored, train_and_evaluate, write_out_of_fold
-from kenya_birds.files import check_not_locked, is_new_or_empty, locked, read_json, whole_file, write_json, write_table
+from kenya_birds.files import (
+    LOCK_FILE,
+    PARTIAL_SUFFIX,
+    check_not_locked,
+    is_new_or_empty,
+    locked,
+    read_json,
+    whole_file,
+    write_json,
+    write_table,
+)
 from kenya_birds.training.arguments import DEFAULT_FOLDS
 from kenya_birds.training.run_folder import (
     RECORDINGS_FILE,
+    SETTINGS_FILE,
     SPLITS_FILE,
     SUMMARY_FILE,
     RunRecord,
@@ -36,6 +47,7 @@ from kenya_birds.training.run_folder import (
     forget_start,
     last_whole_checkpoint,
     writing_results,
+    writing_run,
 )
 from kenya_birds.training.settings import Settings, differences
 from kenya_birds.training.training_arguments import training_team
@@ -194,12 +206,20 @@ class CrossValidation:
             )
         if resume and not (output_dir / RESULTS_FILE).is_file():
             raise UserError(f"no cross-validation to resume in {output_dir}: leave --resume_from_checkpoint out")
-        if not resume and not is_new_or_empty(output_dir):
+        if not resume and not (is_new_or_empty(output_dir) or self._is_only_begun()):
             raise UserError(
                 f"--output_dir {output_dir} exists and is not an empty folder: choose another, or resume the "
                 "cross-validation in it with --resume_from_checkpoint true"
             )
         check_results(output_dir)
+
+    def _is_only_begun(self) -> bool:
+        """Whether the output folder only has the files of a cross-validation that was killed before `RESULTS_FILE`."""
+        written = {SETTINGS_FILE, FOLDS_FILE}
+        unfinished = {name + PARTIAL_SUFFIX for name in (*written, RESULTS_FILE)}
+        return (self.output_dir / SETTINGS_FILE).is_file() and all(
+            path.name in {*written, *unfinished, LOCK_FILE} for path in self.output_dir.iterdir()
+        )
 
     def _check_unchanged(self) -> None:
         """Raises `UserError` if a cross-validation that is resumed was started with other folds or data."""
@@ -265,7 +285,8 @@ class CrossValidation:
             "median_best_epoch": float(np.median([run["best_epoch"] for run in runs])),
             "calibration": dataclasses.asdict(calibration.calibration),
         }
-        write_json(results, self.output_dir / RESULTS_FILE, allow_nan=False)
+        with writing_run(self.output_dir):
+            write_json(results, self.output_dir / RESULTS_FILE, allow_nan=False)
 
 
 def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int | None, seed: int) -> pd.DataFrame:
@@ -305,7 +326,7 @@ def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int |
 
 
 def _write_logits(scored: Scored, path: Path) -> None:
-    with whole_file(path) as partial, partial.open("wb") as file:
+    with writing_run(path.parent), whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **vars(scored))
 
 

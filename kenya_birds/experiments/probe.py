@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.data.builders import KenyaBirds
-from kenya_birds.data.dataset import build_clips, clips_builder
+from kenya_birds.data.dataset import build_clips, clips_builder, no_clips
 from kenya_birds.data.splits import SPLITS, has_folds, read_folds, read_splits, recordings_in, splits_of_fold
 from kenya_birds.data.weak_recordings import with_only_train
 from kenya_birds.defaults import CLIPS_PER_BATCH
@@ -318,9 +318,7 @@ class _Work:
         of = {split: self.rows_of(splits, split) for split in SPLITS}
         for split, found in of.items():
             if not len(found):
-                raise UserError(
-                    f"no clip of the {split} split can be read: download its recordings again, or make another split"
-                )
+                raise no_clips(self.builder, split, splits)
         known = {split: (self.embeddings[found], self.references[found]) for split, found in of.items()}
         head = fit_head(
             settings.method,

@@ -1,12 +1,12 @@
 """Labels of published networks: species in the order of the network's scores, from BirdNET's and Perch's files."""
 
-import csv
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from kenya_birds.data.csv_table import parse_any_table, read_text
 from kenya_birds.errors import UserError
 from kenya_birds.inference.species import read_species, species_names
 
@@ -41,7 +41,8 @@ def read_labels(path: str | Path) -> list[NetworkLabel]:
     header, and columns for code, scientific and common name, or a single column with the labels as for Perch.
 
     Args:
-        path: The file, in UTF-8. It is a CSV file if its name ends in `.csv`; commas, semicolons or tabs separate.
+        path: The file (see `read_text` for its encoding). It is a CSV file if its name ends in `.csv` (see
+            `parse_any_table` for its separators).
 
     Returns:
         The labels in the order of the file.
@@ -159,24 +160,16 @@ def _check_order(rows: Sequence[Mapping[str, str]], path: Path) -> None:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    lines = _text(path).splitlines()
-    if not lines:
-        raise UserError(f"{path} is empty: expected a header and one row per label")
-    delimiter = max(",;\t", key=lines[0].count)
-    table = csv.reader(lines, delimiter=delimiter)
-    header = [name.strip().casefold().replace("_", " ") for name in next(table)]
-    return [
-        {name: text.strip() for name, text in zip(header, row, strict=False)}
-        for row in table
-        if any(map(str.strip, row))
-    ]
+    table = parse_any_table(_text(path), path)
+    header = [name.casefold().replace("_", " ") for name in table.header]
+    return [dict(zip(header, row, strict=True)) for row in table.rows]
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path)[0]
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as labels in UTF-8: {error}") from None
+        raise UserError(f"{path} cannot be read as labels: {error}") from None
 
 
 def _names(label: NetworkLabel) -> tuple[str, ...]:

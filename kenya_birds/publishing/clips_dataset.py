@@ -140,7 +140,7 @@ class ClipsCard:
     """What the card of a data set says, besides what its clips say.
 
     Attributes:
-        title: The card's title.
+        title: The card's title; line breaks become spaces.
         repo_id: `owner/name`, for the example in the card.
         source: Credit and citation for the recordings and annotations (see `KENYAN_SOURCE`).
         license: Licence, by its identifier on the Hub; None if none has been chosen.
@@ -182,9 +182,10 @@ def render_clips_card(
         sizes: Number of clips and of bytes of each split.
         download_size: Bytes of all files.
     """
+    title = " ".join(card.title.split())
     metadata = DatasetCardData(
         license=card.license,
-        pretty_name=card.title,
+        pretty_name=title,
         task_categories=["audio-classification"],
         tags=["bioacoustics", "birds", "soundscape"],
         configs=[
@@ -208,7 +209,7 @@ def render_clips_card(
         template_str=TEMPLATE,
         **_facts(clips),
         cell=markdown_cell,
-        title=card.title,
+        title=title,
         repo_id=card.repo_id,
         source=card.source,
         settings=card.settings,

@@ -1,6 +1,7 @@
 """Analysis of uploaded recordings; detections with any threshold come from the stored scores."""
 
 import queue
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -271,7 +272,16 @@ def detect_command(model: str, recording: str, overlap_s: float, settings: Findi
     if settings.species is not None:
         words += ["--species", SPECIES_LIST]
         comment = f"# {SPECIES_LIST}, one code per line: {' '.join(settings.species)}\n"
-    return comment + shlex.join(words)
+    return comment + " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    """A word of a command line, in double quotes if these work in every shell, else as in POSIX shells."""
+    if shlex.quote(word) == word:
+        return word
+    # Single backslashes are those of paths on Windows.
+    is_same = word.isprintable() and not re.search(r'["$`!%]|\\\\|\\$', word)
+    return f'"{word}"' if word and is_same else shlex.quote(word)
 
 
 def time_rows(

@@ -28,7 +28,13 @@ from kenya_birds.errors import UserError
 from kenya_birds.process import wait_for_end
 from kenya_birds.serving.reference_calls import ReferenceCalls
 from kenya_birds.values import Port, checked
-from kenya_birds.verification.answering import Answering, ChangedAnswerError, Question, UnknownDetectionError
+from kenya_birds.verification.answering import (
+    Answering,
+    ChangedAnswerError,
+    InvalidAnswerError,
+    Question,
+    UnknownDetectionError,
+)
 from kenya_birds.verification.check_folder import Answer
 from kenya_birds.verification.clips import AXES
 
@@ -120,6 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
             kind, body = handle()
         except _RefusedError as refused:
             status, message = refused.status, str(refused)
+        except InvalidAnswerError as error:
+            status, message = 400, str(error)
         except UnknownDetectionError as error:
             status, message = 404, str(error)
         except ChangedAnswerError as error:
@@ -140,19 +148,26 @@ class _Handler(BaseHTTPRequestHandler):
     def _check_origin(self) -> None:
         """Refuses requests that a page of another site sends, also under a name of its own for this address."""
         host = self.headers.get("Host", "")
-        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            raise _RefusedError(400, "The name of the host is not valid.") from None
         if name not in ("localhost", self.server.host.lower()) and not _is_address(name):
             raise _RefusedError(403, "This page is opened by its address in numbers, or as localhost.")
         origin = self.headers.get("Origin")
         if (self.command == "POST" and origin != f"http://{host}") or origin not in (None, f"http://{host}"):
             raise _RefusedError(403, "Requests of other pages are refused.")
-        if self.path != "/" and self.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        if self.path.partition("?")[0] != "/" and self.headers.get("Sec-Fetch-Site", "same-origin") not in (
+            "same-origin",
+            "none",
+        ):
             raise _RefusedError(403, "Requests of other pages are refused.")
 
     def _get(self) -> tuple[str, bytes]:
-        match self.path.split("/"):
-            case _ if self.path in FILES:
-                return _as_file(Path(__file__).parent / FILES[self.path])
+        path = self.path.partition("?")[0]  # mail and chat programs add to an address
+        match path.split("/"):
+            case _ if path in FILES:
+                return _as_file(Path(__file__).parent / FILES[path])
             case ["", "start"]:
                 return _as_json(self._start())
             case ["", "last"]:
@@ -193,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if self.headers.get_content_type() != "application/json" or not length.isascii() or not length.isdigit():
             raise _RefusedError(400, "The request is not JSON with a length.")
-        if int(length) > MAX_BODY_BYTES:
+        if len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES:
             raise _RefusedError(413, "The request is too large.")
         try:
             content = json.loads(self.rfile.read(int(length)))

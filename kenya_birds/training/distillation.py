@@ -29,7 +29,7 @@ from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import ClipDraw, ClipSampler
 from kenya_birds.training.logged_trainer import LoggedTrainer
 from kenya_birds.training.recording_windows import SoundWindows
-from kenya_birds.training.run_folder import last_whole_checkpoint
+from kenya_birds.training.run_folder import last_whole_checkpoint, writing_run
 from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -245,7 +245,7 @@ class Stage:
 
         def write() -> None:
             state = {name: value.cpu().contiguous() for name, value in student.model.backbone.state_dict().items()}
-            with whole_file(self.folder / BACKBONE_FILE) as partial:
+            with writing_run(self.folder), whole_file(self.folder / BACKBONE_FILE) as partial:
                 save_file(state, partial)
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
             write_json({"losses": losses, "train_runtime_s": round(trainer.trained_s, 1)}, self.folder / ABOUT_FILE)

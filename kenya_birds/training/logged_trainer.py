@@ -1,12 +1,15 @@
 """What all trainers of this package share: one log line per epoch, the clips of a step, and the time of training."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer_utils import TrainOutput
 
 from kenya_birds.private_interfaces import TrainerHooks
 from kenya_birds.training.callbacks import EpochLog, StepLosses, TrainingClock
+from kenya_birds.training.run_folder import writing_run
 
 
 class LoggedTrainer(TrainerHooks, Trainer):
@@ -38,6 +41,15 @@ class LoggedTrainer(TrainerHooks, Trainer):
         """Seconds of training so far, including those before the run was resumed."""
         # A resumed run has another callback object than the one that was added to it.
         return next(one.total_s for one in self.callback_handler.callbacks if isinstance(one, TrainingClock))
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains (see `Trainer.train`).
+
+        Raises:
+            WriteError: If a checkpoint cannot be saved.
+        """
+        with writing_run(Path(self.args.output_dir)):
+            return super().train(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward pass of a batch; its loss is kept for the epoch's line."""

@@ -1,13 +1,16 @@
 """The output folder of training: the record of its run, its checkpoints, and the files that may be replaced."""
 
+import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from kenya_birds.errors import UserError
+from safetensors import SafetensorError
+
+from kenya_birds.errors import UserError, WriteError
 from kenya_birds.files import LOCK_FILE, file_sha256, is_new_or_empty, read_json, write_json
 
 SETTINGS_FILE = "run_settings.json"
@@ -198,17 +201,55 @@ def copy_record(source: Path, target: Path) -> None:
 
 
 @contextmanager
+def writing_run(folder: Path) -> Iterator[None]:
+    """Context that saves checkpoints or results in a folder.
+
+    Raises:
+        WriteError: If the folder cannot be written to. Its last checkpoint is then complete, or none.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _is_of_writing(error, folder):
+            raise
+        # The state is short, but may have been cut as well: the checkpoint would pass for a complete one.
+        for checkpoint in checkpoints(folder):
+            try:
+                json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                with suppress(OSError):
+                    (checkpoint / STATE_FILE).unlink()
+        is_cut = "unexpected pos" in str(error)  # torch.save does not say why
+        reason = "the disk may be full" if is_cut else getattr(error, "strerror", None) or error
+        raise WriteError(
+            f"{folder} cannot be written to ({reason}): free disk space there, or make it writable"
+        ) from None
+
+
+def _is_of_writing(error: Exception, folder: Path) -> bool:
+    """Whether an exception says that a file in the folder cannot be written; those of written data have no name."""
+    if isinstance(error, OSError):
+        return not error.filename or Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
+    if isinstance(error, SafetensorError):
+        return "Error while serializing" in str(error)
+    # Of torch.save, which has no exception of its own.
+    return any(words in str(error) for words in ("unexpected pos", "PytorchStreamWriter", "Parent directory"))
+
+
+@contextmanager
 def writing_results(folder: Path) -> Iterator[None]:
     """Context that writes `RESULT_FILES` into a folder; it records their digests to recognise them later.
 
     Raises:
         UserError: See `check_results`.
+        WriteError: If the folder cannot be written to.
     """
     check_results(folder)
-    write_json({}, folder / DIGESTS_FILE)
-    yield
-    digests = {name: file_sha256(folder / name) for name in RESULT_FILES if (folder / name).is_file()}
-    write_json(digests, folder / DIGESTS_FILE)
+    with writing_run(folder):
+        write_json({}, folder / DIGESTS_FILE)
+        yield
+        digests = {name: file_sha256(folder / name) for name in RESULT_FILES if (folder / name).is_file()}
+        write_json(digests, folder / DIGESTS_FILE)
 
 
 def check_results(folder: Path) -> None:

@@ -19,7 +19,7 @@ from kenya_birds.data.decoded_recordings import decode_recordings
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
 from kenya_birds.files import read_json, whole_file, write_json
 from kenya_birds.training.pseudo_labels import PseudoLabels, count_sure
-from kenya_birds.training.run_folder import last_whole_checkpoint
+from kenya_birds.training.run_folder import last_whole_checkpoint, writing_run
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
     def write() -> None:
         if result["is_kept"]:
             state = {name: value.cpu().contiguous() for name, value in student.model.state_dict().items()}
-            with whole_file(folder / WEIGHTS) as partial:
+            with writing_run(folder), whole_file(folder / WEIGHTS) as partial:
                 save_file(state, partial)
         write_json(result, folder / ROUND_FILE)
         for left in folder.glob("checkpoint-*"):

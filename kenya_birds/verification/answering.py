@@ -32,6 +32,10 @@ class UnknownDetectionError(UserError):
     """There is no detection with this id in the sample, or it has no such file."""
 
 
+class InvalidAnswerError(UserError):
+    """The answer is none that can be written."""
+
+
 class ChangedAnswerError(UserError):
     """Somebody else has answered this detection meanwhile."""
 
@@ -172,10 +176,11 @@ class Answering:
         Raises:
             UnknownDetectionError: If there is no such detection.
             ChangedAnswerError: If the answer on disk is another one than `seen`. Nothing is written.
-            UserError: If the answer is not valid, or the folder cannot be read or written. Nothing is written.
+            InvalidAnswerError: If the answer is not valid. Nothing is written.
+            UserError: If the folder cannot be read or written. Nothing is written.
         """
         if new.answer not in ("", *ANSWERS):
-            raise UserError(f"the answer is '{new.answer}': expected {', '.join(ANSWERS)}")
+            raise InvalidAnswerError(f"the answer is '{new.answer}': expected {', '.join(ANSWERS)}")
         with self._lock, locked(self.folder, wait_s=WAIT_S):
             content = self._read()
             place = _place(content, name)
@@ -227,7 +232,9 @@ class Answering:
 def _completed(new: Answer, old: Answer, species: Mapping[str, SpeciesNames], now: datetime) -> Answer:
     """The answer as it is written, with the time."""
     if new.other_species and (new.answer != OTHER or new.other_species not in species):
-        raise UserError(f"'{new.other_species}' is no species of species.csv: add it there, or choose another one")
+        raise InvalidAnswerError(
+            f"'{new.other_species}' is no species of species.csv: add it there, or choose another one"
+        )
     note, by = _line(new.note, MAX_NOTE), _line(new.verified_by, MAX_NAME)
     if not new.answer:
         return replace(old, note=note)
@@ -240,7 +247,7 @@ def _line(text: str, most: int) -> str:
     """The text as one line of printable characters."""
     words = " ".join(text.split())
     if len(words) > most:
-        raise UserError(f"the text has {len(words)} characters: expected at most {most}")
+        raise InvalidAnswerError(f"the text has {len(words)} characters: expected at most {most}")
     return "".join(letter for letter in words if letter.isprintable())
 
 
