@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import sys
 import time
 from dataclasses import replace
 
@@ -16,7 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 from detecting import CLIP_S, CODES, FORMATS, RATE, chirps, run_in_folder, save_model, tables, write_recordings
-from running import ROOT, free_port, run, start, wait_until
+from fresh_python import run_fresh
+from running import ROOT, free_port, start, wait_until
 
 from kenya_birds.cli import main
 from kenya_birds.console import one_line_errors
@@ -203,8 +203,9 @@ def test_several_processes_give_the_same_bytes_and_leave_their_group(model, reco
     (tmp_path / "script.py").write_text(IN_A_GROUP)
     words = [str(model), str(recordings), "--output", str(tmp_path / "output"), "--overlap_s", "0.5"]
     words += ["--batch_size", "4", "--device", "cpu", "--formats", ",".join(FORMATS)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = run(*launcher, str(tmp_path / "script.py"), "detect", *words, PYTHONPATH=str(ROOT))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = run_fresh(*launcher, tmp_path / "script.py", "detect", *words, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "output" / "run.json").read_text())["this_run"]["processes"] == 2
     assert tables(tmp_path / "output") == reference

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 # Unchanged clips: with so few steps, the loss would fall too slowly to see.
 UNCHANGED = {f"{change}_probability": 0 for change in ("shift", "pitch", "speed", "gain", "noise", "mask")}
-JOURNEY = {"noise_reduction": "stationary", "num_train_epochs": 4, **UNCHANGED}
+JOURNEY = {"noise_reduction": "stationary", "num_train_epochs": 3, **UNCHANGED}
 STRANGER = "import sys; sys.modules['kenya_birds'] = None\n"
 
 
