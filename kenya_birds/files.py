@@ -141,6 +141,21 @@ def check_suffix(path: str | Path, suffixes: tuple[str, ...], what: str) -> None
 LOCK_FILE = ".lock"
 # Of files that are being written.
 PARTIAL_SUFFIX = ".part"
+# Of a disk that is full, fails, or can only be read; Windows has not all of these names.
+WRITE_ERRORS = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS")} - {None}
+
+
+def is_write_error(error: OSError, folder: Path) -> bool:
+    """Returns whether an error says that a file in a folder cannot be written.
+
+    Args:
+        error: The error.
+        folder: The folder.
+    """
+    if error.filename:
+        return Path(str(error.filename)).resolve().is_relative_to(folder.resolve())
+    # Errors of writing to an open file name no file, and numpy gives no number. Connections have such errors too.
+    return error.errno in WRITE_ERRORS or "written" in str(error)
 
 
 @contextmanager

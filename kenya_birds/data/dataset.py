@@ -14,6 +14,7 @@ from kenya_birds.data.joined_archive import divide_each
 from kenya_birds.data.silent_recordings import with_others
 from kenya_birds.data.splits import SPLITS, check_splits, recordings_in, stratified_folds
 from kenya_birds.errors import UserError
+from kenya_birds.files import is_write_error
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +54,14 @@ def clips_builder(
 @contextmanager
 def _writing_cache(folder: str | Path | None) -> Iterator[None]:
     """Turns the error of a cache that cannot be written, such as a full disk, into `UserError`."""
-    cache = Path(folder or datasets.config.HF_DATASETS_CACHE).expanduser().resolve()
+    cache = Path(folder or datasets.config.HF_DATASETS_CACHE).expanduser()
     try:
         yield
     except (OSError, datasets.exceptions.DatasetGenerationError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__
-        # Errors of writing to an open file have no name; others may be of the archive.
-        if cause is None or (cause.filename and not Path(str(cause.filename)).resolve().is_relative_to(cache)):
+        if cause is None or not is_write_error(cause, cache):  # it may be of the archive
             raise
         raise UserError(
             f"the cache {cache} cannot be written: {cause}; free disk space there, or give another --cache_dir"

@@ -240,7 +240,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
 
 
 def after_stop(output_dir: str | Path) -> str:
-    """What to do after training was stopped, by Ctrl+C or a full disk.
+    """What to do after training was stopped by Ctrl+C or a full disk.
 
     Args:
         output_dir: The run's output folder.

@@ -1,6 +1,5 @@
 """The output folder of training: the record of its run, its checkpoints, and the files that may be replaced."""
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,10 +11,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from kenya_birds.errors import UserError, WriteError
-from kenya_birds.files import LOCK_FILE, file_sha256, is_new_or_empty, read_json, write_json
+from kenya_birds.files import LOCK_FILE, file_sha256, is_new_or_empty, is_write_error, read_json, write_json
 
-# Of a disk that is full, fails, or can only be read; Windows has not all of these names.
-WRITE_ERRORS = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS")} - {None}
 SETTINGS_FILE = "run_settings.json"
 SPLITS_FILE = "splits.csv"
 # The recordings of the run, and of the models that it was started from.
@@ -230,12 +227,9 @@ def writing_run(folder: Path) -> Iterator[None]:
 
 
 def _is_of_writing(error: Exception, folder: Path) -> bool:
-    """Whether an exception says that a file in the folder cannot be written; those of written data have no name."""
-    if isinstance(error, OSError) and not error.filename:
-        # numpy states no number. Errors of connections are OSError too.
-        return error.errno in WRITE_ERRORS or "written" in str(error)
+    """Whether an exception says that a file in the folder cannot be written."""
     if isinstance(error, OSError):
-        return Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
+        return is_write_error(error, folder)
     if isinstance(error, SafetensorError):
         return "Error while serializing" in str(error)
     # Of torch.save, which has no exception of its own.
