@@ -201,6 +201,16 @@ def test_other_species_are_wrong_for_this_species_and_may_be_added(check, tmp_pa
     assert [others[name] for name in table.index[:4]] == ["bcdef1", "newbir1", "newbir1", "????"]
 
 
+def test_species_csv_may_lack_a_detected_species(check, verified, tmp_path):
+    table = (check / "species.csv").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in table if "abcde1" not in line]
+    assert len(kept) == len(table) - 1
+    (check / "species.csv").write_text("\n".join(kept), encoding="utf-8")
+    read_checks([check], tmp_path / "verified", pictures=False)
+    name = "verified_species.csv"
+    assert (tmp_path / "verified" / name).read_bytes() == (verified / name).read_bytes()
+
+
 def test_unsure_and_missing_answers_are_left_out_and_counted(check, tmp_path, capsys):
     table = read_table(check)
     table["answer"] = np.where(np.arange(len(table)) % 4 == 0, "unsure", table["answer"])

@@ -222,6 +222,19 @@ def test_a_folder_that_is_not_one_of_detect_is_refused(run, tmp_path, name, cont
     assert not (tmp_path / "check" / "verify.csv").exists()
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_run_without_a_detection_is_refused(run, tmp_path, suffix):
+    found = shutil.copytree(run, tmp_path / "found")
+    table = pd.read_parquet(found / "detections.parquet")
+    (found / "detections.parquet").unlink()
+    header = (found / "detections.csv").read_text(encoding="utf-8").splitlines()[0]
+    (found / "detections.csv").write_text(header + "\n", encoding="utf-8")
+    if suffix == "parquet":
+        table.iloc[:0].to_parquet(found / "detections.parquet")
+    with pytest.raises(UserError, match=f"detections.{suffix} has no detections: run kenya-birds detect with a lower"):
+        draw_sample(found, tmp_path / "check", SMALL)
+
+
 def test_recordings_that_moved_are_asked_for_and_found_by_name_and_length(run, tmp_path, capsys):
     shutil.copytree(run.parent / "recordings", tmp_path / "recordings")
     found = write_run(tmp_path / "other", names=NAMES[:1])

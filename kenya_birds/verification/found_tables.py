@@ -109,7 +109,7 @@ class FoundTable:
             species.add(part["code"])
             if by is not None:
                 groups.add(part["site"] if by == "site" else night(part["local_time"], part["utc_time"]))
-        if not species.parts:
+        if not sum(map(len, scores)):
             raise UserError(f"{self.path} has no detections: run kenya-birds detect with a lower --threshold")
         score = np.concatenate(scores)
         group = groups.column() if by else Column([""], np.zeros(len(score), dtype=np.int32))
