@@ -302,6 +302,14 @@ def test_sites_are_found_by_patterns(tmp_path):
     assert sites.site_of("/disk/x/B_1.flac", "B") is None
     assert sites.place("north") == (-1.29, 36.82)
     assert sites.place("south") == (None, None)
+    # Some sites are those of the names.
+    (tmp_path / "sites.csv").write_text("site,recordings\nnorth,n/*\nB,\n")
+    sites = Sites.read(tmp_path / "sites.csv")
+    assert [sites.site_of(*one) for one in (("n/B_1.flac", "B"), ("s/B_1.flac", "B"), ("s/C_1.flac", "C"))] == [
+        "north",
+        "B",
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
