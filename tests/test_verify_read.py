@@ -162,13 +162,18 @@ def test_excel_may_say_which_separator_it_used(check, tmp_path, verified):
     [
         ("answer", "yes", r"verify\.csv line 4 has the answer 'yes': expected right, wrong, other, unsure or nothing"),
         ("other_species", "zzz", r"verify\.csv line 4 has the other_species 'zzz', which is unknown"),
+        (
+            "other_species",
+            "Bird, common",
+            r"verify\.csv line 4 has the other_species 'abcde1', which is the detected one",
+        ),
         ("other_species", "bcdef1", r"verify\.csv line 4 has an other_species with the answer 'wrong'"),
         ("id", "x", r"verify\.csv line 4 has the id 'x', which is not in the sample"),
     ],
 )
 def test_what_cannot_be_understood_ends_with_one_line(check, tmp_path, capsys, column, value, said):
     table = read_table(check)
-    table.iloc[2, table.columns.get_loc("answer")] = "other" if value == "zzz" else "wrong"
+    table.iloc[2, table.columns.get_loc("answer")] = "wrong" if value == "bcdef1" else "other"
     table.iloc[2, table.columns.get_loc(column)] = value
     write_table(table, check)
     before = (check / "verify.csv").read_bytes()
