@@ -332,7 +332,7 @@ def test_wrong_tables_of_sites_are_one_line(run_folder, tmp_path, text, told, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_answers_about_detections_of_another_model_are_refused(run_folder, tmp_path):
+def test_answers_and_thresholds_are_of_this_model_and_a_species_without_one_is_told(run_folder, tmp_path, caplog):
     verified = tmp_path / "verified"
     verified.mkdir()
     rows = [("n/A_1.flac", 5, 8, "owl", "wrong", ""), ("s/B_1.flac", 5, 8, "owl", "right", "")]
@@ -348,6 +348,9 @@ def test_answers_about_detections_of_another_model_are_refused(run_folder, tmp_p
     (run_folder / "run.json").write_text(json.dumps({"model": "birds", "model_sha256": "a" * 64}))
     histories = survey_histories(run_folder, tmp_path / "out", wanted)
     assert histories.detections.sum() == histories.confirmed.sum() == 1
+    (warning,) = caplog.messages
+    assert warning.startswith("1 of 2 species have no threshold in ")
+    assert "(dove)" in warning
 
 
 def test_other_folders_are_refused(tmp_path, capsys):

@@ -98,6 +98,16 @@ class HistorySettings:
                 f"{self.verified} is of checked detections of another model, {checked.get('model')}, whose scores "
                 f"mean something else: check a sample of {survey.folder}"
             )
+        codes = sorted(detections["code"].unique())
+        if silent := [code for code in codes if thresholds.species.get(code) is None]:
+            logger.warning(
+                "%d of %d species have no threshold in %s: of these, only confirmed detections count (%s%s)",
+                len(silent),
+                len(codes),
+                self.verified,
+                ", ".join(silent[:10]),
+                " ..." if len(silent) > 10 else "",
+            )
         accepted = apply_answers(detections, read_csv(path))
         # A person heard the confirmed ones, whatever their score.
         return pd.concat(
