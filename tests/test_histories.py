@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from kenya_birds.cli import main
 from kenya_birds.data.recording_time import TimeAndPlace
 from kenya_birds.errors import UserError
+from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.inference.run_report import FAILED_COLUMNS
 from kenya_birds.verification.histories import Recorded, make_histories
-from kenya_birds.verification.history_tables import apply_answers
+from kenya_birds.verification.history_tables import HistorySettings, apply_answers, survey_histories
 from kenya_birds.verification.occasions import clock_occasions, twilight_occasions
 from kenya_birds.verification.survey_sites import Sites
 
@@ -202,7 +204,7 @@ def test_twilight_needs_place_and_utc():
     assert histories.skipped == {"a UTC time": 1, "a place": 1, "a known site": 1}
 
 
-def test_answers_confirm_remove_and_rename_detections():
+def test_answers_confirm_remove_and_rename_detections(caplog):
     codes = {0: "owl", 3: "owl", 6: "owl", 9: "dove", 12: "owl", 15: "owl"}
     table = found(*(("r", start_s, code, 0.5) for start_s, code in codes.items()))
     rows = [
@@ -212,8 +214,11 @@ def test_answers_confirm_remove_and_rename_detections():
         (9, "dove", "other", "????"),
     ]
     second = [(12, "owl", "unsure", ""), (15, "owl", "right", ""), (15, "owl", "other", "dove")]  # people disagree
+    others = [("x", 21, "owl", "wrong", ""), ("x", 24, "owl", "unsure", "")]  # of another run
+    # The folder of the recordings may be given in another way.
+    given_answers = [*(("./r", *row) for row in rows), *((os.path.abspath("r"), *row) for row in second), *others]
     answers = pd.DataFrame(
-        [("./r", f"{start:.3f}", f"{start + 3:.3f}", *rest) for start, *rest in [*rows, *second]],
+        [(path, f"{start:.3f}", f"{start + 3:.3f}", *rest) for path, start, *rest in given_answers],
         columns=["recording", "start_s", "end_s", "species", "answer", "other_species"],
     )
     kept = apply_answers(table, answers)
@@ -223,6 +228,9 @@ def test_answers_confirm_remove_and_rename_detections():
         [12, "owl", "Owl", False],
         [15, "owl", "Owl", False],
     ]
+    (warning,) = caplog.messages
+    assert warning.startswith("1 of 6 checked detections are not in this run")
+    assert f"owl at 21 s of {os.path.abspath('x')}" in warning
 
 
 @pytest.fixture
@@ -294,6 +302,14 @@ def test_sites_are_found_by_patterns(tmp_path):
     assert sites.site_of("/disk/x/B_1.flac", "B") is None
     assert sites.place("north") == (-1.29, 36.82)
     assert sites.place("south") == (None, None)
+    # Some sites are those of the names.
+    (tmp_path / "sites.csv").write_text("site,recordings\nnorth,n/*\nB,\n")
+    sites = Sites.read(tmp_path / "sites.csv")
+    assert [sites.site_of(*one) for one in (("n/B_1.flac", "B"), ("s/B_1.flac", "B"), ("s/C_1.flac", "C"))] == [
+        "north",
+        "B",
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -314,6 +330,27 @@ def test_wrong_tables_of_sites_are_one_line(run_folder, tmp_path, text, told, ca
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert told in line
     assert not (tmp_path / "out").exists()
+
+
+def test_answers_and_thresholds_are_of_this_model_and_a_species_without_one_is_told(run_folder, tmp_path, caplog):
+    verified = tmp_path / "verified"
+    verified.mkdir()
+    rows = [("n/A_1.flac", 5, 8, "owl", "wrong", ""), ("s/B_1.flac", 5, 8, "owl", "right", "")]
+    answers = pd.DataFrame(rows, columns=["recording", "start_s", "end_s", "species", "answer", "other_species"])
+    answers.to_csv(verified / "answers.csv", index=False)
+    checked = {"clips": 2, "model": "birds", "model_sha256": "a" * 64}
+    thresholds = Thresholds(0.9, None, {"owl": 0.8}, verification=checked)
+    (verified / "thresholds.json").write_text(json.dumps(thresholds.to_json()))
+    wanted = HistorySettings("night", verified=verified)
+    (run_folder / "run.json").write_text(json.dumps({"model": "others", "model_sha256": "b" * 64}))
+    with pytest.raises(UserError, match="checked detections of another model, birds"):
+        survey_histories(run_folder, tmp_path / "out", wanted)
+    (run_folder / "run.json").write_text(json.dumps({"model": "birds", "model_sha256": "a" * 64}))
+    histories = survey_histories(run_folder, tmp_path / "out", wanted)
+    assert histories.detections.sum() == histories.confirmed.sum() == 1
+    (warning,) = caplog.messages
+    assert warning.startswith("1 of 2 species have no threshold in ")
+    assert "(dove)" in warning
 
 
 def test_other_folders_are_refused(tmp_path, capsys):

@@ -417,6 +417,10 @@ def test_names_that_do_not_tell_the_time_are_an_error_that_says_so(tmp_path, cap
             cli.main(["activity", str(path), "--output", str(tmp_path / "x.png")])
         error = capsys.readouterr().err
         assert "or names such as KEN_001_20211207_153852.flac" in error
+    (tmp_path / "recordings.csv").write_text(f"recording,duration_s,local_time\n{MORNING},9,2021-12-07T06:00:00\n")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["activity", str(path), "--output", str(tmp_path / "x.png")])
+    assert "has no detections: run kenya-birds detect with a lower --threshold" in capsys.readouterr().err
 
 
 def test_the_command_draws_a_day_and_says_what_it_left_out(tmp_path, capsys):

@@ -89,6 +89,11 @@ def test_moved_recordings_are_found_or_asked_for(run_folder, tmp_path):
     page = write_summary(run_folder, tmp_path / "page.html", recordings=tmp_path / "other").read_text(encoding="utf-8")
     assert len(contents(page, "audio/[a-z]+")) == 4
     write_summary(run_folder, tmp_path / "plain.html", clips_of=0)
+    # Recorders of other sites write files of the same name.
+    path = tmp_path / "other" / "north" / "A_20211207_220000.wav"
+    soundfile.write(path, np.zeros(8 * RATE), RATE)
+    with pytest.raises(UserError, match=r"is 8\.000 s long, and .* was 20\.000 s long when it was analysed"):
+        write_summary(run_folder, tmp_path / "wrong.html", recordings=tmp_path / "other")
 
 
 def test_paths_are_shown_from_where_they_differ():

@@ -106,6 +106,8 @@ def test_another_species_is_one_of_the_table(desk, check):
     first = desk.question()
     with pytest.raises(UserError, match=r"'raven1' is no species of species\.csv"):
         desk.record(first.id, Answer("other", "raven1"), NOBODY)
+    with pytest.raises(UserError, match=f"'{first.species}' is the detected species: answer right"):
+        desk.record(first.id, Answer("other", first.species), NOBODY)
     with (check / "species.csv").open("a", encoding="utf-8") as file:
         file.write("Corvus corax,raven1,Raven\n")
     desk.record(first.id, Answer("other", "raven1"), NOBODY)

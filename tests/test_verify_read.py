@@ -162,13 +162,18 @@ def test_excel_may_say_which_separator_it_used(check, tmp_path, verified):
     [
         ("answer", "yes", r"verify\.csv line 4 has the answer 'yes': expected right, wrong, other, unsure or nothing"),
         ("other_species", "zzz", r"verify\.csv line 4 has the other_species 'zzz', which is unknown"),
+        (
+            "other_species",
+            "Bird, common",
+            r"verify\.csv line 4 has the other_species 'abcde1', which is the detected one",
+        ),
         ("other_species", "bcdef1", r"verify\.csv line 4 has an other_species with the answer 'wrong'"),
         ("id", "x", r"verify\.csv line 4 has the id 'x', which is not in the sample"),
     ],
 )
 def test_what_cannot_be_understood_ends_with_one_line(check, tmp_path, capsys, column, value, said):
     table = read_table(check)
-    table.iloc[2, table.columns.get_loc("answer")] = "other" if value == "zzz" else "wrong"
+    table.iloc[2, table.columns.get_loc("answer")] = "wrong" if value == "bcdef1" else "other"
     table.iloc[2, table.columns.get_loc(column)] = value
     write_table(table, check)
     before = (check / "verify.csv").read_bytes()
@@ -199,6 +204,16 @@ def test_other_species_are_wrong_for_this_species_and_may_be_added(check, tmp_pa
     assert [verified.counts["wrong"] for verified in found.all] == [60, 60]
     others = {row["id"]: row["other_species"] for row in rows_of(tmp_path / "verified" / "answers.csv")}
     assert [others[name] for name in table.index[:4]] == ["bcdef1", "newbir1", "newbir1", "????"]
+
+
+def test_species_csv_may_lack_a_detected_species(check, verified, tmp_path):
+    table = (check / "species.csv").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in table if "abcde1" not in line]
+    assert len(kept) == len(table) - 1
+    (check / "species.csv").write_text("\n".join(kept), encoding="utf-8")
+    read_checks([check], tmp_path / "verified", pictures=False)
+    name = "verified_species.csv"
+    assert (tmp_path / "verified" / name).read_bytes() == (verified / name).read_bytes()
 
 
 def test_unsure_and_missing_answers_are_left_out_and_counted(check, tmp_path, capsys):

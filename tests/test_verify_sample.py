@@ -11,8 +11,11 @@ from verifying import LENGTH_S, NAMES, RATE, answer, read_table, truthful, write
 
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
+from kenya_birds.files import file_sha256
+from kenya_birds.inference.run_report import STATE_FOLDER, TABLES_FILE
 from kenya_birds.verification import found_tables, sampling
 from kenya_birds.verification.check_folder import Answer, read_rows, write_answers
+from kenya_birds.verification.found_tables import table_in
 from kenya_birds.verification.reading import read_checks
 from kenya_birds.verification.sampling import SampleSettings, draw_sample
 
@@ -191,6 +194,20 @@ def test_sites_and_nights_are_strata(run, tmp_path, by, groups):
     assert {stratum["group"] for stratum in strata(tmp_path / "check")} == groups
 
 
+def test_an_edited_csv_that_is_not_read_is_told(run, tmp_path, caplog):
+    found = shutil.copytree(run, tmp_path / "found")
+    table = found / "detections.csv"
+    (found / STATE_FOLDER).mkdir()
+    (found / STATE_FOLDER / TABLES_FILE).write_text(json.dumps({table.name: file_sha256(table)}), encoding="utf-8")
+    assert table_in(found).name == "detections.parquet"
+    assert not caplog.messages
+    table.write_text(table.read_text(encoding="utf-8").replace("abcde1", "bcdef1", 1), encoding="utf-8")
+    assert table_in(found).name == "detections.parquet"
+    assert "detections.csv was edited after the run" in caplog.text
+    (found / "detections.parquet").unlink()
+    assert table_in(found) == table
+
+
 def test_recordings_without_a_site_are_a_group_of_their_own(tmp_path):
     found = write_run(tmp_path, names=(NAMES[0], "a"))
     check = tmp_path / "check"
@@ -220,6 +237,19 @@ def test_a_folder_that_is_not_one_of_detect_is_refused(run, tmp_path, name, cont
     with pytest.raises(UserError, match=said):
         draw_sample(found, tmp_path / "check", SMALL)
     assert not (tmp_path / "check" / "verify.csv").exists()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_run_without_a_detection_is_refused(run, tmp_path, suffix):
+    found = shutil.copytree(run, tmp_path / "found")
+    table = pd.read_parquet(found / "detections.parquet")
+    (found / "detections.parquet").unlink()
+    header = (found / "detections.csv").read_text(encoding="utf-8").splitlines()[0]
+    (found / "detections.csv").write_text(header + "\n", encoding="utf-8")
+    if suffix == "parquet":
+        table.iloc[:0].to_parquet(found / "detections.parquet")
+    with pytest.raises(UserError, match=f"detections.{suffix} has no detections: run kenya-birds detect with a lower"):
+        draw_sample(found, tmp_path / "check", SMALL)
 
 
 def test_recordings_that_moved_are_asked_for_and_found_by_name_and_length(run, tmp_path, capsys):

@@ -27,7 +27,7 @@ from kenya_birds.inference.run_report import RUN_FILE
 from kenya_birds.inference.sources import find_sources
 from kenya_birds.plot_style import styled
 from kenya_birds.values import Whole, checked
-from kenya_birds.verification.clips import clip_span
+from kenya_birds.verification.clips import check_length, clip_span
 from kenya_birds.verification.moved_recordings import find_recordings
 from kenya_birds.verification.survey import Survey
 
@@ -113,7 +113,7 @@ def _describe(survey: Survey, clips_of: int, folder: str | Path | None) -> dict[
         "sites": site_rows(survey.detections, recordings),
         "detections": len(survey.detections),
         "species": species.to_dict("records"),
-        "clips": _clips(survey.detections, species[SPECIES].head(clips_of), names, run, folder),
+        "clips": _clips(survey, species[SPECIES].head(clips_of), names, run, folder),
         "activity": _activity(survey),
         "failures": _failures(survey.failures, names),
     }
@@ -181,20 +181,21 @@ def _activity(survey: Survey) -> str | None:
 
 
 def _clips(
-    detections: pd.DataFrame, species: pd.DataFrame, names: Mapping[str, str], run: Mapping[str, Any], folder: Any
+    survey: Survey, species: pd.DataFrame, names: Mapping[str, str], run: Mapping[str, Any], folder: Any
 ) -> list[dict[Hashable, Any]]:
     """Returns the species with clips of their detections with the highest and the lowest score."""
-    order = detections.sort_values("score", kind="stable")
+    order, lengths_s = survey.detections.sort_values("score", kind="stable"), survey.run.duration_s
     ends = [(LOWEST, order.drop_duplicates("code")), (HIGHEST, order.drop_duplicates("code", keep="last"))]
     chosen = pd.concat([rows.assign(end=end) for end, rows in ends])
     chosen = chosen[chosen["code"].isin(species["code"])].sort_values(["recording", "start_s"], kind="stable")
-    paths = find_recordings(chosen["recording"], None if folder is None else Path(folder))
+    paths = find_recordings(chosen["recording"], None if folder is None else Path(folder), lengths_s)
     made: dict[tuple[str, str], Clip | None] = {}
     with tqdm(total=len(chosen), desc="Cutting clips", unit="clip", disable=None) as bar:
         for key, rows in chosen.groupby("recording", sort=False):
             (source,) = find_sources([paths[str(key)]])
             channel = run.get("settings", {}).get("channel")
             with source.local_path() as path, RecordingReader(path, channel=channel) as reader:
+                check_length(str(key), reader, lengths_s.get(str(key)))
                 for row in rows.to_dict("records"):
                     made[row["code"], row["end"]] = _cut(reader, row, names[str(key)])
                     bar.update()

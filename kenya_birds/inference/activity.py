@@ -188,7 +188,7 @@ def measure_activity(
         clock: How hours are found.
 
     Raises:
-        UserError: If no detection is in a recording whose time is known.
+        UserError: If there is no detection, or none is in a recording whose time is known.
     """
     recordings = list(run.duration_s if run is not None else dict.fromkeys(table["recording"]))
     paths = list(dict.fromkeys([*recordings, *table["recording"]]))
@@ -197,6 +197,8 @@ def measure_activity(
     begins, name_of_clock = clock.begins({path: clock.find_place(path, run) for path in paths})
     _warn_of_uncertain([path for path in paths if path not in begins], run, name)
     known = table[table["recording"].isin(list(begins))]
+    if table.empty and begins:
+        raise UserError(f"{name} has no detections: run kenya-birds detect with a lower --threshold")
     if known.empty and clock.from_sunrise:
         raise UserError(
             f"{name} has no detection in a recording whose UTC time, place and sunrise are known: expected utc_time, "

@@ -229,6 +229,11 @@ class RunFiles:
                     "another --output"
                 )
 
+    def is_edited(self, name: str) -> bool:
+        """Returns whether a table was edited after the run that wrote it; False if this is unknown."""
+        path, digest = self.folder / name, self._tables().get(name)
+        return digest is not None and path.is_file() and file_sha256(path) != digest
+
     def write(
         self,
         report: RunReport,

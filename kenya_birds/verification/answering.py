@@ -190,6 +190,10 @@ class Answering:
                     f"This one was answered meanwhile{f' by {old.verified_by}' if old.verified_by else ''}. Look at "
                     "the answer; to replace it, answer again."
                 )
+            if new.answer == OTHER and new.other_species == content.rows.at[name, "species"]:
+                raise InvalidAnswerError(
+                    f"'{new.other_species}' is the detected species: answer right, or choose another"
+                )
             self._write(content, name, _completed(new, old, content.species, self._now()))
             return _question(content, name) if not new.answer else self._next(content, place)
 

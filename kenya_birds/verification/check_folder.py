@@ -186,6 +186,11 @@ def read_answers(path: Path, rows: pd.DataFrame, species: Mapping[str, SpeciesNa
             raise UserError(f"{where} has the id '{name}', which is not in the sample: restore the id of this row")
         if answer == Answer():
             continue
+        if answer.answer == OTHER and answer.other_species == rows.at[name, "species"]:
+            raise UserError(
+                f"{where} has the other_species '{answer.other_species}', which is the detected one: expected another "
+                "species, or the answer right"
+            )
         if found.setdefault(name, answer) != answer:
             raise UserError(f"{where} has another answer for {name} than an earlier line: keep one of both")
     return found

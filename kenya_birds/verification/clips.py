@@ -81,7 +81,7 @@ def write_clips(
             name = str(key)
             (source,) = find_sources([recordings[name]])
             with source.local_path() as path, RecordingReader(path, channel=how.channel) as reader:
-                _check_length(name, reader, lengths_s.get(name))
+                check_length(name, reader, lengths_s.get(name))
                 for row in its.itertuples():
                     try:
                         _write_clip(folder, row, reader, how)
@@ -92,7 +92,14 @@ def write_clips(
     return lost
 
 
-def _check_length(name: str, reader: RecordingReader, length_s: float | None) -> None:
+def check_length(name: str, reader: RecordingReader, length_s: float | None) -> None:
+    """Raises `UserError` if a recording is not as long as the one that was analysed.
+
+    Args:
+        name: Path of the one that was analysed.
+        reader: The recording.
+        length_s: Length of the one that was analysed; None: unknown.
+    """
     found_s = reader.header.duration_s
     if length_s is not None and abs(found_s - length_s) > SAME_LENGTH_S:
         raise UserError(

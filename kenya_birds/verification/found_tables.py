@@ -1,6 +1,7 @@
 """Tables of a detection run, read in parts: species, scores, sites and nights of many detections in little memory."""
 
 import csv
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from kenya_birds.data.recording_time import NIGHT_START
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
 from kenya_birds.inference.output_tables import STEM
-from kenya_birds.inference.run_report import RUN_FILE
+from kenya_birds.inference.run_report import RUN_FILE, RunFiles
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import FORMULA
+
+logger = logging.getLogger(__name__)
 
 By = Literal["site", "night"]
 ROWS_AT_ONCE = 1 << 16
@@ -58,6 +61,8 @@ class Scores:
 def table_in(folder: Path) -> Path:
     """Returns the table in the output folder of `kenya-birds detect`: the Parquet table if there is one, else the CSV.
 
+    A CSV that was edited and is not read is logged.
+
     Raises:
         UserError: If the folder has no table or no `run.json`.
     """
@@ -69,6 +74,13 @@ def table_in(folder: Path) -> Path:
         )
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"{folder} has no {RUN_FILE}: expected the output folder of kenya-birds detect")
+    if len(found) > 1 and RunFiles(folder).is_edited(found[1].name):
+        logger.warning(
+            "%s was edited after the run, and %s is read instead: to use the edited table, move %s away",
+            found[1],
+            found[0],
+            found[0].name,
+        )
     return found[0]
 
 
@@ -109,7 +121,7 @@ class FoundTable:
             species.add(part["code"])
             if by is not None:
                 groups.add(part["site"] if by == "site" else night(part["local_time"], part["utc_time"]))
-        if not species.parts:
+        if not sum(map(len, scores)):
             raise UserError(f"{self.path} has no detections: run kenya-birds detect with a lower --threshold")
         score = np.concatenate(scores)
         group = groups.column() if by else Column([""], np.zeros(len(score), dtype=np.int32))

@@ -1,5 +1,7 @@
 """Reads a detection run for detection histories, and writes them for unmarked, spOccupancy and other programs."""
 
+import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from kenya_birds.files import (
     SPECIES_FILE,
     check_new_folder,
     is_portable_name,
+    read_json,
     users_file,
     users_folder,
     write_json,
@@ -24,6 +27,7 @@ from kenya_birds.files import (
 )
 from kenya_birds.inference.activity import USUAL_CLOCK, ActivityClock
 from kenya_birds.inference.detections import name_in
+from kenya_birds.inference.run_report import RUN_FILE
 from kenya_birds.inference.table_formats import safe_text
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.values import NotNegative, Share, check_fields
@@ -31,8 +35,10 @@ from kenya_birds.verification.check_folder import OTHER, RIGHT, WRONG
 from kenya_birds.verification.histories import Histories, Recorded, make_histories
 from kenya_birds.verification.occasions import Unit
 from kenya_birds.verification.reading import ANSWERS_TABLE
-from kenya_birds.verification.survey import Survey, unguarded_path
+from kenya_birds.verification.survey import Survey
 from kenya_birds.verification.survey_sites import SITE, Sites
+
+logger = logging.getLogger(__name__)
 
 MATRICES, R_FILE = "matrices", "read_histories.R"
 SPECIES_NAMES = ("code", "common_name", "scientific_name")
@@ -71,12 +77,13 @@ class HistorySettings:
                 "one of them"
             )
 
-    def accept(self, detections: pd.DataFrame) -> pd.DataFrame:
+    def accept(self, survey: Survey) -> pd.DataFrame:
         """Returns the detections that count, with their answers (see `apply_answers`).
 
         Raises:
-            UserError: If a file in `verified` is missing or cannot be read.
+            UserError: If a file in `verified` is missing or cannot be read, or is of detections of another model.
         """
+        detections = survey.detections.assign(confirmed=False)
         if self.verified is None:
             return apply_thresholds(detections, self.threshold or 0.0)
         path = self.verified / ANSWERS_TABLE
@@ -85,6 +92,22 @@ class HistorySettings:
                 f"{self.verified} has no {ANSWERS_TABLE}: expected the output folder of kenya-birds verify read"
             )
         thresholds = Thresholds.read(self.verified / THRESHOLDS_FILE)
+        checked, run = thresholds.verification, read_json(survey.folder / RUN_FILE)
+        if checked is not None and checked.get("model_sha256") != run.get("model_sha256"):
+            raise UserError(
+                f"{self.verified} is of checked detections of another model, {checked.get('model')}, whose scores "
+                f"mean something else: check a sample of {survey.folder}"
+            )
+        codes = sorted(detections["code"].unique())
+        if silent := [code for code in codes if thresholds.species.get(code) is None]:
+            logger.warning(
+                "%d of %d species have no threshold in %s: of these, only confirmed detections count (%s%s)",
+                len(silent),
+                len(codes),
+                self.verified,
+                ", ".join(silent[:10]),
+                " ..." if len(silent) > 10 else "",
+            )
         accepted = apply_answers(detections, read_csv(path))
         # A person heard the confirmed ones, whatever their score.
         return pd.concat(
@@ -118,7 +141,7 @@ def survey_histories(
     species = survey.detections[list(SPECIES_NAMES)].drop_duplicates().itertuples(index=False, name=None)
     histories = make_histories(
         recordings_of(survey, clock=clock, sites=table),
-        settings.accept(survey.detections.assign(confirmed=False)),
+        settings.accept(survey),
         settings.unit,
         sites=None if table is None else table.names,
         species=species,
@@ -182,6 +205,8 @@ def apply_thresholds(detections: pd.DataFrame, thresholds: Thresholds | float) -
 def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     """Marks confirmed detections, removes wrong ones, and gives those of another species its code.
 
+    Answers about detections that are not there are logged.
+
     Args:
         detections: See `read_detections`, and `confirmed`.
         answers: `recording`, `start_s`, `end_s`, `species`, `answer` and `other_species` of checked detections (see
@@ -192,7 +217,20 @@ def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFra
     for key, word in zip(_keys(answers, "species"), words, strict=True):
         if word[0] in (RIGHT, WRONG, OTHER):
             given.setdefault(key, []).append(word)
-    verdicts = [_verdict(given.get(key, [])) for key in _keys(detections, "code")]
+    keys = list(_keys(detections, "code"))
+    absent = given.keys() - set(keys)
+    if absent:
+        recording, start_us, _, species = next(key for key in given if key in absent)
+        logger.warning(
+            "%d of %d checked detections are not in this run, so their answers change nothing (first: %s at %g s of "
+            "%s): give the run of kenya-birds detect that was checked",
+            len(absent),
+            len(given),
+            species,
+            start_us / 1e6,
+            recording,
+        )
+    verdicts = [_verdict(given.get(key, [])) for key in keys]
     code = np.array([other or own for (_, other), own in zip(verdicts, detections["code"], strict=True)], dtype=object)
     is_other = code != detections["code"].to_numpy()
     changed = detections.assign(code=code, confirmed=[word == RIGHT for word, _ in verdicts])
@@ -206,9 +244,9 @@ _Key = tuple[str, int, int, str]
 
 
 def _keys(table: pd.DataFrame, species: str) -> Iterator[_Key]:
-    """Yields recording, start and end in microseconds, and species of each row."""
+    """Yields absolute path of the recording, start and end in microseconds, and species of each row."""
     times_us = (1e6 * table[["start_s", "end_s"]].astype(float)).round().astype(np.int64)
-    recordings = table["recording"].map(unguarded_path)
+    recordings = table["recording"].map({path: os.path.abspath(path) for path in table["recording"].unique()})
     return zip(recordings, times_us["start_s"], times_us["end_s"], table[species], strict=True)
 
 

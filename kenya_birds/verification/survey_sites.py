@@ -21,7 +21,8 @@ class Sites:
     Attributes:
         path: Its file.
         table: Column `site`, and other columns, which are kept for the output; texts.
-        patterns: Pattern of the recordings of each site; empty if sites are those of `recordings.csv`.
+        patterns: Pattern of the recordings of each site; empty text: those of `recordings.csv`. Empty list: no site
+            has a pattern.
     """
 
     path: Path
@@ -60,7 +61,7 @@ class Sites:
         return self.table[SITE].tolist()
 
     def site_of(self, recording: str, own: str | None) -> str | None:
-        """Returns the site of a recording; None if it is not in the table.
+        """Returns the site of a recording: the one whose pattern matches, or else its own; None if it has none here.
 
         Args:
             recording: Its path.
@@ -79,7 +80,10 @@ class Sites:
         ]
         if len(found) > 1:
             raise UserError(f"{self.path}: the recording {recording} matches the patterns of {' and '.join(found)}")
-        return found[0] if found else None
+        if found:
+            return found[0]
+        named = {site for site, pattern in zip(self.names, self.patterns, strict=True) if not pattern}
+        return own if own in named else None
 
     def place(self, site: str) -> tuple[float | None, float | None]:
         """Returns latitude and longitude of a site, as far as the table has them."""
