@@ -299,6 +299,10 @@ def test_two_people_are_joined_with_their_agreement(drawn, check, tmp_path, caps
               for name in ("right", "wrong", "unsure", "disagreed", "unanswered")]  # fmt: skip
     assert totals == [40 + 10 + 5, 40 + 5, 0, 20, 0]
     assert len(rows_of(tmp_path / "verified" / "answers.csv")) == 2 * 120 - 10
+    for again in (check, check / "verify.csv"):
+        code, _, error = read([check, again], tmp_path / "twice", capsys)
+        assert code == 2
+        assert "verify.csv is given twice: give the answers of each person once" in error
 
 
 def test_samples_with_other_seeds_are_joined(run, drawn, tmp_path):

@@ -27,6 +27,7 @@ from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import safe_path, safe_text
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.verification.check_folder import (
+    ANSWERS_FILE,
     DECIMALS,
     OTHER,
     ROW_COLUMNS,
@@ -102,8 +103,8 @@ def read_checks(
         overwrite: Replaces earlier results in the output folder, if it has nothing else.
 
     Raises:
-        UserError: If a folder cannot be read, an answer or species is unknown, the samples are of different tables
-            or not drawn at random, or there is no answer.
+        UserError: If a folder cannot be read or is given twice, an answer or species is unknown, the samples are of
+            different tables or not drawn at random, or there is no answer.
     """
     output = Path(output)
     check_results_folder(output, overwrite)
@@ -113,6 +114,9 @@ def read_checks(
         raise UserError(
             f"{sources[0]} is a file: give the folder of kenya-birds verify sample that it belongs to, too"
         )
+    tables = [(path if path.is_file() else path / ANSWERS_FILE).resolve() for path in sources]
+    if twice := [path for number, path in enumerate(tables) if path in tables[:number]]:
+        raise UserError(f"{twice[0]} is given twice: give the answers of each person once")
     samples = [(folder, Sample.read(folder)) for folder in folders]
     for folder, one in samples:
         check_at_random(folder, one)
