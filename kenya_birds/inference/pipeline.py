@@ -111,7 +111,7 @@ class SoundscapePipeline:
     ) -> None:
         self.settings = settings or FindingSettings()
         self.overlap_s, self.channel = overlap_s, channel
-        self.saved = model if isinstance(model, SavedModel) else find_model(str(model))
+        self.saved = model if isinstance(model, SavedModel) else find_model(model)
         chosen = device_for(self.saved, device)
         is_auto = backend == "auto"
         backend = choose_backend(backend, precision, self.saved, chosen.type)
@@ -184,7 +184,7 @@ class SoundscapePipeline:
             log_losses(progress.recording, progress.reading)
         return found
 
-    def detect(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
+    def detect(self, paths: str | Path | Iterable[str | Path]) -> Iterator[Detection]:
         """Finds the detections of many recordings; recordings that cannot be read are logged and skipped.
 
         Args:
@@ -306,7 +306,7 @@ class SoundscapePipeline:
             )
 
 
-def detect(model: str | Path, paths: Iterable[str | Path], **options: Any) -> Iterator[Detection]:
+def detect(model: str | Path, paths: str | Path | Iterable[str | Path], **options: Any) -> Iterator[Detection]:
     """Detects birds in recordings.
 
     Args:
