@@ -16,7 +16,6 @@ import kenya_birds
 from kenya_birds.data.audio import RecordingReader, read_header
 from kenya_birds.evaluation.novelty import NoveltyReference
 from kenya_birds.inference.embedding_models import load_embedder
-from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.saved_models import find_model
 
 IN_A_FRESH_PROCESS = """
@@ -103,7 +102,9 @@ def test_paths_may_be_texts_and_models_paths(folder, tmp_path):
     assert load_embedder(folder).saved.name == find_model(folder).name == str(folder)
     with pytest.raises(kenya_birds.UserError, match="no model"):
         find_model(tmp_path / "none")
-    assert len(list(kenya_birds.detect(folder, str(path), settings=FindingSettings(threshold=0.0)))) == 2
+    assert len(list(kenya_birds.detect(folder, str(path), threshold=0.0))) == 2
+    with pytest.raises(kenya_birds.UserError, match="threshold is 2: expected"):
+        kenya_birds.detect(folder, str(path), threshold=2)
     written = str(tmp_path / "known.safetensors")
     vectors = np.eye(4, dtype=np.float32)
     NoveltyReference(vectors, np.zeros(4, dtype=np.float32), 1).write(written)

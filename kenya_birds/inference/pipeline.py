@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -306,12 +306,21 @@ class SoundscapePipeline:
             )
 
 
-def detect(model: str | Path, paths: str | Path | Iterable[str | Path], **options: Any) -> Iterator[Detection]:
+def detect(
+    model: str | Path,
+    paths: str | Path | Iterable[str | Path],
+    *,
+    threshold: float | None = None,
+    settings: FindingSettings | None = None,
+    **options: Any,
+) -> Iterator[Detection]:
     """Detects birds in recordings.
 
     Args:
         model: A model's folder, or a name on the Hub.
         paths: Files, folders, patterns, lists and URLs (see `find_sources`).
+        threshold: One decision threshold for all species, instead of the model's own.
+        settings: Other settings of detections.
         **options: See `SoundscapePipeline`.
 
     Yields:
@@ -320,4 +329,6 @@ def detect(model: str | Path, paths: str | Path | Iterable[str | Path], **option
     Raises:
         UserError: If the model, a path or an option cannot be used.
     """
-    return SoundscapePipeline(model, **options).detect(paths)
+    if threshold is not None:
+        settings = replace(settings or FindingSettings(), threshold=threshold)
+    return SoundscapePipeline(model, settings=settings, **options).detect(paths)
