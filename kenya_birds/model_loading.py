@@ -85,7 +85,7 @@ def load_model(name: str | Path) -> tuple[KenyaBirdsForAudioClassification, Keny
     Raises:
         UserError: If the model does not exist, is another kind of model, or one of its files cannot be used.
     """
-    model, extractor = load_classifier(find_model(str(name)))
+    model, extractor = load_classifier(find_model(name))
     return model.eval(), extractor
 
 

@@ -1,5 +1,6 @@
 """Search for trained models in a folder or on the Hub. Commands check a model before they import torch."""
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class SavedModel:
         return read_json(self.folder / "config.json")
 
 
-def find_model(name: str) -> SavedModel:
+def find_model(name: str | Path) -> SavedModel:
     """Finds a trained model; a model on the Hub is downloaded.
 
     Args:
@@ -60,6 +61,7 @@ def find_model(name: str) -> SavedModel:
     Raises:
         UserError: If the model does not exist, cannot be downloaded, or has no configuration or safetensors weights.
     """
+    name = os.fspath(name)
     saved = check_model(name)
     if saved is None:
         folder = _fetch(name)

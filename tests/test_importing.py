@@ -95,6 +95,15 @@ def test_raven_tables_beside_recordings_in_subfolders(tmp_path, do_import):
     ]
 
 
+def test_paths_may_be_texts(tmp_path):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.Table.1.selections.txt", raven((1.5, 2.5, "WOTH")))
+    write(tmp_path / "names.csv", "name,code\nWOTH,woothr\n")
+    texts = {"recordings": str(tmp_path / "in"), "names": str(tmp_path / "names.csv")}
+    result = import_annotations(str(tmp_path / "archive"), ImportSettings(str(tmp_path / "in"), **texts))
+    assert taken(result) == [("a.wav", "1.5", "2.5", "woothr")]
+
+
 def test_hidden_files_are_not_tables_and_raven_tables_may_have_commas(tmp_path, do_import):
     record(tmp_path / "in", "a.wav")
     write(tmp_path / "in/a.csv", raven((1, 2, "owl")).replace("\t", ","))

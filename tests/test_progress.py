@@ -95,7 +95,7 @@ def test_tensorboard_has_curves_that_change_and_the_runs_own_name(tmp_path):
         callback.on_train_begin(args, state, control)
         for step in range(first + 1, first + 13):
             state.global_step = step
-            callback.on_log(args, state, control, logs={**logs, "eval_macro_f1": step / 100})
+            callback.on_log(args, state, control, logs={**logs, "eval_macro_f1": step / 100, "eval_cmap": 0.5})
         callback.on_log(args, state, control, logs={"train_runtime": 3.0, "train_samples_per_second": 1.0})
         callback.on_train_end(args, state, control)
     (tmp_path / "birds").mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ def test_tensorboard_has_curves_that_change_and_the_runs_own_name(tmp_path):
 
     assert log_folder(tmp_path / "birds") == tmp_path / "birds" / "runs" / "birds"
     events = EventAccumulator(str(tmp_path / "birds" / "runs" / "birds")).Reload()
-    curves = {"train/loss", "train/learning_rate", "eval/loss", "eval/macro_f1"}
+    curves = {"train/loss", "train/learning_rate", "eval/loss", "eval/macro_f1", "eval/cmap"}
     assert set(events.Tags()["scalars"]) == {*curves, "test/macro_f1"}
     assert [event.step for event in events.Scalars("eval/macro_f1")] == list(range(1, 23))
     assert events.Tags()["images"] == ["confusion_matrix"]

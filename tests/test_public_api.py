@@ -8,10 +8,15 @@ import typing
 
 import numpy as np
 import pytest
+import soundfile
 from fresh_python import run_fresh
 from running import ROOT
 
 import kenya_birds
+from kenya_birds.data.audio import RecordingReader, read_header
+from kenya_birds.evaluation.novelty import NoveltyReference
+from kenya_birds.inference.embedding_models import load_embedder
+from kenya_birds.saved_models import find_model
 
 IN_A_FRESH_PROCESS = """
 import json, sys
@@ -84,6 +89,26 @@ def test_auto_classes_and_pipeline_load_our_folders_without_trust_remote_code(fo
     logits = model(**extractor(sound, sampling_rate=32_000, return_tensors="pt")).logits
     expected = dict(zip(model.config.id2label.values(), logits.softmax(-1)[0].tolist(), strict=True))
     assert {entry["label"]: entry["score"] for entry in answer["scores"]} == pytest.approx(expected, abs=1e-5)
+
+
+def test_paths_may_be_texts_and_models_paths(folder, tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 96_000), 32_000)
+    with RecordingReader(str(path)) as reader:
+        (block,) = reader.blocks(96_000)
+        assert (block.decoder, block.reason) == ("soundfile", "")
+        assert reader.path == path
+    assert read_header(str(path)).frames == 96_000
+    assert load_embedder(folder).saved.name == find_model(folder).name == str(folder)
+    with pytest.raises(kenya_birds.UserError, match="no model"):
+        find_model(tmp_path / "none")
+    assert len(list(kenya_birds.detect(folder, str(path), threshold=0.0))) == 2
+    with pytest.raises(kenya_birds.UserError, match="threshold is 2: expected"):
+        kenya_birds.detect(folder, str(path), threshold=2)
+    written = str(tmp_path / "known.safetensors")
+    vectors = np.eye(4, dtype=np.float32)
+    NoveltyReference(vectors, np.zeros(4, dtype=np.float32), 1).write(written)
+    assert (NoveltyReference.read(written).calls == vectors).all()
 
 
 def test_a_model_that_is_not_there_is_a_user_error(tmp_path):

@@ -140,6 +140,11 @@ def test_a_path_that_leads_to_nothing_is_an_error(folder, monkeypatch, path):
         find_sources([path])
 
 
+def test_one_path_may_be_given_alone(folder):
+    assert [source.recording for source in find_sources(str(folder / "b.flac"))] == [str(folder / "b.flac")]
+    assert len(find_sources(folder)) == len(find_sources([folder]))
+
+
 def test_no_path_at_all_is_an_error():
     with pytest.raises(UserError, match="no recordings"):
         find_sources([])

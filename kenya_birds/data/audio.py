@@ -77,7 +77,7 @@ class Block:
     reason: str
 
 
-def read_header(path: Path) -> AudioHeader:
+def read_header(path: str | Path) -> AudioHeader:
     """Reads a recording's header. A recording without a length in its header is decoded once to its end.
 
     Raises:
@@ -133,7 +133,8 @@ class RecordingReader:
         UserError: If the file cannot be opened as audio, has no samples, or lacks the channel.
     """
 
-    def __init__(self, path: Path, sampling_rate: int | None = None, channel: str | None = None) -> None:
+    def __init__(self, path: str | Path, sampling_rate: int | None = None, channel: str | None = None) -> None:
+        path = Path(path)
         self.path, self._channel = path, channel
         self.decoder: str | None = None
         self._errors: dict[str, str] = {}  # last error message by decoder

@@ -1,6 +1,7 @@
 """Annotated clips of an archive as data sets, cut once and then read from the cache of `datasets`."""
 
 import logging
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ def clips_builder(
     with _writing_cache(cache_dir):
         return KenyaBirds(
             data_dir=str(Path(data_dir).resolve()),
-            cache_dir=None if cache_dir is None else str(cache_dir),
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             dataset_name="kenya_birds",
             **settings,
         )

@@ -45,6 +45,12 @@ class ImportSettings:
     channel: str | None = None
     signal_db: float = SIGNAL_DB
 
+    def __post_init__(self) -> None:
+        """Makes paths of texts."""
+        for name in ("source", "recordings", "names"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
+
     @property
     def tables(self) -> Path:
         """Folder of the tables."""

@@ -97,7 +97,7 @@ class NoveltyReference:
         """
         return np.interp(distances, *self._steps).round(NOVELTY_DIGITS)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Writes a safetensors file.
 
         Args:
@@ -107,7 +107,7 @@ class NoveltyReference:
             UserError: If it cannot be written.
         """
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
-        with users_file(path) as partial:
+        with users_file(Path(path)) as partial:
             save_file(arrays, partial, {RANK_KEY: str(self.rank)})
 
     @classmethod
@@ -126,7 +126,7 @@ class NoveltyReference:
         return cls.read(path)
 
     @classmethod
-    def read(cls, path: Path) -> "NoveltyReference":
+    def read(cls, path: str | Path) -> "NoveltyReference":
         """Reads a file of `write`.
 
         Raises:

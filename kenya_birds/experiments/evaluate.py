@@ -40,7 +40,7 @@ ALL = "all"
 
 @checked
 def evaluate_model(
-    model_name: str,
+    model_name: str | Path,
     data_dir: str | Path,
     output_dir: str | Path,
     *,

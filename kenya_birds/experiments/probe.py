@@ -164,7 +164,7 @@ PROBE_FILE = "probe.json"
 
 @checked
 def probe(
-    model: str,
+    model: str | Path,
     data_dir: str | Path,
     output_dir: str | Path,
     settings: ProbeSettings | None = None,

@@ -34,7 +34,7 @@ class ProbeSettings:
     """
 
     method: Literal["linear", "knn"] = "linear"
-    splits_file: Path | None = None
+    splits_file: str | Path | None = None
     folds: Folds | None = None
     split_seed: Seed = SPLIT_SEED
     problem_type: ProblemType | None = None

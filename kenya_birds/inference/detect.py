@@ -67,7 +67,7 @@ class _Plan:
 
 def run_detection(
     pipeline: SoundscapePipeline,
-    paths: Iterable[str | Path] | FoundSources,
+    paths: str | Path | Iterable[str | Path] | FoundSources,
     output: str | Path,
     *,
     formats: Sequence[str],
@@ -170,7 +170,7 @@ def _check_verification(pipeline: SoundscapePipeline, model_hash: str) -> None:
         )
 
 
-def _find(paths: Iterable[str | Path] | FoundSources, name_pattern: NamePattern | None) -> FoundSources:
+def _find(paths: str | Path | Iterable[str | Path] | FoundSources, name_pattern: NamePattern | None) -> FoundSources:
     """Finds the recordings, logs which files are skipped, and checks the pattern of names."""
     sources = find_sources(paths)
     sources.log()

@@ -1,6 +1,7 @@
 """Embedding models: models of this package, and any audio model of transformers."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,7 +176,9 @@ class TransformersEmbedder(Embedder):
             raise UserError(f"'{self.saved.name}' crops windows of {self.clip_s:g} s: give a smaller --clip_s")
 
 
-def load_embedder(model: str | SavedModel, *, clip_s: float | None = None, device: str | None = None) -> Embedder:
+def load_embedder(
+    model: str | Path | SavedModel, *, clip_s: float | None = None, device: str | None = None
+) -> Embedder:
     """Loads a model for embeddings.
 
     Args:

@@ -44,7 +44,7 @@ ROWS_PER_GROUP = 1024
 @checked
 def embed_recordings(
     embedder: Embedder,
-    paths: Iterable[str | Path] | FoundSources,
+    paths: str | Path | Iterable[str | Path] | FoundSources,
     output: str | Path,
     *,
     overlap_s: Seconds = 0.0,
@@ -348,10 +348,10 @@ class Hit:
 @checked
 def search_embeddings(
     path: str | Path,
-    examples: Iterable[str | Path] | FoundSources,
+    examples: str | Path | Iterable[str | Path] | FoundSources,
     *,
     top_k: Count = SEARCH_TOP_K,
-    model: str | None = None,
+    model: str | Path | None = None,
     device: Device | None = None,
     channel: Channel | None = None,
 ) -> list[Hit]:
@@ -407,7 +407,7 @@ def search_embeddings(
 
 
 def _embed_examples(
-    embedder: Embedder, examples: Iterable[str | Path] | FoundSources, channel: str | None
+    embedder: Embedder, examples: str | Path | Iterable[str | Path] | FoundSources, channel: str | None
 ) -> np.ndarray:
     grid = WindowGrid(embedder.clip_samples, embedder.clip_samples)
     found: list[np.ndarray] = []

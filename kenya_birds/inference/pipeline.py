@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ class SoundscapePipeline:
     ) -> None:
         self.settings = settings or FindingSettings()
         self.overlap_s, self.channel = overlap_s, channel
-        self.saved = model if isinstance(model, SavedModel) else find_model(str(model))
+        self.saved = model if isinstance(model, SavedModel) else find_model(model)
         chosen = device_for(self.saved, device)
         is_auto = backend == "auto"
         backend = choose_backend(backend, precision, self.saved, chosen.type)
@@ -184,7 +184,7 @@ class SoundscapePipeline:
             log_losses(progress.recording, progress.reading)
         return found
 
-    def detect(self, paths: Iterable[str | Path]) -> Iterator[Detection]:
+    def detect(self, paths: str | Path | Iterable[str | Path]) -> Iterator[Detection]:
         """Finds the detections of many recordings; recordings that cannot be read are logged and skipped.
 
         Args:
@@ -306,12 +306,21 @@ class SoundscapePipeline:
             )
 
 
-def detect(model: str | Path, paths: Iterable[str | Path], **options: Any) -> Iterator[Detection]:
+def detect(
+    model: str | Path,
+    paths: str | Path | Iterable[str | Path],
+    *,
+    threshold: float | None = None,
+    settings: FindingSettings | None = None,
+    **options: Any,
+) -> Iterator[Detection]:
     """Detects birds in recordings.
 
     Args:
         model: A model's folder, or a name on the Hub.
         paths: Files, folders, patterns, lists and URLs (see `find_sources`).
+        threshold: One decision threshold for all species, instead of the model's own.
+        settings: Other settings of detections.
         **options: See `SoundscapePipeline`.
 
     Yields:
@@ -320,4 +329,6 @@ def detect(model: str | Path, paths: Iterable[str | Path], **options: Any) -> It
     Raises:
         UserError: If the model, a path or an option cannot be used.
     """
-    return SoundscapePipeline(model, **options).detect(paths)
+    if threshold is not None:
+        settings = replace(settings or FindingSettings(), threshold=threshold)
+    return SoundscapePipeline(model, settings=settings, **options).detect(paths)

@@ -194,14 +194,14 @@ class FoundSources(Sequence[Source]):
             )
 
 
-def find_sources(paths: Iterable[str | Path] | FoundSources) -> FoundSources:
+def find_sources(paths: str | Path | Iterable[str | Path] | FoundSources) -> FoundSources:
     """Finds recordings, each once, in the order of the paths; recordings of a folder or pattern are sorted.
 
     Args:
-        paths: Files with any suffix; folders, searched with all subfolders for suffixes of sound (see `find_sound`);
-            patterns with `*`, `?`, `[...]` and `**`; lists of such paths, one per line, in files that end in `.txt`
-            (`#` begins a comment); URLs of files, folders or patterns on any file system of fsspec. A result of this
-            function is returned unchanged.
+        paths: One path or several: files with any suffix; folders, searched with all subfolders for suffixes of sound
+            (see `find_sound`); patterns with `*`, `?`, `[...]` and `**`; lists of such paths, one per line, in files
+            that end in `.txt` (`#` begins a comment); URLs of files, folders or patterns on any file system of fsspec.
+            A result of this function is returned unchanged.
 
     Raises:
         UserError: If there is no recording at one of the paths. Missing files of a list fail later, when they are
@@ -209,7 +209,9 @@ def find_sources(paths: Iterable[str | Path] | FoundSources) -> FoundSources:
     """
     if isinstance(paths, FoundSources):
         return paths
-    names = [str(path) for path in paths]
+    # A text is iterable too: its first character would be /, the whole disk.
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths
+    names = [os.fspath(path) for path in several]
     found: dict[Any, Source] = {}
     skipped: dict[str, Skipped] = {}
     for name in names:

@@ -123,7 +123,7 @@ RUNS_FOLDER = "runs"
 # The logged values of transformers that change during training: others would be flat lines or points.
 CURVES = (
     *("loss", "grad_norm", "learning_rate"),
-    *("eval_loss", "eval_macro_f1", "eval_weighted_f1", "eval_accuracy"),
+    *("eval_loss", "eval_macro_f1", "eval_weighted_f1", "eval_accuracy", "eval_cmap"),
 )
 
 

@@ -269,7 +269,7 @@ class Run:
             return self.frozen.clip_logits(clips, "windows without a call")
         return score_clips(self.model, self.extractor, clips)
 
-    def save_model(self, folder: Path) -> None:
+    def save_model(self, folder: str | Path) -> None:
         """Saves the model and its feature extractor; with `--bundle_backbone` also the published network.
 
         Args:
@@ -278,7 +278,7 @@ class Run:
         Raises:
             UserError: If another file has the name of the network.
         """
-        save_model(self.model, self.extractor, folder, with_network=self.settings.model.bundle_backbone)
+        save_model(self.model, self.extractor, Path(folder), with_network=self.settings.model.bundle_backbone)
 
     @property
     def common_names(self) -> dict[str, str]:

@@ -123,7 +123,8 @@ class Answering:
         UserError: If the folder cannot be read, or has no clip.
     """
 
-    def __init__(self, folder: Path, now: Callable[[], datetime] = datetime.now) -> None:
+    def __init__(self, folder: str | Path, now: Callable[[], datetime] = datetime.now) -> None:
+        folder = Path(folder)
         self.folder = folder
         self.sample = Sample.read(folder)
         self._now = now

@@ -151,7 +151,7 @@ def read_species_table(folder: Path) -> dict[str, SpeciesNames]:
     return {UNKNOWN_SPECIES: SpeciesNames("", ""), **{code: SpeciesNames(*names) for code, *names in rows}}
 
 
-def read_answers(path: Path, rows: pd.DataFrame, species: Mapping[str, SpeciesNames]) -> dict[str, Answer]:
+def read_answers(path: str | Path, rows: pd.DataFrame, species: Mapping[str, SpeciesNames]) -> dict[str, Answer]:
     """Reads the answers in `verify.csv`, also after a spreadsheet has saved it.
 
     Only the columns `id`, `answer`, `other_species`, `note`, `verified_by` and `verified_at` are read. Rows may be in
@@ -169,6 +169,7 @@ def read_answers(path: Path, rows: pd.DataFrame, species: Mapping[str, SpeciesNa
     Raises:
         UserError: If the table cannot be read, or a row has an unknown id, answer or species; with file and line.
     """
+    path = Path(path)
     if path.is_dir():
         path = path / ANSWERS_FILE
     table, place = _read_cells(path)

@@ -81,7 +81,7 @@ class VerificationResult:
 
 
 def read_checks(
-    checks: Sequence[str | Path],
+    checks: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     precision: float = 0.9,
@@ -108,7 +108,7 @@ def read_checks(
     """
     output = Path(output)
     check_results_folder(output, overwrite)
-    sources = [Path(check) for check in checks]
+    sources = [Path(check) for check in ([checks] if isinstance(checks, str | Path) else checks)]
     folders = [path for path in sources if not path.is_file()]
     if not folders:
         raise UserError(
