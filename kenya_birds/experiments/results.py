@@ -152,9 +152,8 @@ def write_test(
     Returns:
         The metrics on test (see `write_report`).
     """
-    scores = probabilities(
-        calibration.calibration.apply(scored.validation_logits), multi_label=scored.validation_references.ndim == 2
-    )
+    multi_label = scored.validation_references.ndim == 2
+    scores = probabilities(calibration.calibration.apply(scored.validation_logits), multi_label=multi_label)
     thresholds = scored.thresholds(calibration.calibration, classes)
     validation: dict[str, Any] = {
         **plain_metrics(scores, scored.validation_references),
@@ -179,8 +178,11 @@ def write_test(
     )
     if windows is not None:
         logger.info("test, %s", format_recordings(whole))
-    logger.info("validation: macro F1 %.4f, accuracy %.4f", validation["macro_f1"], validation["accuracy"])
-    logger.info("test: %s", format_metrics(metrics))
+    # Scores of a short training may all be below it, while the thresholds fit.
+    predicted = ", species with a score above 0.5" if multi_label else ""
+    f1, accuracy = validation["macro_f1"], validation["accuracy"]
+    logger.info("validation clips%s: macro F1 %.4f, accuracy %.4f", predicted, f1, accuracy)
+    logger.info("test clips%s: %s", predicted, format_metrics(metrics))
     return metrics
 
 
