@@ -146,6 +146,18 @@ def test_another_problem_type_is_refused():
         model(spectrograms(), labels=torch.tensor([0, 1]))
 
 
+@pytest.mark.parametrize(
+    ("problem_type", "labels", "kind"),
+    [
+        ("multi_label_classification", torch.tensor([0, 1]), "zeros and ones of each class"),
+        ("single_label_classification", torch.zeros(2, 3), "class ids"),
+    ],
+)
+def test_labels_of_another_problem_are_refused(problem_type, labels, kind):
+    with pytest.raises(ValueError, match=rf"labels have shape .*{kind}, because problem_type is '{problem_type}'"):
+        build(problem_type=problem_type)(spectrograms(), labels=labels)
+
+
 # Calibration
 
 
@@ -297,6 +309,15 @@ def test_a_new_head_of_another_size_keeps_the_backbone(tmp_path, model):
     assert float(loaded.classifier.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
     assert not loaded.classifier.bias.any()
     assert loaded(spectrograms()).logits.shape == (2, 50)
+
+
+def test_a_model_of_windows_is_fine_tuned_on_class_ids(tmp_path):
+    build(problem_type="multi_label_classification", no_call_class=True).save_pretrained(tmp_path)
+    new = {"num_labels": 2, "ignore_mismatched_sizes": True, "problem_type": "single_label_classification"}
+    with pytest.raises(ValueError, match="or also no_call_class=False"):
+        KenyaBirdsForAudioClassification.from_pretrained(tmp_path, **new)
+    loaded = KenyaBirdsForAudioClassification.from_pretrained(tmp_path, **new, no_call_class=False)
+    assert loaded(spectrograms(), labels=torch.tensor([0, 1])).loss > 0
 
 
 def test_a_head_of_another_size_is_refused_unless_asked_for(tmp_path, model):

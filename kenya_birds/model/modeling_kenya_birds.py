@@ -70,7 +70,8 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
                 )
         if config.no_call_class and config.problem_type != MULTI_LABEL:
             raise ValueError(
-                f"no_call_class is set and problem_type is {config.problem_type!r}: expected {MULTI_LABEL!r}"
+                f"no_call_class is set and problem_type is {config.problem_type!r}: expected {MULTI_LABEL!r}, or also "
+                "no_call_class=False"
             )
         self._network: GraphRunner | None = None
         self.backbone: Any = None
@@ -232,6 +233,9 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
 
         Returns:
             `logits` of shape `(batch, num_labels)`, and `loss` if labels are given.
+
+        Raises:
+            ValueError: If there are neither features nor `head_input`, or labels have another shape.
         """
         if head_input is None:
             if input_features is None:
@@ -239,6 +243,8 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
             head_input = self.head_input(input_features)
         logits = self._classify(head_input)
         loss = None
+        if labels is not None:
+            self._check_labels(labels, logits)
         if labels is not None and self.config.no_call_class:
             loss = softmax_loss(log_softmax_with_no_call(logits), labels).mean()
         if not self.training:
@@ -248,6 +254,16 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         if return_dict if return_dict is not None else self.config.return_dict:
             return SequenceClassifierOutput(loss=loss, logits=logits)
         return (logits,) if loss is None else (loss, logits)
+
+    def _check_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> None:
+        multi_label = self.config.problem_type == MULTI_LABEL
+        expected = logits.shape if multi_label else logits.shape[:1]
+        if labels.shape != expected:
+            kind = "zeros and ones of each class" if multi_label else "class ids"
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}, expected {tuple(expected)}, {kind}, because "
+                f"problem_type is {self.config.problem_type!r}"
+            )
 
     def _run_network(self, waveform: torch.Tensor, *parts: str) -> list[torch.Tensor]:
         """Runs the published network on the CPU; the results are on the device of the waveform."""
