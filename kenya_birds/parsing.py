@@ -62,6 +62,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, example: str = "", **options: Any) -> None:
         description = options.pop("description", None)
+        self.unknown_flags = ""  # what an error says of a flag that there is not
         super().__init__(
             **{"formatter_class": HelpFormatter, "allow_abbrev": False, "add_help": False, **options},
             description=description and textwrap.fill(description, min(HELP_WIDTH, _terminal_columns()) - 2),
@@ -102,7 +103,8 @@ class Parser(argparse.ArgumentParser):
         if not flag.startswith("--") or flag == "--" or " " in flag or flag in self._option_string_actions:
             return
         near = nearest_name(flag[2:], [known[2:] for known in self._option_string_actions if known.startswith("--")])
-        raise UserError(f"there is no {flag}" + (f": did you mean --{near}?" if near else ""))
+        hint = f"did you mean --{near}?" if near else self.unknown_flags
+        raise UserError(f"there is no {flag}" + (f": {hint}" if hint else ""))
 
     def _check_command(self, words: Sequence[str]) -> None:
         if words and self._commands and words[0] not in self._commands:

@@ -128,6 +128,7 @@ MISTAKES = {
     f"{TUNE} -- --num_train_epoch 3": "there is no --num_train_epoch: did you mean --num_train_epochs",
     f"{TUNE} -- --data_dir x": "--data_dir is among the flags",
     f"{TUNE} --timeout 10": "there is no --timeout: did you mean --timeout_s",
+    f"{TUNE} --cache_dir x": "there is no --cache_dir: give the flags of train_hf.py after --",
     "kenya-birds tune ARCHIVE": "required: --trials",
     "kenya-birds tune TMP/none --trials 3": "no archive at TMP/none",
     "kenya-birds estimate --batch_size -4": "--batch_size is -4: expected 1 or more",

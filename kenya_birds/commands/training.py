@@ -112,6 +112,7 @@ def _add_tune(commands: Any) -> None:
         "kenya-birds tune archive --trials 30 --output tuning -- --num_train_epochs 20",
     )
     command.usage = "kenya-birds tune ARCHIVE --trials N [options] [-- flags of train_hf.py]"
+    command.unknown_flags = "give the flags of train_hf.py after --"
     add_archive(command, several=True)
     study = command.add_argument_group("Study")
     add_field(
