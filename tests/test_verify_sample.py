@@ -16,6 +16,7 @@ from kenya_birds.inference.run_report import STATE_FOLDER, TABLES_FILE
 from kenya_birds.verification import found_tables, sampling
 from kenya_birds.verification.check_folder import Answer, read_rows, write_answers
 from kenya_birds.verification.found_tables import table_in
+from kenya_birds.verification.moved_recordings import find_recordings
 from kenya_birds.verification.reading import read_checks
 from kenya_birds.verification.sampling import SampleSettings, draw_sample
 
@@ -287,6 +288,18 @@ def test_recordings_that_moved_are_asked_for_and_found_by_name_and_length(run, t
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--recordings", str(tmp_path / "moved")])
     assert "is 1.000 s long" in capsys.readouterr().err
+
+
+def test_a_moved_file_is_not_taken_for_two_recordings(tmp_path):
+    names = pd.Series(["old/north/20211207_053000.wav", "old/south/20211207_053000.wav"])
+    (tmp_path / "new" / "south").mkdir(parents=True)
+    path = tmp_path / "new" / "south" / "20211207_053000.wav"
+    soundfile.write(path, np.zeros(RATE), RATE)
+    with pytest.raises(
+        UserError, match=r"north/20211207_053000\.wav and old/south/20211207_053000\.wav cannot both be"
+    ):
+        find_recordings(names, tmp_path / "new")
+    assert find_recordings(names[1:], tmp_path / "new") == {names[1]: str(path)}
 
 
 def test_sound_that_cannot_be_decoded_has_no_clip_and_is_counted(tmp_path):

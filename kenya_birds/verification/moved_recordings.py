@@ -31,7 +31,7 @@ def find_recordings(
         Path or URL of each recording.
 
     Raises:
-        UserError: If a recording is not found, or it is uncertain which file it is.
+        UserError: If a recording is not found, it is uncertain which file it is, or a file would be two of them.
     """
     found = {name: name for name in names if split_protocol(name)[0] is not None or Path(name).is_file()}
     missing = [name for name in dict.fromkeys(names) if name not in found]
@@ -58,6 +58,14 @@ def find_recordings(
             )
             raise UserError(f"the recording {name} is not found in {folder} ({what}): move it there under its name")
         found[name] = str(paths[alike[0]])
+    # Recorders name files by their time, so sites share names.
+    first: dict[str, str] = {}
+    for name in missing:
+        if (other := first.setdefault(found[name], name)) != name:
+            raise UserError(
+                f"the recordings {other} and {name} cannot both be {found[name]}: give a folder with both, in folders "
+                "with their names"
+            )
     return found
 
 
