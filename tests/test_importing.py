@@ -304,6 +304,22 @@ def test_an_empty_table_is_a_recording_without_a_call(tmp_path, do_import):
     assert sorted(do_import(all_recordings=True).recordings) == ["a.wav", "b.wav", "c.wav", "d.wav"]
 
 
+def test_a_recording_whose_annotations_were_not_taken_is_not_one_without_a_call(tmp_path, do_import):
+    record(tmp_path / "in", *(f"site1/{name}.wav" for name in "abcdef"), "site2/e.wav")
+    write(tmp_path / "in/site1/a.txt", raven((1, 2, "owl")))
+    write(tmp_path / "in/site1/b.txt", raven(("one", 2, "owl")))
+    write(tmp_path / "in/t.csv", "file,start,end,species\nc.wav,11,12,owl\nD.WAV,x,y,owl\ne.wav,1,2,owl\n")
+    result = do_import(all_recordings=True)
+    assert sorted(result.recordings) == ["site1/a.wav", "site1/f.wav"]
+    notes = [
+        (recording, finding) for _, _, _, recording, finding, _ in result.findings.rows if "not in the arch" in finding
+    ]
+    names = [*(f"site1/{name}.wav" for name in "bcde"), "site2/e.wav"]
+    assert notes == [
+        (name, "a recording is not in the archive, because no annotation of it was taken") for name in names
+    ]
+
+
 def test_two_tables_of_one_recording_are_read_and_their_repetitions_counted_once(tmp_path, do_import):
     record(tmp_path / "in", "a.wav")
     write(tmp_path / "in/a.Table.1.selections.txt", raven((1, 2, "owl"), (3, 4, "owl")))

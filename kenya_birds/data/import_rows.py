@@ -74,7 +74,7 @@ def with_recordings(
     files: Sequence[str],
     recordings: FolderRecordings,
     findings: Findings,
-) -> tuple[pd.DataFrame, set[str]]:
+) -> tuple[pd.DataFrame, set[str], set[str]]:
     """Finds the recording of each row.
 
     Args:
@@ -85,8 +85,9 @@ def with_recordings(
         findings: What is found is added.
 
     Returns:
-        The rows whose recording is there and that can be read, and the recordings that are known to have no call:
-        their table has no rows, or a row has neither times nor a species.
+        The rows whose recording is there and that can be read; the recordings that are known to have no call: their
+        table has no rows, or a row has neither times nor a species; and the recordings to which other rows belong, or
+        may belong.
     """
     own = np.array([_own_name(file, table) for file, table in zip(files, tables, strict=True)], dtype=object)
     is_own = np.array([table.recording is not None for table in tables], dtype=bool)
@@ -107,12 +108,14 @@ def with_recordings(
             findings.add(NOTE, "has another suffix than the table says", recording=match.recording, detail=name)
     of_tables = {file: matches[key] for file, key in own_keys.items()}
     silent = _silent(tables, files, of_tables, findings)
+    unsure = {keys[row] for row in np.flatnonzero(is_lost & ~events["is_blank"].to_numpy()).tolist()}
     events = events[~is_lost]
     is_blank = events["is_blank"]
+    annotated = set(events.loc[~is_blank, "recording"]).union(*(matches[key].others for key in unsure))
     silent |= set(events.loc[is_blank, "recording"])
     wrong = events[(events["problem"] != "") & ~is_blank]
     findings.add_rows(NOT_TAKEN, "a row cannot be read", wrong, wrong["problem"])
-    return events[(events["problem"] == "") & ~is_blank], silent - set(wrong["recording"])
+    return events[(events["problem"] == "") & ~is_blank], silent - set(wrong["recording"]), annotated
 
 
 def _silent(
