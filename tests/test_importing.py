@@ -283,6 +283,14 @@ def test_rows_without_one_meaning_are_told_with_file_and_line(tmp_path, do_impor
     assert found(result, "changed") == [("t.csv", 10, "was cut at the start or end of its recording")]
 
 
+def test_a_name_that_a_table_cannot_have_is_told(tmp_path, do_import):
+    record(tmp_path / "in", " a.wav", "b.wav")
+    write(tmp_path / "in/t.csv", "file,start,end,species\na.wav,1,2,owl\nb.wav,1,2,owl\n")
+    result = do_import(all_recordings=True)
+    assert sorted(read_archive(result.archive).headers) == ["b.wav"]
+    assert "the name of a recording cannot be written in a table" in format_import(result)
+
+
 def test_frequencies_that_the_recording_cannot_have(tmp_path, do_import):
     record(tmp_path / "in", "a.wav")
     rows = ["1,2,1000,5000", "3,4,4500,6000", "5,6,3000,2000"]

@@ -13,7 +13,7 @@ from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.event_tables import DECIMALS
 from kenya_birds.data.import_report import CHANGED, NOT_TAKEN, NOTE, Findings
 from kenya_birds.data.recording_matching import Match, RecordingFinder
-from kenya_birds.data.recording_places import PLACE_COLUMNS, KeptHeader
+from kenya_birds.data.recording_places import PLACE_COLUMNS, KeptHeader, is_inside
 from kenya_birds.data.sound_files import count_skipped, find_sound
 from kenya_birds.data.species_names import NameMap, SpeciesOfNames, species_of_names
 from kenya_birds.data.table_cells import SPECIES, TableCells
@@ -51,11 +51,12 @@ def find_recordings(
     """
     search = find_sound(root)
     every = []
+    # A cell of a table is read without the spaces round it.
     for file in search.found:
         name = Path(os.path.relpath(file.path, root)).as_posix()
         if not os.path.exists(file.path):
             findings.add(NOT_TAKEN, "a link to a recording that does not exist", recording=name)
-        elif name.isprintable():
+        elif name.isprintable() and name == name.strip() and is_inside(name):
             every.append(name)
         else:
             detail = name.encode("unicode_escape", "replace").decode()
