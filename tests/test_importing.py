@@ -283,6 +283,14 @@ def test_rows_without_one_meaning_are_told_with_file_and_line(tmp_path, do_impor
     assert found(result, "changed") == [("t.csv", 10, "was cut at the start or end of its recording")]
 
 
+def test_a_point_at_the_end_of_a_recording_is_in_it(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.txt", "10\t10\towl\n10.04\t10.04\tlark\n9\t10\towl\n")
+    result = do_import()
+    assert taken(result, "start", "end") == [("9.0", "10.0"), ("9.999999", "9.999999"), ("9.999999", "9.999999")]
+    assert len(read_archive(result.archive).annotations) == 3
+
+
 def test_a_name_that_a_table_cannot_have_is_told(tmp_path, do_import):
     record(tmp_path / "in", " a.wav", "b.wav")
     write(tmp_path / "in/t.csv", "file,start,end,species\na.wav,1,2,owl\nb.wav,1,2,owl\n")

@@ -209,6 +209,9 @@ def with_checked_times(calls: pd.DataFrame, headers: Mapping[str, KeptHeader], f
     details = [f"{a:g} to {b:g} s" for a, b in zip(start_s[cut], end_s[cut], strict=True)]
     findings.add_rows(CHANGED, "was cut at the start or end of its recording", calls[cut], details)
     last_s = np.floor(duration_s * 10**DECIMALS) / 10**DECIMALS
+    # A point at the end would be outside.
+    is_at_end = is_point[is_in] & (last_s >= duration_s)
+    last_s = last_s.where(~is_at_end, last_s - 10**-DECIMALS)
     calls = calls.assign(start_s=start_s.clip(0, last_s).round(DECIMALS), end_s=end_s.clip(0, last_s).round(DECIMALS))
     return _with_checked_frequencies(calls, calls["recording"].map(halves_hz).astype(float), findings)
 
