@@ -291,6 +291,12 @@ def test_a_point_at_the_end_of_a_recording_is_in_it(tmp_path, do_import):
     assert len(read_archive(result.archive).annotations) == 3
 
 
+def test_of_two_columns_with_one_name_the_first_is_read(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.csv", "start,end,species,species\n1,2,owl,lark\n")
+    assert taken(do_import(), "code") == [("owl",)]
+
+
 def test_a_name_that_a_table_cannot_have_is_told(tmp_path, do_import):
     record(tmp_path / "in", " a.wav", "b.wav")
     write(tmp_path / "in/t.csv", "file,start,end,species\na.wav,1,2,owl\nb.wav,1,2,owl\n")
