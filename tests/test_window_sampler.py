@@ -231,6 +231,18 @@ def test_windows_that_are_drawn_anywhere_need_no_shift():
     assert shift == pytest.approx([0, 0], abs=0.15)
 
 
+def test_without_a_recording_whose_calls_are_all_annotated_there_is_no_shift():
+    calls = pd.DataFrame(CALLS, columns=["recording", "start_s", "end_s", "species"])
+    targets = WindowTargets.of(
+        calls, calls.iloc[:0], DECODED.lengths, ["lark", "owl"], sampling_rate=RATE, window=WINDOW, weak=["a", "b"]
+    )
+    augmentation = Augmentation(AugmentationArguments.none(), KenyaBirdsFeatureExtractor(), torch.Generator())
+    sampler = WindowSampler(DECODED, targets, length=100, call_share=1.0, empty_share=0.0, numbers=len(DRAWS))
+    windows = RecordingWindows(DECODED, targets, augmentation, 8)
+    assert prior_shift(windows, sampler).tolist() == [0, 0]
+    assert prior_shift(windows, sampler, softmax_weights=np.ones(2)).tolist() == [0, 0]
+
+
 def test_the_odds_of_a_softmax_are_those_against_no_call():
     shift, drawn, every = shift_of(np.ones(2), call_share=0.6, empty_share=0.2)
 
