@@ -88,6 +88,17 @@ def test_species_are_drawn_by_power():
         assert is_lark == pytest.approx(share, abs=0.04)
 
 
+def test_a_call_that_begins_before_its_recording_is_not_of_the_one_before():
+    calls = pd.DataFrame([("b", -0.5, 1.5, "owl")], columns=["recording", "start_s", "end_s", "species"])
+    targets = WindowTargets.of(
+        calls, calls.iloc[:0], DECODED.lengths, ["owl"], sampling_rate=RATE, window=WINDOW, verified=["a"]
+    )
+    recordings, start = draws_of(targets=targets, call_share=1.0, empty_share=0.0)
+    assert set(recordings) == {1}
+    # A window that had to hold the whole box, as those of checked detections have, would begin at 0.
+    assert set(start) == {0, 1, 2, 3}
+
+
 def test_empty_windows_touch_no_annotation():
     targets = targets_of(unknown=[("a", 30.0, 30.0)])
     recordings, start = draws_of(targets=targets, call_share=0.0, empty_share=1.0)
