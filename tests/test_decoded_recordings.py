@@ -2,7 +2,9 @@
 
 import logging
 import multiprocessing
+import shutil
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +110,18 @@ def test_what_is_in_the_cache_is_not_decoded_again_and_a_changed_file_is(write, 
     decoded = decode_recordings(paths, tmp_path / "cache", RATE)
     assert written == ["b.wav"]
     assert np.array_equal(np.load(decoded.recordings[1].path), noise(2.0, seed=2))
+
+
+def test_copies_of_a_file_are_decoded_once(write, tmp_path):
+    source = write("a.wav", noise(30.0, 22_050), rate=22_050)["a.wav"]
+    paths = {}
+    for site in ("one", "two", "three"):
+        (tmp_path / site).mkdir()
+        paths[f"{site}/a.wav"] = Path(shutil.copy2(source, tmp_path / site))
+    decoded = decode_recordings(paths, tmp_path / "cache", RATE, threads=3)
+    assert decoded.names == list(paths)
+    assert len({recording.path for recording in decoded.recordings}) == 1
+    assert len(sound_of(decoded)) == 30 * RATE
 
 
 def test_an_interrupted_run_continues_with_the_next_recording(write, tmp_path, monkeypatch):

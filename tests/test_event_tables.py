@@ -134,6 +134,21 @@ def test_a_folder_gives_all_its_tables_and_recordings_without_an_event(tmp_path)
     assert table.recordings == {"a", "b"}
 
 
+def test_recorders_at_two_sites_that_give_the_same_name_have_two_events(tmp_path):
+    header = "Start (s),End (s),Scientific name,Common name,Confidence,File\n"
+    for site in ("site1", "site2"):
+        row = f"0,3,Turdus merula,Blackbird,0.8,/data/{site}/20210101_060000.WAV\n"
+        (tmp_path / site).mkdir()
+        (tmp_path / site / "20210101_060000.BirdNET.results.csv").write_text(header + row, encoding="utf-8")
+    assert len(read_events(tmp_path).events) == 2
+    # The same path with another root, or without one, may be the same recording.
+    for name in ("site2/20210101_060000.wav", "20210101_060000"):
+        other = f"file,start,end,scientific_name\n{name},0,3,Turdus merula\n"
+        (tmp_path / "other.csv").write_text(other, encoding="utf-8")
+        with pytest.raises(UserError, match="contain the same event"):
+            read_events(tmp_path)
+
+
 def test_several_formats_of_one_result_are_not_counted_twice(tmp_path):
     csv = "Start (s),End (s),Scientific name,Common name,Confidence\n0,3,Turdus merula,Blackbird,0.8\n"
     (tmp_path / "a.BirdNET.results.csv").write_text(csv, encoding="utf-8")

@@ -68,6 +68,12 @@ def test_a_box_is_held_if_half_of_the_shorter_one_is_in_both(call, is_right):
     assert matched([("a", "x", 0, 3, 0.5)], [("a", "x", *call)]).is_right.tolist() == [is_right]
 
 
+@pytest.mark.parametrize("start_s", [0.3, 0.8, 1.0, 17.3])
+def test_half_of_a_box_is_half_whatever_the_rounding_of_its_times(start_s):
+    found, box = ("a", "x", start_s + 1.5, start_s + 4.5, 0.5), ("a", "x", start_s, start_s + 3)
+    assert matched([found], [box]).is_right.tolist() == [True]
+
+
 def test_a_long_box_makes_every_detection_in_it_right_and_is_found_once():
     found = [("a", "x", start, start + 3, 0.5) for start in range(0, 30, 3)]
     matches = matched(found, [("a", "x", 0.0, 30.0)])

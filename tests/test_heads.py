@@ -558,6 +558,27 @@ def test_embedded_windows_are_drawn_by_their_shares():
         )
 
 
+def test_embedded_windows_anywhere_need_a_recording_with_all_its_calls_annotated():
+    def sampler(call_share):
+        return EmbeddedWindowSampler(
+            np.array([[1, 0], [-100, -100], [0, 1]]),
+            np.array([0, 0, 1]),
+            np.zeros(3, dtype=bool),
+            np.ones(3, dtype=bool),
+            np.array([1, 1]),
+            length=8,
+            windows_per_step=1,
+            seed=1,
+            call_share=call_share,
+            empty_share=0.0,
+            species_power=0.0,
+        )
+
+    assert {draw.clip for draw in sampler(1.0)} == {0, 2}
+    with pytest.raises(UserError, match="no training recording with all its calls annotated"):
+        sampler(0.5)
+
+
 def test_a_drawn_version_has_its_own_embedding_and_target():
     from kenya_birds.training.batches import ClipDraw
 

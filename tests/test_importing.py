@@ -292,6 +292,28 @@ def test_rows_without_one_meaning_are_told_with_file_and_line(tmp_path, do_impor
     assert found(result, "changed") == [("t.csv", 10, "was cut at the start or end of its recording")]
 
 
+def test_a_point_at_the_end_of_a_recording_is_in_it(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.txt", "10\t10\towl\n10.04\t10.04\tlark\n9\t10\towl\n")
+    result = do_import()
+    assert taken(result, "start", "end") == [("9.0", "10.0"), ("9.999999", "9.999999"), ("9.999999", "9.999999")]
+    assert len(read_archive(result.archive).annotations) == 3
+
+
+def test_of_two_columns_with_one_name_the_first_is_read(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.csv", "start,end,species,species\n1,2,owl,lark\n")
+    assert taken(do_import(), "code") == [("owl",)]
+
+
+def test_a_name_that_a_table_cannot_have_is_told(tmp_path, do_import):
+    record(tmp_path / "in", " a.wav", "b.wav")
+    write(tmp_path / "in/t.csv", "file,start,end,species\na.wav,1,2,owl\nb.wav,1,2,owl\n")
+    result = do_import(all_recordings=True)
+    assert sorted(read_archive(result.archive).headers) == ["b.wav"]
+    assert "the name of a recording cannot be written in a table" in format_import(result)
+
+
 def test_frequencies_that_the_recording_cannot_have(tmp_path, do_import):
     record(tmp_path / "in", "a.wav")
     rows = ["1,2,1000,5000", "3,4,4500,6000", "5,6,3000,2000"]
@@ -311,6 +333,22 @@ def test_an_empty_table_is_a_recording_without_a_call(tmp_path, do_import):
     assert sorted(read_archive(result.archive).headers) == ["a.wav", "b.wav", "c.wav"]
     shutil.rmtree(result.archive)
     assert sorted(do_import(all_recordings=True).recordings) == ["a.wav", "b.wav", "c.wav", "d.wav"]
+
+
+def test_a_recording_whose_annotations_were_not_taken_is_not_one_without_a_call(tmp_path, do_import):
+    record(tmp_path / "in", *(f"site1/{name}.wav" for name in "abcdef"), "site2/e.wav")
+    write(tmp_path / "in/site1/a.txt", raven((1, 2, "owl")))
+    write(tmp_path / "in/site1/b.txt", raven(("one", 2, "owl")))
+    write(tmp_path / "in/t.csv", "file,start,end,species\nc.wav,11,12,owl\nD.WAV,x,y,owl\ne.wav,1,2,owl\n")
+    result = do_import(all_recordings=True)
+    assert sorted(result.recordings) == ["site1/a.wav", "site1/f.wav"]
+    notes = [
+        (recording, finding) for _, _, _, recording, finding, _ in result.findings.rows if "not in the arch" in finding
+    ]
+    names = [*(f"site1/{name}.wav" for name in "bcde"), "site2/e.wav"]
+    assert notes == [
+        (name, "a recording is not in the archive, because no annotation of it was taken") for name in names
+    ]
 
 
 def test_two_tables_of_one_recording_are_read_and_their_repetitions_counted_once(tmp_path, do_import):

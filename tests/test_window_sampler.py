@@ -88,6 +88,17 @@ def test_species_are_drawn_by_power():
         assert is_lark == pytest.approx(share, abs=0.04)
 
 
+def test_a_call_that_begins_before_its_recording_is_not_of_the_one_before():
+    calls = pd.DataFrame([("b", -0.5, 1.5, "owl")], columns=["recording", "start_s", "end_s", "species"])
+    targets = WindowTargets.of(
+        calls, calls.iloc[:0], DECODED.lengths, ["owl"], sampling_rate=RATE, window=WINDOW, verified=["a"]
+    )
+    recordings, start = draws_of(targets=targets, call_share=1.0, empty_share=0.0)
+    assert set(recordings) == {1}
+    # A window that had to hold the whole box, as those of checked detections have, would begin at 0.
+    assert set(start) == {0, 1, 2, 3}
+
+
 def test_empty_windows_touch_no_annotation():
     targets = targets_of(unknown=[("a", 30.0, 30.0)])
     recordings, start = draws_of(targets=targets, call_share=0.0, empty_share=1.0)
@@ -229,6 +240,18 @@ def test_the_shift_turns_the_odds_of_draws_into_those_of_the_recordings():
 def test_windows_that_are_drawn_anywhere_need_no_shift():
     shift, _, _ = shift_of(call_share=0.0, empty_share=0.0)
     assert shift == pytest.approx([0, 0], abs=0.15)
+
+
+def test_without_a_recording_whose_calls_are_all_annotated_there_is_no_shift():
+    calls = pd.DataFrame(CALLS, columns=["recording", "start_s", "end_s", "species"])
+    targets = WindowTargets.of(
+        calls, calls.iloc[:0], DECODED.lengths, ["lark", "owl"], sampling_rate=RATE, window=WINDOW, weak=["a", "b"]
+    )
+    augmentation = Augmentation(AugmentationArguments.none(), KenyaBirdsFeatureExtractor(), torch.Generator())
+    sampler = WindowSampler(DECODED, targets, length=100, call_share=1.0, empty_share=0.0, numbers=len(DRAWS))
+    windows = RecordingWindows(DECODED, targets, augmentation, 8)
+    assert prior_shift(windows, sampler).tolist() == [0, 0]
+    assert prior_shift(windows, sampler, softmax_weights=np.ones(2)).tolist() == [0, 0]
 
 
 def test_the_odds_of_a_softmax_are_those_against_no_call():

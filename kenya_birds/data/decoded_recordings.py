@@ -4,7 +4,7 @@ import hashlib
 import logging
 import shutil
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,13 +145,12 @@ def decode_recordings(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with shared_lock(folder / LOCK_FILE, f"the decoded recordings in {folder}"):
-            missing = [name for name, stem in wanted.items() if _read(name, stem) is None]
+            # Copies of a file with the same name and time are one file in the cache.
+            missing = {stem: paths[name] for name, stem in wanted.items() if _read(name, stem) is None}
             if missing:
-                _check_space({name: paths[name] for name in missing}, folder, sampling_rate)
+                _check_space(missing.values(), folder, sampling_rate)
                 with ThreadPoolExecutor(threads) as pool:
-                    tasks = [
-                        pool.submit(_write, paths[name], wanted[name], sampling_rate, channel) for name in missing
-                    ]
+                    tasks = [pool.submit(_write, path, stem, sampling_rate, channel) for stem, path in missing.items()]
                     try:
                         for task in tasks:
                             task.result()
@@ -195,10 +194,10 @@ def _read(name: str, stem: Path) -> DecodedRecording | None:
     return DecodedRecording(name, path, stored["samples"], stored["scale"], runs, stored["damaged_s"])
 
 
-def _check_space(paths: Mapping[str, Path], folder: Path, sampling_rate: int) -> None:
+def _check_space(paths: Iterable[Path], folder: Path, sampling_rate: int) -> None:
     """Logs how much disk space the recordings need; raises `UserError` if less is free."""
     sizes = []
-    for path in paths.values():
+    for path in paths:
         try:
             sizes.append(read_header(path).duration_s * sampling_rate)
         except UserError:

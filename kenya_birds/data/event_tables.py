@@ -5,7 +5,7 @@ Parquet), this package's own tables, and plain CSV files with columns for file, 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -217,12 +217,27 @@ def _column(tables: Sequence[TableCells], name: str) -> list[str]:
     return [cell for one in tables for cell in one.cells.get(name, [""] * len(one.lines))]
 
 
+def _first_alike(names: Iterable[str]) -> dict[str, str]:
+    """Returns the first of the names that may mean the same recording, by name.
+
+    Some formats name the recording by its path, others by its name alone: folders must agree as far as both are known.
+    """
+    paths = {name: PurePosixPath(name.casefold()) for name in names}
+    parts = {name: (path.stem, *path.parts[-2::-1]) for name, path in paths.items()}
+    found: dict[str, str] = {}
+    first = ""
+    for name in sorted(parts, key=lambda name: parts[name]):
+        if not found or parts[name][: len(parts[first])] != parts[first]:
+            first = name
+        found[name] = first
+    return found
+
+
 def _check_no_event_twice(events: pd.DataFrame, files: Sequence[str]) -> None:
     """Raises `UserError` if two files contain the same event, as a folder with several formats of one result does."""
-    # Some formats name the recording by its path, others by its name alone.
-    stems: Mapping[str, str] = {name: PurePosixPath(name).stem.casefold() for name in events["recording"].unique()}
     events = events.assign(
-        recording=events["recording"].map(stems), file=np.array(files, dtype=object)[events["table"]]
+        recording=events["recording"].map(_first_alike(events["recording"].unique())),
+        file=np.array(files, dtype=object)[events["table"]],
     )
     times = events[["start_s", "end_s"]].round(3)
     for name in SPECIES:

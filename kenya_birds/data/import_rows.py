@@ -13,7 +13,7 @@ from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.event_tables import DECIMALS
 from kenya_birds.data.import_report import CHANGED, NOT_TAKEN, NOTE, Findings
 from kenya_birds.data.recording_matching import Match, RecordingFinder
-from kenya_birds.data.recording_places import PLACE_COLUMNS, KeptHeader
+from kenya_birds.data.recording_places import PLACE_COLUMNS, KeptHeader, is_inside
 from kenya_birds.data.sound_files import count_skipped, find_sound
 from kenya_birds.data.species_names import NameMap, SpeciesOfNames, species_of_names
 from kenya_birds.data.table_cells import SPECIES, TableCells
@@ -51,11 +51,12 @@ def find_recordings(
     """
     search = find_sound(root)
     every = []
+    # A cell of a table is read without the spaces round it.
     for file in search.found:
         name = Path(os.path.relpath(file.path, root)).as_posix()
         if not os.path.exists(file.path):
             findings.add(NOT_TAKEN, "a link to a recording that does not exist", recording=name)
-        elif name.isprintable():
+        elif name.isprintable() and name == name.strip() and is_inside(name):
             every.append(name)
         else:
             detail = name.encode("unicode_escape", "replace").decode()
@@ -74,7 +75,7 @@ def with_recordings(
     files: Sequence[str],
     recordings: FolderRecordings,
     findings: Findings,
-) -> tuple[pd.DataFrame, set[str]]:
+) -> tuple[pd.DataFrame, set[str], set[str]]:
     """Finds the recording of each row.
 
     Args:
@@ -85,8 +86,9 @@ def with_recordings(
         findings: What is found is added.
 
     Returns:
-        The rows whose recording is there and that can be read, and the recordings that are known to have no call:
-        their table has no rows, or a row has neither times nor a species.
+        The rows whose recording is there and that can be read; the recordings that are known to have no call: their
+        table has no rows, or a row has neither times nor a species; and the recordings to which other rows belong, or
+        may belong.
     """
     own = np.array([_own_name(file, table) for file, table in zip(files, tables, strict=True)], dtype=object)
     is_own = np.array([table.recording is not None for table in tables], dtype=bool)
@@ -107,12 +109,14 @@ def with_recordings(
             findings.add(NOTE, "has another suffix than the table says", recording=match.recording, detail=name)
     of_tables = {file: matches[key] for file, key in own_keys.items()}
     silent = _silent(tables, files, of_tables, findings)
+    unsure = {keys[row] for row in np.flatnonzero(is_lost & ~events["is_blank"].to_numpy()).tolist()}
     events = events[~is_lost]
     is_blank = events["is_blank"]
+    annotated = set(events.loc[~is_blank, "recording"]).union(*(matches[key].others for key in unsure))
     silent |= set(events.loc[is_blank, "recording"])
     wrong = events[(events["problem"] != "") & ~is_blank]
     findings.add_rows(NOT_TAKEN, "a row cannot be read", wrong, wrong["problem"])
-    return events[(events["problem"] == "") & ~is_blank], silent - set(wrong["recording"])
+    return events[(events["problem"] == "") & ~is_blank], silent - set(wrong["recording"]), annotated
 
 
 def _silent(
@@ -205,6 +209,9 @@ def with_checked_times(calls: pd.DataFrame, headers: Mapping[str, KeptHeader], f
     details = [f"{a:g} to {b:g} s" for a, b in zip(start_s[cut], end_s[cut], strict=True)]
     findings.add_rows(CHANGED, "was cut at the start or end of its recording", calls[cut], details)
     last_s = np.floor(duration_s * 10**DECIMALS) / 10**DECIMALS
+    # A point at the end would be outside.
+    is_at_end = is_point[is_in] & (last_s >= duration_s)
+    last_s = last_s.where(~is_at_end, last_s - 10**-DECIMALS)
     calls = calls.assign(start_s=start_s.clip(0, last_s).round(DECIMALS), end_s=end_s.clip(0, last_s).round(DECIMALS))
     return _with_checked_frequencies(calls, calls["recording"].map(halves_hz).astype(float), findings)
 

@@ -123,17 +123,17 @@ def _of_tables(output: Path, settings: ImportSettings, findings: Findings) -> Im
     files = [path_below(table.path, settings.source) for table in tables]
     events["file"] = np.array(files, dtype=object)[events["table"]] if len(events) else ""
     found = find_recordings(tables, files, settings.root, findings)
-    calls, silent = with_recordings(events, tables, files, found, findings)
-    silent |= listed_recordings(settings.tables, found, findings) - set(events["recording"])
+    calls, silent, annotated = with_recordings(events, tables, files, found, findings)
+    silent |= listed_recordings(settings.tables, found, findings) - annotated
     if settings.all_recordings:
-        silent |= set(found.every) - set(events["recording"])
+        silent |= set(found.every) - annotated
     headers = read_headers(sorted({*calls["recording"], *silent}), settings.root, findings)
     calls = with_checked_times(calls, headers, findings)
     calls, species, listed = with_species(calls, names, findings)
     calls = without_repetitions(calls, findings)
     called = set(calls["recording"])
     kept = called | (silent & set(headers))
-    _note_recordings(kept, called, found.every, findings)
+    _note_recordings(kept, called, found.every, annotated, findings)
     if calls.empty:
         raise UserError(_why_nothing(settings, findings))
     calls["annotator"] = calls["annotator"].where(calls["annotator"] != "", settings.annotator)
@@ -208,15 +208,16 @@ def read_headers(names: Sequence[str], root: Path, findings: Findings) -> dict[s
     return headers
 
 
-def _note_recordings(kept: Iterable[str], called: set[str], every: Sequence[str], findings: Findings) -> None:
+def _note_recordings(
+    kept: Iterable[str], called: set[str], every: Sequence[str], annotated: set[str], findings: Findings
+) -> None:
     for name in sorted(set(kept) - called):
         findings.add(NOTE, "a recording has no call", recording=name)
     for name in sorted(set(every) - set(kept)):
-        findings.add(
-            NOTE,
-            "a recording has no annotation and is not in the archive; if it has no call, give --all_recordings",
-            recording=name,
-        )
+        finding = "a recording has no annotation and is not in the archive; if it has no call, give --all_recordings"
+        if name in annotated:
+            finding = "a recording is not in the archive, because no annotation of it was taken"
+        findings.add(NOTE, finding, recording=name)
 
 
 def _write(result: ImportResult, root: Path) -> None:

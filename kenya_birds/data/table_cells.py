@@ -150,8 +150,10 @@ def _with_header(
             f"{path} has no start and end columns: expected for example 'Start (s)' and 'End (s)', "
             f"'Begin Time (s)' and 'End Time (s)', or 'start' and 'end'; found {', '.join(header) or 'none'}"
         )
-    found = {name.strip().lower(): index for index, name in enumerate(header)}
-    place = {name: index for index, name in enumerate(header)}
+    # Of several columns with one name, the first is read.
+    numbered = list(enumerate(header))[::-1]
+    found = {name.strip().lower(): index for index, name in numbered}
+    place = {name: index for index, name in numbered}
     rows, lines = _one_view(rows, lines, found, place.get(names.get("recording", "")))
     cells = {ours: [row[place[theirs]] for row in rows] for ours, theirs in names.items()}
     if names.get("recording", "").lower() == "in file":

@@ -121,7 +121,7 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
         species_power: 0: species are as frequent as their calls; 1: all species are equally frequent.
 
     Raises:
-        UserError: If no window is known to contain a call.
+        UserError: If no window is known to contain a call, or none of those that are drawn anywhere can be drawn.
     """
 
     def __init__(
@@ -156,6 +156,11 @@ class EmbeddedWindowSampler(Sampler[ClipDraw]):
         wrong = wrong_number(with_call, len(row), len(self._wrong), self.length)
         empty = round(empty * (1 - wrong / max(self.length - with_call, 1)))
         self._numbers = with_call, wrong, empty, self.length - with_call - wrong - empty
+        if self._numbers[-1] and not len(self._anywhere):
+            raise UserError(
+                "no training recording with all its calls annotated has a window of sound: choose a lower clip_s, or "
+                "train on clips"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch's draws; called by the trainer."""

@@ -37,13 +37,16 @@ def prior_shift(
             then those of class against no call. In a window with several classes, each counts as its share.
 
     Returns:
-        float64, shape `(classes,)`. A class that is in no window has the shift of all classes together.
+        float64, shape `(classes,)`. A class that is in no window has the shift of all classes together. Zeros if no
+        window of the recordings is known (see `WindowTargets.is_partial`).
     """
     is_softmax = softmax_weights is not None
     drawn, without = _count((windows.labels(draws) for draws in _blocks(sampler)), is_softmax=is_softmax)
     if softmax_weights is not None:
         drawn = drawn * softmax_weights
     present, absent = _count(_every_window(windows), is_softmax=is_softmax)
+    if not (present.any() or absent.any()):
+        return np.zeros(len(drawn))
     shift = _log_odds(drawn, without) - _log_odds(present, absent)
     of_all = _log_odds(drawn.sum(), without.sum()) - _log_odds(present.sum(), absent.sum())
     return np.where((drawn > 0) & (present > 0), shift, of_all)

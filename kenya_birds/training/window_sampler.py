@@ -258,7 +258,8 @@ class _Calls:
         if not is_usable.any():
             raise UserError("no call lies in a part of the training recordings that can be read: train on others")
         chosen = np.flatnonzero(is_usable)
-        recording = targets.offset.searchsorted(targets.start[chosen], side="right") - 1
+        # A call may begin before its recording, and so before its place on the axis.
+        recording = targets.offset.searchsorted(middle[chosen], side="right") - 1
         self._start, self._end = targets.start[chosen], targets.end[chosen]
         self._low, self._high = first[run[chosen]], last[run[chosen]]
         self.total = len(chosen)
