@@ -45,6 +45,8 @@ REACH_S = 1.5
 CLIPPED_SHARE = 0.001
 LONG_SILENCE_S = 1.0
 DC_OFFSET = 0.01
+# Windows can wait for no more.
+MAX_PROCESSES = 61
 
 FINDING_COLUMNS = ["kind", "recording", "line", "species", "start_s", "end_s", "finding", "effect", "detail"]
 
@@ -235,7 +237,7 @@ def _below(path: str, folder: Path) -> str:
 
 
 def _check_recordings(paths: Mapping[str, Path], num_proc: int, channel: str | None) -> Iterator[RecordingCheck]:
-    with ProcessPoolExecutor(num_proc) if num_proc > 1 else nullcontext() as pool:
+    with ProcessPoolExecutor(min(num_proc, MAX_PROCESSES)) if num_proc > 1 else nullcontext() as pool:
         check_one = partial(check_recording, channel=channel)
         checks = pool.map(check_one, paths.values()) if pool else map(check_one, paths.values())
         for name, check in zip(
