@@ -12,7 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from .audio_model_kenya_birds import AudioModel
 from .backbone_kenya_birds import build_backbone, has_gradient_checkpointing
 from .configuration_kenya_birds import KenyaBirdsConfig
-from .graph_kenya_birds import GraphRunner, find_graph
+from .graph_kenya_birds import HUB_OPTIONS, GraphRunner, find_graph
 
 # An unknown multi-label target: neither present nor absent.
 MASKED = -100
@@ -111,7 +111,8 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         built = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = built[0] if isinstance(built, tuple) else built
         if model.config.graph is not None:
-            path = find_graph(model.config.graph, pretrained_model_name_or_path, kwargs.get("revision"))
+            options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+            path = find_graph(model.config.graph, pretrained_model_name_or_path, **options)
             model.open_network(path)
             if model.classifier is None and (model.output_of_class < 0).any():
                 raise ValueError(
