@@ -101,6 +101,28 @@ def test_a_head_starts_with_what_the_network_knows():
     assert torch.equal(head(inputs), torch.tensor([[-4.0, 5.0]]))
 
 
+@pytest.mark.parametrize("hidden_size", [None, 4])
+def test_a_head_for_other_classes_starts_anew(hidden_size, tmp_path):
+    head = {"hidden_size": hidden_size, "network_scores": False}
+    config = KenyaBirdsConfig(backbone="test_convnext", num_labels=3, head=head)
+    model = KenyaBirdsForAudioClassification(config)
+    for values in model.classifier.state_dict().values():
+        values.fill_(0.5)
+    model.save_pretrained(tmp_path)
+    loaded = KenyaBirdsForAudioClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    for name, values in loaded.classifier.state_dict().items():
+        assert (values == (0 if name.startswith("output") else 0.5)).all(), name
+
+
+def test_a_head_for_other_classes_does_not_use_the_networks_scores_of_the_old_ones(trained, network):
+    model = KenyaBirdsForAudioClassification.from_pretrained(trained, num_labels=7, ignore_mismatched_sizes=True)
+    sound = torch.from_numpy(np.random.default_rng(0).uniform(-0.3, 0.3, (2, RATE)).astype("f4"))
+    assert model(sound).logits.tolist() == [[0.0] * 7] * 2
+    assert torch.equal(model.classifier.mean, load_model(trained)[0].classifier.mean)
+    with pytest.raises(ValueError, match="published network, whose classes cannot be replaced"):
+        KenyaBirdsForAudioClassification.from_pretrained(network, num_labels=7, ignore_mismatched_sizes=True)
+
+
 def test_a_head_in_half_precision_takes_the_embeddings_of_a_network(trained):
     model, _ = load_model(trained)
     sound = torch.from_numpy(np.random.default_rng(0).uniform(-0.3, 0.3, (2, RATE)).astype("f4"))

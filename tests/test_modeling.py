@@ -186,6 +186,7 @@ NEW_LABELS = {
     "another number": {"num_labels": 2},
     "names as well": {"num_labels": 2, "id2label": {0: "bird1", 1: "x"}, "label2id": {"bird1": 0, "x": 1}},
     "names only": {"id2label": {0: "x", 1: "y", 2: "z"}, "label2id": {"x": 0, "y": 1, "z": 2}},
+    "names by id only": {"id2label": {0: "x", 1: "y", 2: "z"}},
 }
 
 
@@ -199,7 +200,8 @@ def test_a_new_classifier_does_not_keep_the_old_calibration_and_names(tmp_path, 
         config = model.config
         assert config.logit_scale is config.logit_offset is None
         assert config.species == ({"bird1": {"common_name": "Bee-eater"}} if given == "names as well" else None)
-        assert model(spectrograms()).logits.shape[1] == config.num_labels == (3 if given == "names only" else 2)
+        assert model(spectrograms()).logits.shape[1] == config.num_labels == NEW_LABELS[given].get("num_labels", 3)
+        assert config.label2id == {label: index for index, label in config.id2label.items()}
     model.save_pretrained(tmp_path / "again")
     assert KenyaBirdsForAudioClassification.from_pretrained(tmp_path / "again").config.logit_scale is None
 

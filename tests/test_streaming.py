@@ -66,6 +66,17 @@ def test_windows_of_an_array_are_those_of_the_file(tmp_path):
     assert from_array == reading
 
 
+def test_windows_of_a_long_array_are_cut_in_small_groups():
+    sound = np.tile(chirps(10), 12).astype(np.float32) / 32768
+    *found, reading = read_array(sound, RATE, GRID, RATE)
+    assert max(len(one.sound) for one in found) * GRID.window_samples <= 2 * (30 * RATE + GRID.window_samples)
+    starts = GRID.starts(0, len(sound))
+    np.testing.assert_array_equal(np.concatenate([one.starts for one in found]), starts)
+    assert reading == Reading(len(sound), RATE, len(starts), ())
+    expected = [sound[start : start + GRID.window_samples] for start in starts]
+    np.testing.assert_array_equal(np.concatenate([one.sound for one in found]), expected)
+
+
 def test_channels_that_cancel_each_other_are_told_and_one_is_heard(tmp_path, caplog):
     sound = chirps(3)
     _, windows, reading = read(write(tmp_path / "a.wav", np.stack([sound, -sound], axis=1)))

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from fake_hub import FakeHub
 from fresh_python import run_fresh
 from networks import (
     BINS,
@@ -43,6 +44,7 @@ from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.network_labels import NetworkLabel, read_labels, restrict_labels
 from kenya_birds.model.modeling_kenya_birds import HEAD_EPSILON, log_odds
 from kenya_birds.model.network_input_kenya_birds import magnitude_spectrogram, with_peak
+from kenya_birds.publishing.hub import upload_files
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.serving.analysis import Analyser
 from kenya_birds.waveform_networks import PRESETS
@@ -288,6 +290,22 @@ def test_the_pipeline_of_transformers_runs_the_folder_without_this_package(wrapp
     expected = expit(own_scores(np.full((1, SAMPLES), 0.01, np.float32)))[0]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found == pytest.approx(dict(zip(CODES, expected, strict=True)), abs=1e-5)
+
+
+def test_the_network_of_a_private_model_is_found_with_the_token_that_is_given(wrapped, tmp_path, monkeypatch):
+    with FakeHub() as hub:
+        hub.redirect(monkeypatch, tmp_path / "home")
+        contents = {f"owls/{path.name}": path for path in wrapped.iterdir()}
+        upload_files(contents, "ann/birds", message="Upload", private=True)
+        monkeypatch.delenv("HF_TOKEN")
+        place = {"subfolder": "owls", "cache_dir": tmp_path / "cache"}
+        model = AutoModelForAudioClassification.from_pretrained("ann/birds", token=hub.token, **place)
+    again = AutoModelForAudioClassification.from_pretrained("ann/birds", local_files_only=True, **place)
+    beside = AutoModelForAudioClassification.from_pretrained(wrapped.parent, subfolder=wrapped.name)
+    windows = torch.zeros(1, SAMPLES)
+    logits = model(windows).logits
+    assert torch.equal(logits, again(windows).logits)
+    assert torch.equal(logits, beside(windows).logits)
 
 
 def test_a_reference_to_the_network_follows_it_into_the_folder(tmp_path, capsys):

@@ -169,9 +169,10 @@ def read_array(
         sound /= 32768
     if rate_hz != sampling_rate:
         sound = soxr.resample(sound, rate_hz, sampling_rate)
-    yield from _windows(
-        iter([(0, sound)]), len(sound), AudioHeader(len(waveform), rate_hz, 1), [], grid, sampling_rate
-    )
+    # In blocks, because windows that overlap are copies.
+    block = BLOCK_S * sampling_rate
+    pieces = ((first, sound[first : first + block]) for first in range(0, len(sound), block))
+    yield from _windows(pieces, len(sound), AudioHeader(len(waveform), rate_hz, 1), [], grid, sampling_rate)
 
 
 def read_windows(

@@ -62,7 +62,8 @@ class KenyaBirdsConfig(PreTrainedConfig):
         """Builds a configuration from a dictionary, as in transformers.
 
         If `num_labels` or `id2label` replaces the labels of the dictionary, the classifier is a new one: the
-        calibration and the names of species that are not among the new labels are dropped.
+        calibration and the names of species that are not among the new labels are dropped. `label2id` follows
+        `id2label` if it is not given.
 
         Args:
             config_dict: The content of a config.json.
@@ -80,6 +81,8 @@ class KenyaBirdsConfig(PreTrainedConfig):
             if config.logit_scale is not None or config.logit_offset is not None:
                 logger.warning("The labels are new: the calibration of the saved model is not used")
             config.logit_scale = config.logit_offset = None
+            if "label2id" not in kwargs:
+                config.label2id = {label: index for index, label in enumerate(labels)}
             if config.species is not None:
                 config.species = {code: config.species[code] for code in labels if code in config.species} or None
         return built

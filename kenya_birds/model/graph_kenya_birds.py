@@ -18,6 +18,8 @@ from .network_input_kenya_birds import network_input
 
 # Module of the runtime, and its name for pip, by the suffix of the network's file.
 RUNTIMES = {".onnx": ("onnxruntime", "onnxruntime"), ".tflite": ("ai_edge_litert", "ai-edge-litert")}
+# Arguments of `from_pretrained` that say where a model is.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 ACTIVATIONS = ("sigmoid", "softmax", "none")
 
 
@@ -227,25 +229,25 @@ def import_runtime(path: Path, part: str = "") -> Any:
         ) from None
 
 
-def find_graph(graph: dict[str, Any], model: Any, revision: str | None = None) -> Path:
+def find_graph(graph: dict[str, Any], model: Any, **options: Any) -> Path:
     """Finds the file of a published network: in the model's folder or repository, or at the path that it had.
 
     Args:
         graph: `graph` of the model's config.
         model: The model's folder, or its name on the Hub.
-        revision: Commit, tag or branch of the model on the Hub.
+        **options: Those of `from_pretrained` that say where the model is: see `HUB_OPTIONS`.
 
     Raises:
         OSError: If it is in neither place.
     """
     path = Path(graph["file"])
     if Path(model).is_dir():
-        beside = Path(model) / path.name
+        beside = Path(model) / options.get("subfolder", "") / path.name
     else:
         from transformers.utils import cached_file
 
         try:
-            beside = Path(cached_file(model, path.name, revision=revision))
+            beside = Path(cached_file(model, path.name, **options))
         except OSError:  # it is not in the repository
             beside = path
     found = next((file for file in (beside, path) if file.is_file()), None)

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from .audio_model_kenya_birds import AudioModel
 from .backbone_kenya_birds import build_backbone, has_gradient_checkpointing
 from .configuration_kenya_birds import KenyaBirdsConfig
-from .graph_kenya_birds import GraphRunner, find_graph
+from .graph_kenya_birds import HUB_OPTIONS, GraphRunner, find_graph
 
 # An unknown multi-label target: neither present nor absent.
 MASKED = -100
@@ -92,7 +92,7 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
             self.classifier = nn.Linear(self.embedding_size, config.num_labels)
         if self.needs_scores:
             # The network's output of each class; -1: it has none.
-            self.register_buffer("output_of_class", torch.arange(config.num_labels))
+            self.register_buffer("output_of_class", torch.full((config.num_labels,), -1))
         self.post_init()
 
     @classmethod
@@ -107,13 +107,19 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         Raises:
             OSError: If the network's file does not exist.
             ImportError: If its runtime is not installed.
-            ValueError: If it is another file than the config says.
+            ValueError: If it is another file than the config says, or other classes are given and no head is trained.
         """
         built = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = built[0] if isinstance(built, tuple) else built
         if model.config.graph is not None:
-            path = find_graph(model.config.graph, pretrained_model_name_or_path, kwargs.get("revision"))
+            options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+            path = find_graph(model.config.graph, pretrained_model_name_or_path, **options)
             model.open_network(path)
+            if model.classifier is None and (model.output_of_class < 0).any():
+                raise ValueError(
+                    "the model is a published network, whose classes cannot be replaced: load it with its own labels, "
+                    "or train a head on it"
+                )
         return built
 
     def open_network(self, path: Path) -> None:
@@ -287,6 +293,13 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         if module is self.classifier and isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
+        elif module is getattr(self.classifier, "output", None):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, EmbeddingHead) and module.score_weight is not None:
+            nn.init.ones_(module.score_weight)
+        elif module is self and self.needs_scores:
+            nn.init.constant_(self.output_of_class, -1)
         elif hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()  # type: ignore[operator]
 
