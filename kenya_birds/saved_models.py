@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -182,6 +183,7 @@ def transport_error() -> type[Exception]:
 def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
@@ -191,7 +193,10 @@ def _fetch(name: str) -> Path:
 
     repo_id, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=list(FETCHED)))
+        folder = Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=list(FETCHED)))
+        with suppress(EntryNotFoundError):  # a network that is not in the repository is an error of `check_ours`
+            _fetch_network(repo_id, folder)
+        return folder
     except GatedRepoError:
         raise UserError(
             f"{repo_id} is gated: ask for access on its page, and log in with `hf auth login` or set HF_TOKEN"
@@ -210,6 +215,16 @@ def _fetch(name: str) -> Path:
             f"there is no folder '{name}', and {repo_id} cannot be downloaded from the Hub ({type(error).__name__}): "
             "check the connection, or give a folder"
         ) from None
+
+
+def _fetch_network(repo_id: str, folder: Path) -> None:
+    """Downloads the published network of a model, if it has one, into the folder of its commit."""
+    from huggingface_hub import hf_hub_download
+
+    config = folder / "config.json"
+    graph = read_json(config).get("graph") if config.is_file() else None
+    if isinstance(graph, dict) and isinstance(graph.get("file"), str):
+        hf_hub_download(repo_id, Path(graph["file"]).name, revision=folder.name)
 
 
 def _check_files(saved: SavedModel) -> None:

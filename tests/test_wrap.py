@@ -16,6 +16,7 @@ import torch
 import yaml
 from fake_hub import FakeHub
 from fresh_python import run_fresh
+from huggingface_hub import constants
 from networks import (
     BINS,
     CODES,
@@ -306,6 +307,25 @@ def test_the_network_of_a_private_model_is_found_with_the_token_that_is_given(wr
     logits = model(windows).logits
     assert torch.equal(logits, again(windows).logits)
     assert torch.equal(logits, beside(windows).logits)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_network_of_a_model_on_the_hub_is_downloaded(wrapped, is_there, tmp_path, monkeypatch):
+    with FakeHub() as hub:
+        hub.redirect(monkeypatch, tmp_path / "home")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        contents = {path.name: path for path in wrapped.iterdir() if is_there or path.suffix != ".onnx"}
+        contents |= {"other.onnx": b"not of this model", "malware.py": b""}
+        upload_files(contents, "ann/birds", message="Upload")
+        if not is_there:
+            with pytest.raises(UserError, match=r"network\.onnx, is not there: put it into the model's"):
+                load_model("ann/birds")
+            return
+        model, _ = load_model("ann/birds")
+    windows = torch.zeros(1, SAMPLES)
+    assert torch.equal(model(windows).logits, load_model(wrapped)[0](windows).logits)
+    fetched = {path.name for path in (tmp_path / "cache").rglob("*") if path.suffix in (".onnx", ".py")}
+    assert fetched == {"network.onnx"}
 
 
 def test_a_reference_to_the_network_follows_it_into_the_folder(tmp_path, capsys):
