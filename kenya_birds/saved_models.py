@@ -21,7 +21,7 @@ NOVELTY_FILE = "novelty.safetensors"
 NO_START = "its weights cannot be the start of a training; give another --init_from"
 # Extras with the runtimes of published networks, by the suffix of the network's file.
 RUNTIME_EXTRAS = {".onnx": "onnxruntime", ".tflite": "tflite"}
-# Files that are downloaded: no code, no pickled weights and no checkpoints.
+# Files that are downloaded, besides that of a published network: no code, no pickled weights and no checkpoints.
 FETCHED = (
     *("*.json", "splits.csv", "training_recordings.csv"),
     *(WEIGHTS_FILE, "model-*-of-*.safetensors", NOVELTY_FILE),
@@ -183,7 +183,6 @@ def transport_error() -> type[Exception]:
 def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
-        EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
@@ -194,8 +193,7 @@ def _fetch(name: str) -> Path:
     repo_id, _, revision = name.partition("@")
     try:
         folder = Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=list(FETCHED)))
-        with suppress(EntryNotFoundError):  # a network that is not in the repository is an error of `check_ours`
-            _fetch_network(repo_id, folder)
+        _fetch_network(repo_id, folder)
         return folder
     except GatedRepoError:
         raise UserError(
@@ -218,13 +216,17 @@ def _fetch(name: str) -> Path:
 
 
 def _fetch_network(repo_id: str, folder: Path) -> None:
-    """Downloads the published network of a model, if it has one, into the folder of its commit."""
+    """Downloads the file of a model's published network, if it has one and its repository has the file."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    config = folder / "config.json"
-    graph = read_json(config).get("graph") if config.is_file() else None
-    if isinstance(graph, dict) and isinstance(graph.get("file"), str):
-        hf_hub_download(repo_id, Path(graph["file"]).name, revision=folder.name)
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    graph = config.get("graph") if config.get("model_type") == "kenya_birds" else None
+    file = Path(str(graph.get("file"))) if isinstance(graph, dict) else None
+    if file is not None and file.suffix in RUNTIME_EXTRAS:
+        with suppress(RemoteEntryNotFoundError):  # it is not published: `find_graph` tells the user
+            hf_hub_download(repo_id, file.name, revision=folder.name)
 
 
 def _check_files(saved: SavedModel) -> None:
