@@ -179,7 +179,7 @@ def write_test(
     if windows is not None:
         logger.info("test, %s", format_recordings(whole))
     # Scores of a short training may all be below it, while the thresholds fit.
-    predicted = ", species with a score above 0.5" if multi_label else ""
+    predicted = " (species with a score above 0.5 are predicted)" if multi_label else ""
     f1, accuracy = validation["macro_f1"], validation["accuracy"]
     logger.info("validation clips%s: macro F1 %.4f, accuracy %.4f", predicted, f1, accuracy)
     logger.info("test clips%s: %s", predicted, format_metrics(metrics))
