@@ -13,6 +13,9 @@ from kenya_birds.evaluation.intervals import LEVEL, RESAMPLES, centred_interval,
 from kenya_birds.evaluation.metrics import MASKED
 from kenya_birds.files import json_number
 
+# Differences of decimal times are rounded: 3.3 s - 1.8 s is less than 1.5 s.
+ROUNDING_S = 1e-9
+
 
 @dataclass(frozen=True)
 class Matches:
@@ -122,8 +125,7 @@ def _held(
     length_s = call_end_s - call_start_s
     overlap_s = np.minimum(end_s, call_end_s) - np.maximum(start_s, call_start_s)
     holds_point = (call_start_s >= start_s - tolerance_s) & (call_start_s <= end_s + tolerance_s)
-    # Differences of decimal times are rounded: 3.3 s - 1.8 s is less than 1.5 s.
-    is_held = overlap_s >= least_overlap(length_s, end_s - start_s) - 1e-9
+    is_held = overlap_s >= least_overlap(length_s, end_s - start_s) - ROUNDING_S
     return np.where(length_s > 0, is_held, holds_point)
 
 
@@ -414,7 +416,7 @@ def _overlapped(start_s: float, end_s: float, window_s: float, windows: int) -> 
     found = []
     for window in range(max(int(start_s / window_s), 0), min(int(end_s / window_s) + 1, windows)):
         overlap_s = min(end_s, (window + 1) * window_s) - max(start_s, window * window_s)
-        if overlap_s > 0 and overlap_s >= least_overlap(end_s - start_s, window_s) - 1e-9:
+        if overlap_s > 0 and overlap_s >= least_overlap(end_s - start_s, window_s) - ROUNDING_S:
             found.append(window)
     return found
 

@@ -222,17 +222,20 @@ class RunFiles:
     def check_unchanged(self) -> None:
         """Raises `UserError` if tables of an earlier run were edited, so that a user's changes would be lost."""
         for name, digest in self._tables().items():
-            path = self.folder / name
-            if path.is_file() and file_sha256(path) != digest:
+            if self._has_changed(name, digest):
                 raise UserError(
-                    f"{path} was edited after an earlier run, and this run would replace it: move it away, or give "
-                    "another --output"
+                    f"{self.folder / name} was edited after an earlier run, and this run would replace it: move it "
+                    "away, or give another --output"
                 )
 
     def is_edited(self, name: str) -> bool:
         """Returns whether a table was edited after the run that wrote it; False if this is unknown."""
-        path, digest = self.folder / name, self._tables().get(name)
-        return digest is not None and path.is_file() and file_sha256(path) != digest
+        digest = self._tables().get(name)
+        return digest is not None and self._has_changed(name, digest)
+
+    def _has_changed(self, name: str, digest: str) -> bool:
+        path = self.folder / name
+        return path.is_file() and file_sha256(path) != digest
 
     def write(
         self,

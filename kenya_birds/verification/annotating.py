@@ -128,8 +128,7 @@ def annotate_archive(
     if not answers:
         raise UserError(f"{check} has no answer: write the answers into the column answer of verify.csv")
     rows = rows.loc[list(answers)]
-    for row in rows.drop_duplicates("species").itertuples():
-        names.setdefault(str(row.species), SpeciesNames(str(row.common_name), str(row.scientific_name)))
+    check_folder.add_detected_species(names, rows)
     files = _find_files(sample, rows, recordings)
     result = AnnotatedArchive(archive)
     if is_new_or_empty(archive):

@@ -151,6 +151,17 @@ def read_species_table(folder: Path) -> dict[str, SpeciesNames]:
     return {UNKNOWN_SPECIES: SpeciesNames("", ""), **{code: SpeciesNames(*names) for code, *names in rows}}
 
 
+def add_detected_species(names: dict[str, SpeciesNames], rows: pd.DataFrame) -> None:
+    """Adds the detected species that `species.csv` lacks: a person may have deleted rows of it.
+
+    Args:
+        names: Result of `read_species_table`.
+        rows: `species`, `common_name` and `scientific_name` of the detections.
+    """
+    for row in rows.drop_duplicates("species").itertuples():
+        names.setdefault(str(row.species), SpeciesNames(str(row.common_name), str(row.scientific_name)))
+
+
 def read_answers(path: str | Path, rows: pd.DataFrame, species: Mapping[str, SpeciesNames]) -> dict[str, Answer]:
     """Reads the answers in `verify.csv`, also after a spreadsheet has saved it.
 

@@ -33,6 +33,7 @@ from kenya_birds.verification.check_folder import (
     ROW_COLUMNS,
     Answer,
     Sample,
+    add_detected_species,
     check_at_random,
     check_same_strata,
     read_answers,
@@ -125,9 +126,7 @@ def read_checks(
     names = {code: found for folder in folders for code, found in read_species_table(folder).items()}
     rows = pd.concat([read_rows(folder) for folder in folders])
     rows = rows[~rows.index.duplicated()]
-    # A person may have deleted rows of species.csv.
-    for row in rows.drop_duplicates("species").itertuples():
-        names.setdefault(str(row.species), SpeciesNames(str(row.common_name), str(row.scientific_name)))
+    add_detected_species(names, rows)
     answers = [read_answers(path, rows, names) for path in sources]
     rows = rows.assign(verdict=[_verdict([own[name] for own in answers if name in own]) for name in rows.index])
     if not rows["verdict"].isin([RIGHT, WRONG]).any():
