@@ -45,7 +45,7 @@ REACH_S = 1.5
 CLIPPED_SHARE = 0.001
 LONG_SILENCE_S = 1.0
 DC_OFFSET = 0.01
-# Windows can wait for no more.
+# Windows can wait for at most 61 processes.
 MAX_PROCESSES = 61
 
 FINDING_COLUMNS = ["kind", "recording", "line", "species", "start_s", "end_s", "finding", "effect", "detail"]

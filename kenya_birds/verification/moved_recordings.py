@@ -31,7 +31,7 @@ def find_recordings(
         Path or URL of each recording.
 
     Raises:
-        UserError: If a recording is not found, it is uncertain which file it is, or a file would be two of them.
+        UserError: If a recording is not found, it is uncertain which file it is, or one file matches two recordings.
     """
     found = {name: name for name in names if split_protocol(name)[0] is not None or Path(name).is_file()}
     missing = [name for name in dict.fromkeys(names) if name not in found]
@@ -63,8 +63,8 @@ def find_recordings(
     for name in missing:
         if (other := first.setdefault(found[name], name)) != name:
             raise UserError(
-                f"the recordings {other} and {name} cannot both be {found[name]}: give a folder with both, in folders "
-                "with their names"
+                f"the recordings {other} and {name} cannot both be {found[name]}: give a folder that contains "
+                "both, in subfolders with the names that they had"
             )
     return found
 

@@ -61,7 +61,7 @@ class Sites:
         return self.table[SITE].tolist()
 
     def site_of(self, recording: str, own: str | None) -> str | None:
-        """Returns the site of a recording: the one whose pattern matches, or else its own; None if it has none here.
+        """Returns the site of a recording: the one whose pattern matches, or else its own; None if neither is listed.
 
         Args:
             recording: Its path.
