@@ -1,6 +1,8 @@
 """What is computed once equals what would be computed every time."""
 
+import errno
 import inspect
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from kenya_birds.data.audio import decode_wav
 from kenya_birds.data.dataset import load_clips
+from kenya_birds.errors import UserError
 from kenya_birds.fingerprints import FRONT_END
 from kenya_birds.model.feature_extraction_kenya_birds import NOISE_REDUCTIONS, KenyaBirdsFeatureExtractor
 from kenya_birds.training import preparation
@@ -99,6 +102,17 @@ def test_another_code_or_library_prepares_anew(clips, monkeypatch):
         monkeypatch.setattr(preparation, name, change)
         files.append(clean_clips(clips["test"], extractor, CPU).cache_files)
     assert files[0] != files[1] != files[2] != files[0]
+
+
+@pytest.mark.parametrize("stage", [clean_clips, extract_features])
+def test_a_disk_that_is_full_is_an_error_of_the_user(clips, monkeypatch, stage):
+    def full(*args, **settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.finalize", full)
+    extractor = KenyaBirdsFeatureExtractor(noise_reduction="none", high_pass_hz=333.0, n_mels=77)
+    with pytest.raises(UserError, match=r"the cache .* cannot be written: .*No space left on device; free disk space"):
+        stage(clips["test"], extractor, CPU)
 
 
 class Watched(KenyaBirdsFeatureExtractor):

@@ -2,13 +2,15 @@
 
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
 import datasets
 import pandas as pd
+import pyarrow as pa
+from datasets.fingerprint import Hasher
 
 from kenya_birds.data.builders import NO_CALL, KenyaBirds, NoCallConfig, NoCallWindows, lacking_channel
 from kenya_birds.data.joined_archive import divide_each
@@ -67,6 +69,42 @@ def _writing_cache(folder: str | Path | None) -> Iterator[None]:
         raise UserError(
             f"the cache {cache} cannot be written: {cause}; free disk space there, or give another --cache_dir"
         ) from None
+
+
+def map_clips(
+    clips: datasets.Dataset,
+    function: Callable[[pa.Table], pa.Table],
+    features: datasets.Features,
+    batch_size: int,
+    made_from: object,
+    desc: str,
+) -> datasets.Dataset:
+    """Applies a function to batches of clips; the result is kept in the cache beside the clips.
+
+    Args:
+        clips: Rows of `load_clips`.
+        function: Returns the new columns of a batch.
+        features: Names and types of the new columns.
+        batch_size: Clips in a batch.
+        made_from: All that the result depends on; a result that was made from the same is read from the cache.
+        desc: Text of the progress bar.
+
+    Raises:
+        UserError: If the cache cannot be written.
+    """
+    folder = Path(clips.cache_files[0]["filename"]).parent if clips.cache_files else None
+    with _writing_cache(folder):
+        done = clips.with_format("arrow").map(
+            function,
+            batched=True,
+            batch_size=batch_size,
+            writer_batch_size=batch_size,
+            remove_columns=[name for name in clips.column_names if name not in features],
+            features=features,
+            new_fingerprint=Hasher.hash(made_from),
+            desc=desc,
+        )
+    return done.with_format(None)
 
 
 def make_folds(builder: KenyaBirds, folds: int, seed: int, among: Collection[str] | None = None) -> pd.DataFrame:

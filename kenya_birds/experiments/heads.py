@@ -8,13 +8,13 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from kenya_birds.data.audio import decode_wav
+from kenya_birds.data.dataset import map_clips
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import class_targets, classification_metrics
 from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions
@@ -46,16 +46,9 @@ def embed_clips(clips: Dataset, embedder: Embedder, batch_size: int) -> np.ndarr
 
     code, versions = code_fingerprint(Embedder.__module__), library_versions(MODEL)
     made_from = (dataset_fingerprint(clips), hash_model(embedder.saved), embedder.device.type, code, versions)
-    done = clips.with_format("arrow").map(
-        embed,
-        batched=True,
-        batch_size=batch_size,
-        remove_columns=clips.column_names,
-        features=Features({"embedding": List(Value("float32"), length=embedder.size)}),
-        new_fingerprint=Hasher.hash(made_from),
-        desc="Embedding clips",
-    )
-    return np.stack(rows_of(done.with_format(None), "embedding"))
+    features = Features({"embedding": List(Value("float32"), length=embedder.size)})
+    embedded = map_clips(clips, embed, features, batch_size, made_from, "Embedding clips")
+    return np.stack(rows_of(embedded, "embedding"))
 
 
 METHODS = ("linear", "knn")

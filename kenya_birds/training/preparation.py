@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
 
 from kenya_birds.data.audio import decode_wav
+from kenya_birds.data.dataset import map_clips
 from kenya_birds.fingerprints import FRONT_END, code_fingerprint, library_versions
 from kenya_birds.model import signal_kenya_birds
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -96,14 +96,5 @@ def _replace_audio(
     features = Features({**{name: kind for name, kind in clips.features.items() if name != "audio"}, **columns})
     # The default fingerprint covers only this function, not changes of the signal processing.
     made_from = (dataset_fingerprint(clips), stage, settings, code_fingerprint(__name__), library_versions(FRONT_END))
-    done = clips.with_format("arrow").map(
-        replace,
-        batched=True,
-        batch_size=CLIPS_PER_BATCH,
-        writer_batch_size=CLIPS_PER_BATCH,
-        remove_columns=["audio"],
-        features=features,
-        new_fingerprint=Hasher.hash(made_from),
-        desc={"clean": "Cleaning clips", "features": "Computing features"}[stage],
-    )
-    return done.with_format(None)
+    desc = {"clean": "Cleaning clips", "features": "Computing features"}[stage]
+    return map_clips(clips, replace, features, CLIPS_PER_BATCH, made_from, desc)
