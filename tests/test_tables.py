@@ -383,6 +383,16 @@ def test_no_cell_of_the_csv_is_a_formula(tmp_path, begin):
     assert (again["code"], again["common_name"]) == (f"{begin}c", f"{begin}A1")
 
 
+def test_names_with_line_ends_stay_in_one_cell(tmp_path):
+    recording = "a\rb\r\nc\nd.wav"
+    row = Detection(recording, 0, RATE, RATE, "x", 0.5)
+    write(tmp_path, infos=[RecordingInfo(recording, RATE * 9, RATE)], rows=[row])
+    assert read_detections(tmp_path / "detections.csv")["recording"].tolist() == [recording]
+    for name in ("detections.csv", "recordings.csv"):
+        assert [line["recording"] for line in lines(tmp_path / name, ",")] == [recording]
+    assert [line["IN FILE"] for line in lines(tmp_path / "detections.id.csv", ",")] == [recording]
+
+
 def test_files_of_recordings_lie_in_folders_as_the_recordings_do():
     assert file_names(["/d/s1/a.flac", "/d/s2/a.flac", "/d/s2/n/b.wav"]) == {
         "/d/s1/a.flac": "s1/a",

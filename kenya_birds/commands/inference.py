@@ -412,7 +412,6 @@ def _add_search(commands: Any) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
-    import csv
     import sys
 
     from kenya_birds.files import check_file
@@ -433,6 +432,8 @@ def _search(options: argparse.Namespace) -> None:
         device=options.device,
         channel=options.channel,
     )
-    table = csv.writer(sys.stdout, lineterminator="\n")
+    from kenya_birds.inference.table_formats import csv_writer
+
+    table = csv_writer(sys.stdout)
     table.writerow(("recording", "start_s", "end_s", "similarity"))
     table.writerows((hit.recording, f"{hit.start_s:.3f}", f"{hit.end_s:.3f}", f"{hit.similarity:.4f}") for hit in hits)

@@ -1,7 +1,6 @@
 """Report and output files of a detection run: tables, failed.csv, run.json."""
 
 import contextlib
-import csv
 import datetime
 import os
 import platform
@@ -19,7 +18,7 @@ from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.table_formats import Outputs, safe_path
+from kenya_birds.inference.table_formats import Outputs, csv_writer, safe_path
 
 STATE_FOLDER = ".kenya_birds"
 TABLES_FILE = "tables.json"
@@ -348,6 +347,6 @@ def write_failures(file: TextIO, failures: Sequence[tuple[str, ...]]) -> None:
         file: The open CSV.
         failures: Rows with the columns `FAILED_COLUMNS`.
     """
-    table = csv.writer(file, lineterminator="\n")
+    table = csv_writer(file)
     table.writerow(FAILED_COLUMNS)
     table.writerows((safe_path(recording), *others) for recording, *others in failures)

@@ -141,12 +141,33 @@ class TableWriter(Protocol):
         """Writes the end of the file."""
 
 
+class _LineFeedRows:
+    """Target of `csv.writer` that ends rows in LF instead of CR LF."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, row: str) -> None:
+        self._file.write(f"{row[:-2]}\n")
+
+
+def csv_writer(file: TextIO) -> Any:
+    """Returns a writer of CSV rows that end in LF, with quotation marks around cells that contain LF or CR.
+
+    With `lineterminator="\\n"`, Python's writer does not quote a CR, which readers take as the end of a row.
+
+    Args:
+        file: The open file.
+    """
+    return csv.writer(_LineFeedRows(file), lineterminator="\r\n")
+
+
 class RecordingsTable:
     """Writer of `recordings.csv`: analysed recordings, with their length and number of detections."""
 
     def __init__(self, outputs: Outputs) -> None:
         self._file = outputs.open(RECORDINGS_TABLE)
-        self._csv = csv.writer(self._file, lineterminator="\n")
+        self._csv = csv_writer(self._file)
         self._csv.writerow(("recording", "duration_s", *When._fields[:2], "detections", *When._fields[2:], "channel"))
         self._info: RecordingInfo | None = None
         self._detections = 0
@@ -181,7 +202,7 @@ class CsvTable:
     """
 
     def __init__(self, outputs: Outputs, stem: str, novelty: bool) -> None:
-        self._csv = csv.writer(outputs.open(f"{stem}.csv"), lineterminator="\n")
+        self._csv = csv_writer(outputs.open(f"{stem}.csv"))
         self._novelty = novelty
         self._csv.writerow((*SCORED_COLUMNS, *((NOVELTY_COLUMN,) if novelty else ()), *When._fields))
 
@@ -206,7 +227,7 @@ class KaleidoscopeTable:
     """Writer of the first columns of BirdNET-Analyzer's table for Kaleidoscope, which depend on the detection."""
 
     def __init__(self, outputs: Outputs, stem: str) -> None:
-        self._csv = csv.writer(outputs.open(f"{stem}.id.csv"), lineterminator="\n")
+        self._csv = csv_writer(outputs.open(f"{stem}.id.csv"))
         self._csv.writerow(KALEIDOSCOPE_COLUMNS)
 
     def begin(self, info: RecordingInfo) -> None:

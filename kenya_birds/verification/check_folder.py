@@ -1,6 +1,5 @@
 """Folder of a sample that a person checks: `sample.json`, the drawn detections, and the answers in `verify.csv`."""
 
-import csv
 import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from kenya_birds.data.species_names import plain_name
 from kenya_birds.errors import UserError
 from kenya_birds.files import SPECIES_FILE, as_utf8, read_json, users_file, write_json, write_table
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.table_formats import FORMULA, safe_path, safe_text
+from kenya_birds.inference.table_formats import FORMULA, csv_writer, safe_path, safe_text
 from kenya_birds.verification.strata import Stratum
 
 SAMPLE_FILE, ROWS_FILE, ANSWERS_FILE = "sample.json", "sample.parquet", "verify.csv"
@@ -243,7 +242,7 @@ def write_answers(folder: Path, rows: pd.DataFrame, answers: Mapping[str, Answer
         more = [table.header.index(name) for name in names]
         added = {cells[place["id"]]: {table.header[at]: cells[at] for at in more} for cells in table.rows}
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv_writer(text)
     writer.writerow((*ROW_COLUMNS, *ANSWER_COLUMNS, *names))
     blank = [""] * len(ANSWER_COLUMNS)
     for row in zip(*(rows[column].to_list() for column in ROW_COLUMNS), strict=True):
