@@ -370,6 +370,15 @@ def test_tables_that_somebody_changed_are_not_replaced(model, recordings, tmp_pa
     assert not (output / "raven").exists()
 
 
+def test_folders_of_a_format_that_is_no_longer_written_are_removed(model, tmp_path):
+    for site in ("north", "south"):
+        write_recordings(tmp_path / "recordings" / site, (3.0,))
+    run_in_folder(model, [tmp_path / "recordings"], tmp_path / "output", formats=("raven", "csv"))
+    assert (tmp_path / "output" / "raven" / "north").is_dir()
+    run_in_folder(model, [tmp_path / "recordings"], tmp_path / "output", formats=("csv",))
+    assert not (tmp_path / "output" / "raven").exists()
+
+
 def test_a_write_that_fails_leaves_the_tables_guarded_against_replacement(model, recordings, tmp_path, monkeypatch):
     """On Windows, a table that is open in a spreadsheet cannot be replaced."""
     output = tmp_path / "output"

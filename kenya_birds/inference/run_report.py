@@ -279,8 +279,9 @@ class RunFiles:
             tables = {path.relative_to(self.folder).as_posix(): file_sha256(path) for path in files}
             for name in set(before) - set(tables):
                 (self.folder / name).unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # the folder of a format that is no longer written
-                    (self.folder / name).parent.rmdir()
+                with contextlib.suppress(OSError):  # ends at the first folder that is not empty
+                    for folder in (self.folder / name).parents:
+                        folder.rmdir()
             write_json(tables, self.state_folder / TABLES_FILE)
             write_json(report.content, self.folder / RUN_FILE)
 
