@@ -22,6 +22,7 @@ from kenya_birds.inference.run_report import FAILED_COLUMNS
 from kenya_birds.verification.histories import Recorded, make_histories
 from kenya_birds.verification.history_tables import HistorySettings, apply_answers, survey_histories
 from kenya_birds.verification.occasions import clock_occasions, twilight_occasions
+from kenya_birds.verification.survey import Survey
 from kenya_birds.verification.survey_sites import Sites
 
 EVENING = datetime(2021, 12, 7, 22)
@@ -279,6 +280,18 @@ def test_tables_are_those_that_r_reads(run_folder, tmp_path, capsys):
         **{"detected": "1", "detections": "1", "confirmed": "0", "max_score": "0.6", "effort_h": "2.0"},
     } | {"scientific_name": ""}
     assert long[1][5:] == ["NA", "NA", "NA", "NA", "0.0"]
+
+
+def test_tables_that_a_spreadsheet_with_decimal_commas_saved_are_read(run_folder):
+    path = run_folder / "recordings.csv"
+    pd.read_csv(path).assign(duration_s=7200.5, latitude=-1.25, longitude=36.5).to_csv(path, index=False)
+    before = Survey.read(run_folder)
+    for name in ("recordings.csv", "detections.csv", "failed.csv"):
+        table = pd.read_csv(run_folder / name)
+        table.to_csv(run_folder / name, sep=";", decimal=",", index=False, encoding="utf-8-sig")
+    after = Survey.read(run_folder)
+    assert (after.run, after.gaps()) == (before.run, before.gaps())
+    pd.testing.assert_frame_equal(after.detections, before.detections)
 
 
 @pytest.mark.skipif(shutil.which("Rscript") is None, reason="needs R")

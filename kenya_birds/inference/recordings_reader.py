@@ -8,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from kenya_birds.data.recording_matching import RecordingFinder
 from kenya_birds.data.recording_time import TimeAndPlace
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.table_formats import FORMULA, RECORDINGS_TABLE
+from kenya_birds.inference.table_reader import read_cells
+
+NUMBERS = ("duration_s", "latitude", "longitude")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def read_recordings(detections: Path, recordings: Iterable[str]) -> RunRecording
     if not path.is_file():
         return None
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        rows = read_cells(path, NUMBERS)
         found = RunRecordings(
             dict(zip(rows["recording"], rows["duration_s"].astype(float), strict=True)),
             {str(row["recording"]): _place(row) for row in rows.to_dict("records")},

@@ -1,6 +1,7 @@
 """Reader of tables of detections: this package's CSV and Parquet, and Raven selection tables."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,18 +56,33 @@ def read_detections(path: str | Path) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    # Spreadsheets may save a byte order mark, and semicolons if the decimal separator is a comma.
+def csv_separator(path: Path) -> str:
+    """Returns the separator of a CSV of `detect`: spreadsheets with decimal commas save semicolons."""
     with path.open(encoding="utf-8-sig") as file:
         header = file.readline()
-    separator = ";" if ";" in header and "," not in header else ","
+    return ";" if ";" in header and "," not in header else ","
+
+
+def read_cells(path: Path, numbers: Sequence[str]) -> pd.DataFrame:
+    """Reads the cells of a CSV of `detect` as texts, also after a spreadsheet has saved it.
+
+    Args:
+        path: The CSV, in UTF-8, with or without a byte order mark.
+        numbers: Columns with numbers; a decimal comma becomes a point.
+    """
+    separator = csv_separator(path)
     table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    if separator == ";":
+        for name in set(numbers) & set(table.columns):
+            table[name] = table[name].str.replace(",", ".")
+    return table
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    table = read_cells(path, NUMBERS)
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise ValueError(f"it has no column {', '.join(missing)}")
-    if separator == ";":
-        for name in NUMBERS:
-            table[name] = table[name].str.replace(",", ".")
     for name in TEXTS[1:]:
         guarded = table[name].str.startswith("'") & table[name].str[1:].str.match(FORMULA)
         table[name] = table[name].str[1:].where(guarded, table[name])

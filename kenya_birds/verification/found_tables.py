@@ -19,6 +19,7 @@ from kenya_birds.inference.output_tables import STEM
 from kenya_birds.inference.run_report import RUN_FILE, RunFiles
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import FORMULA
+from kenya_birds.inference.table_reader import csv_separator
 
 logger = logging.getLogger(__name__)
 
@@ -178,10 +179,12 @@ class FoundTable:
                 yield part
 
     def _csv(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-        with self.path.open(encoding="utf-8-sig") as file:
-            header = file.readline()
-        separator = ";" if ";" in header and "," not in header else ","
-        options: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+        options: dict[str, Any] = {
+            "sep": csv_separator(self.path),
+            "dtype": str,
+            "keep_default_na": False,
+            "encoding": "utf-8-sig",
+        }
         for part in pd.read_csv(self.path, usecols=list(columns), chunksize=ROWS_AT_ONCE, **options):
             for name in {"start_s", "end_s", "score"} & {*part}:
                 part[name] = part[name].str.replace(",", ".").astype("float64")

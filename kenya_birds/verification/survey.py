@@ -12,10 +12,11 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference.recordings_reader import RunRecordings, read_recordings
 from kenya_birds.inference.run_report import FAILED_COLUMNS, FAILED_FILE
 from kenya_birds.inference.table_formats import RECORDINGS_TABLE
-from kenya_birds.inference.table_reader import read_detections
+from kenya_birds.inference.table_reader import read_cells, read_detections
 from kenya_birds.verification.found_tables import table_in
 
 V = TypeVar("V")
+FAILED_TIMES = ("start_s", "end_s")
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def _read_failures(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=list(FAILED_COLUMNS), dtype=str)
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")[list(FAILED_COLUMNS)]
-        for name in ("start_s", "end_s"):
+        rows = read_cells(path, FAILED_TIMES)[list(FAILED_COLUMNS)]
+        for name in FAILED_TIMES:
             rows[name].replace("", "0").astype(float)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): run kenya-birds detect again") from None
