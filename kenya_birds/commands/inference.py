@@ -43,9 +43,9 @@ def _add_detect(commands: Any) -> None:
         "find birds in recordings of any length",
         "Detects birds in recordings of any length and writes tables for Raven, Audacity and other programs. An "
         "interrupted run resumes when the same command is run again. Exit codes: 0, all recordings were analysed "
-        "completely; 3, some were not (failed.csv lists them); 2, nothing was analysed. Several processes can share a "
-        "run: torchrun --nproc_per_node N -m kenya_birds detect ..., or accelerate launch on GPUs; several machines "
-        "can, if they share the output folder. Launchers have their own exit codes.",
+        "completely; 3, some or all were not (failed.csv lists them); 2, an error ended the run. Several processes "
+        "can share a run: torchrun --nproc_per_node N -m kenya_birds detect ..., or accelerate launch on GPUs; "
+        "several machines can, if they share the output folder. Launchers have their own exit codes.",
         "kenya-birds detect birds recordings --output found --overlap_s 1.5 --merge",
     )
     add_option(command, "model", str, help=MODEL)
@@ -335,7 +335,7 @@ def _add_embed(commands: Any) -> None:
         "compute embeddings of the windows of recordings",
         "Computes the embedding of every window of recordings with a model of this package or any audio model of "
         "transformers, and writes a Parquet file. Exit codes: 0, all recordings were embedded completely; 3, some "
-        "were not (NAME_failed.csv in the same folder lists them); 2, nothing was embedded.",
+        "or all were not (NAME_failed.csv in the same folder lists them); 2, an error ended the run.",
         "kenya-birds embed birds recordings --output embeddings.parquet --overlap_s 1.5",
     )
     add_option(command, "model", str, help=MODEL)
