@@ -208,6 +208,14 @@ def test_a_species_is_listed_by_code_or_any_of_its_names(tmp_path, line):
     assert read(tmp_path, f"\ufeff# mine\r\n\r\n{line}\r\n") == ("combul2",)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+def test_lists_that_other_programs_saved_are_read(tmp_path, encoding):
+    """PowerShell writes UTF-16, and Excel Windows-1252."""
+    path = tmp_path / "species.txt"
+    path.write_bytes("# für mich\r\nCommon Bulbul\r\n".encode(encoding))
+    assert read_species(path, KNOWN) == ("combul2",)
+
+
 def test_listed_species_stand_in_the_model_s_order_and_once(tmp_path):
     assert read(tmp_path, "rare1\ncombul2\nCommon Bulbul\n") == ("combul2", "rare1")
 
@@ -238,9 +246,10 @@ def test_a_list_without_species_is_refused(tmp_path, text):
 def test_a_list_that_is_not_there_or_not_text_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_species(tmp_path / "none.txt", KNOWN)
-    (tmp_path / "latin.txt").write_bytes(b"\xff\xfeK\xe4")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_species(tmp_path / "latin.txt", KNOWN)
+    for content in (b"\xff\xfeK", b"a\0b"):
+        (tmp_path / "damaged.txt").write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read"):
+            read_species(tmp_path / "damaged.txt", KNOWN)
 
 
 def test_a_species_that_the_config_does_not_name_goes_by_its_code():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from kenya_birds.data.csv_table import read_text
 from kenya_birds.errors import UserError
 from kenya_birds.saved_models import SavedModel
 
@@ -60,7 +61,7 @@ def read_species(
     (`Scientific name_Common Name`). Upper and lower case are equal; `#` starts a comment.
 
     Args:
-        path: A text file in UTF-8.
+        path: A text file (see `read_text` for its encoding).
         known: The model's species by code (see `species_names`).
         skipped: Gets the names that are not known, with their lines; None: such a name is an error.
 
@@ -71,12 +72,12 @@ def read_species(
         UserError: If the file cannot be read or has no species, or a name is unknown to the model or ambiguous.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        text, _ = read_text(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a list of species in UTF-8: {error}") from None
+        raise UserError(f"{path} cannot be read as a list of species: {error}") from None
     codes_of = _index(known)
     found = set()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         name = line.partition("#")[0].strip()
         if not name:
             continue
