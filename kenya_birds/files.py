@@ -1,5 +1,6 @@
 """Files that commands read and write: checks, JSON, and writing them whole."""
 
+import codecs
 import errno
 import hashlib
 import json
@@ -9,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,36 @@ def shipped_file(name: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(f"{name} is missing in {package}: install kenya_birds again")
+
+
+def read_text(path: str | Path) -> tuple[str, str]:
+    """Reads a text that any program has written.
+
+    Args:
+        path: A text in UTF-8 or UTF-16 with or without a byte order mark, or in Windows-1252 (which contains Latin-1).
+
+    Returns:
+        The text, with its line ends, and the name of its encoding. A text that is not in UTF-8 or UTF-16 is read as
+        Windows-1252; a few bytes that are no character there are read as in Latin-1.
+
+    Raises:
+        OSError: If the file cannot be read.
+        UnicodeDecodeError: If a text with the byte order mark of UTF-16 is not in UTF-16.
+        ValueError: If the file is not a text.
+    """
+    content = Path(path).read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16"), "UTF-16"
+    for encoding, zeros in (("utf-16-le", content[1:80:2]), ("utf-16-be", content[:80:2])):
+        if len(content) % 2 == 0 and zeros and not any(zeros):
+            return content.decode(encoding), "UTF-16"
+    if b"\0" in content:
+        raise ValueError("the file is not a text")
+    with suppress(UnicodeDecodeError):
+        return content.decode("utf-8-sig"), "UTF-8"
+    with suppress(UnicodeDecodeError):
+        return content.decode("cp1252"), "Windows-1252"
+    return content.decode("latin-1"), "Latin-1"
 
 
 def file_sha256(path: Path) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from kenya_birds.data.archive import UNKNOWN_SPECIES
-from kenya_birds.data.csv_table import parse_any_table, read_text
+from kenya_birds.data.csv_table import parse_any_table
 from kenya_birds.data.table_cells import ALIASES
 from kenya_birds.errors import UserError
+from kenya_birds.files import read_text
 
 # BirdNET's labels.
 _TWO_NAMES = re.compile(r"([A-Z][a-z]+ [a-z][a-z .-]*)_(.+)")

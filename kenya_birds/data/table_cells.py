@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kenya_birds.data.csv_table import parse_any_table, read_text
+from kenya_birds.data.csv_table import parse_any_table
 from kenya_birds.errors import UserError
+from kenya_birds.files import read_text
 
 SUFFIXES = (".csv", ".txt", ".tsv", ".parquet")
 KINDS = ("raven", "audacity", "kaleidoscope", "birdnet", "csv")

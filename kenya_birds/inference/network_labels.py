@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kenya_birds.data.csv_table import parse_any_table, read_text
+from kenya_birds.data.csv_table import parse_any_table
 from kenya_birds.errors import UserError
+from kenya_birds.files import read_text
 from kenya_birds.inference.species import read_species, species_names
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kenya_birds.data.csv_table import read_text
 from kenya_birds.errors import UserError
+from kenya_birds.files import read_text
 from kenya_birds.saved_models import SavedModel
 
 
