@@ -1,8 +1,10 @@
 """A published network becomes a model folder: its scores stay its own, and every command takes it."""
 
+import copy
 import json
 import logging
 import os
+import pickle
 import sys
 
 import librosa
@@ -265,6 +267,24 @@ def test_transformers_loads_the_folder(wrapped):
     windows = sound(1).reshape(-1, SAMPLES).astype(np.float32) / 32768
     logits = model(**extractor(list(windows), sampling_rate=RATE, return_tensors="pt")).logits
     np.testing.assert_allclose(logits, own_scores(windows), atol=1e-5)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_loaded_model_gives_the_same_scores(wrapped, copied):
+    model, extractor = load_model(wrapped)
+    features = extractor(np.ones(SAMPLES, "f4"), sampling_rate=RATE, return_tensors="pt")
+    torch.testing.assert_close(copied(model)(**features).logits, model(**features).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("is_bundled", [True, False])
+def test_a_loaded_model_is_saved_with_the_network_that_it_came_with(tmp_path, is_bundled):
+    model, _ = load_model(wrap(tmp_path, *NETWORK, *(["--bundle"] if is_bundled else [])))
+    for _ in range(2):
+        model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "network.onnx").is_file() == is_bundled
+    again = AutoModelForAudioClassification.from_pretrained(tmp_path / "saved")
+    clips = torch.ones(1, SAMPLES)
+    torch.testing.assert_close(again(clips).logits, model(clips).logits, rtol=0, atol=0)
 
 
 STRANGER = """

@@ -5,6 +5,7 @@ This file imports the runtimes only where a network is opened.
 
 import hashlib
 import importlib
+import shutil
 import threading
 import warnings
 from abc import ABC, abstractmethod
@@ -293,6 +294,16 @@ class GraphRunner:
         check_sha256(path, settings["sha256"])
         self._settings = settings
         self._graph = open_graph(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy opens the file again: an open network can be neither pickled nor copied."""
+        return GraphRunner, (self._settings, self._graph.path)
+
+    def save(self, folder: Path) -> None:
+        """Copies the file into a folder, unless it is there."""
+        target = folder / self._graph.path.name
+        if not target.is_file() or file_sha256(target) != self._settings["sha256"]:
+            shutil.copyfile(self._graph.path, target)
 
     def __call__(self, waveform: np.ndarray, parts: Sequence[str], threads: int = 1) -> list[np.ndarray]:
         """Runs the network.

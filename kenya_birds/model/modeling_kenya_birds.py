@@ -152,6 +152,8 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Saves the model and its code, for `AutoModel` and `AutoModelForAudioClassification`.
 
+        The file of a published network is saved too, if it was in the model's folder or repository.
+
         Args:
             save_directory: The folder.
             *args: As in transformers.
@@ -160,6 +162,10 @@ class KenyaBirdsForAudioClassification(PreTrainedModel):
         name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
         auto_map = getattr(self.config, "auto_map", None) or {}
         self.config.auto_map = {**auto_map, **dict.fromkeys(("AutoModel", AUTO_CLASS), name)}
+        if self._network is not None and Path(self.config.graph["file"]).name == self.config.graph["file"]:
+            folder = Path(save_directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._network.save(folder)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def embed(self, input_features: torch.Tensor) -> torch.Tensor:
