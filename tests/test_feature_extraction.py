@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from transformers import DataCollatorWithPadding
 
 from kenya_birds.model.feature_extraction_kenya_birds import (
     FEATURE_TYPES,
@@ -390,6 +391,15 @@ def test_the_saved_file_names_the_code_that_reads_it(tmp_path):
     assert "AutoFeatureExtractor" in saved["auto_map"]
     assert (tmp_path / "signal_kenya_birds.py").exists()
     assert not (tmp_path / "processor_config.json").exists()
+
+
+@pytest.mark.parametrize("saved", [{}, {"return_attention_mask": True}])
+def test_the_collator_of_transformers_gives_what_the_model_takes(saved, waveform, expected):
+    extractor = KenyaBirdsFeatureExtractor.from_dict({"pad_mode": "symmetric", **saved})
+    features = [{"input_features": values, "labels": 0} for values in expected[:1]]
+    batch = DataCollatorWithPadding(extractor)(features)
+    assert set(batch) == {"input_features", "labels"}
+    assert torch.equal(batch["input_features"], torch.as_tensor(expected[:1]))
 
 
 def test_fields_can_be_overridden_on_loading(tmp_path):

@@ -269,7 +269,7 @@ def test_transformers_loads_the_folder(wrapped):
     np.testing.assert_allclose(logits, own_scores(windows), atol=1e-5)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301  (our own)
 def test_a_copy_of_a_loaded_model_gives_the_same_scores(wrapped, copied):
     model, extractor = load_model(wrapped)
     features = extractor(np.ones(SAMPLES, "f4"), sampling_rate=RATE, return_tensors="pt")

@@ -136,6 +136,8 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
     ) -> None:
         kwargs.pop("feature_size", None)
         kwargs.pop("padding_value", None)
+        # Clips have one length. Trainer's collator would give the model a mask, which its `forward` does not take.
+        kwargs["return_attention_mask"] = False
         super().__init__(feature_size=n_mels, sampling_rate=sampling_rate, padding_value=0.0, **kwargs)
         self.clip_s = clip_s
         self.noise_reduction = noise_reduction
