@@ -267,6 +267,31 @@ def test_the_odds_of_a_softmax_are_those_against_no_call():
     assert weighted - shift == pytest.approx([0, np.log(3)], abs=1e-3)
 
 
+@pytest.mark.parametrize("is_softmax", [False, True])
+def test_a_drawn_window_counts_with_its_weight_in_the_loss(is_softmax):
+    targets, weights = targets_of(), np.array([2.0, 0.5], dtype=np.float32)
+    augmentation = Augmentation(AugmentationArguments.none(), KenyaBirdsFeatureExtractor(), torch.Generator())
+    sampler = WindowSampler(DECODED, targets, length=30_000, call_share=0.6, empty_share=0.2, numbers=len(DRAWS))
+    softmax_weights = np.ones(2) if is_softmax else None
+
+    def found(weights):
+        dataset = RecordingWindows(DECODED, targets, augmentation, 8, weights)
+        return prior_shift(dataset, sampler, softmax_weights=softmax_weights)
+
+    draws = list(sampler)
+    labels, weight = targets(*np.array([draw[:2] for draw in draws]).T), weights[[draw.recording for draw in draws]]
+
+    def odds(weight):
+        present, absent = labels == 1, labels == 0
+        if is_softmax:
+            present, absent = present / np.maximum(present.sum(axis=1, keepdims=True), 1), absent.all(axis=1)[:, None]
+        return np.log((weight @ present) / (weight @ absent))
+
+    assert found(weights) - found(None) == pytest.approx(odds(weight) - odds(np.ones(len(draws))), abs=1e-3)
+    assert np.abs(found(weights) - found(None)).max() > 0.4
+    assert found(np.ones(2, dtype=np.float32)) == pytest.approx(found(None))
+
+
 def test_checked_detections_are_drawn_where_their_answer_holds():
     decoded = DecodedRecordings([*DECODED.recordings, recording("c", [[0, 600]])], RATE)
     calls = [*CALLS, ("c", 10.0, 13.0, "owl"), ("c", 30.0, 33.0, "lark")]

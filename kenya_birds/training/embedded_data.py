@@ -50,7 +50,7 @@ class EmbeddedTraining(torch.utils.data.Dataset):
         self.inputs = torch.from_numpy(np.concatenate(versions))
         self.rows = self.length = len(versions[0])
         self._labels = torch.cat(list(labels))
-        self._weights = None if weights is None else torch.from_numpy(weights.astype(np.float32))
+        self._weights = None if weights is None else weights.astype(np.float32)
 
     def __len__(self) -> int:
         return self.length
@@ -62,9 +62,14 @@ class EmbeddedTraining(torch.utils.data.Dataset):
         """
         rows = torch.tensor([draw.clip + int(draw.chance[0] * self.versions) * self.rows for draw in draws])
         batch = {"head_input": self.inputs[rows], "labels": self._labels[rows]}
-        if self._weights is not None:
-            batch["weight"] = self._weights[[draw.clip for draw in draws]]
+        weights = self.weights(draws)
+        if weights is not None:
+            batch["weight"] = torch.from_numpy(weights)
         return batch
+
+    def weights(self, draws: Sequence[ClipDraw]) -> np.ndarray | None:
+        """The weights of a batch in the loss, shape `(batch,)`; None: all are 1."""
+        return None if self._weights is None else self._weights[[draw.clip for draw in draws]]
 
 
 class EmbeddedWindows(EmbeddedTraining):

@@ -96,13 +96,18 @@ class RecordingWindows(SoundWindows):
             partner, partner_start = np.array([draw[2:4] for draw in draws]).T
             mixed = amounts["mixed"].numpy()
             batch["partner"] = self.sound(partner[mixed], partner_start[mixed])
-        if self._weights is not None:
-            batch["weight"] = torch.from_numpy(self._weights[recording])
+        weights = self.weights(draws)
+        if weights is not None:
+            batch["weight"] = torch.from_numpy(weights)
         return {**batch, "labels": torch.from_numpy(self._labels(draws, amounts)).float()}
 
     def labels(self, draws: Sequence[WindowDraw]) -> np.ndarray:
         """The labels of a batch: 1, 0 or -100, int64 of shape `(batch, classes)`."""
         return self._labels(draws, self._amounts(draws))
+
+    def weights(self, draws: Sequence[WindowDraw]) -> np.ndarray | None:
+        """The weights of a batch in the loss, shape `(batch,)`; None: all are 1."""
+        return None if self._weights is None else self._weights[[draw.recording for draw in draws]]
 
     def targets_of(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
         """What is known of windows: 1, 0 or -100, int64 of shape `(windows, classes)`."""

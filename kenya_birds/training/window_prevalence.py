@@ -28,7 +28,8 @@ def prior_shift(
 
     Windows round calls are drawn more often than they occur, so a model would learn too high probabilities. If
     training adds this shift to the logits, the logits themselves have the odds of the recordings (logit adjustment:
-    Menon et al. 2021; correction for other priors: Saerens et al. 2002).
+    Menon et al. 2021; correction for other priors: Saerens et al. 2002). A drawn window counts with the weight of its
+    recording in the loss.
 
     Args:
         windows: The training windows; they mix labels as their augmentation does.
@@ -41,7 +42,8 @@ def prior_shift(
         window of the recordings is known (see `WindowTargets.is_partial`).
     """
     is_softmax = softmax_weights is not None
-    drawn, without = _count((windows.labels(draws) for draws in _blocks(sampler)), is_softmax=is_softmax)
+    blocks = ((windows.labels(draws), windows.weights(draws)) for draws in _blocks(sampler))
+    drawn, without = _count(blocks, is_softmax=is_softmax)
     if softmax_weights is not None:
         drawn = drawn * softmax_weights
     present, absent = _count(_every_window(windows), is_softmax=is_softmax)
@@ -62,8 +64,11 @@ def _blocks(sampler: WindowSampler | EmbeddedWindowSampler) -> Iterator[list[Any
         yield block
 
 
-def _every_window(windows: RecordingWindows | EmbeddedWindows) -> Iterator[np.ndarray]:
-    """Targets of all windows of the recordings: ten in the length of a window, fewer if there are too many."""
+def _every_window(windows: RecordingWindows | EmbeddedWindows) -> Iterator[tuple[np.ndarray, None]]:
+    """Targets of all windows of the recordings: ten in the length of a window, fewer if there are too many.
+
+    They have no weights: the odds are those of the recordings as they are.
+    """
     targets = windows.targets
     samples = sum(recording.samples for recording in windows.decoded.recordings)
     hop = min(max(targets.window // 10, samples // MOST_WINDOWS), targets.window // 2)
@@ -73,18 +78,26 @@ def _every_window(windows: RecordingWindows | EmbeddedWindows) -> Iterator[np.nd
     is_long &= ~targets.is_partial(targets.offset[grid.recording])
     recording, start = grid.recording[is_long], grid.start[is_long]
     for first in range(0, len(start), BLOCK):
-        yield targets(recording[first : first + BLOCK], start[first : first + BLOCK])
+        yield targets(recording[first : first + BLOCK], start[first : first + BLOCK]), None
 
 
-def _count(blocks: Iterable[np.ndarray], *, is_softmax: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Windows with each class, and windows without it (softmax: without any), shape `(classes,)` each."""
+def _count(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray | None]], *, is_softmax: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Windows with each class, and windows without it (softmax: without any), shape `(classes,)` each.
+
+    Args:
+        blocks: Targets and weights of windows; None: all weights are 1.
+        is_softmax: Whether a window with several classes counts as a share of each.
+    """
     present, absent = np.zeros(()), np.zeros(())
-    for labels in blocks:
+    for labels, weights in blocks:
+        weight = np.ones(len(labels)) if weights is None else weights
         is_present = labels == 1
         if is_softmax:
             number = is_present.sum(axis=1, keepdims=True)
-            present = present + (is_present / np.maximum(number, 1)).sum(axis=0)
-            absent = absent + (labels == 0).all(axis=1).sum()
+            present = present + weight @ (is_present / np.maximum(number, 1))
+            absent = absent + weight @ (labels == 0).all(axis=1)
         else:
-            present, absent = present + is_present.sum(axis=0), absent + (labels == 0).sum(axis=0)
+            present, absent = present + weight @ is_present, absent + weight @ (labels == 0)
     return present, absent
