@@ -49,7 +49,7 @@ from kenya_birds.training.run_folder import (
     writing_results,
     writing_run,
 )
-from kenya_birds.training.settings import Settings, differences
+from kenya_birds.training.settings import Settings, differences, train_counts
 from kenya_birds.training.training_arguments import training_team
 from kenya_birds.training.training_run import Run
 from kenya_birds.training.unlabelled import Unlabelled
@@ -261,7 +261,7 @@ class CrossValidation:
             Fold(
                 self.folder(fold),
                 _read_logits(self.folder(fold) / LOGITS_FILE),
-                [summary["clips_per_species"][code].get("train", 0) for code in self.classes],
+                train_counts(summary, self.classes),
             )
             for fold, summary in enumerate(summaries)
         ]

@@ -28,7 +28,7 @@ from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import THRESHOLDS_FILE, SavedModel, find_model
 from kenya_birds.training.arguments import WeakLabels
 from kenya_birds.training.run_folder import SPLITS_FILE, SUMMARY_FILE
-from kenya_birds.training.settings import clip_settings, read_settings
+from kenya_birds.training.settings import clip_settings, read_settings, train_counts
 from kenya_birds.training.training_recordings import overlap_of
 from kenya_birds.values import Count, Seconds, Seed, SignedSeconds, Whole, checked
 
@@ -302,8 +302,7 @@ def _listed(codes: Iterable[str]) -> str:
 def _train_counts(classes: list[str], summary: dict[str, Any], builder: KenyaBirds) -> list[int]:
     """Number of training clips by class, from the summary of the model's run, or else from the splits."""
     if "clips_per_species" in summary:
-        counted = {code: splits.get("train", 0) for code, splits in summary["clips_per_species"].items()}
-    else:
-        train = recordings_in(builder.splits, "train")
-        counted = builder.clips.loc[builder.clips["recording"].isin(train), "species"].value_counts().to_dict()
+        return train_counts(summary, classes)
+    train = recordings_in(builder.splits, "train")
+    counted = builder.clips.loc[builder.clips["recording"].isin(train), "species"].value_counts().to_dict()
     return [int(counted.get(code, 0)) for code in classes]

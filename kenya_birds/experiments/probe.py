@@ -19,7 +19,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.evaluation_report import METRICS_FILE, PREDICTIONS_FILE, EvaluationContext
 from kenya_birds.evaluation.predictions import Predictions, clip_references, read_predictions
 from kenya_birds.experiments.cross_validation import FOLDS_FILE, RESULTS_FILE, find_folds
-from kenya_birds.experiments.heads import class_counts, embed_clips, fit_head
+from kenya_birds.experiments.heads import embed_clips, fit_head
 from kenya_birds.experiments.probe_settings import ProbeSettings
 from kenya_birds.experiments.results import OUT_OF_FOLD, Fold, Scored, write_out_of_fold, write_test
 from kenya_birds.files import check_new_folder, read_json, write_json, write_table
@@ -339,7 +339,8 @@ class _Work:
             np.zeros(0, dtype=str),
         )
         calibration = scored.calibration()
-        train_counts = class_counts(known["train"][1], len(codes)).tolist()
+        labels = np.asarray(self.rows["label"][:])[of["train"]]
+        train_counts = np.bincount(labels, minlength=len(codes)).tolist()
         metrics = write_test(
             folder,
             scored,

@@ -33,6 +33,7 @@ from kenya_birds.experiments.whole_recordings import ScoredWindows, pool_folds, 
 from kenya_birds.files import read_json, write_json
 from kenya_birds.training.callbacks import write_results
 from kenya_birds.training.run_folder import SUMMARY_FILE, writing_results
+from kenya_birds.training.settings import train_counts
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 from kenya_birds.training.training_run import Run
 
@@ -393,7 +394,7 @@ def save_results(
             write_json(summary, output_dir / SUMMARY_FILE)
             context = EvaluationContext(
                 run.common_names,
-                trainer.class_counts.tolist(),
+                train_counts(summary, run.builder.classes),
                 more={split: {"loss": each.metrics[f"{split}_loss"]} for split, each in scores.predicted.items()},
                 seed=run.settings.training.seed,
                 archive_of=run.builder.archive.archive_of,

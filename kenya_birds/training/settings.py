@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -300,6 +300,17 @@ def training_summary(
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
         "versions": {name: version(name) for name in TOLD_VERSIONS},
     }
+
+
+def train_counts(summary: Mapping[str, Any], classes: Sequence[str]) -> list[int]:
+    """Number of training clips that were cut around calls of each class; 0 for classes that a run did not have.
+
+    Args:
+        summary: The summary of the run (see `training_summary`).
+        classes: eBird codes.
+    """
+    counts = summary["clips_per_species"]
+    return [int(counts.get(code, {}).get("train", 0)) for code in classes]
 
 
 def _arguments(args: TrainingArguments) -> dict[str, Any]:
