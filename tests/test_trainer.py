@@ -180,8 +180,24 @@ def test_a_loss_that_is_no_number_is_seen(make_trainer):
         max_steps=1, logging_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False
     )
     trainer.class_weights.fill_(float("nan"))
-    trainer.train()
+    with pytest.raises(UserError, match="training diverged: look at the losses"):
+        trainer.train()
     assert np.isnan(trainer.state.log_history[0]["loss"])
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
+def test_an_epoch_whose_scores_are_no_numbers_is_never_the_best(make_trainer, problem_type):
+    trainer = make_trainer(problem_type)
+    trainer.model.classifier.bias.data[0] = float("nan")
+    told = trainer.evaluate()
+    assert all(np.isnan(told[f"eval_{name}"]) for name in METRICS)
+
+
+def test_training_that_diverges_at_once_ends_with_advice(make_trainer):
+    trainer = make_trainer(max_steps=1, eval_strategy="steps", save_strategy="steps", eval_steps=1, save_steps=1)
+    trainer.class_weights.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"no evaluation gave a .* that is a number.* lower --learning_rate"):
+        trainer.train()
 
 
 def test_negative_powers_are_refused(make_trainer):

@@ -1,6 +1,7 @@
 """Callbacks of the trainer: stopping, training time, the best checkpoint, the log of epochs, TensorBoard."""
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -326,8 +327,10 @@ def format_time(seconds: float) -> str:
 
 def _best(state: TrainerState, name: str) -> str:
     """Text on the epoch with the highest value of a metric so far."""
-    scores = {entry["epoch"]: entry[name] for entry in state.log_history if name in entry}
+    entries = [entry for entry in state.log_history if name in entry]
+    scores = {entry["epoch"]: entry[name] for entry in entries if not math.isnan(entry[name])}
     if not scores:
         return ""
     best = max(scores, key=lambda epoch: scores[epoch])
-    return " (the best so far)" if best == max(scores) else f" (best: {scores[best]:.4f} in epoch {best:.4g})"
+    is_last = best == entries[-1]["epoch"]
+    return " (the best so far)" if is_last else f" (best: {scores[best]:.4f} in epoch {best:.4g})"

@@ -1,6 +1,7 @@
 """The trainer: augmentation and features on the device, weighted loss, weighted sampling."""
 
 import logging
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from kenya_birds.training.training_data import (
     training_clips,
 )
 from kenya_birds.training.training_loss import TrainingLoss
+from kenya_birds.training.transformers_arguments import METRICS
 from kenya_birds.training.window_mining import HardWindows
 from kenya_birds.training.window_prevalence import DRAWN_WINDOWS, prior_shift
 from kenya_birds.training.window_sampler import WindowSampler
@@ -202,8 +204,8 @@ class KenyaBirdsTrainer(LoggedTrainer):
         If training had ended with the checkpoint to resume from, its model is loaded and nothing is trained.
 
         Raises:
-            UserError: If there is no checkpoint to resume from, the best checkpoint is missing, or no evaluation gave
-                a number.
+            UserError: If there is no checkpoint to resume from, the best checkpoint is missing, no evaluation gave a
+                number, or the weights are not numbers.
         """
         checkpoint: Path | None = None
         if resume_from_checkpoint is True:
@@ -219,6 +221,7 @@ class KenyaBirdsTrainer(LoggedTrainer):
                 return self._load_ended(checkpoint, state)
         output = super().train(None if checkpoint is None else str(checkpoint), *arguments, **settings)
         self._check_best()
+        self._check_weights()
         return output
 
     def _check_best(self) -> None:
@@ -228,6 +231,13 @@ class KenyaBirdsTrainer(LoggedTrainer):
                 "look at the losses in the log, and lower --learning_rate"
             )
         find_best(self.args, self.state)
+
+    def _check_weights(self) -> None:
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise UserError(
+                "the weights of the model are not numbers, because training diverged: look at the losses in the log, "
+                "and start a new run with a lower --learning_rate"
+            )
 
     def _load_ended(self, checkpoint: Path, state: TrainerState) -> TrainOutput:
         """Loads the model of a training that has ended: of its best epoch if there is one, else of its last."""
@@ -240,6 +250,7 @@ class KenyaBirdsTrainer(LoggedTrainer):
         model_class = type(self.model)
         loaded = model_class.from_pretrained(state.best_model_checkpoint or checkpoint, dtype=torch.float32)
         self.model.load_state_dict(loaded.state_dict())
+        self._check_weights()
         clock = next(one for one in self.callback_handler.callbacks if isinstance(one, TrainingClock))
         stored = state.stateful_callbacks.get(TrainingClock.__name__, {})
         clock.before_s = stored.get("attributes", {}).get("before_s", 0.0)
@@ -317,6 +328,9 @@ class KenyaBirdsTrainer(LoggedTrainer):
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = prediction
+        if not np.isfinite(logits).all():
+            # An epoch after which the model gives no numbers is never the best one.
+            return dict.fromkeys(METRICS, math.nan)
         losses = self._loss(torch.as_tensor(logits), torch.as_tensor(labels))
         loss = (losses.sum() / (labels != MASKED).sum()).item()
         metrics = classification_metrics(logits, labels, multi_label=self.multi_label)

@@ -8,6 +8,7 @@ divided into folds. Each fold is the validation split once, with training on the
 import gc
 import hashlib
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -284,7 +285,7 @@ def _best_epoch(settings: Settings, splits: pd.DataFrame) -> tuple[float, float]
     """Trains; returns the metric of the best epoch on validation, and the epoch."""
     trainer, _, _ = Run(settings, splits).train()
     metric = f"eval_{settings.training.metric_for_best_model}"
-    evaluations = [entry for entry in trainer.state.log_history if metric in entry]
+    evaluations = [entry for entry in trainer.state.log_history if not math.isnan(entry.get(metric, math.nan))]
     best = max(evaluations, key=lambda entry: entry[metric])
     del trainer
     gc.collect()  # a trainer and its model hold each other
