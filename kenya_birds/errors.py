@@ -13,6 +13,10 @@ class WriteError(UserError):
     """Error of a folder that cannot be written to, because its disk is full for example."""
 
 
+class DivergedError(UserError):
+    """Error of a training whose scores or weights are no longer numbers."""
+
+
 class UsageError(UserError):
     """Error in a command line.
 

@@ -17,7 +17,7 @@ import train_hf
 from kenya_birds.cli import main
 from kenya_birds.data.dataset import clips_builder
 from kenya_birds.data.joined_archive import join_archives
-from kenya_birds.errors import UserError
+from kenya_birds.errors import DivergedError, UserError
 from kenya_birds.experiments.cross_validation import find_folds
 from kenya_birds.training import search_space, tuning
 from kenya_birds.training.flags import parse_train_flags
@@ -212,6 +212,23 @@ def test_points_that_fail_every_time_are_given_up(tmp_path, small_archive, cache
     first, *again, other = params(study)[: 1 + tuning.RETRIES + 1]
     assert again == [first] * tuning.RETRIES
     assert other != first
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_a_trial_whose_training_diverges_is_pruned_and_counts(tmp_path, small_archive, cache, monkeypatch):
+    scores = iter([DivergedError("its weights are not numbers"), (0.5, 1.0), (0.7, 2.0)])
+
+    def score(settings, splits):
+        found = next(scores)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(tuning, "_best_epoch", score)
+    study = search(small_archive, tmp_path, cache, trials=2)
+    assert [trial.state for trial in study.trials] == [TrialState.PRUNED, TrialState.COMPLETE]
+    assert pd.read_csv(tmp_path / "out" / "history.csv")["mean_macro_f1"].isna().tolist() == [True, False]
+    assert json.loads((tmp_path / "out" / "best.json").read_text())["mean_macro_f1"] == pytest.approx(0.6)
 
 
 def test_a_trial_whose_first_fold_is_worse_than_the_median_is_pruned_and_counts(

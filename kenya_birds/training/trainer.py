@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 
 from kenya_birds.console import transformers_bars_hidden
 from kenya_birds.defaults import CLIPS_PER_BATCH
-from kenya_birds.errors import UserError
+from kenya_birds.errors import DivergedError, UserError
 from kenya_birds.evaluation.metrics import average_precisions, class_targets, classification_metrics, probabilities
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import (
@@ -226,7 +226,7 @@ class KenyaBirdsTrainer(LoggedTrainer):
 
     def _check_best(self) -> None:
         if self.args.load_best_model_at_end and self.state.best_global_step is None:
-            raise UserError(
+            raise DivergedError(
                 f"no evaluation gave a {self.args.metric_for_best_model} that is a number, so there is no best epoch: "
                 "look at the losses in the log, and lower --learning_rate"
             )
@@ -234,7 +234,7 @@ class KenyaBirdsTrainer(LoggedTrainer):
 
     def _check_weights(self) -> None:
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            raise UserError(
+            raise DivergedError(
                 "the weights of the model are not numbers, because training diverged: look at the losses in the log, "
                 "and start a new run with a lower --learning_rate"
             )

@@ -30,7 +30,7 @@ from kenya_birds.console import user_errors
 from kenya_birds.data.archive import archive_fingerprint
 from kenya_birds.data.dataset import make_folds
 from kenya_birds.data.splits import recordings_in
-from kenya_birds.errors import UserError
+from kenya_birds.errors import DivergedError, UserError
 from kenya_birds.files import is_new_or_empty, read_json, write_json
 from kenya_birds.training.callbacks import SHOWN
 from kenya_birds.training.flags import tuning_flags
@@ -257,7 +257,11 @@ def _objective(settings: Settings, space: SearchSpace, table: pd.DataFrame, outp
         epochs: list[float] = []
         for fold in range(folds):
             folder = output / f"trial-{trial.number}" / f"fold-{fold}"
-            score, epoch = _best_epoch(settings.changed(output_dir=str(folder), **flags), fold_splits(table, fold))
+            try:
+                score, epoch = _best_epoch(settings.changed(output_dir=str(folder), **flags), fold_splits(table, fold))
+            except DivergedError:
+                logger.info("Trial %d is pruned: its training diverged", trial.number)
+                raise TrialPruned from None
             scores.append(score)
             epochs.append(epoch)
             mean = float(np.mean(scores))
