@@ -196,8 +196,8 @@ class EpochLog(TrainerCallback):
         metrics: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Logs the line."""
-        if metrics and "eval_macro_f1" in metrics:
+        """Logs the line; none before training, where an evaluation belongs to no epoch."""
+        if state.max_steps and metrics and "eval_macro_f1" in metrics:
             chosen_by = (args.metric_for_best_model or "macro_f1").removeprefix("eval_")
             self._tell(state, metrics, chosen_by if chosen_by == "cmap" else "macro_f1")
 
