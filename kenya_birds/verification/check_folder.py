@@ -14,15 +14,7 @@ from kenya_birds.data.archive import SPECIES_COLUMNS, UNKNOWN_SPECIES
 from kenya_birds.data.csv_table import TextTable, parse_any_table, read_table
 from kenya_birds.data.species_names import plain_name
 from kenya_birds.errors import UserError
-from kenya_birds.files import (
-    SPECIES_FILE,
-    as_utf8,
-    read_json,
-    read_text,
-    users_file,
-    write_json,
-    write_table,
-)
+from kenya_birds.files import SPECIES_FILE, as_utf8, read_json, read_text, users_file, write_json, write_table
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import FORMULA, csv_writer, safe_path, safe_text
 from kenya_birds.verification.strata import Stratum
