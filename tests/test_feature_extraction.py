@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import DataCollatorWithPadding
 
+from kenya_birds.model import noise_reduction_kenya_birds as noise
+from kenya_birds.model import signal_kenya_birds as signal
 from kenya_birds.model.feature_extraction_kenya_birds import (
     FEATURE_TYPES,
     NOISE_REDUCTIONS,
@@ -127,6 +129,40 @@ def test_without_standardisation_features_are_decibels(waveform, top_db):
 
 def test_features_do_not_depend_on_the_gain(waveform, expected):
     same(features(0.1 * waveform), expected)
+
+
+@pytest.fixture
+def no_tables():
+    """Tables are computed anew in a test, and again after it."""
+    cached = [table for module in (signal, noise) for table in vars(module).values() if hasattr(table, "cache_clear")]
+    assert len(cached) > 5
+    yield lambda: [table.cache_clear() for table in cached]
+    for table in cached:
+        table.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"feature_type": kind, "noise_reduction": "none"} for kind in FEATURE_TYPES),
+        *({"noise_reduction": kind} for kind in NOISE_REDUCTIONS),
+    ],
+    ids=lambda settings: "-".join(settings.values()),
+)
+def test_the_default_type_of_torch_does_not_reach_into_the_features(no_tables, settings, dtype):
+    clips = 0.1 * torch.randn(1, 96_000, generator=torch.Generator().manual_seed(1))
+    usual = torch.get_default_dtype()
+    extractor = KenyaBirdsFeatureExtractor(**settings)
+    no_tables()
+    torch.set_default_dtype(dtype)
+    try:
+        found = extractor.extract(clips)
+    finally:
+        torch.set_default_dtype(usual)
+    no_tables()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, extractor.extract(clips))
 
 
 def test_autocast_does_not_reach_into_the_features(waveform, expected):

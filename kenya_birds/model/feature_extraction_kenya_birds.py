@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from .noise_reduction_kenya_birds import gate_bands, reduce_noise
 from .signal_kenya_birds import (
+    FLOAT,
     MEL_SCALES,
     MEL_SPECTRA,
     USUAL_MEL,
@@ -373,7 +374,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
 
     def band_frequencies_hz(self) -> torch.Tensor:
         """Centre frequency of each band of the features in Hz, shape `(bands,)`, float32."""
-        return torch.tensor(self._bands_hz())
+        return torch.tensor(self._bands_hz(), dtype=FLOAT)
 
     def _bands_hz(self) -> tuple[float, ...]:
         if self.feature_type == "stft":

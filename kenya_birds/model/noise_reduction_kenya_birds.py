@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import torch
 
-from .signal_kenya_birds import grouped_product, hann_window, istft, row_groups, squared_magnitude, stft
+from .signal_kenya_birds import FLOAT, grouped_product, hann_window, istft, row_groups, squared_magnitude, stft
 
 # The noise gate limits levels to this range below each frequency's loudest frame.
 GATE_RANGE_DB = 40.0
@@ -101,7 +101,9 @@ def least_gain(
 ) -> torch.Tensor:
     """A constant gain, smoothed as the mask is: shape `(frames, bins)`, lower near the ends; cached, do not modify."""
     sides = [
-        _triangle_sums(torch.nn.functional.pad(torch.ones(1, size, device=device), (width - 1, width - 1)), width)
+        _triangle_sums(
+            torch.nn.functional.pad(torch.ones(1, size, dtype=FLOAT, device=device), (width - 1, width - 1)), width
+        )
         for size, width in ((frames, of_frames), (bins, of_bins))
     ]
     return sides[0].T * sides[1] * (gain / (of_frames * of_bins) ** 2)

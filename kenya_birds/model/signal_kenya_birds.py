@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+# Tables are cached: they must not depend on torch's default type, which programs may change.
+FLOAT = torch.float32
 MIN_POWER = 1e-10
 # Number of neighbouring mel bands whose filters are applied together, to the bins that they cover.
 BANDS_PER_GROUP = 16
@@ -190,8 +192,9 @@ def reassigned_spectrogram(
     """
     device = waveform.device
     window = hann_window(n_fft, device)
-    offset = torch.arange(n_fft, device=device) - n_fft // 2
-    derivative = torch.pi / n_fft * torch.sin(2 * torch.pi * torch.arange(n_fft, device=device) / n_fft)
+    sample = torch.arange(n_fft, dtype=FLOAT, device=device)
+    offset = sample - n_fft // 2
+    derivative = torch.pi / n_fft * torch.sin(2 * torch.pi * sample / n_fft)
 
     spectrum = stft(waveform, window, hop_length)  # (B, F, T)
     power = squared_magnitude(spectrum)
@@ -201,11 +204,11 @@ def reassigned_spectrogram(
     time_shift = (stft(waveform, window * offset, hop_length) * inverse).real
 
     bins, frames = power.shape[1:]
-    bin_hz = torch.arange(bins, device=device)[:, None] * (sampling_rate / n_fft)
+    bin_hz = torch.arange(bins, dtype=FLOAT, device=device)[:, None] * (sampling_rate / n_fft)
     frequency_hz = bin_hz + frequency_shift * (sampling_rate / (2 * torch.pi))
-    frame = (torch.arange(frames, device=device) + time_shift / hop_length).round().long()
+    frame = (torch.arange(frames, dtype=FLOAT, device=device) + time_shift / hop_length).round().long()
     # On the host: reading two numbers from a GPU would wait for all its queued work.
-    low, high = hz_to_mel(torch.tensor([f_min_hz, f_max_hz])).tolist()
+    low, high = hz_to_mel(torch.tensor([f_min_hz, f_max_hz], dtype=FLOAT)).tolist()
     band = ((hz_to_mel(frequency_hz.clamp(min=0)) - low) / (high - low) * n_mels).floor().long()
 
     inside = (band >= 0) & (band < n_mels) & (frame >= 0) & (frame < frames) & (power > MIN_POWER)
@@ -272,14 +275,14 @@ def high_pass_gain(
     n_fft: int, sampling_rate: int, cutoff_hz: float, device: torch.device, order: int = 4
 ) -> torch.Tensor:
     """Gain of `high_pass` at each frequency, shape `(1 + n_fft // 2,)`; cached, do not modify."""
-    frequency_hz = torch.fft.rfftfreq(n_fft, 1 / sampling_rate, device=device)
+    frequency_hz = torch.fft.rfftfreq(n_fft, 1 / sampling_rate, dtype=FLOAT, device=device)
     return 1 / torch.sqrt(1 + (cutoff_hz / frequency_hz.clamp(min=1e-3)) ** (2 * order))
 
 
 @lru_cache(maxsize=32)
 def hann_window(n_fft: int, device: torch.device) -> torch.Tensor:
     """Periodic Hann window of shape `(n_fft,)`; cached, do not modify."""
-    return torch.hann_window(n_fft, device=device)
+    return torch.hann_window(n_fft, dtype=FLOAT, device=device)
 
 
 @lru_cache(maxsize=32)
@@ -294,10 +297,10 @@ def mel_band_frequencies_hz(
     n_mels: int, f_min_hz: float, f_max_hz: float, scale: str = "slaney", overlap: bool = True
 ) -> tuple[float, ...]:
     """Centre frequency of bands of equal width in mel, which overlap as mel filters do, or do not overlap."""
-    low, high = hz_to_mel(torch.tensor([f_min_hz, f_max_hz]), scale).tolist()
+    low, high = hz_to_mel(torch.tensor([f_min_hz, f_max_hz], dtype=FLOAT), scale).tolist()
     if overlap:
-        return tuple(mel_to_hz(torch.linspace(low, high, n_mels + 2)[1:-1], scale).tolist())
-    return tuple(mel_to_hz(low + (high - low) / n_mels * (torch.arange(n_mels) + 0.5), scale).tolist())
+        return tuple(mel_to_hz(torch.linspace(low, high, n_mels + 2, dtype=FLOAT)[1:-1], scale).tolist())
+    return tuple(mel_to_hz(low + (high - low) / n_mels * (torch.arange(n_mels, dtype=FLOAT) + 0.5), scale).tolist())
 
 
 @lru_cache(maxsize=32)
@@ -312,9 +315,9 @@ def mel_filter_bank(
 ) -> torch.Tensor:
     """Mel filters of shape `(n_mels, 1 + n_fft // 2)`; cached, do not modify."""
     # Always on the CPU and in this order of operations: published models depend on the exact values.
-    frequency_hz = torch.linspace(0, sampling_rate // 2, 1 + n_fft // 2)
+    frequency_hz = torch.linspace(0, sampling_rate // 2, 1 + n_fft // 2, dtype=FLOAT)
     lowest, highest = hz_to_mel(torch.tensor([f_min_hz, f_max_hz], dtype=torch.float64), scale).tolist()
-    edge_hz = mel_to_hz(torch.linspace(lowest, highest, n_mels + 2), scale)
+    edge_hz = mel_to_hz(torch.linspace(lowest, highest, n_mels + 2, dtype=FLOAT), scale)
     width_hz = edge_hz.diff()
     distance_hz = edge_hz - frequency_hz[:, None]
     rising, falling = -distance_hz[:, :-2] / width_hz[:-1], distance_hz[:, 2:] / width_hz[1:]
