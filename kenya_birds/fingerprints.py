@@ -21,13 +21,15 @@ MODEL = (*FRONT_END, "timm", "transformers")
 
 def library_versions(names: Sequence[str]) -> dict[str, str]:
     """Returns the versions of installed libraries; missing libraries are skipped."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
+    return {name: found for name in names if (found := _version(name)) is not None}
+
+
+@functools.cache
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def weights_sha256(state: "Mapping[str, torch.Tensor]") -> str:

@@ -1,5 +1,6 @@
 """What all tests share: caches of their own, no network, and one small archive with its clips."""
 
+import functools
 import gc
 import logging
 import os
@@ -75,6 +76,16 @@ def _no_values_for_weights_without_memory():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weight_init, "_trunc_normal_", fill_memory, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _templates_are_compiled_once():
+    """Every training renders a model card from the same template, which takes longer to compile than to fill in."""
+    import jinja2
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2, "Template", functools.cache(jinja2.Template))
         yield
 
 

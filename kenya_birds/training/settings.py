@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from kenya_birds.data.weak_recordings import WEAK_LABELS
 from kenya_birds.defaults import MIN_ANNOTATIONS
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
+from kenya_birds.fingerprints import library_versions
 from kenya_birds.training.arguments import AugmentationArguments, DataArguments, FeatureArguments, ModelArguments
 from kenya_birds.training.run_folder import SETTINGS_FILE, SUMMARY_FILE
 from kenya_birds.training.teacher_arguments import TeacherArguments
@@ -298,7 +298,7 @@ def training_summary(
         "augmentation": asdict(augmentation),
         "processes": args.world_size,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
-        "versions": {name: version(name) for name in TOLD_VERSIONS},
+        "versions": library_versions(TOLD_VERSIONS),
     }
 
 
