@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from kenya_birds.data.archive import archive_fingerprint, read_archive, select_classes
 from kenya_birds.errors import UserError
+from kenya_birds.evaluation.metrics import MASKED
+from kenya_birds.evaluation.window_targets import WindowTargets
 
 ROWS = [
     ("b.flac", 4.0, "owl1"),
@@ -330,6 +332,34 @@ def test_what_cannot_be_used_is_set_aside_counted_and_told(archive, caplog):
         caplog.messages
     )
     assert len(caplog.messages) == 4
+
+
+def test_a_call_of_which_the_smaller_part_is_in_the_recording_is_an_unknown_bird(archive):
+    annotate(
+        archive,
+        "a.flac,1.0,1.0,owl1",
+        "a.flac,9.0,12.0,owl1",
+        "a.flac,10.0,12.0,owl1",  # begins where the recording ends
+        "b.flac,-1.0,0.5,lark2",
+        "b.flac,-1.0,-0.5,lark2",
+    )
+    read = read_archive(archive)
+    assert len(read.annotations) == 1
+    assert read.unknown[["recording", "start_s", "end_s"]].to_numpy().tolist() == [
+        ["a.flac", 9.0, 12.0],
+        ["b.flac", -1.0, 0.5],
+    ]
+    targets = WindowTargets.of(
+        read.annotations,
+        read.unknown,
+        {"a.flac": 1000, "b.flac": 1000},
+        ["lark2", "owl1"],
+        sampling_rate=100,
+        window=300,
+    )
+    starts = np.array([400, 700])
+    assert targets(np.zeros(2, dtype=int), starts).tolist() == [[0, 0], [MASKED, MASKED]]
+    assert targets.is_empty(np.ones(2, dtype=int), np.array([0, 300])).tolist() == [False, True]
 
 
 def test_a_call_over_an_edge_is_used_when_its_centre_is_in_the_recording(archive):

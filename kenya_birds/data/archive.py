@@ -64,7 +64,7 @@ class Archive:
             `center_s` (the middle), `species` (eBird code), `low_hz` and `high_hz` (NaN if unknown), `weak` (whether
             the species is known for the recording alone, see `signal_parts`), in the order of the table.
         unknown: The same columns without `species`, of birds that the annotators could not identify (`????`, or no
-            code).
+            code), and of calls of which the smaller part is in the recording.
         species: Indexed by eBird code: `scientific_name`, `common_name`.
         headers: Header of each readable recording with annotations, by name; recordings without a call are among them
             if `recordings.csv` lists them.
@@ -151,8 +151,9 @@ def read_archive(data_dir: str | Path) -> Archive:
     """Reads `annotations.csv`, `species.csv` and the header of every annotated recording.
 
     An annotation is skipped if its centre is outside the recording, it ends before it starts, its species is unknown
-    (`????`) or has no code, or its recording cannot be read. Skipped annotations are counted and logged. Recordings
-    are also found under another spelling of their name (see `recording_key`).
+    (`????`) or has no code, or its recording cannot be read. Skipped annotations are counted and logged. If a part of
+    a box is in the recording and its centre is not, it is an unknown bird: less than half of the call is there.
+    Recordings are also found under another spelling of their name (see `recording_key`).
 
     Args:
         data_dir: Folder with `annotations.csv`, `species.csv`, and `soundscape_data/` or `recordings.csv` (see
@@ -383,7 +384,11 @@ def _set_aside(
     usable = annotations.loc[
         reason == "", ["recording", "start_s", "end_s", "center_s", "species", *BOX_COLUMNS.values(), "weak"]
     ]
-    is_unknown = reason.isin(["unknown bird", "no species code"])
+    # Of these calls, the smaller part is in the recording.
+    is_cut = center_s.lt(0) & (annotations["end_s"] > 0) | center_s.ge(duration_s) & (
+        annotations["start_s"] < duration_s
+    )
+    is_unknown = reason.isin(["unknown bird", "no species code"]) | is_cut
     unknown = annotations.loc[is_unknown, ["recording", "start_s", "end_s", "center_s", *BOX_COLUMNS.values()]]
     set_aside = annotations.loc[reason != "", ["row", "recording", "reason"]]
     for why, rows in set_aside.groupby("reason"):
