@@ -45,8 +45,7 @@ def describe_model(saved: SavedModel) -> dict[str, Any]:
         "published_network": config.get("graph"),
         "head": config.get("head"),
         "problem_type": config.get("problem_type") or DEFAULT_PROBLEM_TYPE,
-        "calibrated": config.get("logit_scale") is not None
-        and (config["logit_scale"], config.get("logit_offset")) != (1.0, 0.0),
+        "calibrated": config.get("logit_scale") not in (None, 1.0) or config.get("logit_offset") not in (None, 0.0),
         "clip_s": extractor.get("clip_s"),
         "sampling_rate_hz": extractor.get("sampling_rate"),
         "frequencies_hz": [extractor.get("f_min_hz"), extractor.get("f_max_hz")],

@@ -37,7 +37,7 @@ def trained(small_archive, cache, tmp_path_factory):
     return train(small_archive, folder / "birds", cache, num_train_epochs=3, **ON_RECORDINGS)
 
 
-def test_a_model_of_recordings_is_multi_label_and_chosen_by_windows(trained):
+def test_a_model_of_recordings_is_multi_label_and_chosen_by_windows(trained, capsys):
     config = json.loads((trained / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"
     summary = json.loads((trained / "training_summary.json").read_text())
@@ -51,6 +51,8 @@ def test_a_model_of_recordings_is_multi_label_and_chosen_by_windows(trained):
     assert (config["logit_scale"], config.get("logit_offset")) == (1.0, None)
     told = json.loads((trained / "metrics.json").read_text())["validation"]
     assert "Scores are not calibrated" in told["calibration"]["reason"]
+    main(["info", str(trained)])
+    assert "scores are not calibrated" in capsys.readouterr().out
     assert told["thresholds"] == "The thresholds were chosen on all windows of the validation recordings."
 
 
