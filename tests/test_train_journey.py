@@ -177,7 +177,20 @@ def test_info_shows_species_with_thresholds_data_and_figures(trained, capsys):
         assert re.fullmatch(rf"{code} +{told} +{f1}\d+  Synthetic .*\(Avis .*\)", line)
     assert f"  Macro F1 {metrics(trained)['test']['macro_f1']:>23.3f}" in text
     assert "8 recordings" in text
-    assert "scores are calibrated" in text
+
+
+def test_info_says_whether_scores_are_calibrated(trained, tmp_path, capsys):
+    choice = json.loads((trained / "metrics.json").read_text())["validation"]["calibration"]
+    assert choice["reason"].startswith("Scores are not calibrated")
+    cli.main(["info", str(trained)])
+    assert "scores are not calibrated" in capsys.readouterr().out
+    calibrated = shutil.copytree(trained, tmp_path / "birds", ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    config = json.loads((trained / "config.json").read_text())
+    for scale, offset in ((1.3, None), ([1.0] * 5, [0.5] * 5)):
+        changed = {**config, "logit_scale": scale, "logit_offset": offset}
+        (calibrated / "config.json").write_text(json.dumps(changed))
+        cli.main(["info", str(calibrated)])
+        assert "scores are calibrated" in capsys.readouterr().out
 
 
 def test_scores_are_calibrated_by_the_saved_model(trained):
