@@ -342,7 +342,9 @@ def test_a_call_of_which_the_smaller_part_is_in_the_recording_is_an_unknown_bird
         "a.flac,10.0,12.0,owl1",  # begins where the recording ends
         "b.flac,-1.0,0.5,lark2",
         "b.flac,-1.0,-0.5,lark2",
+        "damaged.flac,-1.0,0.5,lark2",
     )
+    (archive / "soundscape_data" / "damaged.flac").write_bytes(b"no sound")
     read = read_archive(archive)
     assert len(read.annotations) == 1
     assert read.unknown[["recording", "start_s", "end_s"]].to_numpy().tolist() == [

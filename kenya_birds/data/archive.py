@@ -378,16 +378,15 @@ def _set_aside(
     reason[annotations["end_s"] < annotations["start_s"]] = "ends before it starts"
     reason[center_s < 0] = "before the start of the recording"
     reason[center_s >= duration_s] = "past the end of the recording"
+    center_is_outside = (center_s < 0) | (center_s >= duration_s)
     reason[duration_s.isna()] = "the recording cannot be read"
 
     annotations = annotations.assign(center_s=center_s, reason=reason)
     usable = annotations.loc[
         reason == "", ["recording", "start_s", "end_s", "center_s", "species", *BOX_COLUMNS.values(), "weak"]
     ]
-    # Of these calls, the smaller part is in the recording.
-    is_cut = center_s.lt(0) & (annotations["end_s"] > 0) | center_s.ge(duration_s) & (
-        annotations["start_s"] < duration_s
-    )
+    # The centre of these calls is outside the recording, and a part of them is inside.
+    is_cut = center_is_outside & (annotations["end_s"] > 0) & (annotations["start_s"] < duration_s)
     is_unknown = reason.isin(["unknown bird", "no species code"]) | is_cut
     unknown = annotations.loc[is_unknown, ["recording", "start_s", "end_s", "center_s", *BOX_COLUMNS.values()]]
     set_aside = annotations.loc[reason != "", ["row", "recording", "reason"]]
