@@ -423,6 +423,7 @@ def _search(options: argparse.Namespace) -> None:
     if options.model is not None:
         check_model(options.model)
     from kenya_birds.inference.embeddings import search_embeddings
+    from kenya_birds.inference.table_formats import csv_writer
 
     hits = search_embeddings(
         options.embeddings,
@@ -432,8 +433,6 @@ def _search(options: argparse.Namespace) -> None:
         device=options.device,
         channel=options.channel,
     )
-    from kenya_birds.inference.table_formats import csv_writer
-
     table = csv_writer(sys.stdout)
     table.writerow(("recording", "start_s", "end_s", "similarity"))
     table.writerows((hit.recording, f"{hit.start_s:.3f}", f"{hit.end_s:.3f}", f"{hit.similarity:.4f}") for hit in hits)

@@ -2,22 +2,19 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, overload
 
 import datasets
 import pandas as pd
-import pyarrow as pa
-from datasets.fingerprint import Hasher
 
 from kenya_birds.data.builders import NO_CALL, KenyaBirds, NoCallConfig, NoCallWindows, lacking_channel
+from kenya_birds.data.clips_cache import writing_cache
 from kenya_birds.data.joined_archive import divide_each
 from kenya_birds.data.silent_recordings import with_others
 from kenya_birds.data.splits import SPLITS, check_splits, recordings_in, stratified_folds
 from kenya_birds.errors import UserError
-from kenya_birds.files import is_write_error
 
 logger = logging.getLogger(__name__)
 
@@ -45,66 +42,13 @@ def clips_builder(
     if splits is not None:
         check_splits(splits, set(splits["recording"]))
         settings["splits"] = dict(zip(splits["recording"], splits["split"], strict=True))
-    with _writing_cache(cache_dir):
+    with writing_cache(cache_dir):
         return KenyaBirds(
             data_dir=str(Path(data_dir).resolve()),
             cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             dataset_name="kenya_birds",
             **settings,
         )
-
-
-@contextmanager
-def _writing_cache(folder: str | Path | None) -> Iterator[None]:
-    """Turns the error of a cache that cannot be written, such as a full disk, into `UserError`."""
-    cache = Path(folder or datasets.config.HF_DATASETS_CACHE).expanduser()
-    try:
-        yield
-    except (OSError, datasets.exceptions.DatasetGenerationError) as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__
-        if cause is None or not is_write_error(cause, cache):  # it may be of the archive
-            raise
-        raise UserError(
-            f"the cache {cache} cannot be written: {cause}; free disk space there, or give another --cache_dir"
-        ) from None
-
-
-def map_clips(
-    clips: datasets.Dataset,
-    function: Callable[[pa.Table], pa.Table],
-    features: datasets.Features,
-    batch_size: int,
-    made_from: object,
-    desc: str,
-) -> datasets.Dataset:
-    """Applies a function to batches of clips; the result is kept in the cache beside the clips.
-
-    Args:
-        clips: Rows of `load_clips`.
-        function: Returns the new columns of a batch.
-        features: Names and types of the new columns.
-        batch_size: Clips in a batch.
-        made_from: All that the result depends on; a result that was made from the same is read from the cache.
-        desc: Text of the progress bar.
-
-    Raises:
-        UserError: If the cache cannot be written.
-    """
-    folder = Path(clips.cache_files[0]["filename"]).parent if clips.cache_files else None
-    with _writing_cache(folder):
-        done = clips.with_format("arrow").map(
-            function,
-            batched=True,
-            batch_size=batch_size,
-            writer_batch_size=batch_size,
-            remove_columns=[name for name in clips.column_names if name not in features],
-            features=features,
-            new_fingerprint=Hasher.hash(made_from),
-            desc=desc,
-        )
-    return done.with_format(None)
 
 
 def make_folds(builder: KenyaBirds, folds: int, seed: int, among: Collection[str] | None = None) -> pd.DataFrame:
@@ -150,7 +94,7 @@ def build_clips(builder: KenyaBirds, num_proc: int | None = None) -> datasets.Da
         UserError: If `num_proc` is below 1, or a split has no clip whose sound can be read.
     """
     _check_processes(num_proc)
-    with _writing_cache(builder.cache_root):
+    with writing_cache(builder.cache_root):
         builder.download_and_prepare(num_proc=num_proc)
     for split, info in builder.info.splits.items():
         if not info.num_examples:
@@ -220,7 +164,7 @@ def load_no_call(builder: KenyaBirds, num_proc: int | None = None, **settings: A
         UserError: If a setting is out of range, or there is no such window.
     """
     _check_processes(num_proc)
-    with _writing_cache(builder.cache_root):
+    with writing_cache(builder.cache_root):
         no_call = NoCallWindows(builder, **settings)
         no_call.download_and_prepare(num_proc=num_proc)
     if not no_call.info.splits[NO_CALL].num_examples:

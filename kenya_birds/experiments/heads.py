@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from kenya_birds.data.audio import decode_wav
-from kenya_birds.data.dataset import map_clips
+from kenya_birds.data.clips_cache import map_clips
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import class_targets, classification_metrics
 from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions

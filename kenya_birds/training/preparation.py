@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 
 from kenya_birds.data.audio import decode_wav
-from kenya_birds.data.dataset import map_clips
+from kenya_birds.data.clips_cache import map_clips
 from kenya_birds.fingerprints import FRONT_END, code_fingerprint, library_versions
 from kenya_birds.model import signal_kenya_birds
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
