@@ -19,7 +19,7 @@ from kenya_birds.data.joined_archive import join_archives
 from kenya_birds.data.signal_parts import CELL_S, find_signal
 from kenya_birds.data.splits import write_splits
 from kenya_birds.evaluation.window_targets import WindowTargets
-from kenya_birds.experiments.cross_validation import find_folds
+from kenya_birds.experiments.cross_validation import CrossValidation, find_folds
 from kenya_birds.training.training_run import Run
 
 RATE = 16_000
@@ -374,3 +374,14 @@ def test_windows_of_recordings_need_recordings_whose_calls_are_known(weak, tmp_p
     more = {"train_on": "recordings", "weak_labels": "every_split", **SMALL}
     with pytest.raises(UserError, match=r"all recordings of the train split have weak labels"):
         Run(settings_of(flags(weak.archive, tmp_path / "birds", tmp_path / "cache", **more)))
+
+
+def test_each_fold_needs_recordings_whose_calls_are_known(both, planned, tmp_path):
+    names = sorted(name for name in planned.splits["recording"] if "wind" not in name)  # its species is too rare
+    weak = [name for name in names if name in planned.archive.weak]
+    fold_of = {name: 2 if name in weak else number % 2 for number, name in enumerate(names)}
+    write_splits(pd.DataFrame({"recording": names, "fold": [fold_of[name] for name in names]}), tmp_path / "folds.csv")
+    more = {"train_on": "recordings", "weak_labels": "every_split", "splits_file": tmp_path / "folds.csv", "folds": 3}
+    settings = settings_of(flags(both, tmp_path / "birds", tmp_path / "cache", **more, **SMALL))
+    with pytest.raises(UserError, match=r"fold 0: all recordings of the train split have weak labels"):
+        CrossValidation(settings)

@@ -386,9 +386,7 @@ def test_background_comes_from_windows_without_a_call(tmp_path, small_archive, c
     )
     settings = {"num_train_epochs": 1, "background_probability": 0.5, "min_annotations": 5}
     train(sparse, tmp_path / "run", tmp_path / "cache", **settings)
-    reason = (
-        "--background_probability needs windows without a call, but no recording of the train split has a readable"
-    )
+    reason = "--background_probability needs windows without a call, and none of the 5 training recordings has 3 s"
     refused(small_archive, tmp_path / "other", reason, **settings)
 
 

@@ -50,6 +50,7 @@ from kenya_birds.training.run_folder import (
     writing_run,
 )
 from kenya_birds.training.settings import Settings, differences, train_counts
+from kenya_birds.training.split_windows import check_splits
 from kenya_birds.training.training_arguments import training_team
 from kenya_birds.training.training_run import Run
 from kenya_birds.training.unlabelled import Unlabelled
@@ -106,6 +107,11 @@ class CrossValidation:
         self._archive = plan.builder.archive
         self.table = find_folds(plan.builder, data.splits_file, data.folds, data.split_seed)
         self.folds = self.table["fold"].nunique()
+        for fold in range(self.folds):
+            try:
+                check_splits(settings, self._archive, splits_of_fold(self.table, fold), plan.extractor)
+            except UserError as error:
+                raise UserError(f"fold {fold}: {error}") from None
         plan.earlier.check(self.table["recording"])  # each is a test recording in one fold
         if settings.teacher.unlabelled:
             Unlabelled.find(settings.teacher.unlabelled).without_archive(

@@ -5,15 +5,52 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from kenya_birds.data.builders import KenyaBirds
-from kenya_birds.data.splits import recordings_in
+from kenya_birds.data.archive import Archive
+from kenya_birds.data.builders import KenyaBirds, NoCallConfig
+from kenya_birds.data.planning import plan_no_call
+from kenya_birds.data.splits import SPLITS, recordings_in
+from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid, plan_windows
 from kenya_birds.evaluation.window_targets import WindowTargets
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.training.archive_weights import weigh_recordings
 from kenya_birds.training.arguments import DataArguments
+from kenya_birds.training.settings import Settings
 from kenya_birds.training.window_sampler import warn_of_short_stretches
 from kenya_birds.training.window_training import WindowPlan
+
+
+def check_splits(
+    settings: Settings, archive: Archive, splits: pd.DataFrame, extractor: KenyaBirdsFeatureExtractor
+) -> None:
+    """Checks, before anything is cut or trained, that the splits have the windows without a call that are needed.
+
+    Args:
+        settings: The settings of the run.
+        archive: The archive.
+        splits: `recording` and `split`.
+        extractor: The feature extractor.
+
+    Raises:
+        UserError: If windows of recordings are learned, and a split has only recordings that are annotated in part;
+            or if background is added, and no training recording has a window without a call.
+    """
+    if settings.data.train_on == "recordings":
+        known = set(splits.loc[~splits["recording"].isin(archive.partial), "split"])
+        for split in SPLITS:
+            if split not in known:
+                raise UserError(
+                    f"all recordings of the {split} split have weak labels or checked detections, so no window of "
+                    "them is known to be without a call: add an archive whose calls are annotated, or train on clips"
+                )
+    if settings.augmentation.background_probability:
+        margin_s, recordings = NoCallConfig.no_call_margin_s, recordings_in(splits, "train")
+        if plan_no_call(archive, recordings, extractor.sampling_rate, extractor.clip_s, margin_s).empty:
+            raise UserError(
+                f"--background_probability needs windows without a call, and none of the {len(recordings)} training "
+                f"recordings has {extractor.clip_s:g} s that are {margin_s:g} s away from every annotation: leave "
+                "--background_probability out"
+            )
 
 
 class SplitWindows:

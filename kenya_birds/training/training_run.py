@@ -51,7 +51,7 @@ from kenya_birds.training.run_model import make_model, restore_backbone, save_mo
 from kenya_birds.training.self_training import self_train
 from kenya_birds.training.setting_rules import check_train_on, check_used
 from kenya_birds.training.settings import Settings, training_summary
-from kenya_birds.training.split_windows import SplitWindows
+from kenya_birds.training.split_windows import SplitWindows, check_splits
 from kenya_birds.training.starting_points import initialize
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 from kenya_birds.training.training_arguments import training_team
@@ -118,7 +118,8 @@ class Run:
             splits = splits_of_run(self._checkpoint, splits, everything_for)
         with archive_of_run(self._checkpoint):
             self.builder = self._plan_clips(splits)
-        self._check_weak()
+        if settings.data.folds is None and not settings.data.final_fit:  # a cross-validation checks its folds
+            check_splits(settings, self.builder.archive, self.builder.splits, self.extractor)
         self.splits = self.builder.splits if everything_for is None else self.builder.splits.assign(split="train")
         self.windows = SplitWindows(settings.data, self.builder, self.splits, self.extractor)
         classes = self.builder.classes
@@ -132,19 +133,6 @@ class Run:
         )
         self.earlier.check(recordings_in(self.builder.splits, "test"))
         self.earlier.warn_of_validation(recordings_in(self.builder.splits, "validation"))
-
-    def _check_weak(self) -> None:
-        """Raises `UserError` if windows of recordings are to be learned, and a split has weak labels alone."""
-        if self.settings.data.train_on == "clips":
-            return
-        splits = self.builder.splits
-        known = set(splits.loc[~splits["recording"].isin(self.builder.archive.partial), "split"])
-        for split in SPLITS:
-            if split not in known:
-                raise UserError(
-                    f"all recordings of the {split} split have weak labels or checked detections, so no window of "
-                    "them is known to be without a call: add an archive whose calls are annotated, or train on clips"
-                )
 
     def _plan_clips(self, splits: pd.DataFrame | None) -> KenyaBirds:
         data = self.settings.data
@@ -381,10 +369,7 @@ class Run:
         if not self.settings.augmentation.background_probability:
             return None
         with self.team.one_first():
-            try:
-                return load_no_call(self.builder, self.settings.data.num_proc, context_s=0.0)
-            except UserError as error:
-                raise UserError(f"--background_probability needs windows without a call, but {error}") from None
+            return load_no_call(self.builder, self.settings.data.num_proc, context_s=0.0)
 
     def _learn_from_teacher(self, stage: FirstStage) -> None:
         """Runs the first stage, and writes what it was into the output folder."""
