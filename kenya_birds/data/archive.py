@@ -218,14 +218,14 @@ def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]
         min_annotations: Smallest number of annotations of a class.
 
     Raises:
-        UserError: If fewer than two classes remain, or a code is the name of a column of predictions.
+        UserError: If no class remains, or a code is the name of a column of predictions.
     """
     counts = annotations["species"].value_counts()
     classes = sorted(counts[counts >= min_annotations].index)
-    if len(classes) < 2:
+    if not classes:
         raise UserError(
-            f"only {len(classes)} of {len(counts)} species have at least {min_annotations} annotations: expected two "
-            "or more; lower min_annotations or use a larger archive"
+            f"none of the {len(counts)} species has at least {min_annotations} annotations: lower min_annotations or "
+            "use a larger archive"
         )
     if taken := sorted(RESERVED_CODES.intersection(classes)):
         raise UserError(

@@ -7,6 +7,8 @@ import evaluate
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score
 
+from kenya_birds.evaluation.metrics import class_columns
+
 
 class ClassificationMetric(evaluate.Metric):
     """Macro F1, weighted F1 and accuracy.
@@ -36,6 +38,8 @@ class ClassificationMetric(evaluate.Metric):
         present = np.flatnonzero(references.any(axis=0)) if multi_label else np.unique(references)
         if len(present) == 0:
             raise ValueError("the references hold no class: F1 is not defined")
+        if multi_label:
+            predictions, references = class_columns(predictions), class_columns(references)
         options = {"labels": present, "zero_division": 0.0}
         return {
             "macro_f1": float(f1_score(references, predictions, average="macro", **options)),

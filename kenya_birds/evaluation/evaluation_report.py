@@ -22,6 +22,7 @@ from kenya_birds.evaluation.metrics import (
     aurocs,
     average_precisions,
     calibration_points,
+    class_columns,
     evaluation_metrics,
     expected_calibration_error,
     predicted_classes,
@@ -99,7 +100,11 @@ def species_table(
 def _scores(targets: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Precision, recall and F1 of each class over the known elements, by scikit-learn."""
     precision, recall, f1, support = precision_recall_fscore_support(
-        targets.clip(min=0), predicted * (targets >= 0), average=None, zero_division=np.nan
+        class_columns(targets.clip(min=0)),
+        class_columns(predicted * (targets >= 0)),
+        labels=np.arange(targets.shape[1]),
+        average=None,
+        zero_division=np.nan,
     )
     return precision, recall, np.where(support > 0, f1, np.nan)
 
@@ -310,7 +315,11 @@ def _save_figures(
     points = {"after calibration" if uncalibrated is not None else "scores": calibration_points(scores, references)}
     if uncalibrated is not None:
         points = {"before calibration": calibration_points(uncalibrated, references), **points}
-    save_confusions(predictions.confusions(), names, folder / CONFUSION_FILE, about)
+    confusions = predictions.confusions()
+    if len(names) > 1 and confusions.any():
+        save_confusions(confusions, names, folder / CONFUSION_FILE, about)
+    else:
+        (folder / CONFUSION_FILE).unlink(missing_ok=True)  # of an earlier evaluation
     save_precision_recall(scores, predictions.targets, names, folder / PRECISION_RECALL_FILE, about)
     save_reliability(points, folder / RELIABILITY_FILE, about)
     if context.train_counts is not None:

@@ -78,6 +78,15 @@ def predicted_classes(scores: np.ndarray, *, multi_label: bool) -> np.ndarray:
     return class_targets(scores.argmax(axis=1), scores.shape[1])
 
 
+def class_columns(values: np.ndarray) -> np.ndarray:
+    """Zeros and ones of shape `(clips, classes)` as scikit-learn needs them.
+
+    scikit-learn takes a single column for class ids, and would score the class 0. A column of zeros, for a class that
+    is never there, prevents this.
+    """
+    return np.pad(values, ((0, 0), (0, int(values.shape[1] == 1))))
+
+
 def top_k_hits(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     """Whether one of the `k` most probable classes is present in each clip; NaN for clips without a known class.
 

@@ -123,6 +123,12 @@ class Run:
         self.splits = self.builder.splits if everything_for is None else self.builder.splits.assign(split="train")
         self.windows = SplitWindows(settings.data, self.builder, self.splits, self.extractor)
         classes = self.builder.classes
+        if len(classes) == 1 and settings.data.train_on == "clips":
+            raise UserError(
+                f"{classes[0]} is the only species with at least {settings.data.min_annotations} annotations, and "
+                "training on clips learns to tell species apart: use --train_on recordings, which also learns sound "
+                "without a call; or lower --min_annotations"
+            )
         names = self.builder.archive.species_names(classes)
         self.model = make_model(settings.model, self.backbone, classes, names)
         self.record = self._start_model() if record is None else self._check_archive(record)
