@@ -396,6 +396,17 @@ def test_one_name_for_two_species_is_told_and_becomes_an_unknown_bird(tmp_path, 
     assert "may be amerob or eurrob" in format_import(result)
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_files_that_are_read_for_names_and_recordings_are_not_noted_as_other_tables(tmp_path, do_import, given):
+    record(tmp_path / "in", "a.wav", "b.wav")
+    write(tmp_path / "in/a.txt", "1\t2\towl\n")
+    write(tmp_path / "in/recordings.csv", "recording\nb.wav\n")
+    names = write(tmp_path / "in" / ("names.csv" if given else "species.csv"), "name,code\nowl,striow1\n")
+    result = do_import(names=names if given else None)
+    assert taken(result, "recording", "code") == [("a.wav", "striow1")]
+    assert [finding for _, _, finding in found(result, "note")] == ["a recording has no call"]
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

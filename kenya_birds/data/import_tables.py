@@ -57,6 +57,11 @@ class ImportSettings:
         return self.source if self.source.is_dir() else self.source.parent
 
     @property
+    def names_file(self) -> Path:
+        """The map of names: the `species.csv` beside the tables if none is given."""
+        return self.names or self.tables / SPECIES_FILE
+
+    @property
     def root(self) -> Path:
         """Folder of the recordings."""
         return self.recordings or self.tables
@@ -93,6 +98,7 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
     if not source.is_dir() and source.suffix.lower() not in SUFFIXES:
         raise UserError(f"{source} does not have the suffix of a table: expected one of {', '.join(SUFFIXES)}")
     paths = [path for path in tables_in(source) if not _is_of_archive(path, source)] if source.is_dir() else [source]
+    helpers = (settings.names_file, settings.tables / RECORDINGS_TABLE)  # read for names and for recordings
     tables = []
     for path in paths:
         name = path_below(path, source)
@@ -103,6 +109,8 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
                 raise
             effect, finding = NOT_TAKEN, "a table cannot be read"
             if isinstance(error, NoEventsError):
+                if any(used.exists() and path.samefile(used) for used in helpers):
+                    continue
                 effect, finding = NOTE, "is not a table of annotations"
             elif isinstance(error, NoColumnError):
                 finding = "a table lacks a column"
@@ -157,17 +165,16 @@ def read_names(settings: ImportSettings, findings: Findings) -> NameMap | None:
     """
     if settings.names is not None:
         return read_name_map(settings.names)
-    beside = settings.tables / SPECIES_FILE
-    if not beside.is_file():
+    if not settings.names_file.is_file():
         return None
     try:
-        return read_name_map(beside)
+        return read_name_map(settings.names_file)
     except UserError as error:
         findings.add(
             NOTE,
             "is not a list of species, and was not read",
             file=SPECIES_FILE,
-            detail=without_path(str(error), str(beside)),
+            detail=without_path(str(error), str(settings.names_file)),
         )
         return None
 
