@@ -14,7 +14,7 @@ import train_hf
 from kenya_birds.cli import main
 from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
-from kenya_birds.training.arguments import DataArguments, ModelArguments
+from kenya_birds.training.arguments import AugmentationArguments, DataArguments, ModelArguments
 from kenya_birds.training.setting_rules import USED_WITH
 from kenya_birds.training.training_run import Run
 from kenya_birds.training.window_mining import HardWindows
@@ -41,6 +41,7 @@ def test_a_model_of_recordings_is_multi_label_and_chosen_by_windows(trained, cap
     config = json.loads((trained / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"
     summary = json.loads((trained / "training_summary.json").read_text())
+    assert not any(name.startswith("shift_") for name in summary["augmentation"]), "windows are not shifted"
     assert summary["train_on"] == "recordings"
     assert summary["result"]["chosen_by"] == "cmap"
     settings = json.loads((trained / "run_settings.json").read_text())["settings"]
@@ -220,6 +221,8 @@ def test_settings_that_contradict_each_other_are_refused(small_archive, tmp_path
         ({"context_s": 0.5}, "--context_s is for --train_on clips: leave it out, or use --train_on clips"),
         ({"no_call_windows": 100}, "--no_call_windows is for --train_on clips"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor is for --train_on clips"),
+        ({"shift_probability": 0.9}, "--shift_probability is for --train_on clips"),
+        ({"shift_max": 0.1}, "--shift_max is for --train_on clips"),
         ({"rescore_epochs": 2}, "--rescore_epochs is for --hard_windows: leave it out, or use --hard_windows"),
         ({"hard_windows": 0, "scored_windows": 9}, "--scored_windows is for --hard_windows"),
         ({"train_on": "clips", "call_windows": 0.5}, "--call_windows is for --train_on recordings"),
@@ -261,7 +264,7 @@ def test_every_setting_whose_help_names_the_way_of_training_is_refused_with_the_
     refused = {(name, f"--{flag} {value}") for names, flag, value in USED_WITH for name in names}
     stated = {
         (name, match[0])
-        for group in (DataArguments, ModelArguments)
+        for group in (DataArguments, ModelArguments, AugmentationArguments)
         for name, field in group.__dataclass_fields__.items()
         for match in [re.search(r"--train_on (clips|recordings)(?=:)", field.metadata["help"])]
         if match

@@ -349,6 +349,12 @@ def test_the_strength_multiplies_probabilities_up_to_always(tmp_path, small_arch
     assert search_space.STRENGTH not in given
 
 
+def test_windows_of_recordings_are_not_shifted_so_tuning_leaves_shifts_out(tmp_path, small_archive):
+    space = SearchSpace(settings_of(small_archive, tmp_path, train_on="recordings"))
+    assert "shift_probability" not in space.flags({search_space.STRENGTH: 1.5})
+    assert "shift_probability" not in space.fixed()
+
+
 def test_only_what_acts_is_searched(tmp_path, small_archive):
     single, multi = (
         SearchSpace(settings_of(small_archive, tmp_path, problem_type=f"{kind}_label_classification"))

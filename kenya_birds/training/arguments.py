@@ -390,10 +390,13 @@ class WaveformArguments(FeatureArguments):
 class AugmentationArguments:
     """Random changes of training clips: the probability of each, and its largest size."""
 
-    shift_probability: Share = field(default=0.5, metadata={"help": "how often a clip's window is shifted in time"})
+    shift_probability: Share = field(
+        default=0.5, metadata={"help": "--train_on clips: how often a clip's window is shifted in time"}
+    )
     # With a larger shift, the annotated call would leave its clip.
     shift_max: Annotated[float, Range(0, 0.5)] = field(
-        default=0.3, metadata={"help": "largest shift, as a share of the clip; no further than --context_s"}
+        default=0.3,
+        metadata={"help": "--train_on clips: largest shift, as a share of the clip; no further than --context_s"},
     )
     pitch_probability: Share = field(default=0.3, metadata={"help": "how often all frequencies are shifted"})
     pitch_max_semitones: Annotated[float, Range(0, 100)] = field(

@@ -20,7 +20,8 @@ from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.training.settings import Settings, usual_settings
 
 STRENGTH = "augmentation_strength"
-# The strength multiplies these: one number instead of four, because tens of trials cannot tune four.
+# The strength multiplies these: one number instead of four, because tens of trials cannot tune four. Windows of
+# recordings lie anywhere and are not shifted.
 STRENGTHENED = ("shift_probability", "pitch_probability", "speed_probability", "noise_probability")
 
 
@@ -73,6 +74,7 @@ class SearchSpace:
         if not self._droppable:
             unused.add("drop_path_rate")
         self.ranges = {name: numbers for name, numbers in RANGES.items() if name not in unused}
+        self._strengthened = STRENGTHENED if settings.data.train_on == "clips" else STRENGTHENED[1:]
 
     @property
     def metric(self) -> str:
@@ -132,7 +134,7 @@ class SearchSpace:
         """Flags of `train_hf.py` by name: a point of the space, with the strength multiplied out."""
         flags = {"backbone": self.backbones[0], "drop_path_rate": 0.0, **point}
         strength = flags.pop(STRENGTH)
-        for name in STRENGTHENED:
+        for name in self._strengthened:
             flags[name] = min(1.0, strength * getattr(self.settings.augmentation, name))
         return flags
 

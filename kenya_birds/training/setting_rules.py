@@ -7,7 +7,11 @@ from kenya_birds.training.arguments import DataArguments, FeatureArguments, Mode
 
 # Flags, and the flag and value without which they have no effect; None: any value above 0.
 USED_WITH: tuple[tuple[tuple[str, ...], str, str | None], ...] = (
-    (("context_s", "no_call_windows", "label_smoothing_factor"), "train_on", "clips"),
+    (
+        ("context_s", "no_call_windows", "label_smoothing_factor", "shift_probability", "shift_max"),
+        "train_on",
+        "clips",
+    ),
     (
         (
             *("call_windows", "empty_windows", "hard_windows", "edge_margin_s", "windows_per_epoch"),

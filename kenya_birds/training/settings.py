@@ -295,7 +295,12 @@ def training_summary(
         "train_on": train_on,
         "starting_point": starting_point,
         "arguments": _arguments(args),
-        "augmentation": asdict(augmentation),
+        # Windows of recordings lie anywhere, and are not shifted.
+        "augmentation": {
+            name: value
+            for name, value in asdict(augmentation).items()
+            if train_on == "clips" or not name.startswith("shift_")
+        },
         "processes": args.world_size,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
         "versions": library_versions(TOLD_VERSIONS),

@@ -93,7 +93,8 @@ class Run:
         self, settings: Settings, splits: pd.DataFrame | None = None, *, everything_for: float | None = None
     ) -> None:
         self.settings = settings
-        check_used(settings.not_usual(), settings.data, settings.model)
+        # A frozen backbone sets this probability to 0, whatever the way of training.
+        check_used(set(settings.not_usual()) - {"shift_probability"}, settings.data, settings.model)
         check_train_on(settings.data, settings.model, settings.features)
         self.backbone = find_backbone(settings.model, vars(settings.features))
         if settings.teacher.self_training and not settings.training.load_best_model_at_end:
