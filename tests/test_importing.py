@@ -400,7 +400,7 @@ def test_one_name_for_two_species_is_told_and_becomes_an_unknown_bird(tmp_path, 
 def test_files_that_are_read_for_names_and_recordings_are_not_noted_as_other_tables(tmp_path, do_import, given):
     record(tmp_path / "in", "a.wav", "b.wav")
     write(tmp_path / "in/a.txt", "1\t2\towl\n")
-    write(tmp_path / "in/recordings.csv", "recording\nb.wav\n")
+    write(tmp_path / "in/recordings.csv", "Filename,Folder\nb.wav,.\n")
     names = write(tmp_path / "in" / ("names.csv" if given else "species.csv"), "name,code\nowl,striow1\n")
     result = do_import(names=names if given else None)
     assert taken(result, "recording", "code") == [("a.wav", "striow1")]

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.event_tables import tables_in
 from kenya_birds.data.import_report import NOT_TAKEN, NOTE, Findings
+from kenya_birds.data.recording_places import PLACE_COLUMNS
 from kenya_birds.data.species_names import NameMap, read_name_map
 from kenya_birds.data.table_cells import KINDS, SPECIES, SUFFIXES, NoColumnError, NoEventsError, TableCells, read_cells
 from kenya_birds.defaults import SIGNAL_DB
@@ -98,7 +100,6 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
     if not source.is_dir() and source.suffix.lower() not in SUFFIXES:
         raise UserError(f"{source} does not have the suffix of a table: expected one of {', '.join(SUFFIXES)}")
     paths = [path for path in tables_in(source) if not _is_of_archive(path, source)] if source.is_dir() else [source]
-    helpers = (settings.names_file, settings.tables / RECORDINGS_TABLE)  # read for names and for recordings
     tables = []
     for path in paths:
         name = path_below(path, source)
@@ -109,7 +110,7 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
                 raise
             effect, finding = NOT_TAKEN, "a table cannot be read"
             if isinstance(error, NoEventsError):
-                if any(used.exists() and path.samefile(used) for used in helpers):
+                if _is_read_otherwise(path, settings):
                     continue
                 effect, finding = NOTE, "is not a table of annotations"
             elif isinstance(error, NoColumnError):
@@ -137,6 +138,19 @@ def _is_of_archive(path: Path, source: Path) -> bool:
     return (
         path.parent != source and (path.parent / RECORDINGS_TABLE).is_file() and (path.parent / SPECIES_FILE).is_file()
     )
+
+
+def _is_read_otherwise(path: Path, settings: ImportSettings) -> bool:
+    """Whether a file is the map of names, or the list of recordings of an archive."""
+    if settings.names_file.is_file() and path.samefile(settings.names_file):
+        return True
+    if path != settings.tables / RECORDINGS_TABLE:
+        return False
+    try:
+        read_table(path, PLACE_COLUMNS)
+    except UserError:
+        return False
+    return True
 
 
 def _with_species_column(table: TableCells, settings: ImportSettings) -> TableCells:
