@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,8 @@ import train_hf
 from kenya_birds.cli import main
 from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
+from kenya_birds.files import CARD_TEMPLATE, shipped_file
+from kenya_birds.publishing.model_card import render_model_card
 from kenya_birds.training.arguments import AugmentationArguments, DataArguments, ModelArguments
 from kenya_birds.training.setting_rules import USED_WITH
 from kenya_birds.training.training_run import Run
@@ -102,6 +105,19 @@ def test_detection_warns_of_another_overlap_and_of_merging(trained, small_archiv
     assert "chosen for windows that overlap by 0 s (now 1.5 s)" in caplog.text
     SoundscapePipeline(str(trained), settings=FindingSettings(merge=True))
     assert "chosen for unmerged detections (now merged)" in caplog.text
+
+
+def test_the_card_detects_with_the_windows_and_the_threshold_of_its_figures(trained, tmp_path):
+    card = (trained / "README.md").read_text(encoding="utf-8")
+    assert "recordings --output detections\n" in card
+    assert "round(3.0 * rate), round(3.0 * rate)\n" in card
+    assert card.count("A species is predicted if its score is above 0.5.") == 2
+    folder = shutil.copytree(trained, tmp_path / "birds")
+    thresholds = json.loads((folder / "thresholds.json").read_text())
+    (folder / "thresholds.json").write_text(json.dumps({**thresholds, "overlap_s": 0.25, "merge": True}))
+    card = render_model_card(folder, "ann/birds", shipped_file(CARD_TEMPLATE))
+    assert "recordings --output detections --overlap_s 0.25 --merge\n" in card
+    assert "round(3.0 * rate), round(2.75 * rate)\n" in card
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_archive, cache, tmp_path):

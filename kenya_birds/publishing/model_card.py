@@ -88,6 +88,9 @@ def render_model_card(
     if network is not None and license is None and "-sa" in (network["license"] or "").lower():
         license = network["license"]  # what is derived from the network has its licence
     audio_model = config.get("audio_model")
+    extractor = read_json(model_dir / "preprocessor_config.json")
+    thresholds = read_json(model_dir / THRESHOLDS_FILE) if (model_dir / THRESHOLDS_FILE).is_file() else {}
+    overlap_s = thresholds.get("overlap_s")
     timm_tags = [] if network or audio_model else ["timm", config["backbone"].split(".")[0]]
     metadata = ModelCardData(
         license=license,
@@ -111,12 +114,13 @@ def render_model_card(
         code_url=code_url,
         # A local path is useless to readers, and private.
         shown_id=model_name if Path(model_id).exists() else model_id,
-        has_thresholds=(model_dir / THRESHOLDS_FILE).is_file(),
+        thresholds=thresholds,
+        hop_s=round(extractor["clip_s"] - (extractor["clip_s"] / 2 if overlap_s is None else overlap_s), 6),
         config=config,
         network=network and _network(model_dir, network),
         audio_model=audio_model and {**audio_model, "terms": license_terms(None, "this model")},
         head=config.get("head"),
-        extractor=read_json(model_dir / "preprocessor_config.json"),
+        extractor=extractor,
         summary=summary,
         metrics=metrics,
         cross_validated=cross_validated,
