@@ -1,6 +1,5 @@
 import logging
 import os
-import re
 import unicodedata
 
 import numpy as np
@@ -11,7 +10,7 @@ from archives import HEADER, edit, noise, write_archive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kenya_birds.data.archive import archive_fingerprint, read_archive, select_classes
+from kenya_birds.data.archive import archive_fingerprint, check_several, read_archive, select_classes
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import MASKED
 from kenya_birds.evaluation.window_targets import WindowTargets
@@ -435,9 +434,12 @@ def test_class_ids_do_not_depend_on_the_order_of_the_table():
     )
 
 
-def test_a_single_class_is_not_enough():
-    with pytest.raises(UserError, match=re.escape("only 1 of 2 species have at least 10 annotations")):
-        select_classes(table_of(owl=10, wren=9), 10)
+def test_one_class_is_enough_for_recordings_and_not_for_clips():
+    assert select_classes(table_of(owl=10, wren=9), 10) == ["owl"]
+    with pytest.raises(UserError, match="owl is the only species with at least 10 annotations, and clips can only be"):
+        check_several(["owl"], 10)
+    with pytest.raises(UserError, match="none of the 2 species has at least 11 annotations"):
+        select_classes(table_of(owl=10, wren=9), 11)
 
 
 # Fingerprint

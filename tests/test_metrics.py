@@ -62,6 +62,14 @@ def test_multi_label_worked_by_hand():
     assert result["classes"] == 2
 
 
+def test_one_species_worked_by_hand():
+    # Precision 2/3, recall 1/2. scikit-learn takes such a column for class ids, and would score the class 0.
+    result = scores([[1], [1], [0], [0], [1]], [[1], [1], [1], [1], [0]], "multi_label")
+    assert result["macro_f1"] == pytest.approx(4 / 7)
+    assert result["weighted_f1"] == pytest.approx(4 / 7)
+    assert (result["accuracy"], result["classes"]) == (0.4, 1)
+
+
 def test_logits_become_the_likeliest_class_or_every_class_above_one_half():
     logits = np.array([[2.0, 1.0, -1.0], [-1.0, 3.0, 0.5]])
     assert classification_metrics(logits, np.array([0, 1]), multi_label=False)["accuracy"] == 1

@@ -406,7 +406,7 @@ def test_overwrites_when_asked_with_an_archive_that_cannot_be_split(hand_archive
     assert write_report(hand_archive, output, overwrite=True) == output
 
     words = Page(output.read_text()).words()
-    assert "The archive cannot be split: only 0 of 2 species have at least 10 annotations" in words
+    assert "The archive cannot be split: none of the 2 species has at least 10 annotations" in words
     assert list(output.parent.iterdir()) == [output]
 
 

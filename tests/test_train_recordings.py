@@ -288,6 +288,29 @@ def test_every_setting_whose_help_names_the_way_of_training_is_refused_with_the_
     assert stated - refused == {("window_loss", "--train_on recordings")}, "its values have a check of their own"
 
 
+def test_a_detector_of_one_species_is_learned_from_recordings_alone(tmp_path):
+    archive = synthesize_archive(
+        tmp_path / "archive", recordings=9, duration_s=20, species=1, annotations=27, scene="quiet", seed=1
+    )
+    with pytest.raises(UserError, match="synwhi1 is the only species with at least 8 annotations"):
+        train(archive, tmp_path / "clips", tmp_path / "cache")
+    folder = train(archive, tmp_path / "birds", tmp_path / "cache", num_train_epochs=1, **ON_RECORDINGS)
+    test = json.loads((folder / "metrics.json").read_text())["test"]
+    table = pd.read_csv(folder / "per_species.csv")
+    assert table["code"].to_list() == ["synwhi1"]
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    recall = (predictions["synwhi1"] > 0.5).mean()  # every clip has a call
+    assert table["recall"][0] == pytest.approx(recall, abs=1e-4)
+    assert test["macro_f1"] == pytest.approx(2 * recall / (1 + recall))
+    assert not (folder / "confusion_matrix.png").exists()
+    assert "confusion_matrix.png" not in (folder / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit, match="0"):
+        main(["detect", str(folder), str(archive), "--output", str(tmp_path / "found"), "--threshold", "0"])
+    found = pd.read_csv(tmp_path / "found" / "detections.csv")
+    assert set(found["code"]) == {"synwhi1"}
+    assert 0 < found["score"].min() <= found["score"].max() < 1
+
+
 def test_recordings_shorter_than_a_window_are_refused(tmp_path):
     rows = [(f"{name}.wav", time, code) for name in "abcd" for time, code in ((0.5, "lark"), (1.0, "owl"))]
     archive = write_archive(tmp_path / "archive", rows, seconds=2.0)

@@ -246,6 +246,24 @@ def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]
     return classes
 
 
+def check_several(classes: list[str], min_annotations: int) -> None:
+    """Checks that clips around calls can be learned: from clips of one species, nothing can be told apart.
+
+    Args:
+        classes: Result of `select_classes`.
+        min_annotations: Smallest number of annotations of a class.
+
+    Raises:
+        UserError: If there is one class.
+    """
+    if len(classes) == 1:
+        raise UserError(
+            f"{classes[0]} is the only species with at least {min_annotations} annotations, and clips can only be "
+            "learned with two species or more: train with --train_on recordings, which also learns sound without a "
+            "call, or lower --min_annotations"
+        )
+
+
 def archive_fingerprint(data_dir: str | Path) -> str:
     """Returns a hash of the tables' bytes and of every recording's name, size and modification time.
 

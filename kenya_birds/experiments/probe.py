@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pandas as pd
 
+from kenya_birds.data.archive import check_several
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder, no_clips
 from kenya_birds.data.splits import SPLITS, has_folds, read_folds, read_splits, recordings_in, splits_of_fold
@@ -276,6 +277,7 @@ def _plan(
 
     splits_file = settings.splits_file
     builder = plan(read_splits(splits_file) if splits_file else None)
+    check_several(builder.classes, builder.config.min_annotations)
     if settings.folds is not None or (splits_file is not None and has_folds(splits_file)):
         table = find_folds(builder, splits_file, settings.folds, settings.split_seed)
         return plan(splits_of_fold(table, 0)), table

@@ -14,7 +14,7 @@ import torch
 from transformers import set_seed
 
 from kenya_birds.console import user_errors
-from kenya_birds.data.archive import ANNOTATIONS_FILE
+from kenya_birds.data.archive import ANNOTATIONS_FILE, check_several
 from kenya_birds.data.builders import KenyaBirds
 from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
 from kenya_birds.data.splits import SPLITS, read_splits, recordings_in
@@ -124,12 +124,8 @@ class Run:
         self.splits = self.builder.splits if everything_for is None else self.builder.splits.assign(split="train")
         self.windows = SplitWindows(settings.data, self.builder, self.splits, self.extractor)
         classes = self.builder.classes
-        if len(classes) == 1 and settings.data.train_on == "clips":
-            raise UserError(
-                f"{classes[0]} is the only species with at least {settings.data.min_annotations} annotations, and "
-                "training on clips learns to tell species apart: use --train_on recordings, which also learns sound "
-                "without a call; or lower --min_annotations"
-            )
+        if settings.data.train_on == "clips":
+            check_several(classes, settings.data.min_annotations)
         names = self.builder.archive.species_names(classes)
         self.model = make_model(settings.model, self.backbone, classes, names)
         self.record = self._start_model() if record is None else self._check_archive(record)
