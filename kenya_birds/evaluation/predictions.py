@@ -79,7 +79,8 @@ class Predictions:
 
         Single-label: the predicted class is the most probable one. Multi-label: each true class of a clip is counted
         separately. It is correct if its probability is above 0.5; otherwise it counts as the most probable class that
-        is absent from the clip. So a row's share on the diagonal is the class's recall.
+        is absent from the clip. So a row's share on the diagonal is the class's recall. A miss in a clip that contains
+        all classes is not counted, because there is no other class.
         """
         counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
         if not self.multi_label:
