@@ -80,6 +80,14 @@ def _no_values_for_weights_without_memory():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _forks_can_train():
+    """Fake CUDA tensors before the first backward pass make torch start threads for it, and then no fork can train."""
+    import torch
+
+    torch.zeros((), requires_grad=True).backward()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _templates_are_compiled_once():
     """Every training renders a model card from the same template, which takes longer to compile than to fill in."""
     import jinja2

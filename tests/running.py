@@ -24,7 +24,7 @@ from kenya_birds.training.flags import parse_train_flags
 from kenya_birds.training.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-FEATURES = {"noise_reduction": "none", "n_mels": 64, "hop_length": 1024}
+FEATURES = {"noise_reduction": "none", "n_mels": 32, "hop_length": 1024}
 SMALL = {
     "train_on": "clips",
     "backbone": "test_convnext",

@@ -764,7 +764,7 @@ def test_an_archive_that_cannot_be_used_is_refused_before_anything_is_written(lo
         ({"split": "no_call", "no_call_per_recording": 0}, "no_call_per_recording is 0"),
         ({"split": "no_call", "num_proc": 0}, "num_proc is 0"),
         ({"problem_type": "regression"}, "no problem type 'regression': expected one of single_label"),
-        ({"min_annotations": 9}, "only 0 of 2 species"),
+        ({"min_annotations": 9}, "none of the 2 species has"),
         ({"fold": 4}, "fold is 4"),
     ],
 )
