@@ -177,7 +177,7 @@ MISTAKES = {
     "push_model.py --modle_dir MODEL --repo_id birds": "there is no --modle_dir: did you mean --model_dir",
     "push_model.py --model_dir TMP/none --repo_id birds": "TMP/none does not exist",
     f"{PUSH} --create_pr --private": "--create_pr goes to",
-    f"{PUSH} --with_dataset ARCHIVE": "--with_dataset needs --data_license",
+    f"{PUSH} --with_dataset ARCHIVE": "--with_dataset needs the licence of the recordings",
     f"{PUSH} --num_proc 0": "--num_proc is 0",
 }
 # Runs command lines one after the other in one process, as each would be run in one of its own.

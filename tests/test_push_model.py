@@ -347,7 +347,10 @@ def test_another_archive_than_the_models_is_refused(trained, unchecked, tmp_path
         (("--create_pr", "--private"), "--create_pr goes to the main branch"),
         (("--create_pr", "--revision", "v1"), "--create_pr goes to the main branch"),
         (("--create_pr", "--with_space", "space"), "--create_pr goes to the main branch"),
-        (("--with_dataset", "archive"), "--with_dataset needs --data_license"),
+        (
+            ("--with_dataset", "archive"),
+            "--with_dataset needs the licence of the recordings: --data_license NAME, or --source kenya",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_are_told(trained, unchecked, words, told):

@@ -207,7 +207,7 @@ def _check_options(options: argparse.Namespace) -> None:
             "--with_dataset and --with_space"
         )
     if options.with_dataset and not options.data_license and options.source != "kenya":
-        raise UserError("--with_dataset needs --data_license, the licence of the recordings")
+        raise UserError("--with_dataset needs the licence of the recordings: --data_license NAME, or --source kenya")
     if (options.model_dir / "config.json").is_file():
         saved = SavedModel(str(options.model_dir), options.model_dir, "model")
         if saved.config.get("head") is None:
