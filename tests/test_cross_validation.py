@@ -106,6 +106,8 @@ def test_the_final_model_is_trained_on_all_recordings_for_the_median_best_epoch(
 
 def test_the_card_says_whose_figures_these_are(validated):
     card = (validated / "README.md").read_text()
+    assert "On the whole recordings, out of fold (" in card
+    assert "thresholds of each fold's model" in card
     told = read(validated / "metrics.json")
     assert "These metrics come from cross-validation" in card
     assert "name: Macro F1 (cross-validation)" in card

@@ -186,6 +186,15 @@ def test_a_split_of_one_class_has_no_auroc():
     assert np.isnan(result["auroc"])
 
 
+def test_clips_of_one_species_have_no_figures_that_compare_them_with_others():
+    undefined = {"top1_accuracy", "top5_accuracy", "cmap", "auroc", "ece"}
+    scores = np.array([[0.9], [0.4]])
+    result = evaluation_metrics(scores, np.array([[1], [1]]))
+    assert {name for name, value in result.items() if np.isnan(value)} == undefined
+    assert (result["accuracy"], result["macro_f1"]) == (0.5, pytest.approx(2 / 3))
+    assert evaluation_metrics(scores, np.array([[1], [0]]))["auroc"] == 1
+
+
 def test_clips_of_which_nothing_is_known_to_be_present_are_refused():
     with pytest.raises(ValueError, match="no class"):
         evaluation_metrics(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[0, -100], [0, 0]]))

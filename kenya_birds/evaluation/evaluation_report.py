@@ -86,7 +86,7 @@ def species_table(
             "precision": precision,
             "recall": recall,
             "f1": f1,
-            "ap": average_precisions(predictions.scores, targets),
+            "ap": average_precisions(predictions.scores, targets) if len(codes) > 1 else np.nan,
             "auroc": aurocs(predictions.scores, targets),
             "threshold": np.where(np.isinf(cut), np.nan, cut),
             "precision_at_threshold": precision_at,
@@ -218,8 +218,8 @@ def write_report(
 
     It writes `per_species.csv`, `predictions.parquet`, `thresholds.json` (if thresholds are given),
     `confusion_matrix.png`, `precision_recall.png`, `reliability.png`, `f1_by_training_clips.png` (if the context has
-    `train_counts`), and last `metrics.json` (the returned dictionary, under the split's name). Existing files are
-    replaced.
+    `train_counts`), and last `metrics.json` (the returned dictionary, under the split's name). Of one species there
+    are no figures. Existing files are replaced.
 
     Args:
         folder: Output folder; created if it does not exist.
@@ -273,12 +273,18 @@ def _metrics(predictions: Predictions, uncalibrated: np.ndarray | None, context:
     )
     before = None if uncalibrated is None else calibration_points(uncalibrated, references)
     targets, codes = predictions.targets, predictions.classes
+    metrics = plain_metrics(scores, references)
     return {
-        **plain_metrics(scores, references),
-        "ece_before_calibration": None if before is None else json_number(expected_calibration_error(*before)),
+        **metrics,
+        "ece_before_calibration": None
+        if before is None or metrics["ece"] is None
+        else json_number(expected_calibration_error(*before)),
         "clips": len(scores),
         "recordings": recordings,
-        "intervals": {name: None if interval is None else list(interval) for name, interval in intervals.items()},
+        "intervals": {
+            name: None if interval is None or metrics[name] is None else list(interval)
+            for name, interval in intervals.items()
+        },
         "interval_level": LEVEL,
         "not_scored": {
             "no_clip": [codes[label] for label in np.flatnonzero(~(targets == 1).any(axis=0))],
@@ -315,11 +321,13 @@ def _save_figures(
     points = {"after calibration" if uncalibrated is not None else "scores": calibration_points(scores, references)}
     if uncalibrated is not None:
         points = {"before calibration": calibration_points(uncalibrated, references), **points}
+    for name in (CONFUSION_FILE, PRECISION_RECALL_FILE, RELIABILITY_FILE, F1_FILE):
+        (folder / name).unlink(missing_ok=True)  # of an earlier evaluation
+    if len(names) == 1:
+        return
     confusions = predictions.confusions()
-    if len(names) > 1 and confusions.any():
+    if confusions.any():
         save_confusions(confusions, names, folder / CONFUSION_FILE, about)
-    else:
-        (folder / CONFUSION_FILE).unlink(missing_ok=True)  # of an earlier evaluation
     save_precision_recall(scores, predictions.targets, names, folder / PRECISION_RECALL_FILE, about)
     save_reliability(points, folder / RELIABILITY_FILE, about)
     if context.train_counts is not None:

@@ -190,6 +190,9 @@ def evaluation_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, 
     repository) computes cmAP and macro AUROC with torchmetrics, and T1Accuracy like `top_k_hits`. The numbers are
     equal if every class has a clip. torchmetrics 1.9 includes a class without clips as 0; here it is skipped.
 
+    If there is one class and every clip contains it, only F1 and accuracy are defined: the others would be the same
+    for any scores, or compare nothing.
+
     Args:
         scores: Probabilities, shape `(clips, classes)`.
         references: Class ids `(clips,)`, or ones, zeros and -100 (unknown) of shape `(clips, classes)`.
@@ -201,9 +204,12 @@ def evaluation_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, 
     references = np.asarray(references)
     multi_label = references.ndim == 2
     targets = class_targets(references, scores.shape[1])
+    named = classification_metrics(scores - 0.5 if multi_label else scores, references, multi_label=multi_label)
+    if scores.shape[1] == 1 and not (targets == 0).any():
+        return {**named, **dict.fromkeys(("top1_accuracy", "top5_accuracy", "cmap", "auroc", "ece"), float("nan"))}
     confidences, outcomes = calibration_points(scores, references)
     return {
-        **classification_metrics(scores - 0.5 if multi_label else scores, references, multi_label=multi_label),
+        **named,
         "top1_accuracy": _mean(top_k_hits(scores, targets, 1)),
         "top5_accuracy": _mean(top_k_hits(scores, targets, 5)),
         "cmap": _mean(average_precisions(scores, targets)),

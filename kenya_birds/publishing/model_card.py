@@ -132,7 +132,7 @@ def render_model_card(
         whole=results.get(WHOLE_RECORDINGS),
         unknown=results.get(UNKNOWN_SPECIES),
         whole_names=DESCRIPTIONS,
-        metric_names={key: name for key, (_, name) in METRIC_NAMES.items()},
+        metric_names={key: name for key, (_, name) in METRIC_NAMES.items() if results[key] is not None},
         labels=labels,
         figure=_figure,
         cell=markdown_cell,
