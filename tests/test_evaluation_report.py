@@ -11,7 +11,7 @@ from kenya_birds.evaluation.calibration import Calibration, fit_calibration
 from kenya_birds.evaluation.evaluation_report import EvaluationContext, format_metrics, write_evaluation, write_report
 from kenya_birds.evaluation.intervals import METRICS
 from kenya_birds.evaluation.metrics import evaluation_metrics, probabilities
-from kenya_birds.evaluation.predictions import read_predictions
+from kenya_birds.evaluation.predictions import Predictions, read_predictions
 from kenya_birds.evaluation.thresholds import choose_thresholds
 
 CLASSES = [f"bird{index}" for index in range(8)]
@@ -129,3 +129,13 @@ def test_metrics_are_told_with_their_intervals(evaluated):
     lines = format_metrics(metrics).splitlines()
     assert lines[0] == "400 clips of 10 recordings, 8 classes in them"
     assert lines[1].startswith(f"macro_f1       {metrics['macro_f1']:.4f}  ({metrics['intervals']['macro_f1'][0]:.4f}")
+
+
+def test_misses_without_an_absent_class_leave_no_confusion_matrix(tmp_path):
+    """Every clip contains both classes and none is found: there is nothing that they are taken for."""
+    (tmp_path / "confusion_matrix.png").touch()  # of an earlier evaluation
+    time_s, both = np.zeros(4), np.ones((4, 2), dtype=int)
+    predictions = Predictions(["a", "b"], np.full((4, 2), 0.2), both, np.array(list("rrss")), time_s, time_s)
+    assert write_report(tmp_path, predictions)["macro_f1"] == 0
+    assert not (tmp_path / "confusion_matrix.png").exists()
+    assert (tmp_path / "precision_recall.png").is_file()

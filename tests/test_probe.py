@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from archives import edit
+from archives import edit, write_archive
 from foreign import save_ast, save_wav2vec2
 from running import FEATURES, train
 from safetensors.torch import load_file, save_file
@@ -323,6 +323,14 @@ def test_a_run_that_was_tested_on_other_clips_cannot_stand_beside(model, small_a
     edit(other / "annotations.csv", line + "\n", f"{recording},{float(time_s) / 2},{float(time_s) / 2},{code}\n")
     with pytest.raises(UserError, match="tested on other clips"):
         run(model, other, tmp_path / "out", cache, beside=trained)
+
+
+def test_clips_of_one_species_are_refused(model, tmp_path):
+    rows = [(f"{name}.wav", time, "owl") for name in "abcd" for time in range(1, 9)]
+    archive = write_archive(tmp_path / "archive", rows, seconds=10.0)
+    with pytest.raises(UserError, match="owl is the only species with at least 8 annotations"):
+        run(model, archive, tmp_path / "out", tmp_path / "cache", min_annotations=8)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_settings_are_refused_before_the_work(model, small_archive, cache, tmp_path):
