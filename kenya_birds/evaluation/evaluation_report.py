@@ -23,6 +23,7 @@ from kenya_birds.evaluation.metrics import (
     average_precisions,
     calibration_points,
     class_columns,
+    compares_nothing,
     evaluation_metrics,
     expected_calibration_error,
     predicted_classes,
@@ -86,7 +87,7 @@ def species_table(
             "precision": precision,
             "recall": recall,
             "f1": f1,
-            "ap": average_precisions(predictions.scores, targets) if len(codes) > 1 else np.nan,
+            "ap": np.nan if compares_nothing(targets) else average_precisions(predictions.scores, targets),
             "auroc": aurocs(predictions.scores, targets),
             "threshold": np.where(np.isinf(cut), np.nan, cut),
             "precision_at_threshold": precision_at,
@@ -218,8 +219,8 @@ def write_report(
 
     It writes `per_species.csv`, `predictions.parquet`, `thresholds.json` (if thresholds are given),
     `confusion_matrix.png`, `precision_recall.png`, `reliability.png`, `f1_by_training_clips.png` (if the context has
-    `train_counts`), and last `metrics.json` (the returned dictionary, under the split's name). Of one species there
-    are no figures. Existing files are replaced.
+    `train_counts`), and last `metrics.json` (the returned dictionary, under the split's name). If there is one
+    class and every clip contains it, there are no figures. Existing files are replaced.
 
     Args:
         folder: Output folder; created if it does not exist.
@@ -271,14 +272,14 @@ def _metrics(predictions: Predictions, uncalibrated: np.ndarray | None, context:
         np.random.default_rng(context.seed),
         resamples=context.resamples,
     )
-    before = None if uncalibrated is None else calibration_points(uncalibrated, references)
-    targets, codes = predictions.targets, predictions.classes
     metrics = plain_metrics(scores, references)
+    before = None
+    if uncalibrated is not None and metrics["ece"] is not None:
+        before = json_number(expected_calibration_error(*calibration_points(uncalibrated, references)))
+    targets, codes = predictions.targets, predictions.classes
     return {
         **metrics,
-        "ece_before_calibration": None
-        if before is None or metrics["ece"] is None
-        else json_number(expected_calibration_error(*before)),
+        "ece_before_calibration": before,
         "clips": len(scores),
         "recordings": recordings,
         "intervals": {
@@ -323,7 +324,7 @@ def _save_figures(
         points = {"before calibration": calibration_points(uncalibrated, references), **points}
     for name in (CONFUSION_FILE, PRECISION_RECALL_FILE, RELIABILITY_FILE, F1_FILE):
         (folder / name).unlink(missing_ok=True)  # of an earlier evaluation
-    if len(names) == 1:
+    if compares_nothing(predictions.targets):
         return
     confusions = predictions.confusions()
     if confusions.any():

@@ -78,6 +78,15 @@ def predicted_classes(scores: np.ndarray, *, multi_label: bool) -> np.ndarray:
     return class_targets(scores.argmax(axis=1), scores.shape[1])
 
 
+def compares_nothing(targets: np.ndarray) -> bool:
+    """Whether there is one class, and every clip contains it.
+
+    Args:
+        targets: See `class_targets`.
+    """
+    return targets.shape[1] == 1 and not (targets == 0).any()
+
+
 def class_columns(values: np.ndarray) -> np.ndarray:
     """Zeros and ones of shape `(clips, classes)` as scikit-learn needs them.
 
@@ -205,7 +214,7 @@ def evaluation_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, 
     multi_label = references.ndim == 2
     targets = class_targets(references, scores.shape[1])
     named = classification_metrics(scores - 0.5 if multi_label else scores, references, multi_label=multi_label)
-    if scores.shape[1] == 1 and not (targets == 0).any():
+    if compares_nothing(targets):
         return {**named, **dict.fromkeys(("top1_accuracy", "top5_accuracy", "cmap", "auroc", "ece"), float("nan"))}
     confidences, outcomes = calibration_points(scores, references)
     return {

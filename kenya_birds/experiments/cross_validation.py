@@ -50,7 +50,7 @@ from kenya_birds.training.run_folder import (
     writing_run,
 )
 from kenya_birds.training.settings import Settings, differences, train_counts
-from kenya_birds.training.split_windows import check_splits
+from kenya_birds.training.split_windows import check_no_call
 from kenya_birds.training.training_arguments import training_team
 from kenya_birds.training.training_run import Run
 from kenya_birds.training.unlabelled import Unlabelled
@@ -109,7 +109,7 @@ class CrossValidation:
         self.folds = self.table["fold"].nunique()
         for fold in range(self.folds):
             try:
-                check_splits(settings, self._archive, splits_of_fold(self.table, fold), plan.extractor)
+                check_no_call(settings, self._archive, splits_of_fold(self.table, fold), plan.extractor)
             except UserError as error:
                 raise UserError(f"fold {fold}: {error}") from None
         plan.earlier.check(self.table["recording"])  # each is a test recording in one fold

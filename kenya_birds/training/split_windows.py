@@ -20,7 +20,7 @@ from kenya_birds.training.window_sampler import warn_of_short_stretches
 from kenya_birds.training.window_training import WindowPlan
 
 
-def check_splits(
+def check_no_call(
     settings: Settings, archive: Archive, splits: pd.DataFrame, extractor: KenyaBirdsFeatureExtractor
 ) -> None:
     """Checks, before anything is cut or trained, that the splits have the windows without a call that are needed.

@@ -51,7 +51,7 @@ from kenya_birds.training.run_model import make_model, restore_backbone, save_mo
 from kenya_birds.training.self_training import self_train
 from kenya_birds.training.setting_rules import check_train_on, check_used
 from kenya_birds.training.settings import Settings, training_summary
-from kenya_birds.training.split_windows import SplitWindows, check_splits
+from kenya_birds.training.split_windows import SplitWindows, check_no_call
 from kenya_birds.training.starting_points import initialize
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 from kenya_birds.training.training_arguments import training_team
@@ -120,7 +120,7 @@ class Run:
         with archive_of_run(self._checkpoint):
             self.builder = self._plan_clips(splits)
         if settings.data.folds is None and not settings.data.final_fit:  # a cross-validation checks its folds
-            check_splits(settings, self.builder.archive, self.builder.splits, self.extractor)
+            check_no_call(settings, self.builder.archive, self.builder.splits, self.extractor)
         self.splits = self.builder.splits if everything_for is None else self.builder.splits.assign(split="train")
         self.windows = SplitWindows(settings.data, self.builder, self.splits, self.extractor)
         classes = self.builder.classes
@@ -372,7 +372,10 @@ class Run:
         if not self.settings.augmentation.background_probability:
             return None
         with self.team.one_first():
-            return load_no_call(self.builder, self.settings.data.num_proc, context_s=0.0)
+            try:
+                return load_no_call(self.builder, self.settings.data.num_proc, context_s=0.0)
+            except UserError as error:  # there are such windows, and none can be read
+                raise UserError(f"--background_probability needs windows without a call, but {error}") from None
 
     def _learn_from_teacher(self, stage: FirstStage) -> None:
         """Runs the first stage, and writes what it was into the output folder."""
