@@ -12,6 +12,8 @@ from running import train
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.predictions import clip_references, score_clips
+from kenya_birds.evaluation.thresholds import Thresholds, choose_window_thresholds
+from kenya_birds.evaluation.window_scoring import WindowPredictions
 from kenya_birds.experiments.evaluate import evaluate_model
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -251,3 +253,54 @@ def test_what_training_found_is_found_again(tmp_path, small_archive):
     pd.testing.assert_frame_equal(table[columns], pd.read_csv(trained / "per_species.csv")[columns])
     config = model_clips_builder(trained, small_archive).config
     assert (config.context_s, config.edge_tolerance_s, config.min_annotations) == (0.4, 1.2, 5)
+
+
+@pytest.mark.parametrize("has_thresholds", [True, False])
+def test_thresholds_are_chosen_on_the_windows_of_the_evaluated_recordings(
+    tmp_path, small_archive, cache, classes, capsys, has_thresholds
+):
+    save_model(tmp_path / "model", classes, multi_label=True)
+    if has_thresholds:
+        own = {"wanted_precision": None, "every_species": 0.5, "species": dict.fromkeys(classes, 0.5)}
+        (tmp_path / "model" / "thresholds.json").write_text(json.dumps(own))
+    words = ["evaluate", tmp_path / "model", small_archive, "--split", "all", "--output", tmp_path / "out"]
+    words += ["--choose_thresholds", "--cache_dir", cache, "--min_annotations", "8"]
+    main([str(word) for word in words])
+    told = capsys.readouterr().err
+    assert f"kenya-birds detect --thresholds {tmp_path / 'out' / 'thresholds.json'}" in told
+    chosen = Thresholds.read(tmp_path / "out" / "thresholds.json")
+    assert set(chosen.species) == set(classes)
+    assert (chosen.overlap_s, chosen.merge) == (0, False)
+    assert (tmp_path / "out" / "recording_windows.parquet").exists() == has_thresholds
+    if has_thresholds:
+        windows = WindowPredictions.read(tmp_path / "out" / "recording_windows.parquet")
+        again = choose_window_thresholds(windows.scores, windows.targets, windows.classes, overlap_s=0)
+        assert chosen.species == pytest.approx(again.species)
+        # The table of species has the thresholds that the metrics are at.
+        assert set(pd.read_csv(tmp_path / "out" / "per_species.csv")["threshold"]) == {0.5}
+        recording = next((small_archive / "soundscape_data").iterdir())
+        detect = ["detect", tmp_path / "model", recording, "--output", tmp_path / "found"]
+        with pytest.raises(SystemExit, match="0"):
+            main([str(word) for word in [*detect, "--thresholds", tmp_path / "out" / "thresholds.json"]])
+        found = pd.read_csv(tmp_path / "found" / "detections.csv")
+        assert len(found) > 0
+        assert (found["score"] >= found["code"].map(chosen.species) - 1e-4).all()
+
+
+def test_thresholds_are_not_chosen_on_recordings_whose_calls_are_not_all_known(
+    tmp_path, small_archive, cache, classes
+):
+    save_model(tmp_path / "model", classes, multi_label=True)
+    shutil.copytree(small_archive, tmp_path / "weak")
+    table = pd.read_csv(tmp_path / "weak" / "annotations.csv")
+    table.assign(Weak=1).to_csv(tmp_path / "weak" / "annotations.csv", index=False)
+    with pytest.raises(UserError, match=r"the 0 completely annotated recordings .* omit --choose_thresholds"):
+        evaluate_model(
+            str(tmp_path / "model"),
+            tmp_path / "weak",
+            tmp_path / "out",
+            split="all",
+            choose_thresholds=True,
+            **settings(cache, weak_labels="every_split"),
+        )
+    assert not (tmp_path / "out").exists()

@@ -4,10 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from predicting import multi_label_case, single_label_case
+from scipy.special import expit, logit
 
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds, choose_thresholds
+from kenya_birds.evaluation.thresholds import (
+    Thresholds,
+    choose_checked_thresholds,
+    choose_thresholds,
+    choose_window_thresholds,
+)
 
 CLASSES = [f"bird{index}" for index in range(8)]
 
@@ -88,6 +96,74 @@ def test_a_species_without_a_clip_abstains():
     assert np.isinf(found.values(CLASSES)[2])
     assert all(0 < found.species[code] < 1 for code in CLASSES if code != "bird2")
     assert json.loads(json.dumps(found.to_json()))["species"]["bird2"] is None
+
+
+def window_case(calls, best, classes=1):
+    """Windows of which the last class has so many calls; the best threshold of all classes is `best`."""
+    above, below = expit(logit(best) + 0.1), expit(logit(best) - 0.1)
+    scores = np.full((2 * calls, classes), below)
+    targets = np.zeros((2 * calls, classes), dtype=int)
+    scores[:calls, -1], targets[:calls, -1] = above, 1
+    return scores, targets
+
+
+def test_the_shared_threshold_of_few_calls_on_windows_is_near_the_one_that_the_scores_let_expect():
+    def shared(calls):
+        return choose_window_thresholds(*window_case(calls, 0.9), ["bird"], overlap_s=0).every_species
+
+    # All scores are about 0.9, so that 90% of all windows would have a call, and F1 is highest if all are reported.
+    scores, _ = window_case(100, 0.9)
+    expected = scores.sum() / (len(scores) + scores.sum())
+    assert logit(shared(100)) == pytest.approx((logit(0.9) + logit(expected)) / 2)
+    assert expected < shared(1) < shared(20) < shared(100) < shared(2000) < 0.9
+    plain = choose_window_thresholds(*window_case(20, 0.9), ["bird"], overlap_s=0, shared_shrinkage=0)
+    assert plain.every_species == pytest.approx(0.9)
+
+
+def test_the_expected_threshold_is_the_best_one_where_scores_are_probabilities():
+    generator = np.random.default_rng(0)
+    scores = expit(generator.normal(-2, 2, size=(40_000, 2)))
+    targets = (generator.random(scores.shape) < scores).astype(int)
+    expected = choose_window_thresholds(scores, targets, ["a", "b"], overlap_s=0, shared_shrinkage=1e9)
+    best = choose_window_thresholds(scores, targets, ["a", "b"], overlap_s=0, shared_shrinkage=0)
+    assert expected.every_species == pytest.approx(best.every_species, abs=0.03)
+    present = targets == 1
+    reported = scores >= best.every_species
+    f1 = 2 * (reported & present).sum() / (reported.sum() + present.sum())
+    assert expected.every_species == pytest.approx(f1 / 2, abs=0.01)
+
+
+def test_ten_windows_of_a_species_move_its_threshold_halfway_from_the_shared_one():
+    found = choose_window_thresholds(*window_case(10, 0.9), ["bird"], overlap_s=1.5)
+    assert logit(found.species["bird"]) == pytest.approx((logit(0.9) + logit(found.every_species)) / 2)
+    assert (found.overlap_s, found.merge, found.defaults) == (1.5, True, {})
+    assert found.reason() == "The thresholds were chosen on all windows of the validation recordings."
+
+
+def test_a_species_in_no_window_has_the_shared_threshold_and_the_reason_is_told():
+    found = choose_window_thresholds(*window_case(10, 0.8, classes=2), ["rare", "bird"], overlap_s=0)
+    assert found.species["rare"] == found.every_species
+    assert found.defaults == {"rare": "no window contains it"}
+    assert found.reason().endswith("1 of 2 species are in none of them and have the shared threshold.")
+    assert not found.merge
+    with pytest.raises(UserError, match="none of the 4 windows of the recordings contains one of the 2 species"):
+        choose_window_thresholds(np.full((4, 2), 0.5), np.zeros((4, 2), dtype=int), ["a", "b"], overlap_s=0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.02, 0.98))
+def test_a_threshold_on_windows_lies_between_its_own_best_the_shared_best_and_the_expected_one(seed, share):
+    generator = np.random.default_rng(seed)
+    targets = (generator.random((60, 3)) < share).astype(int)
+    targets[0] = 1
+    scores = expit(generator.normal(size=targets.shape) + 2 * targets)
+    found = choose_window_thresholds(scores, targets, ["a", "b", "c"], overlap_s=0)
+    best = choose_thresholds(scores, targets, ["a", "b", "c"], shrinkage_clips=0)
+    ordered = np.sort(scores.ravel())[::-1]
+    expected = max(ordered[:k].sum() / (k + ordered.sum()) for k in range(1, 181))
+    for code in "abc":
+        around = [best.species[code], best.every_species, expected]
+        assert min(around) - 1e-9 <= found.species[code] <= max(around) + 1e-9
 
 
 def test_a_species_that_never_reaches_the_wanted_precision_abstains():

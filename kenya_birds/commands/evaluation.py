@@ -88,6 +88,13 @@ def _add_evaluated_clips(command: Any) -> None:
         Literal["train", "every_split", "leave_out"] | None,
         help="recordings of folders of species, as in train_hf.py --weak_labels; by default as in training",
     )
+    add_option(
+        data,
+        "--choose_thresholds",
+        bool,
+        False,
+        help="also write thresholds.json, chosen on these recordings, for detect --thresholds",
+    )
     clips = command.add_argument_group("Clips")
     add_option(
         clips, "--context_s", Seconds | None, help="extra sound on each side of a clip; by default as in training"
@@ -125,6 +132,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         splits_file=options.splits_file,
         fold=options.fold,
         common_classes=options.common_classes,
+        choose_thresholds=options.choose_thresholds,
         min_annotations=options.min_annotations,
         context_s=options.context_s,
         edge_tolerance_s=options.edge_tolerance_s,

@@ -20,6 +20,11 @@ logger = logging.getLogger(__name__)
 SHRINKAGE_CLIPS = 10
 # Threshold of a species whose own threshold fails the check on held-out recordings.
 DEFAULT_THRESHOLD = 0.5
+# On windows of recordings, a species with this many windows gets the mean (in logits) of its own threshold and the
+# shared one, and this many windows with a call give the mean of the best shared threshold and the expected one
+# (`benchmarks/threshold_choice.py`).
+SHRINKAGE_WINDOWS = 10
+SHARED_SHRINKAGE_WINDOWS = 100
 # A threshold must give at least as many correct as false reports.
 LEAST_PRECISION = 0.5
 # Probabilities are clipped to [EPSILON, 1 - EPSILON], so that their logits are finite.
@@ -34,7 +39,8 @@ class Thresholds:
         wanted_precision: The precision that they were chosen for; None: they were chosen for the best F1.
         every_species: The shared threshold of all species; None if no threshold reaches the wanted precision.
         species: Threshold by eBird code; None: the species is never reported.
-        defaults: The reason why a species has the default of 0.5, by eBird code.
+        defaults: The reason why a species has no threshold of its own, by eBird code. It has 0.5, or the shared
+            threshold if they were chosen on windows of recordings.
         cross_validation: Check on held-out validation recordings: macro F1 with these thresholds (`macro_f1`), with
             0.5 for all species (`default_macro_f1`), and the number of `recordings`. None if this was not checked.
         overlap_s: Overlap of neighbouring windows for which they were chosen; None if they were chosen on clips.
@@ -87,7 +93,13 @@ class Thresholds:
                 f"precision of {self.wanted_precision:g}."
             )
         if self.cross_validation is None and self.overlap_s is not None:
-            return "The thresholds were chosen on all windows of the validation recordings."
+            chosen = "The thresholds were chosen on all windows of the validation recordings."
+            if not self.defaults:
+                return chosen
+            return (
+                f"{chosen} {len(self.defaults)} of {len(self.species)} species are in none of them "
+                "and have the shared threshold."
+            )
         if self.cross_validation is None:
             return "The thresholds were not checked on other recordings."
         check = self.cross_validation
@@ -132,12 +144,7 @@ def choose_thresholds(
     if wanted_precision is not None and not 0 < wanted_precision <= 1:
         raise UserError(f"the wanted precision is {wanted_precision}: expected a number above 0 and at most 1")
     clips = _Clips.of(scores, references, weights)
-    counts = (clips.targets == 1).sum(axis=0)
-    if not counts.any():
-        raise UserError(
-            f"none of the {len(scores)} validation clips contains one of the {len(classes)} species, so no thresholds "
-            "can be chosen: put recordings with these species into the validation split"
-        )
+    clips.check_calls("validation clips")
     shared, species = _choose(clips, wanted_precision, shrinkage_clips)
     if shared is None:
         logger.warning(
@@ -218,6 +225,47 @@ def choose_checked_thresholds(
     return Thresholds(None, every, species, defaults, check)
 
 
+def choose_window_thresholds(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    classes: Sequence[str],
+    *,
+    overlap_s: float,
+    shrinkage: float = SHRINKAGE_WINDOWS,
+    shared_shrinkage: float = SHARED_SHRINKAGE_WINDOWS,
+) -> Thresholds:
+    """Chooses thresholds with the best F1 on all windows of annotated recordings.
+
+    The threshold of a species is the mean (in logits) of its own best one and the shared one, weighted by the number
+    of its windows and `shrinkage`. The shared threshold is the mean of the best one over all species and the expected
+    one, weighted by the number of windows with a call and `shared_shrinkage`. A species that is in no window has the
+    shared threshold. The expected threshold has the best F1 if scores are the probabilities of a call: it needs no
+    annotations. It is half of that F1 (Lipton et al. 2014, Optimal thresholding of classifiers to maximize F1 measure,
+    ECML PKDD, theorem 1).
+
+    Args:
+        scores: Calibrated probabilities, shape `(windows, classes)`. Never those of recordings for the test.
+        targets: Ones, zeros and -100 (unknown), same shape.
+        classes: eBird codes by class id.
+        overlap_s: Overlap of neighbouring windows in seconds.
+        shrinkage: Weight of the shared threshold; 0: each species has its own threshold.
+        shared_shrinkage: Weight of the expected threshold; 0: the best one over all species is shared.
+
+    Raises:
+        UserError: If no window contains a known species.
+    """
+    windows = _Clips.of(scores, targets, None)
+    windows.check_calls("windows of the recordings")
+    expected = _expected_threshold(windows.scores[windows.targets >= 0])
+    shared, chosen = _choose(windows, None, shrinkage, (expected, shared_shrinkage))
+    assert shared is not None  # the best F1 always exists
+    species: dict[str, float | None] = {
+        code: shared if own is None else own for code, own in zip(classes, chosen, strict=True)
+    }
+    defaults = {code: "no window contains it" for code, own in zip(classes, chosen, strict=True) if own is None}
+    return Thresholds(None, shared, species, defaults, overlap_s=overlap_s, merge=overlap_s > 0)
+
+
 @dataclass(frozen=True)
 class _Clips:
     """Clips on which thresholds are chosen or checked.
@@ -237,6 +285,13 @@ class _Clips:
         targets = class_targets(references, scores.shape[1])
         weight = np.ones((len(targets), 1)) if weights is None else np.asarray(weights)[:, None]
         return cls(scores, targets, np.broadcast_to(weight, targets.shape))
+
+    def check_calls(self, what: str) -> None:
+        if not (self.targets == 1).any():
+            raise UserError(
+                f"none of the {len(self.scores)} {what} contains one of the {self.scores.shape[1]} species, so no "
+                "thresholds can be chosen: put recordings with these species into the validation split"
+            )
 
     def select(self, rows: np.ndarray) -> "_Clips":
         return _Clips(self.scores[rows], self.targets[rows], self.weight[rows])
@@ -289,9 +344,12 @@ def _fault(threshold: float | None, outcome: _Outcome, default: _Outcome, share:
 
 
 def _choose(
-    clips: _Clips, wanted_precision: float | None, shrinkage_clips: float
+    clips: _Clips,
+    wanted_precision: float | None,
+    shrinkage_clips: float,
+    prior: tuple[float, float] = (DEFAULT_THRESHOLD, 0.0),
 ) -> tuple[float | None, list[float | None]]:
-    """The shared threshold, and the threshold of each class."""
+    """The shared threshold, and that of each class, None if no clip contains it; `prior`: threshold and its weight."""
     classes = clips.targets.shape[1]
     known, counts = clips.targets >= 0, (clips.targets == 1).sum(axis=0)
     shared = None
@@ -299,17 +357,28 @@ def _choose(
         shared = _threshold(clips.scores[known], clips.targets[known], clips.weight[known], wanted_precision)
     if shared is None:
         return None, [None] * classes
+    shared = _between(shared, prior[0], counts.sum(), prior[1])
     chosen = []
     for label in range(classes):
         its_own, own = known[:, label], None
         if counts[label]:
             scores, targets, weight = (a[its_own, label] for a in (clips.scores, clips.targets, clips.weight))
             own = _threshold(scores, targets, weight, wanted_precision)
-        if own is not None:
-            part = counts[label] / (counts[label] + shrinkage_clips)
-            own = float(expit(part * _logit(own) + (1 - part) * _logit(shared)))
-        chosen.append(own)
+        chosen.append(None if own is None else _between(own, shared, counts[label], shrinkage_clips))
     return shared, chosen
+
+
+def _expected_threshold(scores: np.ndarray) -> float:
+    """The threshold with the highest expected F1 of independent events with these probabilities."""
+    ordered = np.sort(scores)[::-1]
+    f1 = 2 * ordered.cumsum() / (np.arange(1, len(ordered) + 1) + ordered.sum())
+    return float(f1.max() / 2)
+
+
+def _between(own: float, prior: float, clips: float, shrinkage_clips: float) -> float:
+    """The mean (in logits) of a threshold that was chosen on some clips and a prior one."""
+    part = clips / (clips + shrinkage_clips)
+    return float(expit(part * _logit(own) + (1 - part) * _logit(prior)))
 
 
 def _threshold(

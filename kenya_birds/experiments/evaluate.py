@@ -17,11 +17,11 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.evaluation.evaluation_report import WHOLE_RECORDINGS, EvaluationContext, write_evaluation
 from kenya_birds.evaluation.predictions import clip_references, score_clips
-from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.evaluation.thresholds import Thresholds, choose_window_thresholds
 from kenya_birds.evaluation.window_scoring import plan_windows
 from kenya_birds.evaluation.window_targets import DEFAULT_EDGE_MARGIN_S
 from kenya_birds.experiments.whole_recordings import ScoredWindows
-from kenya_birds.files import is_new_or_empty, read_json
+from kenya_birds.files import is_new_or_empty, read_json, write_json
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL, KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
@@ -48,6 +48,7 @@ def evaluate_model(
     splits_file: str | Path | None = None,
     fold: Whole = 0,
     common_classes: bool = False,
+    choose_thresholds: bool = False,
     min_annotations: Count | None = None,
     context_s: Seconds | None = None,
     edge_tolerance_s: SignedSeconds | None = None,
@@ -74,6 +75,8 @@ def evaluate_model(
         fold: The fold to evaluate, if `splits_file` is a table of folds.
         common_classes: If the model and the archive have different classes, evaluate the classes that both have. In
             single-label models the most probable of them is predicted, and clips of other species are skipped.
+        choose_thresholds: Also write `thresholds.json` with decision thresholds that are chosen on all windows of the
+            evaluated recordings (see `choose_window_thresholds`), for `detect`. The metrics are at the model's own.
         min_annotations: Skip the archive's species with fewer annotations; by default as in the model's training.
         context_s: See `ClipsConfig`; by default as in the model's training.
         edge_tolerance_s: See `ClipsConfig`; by default as in the model's training.
@@ -90,7 +93,8 @@ def evaluate_model(
 
     Raises:
         UserError: If the model, the archive or the splits cannot be used, if the model was trained on these
-            recordings, or if classes differ and `common_classes` is not set.
+            recordings, if classes differ and `common_classes` is not set, or if thresholds cannot be chosen because
+            no recording is annotated completely or no window contains a class.
     """
     output_dir = Path(output_dir)
     if not is_new_or_empty(output_dir):
@@ -146,7 +150,16 @@ def evaluate_model(
     evaluation = _Evaluation(
         saved, model, extractor, builder, one_split or split, classes, columns, calibration.of_classes(columns)
     )
-    return evaluation.write(output_dir, context, batch_size=batch_size, time_shifts=time_shifts, num_proc=num_proc)
+    if choose_thresholds:
+        evaluation.check_can_choose(context.split)
+    return evaluation.write(
+        output_dir,
+        context,
+        batch_size=batch_size,
+        time_shifts=time_shifts,
+        num_proc=num_proc,
+        choose_thresholds=choose_thresholds,
+    )
 
 
 @dataclass(frozen=True)
@@ -179,17 +192,21 @@ class _Evaluation:
         batch_size: int,
         time_shifts: int,
         num_proc: int | None,
+        choose_thresholds: bool = False,
     ) -> dict[str, Any]:
         clips, references = self._clips(context.split, num_proc)
         logits = score_clips(self.model, self.extractor, clips, batch_size=batch_size, time_shifts=time_shifts)
         thresholds = self.thresholds
         whole: dict[str, Any] = {}
+        windows = None
+        if self._known_recordings and (thresholds is not None or choose_thresholds):
+            windows = self._windows(batch_size, num_proc)
+        chosen = self._choose(windows) if windows is not None and choose_thresholds else None
         if thresholds is None:
             logger.warning("'%s' has no %s: it is not evaluated on whole recordings", self.saved.name, THRESHOLDS_FILE)
-        elif not self._known_recordings:
+        elif windows is None:
             logger.warning("All recordings have weak labels: the model is not evaluated on whole recordings")
         else:
-            windows = self._windows(batch_size, num_proc)
             whole = {WHOLE_RECORDINGS: windows.write_report(output_dir, self.calibration, thresholds, context)}
         metrics = write_evaluation(
             output_dir,
@@ -201,7 +218,31 @@ class _Evaluation:
             thresholds=thresholds,
             context=context.with_more(context.split, whole),
         )
+        if chosen is not None:
+            write_json(chosen.to_json(), output_dir / THRESHOLDS_FILE)
+            logger.info(
+                "Chose decision thresholds on %d recordings. The metrics are at the model's own thresholds. To detect "
+                "with the new ones: kenya-birds detect --thresholds %s",
+                len(self._known_recordings),
+                output_dir / THRESHOLDS_FILE,
+            )
         return metrics | whole
+
+    def check_can_choose(self, split: str) -> None:
+        """Raises `UserError` if no recording can choose thresholds."""
+        calls = self.builder.archive.annotations
+        names = self._known_recordings
+        if not (calls["recording"].isin(names) & calls["species"].isin(self.classes)).any():
+            raise UserError(
+                f"the {len(names)} completely annotated recordings of the {split} split have no call of a class: "
+                "thresholds cannot be chosen on them; use another --split, or omit --choose_thresholds"
+            )
+
+    def _choose(self, windows: ScoredWindows) -> Thresholds:
+        """Thresholds that are chosen on the windows."""
+        return choose_window_thresholds(
+            windows.probability(self.calibration), windows.targets, self.classes, overlap_s=windows.grid.overlap_s
+        )
 
     def _clips(self, split: str, num_proc: int | None) -> tuple[Dataset, np.ndarray]:
         clips = build_clips(self.builder, num_proc)[self.split]

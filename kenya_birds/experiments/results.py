@@ -26,7 +26,7 @@ from kenya_birds.evaluation.evaluation_report import (
 )
 from kenya_birds.evaluation.metrics import class_targets, probabilities
 from kenya_birds.evaluation.predictions import Predictions, read_predictions
-from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds, choose_thresholds
+from kenya_birds.evaluation.thresholds import Thresholds, choose_checked_thresholds, choose_window_thresholds
 from kenya_birds.evaluation.unknown_species import UNKNOWN_SPECIES, format_unknown, pooled_figures
 from kenya_birds.experiments.novelty_fit import FittedNovelty, fit_novelty, save_reference
 from kenya_birds.experiments.whole_recordings import ScoredWindows, pool_folds, write_recordings
@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 # Training on recordings gives probabilities already. Fewer validation recordings than these do not tell better ones: a
 # calibration on four recordings was worse on other recordings than none.
 CALIBRATION_RECORDINGS = 10
-# The threshold of a species with so many windows with its call is halfway between its own best one and the shared one.
-SHRINKAGE_WINDOWS = 50
 # Name of the pooled predictions in metrics.json: each clip is scored by the model of the fold that it was tested in.
 OUT_OF_FOLD = "out_of_fold"
 
@@ -108,9 +106,9 @@ class Scored:
         """
         if len(self.window_logits):
             scores = probabilities(calibration.apply(self.window_logits), multi_label=True)
-            thresholds = choose_thresholds(scores, self.window_targets, classes, shrinkage_clips=SHRINKAGE_WINDOWS)
-            overlap_s = float(self.window_overlap_s)
-            thresholds = replace(thresholds, overlap_s=overlap_s, merge=overlap_s > 0)
+            thresholds = choose_window_thresholds(
+                scores, self.window_targets, classes, overlap_s=float(self.window_overlap_s)
+            )
             logger.info("%s", thresholds.reason())
             return thresholds
         logits = np.concatenate([self.validation_logits, self.no_call_logits])

@@ -172,6 +172,15 @@ class ScoredWindows:
     logits: np.ndarray
     multi_label: bool
 
+    def probability(self, calibration: Calibration) -> np.ndarray:
+        """Calibrated probabilities, shape `(windows, classes)`."""
+        return probabilities(calibration.apply(self.logits), multi_label=self.multi_label)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """1 present, 0 absent, -100 unknown, shape `(windows, classes)`."""
+        return self.grid.targets(self.annotated)
+
     def write_report(
         self, folder: Path, calibration: Calibration, thresholds: Thresholds, context: EvaluationContext
     ) -> dict[str, Any]:
@@ -186,9 +195,7 @@ class ScoredWindows:
         Returns:
             See `write_recordings`.
         """
-        probability = probabilities(calibration.apply(self.logits), multi_label=self.multi_label)
-        targets = self.grid.targets(self.annotated)
-        windows = WindowPredictions.of(self.grid, self.classes, probability, targets)
+        windows = WindowPredictions.of(self.grid, self.classes, self.probability(calibration), self.targets)
         truth = truth_of(self.archive, windows.recordings, self.classes)
         scores = evaluate_recordings(windows, truth, thresholds.values(self.classes))
         report = write_recordings(folder, scores, context, overlap_s=self.grid.overlap_s)

@@ -1,0 +1,226 @@
+"""Decision thresholds chosen on few recordings, in several ways, and how well they do on other recordings.
+
+    python benchmarks/threshold_choice.py ARCHIVE MODEL [MODEL ...]
+
+The models were trained on recordings of the archive, such as those of `benchmarks/recordings_against_clips.py`. Each
+model scores all windows of the recordings that it was not trained on. In each of `--draws` draws, some of these
+recordings (`--recordings`) choose the thresholds, and the others are the test. Each model's own validation recordings
+are also drawn, although they chose its epoch. In the last rows, they choose the thresholds, and the model's own test
+recordings are the test. Two ways are compared with `choose_window_thresholds`: 0.5 for each
+species, and the way before 2026-11-29, in which a species without a window was not reported, the best shared threshold
+was used as it is, and 50 windows of a species gave its own threshold half of the weight.
+
+F1, precision and recall count pairs of window and species in all draws of all models together; macro F1 is the mean
+over species. The interval of a difference is from a bootstrap over recordings.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kenya_birds.console import one_line_errors
+from kenya_birds.data.archive import Archive, read_archive
+from kenya_birds.data.decoded_recordings import decode_recordings
+from kenya_birds.data.splits import read_splits
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.intervals import centred_interval
+from kenya_birds.evaluation.metrics import MASKED, probabilities
+from kenya_birds.evaluation.thresholds import choose_thresholds, choose_window_thresholds
+from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
+from kenya_birds.evaluation.window_targets import WindowTargets
+from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL
+from kenya_birds.model_loading import load_classifier
+from kenya_birds.saved_models import find_model
+from kenya_birds.training.run_folder import SPLITS_FILE
+
+RESAMPLES = 2000
+# Counts of pairs of window and species: right, reported, present.
+RIGHT, REPORTED, PRESENT = range(3)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Windows of the recordings that a model was not trained on.
+
+    Attributes:
+        classes: eBird codes by class id.
+        scores: Probabilities, shape `(windows, classes)`.
+        targets: 1 present, 0 absent, -100 unknown, same shape.
+        recording: Index of each window's recording in the sorted names of the archive, shape `(windows,)`.
+        split: Split of each window's recording in the model's training, same shape; empty if it had none.
+    """
+
+    classes: list[str]
+    scores: np.ndarray
+    targets: np.ndarray
+    recording: np.ndarray
+    split: np.ndarray
+
+    def select(self, rows: np.ndarray) -> "Scored":
+        """The windows for which `rows` is true."""
+        return Scored(self.classes, self.scores[rows], self.targets[rows], self.recording[rows], self.split[rows])
+
+
+Way = Callable[[Scored], np.ndarray]
+
+
+def new_way(windows: Scored) -> np.ndarray:
+    """Thresholds of `choose_window_thresholds`, shape `(classes,)`."""
+    return choose_window_thresholds(windows.scores, windows.targets, windows.classes, overlap_s=0).values(
+        windows.classes
+    )
+
+
+def earlier_way(windows: Scored) -> np.ndarray:
+    """Thresholds as they were chosen before 2026-11-29, shape `(classes,)`; infinite: never reported."""
+    return choose_thresholds(windows.scores, windows.targets, windows.classes, shrinkage_clips=50).values(
+        windows.classes
+    )
+
+
+def half_way(windows: Scored) -> np.ndarray:
+    """0.5 for each species, shape `(classes,)`."""
+    return np.full(len(windows.classes), 0.5)
+
+
+WAYS: dict[str, Way] = {"chosen": new_way, "as before 2026-11-29": earlier_way, "0.5 for each species": half_way}
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("models", nargs="+", type=Path, help="model folders of runs on recordings of the archive")
+    parser.add_argument("--recordings", type=int, nargs="+", default=[1, 2, 4, 8], help="that choose thresholds")
+    parser.add_argument("--draws", type=int, default=20, help="draws of recordings, for each model")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    archive = read_archive(options.archive)
+    with tempfile.TemporaryDirectory() as cache:
+        models = [score_windows(folder, archive, Path(cache)) for folder in options.models]
+    windows, calls = sum(len(one.scores) for one in models), sum(int((one.targets == 1).sum()) for one in models)
+    print(f"{len(models)} models, {windows} windows, {calls} pairs of window and species with a call")
+    print("| Recordings, windows with a call | Thresholds | F1 | minus chosen | Macro F1 | Precision | Recall |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for number in options.recordings:
+        print_rows(str(number), *compare(models, number, options.draws, options.seed), options.seed)
+    print_rows("validation", *compare(models, None, 1, options.seed), options.seed)
+
+
+def print_rows(name: str, counts: dict[str, np.ndarray], calls: float, seed: int) -> None:
+    """Prints a row for each way."""
+    weights = resampled(counts, seed)
+    f1 = {way: f1_of(np.tensordot(weights, counts[way].sum(axis=1), axes=1)) for way in WAYS}
+    for way in WAYS:
+        apart = "" if way == "chosen" else difference(f1[way] - f1["chosen"])
+        right, reported, present = counts[way].sum(axis=(0, 1))
+        macro = np.nanmean(f1_of(counts[way].sum(axis=0)))
+        cells = [f"{name}, {calls:.0f}", way, f"{f1[way][0]:.3f}", apart, f"{macro:.3f}"]
+        print("| " + " | ".join([*cells, f"{right / reported:.3f}", f"{right / present:.3f}"]) + " |", flush=True)
+
+
+def score_windows(folder: Path, archive: Archive, cache_dir: Path) -> Scored:
+    """Scores the recordings of an archive that a model was not trained on."""
+    saved = find_model(folder)
+    model, extractor = load_classifier(saved)
+    if model.config.problem_type != MULTI_LABEL:
+        raise UserError(f"{folder} is a single-label model: expected one that was trained on recordings")
+    splits = read_splits(folder / SPLITS_FILE).set_index("recording")["split"]
+    every = sorted(archive.headers)
+    names = [name for name in every if splits.get(name) != "train" and name not in archive.partial]
+    decoded = decode_recordings(
+        {name: archive.recording_path(name) for name in names}, cache_dir, extractor.sampling_rate
+    )
+    classes = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    annotated = WindowTargets.of(
+        archive.annotations,
+        archive.unknown,
+        decoded.lengths,
+        classes,
+        sampling_rate=extractor.sampling_rate,
+        window=extractor.clip_samples,
+    )
+    grid = RecordingWindowGrid.of(decoded, extractor.clip_samples)
+    scores = probabilities(grid.logits(model, extractor), multi_label=True)
+    place = np.array([every.index(name) for name in decoded.names])[grid.recording]
+    print(f"{folder}: {len(names)} recordings scored", flush=True)
+    split = np.array([splits.get(name, "") for name in decoded.names])[grid.recording]
+    return Scored(classes, scores, grid.targets(annotated), place, split)
+
+
+def compare(
+    models: Sequence[Scored], number: int | None, draws: int, seed: int
+) -> tuple[dict[str, np.ndarray], float]:
+    """Counts of each way on test recordings, and the mean number of windows with a call that chose the thresholds.
+
+    Args:
+        models: The scored windows of each model.
+        number: Recordings that choose the thresholds; None: each model's validation recordings.
+        draws: Draws of recordings.
+        seed: Of the draws.
+
+    Returns:
+        For each way, right, reported and present pairs, shape `(recordings, classes, 3)`; and the mean.
+    """
+    recordings = 1 + max(int(windows.recording.max()) for windows in models)
+    counts = {way: np.zeros((recordings, len(models[0].classes), 3)) for way in WAYS}
+    calls = []
+    for windows in models:
+        generator = np.random.default_rng(seed)
+        every = np.unique(windows.recording)
+        if number is not None and number >= len(every):
+            raise UserError(f"{number} of {len(every)} recordings: none is left for the test; use a smaller number")
+        for _ in range(draws):
+            if number is None:
+                part, rest = (windows.select(windows.split == split) for split in ("validation", "test"))
+            else:
+                is_chosen = np.isin(windows.recording, generator.choice(every, number, replace=False))
+                part, rest = windows.select(is_chosen), windows.select(~is_chosen)
+            if not (part.targets == 1).any():
+                continue
+            calls.append((part.targets == 1).sum())
+            for way, choose in WAYS.items():
+                np.add.at(counts[way], rest.recording, counted(rest, choose(part)))
+    return counts, float(np.mean(calls))
+
+
+def counted(windows: Scored, thresholds: np.ndarray) -> np.ndarray:
+    """Right, reported and present pairs of each window and class, shape `(windows, classes, 3)`."""
+    reported = (windows.scores >= thresholds) & (windows.targets != MASKED)
+    present = windows.targets == 1
+    return np.stack([reported & present, reported, present], axis=2).astype(float)
+
+
+def resampled(counts: dict[str, np.ndarray], seed: int) -> np.ndarray:
+    """Weights of recordings, shape `(1 + resamples, recordings)`; the first row is the sample itself."""
+    tested = np.flatnonzero(counts["chosen"][:, :, PRESENT].sum(axis=1) + counts["chosen"][:, :, REPORTED].sum(axis=1))
+    weights = np.zeros((1 + RESAMPLES, len(counts["chosen"])))
+    weights[0] = 1
+    weights[1:, tested] = np.random.default_rng(seed).multinomial(
+        len(tested), np.full(len(tested), 1 / len(tested)), size=RESAMPLES
+    )
+    return weights
+
+
+def f1_of(sums: np.ndarray) -> np.ndarray:
+    """F1 of counts, whose last axis is right, reported and present; NaN where nothing is present."""
+    with np.errstate(invalid="ignore"):
+        return np.where(
+            sums[..., PRESENT] > 0, 2 * sums[..., RIGHT] / (sums[..., REPORTED] + sums[..., PRESENT]), np.nan
+        )
+
+
+def difference(values: np.ndarray) -> str:
+    """The first value, with the 95% interval of the others."""
+    ends = centred_interval(values[1:], float(values[0]), 0.95, (-1, 1))
+    assert ends is not None
+    return f"{values[0]:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})"
+
+
+if __name__ == "__main__":
+    with one_line_errors("threshold_choice.py"):
+        main()
