@@ -102,6 +102,12 @@ def main() -> None:
     archive = read_archive(options.archive)
     with tempfile.TemporaryDirectory() as cache:
         models = [score_windows(folder, archive, Path(cache)) for folder in options.models]
+    least = min(len(np.unique(one.recording)) for one in models)
+    if max(options.recordings) >= least:
+        raise UserError(
+            f"--recordings {max(options.recordings)}: expected at most {least - 1}, because a model has {least} "
+            "recordings that it was not trained on, and the test needs one"
+        )
     windows, calls = sum(len(one.scores) for one in models), sum(int((one.targets == 1).sum()) for one in models)
     print(f"{len(models)} models, {windows} windows, {calls} pairs of window and species with a call")
     print("| Recordings, windows with a call | Thresholds | F1 | minus chosen | Macro F1 | Precision | Recall |")
@@ -119,8 +125,9 @@ def print_rows(name: str, counts: dict[str, np.ndarray], calls: float, seed: int
         apart = "" if way == "chosen" else difference(f1[way] - f1["chosen"])
         right, reported, present = counts[way].sum(axis=(0, 1))
         macro = np.nanmean(f1_of(counts[way].sum(axis=0)))
+        precision = f"{right / reported:.3f}" if reported else "-"
         cells = [f"{name}, {calls:.0f}", way, f"{f1[way][0]:.3f}", apart, f"{macro:.3f}"]
-        print("| " + " | ".join([*cells, f"{right / reported:.3f}", f"{right / present:.3f}"]) + " |", flush=True)
+        print("| " + " | ".join([*cells, precision, f"{right / present:.3f}"]) + " |", flush=True)
 
 
 def score_windows(folder: Path, archive: Archive, cache_dir: Path) -> Scored:
@@ -172,8 +179,6 @@ def compare(
     for windows in models:
         generator = np.random.default_rng(seed)
         every = np.unique(windows.recording)
-        if number is not None and number >= len(every):
-            raise UserError(f"{number} of {len(every)} recordings: none is left for the test; use a smaller number")
         for _ in range(draws):
             if number is None:
                 part, rest = (windows.select(windows.split == split) for split in ("validation", "test"))

@@ -178,6 +178,13 @@ def test_arms_are_trained_once_and_compared_on_whole_recordings(small_archive, t
     changed = compared(small_archive, tmp_path, "--arm", "focal 2.0: --train_on recordings")
     assert changed.returncode == 2
     assert "is of a run with other flags" in changed.stderr
+    words = (small_archive, tmp_path / "work" / "focal-2.0-fold0-seed0", "--draws", "2", "--recordings")
+    chosen = run_script("benchmarks/threshold_choice.py", *words, "1")
+    assert chosen.returncode == 0, chosen.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in chosen.stdout.splitlines()[4:]]
+    assert [row[1] for row in rows] == ["chosen", "as before 2026-11-29", "0.5 for each species"] * 2
+    assert all(0 <= float(row[2]) <= 1 for row in rows)
+    assert run_script("benchmarks/threshold_choice.py", *words, "9").returncode == 2
 
 
 def test_a_head_trains_on_random_embeddings():
