@@ -241,7 +241,7 @@ def choose_window_thresholds(
     one, weighted by the number of windows with a call and `shared_shrinkage`. A species that is in no window has the
     shared threshold. The expected threshold has the best F1 if scores are the probabilities of a call: it needs no
     annotations. It is half of that F1 (Lipton et al. 2014, Optimal thresholding of classifiers to maximize F1 measure,
-    ECML PKDD, theorem 1).
+    ECML PKDD).
 
     Args:
         scores: Calibrated probabilities, shape `(windows, classes)`. Never those of recordings for the test.
