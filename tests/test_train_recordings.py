@@ -49,7 +49,8 @@ def test_a_model_of_recordings_is_multi_label_and_chosen_by_windows(trained, cap
     assert summary["result"]["chosen_by"] == "cmap"
     settings = json.loads((trained / "run_settings.json").read_text())["settings"]
     assert (settings["train_on"], settings["call_windows"], settings["overlap_s"]) == ("recordings", 0.5, 0.0)
-    assert json.loads((trained / "thresholds.json").read_text())["overlap_s"] == 0.0
+    thresholds = json.loads((trained / "thresholds.json").read_text())
+    assert thresholds["overlap_s"] == 0.0
     assert len(losses(trained)) == 3 * 48 / 8
     # Training has corrected for the drawn windows: few recordings do not change the scores.
     assert (config["logit_scale"], config.get("logit_offset")) == (1.0, None)
@@ -57,7 +58,12 @@ def test_a_model_of_recordings_is_multi_label_and_chosen_by_windows(trained, cap
     assert "Scores are not calibrated" in told["calibration"]["reason"]
     main(["info", str(trained)])
     assert "scores are not calibrated" in capsys.readouterr().out
-    assert told["thresholds"] == "The thresholds were chosen on all windows of the validation recordings."
+    assert told["thresholds"] == (
+        "The thresholds were chosen on all windows of the validation recordings. 1 of 5 species are in none of them and "
+        "have the shared threshold."
+    )
+    (unheard,) = thresholds["defaults"]
+    assert thresholds["species"][unheard] == thresholds["every_species"]
 
 
 def test_whole_recordings_come_first(trained):
