@@ -59,8 +59,8 @@ def test_a_model_of_recordings_is_multi_label_and_chosen_by_windows(trained, cap
     main(["info", str(trained)])
     assert "scores are not calibrated" in capsys.readouterr().out
     assert told["thresholds"] == (
-        "The thresholds were chosen on all windows of the validation recordings. 1 of 5 species are in none of them and "
-        "have the shared threshold."
+        "The thresholds were chosen on all windows of the validation recordings. 1 of 5 species are in none of them "
+        "and have the shared threshold."
     )
     (unheard,) = thresholds["defaults"]
     assert thresholds["species"][unheard] == thresholds["every_species"]
