@@ -6,9 +6,9 @@ The models were trained on recordings of the archive, such as those of `benchmar
 model scores all windows of the recordings that it was not trained on. In each of `--draws` draws, some of these
 recordings (`--recordings`) choose the thresholds, and the others are the test. Each model's own validation recordings
 are also drawn, although they chose its epoch. In the last rows, they choose the thresholds, and the model's own test
-recordings are the test. Two ways are compared with `choose_window_thresholds`: 0.5 for each
-species, and the way before 2026-11-29, in which a species without a window was not reported, the best shared threshold
-was used as it is, and 50 windows of a species gave its own threshold half of the weight.
+recordings are the test. Two ways are compared with `choose_window_thresholds`: 0.5 for each species, and the way
+before 2026-11-29. In that way, a species without a window was not reported, the best shared threshold was used as it
+is, and 50 windows of a species gave its own threshold half of the weight.
 
 F1, precision and recall count pairs of window and species in all draws of all models together; macro F1 is the mean
 over species. The interval of a difference is from a bootstrap over recordings.
@@ -23,19 +23,19 @@ from pathlib import Path
 import numpy as np
 
 from kenya_birds.console import one_line_errors
-from kenya_birds.data.archive import Archive, read_archive
-from kenya_birds.data.decoded_recordings import decode_recordings
+from kenya_birds.data.dataset import clips_builder
 from kenya_birds.data.splits import read_splits
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.intervals import centred_interval
 from kenya_birds.evaluation.metrics import MASKED, probabilities
 from kenya_birds.evaluation.thresholds import choose_thresholds, choose_window_thresholds
-from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
-from kenya_birds.evaluation.window_targets import WindowTargets
+from kenya_birds.evaluation.window_scoring import plan_windows
+from kenya_birds.evaluation.window_targets import DEFAULT_EDGE_MARGIN_S
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.run_folder import SPLITS_FILE
+from kenya_birds.training.settings import clip_settings
 
 RESAMPLES = 2000
 # Counts of pairs of window and species: right, reported, present.
@@ -82,12 +82,12 @@ def earlier_way(windows: Scored) -> np.ndarray:
     )
 
 
-def half_way(windows: Scored) -> np.ndarray:
+def same_for_all(windows: Scored) -> np.ndarray:
     """0.5 for each species, shape `(classes,)`."""
     return np.full(len(windows.classes), 0.5)
 
 
-WAYS: dict[str, Way] = {"chosen": new_way, "as before 2026-11-29": earlier_way, "0.5 for each species": half_way}
+WAYS: dict[str, Way] = {"chosen": new_way, "as before 2026-11-29": earlier_way, "0.5 for each species": same_for_all}
 
 
 def main() -> None:
@@ -99,9 +99,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20, help="draws of recordings, for each model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    archive = read_archive(options.archive)
     with tempfile.TemporaryDirectory() as cache:
-        models = [score_windows(folder, archive, Path(cache)) for folder in options.models]
+        models = [score_windows(folder, options.archive, Path(cache)) for folder in options.models]
     least = min(len(np.unique(one.recording)) for one in models)
     if max(options.recordings) >= least:
         raise UserError(
@@ -130,32 +129,22 @@ def print_rows(name: str, counts: dict[str, np.ndarray], calls: float, seed: int
         print("| " + " | ".join([*cells, precision, f"{right / present:.3f}"]) + " |", flush=True)
 
 
-def score_windows(folder: Path, archive: Archive, cache_dir: Path) -> Scored:
+def score_windows(folder: Path, data_dir: Path, cache_dir: Path) -> Scored:
     """Scores the recordings of an archive that a model was not trained on."""
     saved = find_model(folder)
     model, extractor = load_classifier(saved)
     if model.config.problem_type != MULTI_LABEL:
         raise UserError(f"{folder} is a single-label model: expected one that was trained on recordings")
     splits = read_splits(folder / SPLITS_FILE).set_index("recording")["split"]
-    every = sorted(archive.headers)
-    names = [name for name in every if splits.get(name) != "train" and name not in archive.partial]
-    decoded = decode_recordings(
-        {name: archive.recording_path(name) for name in names}, cache_dir, extractor.sampling_rate
-    )
+    builder = clips_builder(data_dir, one_split="test", cache_dir=cache_dir, **clip_settings(folder))
+    every = sorted(builder.archive.headers)
+    names = [name for name in every if splits.get(name) != "train" and name not in builder.archive.partial]
     classes = [model.config.id2label[label] for label in range(model.config.num_labels)]
-    annotated = WindowTargets.of(
-        archive.annotations,
-        archive.unknown,
-        decoded.lengths,
-        classes,
-        sampling_rate=extractor.sampling_rate,
-        window=extractor.clip_samples,
-    )
-    grid = RecordingWindowGrid.of(decoded, extractor.clip_samples)
+    grid, annotated = plan_windows(builder, names, classes, extractor, overlap_s=0.0, margin_s=DEFAULT_EDGE_MARGIN_S)
     scores = probabilities(grid.logits(model, extractor), multi_label=True)
-    place = np.array([every.index(name) for name in decoded.names])[grid.recording]
+    place = np.array([every.index(name) for name in grid.decoded.names])[grid.recording]
     print(f"{folder}: {len(names)} recordings scored", flush=True)
-    split = np.array([splits.get(name, "") for name in decoded.names])[grid.recording]
+    split = np.array([splits.get(name, "") for name in grid.decoded.names])[grid.recording]
     return Scored(classes, scores, grid.targets(annotated), place, split)
 
 
