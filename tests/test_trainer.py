@@ -20,8 +20,8 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training import training_run
 from kenya_birds.training.augmentation import AugmentationArguments
-from kenya_birds.training.trainer import KenyaBirdsTrainer, _check_arguments
-from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
+from kenya_birds.training.trainer import KenyaBirdsTrainer
+from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments, check_fits
 from kenya_birds.training.transformers_arguments import METRICS
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -170,7 +170,7 @@ def test_steps_that_several_processes_make_large_are_warned_about(
 ):
     monkeypatch.setattr(KenyaBirdsTrainingArguments, "world_size", processes)
     args = KenyaBirdsTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **settings)
-    _check_arguments(args, True, None, has_softmax=False)
+    check_fits(args, True, False, has_softmax=False)
     assert ("Each step has 512 clips, from 8 processes" in caplog.text) == is_warned
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import logging
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -283,16 +284,25 @@ class CrossValidation:
         results = {
             **self._description,
             "each": [
-                {**fold, "best_epoch": run["best_epoch"], "train_runtime_s": run["train_runtime_s"]}
+                {**fold, **{name: run[name] for name in FOLD_RESULTS if name in run}}
                 for fold, run in zip(metrics["each"], runs, strict=True)
             ],
             "mean": metrics["mean"],
             "sd": metrics["sd"],
-            "median_best_epoch": float(np.median([run["best_epoch"] for run in runs])),
+            "median_best_epoch": float(np.median([_last_needed(run) for run in runs])),
             "calibration": dataclasses.asdict(calibration.calibration),
         }
         with writing_run(self.output_dir):
             write_json(results, self.output_dir / RESULTS_FILE, allow_nan=False)
+
+
+# Of a fold's training summary.
+FOLD_RESULTS = ("best_epoch", "averaged_epochs", "train_runtime_s")
+
+
+def _last_needed(result: Mapping[str, Any]) -> float:
+    """The best epoch of a run; if the weights of several were averaged, the last of them."""
+    return float(max(result.get("averaged_epochs", [result["best_epoch"]])))
 
 
 def find_folds(builder: KenyaBirds, splits_file: str | Path | None, folds: int | None, seed: int) -> pd.DataFrame:
@@ -348,9 +358,10 @@ def fit_on_everything(validated: CrossValidation, results: dict[str, Any]) -> No
     """Trains on all recordings, and saves the model in the cross-validation's folder.
 
     The learning rate has the same schedule as in the folds. Training stops after the median of the folds' best epochs,
-    because no recordings are left to choose an epoch on. Calibration, `thresholds.json` and the distances of known
-    calls come from the validation recordings of all folds, whose models were trained on fewer recordings. Checkpoints
-    are in `output_dir/final-fit`; an interrupted run resumes from them.
+    because no recordings are left to choose an epoch on. With `average_epochs`, it stops after the median of the last
+    averaged epochs of the folds, and the weights of its own last epochs are averaged. Calibration, `thresholds.json`
+    and the distances of known calls come from the validation recordings of all folds, whose models were trained on
+    fewer recordings. Checkpoints are in `output_dir/final-fit`; an interrupted run resumes from them.
 
     Args:
         validated: A completed cross-validation.
@@ -370,7 +381,7 @@ def fit_on_everything(validated: CrossValidation, results: dict[str, Any]) -> No
         trainer, clips, summary = run.train()
         summary["cross_validation"] = {
             "folds": validated.folds,
-            "best_epochs": [fold["best_epoch"] for fold in results["each"]],
+            "best_epochs": [_last_needed(fold) for fold in results["each"]],
             "train_runtime_s": round(sum(fold["train_runtime_s"] for fold in results["each"]), 1),
         }
 

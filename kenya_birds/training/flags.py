@@ -88,6 +88,7 @@ TITLES = {
     "Schedule": (
         *("early_stopping_patience", "lr_scheduler_type", "warmup_steps", "gradient_accumulation_steps", "seed"),
         *("eval_strategy", "save_strategy", "save_total_limit", "load_best_model_at_end", "metric_for_best_model"),
+        "average_epochs",
     ),
     "Augmentation of training clips": tuple(field.name for field in dataclasses.fields(AugmentationArguments)),
     "Feature extractor": tuple(field.name for field in dataclasses.fields(FeatureArguments)),

@@ -25,6 +25,8 @@ CARD_FILE = "README.md"
 # Names of transformers. The state is written last: if it exists, the checkpoint is complete.
 CHECKPOINT_PREFIX, STATE_FILE = "checkpoint-", "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
+# Weights of the best epochs, for their mean.
+EPOCHS_FOLDER = "epoch_weights"
 LOGS_FOLDER = "runs"
 # Files that training writes at its end, besides the model's code. Files with these names that training has not written
 # belong to the user and are not replaced.
@@ -134,7 +136,9 @@ def find_start(output_dir: Path, resume: str | None) -> Path | None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, by their steps; some may be incomplete."""
-    return sorted((path for path in folder.glob(f"{CHECKPOINT_PREFIX}*") if _step(path) >= 0), key=_step)
+    return sorted(
+        (path for path in folder.glob(f"{CHECKPOINT_PREFIX}*") if checkpoint_step(path) >= 0), key=checkpoint_step
+    )
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -167,7 +171,9 @@ def best_checkpoint(folder: Path, step: int) -> Path:
 
 
 def adopt(checkpoint: Path, folder: Path) -> Path:
-    """Copies a checkpoint of another folder into a new folder, with the run's best checkpoint, record and splits.
+    """Copies a checkpoint of another folder into a new folder, with what its run needs to resume from it.
+
+    These are the run's best checkpoint, the weights of its best epochs, its record and its splits.
 
     Args:
         checkpoint: A complete checkpoint.
@@ -187,10 +193,26 @@ def adopt(checkpoint: Path, folder: Path) -> Path:
     targets = {step: folder / f"{CHECKPOINT_PREFIX}{step}" for step in sources}
     for step, source in sources.items():
         shutil.copytree(source, targets[step], ignore=shutil.ignore_patterns(STATE_FILE), dirs_exist_ok=True)
+    for step, source in epoch_weights(checkpoint.parent).items():
+        if step <= int(state["global_step"]):
+            target = epoch_weights_path(folder, step)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)
     # The states are copied last. Before that, no checkpoint is complete, and the folder counts as that of a new run.
     for step in sorted(sources):
         shutil.copyfile(sources[step] / STATE_FILE, targets[step] / STATE_FILE)
     return targets[int(state["global_step"])]
+
+
+def epoch_weights_path(folder: Path, step: int) -> Path:
+    """The file in a run's folder with the weights after a step."""
+    return folder / EPOCHS_FOLDER / f"step-{step}.safetensors"
+
+
+def epoch_weights(folder: Path) -> dict[int, Path]:
+    """The files with weights of epochs in a run's folder, by step."""
+    files = (folder / EPOCHS_FOLDER).glob("step-*.safetensors")
+    return {int(path.stem.removeprefix("step-")): path for path in files}
 
 
 def copy_record(source: Path, target: Path) -> None:
@@ -296,9 +318,10 @@ def _is_only_begun(folder: Path) -> bool:
     """Whether a folder only has the files of a run that was killed before its first checkpoint."""
     if not (folder / SETTINGS_FILE).is_file():
         return False
-    names = {*RECORD_FILES, LOCK_FILE, LOGS_FOLDER}
+    names = {*RECORD_FILES, LOCK_FILE, LOGS_FOLDER, EPOCHS_FOLDER}
     return all(
-        path.name in names or (_step(path) >= 0 and not (path / STATE_FILE).is_file()) for path in folder.iterdir()
+        path.name in names or (checkpoint_step(path) >= 0 and not (path / STATE_FILE).is_file())
+        for path in folder.iterdir()
     )
 
 
@@ -312,7 +335,7 @@ def _check_whole(checkpoint: Path) -> None:
         )
 
 
-def _step(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     """The step of a checkpoint from its folder's name; -1 if the folder is not a checkpoint."""
     number = checkpoint.name.removeprefix(CHECKPOINT_PREFIX)
     return int(number) if checkpoint.name != number and number.isdecimal() and checkpoint.is_dir() else -1

@@ -19,7 +19,7 @@ from kenya_birds.data.decoded_recordings import decode_recordings
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
 from kenya_birds.files import read_json, whole_file, write_json
 from kenya_birds.training.pseudo_labels import PseudoLabels, count_sure
-from kenya_birds.training.run_folder import last_whole_checkpoint, writing_run
+from kenya_birds.training.run_folder import EPOCHS_FOLDER, last_whole_checkpoint, writing_run
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def self_train(run: "Run", trainer: KenyaBirdsTrainer, rounds: int) -> list[dict
             channel=run.builder.config.channel,
         )
     grid = RecordingWindowGrid.of(decoded, extractor.clip_samples)
-    best, results = float(trainer.state.best_metric), []
+    best, results = trainer.best_metric, []
     for number in range(1, rounds + 1):
         folder = Path(run.settings.training.output_dir) / f"self-training-{number}"
         if not run.team.first_does(partial(_begin_round, folder, best)):
@@ -87,13 +87,18 @@ def _begin_round(folder: Path, before: float) -> bool:
     """
     start = folder / START_FILE
     if not start.is_file() or read_json(start)["before"] != before:
-        for left in folder.glob("checkpoint-*"):
-            shutil.rmtree(left)
+        _clear(folder)
         for name in (ROUND_FILE, WEIGHTS):
             (folder / name).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_json({"before": before}, start)
     return (folder / ROUND_FILE).is_file()
+
+
+def _clear(folder: Path) -> None:
+    """Deletes the checkpoints of a round, and the weights of its epochs."""
+    for left in [*folder.glob("checkpoint-*"), *folder.glob(EPOCHS_FOLDER)]:
+        shutil.rmtree(left)
 
 
 def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid, folder: Path, before: float) -> None:
@@ -128,7 +133,7 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
         student = _student(run, trainer, pseudo, folder)
         checkpoint = run.team.first_does(partial(last_whole_checkpoint, folder))
         student.train(None if checkpoint is None else str(checkpoint))
-        result["after"] = float(student.state.best_metric)
+        result["after"] = student.best_metric
         result["train_runtime_s"] = round(student.trained_s, 1)
         is_higher = result["after"] > before
         result["is_kept"] = is_higher if student.args.greater_is_better else result["after"] < before
@@ -139,8 +144,7 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
             with writing_run(folder), whole_file(folder / WEIGHTS) as partial:
                 save_file(state, partial)
         write_json(result, folder / ROUND_FILE)
-        for left in folder.glob("checkpoint-*"):
-            shutil.rmtree(left)
+        _clear(folder)
 
     run.team.wait()  # until every process has loaded the best checkpoint
     run.team.first_does(write)

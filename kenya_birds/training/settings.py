@@ -36,7 +36,7 @@ DECIDING_ARGUMENTS = (
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("loss_weight_power", "sampler_weight_power", "label_smoothing_factor", "focal_gamma"),
     *("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"),
-    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "average_epochs"),
 )
 # Clips per step: the product of the arguments for processes, batches and accumulation.
 CLIPS_PER_STEP = "clips_per_step"
@@ -243,6 +243,7 @@ TOLD_ARGUMENTS = (
     "loss_weight_power",
     "sampler_weight_power",
     "label_smoothing_factor",
+    "average_epochs",
     "bf16",
     "fp16",
 )

@@ -19,7 +19,6 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
 from kenya_birds.console import transformers_bars_hidden
-from kenya_birds.defaults import CLIPS_PER_BATCH
 from kenya_birds.errors import DivergedError, UserError
 from kenya_birds.evaluation.metrics import average_precisions, class_targets, classification_metrics, probabilities
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -32,6 +31,7 @@ from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import ClipSampler, FeatureClips, TrainingClips, power_weights
 from kenya_birds.training.callbacks import (
+    SHOWN,
     BestCheckpoint,
     RunTensorBoard,
     TrainingClock,
@@ -39,13 +39,14 @@ from kenya_birds.training.callbacks import (
     has_ended,
 )
 from kenya_birds.training.embedded_data import EmbeddedRows, EmbeddedTraining, EmbeddedWindows, EmbeddedWindowSampler
+from kenya_birds.training.epoch_average import EpochAverage
 from kenya_birds.training.frozen_training import FrozenEmbeddings
 from kenya_birds.training.logged_trainer import LoggedTrainer
 from kenya_birds.training.preparation import clean_clips
 from kenya_birds.training.pseudo_labels import PseudoLabelledWindows, PseudoLabels, PseudoLabelSampler
 from kenya_birds.training.recording_windows import RecordingWindows
 from kenya_birds.training.run_folder import STATE_FILE, copy_record, last_whole_checkpoint
-from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments, training_team
+from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments, check_fits, training_team
 from kenya_birds.training.training_data import (
     background_windows,
     embedded_data,
@@ -89,6 +90,9 @@ class KenyaBirdsTrainer(LoggedTrainer):
         frozen: Embeds all data, if the backbone is frozen: then only the classifier is trained.
         pseudo: Windows with pseudo-labels, for training on windows of whole recordings.
 
+    Attributes:
+        averaged_epochs: The epochs whose mean weights the trained model has; empty if it has those of one epoch.
+
     Raises:
         UserError: If one process has several GPUs, background is required and missing, or label smoothing is combined
             with multi-label targets, or focal weights with a softmax.
@@ -109,7 +113,7 @@ class KenyaBirdsTrainer(LoggedTrainer):
         self.frozen, self.pseudo = frozen, pseudo
         self.multi_label = model.config.problem_type == MULTI_LABEL
         self.plan = train_dataset if isinstance(train_dataset, WindowPlan) else None
-        _check_arguments(args, self.multi_label, self.plan, has_softmax=model.config.no_call_class)
+        check_fits(args, self.multi_label, self.plan is not None, has_softmax=model.config.no_call_class)
         self.labels_per_clip = labels_per_clip(train_dataset, self.multi_label)
         self.class_counts = np.bincount(np.concatenate(self.labels_per_clip), minlength=model.config.num_labels)
         self.class_weights = torch.tensor(
@@ -162,6 +166,11 @@ class KenyaBirdsTrainer(LoggedTrainer):
             compute_metrics=self._metrics,
             callbacks=[BestCheckpoint(), *stopping],
         )
+        self.averaged_epochs: list[float] = []
+        self._metric_of_average: float | None = None
+        self._average = EpochAverage(args.average_epochs) if args.average_epochs > 1 else None
+        if self._average is not None:
+            self.add_callback(self._average)
         if self.plan is not None and self.plan.hard_share:
             self.add_callback(HardWindows(self.plan.rescore_epochs, self.plan.scored_windows))
         if self.pop_callback(TensorBoardCallback) is not None:
@@ -221,6 +230,7 @@ class KenyaBirdsTrainer(LoggedTrainer):
                 return self._load_ended(checkpoint, state)
         output = super().train(None if checkpoint is None else str(checkpoint), *arguments, **settings)
         self._check_best()
+        self._take_average()
         self._check_weights()
         return output
 
@@ -231,6 +241,36 @@ class KenyaBirdsTrainer(LoggedTrainer):
                 "look at the losses in the log, and lower --learning_rate"
             )
         find_best(self.args, self.state)
+
+    def _take_average(self) -> None:
+        """Gives the model the mean of the weights of its best epochs, and evaluates it."""
+        if self._average is None:
+            return
+        self._team.wait()  # until the first process has written the last weights
+        self.averaged_epochs = self._average.average(self.args, self.state, self.model)
+        if not self.averaged_epochs:
+            return
+        epochs = ", ".join(f"{epoch:g}" for epoch in self.averaged_epochs)
+        told = f"The model has the mean of the weights of epochs {epochs}"
+        if not self.args.load_best_model_at_end:
+            logger.info("%s", told)
+            return
+        name = f"eval_{(self.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        self._metric_of_average = self.predict(self.eval_dataset, metric_key_prefix="eval").metrics[name]
+        logger.info(
+            "%s: %s %.4f on validation, and %.4f after the best epoch",
+            told,
+            SHOWN.get(name.removeprefix("eval_"), name.removeprefix("eval_").replace("_", " ")),
+            self._metric_of_average,
+            self.state.best_metric,
+        )
+
+    @property
+    def best_metric(self) -> float:
+        """The metric of the trained model on validation, by which its best epoch was chosen."""
+        found = self.state.best_metric if self._metric_of_average is None else self._metric_of_average
+        assert found is not None
+        return float(found)
 
     def _check_weights(self) -> None:
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
@@ -250,6 +290,7 @@ class KenyaBirdsTrainer(LoggedTrainer):
         model_class = type(self.model)
         loaded = model_class.from_pretrained(state.best_model_checkpoint or checkpoint, dtype=torch.float32)
         self.model.load_state_dict(loaded.state_dict())
+        self._take_average()
         self._check_weights()
         clock = next(one for one in self.callback_handler.callbacks if isinstance(one, TrainingClock))
         stored = state.stateful_callbacks.get(TrainingClock.__name__, {})
@@ -365,37 +406,4 @@ class KenyaBirdsTrainer(LoggedTrainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             weights=weights,
             numbers=len(DRAWS),
-        )
-
-
-def _check_arguments(
-    args: KenyaBirdsTrainingArguments, multi_label: bool, plan: WindowPlan | None, *, has_softmax: bool
-) -> None:
-    """Raises `UserError` if the arguments do not fit the machine or the targets; warns of doubled weights."""
-    if args.n_gpu > 1:
-        raise UserError(
-            f"{args.n_gpu} GPUs but one process: start with `accelerate launch --multi_gpu train_hf.py ...`, or show "
-            "one GPU only (CUDA_VISIBLE_DEVICES=0)"
-        )
-    if multi_label and args.label_smoothing_factor:
-        raise UserError("label_smoothing_factor is for single-label training: leave it out where multi-label")
-    if has_softmax and args.focal_gamma:
-        raise UserError("focal_gamma weighs binary losses, and this model has a softmax: leave it out")
-    if plan is not None and not multi_label:
-        raise UserError("training on recordings is multi-label: set problem_type multi_label_classification")
-    clips_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    if args.world_size > 1 and clips_per_step > CLIPS_PER_BATCH and args.learning_rate == type(args).learning_rate:
-        logger.warning(
-            "Each step has %d clips, from %d processes, and the default learning rate is for %d: give a smaller "
-            "--per_device_train_batch_size, or another --learning_rate",
-            clips_per_step,
-            args.world_size,
-            CLIPS_PER_BATCH,
-        )
-    if args.loss_weight_power + args.sampler_weight_power > 1:
-        logger.warning(
-            "loss_weight_power %.2g and sampler_weight_power %.2g together weigh rare classes by more than their "
-            "inverse frequency",
-            args.loss_weight_power,
-            args.sampler_weight_power,
         )

@@ -110,6 +110,13 @@ class TrainerArguments:
     metric_for_best_model: str | None = field(
         default="macro_f1", metadata={"help": "metric that determines the best epoch"}
     )
+    average_epochs: Count = field(
+        default=1,
+        metadata={
+            "help": "the trained model has the mean of the weights of this many best epochs, at most a third of all; "
+            "1: the weights of the best one"
+        },
+    )
     logging_steps: Positive = field(default=10, metadata={"help": "log the loss after this many steps"})
     # The filter waits for the GPU at every step, and it hides losses that are NaN.
     logging_nan_inf_filter: bool = field(

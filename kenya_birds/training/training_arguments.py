@@ -1,15 +1,19 @@
 """Arguments of training: those of transformers and of `TrainerArguments` together."""
 
+import logging
 import os
 from dataclasses import dataclass
 
 import torch
 from transformers import TrainingArguments
 
+from kenya_birds.defaults import CLIPS_PER_BATCH
 from kenya_birds.distributed import Team
 from kenya_birds.errors import UserError
 from kenya_birds.training.trainer_arguments import TrainerArguments
 from kenya_birds.training.transformers_arguments import check_inherited, defaults
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,3 +49,43 @@ def training_team(args: KenyaBirdsTrainingArguments) -> Team:
     """The processes that train together; transformers connects them when the device is read."""
     assert args.device is not None
     return Team()
+
+
+def check_fits(
+    args: KenyaBirdsTrainingArguments, multi_label: bool, on_recordings: bool, *, has_softmax: bool
+) -> None:
+    """Raises `UserError` if the arguments do not fit the machine or the targets; warns of doubled weights.
+
+    Args:
+        args: The arguments.
+        multi_label: Whether clips have several labels.
+        on_recordings: Whether training is on windows of whole recordings.
+        has_softmax: Whether the classes and "no call" share a softmax.
+    """
+    if args.n_gpu > 1:
+        raise UserError(
+            f"{args.n_gpu} GPUs but one process: start with `accelerate launch --multi_gpu train_hf.py ...`, or show "
+            "one GPU only (CUDA_VISIBLE_DEVICES=0)"
+        )
+    if multi_label and args.label_smoothing_factor:
+        raise UserError("label_smoothing_factor is for single-label training: leave it out where multi-label")
+    if has_softmax and args.focal_gamma:
+        raise UserError("focal_gamma weighs binary losses, and this model has a softmax: leave it out")
+    if on_recordings and not multi_label:
+        raise UserError("training on recordings is multi-label: set problem_type multi_label_classification")
+    clips_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    if args.world_size > 1 and clips_per_step > CLIPS_PER_BATCH and args.learning_rate == type(args).learning_rate:
+        logger.warning(
+            "Each step has %d clips, from %d processes, and the default learning rate is for %d: give a smaller "
+            "--per_device_train_batch_size, or another --learning_rate",
+            clips_per_step,
+            args.world_size,
+            CLIPS_PER_BATCH,
+        )
+    if args.loss_weight_power + args.sampler_weight_power > 1:
+        logger.warning(
+            "loss_weight_power %.2g and sampler_weight_power %.2g together weigh rare classes by more than their "
+            "inverse frequency",
+            args.loss_weight_power,
+            args.sampler_weight_power,
+        )

@@ -415,6 +415,8 @@ class Run:
         if args.load_best_model_at_end:
             best = [entry["epoch"] for entry in state.log_history if entry["step"] == state.best_global_step]
             summary["result"] |= {"best_epoch": best[-1], "chosen_by": args.metric_for_best_model}
+        if trainer.averaged_epochs:
+            summary["result"]["averaged_epochs"] = trainer.averaged_epochs
         summary["result"]["train_runtime_s"] = round(trainer.trained_s, 1)
         if self.settings.teacher.self_training:
             summary["self_training"] = self_train(self, trainer, self.settings.teacher.self_training)

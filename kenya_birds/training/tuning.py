@@ -286,15 +286,16 @@ def _objective(settings: Settings, space: SearchSpace, table: pd.DataFrame, outp
 
 
 def _best_epoch(settings: Settings, splits: pd.DataFrame) -> tuple[float, float]:
-    """Trains; returns the metric of the best epoch on validation, and the epoch."""
+    """Trains; returns the metric of the trained model on validation, and its best epoch."""
     trainer, _, _ = Run(settings, splits).train()
     metric = f"eval_{settings.training.metric_for_best_model}"
     evaluations = [entry for entry in trainer.state.log_history if not math.isnan(entry.get(metric, math.nan))]
     best = max(evaluations, key=lambda entry: entry[metric])
+    score = trainer.best_metric
     del trainer
     gc.collect()  # a trainer and its model hold each other
     torch.cuda.empty_cache()
-    return float(best[metric]), float(best["epoch"])
+    return score, float(best["epoch"])
 
 
 def _remove_ended(study: Study, output: Path) -> None:
