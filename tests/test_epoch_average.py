@@ -61,7 +61,9 @@ class Training:
             metric_for_best_model=metric,
             greater_is_better=metric != "loss",
         )
-        self.state = SimpleNamespace(epoch=None, global_step=0, log_history=[], is_world_process_zero=True)
+        self.state = SimpleNamespace(
+            epoch=None, global_step=0, log_history=[], is_world_process_zero=True, num_train_epochs=9
+        )
         self.average.on_train_begin(self.args, self.state, None)
 
     def epochs(self, *metrics):
@@ -104,10 +106,10 @@ def test_ties_numbers_that_are_none_and_metrics_where_lower_is_better(tmp_path, 
 
 
 def test_without_a_best_epoch_the_last_ones_are_averaged(tmp_path):
-    training = Training(tmp_path, 3, best=False).epochs(*[0.1] * 7)
-    assert training.kept() == [5, 6, 7]
-    assert training.end() == [6, 7]
-    assert training.network.values() == [6.5, 100, 6.5, 100]
+    training = Training(tmp_path, 5, best=False).epochs(*[0.1] * 7)  # of nine
+    assert training.kept() == [3, 4, 5, 6, 7]
+    assert training.end() == [5, 6, 7]
+    assert training.network.values() == [6, 100, 6, 100]
 
 
 def test_of_fewer_than_six_epochs_none_are_averaged(tmp_path):

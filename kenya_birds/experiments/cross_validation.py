@@ -43,8 +43,8 @@ from kenya_birds.training.run_folder import (
     SUMMARY_FILE,
     RunRecord,
     check_results,
-    checkpoints,
     clear_results,
+    delete_checkpoints,
     forget_start,
     last_whole_checkpoint,
     writing_results,
@@ -164,8 +164,7 @@ class CrossValidation:
                 _, scored = train_and_evaluate(run)
                 if self.team.is_first:
                     _write_logits(scored, folder / LOGITS_FILE)
-                    for checkpoint in checkpoints(folder):
-                        shutil.rmtree(checkpoint)
+                    delete_checkpoints(folder)
             del scored, run
             gc.collect()  # a trainer and its model hold each other
             torch.cuda.empty_cache()

@@ -34,7 +34,8 @@ class EpochAverage(TrainerCallback):
     of the output folder. Those that a checkpoint needs are kept as long as the checkpoint.
 
     Args:
-        largest: Largest number of epochs whose weights are averaged. At most a third of all epochs are.
+        largest: Largest number of epochs whose weights are averaged. At most a third of all epochs are, or of those of
+            the schedule if the last epochs are averaged.
     """
 
     def __init__(self, largest: int) -> None:
@@ -103,7 +104,9 @@ class EpochAverage(TrainerCallback):
         Raises:
             UserError: If weights cannot be read.
         """
-        count = min(self.largest, _epochs(args, state) // EPOCHS_PER_AVERAGED)
+        # A final fit stops early in its schedule, after as many epochs as were best for its folds.
+        epochs = _epochs(args, state) if args.load_best_model_at_end else state.num_train_epochs
+        count = min(self.largest, epochs // EPOCHS_PER_AVERAGED)
         if count < 2:
             return []
         steps = sorted(_ranked(args, state, state.global_step)[:count])

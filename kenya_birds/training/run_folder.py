@@ -141,6 +141,13 @@ def checkpoints(folder: Path) -> list[Path]:
     )
 
 
+def delete_checkpoints(folder: Path) -> None:
+    """Deletes the checkpoints in a folder, and the weights of epochs."""
+    for left in (*checkpoints(folder), folder / EPOCHS_FOLDER):
+        if left.exists():
+            shutil.rmtree(left)
+
+
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint with the most steps in a folder; None if there is none."""
     whole = [checkpoint for checkpoint in checkpoints(folder) if (checkpoint / STATE_FILE).is_file()]

@@ -7,7 +7,6 @@ labels gets the sound as it is, the one that learns gets it with augmentation.
 import copy
 import dataclasses
 import logging
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from kenya_birds.data.decoded_recordings import decode_recordings
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
 from kenya_birds.files import read_json, whole_file, write_json
 from kenya_birds.training.pseudo_labels import PseudoLabels, count_sure
-from kenya_birds.training.run_folder import EPOCHS_FOLDER, last_whole_checkpoint, writing_run
+from kenya_birds.training.run_folder import delete_checkpoints, last_whole_checkpoint, writing_run
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 
 if TYPE_CHECKING:
@@ -87,18 +86,12 @@ def _begin_round(folder: Path, before: float) -> bool:
     """
     start = folder / START_FILE
     if not start.is_file() or read_json(start)["before"] != before:
-        _clear(folder)
+        delete_checkpoints(folder)
         for name in (ROUND_FILE, WEIGHTS):
             (folder / name).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_json({"before": before}, start)
     return (folder / ROUND_FILE).is_file()
-
-
-def _clear(folder: Path) -> None:
-    """Deletes the checkpoints of a round, and the weights of its epochs."""
-    for left in [*folder.glob("checkpoint-*"), *folder.glob(EPOCHS_FOLDER)]:
-        shutil.rmtree(left)
 
 
 def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid, folder: Path, before: float) -> None:
@@ -144,7 +137,7 @@ def _run_round(run: "Run", trainer: KenyaBirdsTrainer, grid: RecordingWindowGrid
             with writing_run(folder), whole_file(folder / WEIGHTS) as partial:
                 save_file(state, partial)
         write_json(result, folder / ROUND_FILE)
-        _clear(folder)
+        delete_checkpoints(folder)
 
     run.team.wait()  # until every process has loaded the best checkpoint
     run.team.first_does(write)
