@@ -60,10 +60,9 @@ class Training:
             load_best_model_at_end=best,
             metric_for_best_model=metric,
             greater_is_better=metric != "loss",
+            should_save=True,
         )
-        self.state = SimpleNamespace(
-            epoch=None, global_step=0, log_history=[], is_world_process_zero=True, num_train_epochs=9
-        )
+        self.state = SimpleNamespace(epoch=None, global_step=0, log_history=[], num_train_epochs=9)
         self.average.on_train_begin(self.args, self.state, None)
 
     def epochs(self, *metrics):
@@ -71,7 +70,7 @@ class Training:
             self.state.epoch = 1 + (self.state.epoch or 0)
             self.state.global_step = 10 * self.state.epoch
             self.network.take(self.state.epoch)
-            self.average.on_epoch_end(self.args, self.state, None, model=self.network)
+            self.average.on_step_end(self.args, self.state, None, model=self.network)
             name = f"eval_{self.args.metric_for_best_model}"
             self.state.log_history.append({"epoch": self.state.epoch, "step": self.state.global_step, name: metric})
             self.average.on_evaluate(self.args, self.state, None, model=self.network)
@@ -79,7 +78,10 @@ class Training:
 
     def end(self):
         self.network.take(100)  # as if the best model had been loaded
-        return self.average.average(self.args, self.state, self.network)
+        steps = self.average.steps(self.args, self.state)
+        if steps:
+            self.average.average(Path(self.args.output_dir), steps, self.network)
+        return [step // 10 for step in steps]
 
     def kept(self):
         return sorted(step // 10 for step in epoch_weights(Path(self.args.output_dir)))
@@ -112,6 +114,17 @@ def test_without_a_best_epoch_the_last_ones_are_averaged(tmp_path):
     assert training.network.values() == [6, 100, 6, 100]
 
 
+def test_only_whole_epochs_are_among_the_last_ones(tmp_path):
+    training = Training(tmp_path, 3, best=False).epochs(0.1, 0.1)
+    training.state.epoch, training.state.global_step = 2.5, 25
+    training.average.on_step_end(training.args, training.state, None, model=training.network)
+    assert training.end() == [1, 2]
+
+
+def test_of_one_epoch_nothing_is_averaged(tmp_path):
+    assert Training(tmp_path, 3, best=False).epochs(0.1).end() == []  # a final fit that stops at once
+
+
 def test_of_fewer_than_six_epochs_none_are_averaged(tmp_path):
     training = Training(tmp_path, 5).epochs(0.1, 0.2, 0.3, 0.4, 0.5)
     assert training.end() == []
@@ -128,13 +141,36 @@ def test_what_a_checkpoint_needs_is_kept_as_long_as_the_checkpoint(tmp_path):
     assert training.kept() == [4, 5]
 
 
+def test_weights_of_later_checkpoints_are_kept_when_training_resumes_from_an_earlier_one(tmp_path):
+    training = Training(tmp_path, 2).epochs(0.3, 0.4)
+    state = {**vars(training.state), "log_history": training.state.log_history[:]}
+    (tmp_path / "checkpoint-20").mkdir()
+    training.epochs(0.5, 0.6)
+    (tmp_path / "checkpoint-40").mkdir()
+    training.state = SimpleNamespace(**state)
+    assert training.epochs(0.5).kept() == [1, 2, 3, 4]
+
+
+def test_other_files_are_left_alone(tmp_path):
+    training = Training(tmp_path, 2).epochs(0.3)
+    other = tmp_path / EPOCHS_FOLDER / "step-10 (1).safetensors"
+    other.touch()
+    assert training.epochs(0.4, 0.5).kept() == [2, 3]
+    assert other.exists()
+
+
 @pytest.mark.parametrize("best", [True, False])
 def test_training_is_not_resumed_without_its_weights(tmp_path, best):
     training = Training(tmp_path, 2, best=best).epochs(0.1, 0.2, 0.3)
     training.average.on_train_begin(training.args, training.state, None)
-    next(iter(epoch_weights(tmp_path).values())).unlink()
-    with pytest.raises(UserError, match=f"{EPOCHS_FOLDER} lacks weights of 1 of the 2 (best|last) epochs so far"):
+    training.epochs(0.4, 0.5, 0.6)
+    training.average.on_train_begin(training.args, training.state, None)
+    epoch_weights(tmp_path)[60].unlink()
+    message = f"{EPOCHS_FOLDER} lacks the weights of 1 of the 2 {'best' if best else 'last'} epochs"
+    with pytest.raises(UserError, match=message):
         training.average.on_train_begin(training.args, training.state, None)
+    with pytest.raises(UserError, match=message):
+        training.end()
 
 
 @pytest.mark.parametrize("damage", ["cut", "other"])
@@ -181,7 +217,7 @@ def test_the_trained_model_is_the_mean_of_its_best_epochs(trained):
             torch.testing.assert_close(model[name], (first[name] + second[name]) / 2)
     card = (trained / "README.md").read_text()
     assert "The best epochs were chosen by macro F1" in card
-    assert f"The model has the mean of the weights of epochs {best[0]}, {best[1]}." in card
+    assert f"Training ended with the mean of the weights of epochs {best[0]}, {best[1]}." in card
     assert "| average_epochs | 5 |" in card
 
 

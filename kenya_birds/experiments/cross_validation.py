@@ -358,9 +358,10 @@ def fit_on_everything(validated: CrossValidation, results: dict[str, Any]) -> No
 
     The learning rate has the same schedule as in the folds. Training stops after the median of the folds' best epochs,
     because no recordings are left to choose an epoch on. With `average_epochs`, it stops after the median of the last
-    averaged epochs of the folds, and the weights of its own last epochs are averaged. Calibration, `thresholds.json`
-    and the distances of known calls come from the validation recordings of all folds, whose models were trained on
-    fewer recordings. Checkpoints are in `output_dir/final-fit`; an interrupted run resumes from them.
+    averaged epochs of the folds, and averages as many of its own last epochs as the median fold has averaged.
+    Calibration, `thresholds.json` and the distances of known calls come from the validation recordings of all folds,
+    whose models were trained on fewer recordings. Checkpoints are in `output_dir/final-fit`; an interrupted run
+    resumes from them.
 
     Args:
         validated: A completed cross-validation.
@@ -375,7 +376,12 @@ def fit_on_everything(validated: CrossValidation, results: dict[str, Any]) -> No
         return
     logger.info("Final fit on all recordings: %g epochs", epochs)
     folder = output_dir / FOLDER
-    changes = {"eval_strategy": "no", "load_best_model_at_end": False, "metric_for_best_model": None}
+    changes = {
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+        "metric_for_best_model": None,
+        "average_epochs": max(1, int(np.median([len(fold.get("averaged_epochs", [])) for fold in results["each"]]))),
+    }
     with validated.one_run(0, folder, everything_for=epochs, save_total_limit=2, **changes) as run:
         trainer, clips, summary = run.train()
         summary["cross_validation"] = {

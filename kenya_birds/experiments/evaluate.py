@@ -221,8 +221,8 @@ class _Evaluation:
         if chosen is not None:
             write_json(chosen.to_json(), output_dir / THRESHOLDS_FILE)
             logger.info(
-                "Chose decision thresholds on %d recordings. No metric is at them; on the same recordings, it would "
-                "be too good. To detect with them: kenya-birds detect --thresholds %s",
+                "Chose decision thresholds on %d recordings. No metric uses them: measured on the same recordings, "
+                "it would be too good. To detect with them: kenya-birds detect --thresholds %s",
                 len(self._known_recordings),
                 output_dir / THRESHOLDS_FILE,
             )

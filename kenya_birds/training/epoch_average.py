@@ -5,6 +5,7 @@ improves accuracy without increasing inference time", ICML 2022. Models of one t
 """
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from kenya_birds.training.run_folder import (
 
 # Early epochs of a short training are far from the last ones: their mean with these would be a bad model.
 EPOCHS_PER_AVERAGED = 3
+# The epoch of a trainer's state is a sum of fractions.
+ROUNDING = 1e-6
 
 
 class EpochAverage(TrainerCallback):
@@ -48,17 +51,22 @@ class EpochAverage(TrainerCallback):
         """Checks that a resumed training has its weights.
 
         Raises:
-            UserError: If there are fewer than expected.
+            UserError: If some are missing.
         """
         self._is_training = True
-        expected = min(self.largest, _epochs(args, state))
-        found = epoch_weights(Path(args.output_dir)).keys() & set(_ranked(args, state, state.global_step)[:expected])
-        if len(found) < expected:
-            raise UserError(
-                f"{Path(args.output_dir) / EPOCHS_FOLDER} lacks weights of {expected - len(found)} of the "
-                f"{expected} {'best' if args.load_best_model_at_end else 'last'} epochs so far: resume from the last "
-                "checkpoint, restore the folder, or start a new run"
-            )
+        _existing(args, state, min(self.largest, _epochs(args, state)))
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keeps the weights of a whole epoch if the last ones are averaged: before the checkpoint that needs them."""
+        if not args.load_best_model_at_end and abs((state.epoch or 0) - round(state.epoch or 0)) < ROUNDING:
+            self._keep(args, state, model)
 
     def on_evaluate(
         self,
@@ -72,76 +80,77 @@ class EpochAverage(TrainerCallback):
         if self._is_training and args.load_best_model_at_end and state.global_step:
             self._keep(args, state, model)
 
-    def on_epoch_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: torch.nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Keeps the weights if the last epochs are averaged."""
-        if not args.load_best_model_at_end:
-            self._keep(args, state, model)
-
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Later evaluations are of the trained model."""
         self._is_training = False
 
-    def average(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module) -> list[float]:
+    def steps(self, args: TrainingArguments, state: TrainerState) -> list[int]:
+        """The steps of the epochs that are averaged after training, in order; empty if there are fewer than two.
+
+        Raises:
+            UserError: If weights are missing.
+        """
+        # A final fit stops early in its schedule, after as many epochs as were best for its folds.
+        epochs = _epochs(args, state)
+        of = epochs if args.load_best_model_at_end else state.num_train_epochs
+        count = min(self.largest, of // EPOCHS_PER_AVERAGED, epochs)
+        return sorted(_existing(args, state, count)) if count > 1 else []
+
+    def average(self, output_dir: Path, steps: list[int], model: torch.nn.Module) -> None:
         """Gives a trained model the mean of the weights, and of its buffers of floating-point numbers.
 
         Args:
-            args: The arguments of the training.
-            state: Its state.
-            model: The model. It is not changed if fewer than two epochs are to be averaged.
-
-        Returns:
-            The averaged epochs, in order; empty if the model is not changed.
+            output_dir: The output folder of training.
+            steps: The steps of the averaged epochs.
+            model: The model.
 
         Raises:
             UserError: If weights cannot be read.
         """
-        # A final fit stops early in its schedule, after as many epochs as were best for its folds.
-        epochs = _epochs(args, state) if args.load_best_model_at_end else state.num_train_epochs
-        count = min(self.largest, epochs // EPOCHS_PER_AVERAGED)
-        if count < 2:
-            return []
-        steps = sorted(_ranked(args, state, state.global_step)[:count])
         target = _averaged_tensors(model)
         sums = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in target.items()}
         for step in steps:
-            weights = _read(epoch_weights_path(Path(args.output_dir), step), target)
+            weights = _read(epoch_weights_path(output_dir, step), target)
             for name, total in sums.items():
                 total += weights[name]
         with torch.no_grad():
             for name, tensor in target.items():
                 tensor.copy_(sums[name] / len(steps))
-        assert state.epoch is not None
-        return [round(step * state.epoch / state.global_step, 2) for step in steps]
 
     def _keep(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module | None) -> None:
-        if not state.is_world_process_zero:
+        if not args.should_save:
             return
         assert model is not None
-        output_dir = Path(args.output_dir)
-        if (
-            args.load_best_model_at_end
-            and state.global_step not in _ranked(args, state, state.global_step)[: self.largest]
-        ):
+        output_dir, now = Path(args.output_dir), state.global_step
+        if args.load_best_model_at_end and now not in _ranked(args, state, now)[: self.largest]:
             return
-        path = epoch_weights_path(output_dir, state.global_step)
+        path = epoch_weights_path(output_dir, now)
         path.parent.mkdir(exist_ok=True)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in _averaged_tensors(model).items()}
         with whole_file(path) as partial:
             save_file(tensors, partial)
-        resumable = [state.global_step, *map(checkpoint_step, checkpoints(output_dir))]
+        resumable = [now, *map(checkpoint_step, checkpoints(output_dir))]
         needed = {step for last in resumable for step in _ranked(args, state, last)[: self.largest]}
         for step, old in epoch_weights(output_dir).items():
-            if step not in needed:
-                old.unlink()
+            # Later weights are those of later checkpoints, if training resumed from an earlier one.
+            if step < now and step not in needed:
+                with suppress(OSError):  # on Windows, another program may have it open
+                    old.unlink()
+
+
+def _existing(args: TrainingArguments, state: TrainerState, count: int) -> list[int]:
+    """The steps of the best (or last) epochs; raises `UserError` if the weights of one are missing."""
+    steps = _ranked(args, state, state.global_step)[:count]
+    missing = count - len(epoch_weights(Path(args.output_dir)).keys() & set(steps))
+    if missing:
+        raise UserError(
+            f"{Path(args.output_dir) / EPOCHS_FOLDER} lacks the weights of {missing} of the {count} "
+            f"{'best' if args.load_best_model_at_end else 'last'} epochs: restore the folder, resume from another "
+            "checkpoint, or start a new run"
+        )
+    return steps
 
 
 def _ranked(args: TrainingArguments, state: TrainerState, until: int) -> list[int]:
@@ -154,7 +163,7 @@ def _ranked(args: TrainingArguments, state: TrainerState, until: int) -> list[in
 
 def _epochs(args: TrainingArguments, state: TrainerState) -> int:
     """The number of epochs so far; if the best are chosen, those with a metric."""
-    return len(_scores(args, state)) if args.load_best_model_at_end else int((state.epoch or 0) + 1e-6)
+    return len(_scores(args, state)) if args.load_best_model_at_end else int((state.epoch or 0) + ROUNDING)
 
 
 def _scores(args: TrainingArguments, state: TrainerState) -> dict[int, float]:
@@ -176,8 +185,8 @@ def _read(path: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tens
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{path}, the weights of one of the best epochs, cannot be read ({error}): start a new run"
+            f"{path}, the weights of an epoch, cannot be read ({error}): restore the file, or start a new run"
         ) from None
     if {name: tensor.shape for name, tensor in weights.items()} != {name: one.shape for name, one in expected.items()}:
-        raise UserError(f"{path} has other weights than the model: start a new run")
+        raise UserError(f"{path} has other weights than the model: restore the file, or start a new run")
     return weights

@@ -218,8 +218,8 @@ def epoch_weights_path(folder: Path, step: int) -> Path:
 
 def epoch_weights(folder: Path) -> dict[int, Path]:
     """The files with weights of epochs in a run's folder, by step."""
-    files = (folder / EPOCHS_FOLDER).glob("step-*.safetensors")
-    return {int(path.stem.removeprefix("step-")): path for path in files}
+    names = {path.stem.removeprefix("step-"): path for path in (folder / EPOCHS_FOLDER).glob("step-*.safetensors")}
+    return {int(name): path for name, path in names.items() if name.isdecimal()}
 
 
 def copy_record(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ labels gets the sound as it is, the one that learns gets it with augmentation.
 import copy
 import dataclasses
 import logging
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,10 +83,11 @@ def self_train(run: "Run", trainer: KenyaBirdsTrainer, rounds: int) -> list[dict
 def _begin_round(folder: Path, before: float) -> bool:
     """Prepares the folder of a round, and returns True if the round was finished by an earlier run.
 
-    A round is the same if its model had the same metric on validation. Files of another round are deleted.
+    A round is the same if its model had the same metric on validation; another device may round it otherwise. Files of
+    another round are deleted.
     """
     start = folder / START_FILE
-    if not start.is_file() or read_json(start)["before"] != before:
+    if not start.is_file() or not math.isclose(read_json(start)["before"], before, rel_tol=1e-6):
         delete_checkpoints(folder)
         for name in (ROUND_FILE, WEIGHTS):
             (folder / name).unlink(missing_ok=True)

@@ -246,10 +246,12 @@ class KenyaBirdsTrainer(LoggedTrainer):
         """Gives the model the mean of the weights of its best epochs, and evaluates it."""
         if self._average is None:
             return
-        self._team.wait()  # until the first process has written the last weights
-        self.averaged_epochs = self._average.average(self.args, self.state, self.model)
-        if not self.averaged_epochs:
+        steps = self._team.first_does(partial(self._average.steps, self.args, self.state))
+        if not steps:
             return
+        self._average.average(Path(self.args.output_dir), steps, self.model)
+        assert self.state.epoch is not None
+        self.averaged_epochs = [round(step * self.state.epoch / self.state.global_step, 2) for step in steps]
         epochs = ", ".join(f"{epoch:g}" for epoch in self.averaged_epochs)
         told = f"The model has the mean of the weights of epochs {epochs}"
         if not self.args.load_best_model_at_end:
