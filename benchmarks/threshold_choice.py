@@ -17,52 +17,22 @@ over species. The interval of a difference is from a bootstrap over recordings.
 import argparse
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from held_out import Scored, difference, score_held_out
 
 from kenya_birds.console import one_line_errors
-from kenya_birds.data.dataset import clips_builder
-from kenya_birds.data.splits import read_splits
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.intervals import centred_interval
-from kenya_birds.evaluation.metrics import MASKED, probabilities
+from kenya_birds.evaluation.metrics import MASKED
 from kenya_birds.evaluation.thresholds import choose_thresholds, choose_window_thresholds
-from kenya_birds.evaluation.window_scoring import plan_windows
-from kenya_birds.evaluation.window_targets import DEFAULT_EDGE_MARGIN_S
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
-from kenya_birds.training.run_folder import SPLITS_FILE
-from kenya_birds.training.settings import clip_settings
 
 RESAMPLES = 2000
 # Counts of pairs of window and species: right, reported, present.
 RIGHT, REPORTED, PRESENT = range(3)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Windows of the recordings that a model was not trained on.
-
-    Attributes:
-        classes: eBird codes by class id.
-        scores: Probabilities, shape `(windows, classes)`.
-        targets: 1 present, 0 absent, -100 unknown, same shape.
-        recording: Index of each window's recording in the sorted names of the archive, shape `(windows,)`.
-        split: Split of each window's recording in the model's training, same shape; empty if it had none.
-    """
-
-    classes: list[str]
-    scores: np.ndarray
-    targets: np.ndarray
-    recording: np.ndarray
-    split: np.ndarray
-
-    def select(self, rows: np.ndarray) -> "Scored":
-        """The windows for which `rows` is true."""
-        return Scored(self.classes, self.scores[rows], self.targets[rows], self.recording[rows], self.split[rows])
 
 
 Way = Callable[[Scored], np.ndarray]
@@ -131,21 +101,10 @@ def print_rows(name: str, counts: dict[str, np.ndarray], calls: float, seed: int
 
 def score_windows(folder: Path, data_dir: Path, cache_dir: Path) -> Scored:
     """Scores the recordings of an archive that a model was not trained on."""
-    saved = find_model(folder)
-    model, extractor = load_classifier(saved)
+    model, extractor = load_classifier(find_model(folder))
     if model.config.problem_type != MULTI_LABEL:
         raise UserError(f"{folder} is a single-label model: expected one that was trained on recordings")
-    splits = read_splits(folder / SPLITS_FILE).set_index("recording")["split"]
-    builder = clips_builder(data_dir, one_split="test", cache_dir=cache_dir, **clip_settings(folder))
-    every = sorted(builder.archive.headers)
-    names = [name for name in every if splits.get(name) != "train" and name not in builder.archive.partial]
-    classes = [model.config.id2label[label] for label in range(model.config.num_labels)]
-    grid, annotated = plan_windows(builder, names, classes, extractor, overlap_s=0.0, margin_s=DEFAULT_EDGE_MARGIN_S)
-    scores = probabilities(grid.logits(model, extractor), multi_label=True)
-    place = np.array([every.index(name) for name in grid.decoded.names])[grid.recording]
-    print(f"{folder}: {len(names)} recordings scored", flush=True)
-    split = np.array([splits.get(name, "") for name in grid.decoded.names])[grid.recording]
-    return Scored(classes, scores, grid.targets(annotated), place, split)
+    return score_held_out(folder, data_dir, cache_dir, [model], extractor)[0]
 
 
 def compare(
@@ -206,13 +165,6 @@ def f1_of(sums: np.ndarray) -> np.ndarray:
         return np.where(
             sums[..., PRESENT] > 0, 2 * sums[..., RIGHT] / (sums[..., REPORTED] + sums[..., PRESENT]), np.nan
         )
-
-
-def difference(values: np.ndarray) -> str:
-    """The first value, with the 95% interval of the others."""
-    ends = centred_interval(values[1:], float(values[0]), 0.95, (-1, 1))
-    assert ends is not None
-    return f"{values[0]:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
 import pandas as pd
 import pytest
 from archives import write_archive
@@ -161,7 +162,8 @@ def test_arms_are_trained_once_and_compared_on_whole_recordings(small_archive, t
         "--only",
         "clips",
         "--arm",
-        "focal 2.0: --train_on recordings --windows_per_epoch 32 --focal_gamma 2 --run_name fold{fold}",
+        "focal 2.0: --train_on recordings --windows_per_epoch 32 --num_train_epochs 6 --average_epochs 2 "
+        "--early_stopping_patience 0 --focal_gamma 2 --run_name fold{fold}",
     )
     first = compared(small_archive, tmp_path, *arms)
     assert first.returncode == 0, first.stderr
@@ -185,6 +187,13 @@ def test_arms_are_trained_once_and_compared_on_whole_recordings(small_archive, t
     assert [row[1] for row in rows] == ["chosen", "as before 2026-11-29", "0.5 for each species"] * 2
     assert all(0 <= float(row[2]) <= 1 for row in rows)
     assert run_script("benchmarks/threshold_choice.py", *words, "9").returncode == 2
+    averaged = run_script("benchmarks/averaged_epochs.py", *words[:2])
+    assert averaged.returncode == 0, averaged.stderr
+    mean, best = (np.array(line.split(": ")[1].split(", "), float) for line in averaged.stdout.splitlines()[1:3])
+    *_, apart = averaged.stdout.splitlines()
+    assert float(apart.split("|")[2].split()[0]) == pytest.approx(mean[0] - best[0], abs=0.0011)
+    run = tmp_path / "work" / "clips-fold0-seed0"
+    assert "expected a run with --average_epochs" in run_script("benchmarks/averaged_epochs.py", words[0], run).stderr
 
 
 def test_a_head_trains_on_random_embeddings():

@@ -1,0 +1,121 @@
+"""The mean of the weights of the best epochs against the weights of the best epoch, of the same trainings.
+
+    python benchmarks/averaged_epochs.py ARCHIVE RUN [RUN ...]
+
+The runs were trained on recordings of the archive with `--average_epochs`, such as those of
+`benchmarks/recordings_against_clips.py`; their checkpoints have not been deleted. Both models of each run score all
+windows of the recordings that were used neither for training nor for validation. Their decision thresholds are chosen
+on the validation recordings, as training does, but without calibration.
+
+F1 counts pairs of window and species. The other metrics are means over species. All are means over runs, and the
+interval of a difference is from a bootstrap over recordings.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from held_out import Scored, difference, score_held_out
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from kenya_birds.console import one_line_errors
+from kenya_birds.errors import UserError
+from kenya_birds.evaluation.calibration import Calibration
+from kenya_birds.evaluation.metrics import MASKED
+from kenya_birds.evaluation.thresholds import choose_window_thresholds
+from kenya_birds.files import read_json
+from kenya_birds.model_loading import load_classifier
+from kenya_birds.saved_models import find_model
+from kenya_birds.training.run_folder import STATE_FILE, SUMMARY_FILE, best_checkpoint, last_whole_checkpoint
+
+RESAMPLES = 500
+METRICS = ("mean average precision", "AUROC", "F1 at the thresholds", "best F1 with one threshold")
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("runs", nargs="+", type=Path, help="output folders of train_hf.py --average_epochs")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    folders = [models_of(run) for run in options.runs]
+    names = list(folders[0])
+    tables = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as cache:
+        for of_run in folders:
+            loaded = [load_classifier(find_model(folder)) for folder in of_run.values()]
+            models, extractor = [model for model, _ in loaded], loaded[0][1]
+            for model in models:
+                Calibration().store(model.config)
+            scored = score_held_out(of_run["mean"], options.archive, Path(cache), models, extractor)
+            weights = resampled(scored[0], options.seed)
+            for name, windows in zip(names, scored, strict=True):
+                tables[name].append(measure(windows, weights))
+                print(f"  {name}: " + ", ".join(f"{value:.3f}" for value in tables[name][-1][0]), flush=True)
+    values = {name: np.mean(tables[name], axis=0) for name in names}
+    print("| Weights | " + " | ".join(METRICS) + " |")
+    print("| --- |" + " --- |" * len(METRICS))
+    for name in names:
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values[name][0]) + " |")
+    apart = values["mean"] - values["best epoch"]
+    print("| mean minus best epoch | " + " | ".join(difference(column) for column in apart.T) + " |")
+
+
+def models_of(run: Path) -> dict[str, Path]:
+    """The folders of a run's models: of the mean, and of the best epoch."""
+    last = last_whole_checkpoint(run)
+    if last is None or "averaged_epochs" not in read_json(run / SUMMARY_FILE)["result"]:
+        raise UserError(f"{run}: expected a run with --average_epochs, with its checkpoints")
+    return {"mean": run, "best epoch": best_checkpoint(run, read_json(last / STATE_FILE)["best_global_step"])}
+
+
+def resampled(windows: Scored, seed: int) -> np.ndarray:
+    """Weights of an archive's recordings, shape `(1 + resamples, recordings)`; the first row is the sample itself.
+
+    They depend on the seed alone, so that a recording has the same weight in all runs. D. B. Rubin, "The Bayesian
+    bootstrap", Annals of Statistics 1981: no weight is 0, so that no resample is without a call.
+    """
+    recordings = 1 + int(windows.recording.max())
+    weights = np.random.default_rng(seed).exponential(size=(recordings, RESAMPLES)).T
+    return np.concatenate([np.ones((1, recordings)), weights])
+
+
+def measure(windows: Scored, weights: np.ndarray) -> np.ndarray:
+    """The metrics on recordings that were neither trained on nor chose anything, shape `(1 + resamples, metrics)`."""
+    chose = windows.select(windows.split == "validation")
+    tested = windows.select(windows.split != "validation")
+    thresholds = choose_window_thresholds(chose.scores, chose.targets, chose.classes, overlap_s=0).values(
+        chose.classes
+    )
+    found = []
+    for row in weights:
+        by_window = row[tested.recording]
+        precisions, areas = [], []
+        for scores, targets in zip(tested.scores.T, tested.targets.T, strict=True):
+            known = targets != MASKED
+            if len(np.unique(targets[known])) == 2:
+                weighted = {"sample_weight": by_window[known]}
+                precisions.append(average_precision_score(targets[known], scores[known], **weighted))
+                areas.append(roc_auc_score(targets[known], scores[known], **weighted))
+        found.append([np.mean(precisions), np.mean(areas), *f1s(tested, by_window, thresholds)])
+    return np.array(found)
+
+
+def f1s(windows: Scored, by_window: np.ndarray, thresholds: np.ndarray) -> tuple[float, float]:
+    """F1 at thresholds, and the best F1 with one threshold for all species; windows have weights."""
+    known = windows.targets != MASKED
+    weight = np.broadcast_to(by_window[:, None], known.shape)[known]
+    scores, is_present = windows.scores[known], windows.targets[known] == 1
+    is_reported = np.broadcast_to(thresholds, known.shape)[known] <= scores
+    present = weight[is_present].sum()
+    chosen = 2 * weight[is_present & is_reported].sum() / (weight[is_reported].sum() + present)
+    order = np.argsort(-scores, kind="stable")
+    right, reported = np.cumsum((weight * is_present)[order]), np.cumsum(weight[order])
+    return float(chosen), float((2 * right / (reported + present)).max())
+
+
+if __name__ == "__main__":
+    with one_line_errors("averaged_epochs.py"):
+        main()

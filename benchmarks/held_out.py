@@ -1,0 +1,97 @@
+"""Scores of the recordings of an archive that a model was not trained on, for benchmarks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from kenya_birds.data.dataset import clips_builder
+from kenya_birds.data.splits import read_splits
+from kenya_birds.evaluation.intervals import centred_interval
+from kenya_birds.evaluation.metrics import probabilities
+from kenya_birds.evaluation.window_scoring import plan_windows
+from kenya_birds.evaluation.window_targets import DEFAULT_EDGE_MARGIN_S
+from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
+from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
+from kenya_birds.training.run_folder import SPLITS_FILE
+from kenya_birds.training.settings import clip_settings
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Windows of the recordings that a model was not trained on.
+
+    Attributes:
+        classes: eBird codes by class id.
+        scores: Probabilities, shape `(windows, classes)`.
+        targets: 1 present, 0 absent, -100 unknown, same shape.
+        recording: Index of each window's recording in the sorted names of the archive, shape `(windows,)`.
+        split: Split of each window's recording in the model's training, same shape; empty if it had none.
+    """
+
+    classes: list[str]
+    scores: np.ndarray
+    targets: np.ndarray
+    recording: np.ndarray
+    split: np.ndarray
+
+    def select(self, rows: np.ndarray) -> "Scored":
+        """The windows for which `rows` is true."""
+        return Scored(self.classes, self.scores[rows], self.targets[rows], self.recording[rows], self.split[rows])
+
+
+class Together(torch.nn.Module):
+    """Several models with the same features, which are computed once; their logits are side by side."""
+
+    def __init__(self, models: Sequence[KenyaBirdsForAudioClassification]) -> None:
+        super().__init__()
+        self.models = torch.nn.ModuleList(models)
+        self.config = SimpleNamespace(num_labels=sum(model.config.num_labels for model in models))
+        self.device, self.dtype = models[0].device, models[0].dtype
+
+    def forward(self, features: torch.Tensor) -> SimpleNamespace:
+        """The logits of all models, shape `(windows, models * classes)`."""
+        return SimpleNamespace(logits=torch.cat([model(features).logits for model in self.models], dim=1))
+
+
+def score_held_out(
+    folder: Path,
+    data_dir: Path,
+    cache_dir: Path,
+    models: Sequence[KenyaBirdsForAudioClassification],
+    extractor: KenyaBirdsFeatureExtractor,
+) -> list[Scored]:
+    """Scores the recordings of an archive that models of one training were not trained on.
+
+    Args:
+        folder: The folder of a model of this training.
+        data_dir: The archive.
+        cache_dir: Folder for decoded recordings.
+        models: The models, with the same classes.
+        extractor: Their front end.
+
+    Returns:
+        The scores of each model.
+    """
+    splits = read_splits(folder / SPLITS_FILE).set_index("recording")["split"]
+    builder = clips_builder(data_dir, one_split="test", cache_dir=cache_dir, **clip_settings(folder))
+    every = sorted(builder.archive.headers)
+    names = [name for name in every if splits.get(name) != "train" and name not in builder.archive.partial]
+    classes = [models[0].config.id2label[label] for label in range(models[0].config.num_labels)]
+    grid, annotated = plan_windows(builder, names, classes, extractor, overlap_s=0.0, margin_s=DEFAULT_EDGE_MARGIN_S)
+    scores = probabilities(grid.logits(Together(models), extractor), multi_label=True)
+    place = np.array([every.index(name) for name in grid.decoded.names])[grid.recording]
+    print(f"{folder}: {len(names)} recordings scored", flush=True)
+    split = np.array([splits.get(name, "") for name in grid.decoded.names])[grid.recording]
+    targets = grid.targets(annotated)
+    return [Scored(classes, part, targets, place, split) for part in np.split(scores, len(models), axis=1)]
+
+
+def difference(values: np.ndarray) -> str:
+    """The first value, with the 95% interval of the others."""
+    ends = centred_interval(values[1:], float(values[0]), 0.95, (-1, 1))
+    assert ends is not None
+    return f"{values[0]:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})"
