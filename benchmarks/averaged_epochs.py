@@ -29,7 +29,6 @@ from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.run_folder import STATE_FILE, SUMMARY_FILE, best_checkpoint, last_whole_checkpoint
 
-RESAMPLES = 500
 METRICS = ("mean average precision", "AUROC", "F1 at the thresholds", "best F1 with one threshold")
 
 
@@ -38,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of train_hf.py --average_epochs")
+    parser.add_argument("--resamples", type=int, default=500, help="resamples of the bootstrap")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folders = [models_of(run) for run in options.runs]
@@ -50,7 +50,7 @@ def main() -> None:
             for model in models:
                 Calibration().store(model.config)
             scored = score_held_out(of_run["mean"], options.archive, Path(cache), models, extractor)
-            weights = resampled(scored[0], options.seed)
+            weights = resampled(scored[0], options.resamples, options.seed)
             for name, windows in zip(names, scored, strict=True):
                 tables[name].append(measure(windows, weights))
                 print(f"  {name}: " + ", ".join(f"{value:.3f}" for value in tables[name][-1][0]), flush=True)
@@ -71,14 +71,14 @@ def models_of(run: Path) -> dict[str, Path]:
     return {"mean": run, "best epoch": best_checkpoint(run, read_json(last / STATE_FILE)["best_global_step"])}
 
 
-def resampled(windows: Scored, seed: int) -> np.ndarray:
+def resampled(windows: Scored, resamples: int, seed: int) -> np.ndarray:
     """Weights of an archive's recordings, shape `(1 + resamples, recordings)`; the first row is the sample itself.
 
     They depend on the seed alone, so that a recording has the same weight in all runs. D. B. Rubin, "The Bayesian
     bootstrap", Annals of Statistics 1981: no weight is 0, so that no resample is without a call.
     """
     recordings = 1 + int(windows.recording.max())
-    weights = np.random.default_rng(seed).exponential(size=(recordings, RESAMPLES)).T
+    weights = np.random.default_rng(seed).exponential(size=(recordings, resamples)).T
     return np.concatenate([np.ones((1, recordings)), weights])
 
 

@@ -187,7 +187,7 @@ def test_arms_are_trained_once_and_compared_on_whole_recordings(small_archive, t
     assert [row[1] for row in rows] == ["chosen", "as before 2026-11-29", "0.5 for each species"] * 2
     assert all(0 <= float(row[2]) <= 1 for row in rows)
     assert run_script("benchmarks/threshold_choice.py", *words, "9").returncode == 2
-    averaged = run_script("benchmarks/averaged_epochs.py", *words[:2])
+    averaged = run_script("benchmarks/averaged_epochs.py", *words[:2], "--resamples", "20")
     assert averaged.returncode == 0, averaged.stderr
     mean, best = (np.array(line.split(": ")[1].split(", "), float) for line in averaged.stdout.splitlines()[1:3])
     *_, apart = averaged.stdout.splitlines()
