@@ -140,6 +140,12 @@ class EpochAverage(TrainerCallback):
                     old.unlink()
 
 
+def metric_name(args: TrainingArguments) -> str:
+    """The name, in an evaluation, of the metric by which the best epoch is chosen."""
+    assert args.metric_for_best_model is not None  # transformers sets it if training ends with the best model
+    return f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+
+
 def _existing(args: TrainingArguments, state: TrainerState, count: int) -> list[int]:
     """The steps of the best (or last) epochs; raises `UserError` if the weights of one are missing."""
     steps = _ranked(args, state, state.global_step)[:count]
@@ -168,7 +174,7 @@ def _epochs(args: TrainingArguments, state: TrainerState) -> int:
 
 def _scores(args: TrainingArguments, state: TrainerState) -> dict[int, float]:
     """The metric of each evaluated step, higher is better; steps without a number are skipped."""
-    name = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+    name = metric_name(args)
     sign = 1 if args.greater_is_better else -1
     found = {entry["step"]: sign * entry[name] for entry in state.log_history if entry["step"] and name in entry}
     return {step: score for step, score in found.items() if not math.isnan(score)}

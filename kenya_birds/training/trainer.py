@@ -39,7 +39,7 @@ from kenya_birds.training.callbacks import (
     has_ended,
 )
 from kenya_birds.training.embedded_data import EmbeddedRows, EmbeddedTraining, EmbeddedWindows, EmbeddedWindowSampler
-from kenya_birds.training.epoch_average import EpochAverage
+from kenya_birds.training.epoch_average import EpochAverage, metric_name
 from kenya_birds.training.frozen_training import FrozenEmbeddings
 from kenya_birds.training.logged_trainer import LoggedTrainer
 from kenya_birds.training.preparation import clean_clips
@@ -257,7 +257,7 @@ class KenyaBirdsTrainer(LoggedTrainer):
         if not self.args.load_best_model_at_end:
             logger.info("%s", told)
             return
-        name = f"eval_{(self.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        name = metric_name(self.args)
         self._metric_of_average = self.predict(self.eval_dataset, metric_key_prefix="eval").metrics[name]
         logger.info(
             "%s: %s %.4f on validation, and %.4f after the best epoch",
