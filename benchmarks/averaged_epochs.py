@@ -16,14 +16,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from held_out import Scored, difference, score_held_out
-from sklearn.metrics import average_precision_score, roc_auc_score
+from held_out import Scored, counted, difference, f1_of, score_held_out
 
 from kenya_birds.console import one_line_errors
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
+from kenya_birds.evaluation.intervals import weighted_ranking
 from kenya_birds.evaluation.metrics import MASKED
-from kenya_birds.evaluation.thresholds import choose_window_thresholds
 from kenya_birds.files import read_json
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
@@ -86,34 +85,25 @@ def measure(windows: Scored, weights: np.ndarray) -> np.ndarray:
     """The metrics on recordings that were neither trained on nor chose anything, shape `(1 + resamples, metrics)`."""
     chose = windows.select(windows.split == "validation")
     tested = windows.select(windows.split != "validation")
-    thresholds = choose_window_thresholds(chose.scores, chose.targets, chose.classes, overlap_s=0).values(
-        chose.classes
-    )
-    found = []
-    for row in weights:
-        by_window = row[tested.recording]
-        precisions, areas = [], []
-        for scores, targets in zip(tested.scores.T, tested.targets.T, strict=True):
-            known = targets != MASKED
-            if len(np.unique(targets[known])) == 2:
-                weighted = {"sample_weight": by_window[known]}
-                precisions.append(average_precision_score(targets[known], scores[known], **weighted))
-                areas.append(roc_auc_score(targets[known], scores[known], **weighted))
-        found.append([np.mean(precisions), np.mean(areas), *f1s(tested, by_window, thresholds)])
-    return np.array(found)
+    precisions, areas = weighted_ranking(tested.scores, tested.targets, tested.recording, weights)
+    counts = np.zeros((weights.shape[1], len(tested.classes), 3))
+    np.add.at(counts, tested.recording, counted(tested, chose.chosen_thresholds()))
+    f1 = f1_of(weights @ counts.sum(axis=1))
+    return np.stack([np.nanmean(precisions, axis=1), np.nanmean(areas, axis=1), f1, best_f1(tested, weights)], axis=1)
 
 
-def f1s(windows: Scored, by_window: np.ndarray, thresholds: np.ndarray) -> tuple[float, float]:
-    """F1 at thresholds, and the best F1 with one threshold for all species; windows have weights."""
-    known = windows.targets != MASKED
-    weight = np.broadcast_to(by_window[:, None], known.shape)[known]
-    scores, is_present = windows.scores[known], windows.targets[known] == 1
-    is_reported = np.broadcast_to(thresholds, known.shape)[known] <= scores
-    present = weight[is_present].sum()
-    chosen = 2 * weight[is_present & is_reported].sum() / (weight[is_reported].sum() + present)
-    order = np.argsort(-scores, kind="stable")
-    right, reported = np.cumsum((weight * is_present)[order]), np.cumsum(weight[order])
-    return float(chosen), float((2 * right / (reported + present)).max())
+def best_f1(windows: Scored, weights: np.ndarray) -> np.ndarray:
+    """The best F1 with one threshold for all species, shape `(1 + resamples,)`."""
+    row, label = np.nonzero(windows.targets != MASKED)
+    order = np.argsort(-windows.scores[row, label], kind="stable")
+    recording = windows.recording[row][order]
+    is_present = (windows.targets[row, label] == 1)[order]
+    best = []
+    for by_recording in weights:
+        weight = by_recording[recording]
+        right, reported = np.cumsum(weight * is_present), np.cumsum(weight)
+        best.append((2 * right / (reported + right[-1])).max())
+    return np.array(best)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,17 @@ import torch
 from kenya_birds.data.dataset import clips_builder
 from kenya_birds.data.splits import read_splits
 from kenya_birds.evaluation.intervals import centred_interval
-from kenya_birds.evaluation.metrics import probabilities
+from kenya_birds.evaluation.metrics import MASKED, probabilities
+from kenya_birds.evaluation.thresholds import choose_window_thresholds
 from kenya_birds.evaluation.window_scoring import plan_windows
 from kenya_birds.evaluation.window_targets import DEFAULT_EDGE_MARGIN_S
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.settings import clip_settings
+
+# Counts of pairs of window and species: right, reported, present.
+RIGHT, REPORTED, PRESENT = range(3)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Scored:
     def select(self, rows: np.ndarray) -> "Scored":
         """The windows for which `rows` is true."""
         return Scored(self.classes, self.scores[rows], self.targets[rows], self.recording[rows], self.split[rows])
+
+    def chosen_thresholds(self) -> np.ndarray:
+        """Thresholds of `choose_window_thresholds`, shape `(classes,)`."""
+        chosen = choose_window_thresholds(self.scores, self.targets, self.classes, overlap_s=0)
+        return chosen.values(self.classes)
 
 
 class Together(torch.nn.Module):
@@ -88,6 +97,21 @@ def score_held_out(
     split = np.array([splits.get(name, "") for name in grid.decoded.names])[grid.recording]
     targets = grid.targets(annotated)
     return [Scored(classes, part, targets, place, split) for part in np.split(scores, len(models), axis=1)]
+
+
+def counted(windows: Scored, thresholds: np.ndarray) -> np.ndarray:
+    """Right, reported and present pairs of each window and class, shape `(windows, classes, 3)`."""
+    reported = (windows.scores >= thresholds) & (windows.targets != MASKED)
+    present = windows.targets == 1
+    return np.stack([reported & present, reported, present], axis=2).astype(float)
+
+
+def f1_of(sums: np.ndarray) -> np.ndarray:
+    """F1 of counts, whose last axis is right, reported and present; NaN where nothing is present."""
+    with np.errstate(invalid="ignore"):
+        return np.where(
+            sums[..., PRESENT] > 0, 2 * sums[..., RIGHT] / (sums[..., REPORTED] + sums[..., PRESENT]), np.nan
+        )
 
 
 def difference(values: np.ndarray) -> str:

@@ -20,29 +20,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from held_out import Scored, difference, score_held_out
+from held_out import PRESENT, REPORTED, Scored, counted, difference, f1_of, score_held_out
 
 from kenya_birds.console import one_line_errors
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.metrics import MASKED
-from kenya_birds.evaluation.thresholds import choose_thresholds, choose_window_thresholds
+from kenya_birds.evaluation.thresholds import choose_thresholds
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 
 RESAMPLES = 2000
-# Counts of pairs of window and species: right, reported, present.
-RIGHT, REPORTED, PRESENT = range(3)
 
 
 Way = Callable[[Scored], np.ndarray]
-
-
-def new_way(windows: Scored) -> np.ndarray:
-    """Thresholds of `choose_window_thresholds`, shape `(classes,)`."""
-    return choose_window_thresholds(windows.scores, windows.targets, windows.classes, overlap_s=0).values(
-        windows.classes
-    )
 
 
 def earlier_way(windows: Scored) -> np.ndarray:
@@ -57,7 +47,11 @@ def same_for_all(windows: Scored) -> np.ndarray:
     return np.full(len(windows.classes), 0.5)
 
 
-WAYS: dict[str, Way] = {"chosen": new_way, "as before 2026-11-29": earlier_way, "0.5 for each species": same_for_all}
+WAYS: dict[str, Way] = {
+    "chosen": Scored.chosen_thresholds,
+    "as before 2026-11-29": earlier_way,
+    "0.5 for each species": same_for_all,
+}
 
 
 def main() -> None:
@@ -141,13 +135,6 @@ def compare(
     return counts, float(np.mean(calls))
 
 
-def counted(windows: Scored, thresholds: np.ndarray) -> np.ndarray:
-    """Right, reported and present pairs of each window and class, shape `(windows, classes, 3)`."""
-    reported = (windows.scores >= thresholds) & (windows.targets != MASKED)
-    present = windows.targets == 1
-    return np.stack([reported & present, reported, present], axis=2).astype(float)
-
-
 def resampled(counts: dict[str, np.ndarray], seed: int) -> np.ndarray:
     """Weights of recordings, shape `(1 + resamples, recordings)`; the first row is the sample itself."""
     tested = np.flatnonzero(counts["chosen"][:, :, PRESENT].sum(axis=1) + counts["chosen"][:, :, REPORTED].sum(axis=1))
@@ -157,14 +144,6 @@ def resampled(counts: dict[str, np.ndarray], seed: int) -> np.ndarray:
         len(tested), np.full(len(tested), 1 / len(tested)), size=RESAMPLES
     )
     return weights
-
-
-def f1_of(sums: np.ndarray) -> np.ndarray:
-    """F1 of counts, whose last axis is right, reported and present; NaN where nothing is present."""
-    with np.errstate(invalid="ignore"):
-        return np.where(
-            sums[..., PRESENT] > 0, 2 * sums[..., RIGHT] / (sums[..., REPORTED] + sums[..., PRESENT]), np.nan
-        )
 
 
 if __name__ == "__main__":
