@@ -106,6 +106,23 @@ def test_a_call_in_two_overlapping_windows_is_one_detection(tmp_path):
     assert (value(scores, "precision"), value(scores, "best_f1")) == (1, 1)
 
 
+def test_a_perfect_model_finds_every_call_of_a_bout(tmp_path):
+    # A bout of six calls, of which two are in one window, and a single call: two merged detections.
+    rows = [("a.wav", time, "owl") for time in (1.0, 3.0, 4.2, 8.0, 10.0, 13.0, 24.0)]
+    archive = read_archive(write_archive(tmp_path / "archive", rows, seconds=30.0))
+    decoded = decode_recordings({"a.wav": archive.recording_path("a.wav")}, tmp_path / "cache", 8_000)
+    grid = RecordingWindowGrid.of(decoded, 24_000, 1.5)
+    targets = grid.targets(
+        WindowTargets.of(
+            archive.annotations, archive.unknown, decoded.lengths, CLASSES, sampling_rate=8_000, window=24_000
+        )
+    )
+    windows = WindowPredictions.of(grid, CLASSES, (targets == 1).astype(float), targets)
+    scores = evaluate_recordings(windows, truth_of(archive, ["a.wav"], CLASSES), np.array([0.5, 0.5]))
+    assert len(scores.detections) == 2
+    assert (value(scores, "precision"), value(scores, "recall"), value(scores, "best_f1")) == (1, 1, 1)
+
+
 detections = st.lists(
     st.tuples(st.sampled_from("ab"), st.integers(0, 30), st.integers(1, 6), st.integers(0, 9)), max_size=25
 ).map(

@@ -22,17 +22,16 @@ class Matches:
     """Result of matching detections with calls.
 
     Attributes:
-        is_right: Whether each detection is a true positive, shape `(detections,)`. A call that is a point in time
-            makes one detection right. A call with a start and an end makes every detection right that matches it.
-        is_first: Whether a detection finds a call that no detection with a higher score has found, shape
+        is_right: Whether each detection contains a call of its species, shape `(detections,)`.
+        new_calls: Number of calls that a detection contains and that no detection with a higher score contains, shape
             `(detections,)`.
         is_ignored: Whether a detection counts neither as right nor as wrong, because it overlaps an unidentified
             bird, shape `(detections,)`.
-        is_found: Whether each call is matched by a detection, shape `(calls,)`.
+        is_found: Whether a detection contains each call, shape `(calls,)`.
     """
 
     is_right: np.ndarray
-    is_first: np.ndarray
+    new_calls: np.ndarray
     is_ignored: np.ndarray
     is_found: np.ndarray
 
@@ -42,17 +41,17 @@ def match_events(
 ) -> Matches:
     """Matches detections to calls of the same recording and species.
 
-    Detections are matched in order of descending score, with augmenting paths (Kuhn 1955). So at every score threshold
-    the largest possible number of calls is matched, and a call that is found at one threshold is found at every lower
-    one.
+    A detection is right if it contains a call, and a call is found if a detection contains it. A detection may contain
+    several calls, because birds sing in bouts, and several detections may contain one call, because windows overlap.
 
     Args:
         detections: `recording`, `species`, `start_s`, `end_s` and `score`.
         calls: `recording`, `species`, `start_s` and `end_s`; a call is a point in time where both are equal.
         unknown: `recording`, `start_s` and `end_s` of unidentified birds.
-        tolerance_s: A detection also matches a point in time that lies up to this many seconds outside it.
+        tolerance_s: A detection also contains a point in time that lies up to this many seconds outside it.
     """
-    is_right, is_first, is_ignored = (np.zeros(len(detections), dtype=bool) for _ in range(3))
+    is_right, is_ignored = (np.zeros(len(detections), dtype=bool) for _ in range(2))
+    new_calls = np.zeros(len(detections), dtype=np.int64)
     is_found = np.zeros(len(calls), dtype=bool)
     keys = ["recording", "species"]
     rows_of_calls = calls.reset_index(drop=True).groupby(keys, sort=False).indices
@@ -65,16 +64,11 @@ def match_events(
             continue
         begin, end = call_start_s[of_species], call_end_s[of_species]
         numbers = np.asarray(rows)
-        ordered = numbers[np.argsort(-score[numbers], kind="stable")].tolist()
-        held: list[list[int]] = [
-            np.flatnonzero(_held(start_s[row], end_s[row], begin, end, tolerance_s)).tolist() for row in ordered
-        ]
-        taken_by: dict[int, int] = {}
-        closed: set[int] = set()
-        for number, row in enumerate(ordered):
-            is_first[row] = _augment(number, held, taken_by, closed)
-            is_right[row] = is_first[row] or any(end[call] > begin[call] for call in held[number])
-        is_found[np.asarray(of_species)[list(taken_by)]] = True
+        for row in numbers[np.argsort(-score[numbers], kind="stable")].tolist():
+            held = of_species[_held(start_s[row], end_s[row], begin, end, tolerance_s)]
+            is_right[row] = len(held) > 0
+            new_calls[row] = (~is_found[held]).sum()
+            is_found[held] = True
     rows_of_unknown = unknown.reset_index(drop=True).groupby("recording", sort=False).indices
     unknown_start_s, unknown_end_s = (unknown[name].to_numpy(dtype=float) for name in ("start_s", "end_s"))
     recordings = detections["recording"].to_numpy()
@@ -85,43 +79,13 @@ def match_events(
                 unknown_end_s[there] < start_s[row] - tolerance_s
             )
             is_ignored[row] = not apart.all()
-    return Matches(is_right, is_first, is_ignored, is_found)
-
-
-def _augment(detection: int, held: list[list[int]], taken_by: dict[int, int], closed: set[int]) -> bool:
-    """Assigns a call to a detection; moves other detections to other calls if needed.
-
-    Which of several equally good calls is found depends on the order of the search; the numbers do not.
-
-    Args:
-        detection: The new detection.
-        held: The calls that each detection matches.
-        taken_by: The detection of each assigned call.
-        closed: Calls from which no search reaches a free call, now or later; a search without success adds to them.
-    """
-    # A queue instead of recursion: in dense recordings, a path can be longer than the stack.
-    queue: list[tuple[int, int | None]] = [(detection, None)]  # detections, each with the call that it would give up
-    reached: dict[int, tuple[int, int | None]] = {}
-    for asking, given_up in queue:
-        for call in held[asking]:
-            if call in reached or call in closed:
-                continue
-            reached[call] = asking, given_up
-            if call in taken_by:
-                queue.append((taken_by[call], call))
-                continue
-            free: int | None = call
-            while free is not None:
-                taken_by[free], free = reached[free]
-            return True
-    closed.update(reached)
-    return False
+    return Matches(is_right, new_calls, is_ignored, is_found)
 
 
 def _held(
     start_s: float, end_s: float, call_start_s: np.ndarray, call_end_s: np.ndarray, tolerance_s: float
 ) -> np.ndarray:
-    """Whether a detection matches each call: it contains the point, or overlaps by half of the shorter of the two."""
+    """Whether a detection contains each call: the point, or a box that overlaps by half of the shorter of the two."""
     length_s = call_end_s - call_start_s
     overlap_s = np.minimum(end_s, call_end_s) - np.maximum(start_s, call_start_s)
     holds_point = (call_start_s >= start_s - tolerance_s) & (call_start_s <= end_s + tolerance_s)
@@ -243,7 +207,7 @@ class EventScores:
         rows = np.flatnonzero(~self.matches.is_ignored)
         rows = rows[np.argsort(-score[rows], kind="stable")]
         last = np.flatnonzero(np.diff(score[rows], append=np.nan) != 0)
-        false, found = ((flags[rows]).cumsum()[last] for flags in (~self.matches.is_right, self.matches.is_first))
+        false, found = (numbers[rows].cumsum()[last] for numbers in (~self.matches.is_right, self.matches.new_calls))
         hours = sum(self.truth.durations_s.values()) / 3600
         return false / hours, found / max(len(self.calls), 1)
 
@@ -310,8 +274,8 @@ class EventScores:
             block = slice(begin, begin + _RESAMPLE_BLOCK)
             drawn = weights[block][:, group]
             reported, right, found = (
-                (drawn * flags).cumsum(axis=1)[:, last]
-                for flags in (1, self.matches.is_right[rows], self.matches.is_first[rows])
+                (drawn * numbers).cumsum(axis=1)[:, last]
+                for numbers in (1, self.matches.is_right[rows], self.matches.new_calls[rows])
             )
             recall = found / calls[block, None]
             f1 = _f1(np.where(reported > 0, right / np.maximum(reported, 1), 0), recall)

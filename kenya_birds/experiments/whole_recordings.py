@@ -109,8 +109,8 @@ def evaluate_recordings(
     """Evaluates the scores of all windows of some recordings.
 
     If windows overlap, the detections at the thresholds are merged (as with `kenya-birds detect --merge`), and metrics
-    over all thresholds use the strongest of overlapping windows: otherwise a call in two windows would count as one
-    right and one false detection.
+    over all thresholds use the strongest of overlapping windows: otherwise a sound in two windows would count as two
+    detections.
 
     Args:
         windows: The windows.
