@@ -59,9 +59,9 @@ def match_events(
     call_start_s, call_end_s = (calls[name].to_numpy(dtype=float) for name in ("start_s", "end_s"))
     score = detections["score"].to_numpy(dtype=float)
     for key, rows in detections.reset_index(drop=True).groupby(keys, sort=False).indices.items():
-        of_species = rows_of_calls.get(key)
-        if of_species is None:
+        if key not in rows_of_calls:
             continue
+        of_species = np.asarray(rows_of_calls[key])
         begin, end = call_start_s[of_species], call_end_s[of_species]
         numbers = np.asarray(rows)
         for row in numbers[np.argsort(-score[numbers], kind="stable")].tolist():
