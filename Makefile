@@ -52,7 +52,7 @@ demo: install
 		--cache_dir $(DEMO)/cache --use_cpu --backbone test_convnext --init_from scratch \
 		--overlap_s 1.5 --num_train_epochs 12 --windows_per_epoch 400 --noise_reduction none --learning_rate 3e-3 \
 		--per_device_train_batch_size 16
-	$(BIN)/kenya-birds detect $(DEMO)/model $(DEMO)/archive --output $(DEMO)/found --overlap_s 1.5 --merge
+	$(BIN)/kenya-birds detect $(DEMO)/model $(DEMO)/archive --output $(DEMO)/found
 	@# A recording that was not trained on.
 	@recording=$$(awk -F, '$$2 == "test" { print $$1; exit }' $(DEMO)/model/splits.csv); set -x; \
 	$(BIN)/kenya-birds plot $(DEMO)/archive/soundscape_data/$$recording $(DEMO)/found/detections.csv \

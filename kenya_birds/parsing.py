@@ -202,7 +202,8 @@ def add_option(
     Args:
         group: A parser or one of its groups.
         name: Name of the argument; with two hyphens for a flag.
-        annotation: Type and rules (see `values`); `bool`: a flag without a value.
+        annotation: Type and rules (see `values`); `bool`: a flag without a value, also with the prefix `no_` if it is
+            on by default or optional.
         default: Default value.
         help: Help text; default, choices and range are added.
         metavar: Placeholder of the value in the help.
@@ -216,7 +217,7 @@ def add_option(
     names, notes = [name], [_informative_range(kind)]
     if kind.base is bool:
         more = {"action": BooleanFlag, "nargs": 0, **more}
-        if default is True or shown_default is True:
+        if default is True or shown_default is True or kind.optional:
             names.append(f"--no_{name[2:]}")
     else:
         more["type"] = _Type(name, kind)

@@ -124,7 +124,7 @@ def test_a_model_whose_thresholds_are_below_the_floor_lowers_it(tmp_path, record
     expected = SoundscapePipeline(tmp_path / "birds", device="cpu")(chirps(40, 1), RATE, name=NAME)
     assert analyser.analyse(recording, overlap_s=0.0).detections(FindingSettings()) == expected
     # Nor does the page's control, which counts in hundredths, leave anything out.
-    assert Page(analyser, None).settings(*Page(analyser, None).defaults, None, False) == FindingSettings()
+    assert Page(analyser, None).settings(*Page(analyser, None).defaults, None, False) == FindingSettings(merge=False)
 
 
 def test_without_thresholds_of_its_own_a_model_needs_one_for_all(tmp_path, recording):
@@ -685,7 +685,7 @@ def test_nothing_is_left_when_the_server_ends(analyser, recording):
 )
 def test_names_in_the_command_have_quotation_marks_of_all_shells_where_possible(word, shown):
     command = detect_command(word, word, 0.0, FindingSettings())
-    assert command == f"kenya-birds detect {shown} {shown} --output found"
+    assert command == f"kenya-birds detect {shown} {shown} --output found --overlap_s 0.0 --no_merge"
     assert shlex.split(command)[2] == word
 
 

@@ -101,6 +101,30 @@ def test_evaluation_and_detection_give_the_same_figures_again(trained, small_arc
     assert detected["detections"].sum() == pd.read_csv(trained / "recording_detections.csv").shape[0]
 
 
+def test_detection_overlaps_and_merges_as_the_evaluation_did(trained, tmp_path, caplog):
+    from kenya_birds.inference.finding_settings import FindingSettings
+    from kenya_birds.inference.pipeline import SoundscapePipeline
+
+    folder = shutil.copytree(trained, tmp_path / "birds")
+    thresholds = json.loads((folder / "thresholds.json").read_text())
+    (folder / "thresholds.json").write_text(json.dumps({**thresholds, "overlap_s": 0.25, "merge": True}))
+    caplog.set_level("INFO")
+    pipeline = SoundscapePipeline(folder, device="cpu")
+    assert (pipeline.overlap_s, pipeline.settings.merge) == (0.25, True)
+    assert pipeline.grid.hop_samples == pipeline.grid.window_samples - round(0.25 * pipeline.sampling_rate)
+    assert "Windows overlap by 0.25 s and detections are merged, as in the evaluation" in caplog.text
+    # Thresholds of a file have their own evaluation.
+    pipeline = SoundscapePipeline(folder, device="cpu", thresholds=trained / "thresholds.json")
+    assert (pipeline.overlap_s, pipeline.settings.merge) == (0, False)
+    # One threshold for all species was not evaluated.
+    pipeline = SoundscapePipeline(folder, device="cpu", settings=FindingSettings(threshold=0.3))
+    assert (pipeline.overlap_s, pipeline.settings.merge) == (0, False)
+    assert "The thresholds were chosen for" not in caplog.text
+    pipeline = SoundscapePipeline(folder, device="cpu", overlap_s=0, settings=FindingSettings(merge=False))
+    assert (pipeline.overlap_s, pipeline.settings.merge) == (0, False)
+    assert "windows that overlap by 0.25 s and merged detections (now 0 s, not merged)" in caplog.text
+
+
 def test_detection_warns_of_another_overlap_and_of_merging(trained, small_archive, tmp_path, caplog):
     from kenya_birds.inference.finding_settings import FindingSettings
     from kenya_birds.inference.pipeline import SoundscapePipeline
@@ -122,7 +146,7 @@ def test_the_card_detects_with_the_windows_and_the_threshold_of_its_figures(trai
     thresholds = json.loads((folder / "thresholds.json").read_text())
     (folder / "thresholds.json").write_text(json.dumps({**thresholds, "overlap_s": 0.25, "merge": True}))
     card = render_model_card(folder, "ann/birds", shipped_file(CARD_TEMPLATE))
-    assert "recordings --output detections --overlap_s 0.25 --merge\n" in card
+    assert "Its windows overlap by 0.25 s, and detections in consecutive windows are merged" in card
     assert "round(3.0 * rate), round(2.75 * rate)\n" in card
 
 

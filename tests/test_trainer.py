@@ -20,6 +20,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training import training_run
 from kenya_birds.training.augmentation import AugmentationArguments
+from kenya_birds.training.run_folder import last_whole_checkpoint
 from kenya_birds.training.trainer import KenyaBirdsTrainer
 from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments, check_fits
 from kenya_birds.training.transformers_arguments import METRICS
@@ -295,8 +296,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(reference_run, small_arc
 
 def test_a_run_that_is_killed_goes_on_where_it_was(reference_run, small_archive, cache, tmp_path):
     process = start(train_hf.main, flags(small_archive, tmp_path / "run", cache, **REFERENCE))
-    states = (tmp_path / "run").glob
-    wait_until(lambda: list(states("checkpoint-*/trainer_state.json")) or not process.is_alive())
+    wait_until(lambda: last_whole_checkpoint(tmp_path / "run") or not process.is_alive())
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL, "killed before its end"

@@ -46,7 +46,7 @@ def _add_detect(commands: Any) -> None:
         "completely; 3, some or all were not (failed.csv lists them); 2, an error ended the run. Several processes "
         "can share a run: torchrun --nproc_per_node N -m kenya_birds detect ..., or accelerate launch on GPUs; "
         "several machines can, if they share the output folder. Launchers have their own exit codes.",
-        "kenya-birds detect birds recordings --output found --overlap_s 1.5 --merge",
+        "kenya-birds detect birds recordings --output found",
     )
     add_option(command, "model", str, help=MODEL)
     add_option(command, "paths", str, help=RECORDINGS, metavar="path", nargs="+")
@@ -98,8 +98,20 @@ def _add_detect(commands: Any) -> None:
 def _add_windows(command: Any) -> None:
     windows = command.add_argument_group("Windows")
     add_channel(windows)
-    add_option(windows, "--overlap_s", Seconds, 0.0, help="overlap of neighbouring windows")
-    add_field(windows, FindingSettings, "merge", help="join a species' detections in consecutive windows")
+    add_option(
+        windows,
+        "--overlap_s",
+        Seconds | None,
+        help="overlap of neighbouring windows; by default the overlap for which the thresholds were chosen, and none "
+        "with --threshold",
+    )
+    add_field(
+        windows,
+        FindingSettings,
+        "merge",
+        help="join a species' detections in consecutive windows; by default as in the evaluation with these "
+        "thresholds, and not with --threshold",
+    )
     add_field(
         windows, FindingSettings, "merge_gap_s", help="with --merge: also join detections with gaps up to this length"
     )
@@ -164,7 +176,8 @@ def _detect(options: argparse.Namespace) -> None:
         from kenya_birds.evaluation.novelty import NoveltyReference
 
         NoveltyReference.of_model(saved)
-    check_overlap(saved, options.overlap_s)
+    if options.overlap_s is not None:
+        check_overlap(saved, options.overlap_s)
     sources = find_sources(options.paths)
     from kenya_birds.inference.run_report import RunFiles
 

@@ -17,7 +17,8 @@ class FindingSettings:
         min_confidence: Never report below this score, whatever the species' threshold.
         top_k: Report at most this many species in one window, those with the highest scores. None: all.
         species: Report only these eBird codes. None: all.
-        merge: Whether to merge touching or overlapping detections of a species.
+        merge: Whether to merge touching or overlapping detections of a species. None: as in the evaluation that the
+            thresholds belong to, otherwise not.
         merge_gap_s: Also merge across gaps up to this many seconds.
         merge_score: Score of merged detections: `mean` or `max` of their windows.
         smoothing: Average scores over this odd number of windows, centred on each window; over fewer at a recording's
@@ -32,7 +33,7 @@ class FindingSettings:
     min_confidence: Share = 0.0
     top_k: Count | None = None
     species: tuple[str, ...] | None = None
-    merge: bool = False
+    merge: bool | None = None
     merge_gap_s: Seconds = 0.0
     merge_score: Literal["mean", "max"] = "mean"
     smoothing: Annotated[int, Range(1), Odd()] = 1

@@ -59,7 +59,7 @@ class SoundscapePipeline:
     """Pipeline that detects birds in recordings of any length, in bounded memory.
 
     ```python
-    pipeline = SoundscapePipeline("birds", overlap_s=1.5, settings=FindingSettings(merge=True))
+    pipeline = SoundscapePipeline("birds")
     for detection in pipeline("KEN_001_20211207_153852.flac"):
         print(detection.start_s, detection.species, detection.score)
     ```
@@ -67,7 +67,8 @@ class SoundscapePipeline:
     Args:
         model: A model's folder, `owner/name` or `owner/name@revision` on the Hub, or a `SavedModel`. Code in the
             model's folder is not run.
-        overlap_s: Overlap of neighbouring windows in seconds.
+        overlap_s: Overlap of neighbouring windows in seconds; by default that for which the decision thresholds were
+            chosen, and 0 if that is not known or `settings` has one threshold for all species.
         settings: Settings of detections; by default the model's own decision thresholds are used.
         device: Device such as `cpu` or `cuda:1`; by default a GPU if there is one.
         batch_size: Windows per batch; by default 16 on a CPU and 128 on a GPU.
@@ -99,7 +100,7 @@ class SoundscapePipeline:
         self,
         model: str | Path | SavedModel,
         *,
-        overlap_s: Seconds = 0.0,
+        overlap_s: Seconds | None = None,
         settings: FindingSettings | None = None,
         device: Device | None = None,
         batch_size: Count | None = None,
@@ -109,8 +110,7 @@ class SoundscapePipeline:
         backend: Backend = "torch",
         precision: Precision | None = None,
     ) -> None:
-        self.settings = settings or FindingSettings()
-        self.overlap_s, self.channel = overlap_s, channel
+        self.settings, self.channel = settings or FindingSettings(), channel
         self.saved = model if isinstance(model, SavedModel) else find_model(model)
         chosen = device_for(self.saved, device)
         is_auto = backend == "auto"
@@ -120,9 +120,12 @@ class SoundscapePipeline:
         self.names = species_names(self.classes, classifier.config.species)
         self.sampling_rate: int = extractor.sampling_rate
         self.frequencies_hz = (float(extractor.f_min_hz), float(extractor.f_max_hz))
-        self.grid = WindowGrid.with_overlap(extractor.clip_samples, overlap_s, self.sampling_rate)
-        self.verification: dict[str, Any] | None = None
-        self.thresholds = self._find_thresholds(None if thresholds is None else Path(thresholds))
+        chosen_thresholds = self._find_thresholds(None if thresholds is None else Path(thresholds))
+        self.verification = chosen_thresholds.verification
+        self.thresholds = chosen_thresholds.values(self.classes)
+        self._follow_evaluation(chosen_thresholds, overlap_s)
+        self.grid = WindowGrid.with_overlap(extractor.clip_samples, self.overlap_s, self.sampling_rate)
+        self._warn_of_silent_species()
         self._finder("")  # raises an error for unknown species before long work
         self.stopwatch = Stopwatch()
         make_scorer = partial(
@@ -258,11 +261,11 @@ class SoundscapePipeline:
             )
         return reference
 
-    def _find_thresholds(self, path: Path | None) -> np.ndarray:
+    def _find_thresholds(self, path: Path | None) -> Thresholds:
         if self.settings.threshold is not None:
             if path is not None:
                 raise UserError(f"threshold is {self.settings.threshold} and thresholds is {path}: give one of both")
-            return np.full(len(self.classes), self.settings.threshold)
+            return Thresholds(None, None, dict.fromkeys(self.classes, self.settings.threshold), by_hand=True)
         if path is None:
             check_thresholds(self.saved, self.settings.threshold)
             thresholds = Thresholds.read(self.saved.folder / THRESHOLDS_FILE)
@@ -272,25 +275,19 @@ class SoundscapePipeline:
                     f"{self.saved.folder / THRESHOLDS_FILE} has no threshold of {', '.join(missing)}: it belongs to "
                     "another model; give one threshold for all species with --threshold (threshold=)"
                 )
-        else:
-            thresholds = Thresholds.read(path)
-            check_species_of_thresholds(path, thresholds.species, self.classes)
-        self.verification = thresholds.verification
-        self._warn_of_other_settings(thresholds)
-        values = thresholds.values(self.classes)
-        if silent := [code for code, value in zip(self.classes, values, strict=True) if value == np.inf]:
-            logger.warning(
-                "%d of the model's %d species have no decision threshold and are never reported: %s%s",
-                len(silent),
-                len(values),
-                ", ".join(silent[:10]),
-                " ..." if len(silent) > 10 else "",
-            )
-        return values
+            return thresholds
+        thresholds = Thresholds.read(path)
+        check_species_of_thresholds(path, thresholds.species, self.classes)
+        return thresholds
 
-    def _warn_of_other_settings(self, thresholds: Thresholds) -> None:
-        """Warns if the model was evaluated on whole recordings with another overlap, or merged otherwise."""
-        evaluated, now = [], []
+    def _follow_evaluation(self, thresholds: Thresholds, overlap_s: float | None) -> None:
+        """Sets overlap and merging: as given, otherwise as in the evaluation on whole recordings with the thresholds.
+
+        If they are given and differ from that evaluation, a warning is logged.
+        """
+        merge, evaluated, now = self.settings.merge, [], []
+        self.overlap_s: float = (thresholds.overlap_s or 0.0) if overlap_s is None else overlap_s
+        self.settings = replace(self.settings, merge=bool(thresholds.merge) if merge is None else merge)
         if thresholds.overlap_s is not None and thresholds.overlap_s != self.overlap_s:
             evaluated.append(f"windows that overlap by {thresholds.overlap_s:g} s")
             now.append(f"{self.overlap_s:g} s")
@@ -303,6 +300,23 @@ class SoundscapePipeline:
                 "in the model's evaluation",
                 " and ".join(evaluated),
                 ", ".join(now),
+            )
+        elif (overlap_s is None and self.overlap_s) or (merge is None and self.settings.merge):
+            logger.info(
+                "Windows overlap by %g s and detections are %s, as in the evaluation with these thresholds",
+                self.overlap_s,
+                "merged" if self.settings.merge else "not merged",
+            )
+
+    def _warn_of_silent_species(self) -> None:
+        values = self.thresholds
+        if silent := [code for code, value in zip(self.classes, values, strict=True) if value == np.inf]:
+            logger.warning(
+                "%d of the model's %d species have no decision threshold and are never reported: %s%s",
+                len(silent),
+                len(values),
+                ", ".join(silent[:10]),
+                " ..." if len(silent) > 10 else "",
             )
 
 

@@ -260,14 +260,12 @@ def detect_command(model: str, recording: str, overlap_s: float, settings: Findi
     """
     words = ["kenya-birds", "detect", model, recording if recording[:1] != "-" else f"./{recording}"]
     words += ["--output", "found"]
-    if overlap_s:
-        words += ["--overlap_s", str(overlap_s)]
+    words += ["--overlap_s", str(overlap_s)]
     if settings.threshold is not None:
         words += ["--threshold", str(settings.threshold)]
     if settings.min_confidence:
         words += ["--min_confidence", str(settings.min_confidence)]
-    if settings.merge:
-        words.append("--merge")
+    words.append("--merge" if settings.merge else "--no_merge")
     comment = ""
     if settings.species is not None:
         words += ["--species", SPECIES_LIST]

@@ -1,9 +1,8 @@
 """The output folder of training: the record of its run, its checkpoints, and the files that may be replaced."""
 
-import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ STAGE_FILE = "first_stage.json"
 RECORD_FILES = (SETTINGS_FILE, SPLITS_FILE, RECORDINGS_FILE, STAGE_FILE)
 SUMMARY_FILE = "training_summary.json"
 CARD_FILE = "README.md"
-# Names of transformers. The state is written last: if it exists, the checkpoint is complete.
+# Names of transformers. The state is written last: if it can be read, the checkpoint is complete.
 CHECKPOINT_PREFIX, STATE_FILE = "checkpoint-", "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 # Weights of the best epochs, for their mean.
@@ -148,10 +147,18 @@ def delete_checkpoints(folder: Path) -> None:
             shutil.rmtree(left)
 
 
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint is complete: a run may have been killed, or the disk full, while it was written."""
+    try:
+        read_json(checkpoint / STATE_FILE)
+    except UserError:
+        return False
+    return True
+
+
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint with the most steps in a folder; None if there is none."""
-    whole = [checkpoint for checkpoint in checkpoints(folder) if (checkpoint / STATE_FILE).is_file()]
-    return whole[-1] if whole else None
+    return next(filter(is_whole, reversed(checkpoints(folder))), None)
 
 
 def lies_in(checkpoint: Path, folder: Path) -> bool:
@@ -170,7 +177,7 @@ def best_checkpoint(folder: Path, step: int) -> Path:
         UserError: If it does not exist or is not complete.
     """
     checkpoint = folder / f"{CHECKPOINT_PREFIX}{step}"
-    if not (checkpoint / STATE_FILE).is_file():
+    if not is_whole(checkpoint):
         raise UserError(
             f"{checkpoint.name}, the best epoch of the run, is not in {folder}: restore it, or start a new run"
         )
@@ -234,20 +241,13 @@ def writing_run(folder: Path) -> Iterator[None]:
     """Context that saves checkpoints or results in a folder.
 
     Raises:
-        WriteError: If the folder cannot be written to. Its last checkpoint is then complete, or none.
+        WriteError: If the folder cannot be written to.
     """
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         if not _is_of_writing(error, folder):
             raise
-        # The state is short, but may have been cut as well: the checkpoint would pass for a complete one.
-        for checkpoint in checkpoints(folder):
-            try:
-                json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                with suppress(OSError):
-                    (checkpoint / STATE_FILE).unlink()
         is_cut = "unexpected pos" in str(error)  # torch.save does not say why
         reason = "the disk may be full" if is_cut else getattr(error, "strerror", None) or error
         raise WriteError(
@@ -326,18 +326,15 @@ def _is_only_begun(folder: Path) -> bool:
     if not (folder / SETTINGS_FILE).is_file():
         return False
     names = {*RECORD_FILES, LOCK_FILE, LOGS_FOLDER, EPOCHS_FOLDER}
-    return all(
-        path.name in names or (checkpoint_step(path) >= 0 and not (path / STATE_FILE).is_file())
-        for path in folder.iterdir()
-    )
+    return all(path.name in names or (checkpoint_step(path) >= 0 and not is_whole(path)) for path in folder.iterdir())
 
 
 def _check_whole(checkpoint: Path) -> None:
     if not checkpoint.is_dir():
         raise UserError(f"--resume_from_checkpoint {checkpoint}: expected true, or the folder of a checkpoint")
-    if not (checkpoint / STATE_FILE).is_file():
+    if not is_whole(checkpoint):
         raise UserError(
-            f"--resume_from_checkpoint {checkpoint} is not a complete checkpoint, because it has no {STATE_FILE}: "
+            f"--resume_from_checkpoint {checkpoint} is not a complete checkpoint: its {STATE_FILE} cannot be read; "
             "give the folder of a complete one, or true for the last one in --output_dir"
         )
 

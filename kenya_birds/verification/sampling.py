@@ -310,7 +310,8 @@ def _log_scores(table: FoundTable, scores: Scores) -> None:
         )
     if table.run.get("settings", {}).get("merge"):
         logger.warning(
-            "The table was made with --merge: its rows are joined windows, so shares are those of rows, not of windows"
+            "The detections of the table are merged: its rows are joined windows, so shares are those of rows, not of "
+            "windows; kenya-birds detect --no_merge gives rows of single windows"
         )
 
 
