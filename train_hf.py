@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 
 from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.errors import UserError, WriteError
-from kenya_birds.files import CARD_TEMPLATE, shipped_file
 from kenya_birds.process import keep_freed_memory, print_anything, use_utf8
 from kenya_birds.training.flags import TrainFlags, after_stop, parse_train_flags
-from kenya_birds.training.run_folder import CARD_FILE, writing_results
 
 if TYPE_CHECKING:
     from kenya_birds.training.settings import Settings
@@ -56,6 +54,7 @@ def train(flags: TrainFlags) -> None:
     # torch and transformers take seconds to import: mistakes in the flags have been reported before.
     from kenya_birds.data.splits import recordings_in
     from kenya_birds.experiments.results import save_results, score_splits
+    from kenya_birds.publishing.model_card import write_card
     from kenya_birds.training.training_run import Run
 
     settings = flags.settings()
@@ -89,6 +88,7 @@ def cross_validate(flags: TrainFlags, settings: "Settings") -> None:
         UserError: If an argument or the archive cannot be used.
     """
     from kenya_birds.experiments.cross_validation import CrossValidation, fit_on_everything
+    from kenya_birds.publishing.model_card import write_card
 
     output_dir = Path(settings.training.output_dir)
     with CrossValidation(settings, flags.params) as validated:
@@ -98,20 +98,6 @@ def cross_validate(flags: TrainFlags, settings: "Settings") -> None:
             return
         fit_on_everything(validated, results)
         validated.team.first_does(partial(write_card, output_dir))
-
-
-def write_card(output_dir: Path) -> None:
-    """Writes the model card of a model folder.
-
-    Args:
-        output_dir: The folder.
-    """
-    from kenya_birds.publishing.model_card import render_model_card
-
-    with writing_results(output_dir):
-        card = render_model_card(output_dir, str(output_dir), shipped_file(CARD_TEMPLATE))
-        (output_dir / CARD_FILE).write_text(card, encoding="utf-8")
-    logger.info("Model, card (README.md), metrics, tables and pictures are in %s", output_dir)
 
 
 def command(arguments: list[str] | None = None, program: str = "train_hf.py") -> None:

@@ -16,19 +16,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from held_out import Scored, counted, difference, f1_of, score_held_out
+from held_out import METRICS, difference, measure, resampled, score_held_out
 
 from kenya_birds.console import one_line_errors
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
-from kenya_birds.evaluation.intervals import weighted_ranking
-from kenya_birds.evaluation.metrics import MASKED
 from kenya_birds.files import read_json
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.run_folder import STATE_FILE, SUMMARY_FILE, best_checkpoint, last_whole_checkpoint
-
-METRICS = ("mean average precision", "AUROC", "F1 at the thresholds", "best F1 with one threshold")
 
 
 def main() -> None:
@@ -68,42 +64,6 @@ def models_of(run: Path) -> dict[str, Path]:
     if last is None or "averaged_epochs" not in read_json(run / SUMMARY_FILE)["result"]:
         raise UserError(f"{run}: expected a run with --average_epochs, with its checkpoints")
     return {"mean": run, "best epoch": best_checkpoint(run, read_json(last / STATE_FILE)["best_global_step"])}
-
-
-def resampled(windows: Scored, resamples: int, seed: int) -> np.ndarray:
-    """Weights of an archive's recordings, shape `(1 + resamples, recordings)`; the first row is the sample itself.
-
-    They depend on the seed alone, so that a recording has the same weight in all runs. D. B. Rubin, "The Bayesian
-    bootstrap", Annals of Statistics 1981: no weight is 0, so that no resample is without a call.
-    """
-    recordings = 1 + int(windows.recording.max())
-    weights = np.random.default_rng(seed).exponential(size=(recordings, resamples)).T
-    return np.concatenate([np.ones((1, recordings)), weights])
-
-
-def measure(windows: Scored, weights: np.ndarray) -> np.ndarray:
-    """The metrics on recordings that were neither trained on nor chose anything, shape `(1 + resamples, metrics)`."""
-    chose = windows.select(windows.split == "validation")
-    tested = windows.select(windows.split != "validation")
-    precisions, areas = weighted_ranking(tested.scores, tested.targets, tested.recording, weights)
-    counts = np.zeros((weights.shape[1], len(tested.classes), 3))
-    np.add.at(counts, tested.recording, counted(tested, chose.chosen_thresholds()))
-    f1 = f1_of(weights @ counts.sum(axis=1))
-    return np.stack([np.nanmean(precisions, axis=1), np.nanmean(areas, axis=1), f1, best_f1(tested, weights)], axis=1)
-
-
-def best_f1(windows: Scored, weights: np.ndarray) -> np.ndarray:
-    """The best F1 with one threshold for all species, shape `(1 + resamples,)`."""
-    row, label = np.nonzero(windows.targets != MASKED)
-    order = np.argsort(-windows.scores[row, label], kind="stable")
-    recording = windows.recording[row][order]
-    is_present = (windows.targets[row, label] == 1)[order]
-    best = []
-    for by_recording in weights:
-        weight = by_recording[recording]
-        right, reported = np.cumsum(weight * is_present), np.cumsum(weight)
-        best.append((2 * right / (reported + right[-1])).max())
-    return np.array(best)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 
 from kenya_birds.data.dataset import clips_builder
 from kenya_birds.data.splits import read_splits
-from kenya_birds.evaluation.intervals import centred_interval
+from kenya_birds.evaluation.intervals import centred_interval, weighted_ranking
 from kenya_birds.evaluation.metrics import MASKED, probabilities
 from kenya_birds.evaluation.thresholds import choose_window_thresholds
 from kenya_birds.evaluation.window_scoring import plan_windows
@@ -20,6 +20,7 @@ from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassificat
 from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.settings import clip_settings
 
+METRICS = ("mean average precision", "AUROC", "F1 at the thresholds", "best F1 with one threshold")
 # Counts of pairs of window and species: right, reported, present.
 RIGHT, REPORTED, PRESENT = range(3)
 
@@ -119,3 +120,39 @@ def difference(values: np.ndarray) -> str:
     ends = centred_interval(values[1:], float(values[0]), 0.95, (-1, 1))
     assert ends is not None
     return f"{values[0]:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})"
+
+
+def resampled(windows: Scored, resamples: int, seed: int) -> np.ndarray:
+    """Weights of an archive's recordings, shape `(1 + resamples, recordings)`; the first row is the sample itself.
+
+    They depend on the seed alone, so that a recording has the same weight in all runs. D. B. Rubin, "The Bayesian
+    bootstrap", Annals of Statistics 1981: no weight is 0, so that no resample is without a call.
+    """
+    recordings = 1 + int(windows.recording.max())
+    weights = np.random.default_rng(seed).exponential(size=(recordings, resamples)).T
+    return np.concatenate([np.ones((1, recordings)), weights])
+
+
+def measure(windows: Scored, weights: np.ndarray) -> np.ndarray:
+    """The metrics on recordings that were neither trained on nor chose anything, shape `(1 + resamples, metrics)`."""
+    chose = windows.select(windows.split == "validation")
+    tested = windows.select(windows.split != "validation")
+    precisions, areas = weighted_ranking(tested.scores, tested.targets, tested.recording, weights)
+    counts = np.zeros((weights.shape[1], len(tested.classes), 3))
+    np.add.at(counts, tested.recording, counted(tested, chose.chosen_thresholds()))
+    f1 = f1_of(weights @ counts.sum(axis=1))
+    return np.stack([np.nanmean(precisions, axis=1), np.nanmean(areas, axis=1), f1, best_f1(tested, weights)], axis=1)
+
+
+def best_f1(windows: Scored, weights: np.ndarray) -> np.ndarray:
+    """The best F1 with one threshold for all species, shape `(1 + resamples,)`."""
+    row, label = np.nonzero(windows.targets != MASKED)
+    order = np.argsort(-windows.scores[row, label], kind="stable")
+    recording = windows.recording[row][order]
+    is_present = (windows.targets[row, label] == 1)[order]
+    best = []
+    for by_recording in weights:
+        weight = by_recording[recording]
+        right, reported = np.cumsum(weight * is_present), np.cumsum(weight)
+        best.append((2 * right / (reported + right[-1])).max())
+    return np.array(best)

@@ -42,6 +42,7 @@ def describe_model(saved: SavedModel) -> dict[str, Any]:
     return {
         "model": saved.name,
         "backbone": (config.get("graph") or config.get("audio_model") or {}).get("name") or config.get("backbone"),
+        "networks": config.get("backbone_members", 1),
         "published_network": config.get("graph"),
         "head": config.get("head"),
         "problem_type": config.get("problem_type") or DEFAULT_PROBLEM_TYPE,
@@ -84,6 +85,8 @@ def format_model(about: dict[str, Any]) -> str:
         f"Clips of {_shown(about['clip_s'])} s at {_shown(about['sampling_rate_hz'])} Hz; frequencies from "
         f"{_shown(low_hz)} to {_shown(high_hz)} Hz; scores are {'' if about['calibrated'] else 'not '}calibrated",
     ]
+    if about["networks"] > 1:
+        lines.append(f"It combines {about['networks']} networks, which were trained apart: their logits are averaged")
     network = about["published_network"]
     if network is not None:
         lines.append(

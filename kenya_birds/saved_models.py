@@ -144,6 +144,17 @@ def check_trained(saved: SavedModel, what: str) -> None:
         )
 
 
+def check_one_network(saved: SavedModel) -> None:
+    """Raises `UserError` if a model combines several networks.
+
+    Args:
+        saved: The model.
+    """
+    members = saved.config.get("backbone_members", 1)
+    if members > 1:
+        raise UserError(f"'{saved.name}' combines {members} networks: give one of the models that it was made of")
+
+
 def check_thresholds(saved: SavedModel, threshold: float | None) -> None:
     """Raises `UserError` if there are no decision thresholds, neither in the model nor from the user.
 

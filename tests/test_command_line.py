@@ -72,6 +72,7 @@ MISTAKES = {
     f"{DETECT} --batch_size": "--batch_size: expected one argument",
     f"{DETECT} --thresholds TMP/none.json": "there is no file TMP/none.json",
     f"{DETECT} --thresholds MODEL/config.json": "config.json has no thresholds of species",
+    "kenya-birds combine TMP/one TMP/two --data_dir ARCHIVE --output_dir TMP/new": "there is no folder TMP/one",
     "kenya-birds verify": "required: STEP",
     "kenya-birds verify smaple": "'smaple'.*did you mean sample",
     "kenya-birds verify sample TMP/none --output TMP/new": "there is no folder TMP/none",

@@ -1,10 +1,10 @@
-"""Commands for training: info, estimate, tune."""
+"""Commands for training: info, estimate, tune, combine."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from kenya_birds.commands.common import MODEL, add_archive
+from kenya_birds.commands.common import MODEL, add_archive, log_loading
 from kenya_birds.defaults import BACKBONE, CLIPS_PER_BATCH, EPOCHS
 from kenya_birds.parsing import add_field, add_general, add_option, new_command, read_fields
 from kenya_birds.training.tuning_settings import TuningSettings
@@ -13,7 +13,7 @@ from kenya_birds.values import Count, Positive
 
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
-    for add in (_add_info, _add_estimate, _add_tune):
+    for add in (_add_info, _add_estimate, _add_tune, _add_combine):
         add(commands)
 
 
@@ -155,3 +155,56 @@ def _tune(options: argparse.Namespace) -> None:
     settings = read_fields(options, TuningSettings)
     tune(one_archive(options.data_dirs), options.output, settings, options.train_flags)
     print(f"The best settings (for train_hf.py --params), history and figures are in {options.output}")
+
+
+def _add_combine(commands: Any) -> None:
+    command = new_command(
+        commands,
+        "combine",
+        "make one model of several",
+        "Makes one model of several that were trained with different seeds: its logits are the mean of theirs. Its "
+        "network takes as much time as all of theirs. Calibration and thresholds are chosen on the validation "
+        "recordings, and it is evaluated on the test recordings, as in training. The models need the same features, "
+        "network, species and splits.",
+        "kenya-birds combine birds-0 birds-1 birds-2 --data_dir archive --output_dir birds",
+    )
+    add_option(command, "models", Path, help="output folders of train_hf.py, two or more", metavar="model", nargs="+")
+    data = command.add_argument_group("Archive")
+    add_option(data, "--data_dir", Path, required=True, metavar="ARCHIVE", help="the archive of their training")
+    add_option(
+        data,
+        "--cache_dir",
+        Path | None,
+        metavar="FOLDER",
+        help="folder for cached clips; by default the cache of the datasets library",
+    )
+    add_option(data, "--num_proc", Count | None, help="processes that cut clips; by default 1")
+    output = command.add_argument_group("Output")
+    add_option(output, "--output_dir", Path, required=True, metavar="FOLDER", help="output folder: new or empty")
+    add_option(
+        command.add_argument_group("Speed"), "--use_cpu", bool, False, help="do not use a GPU, even if there is one"
+    )
+    add_general(command)
+    command.set_defaults(run=_combine, after_stop="delete the output folder and run the same command again")
+
+
+def _combine(options: argparse.Namespace) -> None:
+    from kenya_birds.files import check_layouts, check_new_folder
+    from kenya_birds.training.member_models import check_members
+
+    check_members(options.models)
+    check_layouts([options.data_dir])
+    check_new_folder(options.output_dir, "--output_dir")
+    log_loading(f"{options.models[0]} and {len(options.models) - 1} more")
+    from kenya_birds.experiments.combined_model import combine
+    from kenya_birds.publishing.model_card import write_card
+
+    combine(
+        options.models,
+        options.data_dir,
+        options.output_dir,
+        cache_dir=options.cache_dir,
+        num_proc=options.num_proc,
+        use_cpu=options.use_cpu,
+    )
+    write_card(options.output_dir)

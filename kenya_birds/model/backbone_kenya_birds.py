@@ -36,6 +36,32 @@ class FixedPadConv2d(nn.Conv2d):
         return super().forward(nn.functional.pad(values, (self.before, self.after, self.before, self.after)))
 
 
+class Members(nn.Module):
+    """Several backbones with different weights, side by side.
+
+    A linear classifier on the joined embeddings can compute the mean of the logits of several models: its weights are
+    theirs, divided by their number.
+
+    Args:
+        members: Backbones of the same kind.
+    """
+
+    def __init__(self, members: list[Any]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.num_features = sum(getattr(member, "head_hidden_size", member.num_features) for member in members)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Joined embeddings `(batch, num_features)` of `(batch, 1, bands, frames)`."""
+        return torch.cat([member(features) for member in self.members], dim=1)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As timm's models."""
+        member: Any
+        for member in self.members:
+            member.set_grad_checkpointing(enable)
+
+
 def build_backbone(config: KenyaBirdsConfig, **kwargs: Any) -> Any:
     """Builds the timm model `config.backbone` with one input channel, without classifier, with pooled output.
 
@@ -48,6 +74,8 @@ def build_backbone(config: KenyaBirdsConfig, **kwargs: Any) -> Any:
     - `"perch-2"`: the first convolution does not pad, and batch normalisation has Flax's epsilon. This is Perch 2
       (https://github.com/google-research/perch, chirp/models/efficientnet.py).
 
+    With `config.backbone_members`, there are several of them (see `Members`).
+
     Args:
         config: The configuration.
         **kwargs: Further arguments of `timm.create_model`, such as `pretrained=True`.
@@ -56,6 +84,12 @@ def build_backbone(config: KenyaBirdsConfig, **kwargs: Any) -> Any:
         ValueError: If timm does not have the model, the model accepts images of one size only, or there is no such
             variant of it.
     """
+    if config.backbone_members > 1:
+        return Members([_build_one(config, **kwargs) for _ in range(config.backbone_members)])
+    return _build_one(config, **kwargs)
+
+
+def _build_one(config: KenyaBirdsConfig, **kwargs: Any) -> Any:
     variant = config.backbone_variant
     if variant not in VARIANTS:
         raise ValueError(f"backbone_variant is {variant!r}, expected one of {VARIANTS}")

@@ -18,6 +18,8 @@ class KenyaBirdsConfig(PreTrainedConfig):
         backbone (`str`, defaults to `"convnext_tiny.in12k_ft_in1k"`): Name of a timm image model.
         backbone_variant (`str`, defaults to `"timm"`): How the network differs from timm's of that name:
             `"transformers"` or `"perch-2"` (see `build_backbone`). For these two, features are not padded either.
+        backbone_members (`int`, defaults to 1): Number of backbones with different weights, whose embeddings are
+            joined (see `Members`).
         drop_rate (`float`, defaults to 0.0): Dropout before the classifier.
         drop_path_rate (`float`, defaults to 0.0): Stochastic depth, if the backbone supports it.
         species (`dict`, *optional*): Scientific and common name by eBird code:
@@ -47,6 +49,7 @@ class KenyaBirdsConfig(PreTrainedConfig):
 
     backbone: str = "convnext_tiny.in12k_ft_in1k"
     backbone_variant: str = "timm"
+    backbone_members: int = 1
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     species: dict[str, dict[str, str]] | None = None

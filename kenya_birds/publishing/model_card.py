@@ -1,5 +1,6 @@
 """The model card: a template that is filled with the results of training."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from kenya_birds.evaluation.unknown_species import UNKNOWN_SPECIES
 from kenya_birds.experiments.results import OUT_OF_FOLD
 from kenya_birds.experiments.score import DESCRIPTIONS
 from kenya_birds.experiments.whole_recordings import RECALL_FILE, TIMELINE_FILE
-from kenya_birds.files import read_json
+from kenya_birds.files import CARD_TEMPLATE, read_json, shipped_file
 from kenya_birds.model.graph_kenya_birds import RUNTIMES
 from kenya_birds.publishing.clips_dataset import markdown_cell
 from kenya_birds.saved_models import THRESHOLDS_FILE
-from kenya_birds.training.run_folder import SUMMARY_FILE
+from kenya_birds.training.run_folder import CARD_FILE, SUMMARY_FILE, writing_results
 from kenya_birds.waveform_networks import license_terms
+
+logger = logging.getLogger(__name__)
 
 METRIC_NAMES = {
     "macro_f1": ("f1", "Macro F1"),
@@ -46,6 +49,21 @@ PICTURES = {
     RELIABILITY_FILE: "Reliability: share of correct predictions by score, before and after calibration",
     F1_FILE: "F1 against training clips",
 }
+
+
+def write_card(output_dir: Path) -> None:
+    """Writes the model card of an output folder of training.
+
+    Args:
+        output_dir: The folder.
+
+    Raises:
+        UserError: If it has another card than that of training.
+    """
+    with writing_results(output_dir):
+        card = render_model_card(output_dir, str(output_dir), shipped_file(CARD_TEMPLATE))
+        (output_dir / CARD_FILE).write_text(card, encoding="utf-8")
+    logger.info("Model, card (README.md), metrics, tables and pictures are in %s", output_dir)
 
 
 def render_model_card(

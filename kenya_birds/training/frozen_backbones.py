@@ -10,7 +10,7 @@ from kenya_birds.defaults import BACKBONE
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
 from kenya_birds.model.graph_kenya_birds import RUNTIMES, find_graph
-from kenya_birds.saved_models import SavedModel, check_ours, find_model
+from kenya_birds.saved_models import SavedModel, check_one_network, check_ours, find_model
 from kenya_birds.training.arguments import (
     AugmentationArguments,
     DataArguments,
@@ -162,6 +162,7 @@ def _of_audio_model(model: ModelArguments, saved: SavedModel, features: Mapping[
 def _of_model(saved: SavedModel) -> FrozenBackbone:
     name = saved.name
     check_ours(saved)
+    check_one_network(saved)
     graph = saved.config.get("graph")
     if graph is not None:
         if graph.get("embedding") is None:

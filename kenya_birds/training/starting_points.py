@@ -24,7 +24,15 @@ from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load
-from kenya_birds.saved_models import NO_START, WEIGHTS_FILE, SavedModel, check_trained, find_model, transport_error
+from kenya_birds.saved_models import (
+    NO_START,
+    WEIGHTS_FILE,
+    SavedModel,
+    check_one_network,
+    check_trained,
+    find_model,
+    transport_error,
+)
 from kenya_birds.training.arguments import FeatureArguments
 from kenya_birds.training.weight_names import (
     fit,
@@ -220,6 +228,7 @@ def _from_donor(model: KenyaBirdsForAudioClassification, donor: SavedModel) -> N
 
 def _from_own_model(model: KenyaBirdsForAudioClassification, donor: SavedModel) -> None:
     check_trained(donor, NO_START)
+    check_one_network(donor)
     theirs, ours = str(donor.config.get("backbone", KenyaBirdsConfig.backbone)), model.config.backbone
     if theirs.split(".")[0] != ours.split(".")[0]:
         raise UserError(f"'{donor.name}' has the backbone {theirs}, expected {ours}: pass --backbone {theirs}")

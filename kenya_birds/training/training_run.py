@@ -358,7 +358,6 @@ class Run:
         if data.train_on == "recordings":
             learned = self.windows.plan()
             evaluated = None if evaluated is None else self._validation_windows()
-            logger.info("Each epoch has %d windows drawn from the training recordings", learned.length)
         trainer = KenyaBirdsTrainer(
             self.model, args, self.extractor, learned, evaluated, augmentation, background, self.frozen
         )
@@ -408,6 +407,8 @@ class Run:
         )
         if (self._output_dir / STAGE_FILE).is_file():
             summary["first_stage"] = read_json(self._output_dir / STAGE_FILE)
+        if trainer.plan is not None:
+            logger.info("Each epoch has %d windows drawn from the training recordings", trainer.plan.length)
         self.team.wait()  # here, so that the waiting time is not measured as training
         trainer.train(None if self._checkpoint is None else str(self._checkpoint))
         state = trainer.state
