@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -194,6 +195,13 @@ def test_arms_are_trained_once_and_compared_on_whole_recordings(small_archive, t
     assert float(apart.split("|")[2].split()[0]) == pytest.approx(mean[0] - best[0], abs=0.0011)
     run = tmp_path / "work" / "clips-fold0-seed0"
     assert "expected a run with --average_epochs" in run_script("benchmarks/averaged_epochs.py", words[0], run).stderr
+    # A model with itself is the same model.
+    group = f"{words[1]},{shutil.copytree(words[1], tmp_path / 'again')}"
+    combined = run_script("benchmarks/combined_models.py", words[0], group, "--resamples", "20")
+    assert combined.returncode == 0, combined.stderr
+    single, again, together = (line.split(": ")[1] for line in combined.stdout.splitlines()[1:4])
+    assert single == again == together
+    assert combined.stdout.splitlines()[-1].count("+0.000 (+0.000 to +0.000)") == 4
 
 
 def test_a_head_trains_on_random_embeddings():
