@@ -170,7 +170,14 @@ def _add_combine(commands: Any) -> None:
     )
     add_option(command, "models", Path, help="output folders of train_hf.py, two or more", metavar="model", nargs="+")
     data = command.add_argument_group("Archive")
-    add_option(data, "--data_dir", Path, required=True, metavar="ARCHIVE", help="the archive of their training")
+    add_option(
+        data,
+        "--data_dir",
+        list[Path],
+        required=True,
+        metavar="ARCHIVE",
+        help="the archive of their training, or several",
+    )
     add_option(
         data,
         "--cache_dir",
@@ -193,15 +200,16 @@ def _combine(options: argparse.Namespace) -> None:
     from kenya_birds.training.member_models import check_members
 
     check_members(options.models)
-    check_layouts([options.data_dir])
+    check_layouts(options.data_dir)
     check_new_folder(options.output_dir, "--output_dir")
     log_loading(f"{options.models[0]} and {len(options.models) - 1} more")
+    from kenya_birds.data.joined_archive import one_archive
     from kenya_birds.experiments.combined_model import combine
     from kenya_birds.publishing.model_card import write_card
 
     combine(
         options.models,
-        options.data_dir,
+        one_archive(options.data_dir, options.cache_dir),
         options.output_dir,
         cache_dir=options.cache_dir,
         num_proc=options.num_proc,
