@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -75,6 +75,7 @@ def test_a_batch_is_int16_and_holds_the_middle_of_the_stored_clip():
 
 
 @pytest.mark.parametrize("resident", [False, True])
+@settings(max_examples=30)
 @given(st.floats(-0.3, 0.3))
 def test_a_shift_brings_in_the_stored_context_and_goes_no_further(resident, share):
     clips = training_clips(dataset([1.0], [0], context=1000), shift_probability=1.0)

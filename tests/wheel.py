@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 TRAINING = (
     *("--use_cpu", "--backbone", "test_convnext", "--init_from", "scratch", "--min_annotations", "5"),
     *("--n_mels", "32", "--hop_length", "1024", "--noise_reduction", "none"),
-    *("--num_train_epochs", "1", "--windows_per_epoch", "200", "--per_device_train_batch_size", "16"),
+    *("--num_train_epochs", "1", "--windows_per_epoch", "64", "--per_device_train_batch_size", "16"),
 )
 # One process for all of them, as each would import torch and transformers again.
 COMMANDS = """
