@@ -1,6 +1,7 @@
 """Several trained models as one, which computes the mean of their logits."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,8 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
+from kenya_birds.files import CARD_TEMPLATE, shipped_file
 from kenya_birds.model_loading import load_model
+from kenya_birds.publishing.model_card import render_model_card
 from kenya_birds.training.member_models import check_members
+from kenya_birds.training.training_recordings import TrainingRecordings
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -66,6 +70,20 @@ def test_its_logits_are_the_mean_of_theirs(folder):
     assert together.embed(features).shape == (3, 2 * models[0].embedding_size)
 
 
+def card_of(folder, *told):
+    """The card if the members had taken these hours of two processes, and had these origins."""
+    summary = json.loads((folder / "training_summary.json").read_text())
+    for member, hours, start in zip(summary["members"], told[:2], told[2:], strict=True):
+        member |= {
+            "processes": 1,
+            "starting_point": start,
+            "result": {**member["result"], "train_runtime_s": 3600 * hours},
+        }
+        member["first_stage"] = {"train_runtime_s": 1800}
+    edited(folder / "training_summary.json", **summary)
+    return render_model_card(folder, "ann/birds", shipped_file(CARD_TEMPLATE))
+
+
 def test_the_folder_has_what_training_writes_and_figures_of_its_own(folder):
     single, together = folder / "birds-0", folder / "birds"
     written = {path.name for path in single.iterdir() if path.is_file() and not path.name.startswith(".")}
@@ -79,12 +97,10 @@ def test_the_folder_has_what_training_writes_and_figures_of_its_own(folder):
     scores = pd.read_parquet(together / "recording_windows.parquet")
     assert not scores.equals(pd.read_parquet(single / "recording_windows.parquet"))
     summary = json.loads((together / "training_summary.json").read_text())
-    assert [member["seed"] for member in summary["members"]] == [42, 1]
-    times = [
-        json.loads((each / "training_summary.json").read_text())["result"]["train_runtime_s"]
-        for each in members(folder)
-    ]
-    assert summary["result"]["train_runtime_s"] == pytest.approx(sum(times), abs=0.1)
+    assert [member["arguments"]["seed"] for member in summary["members"]] == [42, 1]
+    # Each member keeps its cost and its origin.
+    assert re.search(r"All of it took\s+2.1 device-hours", card_of(together, 1.0, 0.1, "x/first@0a1", "y/second@0b2"))
+    assert "- x/first\n- y/second" in card_of(together, 1.0, 0.1, "x/first@0a1", "y/second@0b2")
     card = (together / "README.md").read_text(encoding="utf-8")
     assert "The model combines 2 networks" in card
     assert "with seed 42 ran for 1.0 epochs, the best one was 1.0; training with seed 1 ran for" in card
@@ -119,6 +135,19 @@ def test_models_that_do_not_fit_each_other_are_refused(folder, tmp_path, file, c
         return
     with pytest.raises(UserError, match=told):
         check_members([folder / "birds-0", other])
+
+
+def test_what_its_members_learned_without_annotations_is_known(folder, small_archive, tmp_path):
+    other = shutil.copytree(folder / "birds-1", tmp_path / "other")
+    table = pd.read_csv(other / "training_recordings.csv", keep_default_na=False)
+    table.loc[len(table)] = ["night.flac", "train", "samples-0123", ""]
+    table.to_csv(other / "training_recordings.csv", index=False)
+    words = [folder / "birds-0", other, "--data_dir", small_archive, "--output_dir", tmp_path / "birds", "--use_cpu"]
+    assert run_here(main, "combine", *words, "--cache_dir", folder / "cache").returncode == 0
+    known = TrainingRecordings.read(tmp_path / "birds")
+    assert known.overlap({"again.flac": "samples-0123"}).names("train") == ["again.flac"]
+    own = pd.read_csv(folder / "birds-0" / "training_recordings.csv", keep_default_na=False)
+    pd.testing.assert_frame_equal(known.table.iloc[:-1].reset_index(drop=True), own)
 
 
 def test_models_of_other_splits_are_refused(folder, tmp_path):

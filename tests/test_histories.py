@@ -67,6 +67,15 @@ def test_a_detection_belongs_to_the_occasion_of_its_middle():
     np.testing.assert_equal(histories.max_score[:, 0], [[np.nan, 0.8], [0.9, 0.7]])
 
 
+def test_a_merged_detection_belongs_to_all_occasions_that_have_the_middle_of_a_window_in_it():
+    # From shortly before 23 h to shortly after 1 h: the last window that it is made of may have its middle before 1 h.
+    chorus = found(("a", H - 60, "owl", 0.9)).assign(end_s=3 * H + 1.4)
+    histories = make_histories({"a": recorded()}, chorus, "hour")
+    assert histories.detections[0, 0].tolist() == [1, 1, 1, 0]
+    night = make_histories({"a": recorded()}, chorus, "night")
+    assert night.detections[0, 0].tolist() == [1]
+
+
 def test_no_sound_no_information():
     recordings = {
         "whole": recorded("A", hours=2),

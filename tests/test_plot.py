@@ -364,6 +364,11 @@ def test_a_detection_counts_for_the_hour_of_its_middle_also_after_midnight():
     assert counted.recorded_h is None
 
 
+def test_a_merged_detection_counts_for_each_hour_of_its_windows():
+    counted = measure_activity(table((MORNING, 1700, 1800 + 3600 + 30, "a", 1)), None, "t")
+    assert counted.counts.loc["a"][lambda hours: hours > 0].to_dict() == {5: 1, 6: 1, 7: 1}
+
+
 def test_recorded_hours_are_those_of_all_recordings():
     silent = "s/KEN_002_20211207_120000.flac"
     durations = {MORNING: 3600.0, EVENING: 120.0, silent: 7200.0, "s/other.wav": 99.0}

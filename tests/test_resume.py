@@ -513,11 +513,12 @@ def test_errors_of_other_files_pass(tmp_path):
         raise RuntimeError("CUDA out of memory")
 
 
-def test_a_checkpoint_whose_state_was_cut_is_not_complete(tmp_path):
+def test_a_checkpoint_whose_state_was_cut_is_not_complete(tmp_path, caplog):
     # A run was killed, or the disk was full, while the state was written.
     whole, cut = checkpoint_in(tmp_path, 9), checkpoint_in(tmp_path, 10)
     (cut / "trainer_state.json").write_text('{"global_st')
     assert find_start(tmp_path, "true") == whole
+    assert "checkpoint-10 is not complete: the run resumes from checkpoint-9" in caplog.text
     with pytest.raises(UserError, match="is not a complete checkpoint"):
         find_start(tmp_path, str(cut))
 

@@ -226,6 +226,7 @@ def test_recordings_without_a_site_are_a_group_of_their_own(tmp_path):
     [
         ("run.json", None, "has no run.json"),
         ("run.json", "{}", "does not say which model"),
+        ("run.json", '{"model_sha256": "a", "settings": {"merge": true}}', "are merged.*--no_merge"),
         ("detections.parquet", "x", "cannot be read as a table of detections"),
         ("detections.parquet", None, "has no detections.parquet or detections.csv"),
     ],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from kenya_birds.data.splits import read_splits
@@ -20,12 +21,15 @@ from kenya_birds.training.arguments import AugmentationArguments, DataArguments,
 from kenya_birds.training.member_models import check_members
 from kenya_birds.training.run_checks import hash_annotations
 from kenya_birds.training.run_folder import SPLITS_FILE, SUMMARY_FILE, RunRecord
-from kenya_birds.training.settings import Settings, read_settings
+from kenya_birds.training.settings import FRONT_END_FILE, Settings, read_settings
 from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 from kenya_birds.training.training_recordings import TrainingRecordings
 from kenya_birds.training.training_run import Run
 
 logger = logging.getLogger(__name__)
+
+# Of the summary of a model that is combined with others.
+MEMBER = ("starting_point", "arguments", "processes", "device", "result", "first_stage", "self_training")
 
 
 def combine(
@@ -67,14 +71,10 @@ def combine(
             f"{data_dir} has {len(run.builder.classes)} species with enough annotations, and the models have "
             f"{len(classes)}, or others: give the archive that they were trained on"
         )
-    if hash_annotations(data_dir) != run.record.annotations:
-        logger.warning("The annotations of %s have changed since %s was trained", data_dir, folders[0])
-    earlier = run.earlier.recordings
     for folder in folders:
-        known = TrainingRecordings.read(folder)
-        if known is not None:
-            earlier = known.of_starting_models.and_those_of(earlier)
-    run.earlier = dataclasses.replace(run.earlier, recordings=earlier)
+        if hash_annotations(data_dir) != RunRecord.read(folder).annotations:
+            logger.warning("The annotations of %s have changed since %s was trained", data_dir, folder)
+    run.earlier = dataclasses.replace(run.earlier, recordings=_learned_from(folders))
     with run:
         clips = run.cut_clips()
         run.validation_no_call()
@@ -106,16 +106,23 @@ def combined(folders: Sequence[Path]) -> KenyaBirdsForAudioClassification:
     return model.eval()
 
 
+def _learned_from(folders: Sequence[Path]) -> TrainingRecordings:
+    """The recordings without annotations, and those of starting models, that models were trained on."""
+    tables = [known.table for folder in folders if (known := TrainingRecordings.read(folder)) is not None]
+    annotated = set(read_splits(folders[0] / SPLITS_FILE)["recording"])
+    table = pd.concat(tables, ignore_index=True).drop_duplicates()
+    return TrainingRecordings(table[(table["model"] != "") | ~table["recording"].isin(annotated)])
+
+
 def combined_summary(folders: Sequence[Path]) -> dict[str, Any]:
-    """The training summary of a combined model: that of the first model, and `members` with what differs.
+    """The training summary of a combined model: that of the first model, and `members` with what may differ.
 
     Args:
         folders: Folders of the models.
     """
     summaries = [read_json(folder / SUMMARY_FILE) for folder in folders]
     summary = copy.deepcopy(summaries[0])
-    summary["members"] = [{"seed": each["arguments"]["seed"], **each["result"]} for each in summaries]
-    summary["result"]["train_runtime_s"] = round(sum(each["result"]["train_runtime_s"] for each in summaries), 1)
+    summary["members"] = [{name: each[name] for name in MEMBER if name in each} for each in summaries]
     return summary
 
 
@@ -130,6 +137,9 @@ def _settings(folder: Path, **now: Any) -> Settings:
         "bf16": False,
         "fp16": False,
     }
+
+    # What the networks were trained with, whatever the defaults of today are.
+    record |= read_json(folder / FRONT_END_FILE)
 
     def group(kind: type) -> Any:
         names = {field.name for field in dataclasses.fields(kind) if field.init} & record.keys()

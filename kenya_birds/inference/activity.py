@@ -19,6 +19,7 @@ from kenya_birds.data.sunrise import time_from_sunrise
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_picture
 from kenya_birds.inference.detections import name_in
+from kenya_birds.inference.merged_detections import middles_s, spread_rows
 from kenya_birds.inference.recordings_reader import RunRecordings, read_recordings
 from kenya_birds.inference.table_formats import RECORDINGS_TABLE
 from kenya_birds.inference.table_reader import read_detections
@@ -212,9 +213,9 @@ def measure_activity(
             "other names need a name pattern (--name_pattern)"
         )
     begin_s = known["recording"].map({path: _second_of_day(start) for path, start in begins.items()})
-    hour = ((begin_s + (known["start_s"] + known["end_s"]) / 2) // 3600 % DAY_H).astype(int)
-    names = known["common_name"].where(known["common_name"] != "", known["code"])
-    counts = pd.crosstab(names, hour).reindex(columns=range(DAY_H), fill_value=0)
+    row, hour = spread_rows(*(((begin_s + times_s) // 3600).to_numpy(dtype=int) for times_s in middles_s(known)))
+    names = known["common_name"].where(known["common_name"] != "", known["code"]).iloc[row].reset_index(drop=True)
+    counts = pd.crosstab(names, hour % DAY_H).reindex(columns=range(DAY_H), fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
     recorded_h = None
     if run is not None:

@@ -283,11 +283,15 @@ class SoundscapePipeline:
     def _follow_evaluation(self, thresholds: Thresholds, overlap_s: float | None) -> None:
         """Sets overlap and merging: as given, otherwise as in the evaluation on whole recordings with the thresholds.
 
-        If they are given and differ from that evaluation, a warning is logged.
+        With another overlap than in that evaluation, detections are not merged unless this is set. If overlap or
+        merging differ from it, a warning is logged.
         """
         merge, evaluated, now = self.settings.merge, [], []
         self.overlap_s: float = (thresholds.overlap_s or 0.0) if overlap_s is None else overlap_s
-        self.settings = replace(self.settings, merge=bool(thresholds.merge) if merge is None else merge)
+        if merge is None:
+            merge = bool(thresholds.merge) and self.overlap_s == thresholds.overlap_s
+        by_default = overlap_s is None or self.settings.merge is None
+        self.settings = replace(self.settings, merge=merge)
         if thresholds.overlap_s is not None and thresholds.overlap_s != self.overlap_s:
             evaluated.append(f"windows that overlap by {thresholds.overlap_s:g} s")
             now.append(f"{self.overlap_s:g} s")
@@ -301,7 +305,7 @@ class SoundscapePipeline:
                 " and ".join(evaluated),
                 ", ".join(now),
             )
-        elif (overlap_s is None and self.overlap_s) or (merge is None and self.settings.merge):
+        elif by_default and (self.overlap_s or merge):
             logger.info(
                 "Windows overlap by %g s and detections are %s, as in the evaluation with these thresholds",
                 self.overlap_s,

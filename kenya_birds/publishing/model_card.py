@@ -117,7 +117,7 @@ def render_model_card(
         tags=["bioacoustics", "birds", "soundscape", *timm_tags],
         model_name=model_name,
         datasets=[dataset_id] if dataset_id else None,
-        base_model=_base_model(summary["starting_point"], config["backbone"]),
+        base_model=_base_models(summary, config["backbone"]),
         eval_results=_eval_results(results, summary["archive"]["name"], dataset_id, cross_validated),
     )
     card = ModelCard.from_template(
@@ -144,7 +144,7 @@ def render_model_card(
         cross_validated=cross_validated,
         results=results,
         chosen=metrics.get("validation", {}),
-        device_hours=summary["processes"] * (_training_s(summary) + fold_s) / 3600,
+        device_hours=(_device_s(summary) + summary["processes"] * fold_s) / 3600,
         fold_hours=summary["processes"] * fold_s / 3600,
         chosen_by=_chosen_by(summary["result"]),
         whole=results.get(WHOLE_RECORDINGS),
@@ -165,6 +165,11 @@ def _training_s(summary: Mapping[str, Any]) -> float:
     """Seconds that training took, with its first stage and its rounds of self-training."""
     stages = [summary["result"], summary.get("first_stage", {}), *summary.get("self_training", [])]
     return float(sum(stage.get("train_runtime_s", 0.0) for stage in stages))
+
+
+def _device_s(summary: Mapping[str, Any]) -> float:
+    """Seconds that training took, times processes; of all models if several were combined."""
+    return sum(each["processes"] * _training_s(each) for each in summary.get("members", [summary]))
 
 
 def _eval_results(
@@ -197,6 +202,13 @@ def _network(model_dir: Path, network: Mapping[str, Any]) -> dict[str, Any]:
         "runtime": RUNTIMES[file.suffix][1],
         "terms": license_terms(network["license"], "this model"),
     }
+
+
+def _base_models(summary: Mapping[str, Any], backbone: str) -> str | list[str] | None:
+    """The Hub's names of the models that training started from; None if none is on the Hub."""
+    starts = [each["starting_point"] for each in summary.get("members", [summary])]
+    names = sorted({name for start in starts if (name := _base_model(start, backbone)) is not None})
+    return names if len(names) > 1 else next(iter(names), None)
 
 
 def _base_model(starting_point: str, backbone: str) -> str | None:

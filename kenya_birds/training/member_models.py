@@ -58,6 +58,8 @@ def _about(folder: Path) -> dict[str, Any]:
             f"{folder} was trained on all recordings, so nothing is left to choose decision thresholds on: {NO_MEMBER}"
         )
     settings = read_json(folder / SETTINGS_FILE)["settings"]
+    if "train_on" not in settings:
+        raise UserError(f"{folder} was trained by an older version of this package: {NO_MEMBER}")
     extractor = read_json(folder / "preprocessor_config.json")
     return {
         **{name: saved.config.get(name) for name in SAME},

@@ -1,5 +1,7 @@
 """The output folder of training: the record of its run, its checkpoints, and the files that may be replaced."""
 
+import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from safetensors import SafetensorError
 
 from kenya_birds.errors import UserError, WriteError
 from kenya_birds.files import LOCK_FILE, file_sha256, is_new_or_empty, is_write_error, read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "run_settings.json"
 SPLITS_FILE = "splits.csv"
@@ -116,6 +120,8 @@ def find_start(output_dir: Path, resume: str | None) -> Path | None:
                 f"no checkpoint to resume from in {output_dir}: omit --resume_from_checkpoint (to resume a "
                 "cross-validation, add --folds or --final_fit)"
             )
+        if (last := checkpoints(output_dir)[-1]) != checkpoint:
+            logger.warning("%s is not complete: the run resumes from %s", last, checkpoint.name)
     else:
         checkpoint = Path(resume)
         _check_whole(checkpoint)
@@ -148,11 +154,17 @@ def delete_checkpoints(folder: Path) -> None:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint is complete: a run may have been killed, or the disk full, while it was written."""
+    """Whether a checkpoint is complete: a run may have been killed, or the disk full, while it was written.
+
+    Raises:
+        UserError: If its state exists and cannot be read.
+    """
     try:
-        read_json(checkpoint / STATE_FILE)
-    except UserError:
+        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return False
+    except OSError as error:
+        raise UserError(f"{checkpoint / STATE_FILE} cannot be read ({error}): make it readable") from None
     return True
 
 

@@ -65,7 +65,7 @@ def table_in(folder: Path) -> Path:
     A CSV that was edited and is not read is logged.
 
     Raises:
-        UserError: If the folder has no table or no `run.json`.
+        UserError: If the folder has no table or no `run.json`, or the detections are merged.
     """
     found = [path for suffix in ("parquet", "csv") if (path := folder / f"{STEM}.{suffix}").is_file()]
     if not found:
@@ -105,6 +105,11 @@ class FoundTable:
         self.run: dict[str, Any] = read_json(folder / RUN_FILE)
         if not isinstance(self.run.get("model_sha256"), str):
             raise UserError(f"{folder / RUN_FILE} does not say which model it is of: run kenya-birds detect again")
+        if self.run.get("settings", {}).get("merge"):
+            raise UserError(
+                f"the detections in {folder} are merged, and a sample needs rows of single windows: run kenya-birds "
+                "detect with --threshold 0.01, or with --no_merge, in another folder"
+            )
 
     def scores(self, by: By | None) -> Scores:
         """Reads score, species and group of all detections.

@@ -10,6 +10,7 @@ import pandas as pd
 
 from kenya_birds.data.recording_time import TimeAndPlace
 from kenya_birds.errors import UserError
+from kenya_birds.inference.merged_detections import middles_s, spread_rows
 from kenya_birds.verification.occasions import Occasion, Unit, clock_occasions, twilight_occasions
 
 HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
@@ -94,7 +95,8 @@ def make_histories(
     Args:
         recordings: All recordings by path, including those without detections.
         detections: `recording`, `start_s`, `end_s`, `code`, `common_name`, `scientific_name`, `score`, `confirmed`
-            (bool). A detection belongs to the occasion of its middle.
+            (bool). A detection belongs to the occasion of its middle. A merged one belongs to all occasions in which
+            the middle of a window of 3 s in it may be.
         unit: Length of the occasions.
         sites: Sites in the wanted order, also those without recordings; by default the sites of the recordings.
         species: Code, common and scientific name of further species, which have a history without a detection.
@@ -128,12 +130,12 @@ def make_histories(
         recording = spans.get(str(path))
         if recording is None:
             continue
-        inside, occasion = recording.occasions_of(found, occasion_at)
-        code = found["code"].map(species_at).to_numpy()[inside]
+        row, occasion = recording.occasions_of(found, occasion_at)
+        code = found["code"].map(species_at).to_numpy()[row]
         place = np.ravel_multi_index((code, np.full_like(code, site_at[recording.site]), occasion), shape)
         np.add.at(counts.reshape(-1), place, 1)
-        np.add.at(confirmed.reshape(-1), place, found["confirmed"].to_numpy()[inside].astype(np.int32))
-        np.maximum.at(highest.reshape(-1), place, found["score"].to_numpy()[inside])
+        np.add.at(confirmed.reshape(-1), place, found["confirmed"].to_numpy()[row].astype(np.int32))
+        np.maximum.at(highest.reshape(-1), place, found["score"].to_numpy()[row])
     highest[np.isinf(highest)] = np.nan
     return Histories(wanted, _bounds(effort, names), rows, effort_h, counts, confirmed, highest, clock, dict(skipped))
 
@@ -155,14 +157,16 @@ class _Divided:
     analysed: list[Occasion]
 
     def occasions_of(self, detections: pd.DataFrame, occasion_at: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns which detections are in an occasion with effort (bool), and the indices of their occasions."""
+        """Returns the rows of detections in an occasion with effort, and the indices of their occasions."""
         bounds_s = [((part.start - self.begin) / SECOND, (part.end - self.begin) / SECOND) for part in self.occasions]
         starts_s, ends_s = np.array(bounds_s).reshape(-1, 2).T
-        middle_s = ((detections["start_s"] + detections["end_s"]) / 2).to_numpy()
-        at = np.searchsorted(starts_s, middle_s, side="right") - 1
+        first_s, last_s = middles_s(detections)
+        first, last = (np.searchsorted(starts_s, times_s, side="right") - 1 for times_s in (first_s, last_s))
+        # Between occasions, such as outside twilight, is none.
+        first = np.where((first < 0) | (first_s > np.append(ends_s, -np.inf)[first]), first + 1, first)
+        row, at = spread_rows(first, last)
         number = np.array([occasion_at.get(part.name, -1) for part in self.occasions] + [-1])[at]
-        inside = (at >= 0) & (middle_s <= np.append(ends_s, -np.inf)[at]) & (number >= 0)
-        return inside, number[inside]
+        return row[number >= 0], number[number >= 0]
 
 
 def _divide(recordings: Mapping[str, Recorded], unit: Unit, skipped: Counter[str]) -> tuple[dict[str, _Divided], str]:

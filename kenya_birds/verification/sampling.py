@@ -308,11 +308,6 @@ def _log_scores(table: FoundTable, scores: Scores) -> None:
             "count them. For all windows, run kenya-birds detect with --threshold 0 (or 0.01) in another folder",
             lowest,
         )
-    if table.run.get("settings", {}).get("merge"):
-        logger.warning(
-            "The detections of the table are merged: its rows are joined windows, so shares are those of rows, not of "
-            "windows; kenya-birds detect --no_merge gives rows of single windows"
-        )
 
 
 def _rows(table: FoundTable, drawn: list[Drawn], settings: SampleSettings) -> pd.DataFrame:
