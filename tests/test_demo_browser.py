@@ -243,7 +243,7 @@ def test_another_overlap_is_analysed_and_a_best_detection_found_by_its_species(p
     assert "overlap by 0.5 s" in page.text("#settings")
     count = page.text("#line")
     page.all("#overlap input")[0].click()
-    page.until(lambda: "--overlap_s 0.0" in page.text("#settings"))
+    page.until(lambda: "overlap by" not in page.text("#settings"))
     page.until(lambda: page.text("#line") not in ("", count))
     page.all("button[role=tab]")[1].click()
     page.until(lambda: page.all("#by_species [role=gridcell]"))
