@@ -389,10 +389,11 @@ def is_running(pid):
 
 
 def open_files(pid):
-    """Paths of the files that a process has open."""
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(OSError):
-            yield os.readlink(link)
+    """Paths of the files that a process has open; none if it has ended."""
+    with suppress(FileNotFoundError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                yield os.readlink(link)
 
 
 def children_of(pid):
