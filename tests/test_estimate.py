@@ -32,7 +32,7 @@ from kenya_birds.training.estimate import (
 estimate = functools.cache(estimate_module.estimate)
 CLASSES = 176
 ROOT = Path(__file__).parent.parent
-FAMILIES = ["test_convnext", "convnext_tiny", "test_efficientnet"]
+FAMILIES = ["test_convnext", "convnext_tiny", "tf_efficientnetv2_b0", "test_efficientnet"]
 
 
 @pytest.fixture(scope="module")

@@ -111,6 +111,22 @@ def add_speed(group: Any, unit: str) -> None:
     )
 
 
+def add_cutting(group: Any) -> None:
+    """Adds the options for cutting clips. They do not change results.
+
+    Args:
+        group: An argument group of a parser.
+    """
+    add_option(group, "--num_proc", Count | None, help="processes that cut clips; by default 1")
+    add_option(
+        group,
+        "--cache_dir",
+        Path | None,
+        metavar="FOLDER",
+        help="folder for cached clips; by default the cache of the datasets library",
+    )
+
+
 def check_overlap(saved: Any, overlap_s: float) -> None:
     """Raises `UserError` if the overlap is too large for a model's windows; skipped if their length is unknown.
 

@@ -8,6 +8,7 @@ from kenya_birds.commands.common import (
     MODEL,
     RUN_AGAIN,
     add_archive,
+    add_cutting,
     add_device,
     log_loading,
 )
@@ -353,11 +354,4 @@ def _probe(options: argparse.Namespace) -> None:
 
 def _add_processing(group: Any) -> None:
     add_option(group, "--batch_size", Count, CLIPS_PER_BATCH, help="clips per batch")
-    add_option(group, "--num_proc", Count | None, help="processes that cut clips; by default 1")
-    add_option(
-        group,
-        "--cache_dir",
-        Path | None,
-        metavar="FOLDER",
-        help="folder for cached clips; by default the cache of the datasets library",
-    )
+    add_cutting(group)

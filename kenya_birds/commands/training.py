@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kenya_birds.commands.common import MODEL, add_archive, log_loading
+from kenya_birds.commands.common import MODEL, add_archive, add_cutting, log_loading
 from kenya_birds.defaults import BACKBONE, CLIPS_PER_BATCH, EPOCHS
 from kenya_birds.parsing import add_field, add_general, add_option, new_command, read_fields
 from kenya_birds.training.tuning_settings import TuningSettings
@@ -179,19 +179,11 @@ def _add_combine(commands: Any) -> None:
         metavar="ARCHIVE",
         help="the archive of their training, or several",
     )
-    add_option(
-        data,
-        "--cache_dir",
-        Path | None,
-        metavar="FOLDER",
-        help="folder for cached clips; by default the cache of the datasets library",
-    )
-    add_option(data, "--num_proc", Count | None, help="processes that cut clips; by default 1")
     output = command.add_argument_group("Output")
     add_option(output, "--output_dir", Path, required=True, metavar="FOLDER", help="output folder: new or empty")
-    add_option(
-        command.add_argument_group("Speed"), "--use_cpu", bool, False, help="do not use a GPU, even if there is one"
-    )
+    speed = command.add_argument_group("Speed")
+    add_option(speed, "--use_cpu", bool, False, help="do not use a GPU, even if there is one")
+    add_cutting(speed)
     add_general(command)
     command.set_defaults(run=_combine, after_stop="delete the output folder and run the same command again")
 

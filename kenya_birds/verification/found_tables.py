@@ -65,7 +65,7 @@ def table_in(folder: Path) -> Path:
     A CSV that was edited and is not read is logged.
 
     Raises:
-        UserError: If the folder has no table or no `run.json`, or the detections are merged.
+        UserError: If the folder has no table or no `run.json`.
     """
     found = [path for suffix in ("parquet", "csv") if (path := folder / f"{STEM}.{suffix}").is_file()]
     if not found:
@@ -96,7 +96,7 @@ class FoundTable:
         run: Content of `run.json`.
 
     Raises:
-        UserError: If the folder has no table or no `run.json`.
+        UserError: If the folder has no table or no `run.json`, or the detections are merged.
     """
 
     def __init__(self, folder: str | Path) -> None:
