@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from held_out import METRICS, difference, measure, resampled, score_held_out
+from held_out import measure, print_table, resampled, score_held_out
 
 from kenya_birds.console import one_line_errors
 from kenya_birds.errors import UserError
@@ -50,12 +50,7 @@ def main() -> None:
                 tables[name].append(measure(windows, weights))
                 print(f"  {name}: " + ", ".join(f"{value:.3f}" for value in tables[name][-1][0]), flush=True)
     values = {name: np.mean(tables[name], axis=0) for name in names}
-    print("| Weights | " + " | ".join(METRICS) + " |")
-    print("| --- |" + " --- |" * len(METRICS))
-    for name in names:
-        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values[name][0]) + " |")
-    apart = values["mean"] - values["best epoch"]
-    print("| mean minus best epoch | " + " | ".join(difference(column) for column in apart.T) + " |")
+    print_table("Weights", values, "mean minus best epoch", values["mean"] - values["best epoch"])
 
 
 def models_of(run: Path) -> dict[str, Path]:

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from held_out import METRICS, difference, measure, resampled, score_held_out
+from held_out import measure, print_table, resampled, score_held_out
 
 from kenya_birds.console import one_line_errors
 from kenya_birds.evaluation.calibration import Calibration
@@ -53,12 +53,7 @@ def main() -> None:
             single.append(np.mean(measured[:-1], axis=0))
             together.append(measured[-1])
     values = {"single models": np.mean(single, axis=0), "combined": np.mean(together, axis=0)}
-    print("| | " + " | ".join(METRICS) + " |")
-    print("| --- |" + " --- |" * len(METRICS))
-    for name, found in values.items():
-        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in found[0]) + " |")
-    apart = values["combined"] - values["single models"]
-    print("| combined minus single | " + " | ".join(difference(column) for column in apart.T) + " |")
+    print_table("", values, "combined minus single", values["combined"] - values["single models"])
 
 
 if __name__ == "__main__":

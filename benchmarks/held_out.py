@@ -122,6 +122,22 @@ def difference(values: np.ndarray) -> str:
     return f"{values[0]:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})"
 
 
+def print_table(first: str, values: dict[str, np.ndarray], apart: str, differences: np.ndarray) -> None:
+    """Prints the metrics of several systems, and their difference with intervals, as Markdown.
+
+    Args:
+        first: Title of the first column.
+        values: What `measure` returned, by name of the system.
+        apart: Name of the difference.
+        differences: Of the same shape as the values.
+    """
+    print(f"| {first} | " + " | ".join(METRICS) + " |")
+    print("| --- |" + " --- |" * len(METRICS))
+    for name, found in values.items():
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in found[0]) + " |")
+    print(f"| {apart} | " + " | ".join(difference(column) for column in differences.T) + " |")
+
+
 def resampled(windows: Scored, resamples: int, seed: int) -> np.ndarray:
     """Weights of an archive's recordings, shape `(1 + resamples, recordings)`; the first row is the sample itself.
 

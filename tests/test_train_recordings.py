@@ -119,6 +119,8 @@ def test_detection_overlaps_and_merges_as_the_evaluation_did(trained, tmp_path, 
     # One threshold for all species was not evaluated.
     pipeline = SoundscapePipeline(folder, device="cpu", settings=FindingSettings(threshold=0.3))
     assert (pipeline.overlap_s, pipeline.settings.merge) == (0, False)
+    SoundscapePipeline(folder, device="cpu", overlap_s=1.5, settings=FindingSettings(threshold=0.3))
+    assert caplog.text.count("as in the evaluation with these thresholds") == 1
     assert "The thresholds were chosen for" not in caplog.text
     # Windows side by side are rows of their own, unless merging is set.
     pipeline = SoundscapePipeline(folder, device="cpu", overlap_s=0)

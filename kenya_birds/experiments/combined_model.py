@@ -121,9 +121,8 @@ def combined_summary(folders: Sequence[Path]) -> dict[str, Any]:
         folders: Folders of the models.
     """
     summaries = [read_json(folder / SUMMARY_FILE) for folder in folders]
-    summary = copy.deepcopy(summaries[0])
-    summary["members"] = [{name: each[name] for name in MEMBER if name in each} for each in summaries]
-    return summary
+    members = [{name: each[name] for name in MEMBER if name in each} for each in summaries]
+    return {**summaries[0], "members": members}
 
 
 def _settings(folder: Path, **now: Any) -> Settings:

@@ -305,7 +305,7 @@ class SoundscapePipeline:
                 " and ".join(evaluated),
                 ", ".join(now),
             )
-        elif by_default and (self.overlap_s or merge):
+        elif by_default and thresholds.overlap_s is not None and (self.overlap_s or merge):
             logger.info(
                 "Windows overlap by %g s and detections are %s, as in the evaluation with these thresholds",
                 self.overlap_s,
