@@ -291,6 +291,18 @@ def test_tables_are_those_that_r_reads(run_folder, tmp_path, capsys):
     assert long[1][5:] == ["NA", "NA", "NA", "NA", "0.0"]
 
 
+def test_a_local_time_that_is_utc_is_known(run_folder, tmp_path, capsys):
+    """Clocks in London are set back on 31 October: its local time is then UTC."""
+    path = run_folder / "recordings.csv"
+    table = pd.read_csv(path)
+    table["local_time"] = ["2021-10-30T23:00:00.000", "2021-10-31T23:00:00.000", "2021-10-31T23:00:00.000"]
+    table["utc_time"] = ["2021-10-30T22:00:00.000Z", "2021-10-31T23:00:00.000Z", "2021-10-31T23:00:00.000Z"]
+    table.to_csv(path, index=False)
+    main(["histories", str(run_folder), "--output", str(tmp_path / "out"), "--unit", "night"])
+    assert "2 sites, 2 occasions (local time)" in capsys.readouterr().out
+    assert rows_of(tmp_path / "out" / "effort_h.csv")[0] == ["site", "2021-10-30", "2021-10-31"]
+
+
 def test_tables_that_a_spreadsheet_with_decimal_commas_saved_are_read(run_folder):
     path = run_folder / "recordings.csv"
     pd.read_csv(path).assign(duration_s=7200.5, latitude=-1.25, longitude=36.5).to_csv(path, index=False)

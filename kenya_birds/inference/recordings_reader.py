@@ -107,7 +107,9 @@ def _place(row: Mapping[Any, str]) -> TimeAndPlace:
     )
     start = local if utc is None else utc.astimezone(UTC)
     if local is not None and utc is not None:
-        start = local.replace(tzinfo=timezone(local - utc.astimezone(UTC).replace(tzinfo=None)))
+        offset = local - utc.astimezone(UTC).replace(tzinfo=None)
+        # Without a name, an offset of 0 would be the object UTC, which stands for an unknown local time.
+        start = local.replace(tzinfo=timezone(offset) if offset else timezone(offset, "UTC+00:00"))
     latitude, longitude = (float(text) if (text := row.get(name, "")) else None for name in ("latitude", "longitude"))
     site = row.get("site", "")
     site = site[1:] if site.startswith("'") and FORMULA.match(site[1:]) else site
