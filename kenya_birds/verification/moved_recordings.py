@@ -20,7 +20,8 @@ def find_recordings(
     """Finds the recordings of detections, also after they were moved.
 
     A moved recording is the file with its name whose last folders are the same, or else the only one with its name, or
-    the only one of these with its length.
+    the only one of these with its length. A file with the name and the last folder of another recording is not it,
+    because recorders name files by their time, so sites share names.
 
     Args:
         names: Paths or URLs of the recordings in the table.
@@ -44,12 +45,16 @@ def find_recordings(
         )
     paths = {Path(one.path).relative_to(folder).as_posix(): one.path for one in find_sound(folder).found}
     finder = RecordingFinder(paths)
+    owners: dict[tuple[str, ...], set[str]] = {}
+    for name in (*names, *(lengths_s or {})):
+        owners.setdefault(_last_parts(name), set()).add(name)
     for name in missing:
         path = name.replace("\\", "/")
         match = finder.find(path.lstrip("/"))
         if match.recording is None:
             match = finder.find(path.rpartition("/")[2])
         alike = match.others if match.recording is None else (match.recording,)
+        alike = tuple(one for one in alike if name in owners.get(_last_parts(one), {name})) or alike
         if len(alike) > 1 and lengths_s and name in lengths_s:
             alike = tuple(one for one in alike if _has_length(paths[one], lengths_s[name]))
         if len(alike) != 1:
@@ -58,15 +63,26 @@ def find_recordings(
             )
             raise UserError(f"the recording {name} is not found in {folder} ({what}): move it there under its name")
         found[name] = str(paths[alike[0]])
-    # Recorders name files by their time, so sites share names.
+        others = owners.get(_last_parts(alike[0]), {name})
+        if name not in others:
+            raise _both(sorted([name, min(others)]), found[name])
     first: dict[str, str] = {}
-    for name in missing:
-        if (other := first.setdefault(found[name], name)) != name:
-            raise UserError(
-                f"the recordings {other} and {name} cannot both be {found[name]}: give a folder that contains "
-                "both, in subfolders with the names that they had"
-            )
+    for name, path in found.items():
+        if (other := first.setdefault(path, name)) != name:
+            raise _both([other, name], path)
     return found
+
+
+def _both(names: list[str], path: str) -> UserError:
+    return UserError(
+        f"the recordings {names[0]} and {names[1]} cannot both be {path}: give a folder that contains both, in "
+        "subfolders with the names that they had"
+    )
+
+
+def _last_parts(path: str) -> tuple[str, ...]:
+    """The name of a file and of its folder."""
+    return tuple(path.replace("\\", "/").split("/")[-2:])
 
 
 def _has_length(path: str, length_s: float) -> bool:
