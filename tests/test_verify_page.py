@@ -149,6 +149,21 @@ def test_answers_of_the_page_outlive_an_older_table_that_a_spreadsheet_saves(des
     assert read_table(check)["answer"].to_list()[:3] == ["right", "wrong", ""]
 
 
+@pytest.mark.parametrize(
+    ("saved_at", "kept"),
+    [("2026-03-01T11:59:00+00:00", "wrong"), ("2026-03-01T12:00:00+00:00", "unsure"), ("1/3/2026 11:59", "unsure")],
+)
+def test_the_later_of_two_answers_is_kept(desk, check, saved_at, kept):
+    """A spreadsheet saves an older table after the page; or a person corrects there what the page has written."""
+    first = desk.question()
+    second = desk.record(first.id, Answer("wrong"), NOBODY)
+    table = read_table(check)
+    table.loc[first.id, ["answer", "verified_at"]] = ["unsure", saved_at]
+    write_table(table, check)
+    desk.record(second.id, Answer("right"), NOBODY)
+    assert on_disk(check, first.id)["answer"] == kept
+
+
 def test_a_table_that_cannot_be_read_is_not_replaced(desk, check):
     first = desk.question()
     (check / "verify.csv").write_text("id,answer\nabc,maybe\n", encoding="utf-8")

@@ -303,6 +303,32 @@ def test_a_moved_file_is_not_taken_for_two_recordings(tmp_path):
     assert find_recordings(names[1:], tmp_path / "new") == {names[1]: str(path)}
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_file_of_another_site_with_the_same_name_is_not_taken(tmp_path, is_there):
+    """The other one is in the sample at its old place, or is another recording of the detection run."""
+    gone, other = (str(tmp_path / "new" / site / "20211207_053000.wav") for site in ("north", "south"))
+    (tmp_path / "new" / "south").mkdir(parents=True)
+    soundfile.write(other, np.zeros(RATE), RATE)
+    names = [gone, other] if is_there else [gone]
+    with pytest.raises(
+        UserError, match=r"north/20211207_053000\.wav and .*/south/20211207_053000\.wav cannot both be"
+    ):
+        find_recordings(pd.Series(names), tmp_path / "new", {gone: 1.0, other: 1.0})
+    # Sites may have other names now, if no other recording has this one.
+    assert find_recordings(pd.Series([gone]), tmp_path / "new", {gone: 1.0}) == {gone: other}
+
+
+def test_answers_outlive_the_loss_of_the_record_of_the_rows(run, check):
+    answer(check, truthful)
+    given = read_table(check)["answer"].to_dict()
+    (check / "sample.parquet").unlink()
+    drawing = draw_sample(run, check, SampleSettings(per_species=28, pictures=False))
+    assert drawing.answered == len(given)
+    after = read_table(check)["answer"]
+    assert len(after) == 56
+    assert {name: after[name] for name in given} == given
+
+
 def test_sound_that_cannot_be_decoded_has_no_clip_and_is_counted(tmp_path):
     found = write_run(tmp_path, names=NAMES[:1])
     path = tmp_path / "recordings" / f"{NAMES[0]}.wav"

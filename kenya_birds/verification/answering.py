@@ -228,10 +228,23 @@ class Answering:
         rows, species = read_rows(self.folder), read_species_table(self.folder)
         answers = read_answers(self.folder, rows, species)
         # A spreadsheet that was open all the time may have saved an older table: answers from here are kept.
-        answers = {**{name: one for name, one in self._given.items() if name in rows.index}, **answers}
+        answers |= {
+            name: one
+            for name, one in self._given.items()
+            if name in rows.index and (name not in answers or _is_later(one, answers[name]))
+        }
         clips = self.folder / CLIPS_FOLDER
         found = [f"{CLIPS_FOLDER}/{path.name}" for path in clips.iterdir()] if clips.is_dir() else []
         return _Content(rows, rows[rows["clip"].isin(found)], species, answers)
+
+
+def _is_later(one: Answer, other: Answer) -> bool:
+    """Whether both answers have a time, and the first one is later."""
+    try:
+        return datetime.fromisoformat(one.verified_at) > datetime.fromisoformat(other.verified_at)
+    except (ValueError, TypeError):
+        # No time, another way to write it, or one without a time zone.
+        return False
 
 
 def _completed(new: Answer, old: Answer, species: Mapping[str, SpeciesNames], now: datetime) -> Answer:

@@ -142,6 +142,10 @@ def draw_sample(
         if before is not None and not before.index.isin(rows.index).all():
             raise UserError(f"{output} has clips that this command does not draw: give the same --species, or another "
                             "--output")  # fmt: skip
+        if old is not None and before is None and (output / ANSWERS_FILE).is_file():
+            # The record of the rows is lost, but not the answers: these rows are drawn again.
+            write_species(output, table.names())
+            answers = read_answers(output, rows, read_species_table(output))
         run = read_recordings(table.path, rows["recording"].unique())
         lengths_s = {} if run is None else run.duration_s
         where = find_recordings(rows["recording"], folder, lengths_s)
