@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize
 from scipy.special import expit
 
 from kenya_birds.evaluation.call_density import (
@@ -147,6 +150,51 @@ def test_the_logistic_fit_is_finite_if_the_score_separates_right_from_wrong():
     assert np.isfinite(fit.covariance).all()
     assert fit.probability(np.array([0.5])) == pytest.approx(0.5)
     assert fit_logistic(np.array([0.5, 0.5]), np.array([True, False])) is None
+
+
+@pytest.mark.parametrize("answers", [2, 3, 5, 12])
+def test_the_logistic_fit_is_where_the_penalised_likelihood_is_largest(answers):
+    generator = np.random.default_rng(answers)
+    compared = 0
+    for _ in range(40):
+        scores = generator.uniform(0.01, 0.99, answers)
+        is_right = generator.random(answers) < scores
+        fit = fit_logistic(scores, is_right)
+        x = score_logits(scores)
+        design = np.column_stack([np.ones(answers), x])
+
+        def loss(beta, design=design, is_right=is_right):
+            p = expit(design @ beta)
+            information = design.T @ ((p * (1 - p))[:, None] * design)
+            return -(np.log(np.where(is_right, p, 1 - p)).sum() + 0.5 * np.linalg.slogdet(information)[1])
+
+        best = minimize(loss, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10})
+        if best.x[1] > 0.01:
+            compared += 1
+            assert fit.probability(scores) == pytest.approx(expit(design @ best.x), abs=0.01)
+        elif best.x[1] < -0.01:
+            assert fit.slope == 0
+            flat = minimize(lambda one, loss=loss: loss([one[0], 0.0]), [0.0], method="Nelder-Mead")
+            assert fit.probability(scores) == pytest.approx(expit(flat.x[0]), abs=0.001)
+    assert compared >= 10
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 0.99), st.booleans(), st.integers(1, 4)), min_size=3, max_size=12))
+def test_an_answer_with_a_weight_counts_as_so_many_answers(answers):
+    scores, is_right, times = (np.array(values) for values in zip(*answers, strict=True))
+    weighted = fit_logistic(scores, is_right, times)
+    repeated = fit_logistic(np.repeat(scores, times), np.repeat(is_right, times))
+    assert (weighted is None) == (repeated is None)
+    if weighted is not None:
+        assert weighted.probability(scores) == pytest.approx(repeated.probability(scores), abs=1e-4)
+
+
+def test_answers_about_other_detections_leave_these_uncertain():
+    answers = (np.array([7.0]), np.array([8.0]), np.array([8.0]))
+    assert share_of_right(*answers).width == 0
+    found = share_of_right(*answers, borrowed=np.array([True]))
+    assert found.low < found.estimate < found.high
+    assert clips_for_width(*answers, 0.1, borrowed=np.array([True])) == 8
 
 
 def test_the_number_of_further_clips_gives_the_wanted_width():

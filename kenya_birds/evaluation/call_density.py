@@ -10,7 +10,7 @@ LEVEL = 0.95
 NEUTRAL, JEFFREYS = 1 / 3, 1 / 2
 # Scores are clipped to this distance from 0 and 1, so that their logits are finite.
 EPSILON = 1e-6
-MOST_STEPS, SMALL_STEP, LONGEST_STEP = 50, 1e-8, 5.0
+MOST_STEPS, SMALL_STEP, LONGEST_STEP, MOST_HALVES, SMALL_GAIN = 200, 1e-8, 5.0, 40, 1e-12
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def share_of_right(
     heard: np.ndarray,
     total: np.ndarray,
     bins: np.ndarray | None = None,
+    borrowed: np.ndarray | None = None,
     level: float = LEVEL,
 ) -> Share:
     """Estimates the share of right detections among all detections of some strata.
@@ -49,16 +50,25 @@ def share_of_right(
         heard: Number of answers, right or wrong.
         total: Number of detections.
         bins: Score bin of each stratum, if they are strata of several sites or nights; None: of one.
+        borrowed: See `shares_of_right`.
         level: Confidence level.
     """
+    if borrowed is None:
+        borrowed = np.zeros(len(total), dtype=bool)
     if bins is not None:
-        return share_over_groups(right, heard, total, bins, level)
-    estimate, low, high = shares_of_right(*(np.asarray(values)[None] for values in (right, heard, total)), level=level)
+        return share_over_groups(right, heard, total, bins, borrowed, level)
+    samples = [np.asarray(values)[None] for values in (right, heard, total, borrowed)]
+    estimate, low, high = shares_of_right(*samples, level=level)
     return Share(float(estimate[0]), float(low[0]), float(high[0]))
 
 
 def shares_of_right(
-    right: np.ndarray, heard: np.ndarray, total: np.ndarray, *, level: float = LEVEL
+    right: np.ndarray,
+    heard: np.ndarray,
+    total: np.ndarray,
+    borrowed: np.ndarray | None = None,
+    *,
+    level: float = LEVEL,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Estimates the share of right detections from stratified samples: call density, or precision above a score.
 
@@ -81,31 +91,40 @@ def shares_of_right(
         right: Number of right answers, shape `(samples, strata)`, strata from the lowest scores to the highest.
         heard: Number of answers, right or wrong.
         total: Number of detections. Strata without answers must be joined with others (see `join_unheard`).
+        borrowed: Whether the answers are about other detections than those of the stratum, so that none of its
+            detections is certain; None: they are about its own.
         level: Confidence level.
 
     Returns:
         Estimate, lower and upper limit, each of shape `(samples,)`; NaN for a sample without answers.
     """
     right, heard, total = (np.asarray(values, dtype=float) for values in (right, heard, total))
+    own = np.ones(total.shape, dtype=bool) if borrowed is None else ~np.asarray(borrowed, dtype=bool)
+    strata = np.stack([right, heard, total, right * own, heard * own])
     everything = total.sum(axis=1)
     tail = (1 - level) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(heard > 0, right / heard, 0.0)
         estimate = (mean * total).sum(axis=1) / everything
-        lowest, both = _pool(right, heard, total, highest=False), _pool(right, heard, total, highest=True)
-        low = np.floor(_quantile(*lowest, NEUTRAL, JEFFREYS, tail) + 1e-9) / everything
-        high = np.ceil(_quantile(*both, JEFFREYS, NEUTRAL, 1 - tail) - 1e-9) / everything
+        lowest, both = _pool(strata, highest=False), _pool(strata, highest=True)
+        low = np.floor(_quantile(lowest, NEUTRAL, JEFFREYS, tail) + 1e-9) / everything
+        high = np.ceil(_quantile(both, JEFFREYS, NEUTRAL, 1 - tail) - 1e-9) / everything
     answers, hits = heard.sum(axis=1), right.sum(axis=1)
     low = np.where(hits == 0, 0.0, np.minimum(low, estimate))
     high = np.where(hits == answers, 1.0, np.maximum(high, estimate))
-    is_known = np.all(heard == total, axis=1)
+    is_known = np.all(heard * own == total, axis=1)
     low, high = (np.where(is_known, estimate, limit) for limit in (low, high))
     estimate, low, high = (np.where(answers > 0, values, np.nan) for values in (estimate, low, high))
     return estimate, low, high
 
 
 def share_over_groups(
-    right: np.ndarray, heard: np.ndarray, total: np.ndarray, bins: np.ndarray, level: float = LEVEL
+    right: np.ndarray,
+    heard: np.ndarray,
+    total: np.ndarray,
+    bins: np.ndarray,
+    borrowed: np.ndarray | None = None,
+    level: float = LEVEL,
 ) -> Share:
     """Estimates the share of right detections from samples of several sites or nights.
 
@@ -121,18 +140,21 @@ def share_over_groups(
         heard: Number of answers; above 0.
         total: Number of detections.
         bins: Score bin of each stratum.
+        borrowed: See `shares_of_right`.
         level: Confidence level.
     """
     right, heard, total = (np.asarray(values, dtype=float) for values in (right, heard, total))
+    certain = heard if borrowed is None else np.where(borrowed, 0.0, heard)
     _, place = np.unique(bins, return_inverse=True)
     hits, answers = np.bincount(place, weights=right), np.bincount(place, weights=heard)
     of_bin = ((hits + NEUTRAL) / (answers + NEUTRAL + JEFFREYS))[place]
     moved = (right + of_bin) / (heard + 1)
     weight = total / total.sum()
     estimate = float((weight * right / heard).sum())
-    if (heard >= total).all():
+    if (certain >= total).all():
         return Share(estimate, estimate, estimate)
-    variance = (weight**2 * (1 - heard / total) * moved * (1 - moved) / (heard - 1 / 3)).sum()
+    # A part of an answer, which is borrowed, is no more certain than a whole one.
+    variance = (weight**2 * (1 - certain / total) * moved * (1 - moved) / (np.maximum(heard, 1) - 1 / 3)).sum()
     centre = (weight * moved).sum()
     size = centre * (1 - centre) / max(variance, 1e-15)
     good, bad, tail = size * estimate, size * (1 - estimate), (1 - level) / 2
@@ -164,31 +186,32 @@ def join_unheard(
     return right[known], heard[known], joined, known
 
 
-def _pool(
-    right: np.ndarray, heard: np.ndarray, total: np.ndarray, *, highest: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Joins the lowest strata without a right answer, and if wanted the highest ones without a wrong answer."""
+def _pool(strata: np.ndarray, *, highest: bool) -> np.ndarray:
+    """Joins the lowest strata without a right answer, and if wanted the highest ones without a wrong answer.
+
+    Args:
+        strata: Right answers, answers, detections, and those of the right answers and of the answers that are about
+            these detections; shape `(5, samples, strata)`.
+        highest: Whether to join the highest ones.
+    """
+    right, heard = strata[:2]
     wrong = np.cumprod(right == 0, axis=1).astype(bool)
     sure = np.cumprod(((right == heard) & ~wrong & highest)[:, ::-1], axis=1)[:, ::-1].astype(bool)
-    pooled = []
-    for values in (right, heard, total):
-        joined = np.where(wrong | sure, 0.0, values)
-        joined[:, 0] += (values * wrong).sum(axis=1)
-        joined[:, -1] += (values * sure).sum(axis=1)
-        pooled.append(joined)
-    return pooled[0], pooled[1], pooled[2]
+    joined = np.where(wrong | sure, 0.0, strata)
+    joined[:, :, 0] += (strata * wrong).sum(axis=2)
+    joined[:, :, -1] += (strata * sure).sum(axis=2)
+    return joined
 
 
-def _quantile(
-    right: np.ndarray, heard: np.ndarray, total: np.ndarray, more_right: float, more_wrong: float, level: float
-) -> np.ndarray:
-    """Quantile of the number of right detections, shape `(samples,)`."""
-    rest = total - heard
+def _quantile(strata: np.ndarray, more_right: float, more_wrong: float, level: float) -> np.ndarray:
+    """Quantile of the number of right detections, shape `(samples,)`; see `_pool` for the strata."""
+    right, heard, total, certain_right, certain = strata
+    rest = total - certain
     a, b = right + more_right, heard - right + more_wrong
     both = a + b
-    mean = (right + rest * a / both).sum(axis=1)
+    mean = (certain_right + rest * a / both).sum(axis=1)
     variance = (rest * a * b * (both + rest) / (both**2 * (both + 1))).sum(axis=1)
-    least, most = right.sum(axis=1), (total - heard + right).sum(axis=1)
+    least, most = certain_right.sum(axis=1), (rest + certain_right).sum(axis=1)
     span = np.maximum(most - least, 1e-9)
     centre = np.clip((mean - least) / span, 1e-9, 1 - 1e-9)
     size = np.maximum(centre * (1 - centre) / np.maximum(variance / span**2, 1e-12) - 1, 1e-9)
@@ -197,7 +220,12 @@ def _quantile(
 
 
 def clips_for_width(
-    right: np.ndarray, heard: np.ndarray, total: np.ndarray, width: float, bins: np.ndarray | None = None
+    right: np.ndarray,
+    heard: np.ndarray,
+    total: np.ndarray,
+    width: float,
+    bins: np.ndarray | None = None,
+    borrowed: np.ndarray | None = None,
 ) -> int:
     """Estimates how many more detections must be heard until the interval is at most so wide.
 
@@ -210,20 +238,26 @@ def clips_for_width(
         total: Number of detections.
         width: Wanted width of the interval, above 0.
         bins: See `share_of_right`.
+        borrowed: See `shares_of_right`.
 
     Returns:
         Number of clips; 0 if the interval is narrow enough.
     """
     share = (right + JEFFREYS) / (heard + 2 * JEFFREYS)
+    borrowed = np.zeros(len(total), dtype=bool) if borrowed is None else borrowed
+    unheard = np.floor(np.where(borrowed, total, total - heard) + 1e-9).astype(int)
 
     def is_enough(more: int) -> bool:
-        new = heard + spread(more, (total - heard).astype(int))
-        expected = right + share * (new - heard)
-        return share_of_right(expected, new, total, bins).width <= width
+        added = spread(more, unheard)
+        # Own answers take the place of borrowed ones.
+        is_own = ~borrowed | (added > 0)
+        new = np.where(borrowed & is_own, 0, heard) + added
+        expected = np.where(borrowed & is_own, 0, right) + share * added
+        return share_of_right(expected, new, total, bins, ~is_own).width <= width
 
-    if share_of_right(right, heard, total, bins).width <= width:
+    if share_of_right(right, heard, total, bins, borrowed).width <= width:
         return 0
-    few, many = 0, int((total - heard).sum())
+    few, many = 0, int(unheard.sum())
     while many - few > max(1, many // 200):
         middle = (few + many) // 2
         few, many = (few, middle) if is_enough(middle) else (middle, many)
@@ -287,35 +321,71 @@ def score_logits(scores: np.ndarray) -> np.ndarray:
     return found
 
 
-def fit_logistic(scores: np.ndarray, is_right: np.ndarray) -> LogisticFit | None:
+def fit_logistic(scores: np.ndarray, is_right: np.ndarray, weights: np.ndarray | None = None) -> LogisticFit | None:
     """Fits the probability that a detection is right on the logit of its score.
 
     Wood and Kahl 2024 (Guidelines for appropriate use of BirdNET scores and other detector outputs, Journal of
     Ornithology 165) fit this for each species. The fit maximises Firth's penalised likelihood (Firth 1993, Biometrika
-    80), which is finite also if all answers are right, or if one score separates right from wrong.
+    80), which is finite also if all answers are right, or if one score separates right from wrong. Newton's steps are
+    halved until they raise it enough (Heinze and Schemper 2002, Statistics in Medicine 21; Armijo's rule).
+
+    Higher scores are not less often right: if the slope would be negative, the likelihood is maximised with a slope of
+    0, and the probability is the same at all scores.
 
     Args:
         scores: Scores of the heard detections, shape `(clips,)`.
         is_right: Whether each is right.
+        weights: How many answers each answer counts as, with a mean of 1; None: one each. With unequal weights, the
+            covariance is that of fewer answers (effective sample size of Kish 1965, Survey Sampling).
 
     Returns:
-        The fit; None if there are fewer than two different scores.
+        The fit; None if there are fewer than two different scores, or if it does not converge.
     """
     x = score_logits(np.asarray(scores, dtype=float))
     if len(np.unique(x)) < 2:
         return None
-    design = np.column_stack([np.ones(len(x)), x])
     target = np.asarray(is_right, dtype=float)
-    beta = np.zeros(2)
-    covariance = np.eye(2)
+    weights = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=float)
+    found = _maximise(np.column_stack([np.ones(len(x)), x]), target, weights)
+    if found is None:
+        return None
+    (intercept, slope), covariance = found
+    if slope < 0:
+        # With a slope of 0, the penalty is the logarithm of p (1 - p): one more answer of each kind.
+        p = (float((weights * target).sum()) + 1) / (float(weights.sum()) + 2)
+        intercept, slope = float(logit(p)), 0.0
+        covariance = np.diag([1 / (float(weights.sum()) * p * (1 - p)), 0.0])
+    spread_out = float((weights**2).sum() / weights.sum())
+    return LogisticFit(float(intercept), float(slope), covariance * spread_out)
+
+
+def _maximise(design: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Coefficients with the largest penalised likelihood, and their covariance; None without convergence."""
+
+    def information(p: np.ndarray) -> np.ndarray:
+        found: np.ndarray = design.T @ ((weights * np.maximum(p * (1 - p), 1e-12))[:, None] * design)
+        return found
+
+    def likelihood(beta: np.ndarray) -> float:
+        eta = design @ beta
+        of_answers = (weights * (target * eta - np.logaddexp(0, eta))).sum()
+        return float(of_answers + 0.5 * np.linalg.slogdet(information(expit(eta)))[1])
+
+    beta = np.zeros(design.shape[1])
+    reached = likelihood(beta)
     for _ in range(MOST_STEPS):
         p = expit(design @ beta)
-        weight = np.maximum(p * (1 - p), 1e-12)
-        covariance = np.linalg.inv(design.T @ (weight[:, None] * design))
+        covariance = np.linalg.inv(information(p))
+        weight = weights * np.maximum(p * (1 - p), 1e-12)
         leverage = weight * np.einsum("ij,jk,ik->i", design, covariance, design)
-        step = covariance @ (design.T @ (target - p + leverage * (0.5 - p)))
+        slope = design.T @ (weights * (target - p) + leverage * (0.5 - p))
+        step = covariance @ slope
         step *= min(1.0, LONGEST_STEP / max(float(np.abs(step).max()), 1e-12))
-        beta = beta + step
-        if np.abs(step).max() < SMALL_STEP:
-            break
-    return LogisticFit(float(beta[0]), float(beta[1]), covariance)
+        halves = 0
+        # A step that gains much less than its slope promises goes beyond the maximum.
+        while (new := likelihood(beta + step)) - reached < slope @ step / 4 and halves < MOST_HALVES:
+            step, halves = step / 2, halves + 1
+        if np.abs(step).max() < SMALL_STEP or new - reached < SMALL_GAIN:
+            return beta, covariance
+        beta, reached = beta + step, new
+    return None

@@ -22,6 +22,8 @@ RIGHT, WRONG, UNSURE, DISAGREED, UNANSWERED = VERDICTS = ("right", "wrong", "uns
 # Scores at which precision is shown, besides the lowest scores of the bins.
 SHOWN_SCORES = (*np.round(np.arange(0.05, 1, 0.05), 2), 0.99)
 UNKNOWN = Share(float("nan"), float("nan"), float("nan"))
+# With more detections at sites or in nights without an answer, there are no thresholds.
+MOST_UNKNOWN = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,37 @@ class PrecisionAt:
     detections: int
     precision: Share
     by_fit: float
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Answers about the detections from a score on; strata without answers are joined with others.
+
+    Attributes:
+        right: Right answers of each stratum, shape `(strata,)`.
+        heard: Answers.
+        total: Detections.
+        borrowed: Whether the answers are about lower scores.
+        bins: Score bin; None if all strata are of one site or night.
+        unknown: Detections about which there is no answer that could be taken over: those of sites or nights without
+            answers.
+    """
+
+    right: np.ndarray
+    heard: np.ndarray
+    total: np.ndarray
+    borrowed: np.ndarray
+    bins: np.ndarray | None
+    unknown: float
+
+    def share(self) -> Share:
+        """The share of right detections; in the interval, none of the unknown ones may be right, or all."""
+        if not self.heard.any():
+            return UNKNOWN
+        found = share_of_right(self.right, self.heard, self.total, self.bins, self.borrowed)
+        known = float(self.total.sum())
+        everything = known + self.unknown
+        return Share(found.estimate, found.low * known / everything, (found.high * known + self.unknown) / everything)
 
 
 @dataclass(frozen=True)
@@ -84,8 +117,19 @@ class VerifiedSpecies:
 
     @cached_property
     def fit(self) -> LogisticFit | None:
-        """Logistic fit of the probability on the score; None without two different scores."""
-        return fit_logistic(self.scores, self.is_right)
+        """Logistic fit of the probability on the score; None without two different scores.
+
+        Every site or night has the same number of clips. In the fit, the answers of a score bin count in proportion to
+        the detections of their site or night.
+        """
+        return fit_logistic(self.scores, self.is_right, self._weights)
+
+    @cached_property
+    def unanswered_groups(self) -> tuple[int, int]:
+        """Number of sites or nights without an answer, and of their detections."""
+        silent = [its for its in _of_each_group(self.strata, np.ones(len(self.strata), dtype=bool))
+                  if not self._answers(0)[1][its].any()]  # fmt: skip
+        return len(silent), sum(int(self._above[its, 0].sum()) for its in silent)
 
     @cached_property
     def share(self) -> Share:
@@ -102,19 +146,21 @@ class VerifiedSpecies:
             score: The precision is that of the detections with at least this score; by default that of all, `share`.
 
         Returns:
-            Number of clips; at most all that were not heard. None without answers.
+            Number of clips; at most all that were not heard. None without answers, or if a site or night has none.
         """
-        right, heard, total, bins = self._joined(int(np.searchsorted(SCORE_GRID, score, side="right")) - 1)
-        if not heard.any():
+        its = self._joined(int(np.searchsorted(SCORE_GRID, score, side="right")) - 1)
+        if not its.heard.any() or its.unknown:
             return None
-        more = clips_for_width(right, heard, total, width, bins)
-        return min(math.ceil(more * len(self.strata) / len(total)), self.detections - len(self.heard))
+        more = clips_for_width(its.right, its.heard, its.total, width, its.bins, its.borrowed)
+        return min(math.ceil(more * len(self.strata) / len(its.total)), self.detections - len(self.heard))
 
     def precision_from(self, cell: int) -> Share:
         """Precision of the detections with a score of at least `SCORE_GRID[cell]`, from the answers in the strata.
 
         If only a part of a stratum has such scores, the answers about this part count. If it has none, those of the
-        whole stratum count; they are rather too low, because lower scores are less often right.
+        same score bin at other sites or in other nights count, or else those of the whole stratum; these are rather
+        too low, because lower scores are less often right. A site or night without any answer widens the interval:
+        none of its detections may be right, or all.
 
         Args:
             cell: Index in `SCORE_GRID`.
@@ -122,8 +168,7 @@ class VerifiedSpecies:
         Returns:
             The share; NaN if there is no such detection, or none of their strata has an answer.
         """
-        right, heard, total, bins = self._joined(cell)
-        return share_of_right(right, heard, total, bins) if heard.any() else UNKNOWN
+        return self._joined(cell).share()
 
     @cached_property
     def fitted_precision(self) -> np.ndarray:
@@ -160,14 +205,14 @@ class VerifiedSpecies:
 
         The precision is that of the logistic fit, from this score on and from every higher one. The answers must not
         contradict it: the interval from the answers in the strata, without the fit, contains the precision or lies
-        above it.
+        above it. None if more than a tenth of the detections are at sites or in nights without an answer.
 
         Args:
             precision: The wanted precision, 0 to 1.
         """
         fitted = self.fitted_precision
         is_known = ~np.isnan(fitted)
-        if not is_known.any():
+        if not is_known.any() or self.unanswered_groups[1] > MOST_UNKNOWN * self.detections:
             return None
         is_reached = np.where(is_known, fitted >= precision, True)[::-1].cumprod()[::-1].astype(bool) & is_known
         lowest = min(one.low_score for one in self.strata)
@@ -180,9 +225,14 @@ class VerifiedSpecies:
         """Why a precision is not reached, in a few words."""
         if not len(self.heard):
             return "no detection was answered right, wrong or other"
+        groups, detections = self.unanswered_groups
+        if detections > MOST_UNKNOWN * self.detections:
+            return (
+                f"{groups} sites or nights have no answer yet, with {detections} of the {self.detections} detections"
+            )
         best = max((one.by_fit for one in self.curve if not np.isnan(one.by_fit)), default=float("nan"))
         if np.isnan(best):
-            return "all answered detections have the same score"
+            return "the answered detections have no logistic fit: too few answers, or all with the same score"
         if best >= precision:
             return f"the answers contradict the logistic fit that reaches a precision of {precision:g}"
         return f"a precision of {precision:g} is not reached at any score; the highest is {best:.2f}"
@@ -214,29 +264,62 @@ class VerifiedSpecies:
         right = np.bincount(at, weights=self.is_right[chosen].astype(float), minlength=number)
         return right, np.bincount(at, minlength=number).astype(float)
 
-    def _joined(self, cell: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        """Right answers, answers and detections of the strata from a score on, joined by `join_unheard`.
+    @cached_property
+    def _weights(self) -> np.ndarray | None:
+        """How many answers each answer counts as in the fit; None if all strata are of one site or night."""
+        if len(_of_each_group(self.strata, np.ones(len(self.strata), dtype=bool))) < 2:
+            return None
+        bins = np.array([one.score_bin for one in self.strata])
+        total = np.array([one.detections for one in self.strata], dtype=float)
+        heard = self._answers(0)[1]
+        known = np.where(heard > 0, total, 0.0)
+        of_bin = np.bincount(bins, weights=known) / np.maximum(np.bincount(bins, weights=heard), 1)
+        per_answer = known / np.maximum(heard, 1) / np.maximum(of_bin[bins], 1e-12)
+        found: np.ndarray = per_answer[self._stratum_of_clip]
+        return found
 
-        The score bins are the last array; None if all strata are of one site or night.
-        """
+    def _joined(self, cell: int) -> _Joined:
+        """Answers about the detections from a score on, so that each stratum has some."""
         total = self._above[:, cell]
         right, heard = self._answers(cell)
-        # A part of a stratum without an answer takes over the answers about the rest of the stratum.
         right_of_all, heard_of_all = self._answers(0)
-        is_empty = (total > 0) & (heard == 0) & (heard_of_all > 0)
-        part = np.minimum(1.0, total / np.maximum(heard_of_all, 1.0))
-        right = np.where(is_empty, right_of_all * part, right)
-        heard = np.where(is_empty, heard_of_all * part, heard)
         groups = _of_each_group(self.strata, total > 0)
         bins = np.array([one.score_bin for one in self.strata])
+        if len(groups) > 1:
+            is_answered = np.zeros(len(total), dtype=bool)
+            for its in _of_each_group(self.strata, np.ones(len(total), dtype=bool)):
+                is_answered[its] = heard_of_all[its].any()
+            joined = _join_bins(bins[is_answered], heard[is_answered], total[is_answered])
+            total = total.copy()
+            total[is_answered] = joined
+        # A part of a stratum without an answer takes over the answers about the rest of the stratum.
+        borrowed = (total > 0) & (heard == 0) & (heard_of_all > 0)
+        part = np.minimum(1.0, total / np.maximum(heard_of_all, 1.0))
+        right = np.where(borrowed, right_of_all * part, right)
+        heard = np.where(borrowed, heard_of_all * part, heard)
         parts = []
-        for its in groups:
+        for its in (group & (total > 0) for group in groups):
             *values, known = join_unheard(right[its], heard[its], total[its])
-            parts.append((*values, bins[its][known]))
-        if not parts:
-            return np.zeros(0), np.zeros(0), np.zeros(0), None
-        joined = [np.concatenate(values) for values in zip(*parts, strict=True)]
-        return joined[0], joined[1], joined[2], joined[3] if len(groups) > 1 else None
+            parts.append((*values, borrowed[its][known], bins[its][known]))
+        columns = [np.concatenate(values) for values in zip(*parts, strict=True)] if parts else [np.zeros(0)] * 5
+        right, heard, joined_total, is_borrowed, joined_bins = columns
+        unknown = float(np.round(total.sum() - joined_total.sum(), 6))
+        is_one = len(groups) < 2
+        return _Joined(right, heard, joined_total, is_borrowed.astype(bool), None if is_one else joined_bins, unknown)
+
+
+def _join_bins(bins: np.ndarray, heard: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Detections of strata, where those without answers are joined with those of their score bin that have some.
+
+    Returns:
+        Number of detections, shape `(strata,)`; 0 for strata that were joined with others.
+    """
+    is_known = (heard > 0) & (total > 0)
+    known = np.bincount(bins, weights=np.where(is_known, total, 0.0))
+    every = np.bincount(bins, weights=total)
+    has_some = known[bins] > 0
+    factor = every[bins] / np.where(has_some, known[bins], 1.0)
+    return np.where(has_some, np.where(is_known, total * factor, 0.0), total)
 
 
 def _of_each_group(strata: Sequence[Stratum], inside: np.ndarray) -> list[np.ndarray]:
