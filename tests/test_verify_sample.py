@@ -291,31 +291,48 @@ def test_recordings_that_moved_are_asked_for_and_found_by_name_and_length(run, t
     assert "is 1.000 s long" in capsys.readouterr().err
 
 
-def test_a_moved_file_is_not_taken_for_two_recordings(tmp_path):
-    names = pd.Series(["old/north/20211207_053000.wav", "old/south/20211207_053000.wav"])
-    (tmp_path / "new" / "south").mkdir(parents=True)
-    path = tmp_path / "new" / "south" / "20211207_053000.wav"
+def write_silence(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.zeros(RATE), RATE)
+    return str(path)
+
+
+def test_a_moved_file_is_not_taken_for_two_recordings(tmp_path):
+    names = pd.Series(["old/north/20211207_053000.wav", "old/east/20211207_053000.wav"])
+    path = write_silence(tmp_path / "new" / "south" / "20211207_053000.wav")
     with pytest.raises(
-        UserError, match=r"north/20211207_053000\.wav and old/south/20211207_053000\.wav cannot both be"
+        UserError, match=r"north/20211207_053000\.wav and old/east/20211207_053000\.wav cannot both be"
     ):
         find_recordings(names, tmp_path / "new")
-    assert find_recordings(names[1:], tmp_path / "new") == {names[1]: str(path)}
-
-
-@pytest.mark.parametrize("is_there", [True, False])
-def test_a_file_of_another_site_with_the_same_name_is_not_taken(tmp_path, is_there):
-    """The other one is in the sample at its old place, or is another recording of the detection run."""
-    gone, other = (str(tmp_path / "new" / site / "20211207_053000.wav") for site in ("north", "south"))
-    (tmp_path / "new" / "south").mkdir(parents=True)
-    soundfile.write(other, np.zeros(RATE), RATE)
-    names = [gone, other] if is_there else [gone]
-    with pytest.raises(
-        UserError, match=r"north/20211207_053000\.wav and .*/south/20211207_053000\.wav cannot both be"
-    ):
-        find_recordings(pd.Series(names), tmp_path / "new", {gone: 1.0, other: 1.0})
     # Sites may have other names now, if no other recording has this one.
-    assert find_recordings(pd.Series([gone]), tmp_path / "new", {gone: 1.0}) == {gone: other}
+    assert find_recordings(names[1:], tmp_path / "new") == {names[1]: path}
+
+
+@pytest.mark.parametrize("is_in_sample", [True, False])
+@pytest.mark.parametrize("searched", ["new", "new/south"])
+def test_a_file_of_another_site_with_the_same_name_is_not_taken(tmp_path, is_in_sample, searched):
+    """The other recording is in the sample and at its place, or was analysed in the same detection run."""
+    gone = str(tmp_path / "new" / "north" / "20211207_053000.wav")
+    other = write_silence(tmp_path / "new" / "south" / "20211207_053000.wav")
+    names = [gone, other] if is_in_sample else [gone]
+    told = r"north/20211207_053000\.wav is not found .* is in the folder of .*south/20211207_053000\.wav\)"
+    with pytest.raises(UserError, match=told):
+        find_recordings(pd.Series(names), tmp_path / searched, {gone: 1.0, other: 1.0})
+
+
+def test_a_file_between_folders_of_the_same_name_is_that_of_its_site(tmp_path):
+    """As recorders write them: site1/Data/TIME.wav."""
+    gone, other = (f"old/site{number}/Data/20211207_053000.WAV" for number in (1, 2))
+    lengths_s = {gone: 1.0, other: 1.0}
+    path = write_silence(tmp_path / "new" / "Site2" / "Data" / "20211207_053000.wav")
+    with pytest.raises(
+        UserError, match=r"site1/Data/20211207_053000\.WAV is not found .* is in the folder of old/site2"
+    ):
+        find_recordings(pd.Series([gone]), tmp_path / "new", lengths_s)
+    assert find_recordings(pd.Series([other]), tmp_path / "new", lengths_s) == {other: path}
+    # All in one folder, without other files of this name.
+    flat = write_silence(tmp_path / "flat" / "20211207_053000.wav")
+    assert find_recordings(pd.Series([gone]), tmp_path / "flat", lengths_s) == {gone: flat}
 
 
 def test_answers_outlive_the_loss_of_the_record_of_the_rows(run, check):

@@ -1,5 +1,6 @@
 """Finds the recordings of detections, also after they were moved."""
 
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,8 +21,8 @@ def find_recordings(
     """Finds the recordings of detections, also after they were moved.
 
     A moved recording is the file with its name whose last folders are the same, or else the only one with its name, or
-    the only one of these with its length. A file with the name and the last folder of another recording is not it,
-    because recorders name files by their time, so sites share names.
+    the only one of these with its length. A file whose folders agree more with another recording is not it, because
+    recorders name files by their time, so sites share names.
 
     Args:
         names: Paths or URLs of the recordings in the table.
@@ -45,16 +46,15 @@ def find_recordings(
         )
     paths = {Path(one.path).relative_to(folder).as_posix(): one.path for one in find_sound(folder).found}
     finder = RecordingFinder(paths)
-    owners: dict[tuple[str, ...], set[str]] = {}
-    for name in (*names, *(lengths_s or {})):
-        owners.setdefault(_last_parts(name), set()).add(name)
+    namesakes: dict[str, list[str]] = {}
+    for name in dict.fromkeys((*names, *(lengths_s or {}))):
+        namesakes.setdefault(_parts(name)[0], []).append(name)
     for name in missing:
         path = name.replace("\\", "/")
         match = finder.find(path.lstrip("/"))
         if match.recording is None:
             match = finder.find(path.rpartition("/")[2])
         alike = match.others if match.recording is None else (match.recording,)
-        alike = tuple(one for one in alike if name in owners.get(_last_parts(one), {name})) or alike
         if len(alike) > 1 and lengths_s and name in lengths_s:
             alike = tuple(one for one in alike if _has_length(paths[one], lengths_s[name]))
         if len(alike) != 1:
@@ -63,26 +63,34 @@ def find_recordings(
             )
             raise UserError(f"the recording {name} is not found in {folder} ({what}): move it there under its name")
         found[name] = str(paths[alike[0]])
-        others = owners.get(_last_parts(alike[0]), {name})
-        if name not in others:
-            raise _both(sorted([name, min(others)]), found[name])
+        agreeing = {one: _agreeing(one, found[name]) for one in [name, *namesakes[_parts(name)[0]]]}
+        other = max(agreeing, key=agreeing.__getitem__)
+        if agreeing[other] > agreeing[name]:
+            raise UserError(
+                f"the recording {name} is not found in {folder} ({found[name]} is in the folder of {other}): move it "
+                "there, in a subfolder with the name that it had"
+            )
     first: dict[str, str] = {}
     for name, path in found.items():
-        if (other := first.setdefault(path, name)) != name:
-            raise _both([other, name], path)
+        place = path if split_protocol(path)[0] is not None else str(Path(path).resolve())
+        if (other := first.setdefault(place, name)) != name:
+            raise UserError(
+                f"the recordings {other} and {name} cannot both be {path}: give a folder that contains both, in "
+                "subfolders with the names that they had"
+            )
     return found
 
 
-def _both(names: list[str], path: str) -> UserError:
-    return UserError(
-        f"the recordings {names[0]} and {names[1]} cannot both be {path}: give a folder that contains both, in "
-        "subfolders with the names that they had"
-    )
+def _parts(path: str) -> list[str]:
+    """The name of a file without suffix, and of its folders from the last to the first, in one spelling."""
+    folders, _, name = unicodedata.normalize("NFC", path.replace("\\", "/")).casefold().rpartition("/")
+    return [name.rpartition(".")[0] or name, *reversed(folders.split("/"))]
 
 
-def _last_parts(path: str) -> tuple[str, ...]:
-    """The name of a file and of its folder."""
-    return tuple(path.replace("\\", "/").split("/")[-2:])
+def _agreeing(name: str, path: str) -> int:
+    """How many parts of a recording's name and of a file's path are the same, from the file name on."""
+    pairs = zip(_parts(name), _parts(str(Path(path).absolute())), strict=False)
+    return next((at for at, (one, other) in enumerate(pairs) if one != other), len(_parts(name)))
 
 
 def _has_length(path: str, length_s: float) -> bool:
