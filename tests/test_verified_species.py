@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kenya_birds.evaluation.call_density import fit_logistic
 from kenya_birds.verification.strata import draw_clips, make_strata
 from kenya_birds.verification.verified_species import VerifiedSpecies
 
@@ -42,7 +43,9 @@ def test_a_site_that_nobody_has_heard_may_be_all_right_or_all_wrong():
     assert found.share.high == 1
     assert found.clips_for(0.1) is None
     assert found.score_of(0.9) is None
-    assert found.why_not(0.9) == "1 sites or nights have no answer yet, with 5000 of the 5020 detections"
+    assert found.why_not(0.9) == (
+        "1 of its sites or nights, with 5000 of its 5020 detections, have no answer right, wrong or other"
+    )
 
 
 def test_a_small_site_that_nobody_has_heard_widens_the_interval_by_its_detections():
@@ -52,6 +55,23 @@ def test_a_small_site_that_nobody_has_heard_widens_the_interval_by_its_detection
     assert found.share.width == pytest.approx(whole.share.width, abs=50 / 2050 + 0.02)
     assert found.share.low < whole.share.low
     assert found.score_of(0.9) is not None
+    assert found.clips_for(0.3) is not None
+    assert found.clips_for(0.01) is None  # 50 of 2050 detections are unknown
+
+
+@pytest.mark.parametrize("answered", ["all", "all but the highest bin", "the lowest bin"])
+def test_answers_of_a_site_with_high_scores_say_nothing_about_a_site_with_low_ones(answered):
+    generator = np.random.default_rng(0)
+    site = np.repeat([0, 1], [2000, 20000])
+    scores = np.round(np.where(site == 0, generator.beta(4, 2, len(site)), generator.beta(1, 8, len(site))), 6)
+    is_right = (generator.random(len(site)) < np.where(site == 0, 0.6, 0.01)).astype(int)
+    found = checked(site, scores, is_right, 40)
+    bins = sorted({one.score_bin for one in found.strata if one.group == "B"})
+    kept = {"all": bins, "all but the highest bin": bins[:-1], "the lowest bin": bins[:1]}[answered]
+    silent = [one.name for one in found.strata if one.group == "B" and one.score_bin not in kept]
+    found.clips.loc[found.clips["stratum"].isin(silent), "verdict"] = "unanswered"
+    assert found.share.low <= is_right.mean() <= found.share.high
+    assert found.share.estimate == pytest.approx(is_right.mean(), abs=0.04)
 
 
 @pytest.mark.parametrize("shift", [-1.8, -0.5])
@@ -71,7 +91,8 @@ def test_the_fit_weighs_answers_by_the_detections_of_their_site(shift):
 def test_with_one_site_every_answer_counts_once():
     site, scores, is_right = detections([500], lambda score, site: score)
     found = checked(site, scores, is_right, 60)
-    assert found._weights is None
+    alone = fit_logistic(found.scores, found.is_right)
+    assert found.fit.probability(scores) == pytest.approx(alone.probability(scores), abs=1e-9)
 
 
 def test_detections_that_nobody_has_heard_are_not_certain():
@@ -85,7 +106,7 @@ def test_detections_that_nobody_has_heard_are_not_certain():
     assert min(widths) > 0
 
 
-def test_high_scores_without_an_answer_at_a_site_take_those_of_the_other_sites():
+def test_high_scores_without_an_answer_at_some_sites_are_uncertain_by_the_detections_there():
     inside, errors = [], []
     for seed in range(30):
         site, scores, is_right = detections([400] * 10, lambda score, site: score, seed)

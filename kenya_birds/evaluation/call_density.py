@@ -153,8 +153,7 @@ def share_over_groups(
     estimate = float((weight * right / heard).sum())
     if (certain >= total).all():
         return Share(estimate, estimate, estimate)
-    # A part of an answer, which is borrowed, is no more certain than a whole one.
-    variance = (weight**2 * (1 - certain / total) * moved * (1 - moved) / (np.maximum(heard, 1) - 1 / 3)).sum()
+    variance = (weight**2 * (1 - certain / total) * moved * (1 - moved) / (heard - 1 / 3)).sum()
     centre = (weight * moved).sum()
     size = centre * (1 - centre) / max(variance, 1e-15)
     good, bad, tail = size * estimate, size * (1 - estimate), (1 - level) / 2
@@ -346,10 +345,14 @@ def fit_logistic(scores: np.ndarray, is_right: np.ndarray, weights: np.ndarray |
         return None
     target = np.asarray(is_right, dtype=float)
     weights = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=float)
-    found = _maximise(np.column_stack([np.ones(len(x)), x]), target, weights)
-    if found is None:
+    design = np.column_stack([np.ones(len(x)), x])
+    # Scores of 0 and 1 among others can give two maxima.
+    starts = (_maximise(design, target, weights, np.array([0.0, slope])) for slope in (0.0, 1.0))
+    maxima = [found for found in starts if found is not None]
+    if not maxima:
         return None
-    (intercept, slope), covariance = found
+    rising = [found for found in maxima if found[0][1] >= 0] or maxima
+    (intercept, slope), covariance, _ = max(rising, key=lambda found: found[2])
     if slope < 0:
         # With a slope of 0, the penalty is the logarithm of p (1 - p): one more answer of each kind.
         p = (float((weights * target).sum()) + 1) / (float(weights.sum()) + 2)
@@ -359,8 +362,10 @@ def fit_logistic(scores: np.ndarray, is_right: np.ndarray, weights: np.ndarray |
     return LogisticFit(float(intercept), float(slope), covariance * spread_out)
 
 
-def _maximise(design: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Coefficients with the largest penalised likelihood, and their covariance; None without convergence."""
+def _maximise(
+    design: np.ndarray, target: np.ndarray, weights: np.ndarray, start: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Coefficients at a maximum of the penalised likelihood, their covariance, and it; None without convergence."""
 
     def information(p: np.ndarray) -> np.ndarray:
         found: np.ndarray = design.T @ ((weights * np.maximum(p * (1 - p), 1e-12))[:, None] * design)
@@ -371,7 +376,7 @@ def _maximise(design: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tu
         of_answers = (weights * (target * eta - np.logaddexp(0, eta))).sum()
         return float(of_answers + 0.5 * np.linalg.slogdet(information(expit(eta)))[1])
 
-    beta = np.zeros(design.shape[1])
+    beta = start
     reached = likelihood(beta)
     for _ in range(MOST_STEPS):
         p = expit(design @ beta)
@@ -386,6 +391,6 @@ def _maximise(design: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tu
         while (new := likelihood(beta + step)) - reached < slope @ step / 4 and halves < MOST_HALVES:
             step, halves = step / 2, halves + 1
         if np.abs(step).max() < SMALL_STEP or new - reached < SMALL_GAIN:
-            return beta, covariance
+            return beta, covariance, reached
         beta, reached = beta + step, new
     return None

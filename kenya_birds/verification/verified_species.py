@@ -24,6 +24,8 @@ SHOWN_SCORES = (*np.round(np.arange(0.05, 1, 0.05), 2), 0.99)
 UNKNOWN = Share(float("nan"), float("nan"), float("nan"))
 # With more detections at sites or in nights without an answer, there are no thresholds.
 MOST_UNKNOWN = 0.1
+# In the fit, answers are weighed within so many parts of the scores, each with at least so many answers.
+MOST_PARTS, ANSWERS_PER_PART, LEAST_WEIGHT = 5, 10, 0.01
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ class _Joined:
         total: Detections.
         borrowed: Whether the answers are about lower scores.
         bins: Score bin; None if all strata are of one site or night.
-        unknown: Detections about which there is no answer that could be taken over: those of sites or nights without
-            answers.
+        unknown: Detections of sites or nights without any answer.
     """
 
     right: np.ndarray
@@ -64,14 +65,30 @@ class _Joined:
     bins: np.ndarray | None
     unknown: float
 
+    @property
+    def everything(self) -> float:
+        """Number of all detections from the score on."""
+        return float(self.total.sum()) + self.unknown
+
     def share(self) -> Share:
-        """The share of right detections; in the interval, none of the unknown ones may be right, or all."""
+        """The share of right detections.
+
+        In the interval, none of the unknown ones may be right, or all. With several sites or nights, strata with
+        borrowed answers do not enter the estimate, and in the upper limit all of their detections may be right.
+        """
         if not self.heard.any():
             return UNKNOWN
         found = share_of_right(self.right, self.heard, self.total, self.bins, self.borrowed)
-        known = float(self.total.sum())
-        everything = known + self.unknown
-        return Share(found.estimate, found.low * known / everything, (found.high * known + self.unknown) / everything)
+        low = found.low * float(self.total.sum()) / self.everything
+        own = ~self.borrowed
+        if self.bins is None or not own.any():
+            rest = self.unknown + (0.0 if self.bins is None else float(self.total[self.borrowed].sum()))
+            high = found.high if not rest else 1.0
+            return Share(found.estimate, low, high)
+        heard = share_of_right(self.right[own], self.heard[own], self.total[own], self.bins[own])
+        known = float(self.total[own].sum())
+        high = (heard.high * known + self.everything - known) / self.everything
+        return Share(heard.estimate, min(low, heard.estimate), high)
 
 
 @dataclass(frozen=True)
@@ -119,14 +136,14 @@ class VerifiedSpecies:
     def fit(self) -> LogisticFit | None:
         """Logistic fit of the probability on the score; None without two different scores.
 
-        Every site or night has the same number of clips. In the fit, the answers of a score bin count in proportion to
-        the detections of their site or night.
+        Every site or night has the same number of clips. In the fit, answers about similar scores count in proportion
+        to the detections that they stand for.
         """
         return fit_logistic(self.scores, self.is_right, self._weights)
 
     @cached_property
     def unanswered_groups(self) -> tuple[int, int]:
-        """Number of sites or nights without an answer, and of their detections."""
+        """Number of sites or nights without a clip that was found right or wrong, and of their detections."""
         silent = [its for its in _of_each_group(self.strata, np.ones(len(self.strata), dtype=bool))
                   if not self._answers(0)[1][its].any()]  # fmt: skip
         return len(silent), sum(int(self._above[its, 0].sum()) for its in silent)
@@ -146,21 +163,24 @@ class VerifiedSpecies:
             score: The precision is that of the detections with at least this score; by default that of all, `share`.
 
         Returns:
-            Number of clips; at most all that were not heard. None without answers, or if a site or night has none.
+            Number of clips; at most all that were not heard. None without answers, or if sites or nights without
+            answers make the interval wider than that.
         """
         its = self._joined(int(np.searchsorted(SCORE_GRID, score, side="right")) - 1)
-        if not its.heard.any() or its.unknown:
+        left = width * its.everything - its.unknown
+        if not its.heard.any() or left <= 0:
             return None
-        more = clips_for_width(its.right, its.heard, its.total, width, its.bins, its.borrowed)
+        width_of_known = left / float(its.total.sum())
+        more = clips_for_width(its.right, its.heard, its.total, width_of_known, its.bins, its.borrowed)
         return min(math.ceil(more * len(self.strata) / len(its.total)), self.detections - len(self.heard))
 
     def precision_from(self, cell: int) -> Share:
         """Precision of the detections with a score of at least `SCORE_GRID[cell]`, from the answers in the strata.
 
         If only a part of a stratum has such scores, the answers about this part count. If it has none, those of the
-        same score bin at other sites or in other nights count, or else those of the whole stratum; these are rather
-        too low, because lower scores are less often right. A site or night without any answer widens the interval:
-        none of its detections may be right, or all.
+        whole stratum count; they are rather too low, because lower scores are less often right. With several sites or
+        nights they count for the lower limit alone, and for the upper one all of these detections may be right. A site
+        or night without any answer widens the interval: none of its detections may be right, or all.
 
         Args:
             cell: Index in `SCORE_GRID`.
@@ -228,14 +248,22 @@ class VerifiedSpecies:
         groups, detections = self.unanswered_groups
         if detections > MOST_UNKNOWN * self.detections:
             return (
-                f"{groups} sites or nights have no answer yet, with {detections} of the {self.detections} detections"
+                f"{groups} of its sites or nights, with {detections} of its {self.detections} detections, have no "
+                "answer right, wrong or other"
             )
         best = max((one.by_fit for one in self.curve if not np.isnan(one.by_fit)), default=float("nan"))
         if np.isnan(best):
             return "the answered detections have no logistic fit: too few answers, or all with the same score"
+        if best >= precision and not self._is_contradicted(precision):
+            return f"no answer is about the scores from which the logistic fit reaches a precision of {precision:g}"
         if best >= precision:
             return f"the answers contradict the logistic fit that reaches a precision of {precision:g}"
         return f"a precision of {precision:g} is not reached at any score; the highest is {best:.2f}"
+
+    def _is_contradicted(self, precision: float) -> bool:
+        """Whether answers are about scores from which the fit reaches a precision."""
+        reached = np.flatnonzero(np.nan_to_num(self.fitted_precision) >= precision)
+        return any(not np.isnan(self.precision_from(int(cell)).high) for cell in reached)
 
     @cached_property
     def _by_score(self) -> np.ndarray:
@@ -267,15 +295,16 @@ class VerifiedSpecies:
     @cached_property
     def _weights(self) -> np.ndarray | None:
         """How many answers each answer counts as in the fit; None if all strata are of one site or night."""
-        if len(_of_each_group(self.strata, np.ones(len(self.strata), dtype=bool))) < 2:
+        if len(_of_each_group(self.strata, np.ones(len(self.strata), dtype=bool))) < 2 or not len(self.scores):
             return None
-        bins = np.array([one.score_bin for one in self.strata])
         total = np.array([one.detections for one in self.strata], dtype=float)
-        heard = self._answers(0)[1]
-        known = np.where(heard > 0, total, 0.0)
-        of_bin = np.bincount(bins, weights=known) / np.maximum(np.bincount(bins, weights=heard), 1)
-        per_answer = known / np.maximum(heard, 1) / np.maximum(of_bin[bins], 1e-12)
-        found: np.ndarray = per_answer[self._stratum_of_clip]
+        stands_for = (total / np.maximum(self._answers(0)[1], 1))[self._stratum_of_clip]
+        # Score bins are cut for each site, so answers are compared with those about similar scores.
+        weights = np.ones(len(stands_for))
+        parts = int(np.clip(len(weights) // ANSWERS_PER_PART, 1, MOST_PARTS))
+        for rows in np.array_split(np.argsort(self.scores, kind="stable"), parts):
+            weights[rows] = stands_for[rows] / stands_for[rows].mean()
+        found: np.ndarray = np.maximum(weights, LEAST_WEIGHT)
         return found
 
     def _joined(self, cell: int) -> _Joined:
@@ -285,20 +314,13 @@ class VerifiedSpecies:
         right_of_all, heard_of_all = self._answers(0)
         groups = _of_each_group(self.strata, total > 0)
         bins = np.array([one.score_bin for one in self.strata])
-        if len(groups) > 1:
-            is_answered = np.zeros(len(total), dtype=bool)
-            for its in _of_each_group(self.strata, np.ones(len(total), dtype=bool)):
-                is_answered[its] = heard_of_all[its].any()
-            joined = _join_bins(bins[is_answered], heard[is_answered], total[is_answered])
-            total = total.copy()
-            total[is_answered] = joined
         # A part of a stratum without an answer takes over the answers about the rest of the stratum.
         borrowed = (total > 0) & (heard == 0) & (heard_of_all > 0)
         part = np.minimum(1.0, total / np.maximum(heard_of_all, 1.0))
         right = np.where(borrowed, right_of_all * part, right)
         heard = np.where(borrowed, heard_of_all * part, heard)
         parts = []
-        for its in (group & (total > 0) for group in groups):
+        for its in groups:
             *values, known = join_unheard(right[its], heard[its], total[its])
             parts.append((*values, borrowed[its][known], bins[its][known]))
         columns = [np.concatenate(values) for values in zip(*parts, strict=True)] if parts else [np.zeros(0)] * 5
@@ -306,20 +328,6 @@ class VerifiedSpecies:
         unknown = float(np.round(total.sum() - joined_total.sum(), 6))
         is_one = len(groups) < 2
         return _Joined(right, heard, joined_total, is_borrowed.astype(bool), None if is_one else joined_bins, unknown)
-
-
-def _join_bins(bins: np.ndarray, heard: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Detections of strata, where those without answers are joined with those of their score bin that have some.
-
-    Returns:
-        Number of detections, shape `(strata,)`; 0 for strata that were joined with others.
-    """
-    is_known = (heard > 0) & (total > 0)
-    known = np.bincount(bins, weights=np.where(is_known, total, 0.0))
-    every = np.bincount(bins, weights=total)
-    has_some = known[bins] > 0
-    factor = every[bins] / np.where(has_some, known[bins], 1.0)
-    return np.where(has_some, np.where(is_known, total * factor, 0.0), total)
 
 
 def _of_each_group(strata: Sequence[Stratum], inside: np.ndarray) -> list[np.ndarray]:
