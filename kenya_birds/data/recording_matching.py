@@ -107,6 +107,16 @@ class _Named:
             self.by_folder.setdefault((name, folders[-1]), []).append((recording, folders))
 
 
+def stem_of(path: str) -> str:
+    """Returns the name of a recording without suffix, for comparison, from its path with `/`."""
+    return _stem(_parts(path)[-1])
+
+
+def common_folders(one: str, other: str) -> int:
+    """Returns how many folders of two paths with `/` are equal, from the last one on."""
+    return _common(_parts(one)[:-1], _parts(other)[:-1])
+
+
 def _common(one: Sequence[str], other: Sequence[str]) -> int:
     """Returns how many folders are equal, from the last one on."""
     pairs = enumerate(zip(reversed(one), reversed(other), strict=False))

@@ -1,6 +1,5 @@
 """Finds the recordings of detections, also after they were moved."""
 
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pandas as pd
 from fsspec.core import split_protocol
 
 from kenya_birds.data.audio import read_header
-from kenya_birds.data.recording_matching import RecordingFinder
+from kenya_birds.data.recording_matching import RecordingFinder, common_folders, stem_of
 from kenya_birds.data.sound_files import find_sound
 from kenya_birds.errors import UserError
 
@@ -48,9 +47,9 @@ def find_recordings(
     finder = RecordingFinder(paths)
     namesakes: dict[str, list[str]] = {}
     for name in dict.fromkeys((*names, *(lengths_s or {}))):
-        namesakes.setdefault(_parts(name)[0], []).append(name)
+        namesakes.setdefault(stem_of(_posix(name)), []).append(name)
     for name in missing:
-        path = name.replace("\\", "/")
+        path = _posix(name)
         match = finder.find(path.lstrip("/"))
         if match.recording is None:
             match = finder.find(path.rpartition("/")[2])
@@ -63,7 +62,8 @@ def find_recordings(
             )
             raise UserError(f"the recording {name} is not found in {folder} ({what}): move it there under its name")
         found[name] = str(paths[alike[0]])
-        agreeing = {one: _agreeing(one, found[name]) for one in [name, *namesakes[_parts(name)[0]]]}
+        place = Path(found[name]).absolute().as_posix()
+        agreeing = {one: common_folders(_posix(one), place) for one in namesakes[stem_of(path)]}
         other = max(agreeing, key=agreeing.__getitem__)
         if agreeing[other] > agreeing[name]:
             raise UserError(
@@ -81,16 +81,8 @@ def find_recordings(
     return found
 
 
-def _parts(path: str) -> list[str]:
-    """The name of a file without suffix, and of its folders from the last to the first, in one spelling."""
-    folders, _, name = unicodedata.normalize("NFC", path.replace("\\", "/")).casefold().rpartition("/")
-    return [name.rpartition(".")[0] or name, *reversed(folders.split("/"))]
-
-
-def _agreeing(name: str, path: str) -> int:
-    """How many parts of a recording's name and of a file's path are the same, from the file name on."""
-    pairs = zip(_parts(name), _parts(str(Path(path).absolute())), strict=False)
-    return next((at for at, (one, other) in enumerate(pairs) if one != other), len(_parts(name)))
+def _posix(name: str) -> str:
+    return name.replace("\\", "/")
 
 
 def _has_length(path: str, length_s: float) -> bool:
