@@ -1,7 +1,6 @@
 """What the answers of a stratified sample say about one species: call density, precision by score, thresholds."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -78,17 +77,17 @@ class _Joined:
         """
         if not self.heard.any():
             return UNKNOWN
-        found = share_of_right(self.right, self.heard, self.total, self.bins, self.borrowed)
-        low = found.low * float(self.total.sum()) / self.everything
+        lower = upper = share_of_right(self.right, self.heard, self.total, self.bins, self.borrowed)
+        if self.bins is None:
+            return lower
+        low = lower.low * (float(self.total.sum()) / self.everything)
         own = ~self.borrowed
-        if self.bins is None or not own.any():
-            rest = self.unknown + (0.0 if self.bins is None else float(self.total[self.borrowed].sum()))
-            high = found.high if not rest else 1.0
-            return Share(found.estimate, low, high)
-        heard = share_of_right(self.right[own], self.heard[own], self.total[own], self.bins[own])
-        known = float(self.total[own].sum())
-        high = (heard.high * known + self.everything - known) / self.everything
-        return Share(heard.estimate, min(low, heard.estimate), high)
+        if not own.any():
+            return Share(lower.estimate, low, 1.0)
+        if not own.all():
+            upper = share_of_right(self.right[own], self.heard[own], self.total[own], self.bins[own])
+        known = float(self.total[own].sum()) / self.everything
+        return Share(upper.estimate, min(low, upper.estimate), upper.high * known + (1 - known))
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ class VerifiedSpecies:
 
     @cached_property
     def fit(self) -> LogisticFit | None:
-        """Logistic fit of the probability on the score; None without two different scores.
+        """Logistic fit of the probability on the score; None as in `fit_logistic`.
 
         Every site or night has the same number of clips. In the fit, answers about similar scores count in proportion
         to the detections that they stand for.
@@ -144,8 +143,8 @@ class VerifiedSpecies:
     @cached_property
     def unanswered_groups(self) -> tuple[int, int]:
         """Number of sites or nights without a clip that was found right or wrong, and of their detections."""
-        silent = [its for its in _of_each_group(self.strata, np.ones(len(self.strata), dtype=bool))
-                  if not self._answers(0)[1][its].any()]  # fmt: skip
+        _, heard = self._all_answers
+        silent = [its for its in self._groups if not heard[its].any()]
         return len(silent), sum(int(self._above[its, 0].sum()) for its in silent)
 
     @cached_property
@@ -254,16 +253,18 @@ class VerifiedSpecies:
         best = max((one.by_fit for one in self.curve if not np.isnan(one.by_fit)), default=float("nan"))
         if np.isnan(best):
             return "the answered detections have no logistic fit: too few answers, or all with the same score"
-        if best >= precision and not self._is_contradicted(precision):
+        reached = np.flatnonzero(np.nan_to_num(self.fitted_precision) >= precision)
+        if best >= precision and not any(self._joined(int(cell)).heard.any() for cell in reached):
             return f"no answer is about the scores from which the logistic fit reaches a precision of {precision:g}"
         if best >= precision:
             return f"the answers contradict the logistic fit that reaches a precision of {precision:g}"
         return f"a precision of {precision:g} is not reached at any score; the highest is {best:.2f}"
 
-    def _is_contradicted(self, precision: float) -> bool:
-        """Whether answers are about scores from which the fit reaches a precision."""
-        reached = np.flatnonzero(np.nan_to_num(self.fitted_precision) >= precision)
-        return any(not np.isnan(self.precision_from(int(cell)).high) for cell in reached)
+    @cached_property
+    def _groups(self) -> list[np.ndarray]:
+        """Masks of the strata of each site or night, each of shape `(strata,)`."""
+        groups = np.array([one.group for one in self.strata])
+        return [groups == group for group in dict.fromkeys(groups.tolist())]
 
     @cached_property
     def _by_score(self) -> np.ndarray:
@@ -293,12 +294,17 @@ class VerifiedSpecies:
         return right, np.bincount(at, minlength=number).astype(float)
 
     @cached_property
+    def _all_answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Number of right answers, and of answers, of each stratum, shape `(strata,)`."""
+        return self._answers(0)
+
+    @cached_property
     def _weights(self) -> np.ndarray | None:
         """How many answers each answer counts as in the fit; None if all strata are of one site or night."""
-        if len(_of_each_group(self.strata, np.ones(len(self.strata), dtype=bool))) < 2 or not len(self.scores):
+        if len(self._groups) < 2 or not len(self.scores):
             return None
         total = np.array([one.detections for one in self.strata], dtype=float)
-        stands_for = (total / np.maximum(self._answers(0)[1], 1))[self._stratum_of_clip]
+        stands_for = (total / np.maximum(self._all_answers[1], 1))[self._stratum_of_clip]
         # Score bins are cut for each site, so answers are compared with those about similar scores.
         weights = np.ones(len(stands_for))
         parts = int(np.clip(len(weights) // ANSWERS_PER_PART, 1, MOST_PARTS))
@@ -311,8 +317,8 @@ class VerifiedSpecies:
         """Answers about the detections from a score on, so that each stratum has some."""
         total = self._above[:, cell]
         right, heard = self._answers(cell)
-        right_of_all, heard_of_all = self._answers(0)
-        groups = _of_each_group(self.strata, total > 0)
+        right_of_all, heard_of_all = self._all_answers
+        groups = [its for group in self._groups if (its := group & (total > 0)).any()]
         bins = np.array([one.score_bin for one in self.strata])
         # A part of a stratum without an answer takes over the answers about the rest of the stratum.
         borrowed = (total > 0) & (heard == 0) & (heard_of_all > 0)
@@ -328,10 +334,3 @@ class VerifiedSpecies:
         unknown = float(np.round(total.sum() - joined_total.sum(), 6))
         is_one = len(groups) < 2
         return _Joined(right, heard, joined_total, is_borrowed.astype(bool), None if is_one else joined_bins, unknown)
-
-
-def _of_each_group(strata: Sequence[Stratum], inside: np.ndarray) -> list[np.ndarray]:
-    """Masks of the strata of each group, of those inside."""
-    groups = np.array([one.group for one in strata])
-    masks = [(groups == group) & inside for group in dict.fromkeys(groups.tolist())]
-    return [mask for mask in masks if mask.any()]
