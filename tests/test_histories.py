@@ -354,6 +354,7 @@ def test_sites_are_found_by_patterns(tmp_path):
         ("site,latitude\nA,95\n", "line 2: latitude is 95.0: expected -90 to 90"),
         ("site,recordings\nA,n/*\nB,*.flac\n", "matches the patterns of A and B"),
         ("site\nX\nY\n", "has no sites of recordings.csv"),
+        ("site,hours\nA,3\n", "has the column hours, which the output has too: rename or remove it"),
     ],
 )
 def test_wrong_tables_of_sites_are_one_line(run_folder, tmp_path, text, told, capsys):

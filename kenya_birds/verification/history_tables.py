@@ -47,6 +47,7 @@ LONG_COLUMNS = (
     *("max_score", "effort_h"),
 )
 MISSING = "NA"  # as R reads it
+SITE_EFFORT = ("occasions", "hours")  # columns of sites.csv after those of the user's table
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,9 @@ def survey_histories(
     """
     check_new_folder(output)
     table = None if sites is None else Sites.read(sites)
+    own = [] if table is None else [name for name in SITE_EFFORT if name in table.table]
+    if own:
+        raise UserError(f"{sites} has the column {own[0]}, which the output has too: rename or remove it in {sites}")
     survey = Survey.read(found)
     species = survey.detections[list(SPECIES_NAMES)].drop_duplicates().itertuples(index=False, name=None)
     histories = make_histories(
@@ -311,8 +315,8 @@ def _write_matrix(values: np.ndarray, sites: list[str], occasions: list[str], pa
 
 def _site_rows(histories: Histories, sites: Sites | None) -> pd.DataFrame:
     table = pd.DataFrame({SITE: histories.sites}) if sites is None else sites.table.reset_index(drop=True)
-    more = {"occasions": (histories.effort_h > 0).sum(axis=1), "hours": histories.effort_h.sum(axis=1).round(6)}
-    return table.assign(**more)
+    effort = ((histories.effort_h > 0).sum(axis=1), histories.effort_h.sum(axis=1).round(6))
+    return table.assign(**dict(zip(SITE_EFFORT, effort, strict=True)))
 
 
 def _write_long(histories: Histories, detected: np.ndarray, path: Path) -> None:
