@@ -362,7 +362,7 @@ def format_recordings(whole: Mapping[str, Any]) -> str:
         whole: `hours`, `calls`, `overlap_s` and `metrics` (see `event_intervals`).
     """
     lines = [
-        f"whole recordings: {whole['hours']:.2f} h, {whole['calls']} annotated calls, windows that overlap by "
+        f"whole recordings: {whole['hours']:.2f} h, {whole['calls']} annotated calls, overlap of windows: "
         f"{whole['overlap_s']:g} s"
     ]
     for name, metric in whole["metrics"].items():
