@@ -396,6 +396,31 @@ def test_one_name_for_two_species_is_told_and_becomes_an_unknown_bird(tmp_path, 
     assert "may be amerob or eurrob" in format_import(result)
 
 
+def test_the_best_name_of_a_row_decides_and_a_label_of_several_species_names_none(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    rows = [
+        "a.wav,1,2,Turdus merula,,Aves",
+        "a.wav,2,3,Parus major,,Aves",
+        "a.wav,3,4,,Tawny Owl,song",
+        "a.wav,4,5,,Wood Thrush,song",
+        "a.wav,5,6,,,song",
+        "a.wav,6,7,,,GTIT",
+        "a.wav,7,8,Parus major,,GTIT",
+    ]
+    write(tmp_path / "in/t.csv", "file,start,end,scientific_name,common_name,label\n" + "\n".join(rows))
+    result = do_import()
+    codes = ["Turdus merula", "Parus major", "Tawny Owl", "Wood Thrush", "????", "Parus major", "Parus major"]
+    assert [code for (code,) in taken(result, "code")] == codes
+    assert dict(zip(result.species["species"], result.species["common_name"], strict=True)) == {
+        "Turdus merula": "Turdus merula",
+        "Parus major": "GTIT",
+        "Tawny Owl": "Tawny Owl",
+        "Wood Thrush": "Wood Thrush",
+    }
+    assert ("Parus major", "Parus major", 2) in result.names.itertuples(index=False, name=None)
+    assert "may be Tawny Owl or Wood Thrush" in format_import(result)
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_files_that_are_read_for_names_and_recordings_are_not_noted_as_other_tables(tmp_path, do_import, given):
     record(tmp_path / "in", "a.wav", "b.wav")

@@ -255,7 +255,7 @@ def with_species(
     firsts = calls.loc[~calls.duplicated(keys)]
     found = species_of_names(names, given)
     shown = [
-        next((row[name] for name in ("label", "code", "scientific_name", "common_name") if row[name]), "")
+        next((row[name] for name in ("scientific_name", "common_name", "label", "code") if row[name]), "")
         for row in names.to_dict("records")
     ]
     _name_findings(found, firsts, shown, names["count"].tolist(), findings)

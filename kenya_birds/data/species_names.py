@@ -112,9 +112,10 @@ class SpeciesOfNames:
 def species_of_names(names: pd.DataFrame, given: NameMap | None) -> SpeciesOfNames:
     """Finds the species of all combinations of names.
 
-    A code is used as it is. A name without a code gets the code that the same name has elsewhere, or in the map. If no
-    code is known, the scientific name is the code, or else the name in the table. Names that differ only in case or
-    blanks are one name, in its most frequent spelling.
+    A code is used as it is. Without a code, the best name of a row decides: the scientific name, or else the common
+    name, or else the label. It gets the code that the same name has elsewhere, or in the map. A scientific name may
+    also get the code of its common name, if this is the common name of no other one. If no code is known, the best name
+    is the code. Names that differ only in case or blanks are one name, in its most frequent spelling.
 
     Args:
         names: One row per combination: `code`, `scientific_name`, `common_name`, `label` (empty if unknown) and
@@ -166,14 +167,16 @@ def _name_others(
     spelling: Mapping[str, str],
     result: SpeciesOfNames,
 ) -> None:
-    """Sets the codes of names that are not in the map. Rows with more names come first: others use their codes."""
-    waiting = list(others)
+    """Sets the codes of names that are not in the map. Rows with better names come first: others use their codes."""
+    waiting, bridges = list(others), _common_names_of_one([rows[number] for number in others])
     for kind in ("code", "scientific_name", "common_name", "label"):
         for number in [number for number in waiting if rows[number][kind]]:
             waiting.remove(number)
             row = rows[number]
             named = [plain_name(row[name]) for name in ("scientific_name", "common_name", "label") if row[name]]
-            known = next((codes_of[name] for name in named if codes_of.get(name)), set())
+            # The best name decides. A label beside it, such as "song" or "Aves", may be that of many species.
+            deciding = [name for name in named[:2] if name == plain_name(row[kind]) or name in bridges]
+            known = next((codes_of[name] for name in deciding if codes_of.get(name)), set())
             if kind != "code" and len(known) > 1:
                 result.codes[number] = UNKNOWN_SPECIES
                 result.uncertain[number] = f"may be {' or '.join(sorted(known))}"
@@ -181,8 +184,16 @@ def _name_others(
             code = next(iter(known)) if kind != "code" and known else spelling[plain_name(row[kind])]
             result.codes[number] = code
             for name in (*named, plain_name(code)):
-                if name not in codes_of or kind == "code":
-                    codes_of[name].add(code)
+                codes_of[name].add(code)
+
+
+def _common_names_of_one(rows: Iterable[dict[str, str]]) -> set[str]:
+    """Returns the common names that go with one scientific name only: they may give its code."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row["scientific_name"] and row["common_name"]:
+            found[plain_name(row["common_name"])].add(plain_name(row["scientific_name"]))
+    return {common for common, scientific in found.items() if len(scientific) == 1}
 
 
 def _split(row: dict[str, str]) -> dict[str, str]:
@@ -221,21 +232,28 @@ def _check_scientific_names(rows: list[dict[str, str]], counts: list[int], resul
 def _species_table(
     rows: list[dict[str, str]], counts: list[int], codes: list[str | None], given: NameMap | None
 ) -> pd.DataFrame:
+    kinds = ("scientific_name", "common_name", "label")
     found: dict[str, dict[str, Counter[str]]] = {}
+    species_of: dict[str, set[str]] = defaultdict(set)
     for row, code, count in zip(rows, codes, counts, strict=True):
         if code not in (None, UNKNOWN_SPECIES):
-            for name in ("scientific_name", "common_name", "label"):
+            of_code = found.setdefault(str(code), {name: Counter() for name in kinds})
+            for name in kinds:
                 if row[name]:
-                    of_code = found.setdefault(str(code), defaultdict(Counter))
                     of_code[name][" ".join(row[name].split())] += count
-            found.setdefault(str(code), defaultdict(Counter))
+            species_of[plain_name(row["label"])].add(str(code))
     table = []
     for code, names in sorted(found.items()):
-        best = {name: counter.most_common(1)[0][0] for name, counter in names.items()}
-        scientific = best.get("scientific_name", "")
-        common = best.get("common_name", best.get("label", code))
+        # A label of several species, such as "song", names none.
+        labels = [label for label, _ in names["label"].most_common() if len(species_of[plain_name(label)]) == 1]
+        scientific = _most_common(names["scientific_name"], "")
+        common = _most_common(names["common_name"], next(iter(labels), code))
         if given is not None:
             scientific = given.scientific_names.get(code, scientific)
             common = given.common_names.get(code, common)
         table.append((scientific, code, common))
     return pd.DataFrame(table, columns=["scientific_name", "species", "common_name"])
+
+
+def _most_common(counter: Counter[str], otherwise: str) -> str:
+    return counter.most_common(1)[0][0] if counter else otherwise
