@@ -102,6 +102,19 @@ def test_a_selection_that_raven_lists_for_two_views_is_one_event(tmp_path):
     assert read_events(tmp_path / "a.txt").events["start_s"].tolist() == [1, 2]
 
 
+def test_rows_of_one_view_are_different_selections_whatever_their_numbers(tmp_path):
+    header = "Selection\tView\tBegin Time (s)\tEnd Time (s)\tSpecies\n"
+    views = [
+        ("2", "Spectrogram 1", "a"),
+        ("2", "Waveform 1", "a"),
+        ("2", "Spectrogram 1", "b"),
+        ("", "Spectrogram 1", "c"),
+    ]
+    rows = (f"{number}\t{view}\t3\t4\t{name}\n" for number, view, name in views)
+    (tmp_path / "a.txt").write_text(header + "".join(rows))
+    assert read_events(tmp_path / "a.txt").events["label"].tolist() == ["a", "b", "c"]
+
+
 def test_joined_tables_whose_selection_numbers_repeat_keep_all_events(tmp_path):
     rows = [f"{n}\tSpectrogram 1\t1\t{n}\t{n + 1}\t0\t1\tEUBL\t{name}" for name in ("a.wav", "b.wav") for n in (1, 2)]
     rows.append("1\tSpectrogram 1\t1\t7\t8\t0\t1\tEUBL\tb.wav")

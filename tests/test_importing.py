@@ -235,6 +235,7 @@ def test_decimal_commas_and_points_give_the_same_numbers(numbers):
         (["1.200", "12,5", "12.5"], [np.nan, 12.5, 12.5]),
         (["1.200", "12.5", "1,203,000"], [1.2, 12.5, 1_203_000]),
         (["0:01:02.5", "1:00:00", "1:30", "0:61:00"], [62.5, 3600, np.nan, np.nan]),
+        (["0:01:02,5", "1,25"], [62.5, 1.25]),
         (["inf", "nan", "1e999", "", "1,2,3", "-1e-3"], [np.nan] * 5 + [-0.001]),
     ],
 )
@@ -290,6 +291,39 @@ def test_rows_without_one_meaning_are_told_with_file_and_line(tmp_path, do_impor
     assert "only site1/b.wav has this name" in report["detail"].tolist()
     assert "'start' is 'one', expected a number" in report["detail"].tolist()
     assert found(result, "changed") == [("t.csv", 10, "was cut at the start or end of its recording")]
+
+
+def test_columns_that_an_import_does_not_need_cost_no_row(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav", "b.wav")
+    rows = [
+        "a.wav,1,2,owl,high,NA,NA",
+        "a.wav,3,4,owl,0.5,low,900",
+        "a.wav,5,6,NA,,100,900",
+        "b.wav,NA,NA,NA,NA,NA,NA",
+    ]
+    header = "file,start,end,species,Confidence,low_freq_hz,high_freq_hz\n"
+    write(tmp_path / "in/t.csv", header + "\n".join(rows))
+    result = do_import()
+    assert taken(result, "recording", "start", "code", "low", "high") == [
+        ("a.wav", "1.0", "owl", "", ""),
+        ("a.wav", "3.0", "owl", "", "900.0"),
+        ("a.wav", "5.0", "????", "100.0", "900.0"),
+    ]
+    assert found(result) == []
+    assert found(result, "changed") == [("t.csv", 3, "a frequency cannot be read, and was left out")]
+    assert sorted(result.recordings) == ["a.wav", "b.wav"]  # R writes NA: nothing is in b.wav
+
+
+def test_a_given_duration_replaces_a_column_that_looks_like_the_end(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/t.csv", "file,start,length,end time,species\na.wav,1,0.5,06:30:00,owl\n")
+    assert taken(do_import(columns={"duration_s": "length"}), "start", "end") == [("1.0", "1.5")]
+
+
+def test_an_empty_end_is_the_start_and_the_duration(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/t.csv", "file,start,end,duration,species\na.wav,1,,0.5,owl\na.wav,2,3,9,owl\n")
+    assert taken(do_import(), "start", "end") == [("1.0", "1.5"), ("2.0", "3.0")]
 
 
 def test_a_point_at_the_end_of_a_recording_is_in_it(tmp_path, do_import):
@@ -349,6 +383,13 @@ def test_a_recording_whose_annotations_were_not_taken_is_not_one_without_a_call(
     assert notes == [
         (name, "a recording is not in the archive, because no annotation of it was taken") for name in names
     ]
+
+
+def test_a_recording_with_an_empty_table_and_rejected_calls_is_not_one_without_a_call(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav", "b.wav")
+    write(tmp_path / "in/a.txt", "")
+    write(tmp_path / "in/t.csv", "file,start,end,species\na.wav,99,100,owl\nb.wav,1,2,owl\n")
+    assert sorted(do_import().recordings) == ["b.wav"]
 
 
 def test_two_tables_of_one_recording_are_read_and_their_repetitions_counted_once(tmp_path, do_import):

@@ -5,10 +5,11 @@ Parquet), this package's own tables, and plain CSV files with columns for file, 
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,9 @@ COLUMNS = (
 OWN_TABLES = ("detections.parquet", "detections.csv", "detections.selections.txt")
 # Of computed times: microseconds, less than a sample.
 DECIMALS = 6
+# How programs write that there is no number (in lower case), and no name: R writes NA.
+NO_NUMBER = ("", "na", "n/a", "nan", "none", "null", "-")
+NO_NAME = ("NA", "N/A", "nan", "NaN")
 SAME_S = 1e-3
 # Spreadsheets read text that begins with these characters as a formula; our CSV files prefix it with an apostrophe.
 _GUARDED = re.compile(r"'[=+\-@\t\r]")
@@ -110,10 +114,11 @@ def read_events(path: str | Path) -> EventTable:
             raise UserError(f"{path} does not have the suffix of a table: expected one of {', '.join(SUFFIXES)}")
         tables = [read_cells(path)]
     events = events_of(tables)
-    wrong = events[events["problem"] != ""]
+    wrong = events[(events["problem"] != "") | (events["frequency_problem"] != "")]
     if len(wrong):
         first = wrong.iloc[0]
-        raise UserError(f"{tables[first.table].path} line {first.line}: {first.problem}")
+        problem = first.problem or first.frequency_problem
+        raise UserError(f"{tables[first.table].path} line {first.line}: {problem}")
     if len(tables) > 1:
         _check_no_event_twice(events, [str(table.path) for table in tables])
     own = (table.recording for table in tables if table.recording is not None)
@@ -128,35 +133,28 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
 
     Returns:
         `COLUMNS` and, in the order of the tables: `table` (its number), `line`, `problem` (the reason for which the
-        row cannot be used, or an empty text; its times may be NaN) and `is_blank` (whether times and species are
-        empty).
+        row cannot be used, or an empty text; its times may be NaN), `frequency_problem` (why a frequency cannot be
+        read, which is then NaN) and `is_blank` (whether times and species are empty).
     """
     table = np.repeat(np.arange(len(tables)), [len(one.lines) for one in tables])
     events = pd.DataFrame(index=range(len(table)))
     for name in TEXTS:
         texts = pd.Series(_column(tables, name), dtype=object).astype(str)
         events[name] = texts.str[1:].where(texts.str.match(_GUARDED), texts).str.strip()
+    for name in SPECIES:
+        events[name] = events[name].where(~events[name].isin(NO_NAME), "")
     own = np.array([recording_of(one.path) for one in tables], dtype=object)
     events["recording"] = events["recording"].str.replace("\\", "/", regex=False)
-    has_column = pd.DataFrame({name: [name in one.columns for one in tables] for name in NUMBERS}, dtype=bool)
-    cells = pd.DataFrame({name: pd.Series(_column(tables, name), dtype=object) for name in NUMBERS}).astype(str)
+    written = pd.DataFrame({name: pd.Series(_column(tables, name), dtype=object) for name in NUMBERS}).astype(str)
+    cells = written.mask(written.apply(lambda column: column.str.lower().isin(NO_NUMBER)), "")
     numbers = parse_numbers(cells, table, np.array([one.delimiter == ";" for one in tables], dtype=bool))
     recordings, numbers["start_s"] = _with_drawn(tables, table, events["recording"], cells, numbers)
     events["recording"] = np.where(recordings == "", own[table] if len(own) else "", recordings)
-    no_end = ~has_column["end_s"].to_numpy()[table]
-    problem = pd.Series("", index=events.index, dtype=object)
-    for name in NUMBERS:
-        wrong = numbers[name].isna() & has_column[name].to_numpy()[table]
-        if name in ("score", "low_hz", "high_hz"):
-            wrong &= ~cells[name].isin(["", "nan", "None"])
-        if name == "duration_s":
-            wrong &= no_end
-        for row in np.flatnonzero(wrong & (problem == "")).tolist():
-            mark = " with a decimal point" if "," in cells[name][row] else ""
-            if re.fullmatch(EITHER_POINT, cells[name][row]):
-                mark = " with one meaning: other cells of the column have decimal commas and decimal points"
-            column = tables[table[row]].columns[name]
-            problem[row] = f"'{column}' is '{cells[name][row]}', expected a number{mark}"
+    no_end = _has_column(tables, table, "duration_s") & (cells["end_s"] == "")
+    times = {"start_s": True, "end_s": ~no_end, "duration_s": no_end, "begin_s": True}
+    problem = _wrong_cells(tables, table, written, numbers, {**times, "score": cells["score"] != ""})
+    frequencies = {name: cells[name] != "" for name in ("low_hz", "high_hz")}
+    frequency_problem = _wrong_cells(tables, table, written, numbers, frequencies)
     events[["start_s", "end_s", "score", "low_hz", "high_hz"]] = numbers[
         ["start_s", "end_s", "score", "low_hz", "high_hz"]
     ]
@@ -175,7 +173,41 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
         f"{names[number]}, line {line}" for number, line in zip(table.tolist(), lines.tolist(), strict=True)
     ]
     blank = (cells[["start_s", "end_s", "duration_s"]] == "").all(axis=1) & (events[list(SPECIES)] == "").all(axis=1)
-    return events.assign(problem=problem, is_blank=blank)[[*COLUMNS, "table", "line", "problem", "is_blank"]]
+    events = events.assign(problem=problem, frequency_problem=frequency_problem, is_blank=blank)
+    return events[[*COLUMNS, "table", "line", "problem", "frequency_problem", "is_blank"]]
+
+
+def _has_column(tables: Sequence[TableCells], table: np.ndarray, name: str) -> np.ndarray:
+    """Whether the table of each row has a column, shape `(rows,)`."""
+    return np.array([name in one.columns for one in tables], dtype=bool)[table]
+
+
+def _wrong_cells(
+    tables: Sequence[TableCells],
+    table: np.ndarray,
+    cells: pd.DataFrame,
+    numbers: pd.DataFrame,
+    needed: Mapping[str, Any],
+) -> pd.Series:
+    """Returns what is wrong with the first needed number of each row that cannot be read, or an empty text.
+
+    Args:
+        tables: The tables.
+        table: Number of the table of each row.
+        cells: Cells with numbers, as text.
+        numbers: The numbers.
+        needed: By column, whether its number is needed in each row.
+    """
+    problem = pd.Series("", index=cells.index, dtype=object)
+    for name, is_needed in needed.items():
+        wrong = numbers[name].isna() & _has_column(tables, table, name) & is_needed
+        for row in np.flatnonzero(wrong & (problem == "")).tolist():
+            mark = " with a decimal point" if "," in cells[name][row] else ""
+            if re.fullmatch(EITHER_POINT, cells[name][row]):
+                mark = " with one meaning: other cells of the column have decimal commas and decimal points"
+            column = tables[table[row]].columns[name]
+            problem[row] = f"'{column}' is '{cells[name][row]}', expected a number{mark}"
+    return problem
 
 
 def _with_drawn(

@@ -116,7 +116,10 @@ def with_recordings(
     silent |= set(events.loc[is_blank, "recording"])
     wrong = events[(events["problem"] != "") & ~is_blank]
     findings.add_rows(NOT_TAKEN, "a row cannot be read", wrong, wrong["problem"])
-    return events[(events["problem"] == "") & ~is_blank], silent - set(wrong["recording"]), annotated
+    calls = events[(events["problem"] == "") & ~is_blank]
+    unclear = calls[calls["frequency_problem"] != ""]
+    findings.add_rows(CHANGED, "a frequency cannot be read, and was left out", unclear, unclear["frequency_problem"])
+    return calls, silent - set(wrong["recording"]) - annotated, annotated
 
 
 def _silent(

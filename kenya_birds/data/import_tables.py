@@ -122,7 +122,8 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
             continue
         if table.encoding not in ("UTF-8", "UTF-16", "binary"):
             findings.add(NOTE, "a table is not in UTF-8", file=name, detail=f"it was read as {table.encoding}")
-        tables.append(table)
+        # What is imported are annotations of people: how sure they were does not count, and may be a word.
+        tables.append(replace(table, cells={name: cells for name, cells in table.cells.items() if name != "score"}))
     if not tables:
         first = "; ".join(" ".join(line.split()) for line in findings.format()[:2])
         raise UserError(

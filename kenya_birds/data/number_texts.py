@@ -5,7 +5,7 @@ import pandas as pd
 
 _EVIDENT_POINT = r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+\.[0-9]+|[+-]?[0-9]{1,3}(?:,[0-9]{3}){2,}"
 _EVIDENT_COMMA = r"[+-]?[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+"
-_CLOCK = r"([0-9]+):([0-5]?[0-9]):([0-5]?[0-9](?:\.[0-9]+)?)"
+_CLOCK = r"([0-9]+):([0-5]?[0-9]):([0-5]?[0-9](?:[.,][0-9]+)?)"
 # 1,234 is 1.234 or 1234.
 _EITHER = r"[+-]?[1-9][0-9]{0,2},[0-9]{3}"
 # 1.234 is 1.234, or 1234 beside decimal commas.
@@ -19,7 +19,7 @@ def parse_numbers(texts: pd.DataFrame, table: np.ndarray, has_commas: np.ndarray
     table have decimal commas and none has a decimal point. Where the other numbers have decimal points, commas
     separate thousands. So do points (`1.234`) if other numbers of the same column have decimal commas and none has a
     decimal point. Text that has two meanings (`1,234` alone, or `1.234` beside both) is not read.
-    `0:01:02.5` is 62.5 s.
+    `0:01:02.5` and `0:01:02,5` are 62.5 s.
 
     Args:
         texts: Columns of texts, without spaces around them.
@@ -31,10 +31,6 @@ def parse_numbers(texts: pd.DataFrame, table: np.ndarray, has_commas: np.ndarray
     """
     numbers = texts.apply(pd.to_numeric, errors="coerce").astype(float)
     texts = texts.astype(str)
-    for name in map(str, texts):
-        if texts[name].str.contains(":", regex=False).any():
-            parts = texts[name].str.extract(f"^{_CLOCK}$").astype(float)
-            numbers[name] = numbers[name].fillna(parts[0] * 3600 + parts[1] * 60 + parts[2])
     with_comma = texts.apply(lambda column: column.str.contains(",", regex=False))
     if with_comma.any(axis=None):
         has_point = np.zeros(len(has_commas), dtype=bool)
@@ -63,6 +59,11 @@ def parse_numbers(texts: pd.DataFrame, table: np.ndarray, has_commas: np.ndarray
             for which, removed in ((is_decimal, "."), (is_thousand, ",")):
                 read = texts.loc[which, name].str.replace(removed, "", regex=False).str.replace(",", ".", regex=False)
                 numbers.loc[which, name] = pd.to_numeric(read, errors="coerce").to_numpy(dtype=float)
+    for name in map(str, texts):
+        if texts[name].str.contains(":", regex=False).any():
+            clock = texts[name].str.extract(f"^{_CLOCK}$")
+            parts = clock.apply(lambda part: part.str.replace(",", ".", regex=False)).astype(float)
+            numbers[name] = numbers[name].fillna(parts[0] * 3600 + parts[1] * 60 + parts[2])
     return numbers.where(np.isfinite(numbers))
 
 

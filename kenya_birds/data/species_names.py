@@ -114,8 +114,8 @@ def species_of_names(names: pd.DataFrame, given: NameMap | None) -> SpeciesOfNam
 
     A code is used as it is. Without a code, the best name of a row decides: the scientific name, or else the common
     name, or else the label. It gets the code that the same name has elsewhere, or in the map. A scientific name may
-    also get the code of its common name, if this is the common name of no other one. If no code is known, the best name
-    is the code. Names that differ only in case or blanks are one name, in its most frequent spelling.
+    also get the code of its common name, if this is the common name of no other one. If no code is known, the best
+    name is the code. Names that differ only in case or blanks are one name, in its most frequent spelling.
 
     Args:
         names: One row per combination: `code`, `scientific_name`, `common_name`, `label` (empty if unknown) and

@@ -190,6 +190,8 @@ def _columns(path: Path, header: Iterable[str], given: Mapping[str, str]) -> dic
         if theirs.strip().lower() not in found:
             raise NoColumnError(f"{path} has no column '{theirs}': found {', '.join(found.values()) or 'none'}")
         names[ours] = found[theirs.strip().lower()]
+    if "duration_s" in given and "end_s" not in given:
+        names.pop("end_s", None)  # such as the time of day at which the recording ends
     if names.get("start_s", "").lower() == "file offset (s)" and "begin time (s)" in found:
         names["begin_s"] = found["begin time (s)"]
     return names
@@ -206,13 +208,15 @@ def _one_view(
         return rows, lines
     columns = ("selection", "begin path", "begin file", "begin time (s)", "end time (s)")
     keys = [found[name] for name in columns if name in found] + ([] if recording is None else [recording])
-    kept: dict[tuple[str, ...], int] = {}
+    views: dict[tuple[str, ...], dict[str, list[int]]] = {}
     for number, row in enumerate(rows):
-        key = tuple(row[at] for at in keys)
-        is_waveform = row[found["view"]].lower().startswith("waveform")
-        if key not in kept or (not is_waveform and rows[kept[key]][found["view"]].lower().startswith("waveform")):
-            kept[key] = number
-    chosen = sorted(kept.values())
+        views.setdefault(tuple(row[at] for at in keys), {}).setdefault(row[found["view"]].lower(), []).append(number)
+    chosen = []
+    for of_view in views.values():
+        # Rows of one view are different selections, also if their numbers and times are equal.
+        most = max(of_view, key=lambda view: (len(of_view[view]), not view.startswith("waveform")))
+        chosen += of_view[most]
+    chosen.sort()
     return [rows[number] for number in chosen], [lines[number] for number in chosen]
 
 
