@@ -179,6 +179,44 @@ def test_an_imported_archive_can_be_imported_again(tmp_path, do_import):
     assert taken(again) == taken(result)
 
 
+def test_weak_labels_and_checked_detections_of_an_archive_stay_what_they_are(tmp_path, do_import):
+    record(tmp_path / "in/soundscape_data", "a.wav", "b.wav")
+    rows = ["a.wav,1,2,owl,yes,,", "b.wav,3,4,owl,,absent,m", "b.wav,6,7,owl,,unsure,m", "b.wav,8,9,jay,,present,m"]
+    header = "Filename,Start Time (s),End Time (s),Species eBird Code,Weak,Verified,Model\n"
+    write(tmp_path / "in/annotations.csv", header + "\n".join(rows))
+    write(tmp_path / "in/species.csv", "Scientific Name,Species eBird Code,Common Name\nA a,owl,Owl\nB b,jay,Jay\n")
+    result = do_import()
+    assert "some of them are checked detections: 1 present, 1 absent, 1 unsure" in format_import(result)
+    before, after = read_archive(tmp_path / "in"), read_archive(result.archive)
+    columns = ["start_s", "end_s", "species", "weak"]
+    assert after.annotations[columns].equals(before.annotations[columns])
+    assert after.absent[["start_s", "species"]].equals(before.absent[["start_s", "species"]])
+    assert after.weak == {"soundscape_data/a.wav"}
+    assert after.verified == {"soundscape_data/b.wav": "m"}
+    # Another program's column of this name is not ours, and a value that is none is told.
+    write(tmp_path / "t.csv", "file,start,end,species,Verified\na.wav,1,2,owl,absent\n")
+    other = import_annotations(tmp_path / "2", ImportSettings(tmp_path / "t.csv", recordings=tmp_path / "in"))
+    assert len(taken(other)) == 1
+    write(tmp_path / "in/annotations.csv", header + rows[0] + "\nb.wav,3,4,owl,,maybe,m")
+    wrong = import_annotations(tmp_path / "3", ImportSettings(tmp_path / "in"))
+    assert "'Verified' is 'maybe', expected present, absent, unsure or nothing" in format_import(wrong)
+
+
+def test_detections_below_the_folder_are_no_annotations(tmp_path, do_import):
+    record(tmp_path / "in/sound", "a.wav", "b.wav")
+    write(tmp_path / "in/labels/a.txt", "1\t2\towl\n")
+    found_rows = "recording,start_s,end_s,code,score\nsound/b.wav,3,6,jay,0.9\n"
+    write(tmp_path / "in/runs/found/detections.csv", found_rows)
+    write(tmp_path / "in/runs/found/recordings.csv", "recording,duration_s\nsound/b.wav,10\n")
+    write(tmp_path / "in/runs/found/audacity/b.txt", "3\t6\tjay\n")
+    result = do_import()
+    assert taken(result, "recording", "code") == [("sound/a.wav", "owl")]
+    (note,) = [file for file, _, finding in found(result, "note") if "nobody has checked" in finding]
+    assert note == "runs/found"
+    chosen = import_annotations(tmp_path / "2", ImportSettings(tmp_path / "in/runs/found", recordings=tmp_path / "in"))
+    assert taken(chosen, "recording", "code") == [("sound/b.wav", "jay")]
+
+
 # How tables are written
 
 

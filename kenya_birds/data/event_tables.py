@@ -17,6 +17,7 @@ import pandas as pd
 from kenya_birds.data.number_texts import EITHER_POINT, parse_numbers
 from kenya_birds.data.sound_files import is_hidden
 from kenya_birds.data.table_cells import (
+    MARKS,
     NUMBERS,
     SPECIES,
     SUFFIXES,
@@ -132,13 +133,13 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
         tables: See `read_cells`.
 
     Returns:
-        `COLUMNS` and, in the order of the tables: `table` (its number), `line`, `problem` (the reason for which the
-        row cannot be used, or an empty text; its times may be NaN), `frequency_problem` (why a frequency cannot be
-        read, which is then NaN) and `is_blank` (whether times and species are empty).
+        `COLUMNS`, `MARKS` and, in the order of the tables: `table` (its number), `line`, `problem` (the reason for
+        which the row cannot be used, or an empty text; its times may be NaN), `frequency_problem` (why a frequency
+        cannot be read, which is then NaN) and `is_blank` (whether times and species are empty).
     """
     table = np.repeat(np.arange(len(tables)), [len(one.lines) for one in tables])
     events = pd.DataFrame(index=range(len(table)))
-    for name in TEXTS:
+    for name in (*TEXTS, *MARKS):
         texts = pd.Series(_column(tables, name), dtype=object).astype(str)
         events[name] = texts.str[1:].where(texts.str.match(_GUARDED), texts).str.strip()
     for name in SPECIES:
@@ -174,7 +175,7 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
     ]
     blank = (cells[["start_s", "end_s", "duration_s"]] == "").all(axis=1) & (events[list(SPECIES)] == "").all(axis=1)
     events = events.assign(problem=problem, frequency_problem=frequency_problem, is_blank=blank)
-    return events[[*COLUMNS, "table", "line", "problem", "frequency_problem", "is_blank"]]
+    return events[[*COLUMNS, *MARKS, "table", "line", "problem", "frequency_problem", "is_blank"]]
 
 
 def _has_column(tables: Sequence[TableCells], table: np.ndarray, name: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kenya_birds.data.archive import IS_WEAK, VERIFIED
 from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.event_tables import DECIMALS
 from kenya_birds.data.import_report import CHANGED, NOT_TAKEN, NOTE, Findings
@@ -67,6 +68,27 @@ def find_recordings(
         file.rpartition("/")[0] for file, table in zip(files, tables, strict=True) if table.recording is not None
     }
     return FolderRecordings(every, RecordingFinder(every, folders))
+
+
+def with_marks(events: pd.DataFrame) -> pd.DataFrame:
+    """Returns rows of archives as weak labels and checked detections, as they were.
+
+    Args:
+        events: See `events_of`.
+
+    Returns:
+        The rows; `weak` is `yes` or empty, and `verified` one of `VERIFIED`. Rows with other values have a `problem`.
+    """
+    weak, verified = events["weak"].str.lower(), events["verified"].str.lower()
+    problem = events["problem"]
+    for column, expected, wrong in (
+        ("Weak", "yes or no", ~weak.isin(IS_WEAK)),
+        ("Verified", f"{', '.join(filter(None, VERIFIED))} or nothing", ~verified.isin(VERIFIED)),
+    ):
+        told = f"'{column}' is '" + events[column.lower()] + f"', expected {expected}"
+        problem = problem.mask(wrong & (problem == ""), told)
+    weak = pd.Series(np.where(weak.map(IS_WEAK).eq(True), "yes", ""), index=events.index, dtype=object)
+    return events.assign(weak=weak, verified=verified, problem=problem)
 
 
 def with_recordings(
@@ -305,9 +327,9 @@ def without_repetitions(calls: pd.DataFrame, findings: Findings) -> pd.DataFrame
     """Returns the calls, each once.
 
     Args:
-        calls: `recording`, `start_s`, `end_s`, `species`, `file` and `line`.
+        calls: `recording`, `start_s`, `end_s`, `species`, `verified`, `file` and `line`.
         findings: Repetitions are added.
     """
-    is_repeated = calls.duplicated(["recording", "start_s", "end_s", "species"])
+    is_repeated = calls.duplicated(["recording", "start_s", "end_s", "species", "verified"])
     findings.add_rows(NOT_TAKEN, "repeats an earlier annotation", calls[is_repeated])
     return calls[~is_repeated]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kenya_birds.data.csv_table import read_table
-from kenya_birds.data.event_tables import tables_in
+from kenya_birds.data.event_tables import OWN_TABLES, tables_in
 from kenya_birds.data.import_report import NOT_TAKEN, NOTE, Findings
 from kenya_birds.data.recording_places import PLACE_COLUMNS
 from kenya_birds.data.species_names import NameMap, read_name_map
@@ -99,7 +99,7 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
         return read_crowsetta(source, str(settings.form).removeprefix(CROWSETTA), findings)
     if not source.is_dir() and source.suffix.lower() not in SUFFIXES:
         raise UserError(f"{source} does not have the suffix of a table: expected one of {', '.join(SUFFIXES)}")
-    paths = [path for path in tables_in(source) if not _is_of_archive(path, source)] if source.is_dir() else [source]
+    paths = _paths(source, findings) if source.is_dir() else [source]
     tables = []
     for path in paths:
         name = path_below(path, source)
@@ -132,6 +132,23 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
             f"a species, give --from {FOLDERS}"
         )
     return tables
+
+
+def _paths(source: Path, findings: Findings) -> list[Path]:
+    """Returns the files of a folder that may be tables of annotations; notes folders that are left out."""
+    files = [path for path in tables_in(source) if not _is_of_archive(path, source)]
+    inner = {folder for path in files for folder in path.relative_to(source).parents[:-1]}
+    found = {folder for folder in inner if _is_of_detect(source / folder)}
+    for folder in sorted(found):
+        finding = (
+            "is the output of kenya-birds detect, which nobody has checked: to take it, import this folder itself"
+        )
+        findings.add(NOTE, finding, file=folder.as_posix())
+    return [path for path in files if found.isdisjoint(path.relative_to(source).parents)]
+
+
+def _is_of_detect(folder: Path) -> bool:
+    return (folder / RECORDINGS_TABLE).is_file() and any((folder / name).is_file() for name in OWN_TABLES)
 
 
 def _is_of_archive(path: Path, source: Path) -> bool:

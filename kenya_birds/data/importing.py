@@ -15,6 +15,8 @@ from kenya_birds.data.archive import (
     BOX_COLUMNS,
     SPECIES_COLUMNS,
     UNKNOWN_SPECIES,
+    VERIFIED,
+    VERIFIED_COLUMNS,
     WEAK_COLUMN,
 )
 from kenya_birds.data.event_tables import events_of
@@ -24,6 +26,7 @@ from kenya_birds.data.import_rows import (
     find_recordings,
     listed_recordings,
     with_checked_times,
+    with_marks,
     with_recordings,
     with_species,
     without_repetitions,
@@ -64,7 +67,8 @@ class ImportResult:
 
     Attributes:
         archive: The new archive.
-        annotations: The annotations that were taken; with the column `weak` from folders of species.
+        annotations: The annotations that were taken; with the column `weak` if there are weak ones, and `verified` and
+            `model` if there are checked detections.
         species: `scientific_name`, `species`, `common_name`.
         recordings: Header by recording.
         names: `name`, `code`, `count`: the names of the tables or folders and their codes, with the number of
@@ -123,7 +127,7 @@ def _of_tables(output: Path, settings: ImportSettings, findings: Findings) -> Im
     files = [path_below(table.path, settings.source) for table in tables]
     events["file"] = np.array(files, dtype=object)[events["table"]] if len(events) else ""
     found = find_recordings(tables, files, settings.root, findings)
-    calls, silent, annotated = with_recordings(events, tables, files, found, findings)
+    calls, silent, annotated = with_recordings(with_marks(events), tables, files, found, findings)
     silent |= listed_recordings(settings.tables, found, findings) - annotated
     if settings.all_recordings:
         silent |= set(found.every) - annotated
@@ -139,6 +143,9 @@ def _of_tables(output: Path, settings: ImportSettings, findings: Findings) -> Im
     calls["annotator"] = calls["annotator"].where(calls["annotator"] != "", settings.annotator)
     calls["source"] = [f"{file}, line {line}" for file, line in zip(calls["file"], calls["line"], strict=True)]
     calls = calls.sort_values(["recording", "start_s", "end_s"], kind="stable").reset_index(drop=True)
+    for columns in (WEAK_COLUMN, VERIFIED_COLUMNS):
+        if not calls[list(columns.values())].astype(bool).any(axis=None):
+            calls = calls.drop(columns=list(columns.values()))
     return ImportResult(output, calls, species, {name: headers[name] for name in kept}, listed, findings)
 
 
@@ -152,7 +159,11 @@ def format_import(result: ImportResult) -> str:
         f"{len(result.species)} species in {len(result.recordings)} recordings ({hours:.2f} h), {len(silent)} of them "
         "without a call",
     ]
-    if "weak" in result.annotations:
+    if "verified" in result.annotations:
+        answers = result.annotations["verified"].value_counts()
+        told = ", ".join(f"{answers[answer]} {answer}" for answer in VERIFIED if answer and answer in answers)
+        lines.append(f"some of them are checked detections: {told}")
+    if "weak" in result.annotations and result.annotations["weak"].all():
         signal_h = (result.annotations["end_s"] - result.annotations["start_s"]).sum() / 3600
         lines = [
             f"{result.archive}: folders of {len(result.species)} species with {len(result.recordings)} recordings "
@@ -221,10 +232,11 @@ def _note_recordings(
 
 
 def _write(result: ImportResult, root: Path) -> None:
+    marks = {name: ours for name, ours in {**WEAK_COLUMN, **VERIFIED_COLUMNS}.items() if ours in result.annotations}
     with users_folder(result.archive, f"the archive {result.archive}") as partial:
         for rows, columns, name in (
             (result.species, SPECIES_COLUMNS, SPECIES_FILE),
-            (result.annotations, COLUMNS | (WEAK_COLUMN if "weak" in result.annotations else {}), ANNOTATIONS_FILE),
+            (result.annotations, COLUMNS | marks, ANNOTATIONS_FILE),
         ):
             write_table(rows[list(columns.values())].set_axis(list(columns), axis=1), partial / name)
         places = [Place(name, root, name, kept=kept) for name, kept in result.recordings.items()]

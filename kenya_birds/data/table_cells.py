@@ -17,6 +17,8 @@ SUFFIXES = (".csv", ".txt", ".tsv", ".parquet")
 KINDS = ("raven", "audacity", "kaleidoscope", "birdnet", "csv")
 SPECIES = ("code", "scientific_name", "common_name", "label")
 TEXTS = ("recording", *SPECIES, "annotator")
+# Columns of the annotations of an archive that say what kind of annotation a row is (see `archive.WEAK_COLUMN`).
+MARKS = ("weak", "verified", "model")
 NUMBERS = ("start_s", "end_s", "duration_s", "begin_s", "score", "low_hz", "high_hz")
 # Names of columns in lower case, the most exact first. In a Raven table of several recordings, "Begin Time (s)" is the
 # time in the joined sound, and "File Offset (s)" the time in the recording.
@@ -73,8 +75,8 @@ class TableCells:
         encoding: Such as `UTF-8`.
         delimiter: Separator between cells; empty if the file is not a text.
         header: Names of its columns; empty for Audacity's labels.
-        columns: The table's name of a column by the name in `TEXTS` and `NUMBERS`.
-        cells: Cells of the known columns, by the name in `TEXTS` and `NUMBERS`.
+        columns: The table's name of a column by the name in `TEXTS`, `MARKS` and `NUMBERS`.
+        cells: Cells of the known columns, by the same names.
         lines: The line of the file, or number of the row, of each event.
     """
 
@@ -183,6 +185,8 @@ def _columns(path: Path, header: Iterable[str], given: Mapping[str, str]) -> dic
         for ours, aliases in ALIASES.items()
         if any(alias in found for alias in aliases)
     }
+    if {"filename", "species ebird code"} <= found.keys():
+        names |= {mark: found[mark] for mark in MARKS if mark in found}
     # crowsetta and others have onset and offset; Kaleidoscope's offset is a start.
     if {"onset", "offset"} <= found.keys() and "end_s" not in names:
         names["end_s"] = found["offset"]
