@@ -549,6 +549,50 @@ def test_a_table_whose_recording_is_gone_does_not_take_that_of_another_site(tmp_
     assert found(result) == [("site1/a.txt", 1, "its recording is not there")]
 
 
+@pytest.mark.parametrize(
+    ("tables", "recordings"),
+    [
+        # The recording of one table is lost, and the other site has no tables.
+        (["site1/a.txt", "site1/b.txt"], ["site1/b.wav", "site2/a.wav", "site2/b.wav"]),
+        # Tables and recordings are in two trees.
+        (
+            ["labels/site1/a.txt", "labels/site1/b.txt"],
+            ["sound/site1/b.wav", "sound/site2/a.wav", "sound/site2/b.wav"],
+        ),
+        (["site1/labels/a.txt", "site1/labels/b.txt"], ["site1/wav/b.wav", "site2/wav/a.wav", "site2/wav/b.wav"]),
+    ],
+)
+def test_folders_of_sites_are_the_same_in_two_trees(tmp_path, do_import, tables, recordings):
+    record(tmp_path / "in", *recordings)
+    for table in tables:
+        write(tmp_path / "in" / table, "1\t2\towl\n")
+    result = do_import()
+    assert taken(result, "recording") == [(recordings[0],)]
+    assert found(result) == [(tables[0], 1, "its recording is not there")]
+
+
+def test_of_a_table_of_several_sites_and_the_recordings_of_one_its_own_rows_are_taken(tmp_path, do_import):
+    record(tmp_path / "sound/site1", "a.wav", "b.wav")
+    rows = ["site1/a.wav,1,2,owl", "site2/a.wav,3,4,jay", "site2/b.wav,5,6,jay", "D:\\old\\site1\\a.wav,7,8,owl"]
+    table = write(tmp_path / "t.csv", "file,start,end,species\n" + "\n".join(rows))
+    result = do_import(table, recordings=tmp_path / "sound/site1")
+    assert taken(result) == [("a.wav", "1.0", "2.0", "owl"), ("a.wav", "7.0", "8.0", "owl")]
+    assert "t.csv line 3, site2/a.wav, the recording with this name is in the folder site1" in format_import(result)
+
+
+def test_of_two_sites_of_which_neither_is_known_no_row_is_taken(tmp_path, do_import):
+    record(tmp_path / "sound", "a.wav", "b.wav")
+    table = write(tmp_path / "t.csv", "file,start,end,species\nx/a.wav,1,2,owl\ny/a.wav,3,4,owl\nx/b.wav,1,2,owl\n")
+    result = do_import(table, recordings=tmp_path / "sound")
+    assert taken(result, "recording") == [("b.wav",)]
+    assert [line for _, line, _ in found(result)] == [2, 3]
+    # Two people, each with a table and folders of their own, annotated one recording.
+    for name, folder in (("t.csv", "C:/anna"), ("u.csv", "/home/bob")):
+        write(tmp_path / "both" / name, f"file,start,end,species\n{folder}/a.wav,{len(folder)},20,owl\n")
+    both = import_annotations(tmp_path / "2", ImportSettings(tmp_path / "both", recordings=tmp_path / "sound"))
+    assert taken(both, "recording", "start") == [("a.wav", "7.0"), ("a.wav", "9.0")]
+
+
 def test_paths_do_not_leave_the_folder_of_the_recordings(tmp_path, do_import):
     record(tmp_path, "in/a.wav", "other/b.wav")
     write(

@@ -105,6 +105,19 @@ def test_names_without_suffix_are_matched_and_that_is_said(archive, tmp_path, ca
     assert "1 recordings are matched by their names without suffix" in caplog.text
 
 
+def test_recordings_of_another_site_with_the_same_names_are_not_those_of_the_archive(archive, tmp_path, caplog):
+    rows = [
+        ("soundscape_data/a.wav", 0, "owl1", 0.9),
+        ("site2/a.wav", 3, "owl1", 0.8),
+        ("site2/b.wav", 3, "owl1", 0.8),
+    ]
+    content = score_tables(birdnet(tmp_path / "t.csv", *rows), archive)
+    assert (content["recordings"], value(content, "precision")) == (1, 1.0)
+    assert (
+        "2 of 3 recordings are not annotated in the archive and are skipped: site2/a.wav, site2/b.wav" in caplog.text
+    )
+
+
 def test_what_does_not_count_is_counted(archive, tmp_path, caplog):
     table = birdnet(
         tmp_path / "t.csv",

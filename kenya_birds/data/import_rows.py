@@ -13,7 +13,7 @@ from kenya_birds.data.archive import IS_WEAK, VERIFIED
 from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.event_tables import DECIMALS
 from kenya_birds.data.import_report import CHANGED, NOT_TAKEN, NOTE, Findings
-from kenya_birds.data.recording_matching import Match, RecordingFinder
+from kenya_birds.data.recording_matching import Match, RecordingFinder, misplaced_names
 from kenya_birds.data.recording_places import PLACE_COLUMNS, KeptHeader, is_inside
 from kenya_birds.data.sound_files import count_skipped, find_sound
 from kenya_birds.data.species_names import NameMap, SpeciesOfNames, species_of_names
@@ -31,10 +31,12 @@ class FolderRecordings:
     """The recordings of the folder.
 
     Attributes:
+        root: The folder.
         every: Their paths below the folder, with `/`.
         finder: Finds them.
     """
 
+    root: Path
     every: list[str]
     finder: RecordingFinder
 
@@ -67,7 +69,7 @@ def find_recordings(
     folders = {
         file.rpartition("/")[0] for file, table in zip(files, tables, strict=True) if table.recording is not None
     }
-    return FolderRecordings(every, RecordingFinder(every, folders))
+    return FolderRecordings(root, every, RecordingFinder(every, folders))
 
 
 def with_marks(events: pd.DataFrame) -> pd.DataFrame:
@@ -123,8 +125,10 @@ def with_recordings(
         key: recordings.finder.find(key[0], key[1], is_of_table=key[2]) for key in sorted({*keys, *own_keys.values()})
     }
     events = events.assign(recording=[matches[key].recording or "" for key in keys])
+    misplaced = _misplaced(number, named, events["recording"], recordings.root)
+    events["recording"] = events["recording"].where(misplaced == "", "")
     is_lost = (events["recording"] == "").to_numpy(dtype=bool)
-    details = [_why_lost(matches[keys[row]]) for row in np.flatnonzero(is_lost).tolist()]
+    details = [misplaced[row] or _why_lost(matches[keys[row]]) for row in np.flatnonzero(is_lost).tolist()]
     findings.add_rows(NOT_TAKEN, RECORDING_IS_LOST, events[is_lost].assign(recording=named[is_lost]), details)
     for (name, *_), match in matches.items():
         if match.is_renamed and match.recording is not None:
@@ -142,6 +146,19 @@ def with_recordings(
     unclear = calls[calls["frequency_problem"] != ""]
     findings.add_rows(CHANGED, "a frequency cannot be read, and was left out", unclear, unclear["frequency_problem"])
     return calls, silent - set(wrong["recording"]) - annotated, annotated
+
+
+def _misplaced(table: np.ndarray, named: np.ndarray, recording: pd.Series, root: Path) -> np.ndarray:
+    """Returns why the name of each row does not mean its recording (see `misplaced_names`), or an empty text."""
+    rows = pd.DataFrame({"table": table, "named": named, "recording": recording.to_numpy()})
+    names_of = rows[rows["recording"] != ""].drop_duplicates()
+    folder = root.resolve()
+    why: dict[tuple[int, str], str] = {}
+    for number, names in names_of[names_of["table"].duplicated(keep=False)].groupby("table"):
+        paths = [(folder / path).as_posix() for path in names["recording"]]
+        for name, reason in misplaced_names(dict(zip(names["named"], paths, strict=True))).items():
+            why[number, name] = reason
+    return np.array([why.get(key, "") for key in zip(table.tolist(), named.tolist(), strict=True)], dtype=object)
 
 
 def _silent(

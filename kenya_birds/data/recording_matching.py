@@ -1,7 +1,7 @@
 """Finds the recording that a table means, by its name or path, also in another folder or with another suffix."""
 
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kenya_birds.data.sound_files import is_named_as_sound
@@ -36,9 +36,12 @@ class RecordingFinder:
 
     def __init__(self, recordings: Iterable[str], tables: Collection[str] = ()) -> None:
         self._by_name, self._by_stem = _Named(), _Named()
-        self._tables = {_parts(folder) for folder in tables}
+        self._tables = {_parts(f"{folder}/x")[:-1] for folder in tables}
+        self._table_folders = frozenset(name for folder in self._tables for name in folder)
+        self._recording_folders: set[str] = set()
         for recording in recordings:
             *folders, key = _parts(recording)
+            self._recording_folders.update(folders)
             self._by_name.add(key, recording, tuple(folders))
             self._by_stem.add(_stem(key), recording, tuple(folders))
 
@@ -49,7 +52,8 @@ class RecordingFinder:
             name: Name or path, with `/`, with or without suffix.
             folder: Folder of the table. Of recordings below it, only the path from there on must agree.
             is_of_table: Whether the name is that of a table for one recording. Such a table may lie in another folder
-                than its recording (`tables/a.txt`, `recordings/a.wav`), unless that folder has tables too.
+                than its recording (`tables/a.txt`, `recordings/a.wav`), unless that folder has tables too. Folders
+                with names that both recordings and tables have, such as those of sites, must be the same.
         """
         *folders, key = _parts(name)
         named, is_renamed = self._by_name, False
@@ -77,15 +81,52 @@ class RecordingFinder:
     ) -> list[tuple[tuple[bool, int, bool], str]]:
         """Recordings that may be meant, with their ranks: the highest is the best."""
         found = []
+        shared = self._recording_folders.intersection(folders)
         for recording, own in alike:
             is_below = own[: len(table)] == table
             places = [own, own[len(table) :]] if is_below else [own]
             common = [_common(place, folders) for place in places]
             agrees = any(n == min(len(place), len(folders)) for n, place in zip(common, places, strict=True))
-            if agrees or (is_of_table and own not in self._tables):
+            is_elsewhere = is_of_table and own not in self._tables and shared.issubset(own)
+            if agrees or (is_elsewhere and self._table_folders.intersection(own).issubset(folders)):
                 is_exact = own == folders or (is_below and own == (*table, *folders))
                 found.append(((is_exact, max(common), is_below and bool(table)), recording))
         return found
+
+
+def misplaced_names(found: Mapping[str, str]) -> dict[str, str]:
+    """Finds the names in one table that do not mean the recording that was found for them.
+
+    Recorders name files by their time, so sites share file names. A name is misplaced if the recording lies in a
+    folder that other names of the table have, and not this one; or if names with different folders were found as one
+    recording, except for the one whose folders agree most with the recording's path.
+
+    Args:
+        found: Absolute path of the recording that was found, by name in the table; all with `/`.
+
+    Returns:
+        The reason by name.
+    """
+    folders = {name: _parts(name)[:-1] for name in found}
+    last = {of_name[-1] for of_name in folders.values() if of_name}
+    why: dict[str, str] = {}
+    alike: dict[str, list[str]] = {}
+    for name, path in found.items():
+        own = _parts(path)[:-1]
+        if folders[name] and own and own[-1] in last and own[-1] not in folders[name]:
+            why[name] = f"the recording with this name is in the folder {path.split('/')[-2]}"
+        else:
+            alike.setdefault(path, []).append(name)
+    for path, names in alike.items():
+        agreeing = {name: _common(folders[name], _parts(path)[:-1]) for name in names}
+        order = sorted(names, key=lambda name: -agreeing[name])
+        for name in names:
+            for other in order:
+                differ = _common(folders[name], folders[other]) < min(len(folders[name]), len(folders[other]))
+                if differ and agreeing[other] >= agreeing[name]:
+                    why[name] = f"the recording with this name may be that of {other}"
+                    break
+    return why
 
 
 class _Named:

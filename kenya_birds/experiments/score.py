@@ -1,7 +1,7 @@
 """Scores a table of detections, of any system, against the annotations of an archive."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pandas as pd
 from kenya_birds.data.archive import Archive, read_archive
 from kenya_birds.data.csv_table import parse_any_table
 from kenya_birds.data.event_tables import EventTable, read_events
-from kenya_birds.data.recording_matching import RecordingFinder
+from kenya_birds.data.recording_matching import RecordingFinder, misplaced_names
 from kenya_birds.data.same_recording import recording_key
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.event_metrics import METRICS, WINDOW_S, EventScores, Truth, event_intervals
@@ -104,7 +104,9 @@ def score_tables(
     tables = {name: read_events(path) for name, path in names.items()}
     archive = read_archive(data_dir)
     archive = _completely_annotated(archive)
-    find_recording = _recording_finder(archive)
+    find_recording = _recording_finder(
+        archive, [tables[name].recordings | _analysed_beside(path) for name, path in names.items()]
+    )
     recordings = _scored_recordings(names, tables, archive, find_recording, settings)
     for path in names.values():
         _check_not_trained_on(path, archive, recordings)
@@ -168,9 +170,19 @@ def _cell(metric: Mapping[str, Any]) -> str:
     return text if interval is None else f"{text} ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
 
 
-def _recording_finder(archive: Archive) -> Callable[[str], str | None]:
-    """Finds the archive's recording for a name in a table (see `RecordingFinder`)."""
+def _recording_finder(archive: Archive, named: Iterable[Collection[str]]) -> Callable[[str], str | None]:
+    """Finds the archive's recording for a name in a table (see `RecordingFinder` and `misplaced_names`).
+
+    Args:
+        archive: The archive.
+        named: The names in each table.
+    """
     finder = RecordingFinder(archive.headers)
+    misplaced: set[str] = set()
+    for names in named:
+        found = ((name, finder.find(name).recording) for name in names)
+        paths = {name: archive.recording_path(own).resolve().as_posix() for name, own in found if own is not None}
+        misplaced.update(misplaced_names(paths))
 
     def find(name: str) -> str | None:
         match = finder.find(name)
@@ -179,7 +191,7 @@ def _recording_finder(archive: Archive) -> Callable[[str], str | None]:
                 f"'{name}' may be {match.others[0]} or {match.others[1]} of the archive: give the name with its "
                 "suffix and folder"
             )
-        return match.recording
+        return None if name in misplaced else match.recording
 
     return find
 
