@@ -150,6 +150,15 @@ def test_each_archive_is_divided_by_itself():
     assert table["north/00.wav"] == table["south/00.wav"]
 
 
+def test_recordings_that_stay_together_count_once(caplog):
+    annotations = pd.DataFrame({"recording": ["n/1", "n/2", "n/3", "s/1", "s/2", "s/3"], "species": "owl"})
+    archive_of = {name: name[0] for name in annotations["recording"]}
+    divided = []
+    divide_each(annotations, archive_of, [["s/1", "s/2"]], lambda part: divided.append(len(part)) or part, 3)
+    assert divided == [6]
+    assert "s has fewer than 3 that can be divided" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
     """Two archives with species in common, `north` and `south`."""

@@ -15,6 +15,7 @@ from kenya_birds.data.recording_groups import find_groups, find_places, merged
 from kenya_birds.data.recording_name import NamePattern
 from kenya_birds.data.recording_time import parse_time_zone
 from kenya_birds.data.split_audit import audit_split
+from kenya_birds.data.weak_recordings import warn_of_tested_groups
 from kenya_birds.errors import UserError
 from kenya_birds.exploration.measures import recording_rows
 
@@ -60,7 +61,8 @@ def test_a_pattern_reads_other_names(tmp_path):
 def test_headers_tell_place_and_time_where_names_do_not(tmp_path, caplog):
     names = ["a.wav", "b.wav", "c.wav", "d.wav"]
     folder = archive_of(tmp_path, names)
-    places = ("-1.25001 36.8", "-1.25 36.80002", "-1.3 36.8")
+    # The first two are 5 m apart, on both sides of the equator.
+    places = ("-0.00002 36.8", "0.00002 36.80002", "-1.3 36.8")
     for name, place, hour in zip(names, places, (18, 19, 18), strict=False):
         moth = comment(AUDIOMOTH.format(time=f"{hour}:00:00 07/12/2021", zone=""))
         write_wav(folder / "soundscape_data" / name, moth, guano(Loc_Position=place), seconds=3)
@@ -87,7 +89,8 @@ def test_a_pattern_that_fits_no_name_is_an_error(tmp_path):
 
 
 def test_folders_are_sites_where_names_have_none(tmp_path):
-    names = ["north/20211207_180000.wav", "north/20211208_180000.wav", "south/20211207_180000.wav"]
+    # Folders of days are within that of a site.
+    names = ["north/2021-12-07/20211207_180000.wav", "north/Data/20211208_180000.wav", "south/20211207_180000.wav"]
     folder = archive_of(tmp_path, [name.replace("/", "_") for name in names])
     sound = folder / "soundscape_data"
     for name in names:
@@ -98,6 +101,19 @@ def test_folders_are_sites_where_names_have_none(tmp_path):
     lines = ["Filename,Folder", *(f"{name},{folder / 'sound'}" for name in names)]
     (folder / "recordings.csv").write_text("\n".join(lines), encoding="utf-8")
     assert grouped(read_archive(folder), "site") == [names[:2], names[2:]]
+
+
+def test_recordings_for_training_alone_of_a_tested_site_are_told(caplog):
+    groups = [["a1", "a2", "a3"], ["b1", "b2"], ["c1"]]
+    splits = pd.DataFrame({"recording": ["a1", "b1", "c1"], "split": ["test", "train", "validation"]})
+    warn_of_tested_groups(splits, {"a2", "b2"}, groups)
+    assert "1 recordings with weak labels or checked detections are of sites or nights that are tested" in caplog.text
+    assert "(first: a2)" in caplog.text
+    caplog.clear()
+    warn_of_tested_groups(splits.iloc[1:], {"a2", "b2"}, groups)
+    assert not caplog.text
+    warn_of_tested_groups(splits.rename(columns={"split": "fold"}), {"a2", "b2"}, groups)
+    assert "2 recordings" in caplog.text
 
 
 def test_recordings_whose_groups_are_all_unknown_are_an_error(tmp_path):

@@ -305,6 +305,7 @@ def _split(options: argparse.Namespace) -> None:
     from kenya_birds.data.silent_recordings import with_others
     from kenya_birds.data.split_audit import audit_split, format_audit
     from kenya_birds.data.splits import least_recordings, write_splits
+    from kenya_birds.data.weak_recordings import warn_of_tested_groups
 
     archive = read_archive(one_archive(options.data_dirs))
     annotations = archive.annotations
@@ -350,6 +351,8 @@ def _split(options: argparse.Namespace) -> None:
         least=balanced_parts if is_balanced else least_recordings(options.test_size, options.validation_size),
     )
     table = with_others(table, archive, together)
+    if options.group_by is not None:
+        warn_of_tested_groups(table, archive.partial, together)
     write_splits(table, options.output, overwrite=options.overwrite)
     train_size = 1 - options.test_size - options.validation_size
     targets = {"train": train_size, "validation": options.validation_size, "test": options.test_size}

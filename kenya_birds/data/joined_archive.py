@@ -152,12 +152,13 @@ def divide_each(
 ) -> pd.DataFrame:
     """Divides the recordings of each archive of a joined one by itself, so that every part has its share of each.
 
-    The recordings are divided together if one archive has too few of them, or two archives have the same sound.
+    The recordings are divided together if one archive has too few of them (recordings that stay together count once),
+    or two archives have the same sound.
 
     Args:
         annotations: `recording` and `species`, of the joined archive.
         archive_of: Name of the archive by recording (see `Archive.archive_of`); empty for a single archive.
-        same_sound: See `Archive.same_sound`.
+        same_sound: Groups of recordings that stay together, such as those of `Archive.same_sound`.
         divide: Divides annotations: returns a table with `recording`.
         least: Smallest number of recordings that can be divided.
 
@@ -168,10 +169,13 @@ def divide_each(
     parts = [part for _, part in annotations.groupby(names, sort=True)]
     if len(parts) < 2:
         return divide(annotations)
-    few = [name for name, part in annotations.groupby(names) if part["recording"].nunique() < least]
+    group_of = {name: number for number, group in enumerate(same_sound) for name in group}
+    units = annotations["recording"].map(lambda name: group_of.get(name, name))
+    counts = units.groupby(names).nunique()
+    few = counts.index[counts < least].tolist()
     shared = [group for group in same_sound if len({archive_of.get(name) for name in group}) > 1]
     if few or shared:
-        why = f"{few[0]} has fewer than {least} recordings" if few else f"{shared[0][0]} is {shared[0][1]}"
+        why = f"{shared[0][0]} is {shared[0][1]}" if shared else f"{few[0]} has fewer than {least} that can be divided"
         logger.warning("The recordings of all archives are divided together: %s", why)
         return divide(annotations)
     return pd.concat([divide(part) for part in parts]).sort_values("recording").reset_index(drop=True)

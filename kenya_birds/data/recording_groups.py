@@ -1,11 +1,14 @@
 """Groups of recordings that a split keeps together: those of a site, or of a night at a site."""
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import tzinfo
 from typing import Literal
+
+import numpy as np
 
 from kenya_birds.data.archive import Archive
 from kenya_birds.data.recorder_header import read_recorder_header
@@ -16,8 +19,11 @@ from kenya_birds.errors import UserError
 logger = logging.getLogger(__name__)
 
 GroupBy = Literal["site", "night"]
-# Degrees, about 100 m: recorders whose satellite positions differ less are at one site.
-PLACE_DIGITS = 3
+# Recorders whose satellite positions differ less are at one site.
+SAME_PLACE_M = 100.0
+EARTH_RADIUS_M = 6_371_000.0
+# Folders that recorders and people make within that of a site: one for each day, or that of the card.
+_NO_SITE = re.compile(r"(19|20)\d\d[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])|data|dcim", re.IGNORECASE)
 
 
 def find_places(
@@ -25,8 +31,9 @@ def find_places(
 ) -> dict[str, TimeAndPlace]:
     """Finds when and where the recordings of an archive begin, from names, headers and folders.
 
-    A recording's site is that in its name, else its folder in the archive, else the coordinates in its header to about
-    100 m. Sites of different archives that were joined are different.
+    A recording's site is that in its name, else its folder in the archive (without folders of days, and without
+    `Data`), else the place of the coordinates in its header: recorders within 100 m of each other are at one site.
+    Sites of different archives that were joined are different.
 
     Args:
         archive: The archive.
@@ -48,11 +55,12 @@ def find_places(
         place = find_time_and_place(name.rpartition("/")[2], pattern=name_pattern, header=header, time_zone=time_zone)
         found.append((name, header, place))
     log_headers(found)
+    located = _sites_by_position({name: place for name, _, place in found})
     places = {}
     for name, _, place in found:
         origin = archive.archive_of.get(name, "")
         # The first folder of a recording in a joined archive is its archive.
-        site = _site(name.removeprefix(f"{origin}/"), place)
+        site = place.site or _folder_of_site(name.removeprefix(f"{origin}/")) or located.get(name)
         places[name] = replace(place, site=f"{origin}/{site}" if origin and site else site)
     return places
 
@@ -98,11 +106,34 @@ def find_groups(archive: Archive, places: Mapping[str, TimeAndPlace], group_by: 
     return sorted([*groups.values(), *([name] for name in unknown)])
 
 
-def _site(name: str, place: TimeAndPlace) -> str | None:
-    site = place.site or name.rpartition("/")[0]
-    if not site and place.latitude is not None and place.longitude is not None:
-        site = f"{place.latitude:.{PLACE_DIGITS}f} {place.longitude:.{PLACE_DIGITS}f}"
-    return site or None
+def _folder_of_site(name: str) -> str:
+    """Returns the folder of a recording, without folders within that of its site; an empty text if there is none."""
+    folders = name.split("/")[:-1]
+    while folders and _NO_SITE.fullmatch(folders[-1]):
+        folders.pop()
+    return "/".join(folders)
+
+
+def _sites_by_position(places: Mapping[str, TimeAndPlace]) -> dict[str, str]:
+    """Returns a name for the site of each recording with coordinates: those of one recording at the site."""
+    found = {
+        name: (place.latitude, place.longitude)
+        for name, place in places.items()
+        if place.latitude is not None and place.longitude is not None
+    }
+    if not found:
+        return {}
+    from sklearn.cluster import DBSCAN  # takes half a second
+
+    # With one sample, clusters are chains of neighbours.
+    chains = DBSCAN(eps=SAME_PLACE_M / EARTH_RADIUS_M, min_samples=1, metric="haversine")
+    sites: dict[int, str] = {}
+    for at, position in zip(
+        chains.fit_predict(np.radians(list(found.values()))).tolist(), found.values(), strict=True
+    ):
+        # No -0.0000 beside 0.0000.
+        sites.setdefault(at, " ".join(f"{round(degrees, 4) + 0.0:.4f}" for degrees in position))
+    return {name: sites[at] for name, at in zip(found, chains.labels_.tolist(), strict=True)}
 
 
 def _key(place: TimeAndPlace, group_by: GroupBy) -> tuple[str, str] | None:

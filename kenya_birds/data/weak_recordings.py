@@ -102,3 +102,24 @@ def with_only_train(
         )
     rows = pd.DataFrame({"recording": sorted(set(only_train) - heard), "split": "train"})
     return pd.concat([table, rows]).sort_values("recording").reset_index(drop=True)
+
+
+def warn_of_tested_groups(table: pd.DataFrame, only_train: Collection[str], groups: Sequence[Sequence[str]]) -> None:
+    """Logs the recordings for training alone that are in a group with recordings of another split.
+
+    Args:
+        table: `recording`, and `split` or `fold` (each fold is tested once).
+        only_train: Those recordings.
+        groups: Recordings that stay together, such as those of a site.
+    """
+    is_tested = table["split"] != "train" if "split" in table else pd.Series(True, index=table.index)
+    tested = set(table.loc[is_tested, "recording"])
+    near = {name for group in groups if not tested.isdisjoint(group) for name in group}
+    if found := sorted(near.intersection(only_train).difference(table["recording"])):
+        logger.warning(
+            "%d recordings with weak labels or checked detections are of sites or nights that are tested, and training "
+            "learns from them: metrics may be too good; take them out of the archive, or train with --weak_labels "
+            "leave_out (first: %s)",
+            len(found),
+            found[0],
+        )
