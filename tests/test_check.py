@@ -342,12 +342,13 @@ def test_what_is_said_to_stop_training_or_be_set_aside_does_and_is(archive, line
 
 
 def test_all_that_is_wrong_is_told_at_once(archive):
-    add_lines(archive, *BAD_LINES, "", "z.flac,x,9.0,crow3")
+    add_lines(archive, *BAD_LINES, "", "z.flac,x,9.0,crow3", "a.flac,1.0,1.0,unknown")
     names = [
         "Avis rara,rara1,Rare bird",
         "Avis owl1,owl1,Bird owl1",
         "Avis sp.,,Some bird",
         "Avis alia,OWL1,Other bird",
+        "Avis nulla,unknown,No bird",
     ]
     add_lines(archive, *names, table="species.csv")
     found = findings(archive)
@@ -360,6 +361,10 @@ def test_all_that_is_wrong_is_told_at_once(archive):
     assert [row for row in found if row[0] == "species"] == [
         ("species", "", 5, "owl1", "its code is listed twice", "stops training"),
         ("species", "", 7, "OWL1", "its code differs from another in upper and lower case only", "stops training"),
+        (
+            *("species", "", 8, "unknown"),
+            *("its code is a column of predictions: use another, or ???? for unknown birds", "stops training"),
+        ),
         ("species", "", 6, "", "has no code and is skipped", ""),
         ("species", "", 4, "rara1", "is never annotated", ""),
         ("species", "", 7, "OWL1", "is never annotated", ""),

@@ -515,6 +515,10 @@ def test_files_that_are_read_for_names_and_recordings_are_not_noted_as_other_tab
     ("names", "message"),
     [
         ("name,code\nowl,a\nOWL,b\n", r"line 3: 'OWL' has the code 'b', and 'a' on line 2"),
+        (
+            "name,code\nowl,a\nkauz,A\n",
+            r"line 3: the code 'A' differs from 'a' on line 2 in upper and lower case only",
+        ),
         ("first,second\n", "expected name and code, or the columns of species.csv"),
     ],
 )

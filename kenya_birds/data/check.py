@@ -17,6 +17,7 @@ from kenya_birds.data.archive import (
     ANNOTATION_COLUMNS,
     IS_WEAK,
     NO_CODE,
+    RESERVED_CODES,
     SPECIES_COLUMNS,
     UNKNOWN_SPECIES,
     VERIFIED,
@@ -323,6 +324,11 @@ def _species_findings(table: pd.DataFrame, annotated: set[str]) -> Iterator[dict
     found = [
         (repeats & has_code, "its code is listed twice", STOPS),
         (differs_in_case, "its code differs from another in upper and lower case only", STOPS),
+        (
+            codes.isin(RESERVED_CODES & annotated),
+            f"its code is a column of predictions: use another, or {UNKNOWN_SPECIES} for unknown birds",
+            STOPS,
+        ),
         (~has_code, "has no code and is skipped", NOTHING),
         (~codes.isin(annotated) & has_code, "is never annotated", NOTHING),
     ]

@@ -52,7 +52,7 @@ def read_name_map(path: Path) -> NameMap:
             annotations.
 
     Raises:
-        UserError: If the file cannot be read, a column is missing, or a name has two codes.
+        UserError: If the file cannot be read, a column is missing, a name has two codes, or codes differ in case only.
     """
     try:
         text, _ = read_text(path)
@@ -72,10 +72,17 @@ def read_name_map(path: Path) -> NameMap:
             f"{path} has the columns {', '.join(table.header)}: expected name and code, or the columns of species.csv"
         )
     codes: dict[str, tuple[str, int]] = {}
+    spelled: dict[str, tuple[str, int]] = {}
     known: dict[str, dict[str, str]] = {"scientific_name": {}, "common_name": {}}
     for line, row in zip(table.lines, table.rows, strict=True):
         cells = {ours: row[index] if index is not None else "" for ours, index in columns.items()}
         code = cells["code"]
+        other, before = spelled.setdefault(code.casefold(), (code, line))
+        if other != code:
+            raise UserError(
+                f"{path} line {line}: the code '{code}' differs from '{other}' on line {before} in upper and lower "
+                "case only: write them in one way"
+            )
         names = [cells["name"]] if columns["name"] is not None else [cells["scientific_name"], cells["common_name"]]
         for name in filter(None, [*names, *([code] if code and columns["name"] is None else [])]):
             other, before = codes.setdefault(plain_name(name), (code, line))
