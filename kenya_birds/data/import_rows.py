@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -153,7 +154,7 @@ def _misplaced(table: np.ndarray, named: np.ndarray, recording: pd.Series, root:
     rows = pd.DataFrame({"table": table, "named": named, "recording": recording.to_numpy()})
     names_of = rows[rows["recording"] != ""].drop_duplicates()
     folder = root.resolve()
-    why: dict[tuple[int, str], str] = {}
+    why: dict[tuple[Any, str], str] = {}
     for number, names in names_of[names_of["table"].duplicated(keep=False)].groupby("table"):
         paths = [(folder / path).as_posix() for path in names["recording"]]
         for name, reason in misplaced_names(dict(zip(names["named"], paths, strict=True))).items():
