@@ -724,8 +724,9 @@ def test_the_command_imports_and_refuses_in_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("is_of_table", [True, False])
-def test_many_sites_with_the_same_file_names_are_told_apart_quickly(is_of_table):
-    sites = [f"site{number:04}" for number in range(3_000)]
+@pytest.mark.parametrize("inner", ["", "/data"])
+def test_many_sites_with_the_same_file_names_are_told_apart_quickly(is_of_table, inner):
+    sites = [f"site{number:04}{inner}" for number in range(3_000)]
     finder = RecordingFinder([f"recordings/{site}/a.wav" for site in sites], {f"tables/{site}" for site in sites})
     begin_s = time.process_time()
     for site in sites:

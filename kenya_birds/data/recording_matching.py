@@ -61,11 +61,11 @@ class RecordingFinder:
             named, is_renamed = self._by_stem, is_named_as_sound(key)
             key = key if key in named.all else _stem(key)
         alike = named.all.get(key, [])
-        # Any that agrees with the last folder comes before all others: many sites may share a file name.
-        near = named.by_folder.get((key, folders[-1]), []) if folders else []
         table = _parts(folder + "/x")[:-1]
-        found = self._ranked(near, tuple(folders), table, is_of_table)
-        found = found or self._ranked(alike, tuple(folders), table, is_of_table)
+        # Those that agree with the last folders come before all others: many sites may share a file name.
+        near = [named.by_folders.get((key, *folders[-number:]), []) for number in (2, 1) if len(folders) >= number]
+        ranked = (self._ranked(some, tuple(folders), table, is_of_table) for some in (*near, alike))
+        found = next(filter(None, ranked), [])
         top = max((rank for rank, _ in found), default=None)
         best = [recording for rank, recording in found if rank == top]
         if len(best) == 1:
@@ -134,18 +134,18 @@ class _Named:
 
     Attributes:
         all: By name.
-        by_folder: By name and last folder.
+        by_folders: By name and the last folder, and by name and the last two.
     """
 
     def __init__(self) -> None:
         self.all: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
-        self.by_folder: dict[tuple[str, str], list[tuple[str, tuple[str, ...]]]] = {}
+        self.by_folders: dict[tuple[str, ...], list[tuple[str, tuple[str, ...]]]] = {}
 
     def add(self, name: str, recording: str, folders: tuple[str, ...]) -> None:
         """Adds a recording."""
         self.all.setdefault(name, []).append((recording, folders))
-        if folders:
-            self.by_folder.setdefault((name, folders[-1]), []).append((recording, folders))
+        for number in range(1, min(len(folders), 2) + 1):
+            self.by_folders.setdefault((name, *folders[-number:]), []).append((recording, folders))
 
 
 def stem_of(path: str) -> str:
