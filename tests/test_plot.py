@@ -36,7 +36,9 @@ from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
 from kenya_birds.inference.plots import detections_of, draw_section, plot_recording
 from kenya_birds.inference.recordings_reader import RunRecordings
+from kenya_birds.inference.run_report import write_failures
 from kenya_birds.inference.species import SpeciesNames
+from kenya_birds.inference.table_formats import FAILED_FILE
 from kenya_birds.plot_style import COLOURS, SpeciesStyle, short_name, species_styles
 
 RATE = 32_000
@@ -361,7 +363,7 @@ def test_a_detection_counts_for_the_hour_of_its_middle_also_after_midnight():
     assert counted.counts.loc["b", 0] == 1
     assert counted.counts.to_numpy().sum() == 3
     assert (counted.clock, counted.recordings, counted.left_out) == ("local time", 2, 0)
-    assert counted.recorded_h is None
+    assert counted.analysed_h is None
 
 
 def test_a_merged_detection_counts_for_each_hour_of_its_windows():
@@ -373,9 +375,17 @@ def test_recorded_hours_are_those_of_all_recordings():
     silent = "s/KEN_002_20211207_120000.flac"
     durations = {MORNING: 3600.0, EVENING: 120.0, silent: 7200.0, "s/other.wav": 99.0}
     counted = measure_activity(table((MORNING, 0, 3, "a", 1)), RunRecordings(durations, {}), "t")
-    assert counted.recorded_h[[5, 6, 12, 13]].tolist() == [0.5, 0.5, 1, 1]
-    assert counted.recorded_h.sum() == pytest.approx(3 + 120 / 3600)
+    assert counted.analysed_h[[5, 6, 12, 13]].tolist() == [0.5, 0.5, 1, 1]
+    assert counted.analysed_h.sum() == pytest.approx(3 + 120 / 3600)
     assert (counted.recordings, counted.left_out) == (3, 1)
+
+
+def test_sound_that_was_not_analysed_is_no_effort():
+    gaps = {MORNING: [(60, 1800), (1800, float("inf"))], EVENING: [(0, 30)], "s/other.wav": [(0, 9)]}
+    run = RunRecordings({MORNING: 7200.0, EVENING: 60.0}, {}, gaps)
+    counted = measure_activity(table((MORNING, 0, 3, "a", 1)), run, "t")
+    assert counted.analysed_h[[5, 6, 7]].tolist() == [60 / 3600, 0, 0]
+    assert counted.analysed_h.sum() == pytest.approx(90 / 3600)
 
 
 def test_recordings_in_utc_are_left_out_beside_local_ones_and_drawn_alone():
@@ -439,18 +449,31 @@ def test_the_command_draws_a_day_and_says_what_it_left_out(tmp_path, capsys):
         cli.main(["activity", str(tmp_path / name), "--output", str(tmp_path / "day.svg"), "--overwrite"])
         assert "Skipped: 1 recordings without local time" in capsys.readouterr().out
         svg = (tmp_path / "day.svg").read_text()
-        assert "Grey: not recorded" in svg
+        assert "Grey: nothing analysed" in svg
         assert "10 detections of 2 species in 2 recordings" in svg
         assert "Skipped: 1 recording without local time." in svg
+
+
+@pytest.mark.parametrize("name", ["detections.csv", "detections.selections.txt"])
+def test_the_command_reads_what_was_not_analysed(tmp_path, name):
+    infos = [RecordingInfo(path, RATE * 3600, RATE) for path in ("+a_20211207_060000.wav", EVENING)]
+    rows = [Detection(infos[0].recording, 0, 3 * RATE, RATE, "dol$", 0.5)]
+    names = {"species_names": NAMES, "frequencies_hz": (150.0, 15_000.0), "metadata": {}}
+    write_tables(tmp_path, ["csv", "raven"], infos, rows, **names)
+    assert plot_activity(tmp_path / name, tmp_path / "all.png").analysed_h[6] == 1
+    with (tmp_path / FAILED_FILE).open("w", encoding="utf-8") as file:
+        silent = (infos[0].recording, "silent", "900.000000", "3600.000000", "digital silence")
+        write_failures(file, [silent, ("x.wav", "failed", "0.000000", "", "damaged")])
+    assert plot_activity(tmp_path / name, tmp_path / "part.png").analysed_h[6] == 0.25
 
 
 def test_the_rows_of_another_run_s_recordings_are_not_taken(tmp_path):
     infos = [RecordingInfo(MORNING, RATE * 9, RATE)]
     names = {"species_names": NAMES, "frequencies_hz": (150.0, 15_000.0), "metadata": {}}
     write_tables(tmp_path, ["csv"], infos, [Detection(MORNING, 0, RATE, RATE, "dol$", 0.5)], **names)
-    assert plot_activity(tmp_path / "detections.csv", tmp_path / "a.png").recorded_h is not None
+    assert plot_activity(tmp_path / "detections.csv", tmp_path / "a.png").analysed_h is not None
     write_tables(tmp_path, [], [RecordingInfo(EVENING, RATE, RATE)], [], **names)
-    assert plot_activity(tmp_path / "detections.csv", tmp_path / "b.png").recorded_h is None
+    assert plot_activity(tmp_path / "detections.csv", tmp_path / "b.png").analysed_h is None
 
 
 def test_many_species_are_cut_to_the_most_frequent_and_the_title_says_so(tmp_path):
@@ -476,7 +499,7 @@ def recorded(*hours):
 
 
 @pytest.mark.parametrize(
-    ("recorded_h", "shown"),
+    ("analysed_h", "shown"),
     [
         (None, list(range(24))),
         (recorded(*range(24)), list(range(24))),
@@ -490,8 +513,8 @@ def recorded(*hours):
         (recorded(23), [21, 22, 23, 0, 1, 2]),
     ],
 )
-def test_many_hours_without_a_recording_are_not_shown(recorded_h, shown):
-    assert shown_hours(recorded_h).tolist() == shown
+def test_many_hours_without_a_recording_are_not_shown(analysed_h, shown):
+    assert shown_hours(analysed_h).tolist() == shown
 
 
 def test_the_edges_of_hours_are_labelled_and_so_are_those_of_a_break():
@@ -540,7 +563,7 @@ def test_thousands_of_recordings_in_raven_table_are_found_in_seconds():
 
 
 def test_an_activity_without_recorded_time_is_a_user_error():
-    with pytest.raises(UserError, match=r"recordings\.csv beside t has no recorded time"):
+    with pytest.raises(UserError, match=r"recordings\.csv beside t has no analysed sound"):
         measure_activity(table((MORNING, 0, 3, "a", 1)), RunRecordings({MORNING: 0.0}, {}), "t")
 
 
@@ -565,7 +588,7 @@ def test_an_hour_that_was_hardly_recorded_does_not_set_the_scale():
         RunRecordings({MORNING: 1800.0, EVENING: 62.0}, {}),  # of the second, two seconds reach into hour 0
         "t",
     )
-    assert counted.recorded_h[0] == pytest.approx(2 / 3600)
+    assert counted.analysed_h[0] == pytest.approx(2 / 3600)
     (image,) = activity.draw_activity(counted).axes[0].images
     assert image.norm.vmax == pytest.approx(18)
 

@@ -158,7 +158,7 @@ def test_activity_is_drawn_by_the_times_of_the_run(model, recordings, tmp_path):
     run_in_folder(model, [recordings], tmp_path, time_zone=parse_time_zone("Europe/Amsterdam"))
     drawn = plot_activity(tmp_path / "detections.csv", tmp_path / "all.png")
     assert (drawn.clock, drawn.recordings, drawn.left_out) == ("local time", 3, 0)
-    assert drawn.recorded_h[5] == pytest.approx(6 / 3600)
+    assert drawn.analysed_h[5] == pytest.approx(6 / 3600)
 
 
 def test_the_title_of_a_picture_has_the_time_of_the_header(recordings, tmp_path):

@@ -64,7 +64,7 @@ def test_detections_are_counted_by_the_hour_before_or_after_sunrise():
     counted = measure_activity(ROWS, RUN, "t", ActivityClock(from_sunrise=True))
     assert counted.counts.loc["x", [23, 0]].tolist() == [1, 1]
     assert counted.counts.loc["y", 0] == 1
-    assert counted.recorded_h[[23, 0]] == pytest.approx([1, 1], abs=0.03)
+    assert counted.analysed_h[[23, 0]] == pytest.approx([1, 1], abs=0.03)
     # Without a time zone, the noon's UTC time is not known.
     assert (counted.clock, counted.recordings, counted.left_out) == ("sunrise", 1, 2)
     counted = measure_activity(
@@ -116,7 +116,7 @@ def test_the_picture_names_minutes_from_sunrise():
     assert labels == ["-120", "-60", "0", "60", "120", "180", "240"]
     assert "Skipped: 2 recordings without UTC time, place or sunrise." in axes.texts[-1].get_text()
     # All hours, if the recorded ones are unknown.
-    axes = activity.draw_activity(replace(counted, recorded_h=None)).axes[0]
+    axes = activity.draw_activity(replace(counted, analysed_h=None)).axes[0]
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert (labels[0], labels[7], labels[-1], len(labels)) == ("-420", "0", "1020", 25)
 

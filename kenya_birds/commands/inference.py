@@ -296,7 +296,7 @@ def _add_activity(commands: Any) -> None:
         "activity",
         "draw the detections of each species by hour of the day",
         "Draws the number of detections of each species by hour of the day, or by minutes from sunrise. Times and "
-        "places are those of recordings.csv in the folder of the table, and the numbers are then per recorded hour; "
+        "places are those of recordings.csv in the folder of the table, and colours are then per analysed hour; "
         "without it, times come from the recordings' names, such as KEN_001_20211207_153852.flac.",
         "kenya-birds activity found/detections.csv --output activity.png",
     )

@@ -20,7 +20,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import check_picture
 from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.merged_detections import middles_s, spread_rows
-from kenya_birds.inference.recordings_reader import RunRecordings, read_recordings
+from kenya_birds.inference.recordings_reader import RunRecordings, analysed_stretches, read_recordings
 from kenya_birds.inference.table_formats import RECORDINGS_TABLE
 from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.plot_style import save_picture, short_name, styled
@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 MAX_SPECIES = 40
 ROW_INCH, CELL_INCH, NAMES_INCH, MIN_WIDTH_INCH, BAR_INCH = 0.24, 0.34, 2.8, 7.0, 0.12
 GREY = "#d9dce1"
-MAX_PAUSE_H, MIN_SHOWN_H = 4, 6  # a longer time between recorded hours is not shown
+MAX_PAUSE_H, MIN_SHOWN_H = 4, 6  # a longer time between analysed hours is not shown
 BREAK = -1
-MIN_RECORDED_SHARE = 0.1  # of the median hour
+MIN_ANALYSED_SHARE = 0.1  # of the median hour
 # On the clock of hours from sunrise; from this hour on, hours are shown as those before the next sunrise.
 SUNRISE, BEFORE_SUNRISE_H = datetime(2000, 1, 2), 17
 MIDDLE_LUMINANCE = 0.179  # black and white text have the same contrast on it
@@ -45,14 +45,14 @@ class Activity:
 
     Attributes:
         counts: Detections, one row per species by name, in descending order, and 24 columns.
-        recorded_h: Hours recorded in each hour, shape `(24,)`; None if unknown.
+        analysed_h: Hours of analysed sound in each hour, shape `(24,)`; None if unknown.
         clock: Clock of the hours: `local time`, `UTC` or `sunrise`, from which hours are counted.
         recordings: Number of recordings that are counted.
         left_out: Number of skipped recordings, whose time is unknown or only known by another clock.
     """
 
     counts: pd.DataFrame
-    recorded_h: np.ndarray | None
+    analysed_h: np.ndarray | None
     clock: str
     recordings: int
     left_out: int
@@ -149,10 +149,10 @@ def plot_activity(
 ) -> Activity:
     """Draws how often each species was detected at each hour of the day or from sunrise, as a heat map.
 
-    If `recordings.csv` of the same run is in the table's folder, colours are detections per recorded hour, so that
-    hours with more recordings do not seem more active, and hours without a recording are grey. Hours are those of
-    `recordings.csv`, otherwise of the recordings' names; recordings without a time are skipped and counted in the
-    title. If some have local time and others only UTC, those with UTC are skipped.
+    If `recordings.csv` of the same run is in the table's folder, colours are detections per analysed hour, so that
+    hours with more recordings do not seem more active, and hours without analysed sound are grey (see `failed.csv`).
+    Hours are those of `recordings.csv`, otherwise of the recordings' names; recordings without a time are skipped and
+    counted in the title. If some have local time and others only UTC, those with UTC are skipped.
 
     Args:
         detections: A table of detections (see `read_detections`).
@@ -217,17 +217,22 @@ def measure_activity(
     names = known["common_name"].where(known["common_name"] != "", known["code"]).iloc[row].reset_index(drop=True)
     counts = pd.crosstab(names, hour % DAY_H).reindex(columns=range(DAY_H), fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
-    recorded_h = None
+    analysed_h = None
     if run is not None:
-        known_s = [(begins[path], seconds) for path, seconds in run.duration_s.items() if path in begins]
-        recorded_h = recorded_by_hour(known_s) / 3600
-        if not recorded_h.any():
+        known_s = [
+            (begins[path] + timedelta(seconds=start_s), end_s - start_s)
+            for path, duration_s in run.duration_s.items()
+            if path in begins
+            for start_s, end_s in analysed_stretches(duration_s, run.gaps.get(path, ()))
+        ]
+        analysed_h = recorded_by_hour(known_s) / 3600
+        if not analysed_h.any():
             raise UserError(
-                f"{RECORDINGS_TABLE} beside {name} has no recorded time at a known hour: expected duration_s, and a "
+                f"{RECORDINGS_TABLE} beside {name} has no analysed sound at a known hour: expected duration_s, and a "
                 "time; run kenya-birds detect again"
             )
     kept = sum(path in begins for path in recordings)
-    return Activity(counts, recorded_h, name_of_clock, kept, len(recordings) - kept)
+    return Activity(counts, analysed_h, name_of_clock, kept, len(recordings) - kept)
 
 
 def _warn_of_uncertain(skipped: list[str], run: RunRecordings | None, name: str | Path) -> None:
@@ -248,26 +253,26 @@ def _second_of_day(time: datetime) -> int:
     return time.hour * 3600 + time.minute * 60 + time.second
 
 
-def shown_hours(recorded_h: np.ndarray | None) -> np.ndarray:
-    """Returns the hours of the day in the picture: from the first recorded one to the last, possibly across midnight.
+def shown_hours(analysed_h: np.ndarray | None) -> np.ndarray:
+    """Returns the hours of the day in the picture: from the first analysed one to the last, possibly across midnight.
 
-    Four or more consecutive hours without a recording become one break. At least six columns are shown, and all 24
-    hours if there is no such break, or the recorded hours are unknown.
+    Four or more consecutive hours without analysed sound become one break. At least six columns are shown, and all 24
+    hours if there is no such break, or the analysed hours are unknown.
 
     Args:
-        recorded_h: Hours recorded in each hour of the day, shape `(24,)`; None if unknown.
+        analysed_h: Hours of analysed sound in each hour of the day, shape `(24,)`; None if unknown.
 
     Returns:
         int64, in order; `BREAK` is a break.
     """
-    recorded = np.arange(DAY_H) if recorded_h is None else np.flatnonzero(recorded_h > 0)
-    pauses = np.diff(recorded, append=recorded[0] + DAY_H)  # to the next recorded hour
+    analysed = np.arange(DAY_H) if analysed_h is None else np.flatnonzero(analysed_h > 0)
+    pauses = np.diff(analysed, append=analysed[0] + DAY_H)  # to the next analysed hour
     if pauses.max() <= MAX_PAUSE_H:
         return np.arange(DAY_H)
     # From the first hour of the day, if midnight is in a break.
     first = 0 if pauses[-1] > MAX_PAUSE_H else int(pauses.argmax()) + 1
     hours: list[int] = []
-    for hour, pause in zip(np.roll(recorded, -first).tolist(), np.roll(pauses, -first).tolist(), strict=True):
+    for hour, pause in zip(np.roll(analysed, -first).tolist(), np.roll(pauses, -first).tolist(), strict=True):
         hours += [hour] + ([BREAK] if pause > MAX_PAUSE_H else [(hour + n) % DAY_H for n in range(1, pause)])
     hours.pop()  # the break before the first hour
     more = max(0, MIN_SHOWN_H - len(hours))  # on both sides, so that cells do not become wide bars
@@ -308,31 +313,31 @@ def draw_activity(activity: Activity) -> Figure:
     """Draws the heat map of the most frequent species (see `plot_activity`)."""
     counts = activity.counts.iloc[:MAX_SPECIES]
     is_from_sunrise = activity.clock == "sunrise"
-    hours = shown_hours(activity.recorded_h)
+    hours = shown_hours(activity.analysed_h)
     if is_from_sunrise and len(hours) == DAY_H and BREAK not in hours:
         hours = np.roll(hours, DAY_H - BEFORE_SUNRISE_H)
     numbers = values = at_hours(counts.to_numpy(dtype=float), hours)
-    if activity.recorded_h is None:
+    if activity.analysed_h is None:
         values = np.where(values == 0, np.nan, values)
         most, what = np.nanmax(values), "detections"
     else:
-        recorded_h = at_hours(activity.recorded_h, hours)
-        values = np.divide(values, recorded_h, out=np.full_like(values, np.nan), where=recorded_h > 0)
-        # Hours with little recorded time have unreliable rates, which must not set the scale.
-        well = recorded_h >= MIN_RECORDED_SHARE * np.median(recorded_h[recorded_h > 0])
-        most, what = np.nanmax(values[:, well]), "detections per recorded hour"
+        analysed_h = at_hours(activity.analysed_h, hours)
+        values = np.divide(values, analysed_h, out=np.full_like(values, np.nan), where=analysed_h > 0)
+        # Hours with little analysed sound have unreliable rates, which must not set the scale.
+        well = analysed_h >= MIN_ANALYSED_SHARE * np.median(analysed_h[analysed_h > 0])
+        most, what = np.nanmax(values[:, well]), "detections per analysed hour"
     most = most or np.nanmax(values)
     height_inch = 1.9 + ROW_INCH * len(counts)
     width_inch = max(MIN_WIDTH_INCH, NAMES_INCH + CELL_INCH * len(hours))
     figure = Figure(figsize=(width_inch, height_inch), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.set_facecolor("white" if activity.recorded_h is None else GREY)
+    axes.set_facecolor("white" if activity.analysed_h is None else GREY)
     # A square-root scale shows rare species next to frequent ones.
     norm = PowerNorm(0.5, vmin=0, vmax=most, clip=True)
     extent = (0, len(hours), len(counts), 0)
     image = axes.imshow(values, cmap="YlGnBu", norm=norm, aspect="auto", extent=extent, interpolation="nearest")
-    lines = "#eceef1" if activity.recorded_h is None else "white"
+    lines = "#eceef1" if activity.analysed_h is None else "white"
     axes.hlines(np.arange(1, len(counts)), 0, len(hours), colors=lines, linewidth=0.8)
     axes.vlines(np.arange(1, len(hours)), 0, len(counts), colors=lines, linewidth=0.4)
     breaks = np.flatnonzero(hours == BREAK)
@@ -365,12 +370,12 @@ def _title(activity: Activity, hours: np.ndarray) -> list[str]:
     lines = [
         f"{_count(detections, 'detection')} of {len(counts)} species in {_count(recordings, 'recording')}",
     ]
-    if activity.recorded_h is None:
-        lines.append("The recorded time of each hour is unknown.")
+    if activity.analysed_h is None:
+        lines.append("The analysed time of each hour is unknown.")
     else:
-        lines.append("Number: detections. Colour: detections per recorded hour. Grey: not recorded.")
+        lines.append("Number: detections. Colour: detections per analysed hour. Grey: nothing analysed.")
     if len(hours) < DAY_H:
-        lines.append("Not shown: four or more consecutive hours without a recording.")
+        lines.append("Not shown: four or more consecutive hours without analysed sound.")
     if activity.left_out:
         lines.append(
             f"Skipped: {_count(activity.left_out, 'recording')} without {MISSING.get(activity.clock, activity.clock)}."

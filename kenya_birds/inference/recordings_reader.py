@@ -1,21 +1,27 @@
-"""Reader of `recordings.csv` of a detection run: lengths, and when and where recordings begin."""
+"""Reader of `recordings.csv` and `failed.csv` of a detection run: lengths, times, places, and what was analysed."""
 
+import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from kenya_birds.data.recording_matching import RecordingFinder
 from kenya_birds.data.recording_time import TimeAndPlace
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import name_in
-from kenya_birds.inference.table_formats import FORMULA, RECORDINGS_TABLE
+from kenya_birds.inference.table_formats import FAILED_COLUMNS, FAILED_FILE, FORMULA, RECORDINGS_TABLE
 from kenya_birds.inference.table_reader import read_cells
 
 NUMBERS = ("duration_s", "latitude", "longitude")
+FAILED_TIMES = ("start_s", "end_s")
+# Shorter stretches come from rounded times: they are not analysed sound.
+SHORTEST_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,13 @@ class RunRecordings:
     Attributes:
         duration_s: Length in seconds by path.
         places: Time and place by path.
+        gaps: Stretches that were not analysed, by path, as start and end in seconds; infinite if they reach the
+            recording's end.
     """
 
     duration_s: Mapping[str, float]
     places: Mapping[str, TimeAndPlace]
+    gaps: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
     def place(self, path: str) -> TimeAndPlace | None:
         """Returns time and place of a recording (see `find`); None if there is none, or several of different times.
@@ -67,37 +76,81 @@ class RunRecordings:
         return RecordingFinder(listed), listed
 
 
+def analysed_stretches(duration_s: float, gaps: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns the analysed stretches of a recording, as start and end in seconds, in order.
+
+    Args:
+        duration_s: Length of the recording.
+        gaps: Stretches that were not analysed.
+    """
+    found, at = [], 0.0
+    for start_s, end_s in [*sorted(gaps), (duration_s, duration_s)]:
+        if min(start_s, duration_s) - at > SHORTEST_S:
+            found.append((at, min(start_s, duration_s)))
+        at = max(at, end_s)
+    return found
+
+
 def _with_slashes(path: str) -> str:
     return path.replace("\\", "/")
 
 
 def read_recordings(detections: Path, recordings: Iterable[str]) -> RunRecordings | None:
-    """Reads `recordings.csv` in the folder of a table of detections.
+    """Reads `recordings.csv` in the folder of a table of detections, and `failed.csv` of the same run.
 
     Args:
         detections: The table.
         recordings: Recordings with detections.
 
     Returns:
-        None if the file is missing or from another run.
+        None if `recordings.csv` is missing or from another run. Without `failed.csv`, all sound was analysed.
 
     Raises:
-        UserError: If the file cannot be read.
+        UserError: If a file cannot be read.
     """
     path = detections.parent / RECORDINGS_TABLE
     if not path.is_file():
         return None
     try:
         rows = read_cells(path, NUMBERS)
-        found = RunRecordings(
-            dict(zip(rows["recording"], rows["duration_s"].astype(float), strict=True)),
-            {str(row["recording"]): _place(row) for row in rows.to_dict("records")},
-        )
+        durations_s = dict(zip(rows["recording"], rows["duration_s"].astype(float), strict=True))
+        places = {str(row["recording"]): _place(row) for row in rows.to_dict("records")}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): correct it, or move it away") from None
     # Raven's table has absolute paths.
-    listed = set(map(name_in, found.duration_s))
-    return found if set(map(name_in, recordings)) <= listed else None
+    if not set(map(name_in, recordings)) <= set(map(name_in, durations_s)):
+        return None
+    return RunRecordings(durations_s, places, _gaps(read_failures(path.with_name(FAILED_FILE))))
+
+
+def read_failures(path: Path) -> pd.DataFrame:
+    """Reads `failed.csv` of a detection run.
+
+    Args:
+        path: The file; if it is missing, all sound was analysed.
+
+    Returns:
+        `FAILED_COLUMNS`, as texts.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    if not path.is_file():
+        return pd.DataFrame(columns=list(FAILED_COLUMNS), dtype=str)
+    try:
+        rows = read_cells(path, FAILED_TIMES)[list(FAILED_COLUMNS)]
+        for name in FAILED_TIMES:
+            rows[name].replace("", "0").astype(float)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}): run kenya-birds detect again") from None
+    return rows
+
+
+def _gaps(failures: pd.DataFrame) -> dict[str, list[tuple[float, float]]]:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for recording, start_s, end_s in failures[["recording", *FAILED_TIMES]].itertuples(index=False, name=None):
+        found.setdefault(recording, []).append((float(start_s or 0), float(end_s or math.inf)))
+    return found
 
 
 def _place(row: Mapping[Any, str]) -> TimeAndPlace:

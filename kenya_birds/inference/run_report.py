@@ -18,13 +18,11 @@ from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.table_formats import Outputs, csv_writer, safe_path
+from kenya_birds.inference.table_formats import FAILED_COLUMNS, FAILED_FILE, Outputs, csv_writer, safe_path
 
 STATE_FOLDER = ".kenya_birds"
 TABLES_FILE = "tables.json"
 RUN_FILE = "run.json"
-FAILED_FILE = "failed.csv"
-FAILED_COLUMNS = ("recording", "status", "start_s", "end_s", "reason")
 # Status of skipped digital silence, which is not a failure.
 SILENT = "silent"
 

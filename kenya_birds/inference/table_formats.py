@@ -123,6 +123,9 @@ KALEIDOSCOPE_COLUMNS = (
 # Key of the Parquet file's metadata for model and settings, as JSON.
 METADATA_KEY = b"kenya_birds.metadata"
 RECORDINGS_TABLE = "recordings.csv"
+# Sound that was not analysed.
+FAILED_FILE = "failed.csv"
+FAILED_COLUMNS = ("recording", "status", "start_s", "end_s", "reason")
 ROW_GROUP_ROWS = 1 << 16
 # Spreadsheets read text that begins with these characters as a formula.
 FORMULA = re.compile(r"[=+\-@\t\r]")

@@ -11,11 +11,10 @@ import pandas as pd
 from kenya_birds.data.recording_time import TimeAndPlace
 from kenya_birds.errors import UserError
 from kenya_birds.inference.merged_detections import middles_s, spread_rows
+from kenya_birds.inference.recordings_reader import analysed_stretches
 from kenya_birds.verification.occasions import Occasion, Unit, clock_occasions, twilight_occasions
 
 HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
-# Shorter stretches come from rounded times: they are not analysed sound.
-SHORTEST_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,7 @@ class Recorded:
 
     def analysed(self) -> list[tuple[float, float]]:
         """Returns the analysed stretches, in order."""
-        found, at = [], 0.0
-        for start_s, end_s in [*sorted(self.gaps), (self.duration_s, self.duration_s)]:
-            if min(start_s, self.duration_s) - at > SHORTEST_S:
-                found.append((at, min(start_s, self.duration_s)))
-            at = max(at, end_s)
-        return found
+        return analysed_stretches(self.duration_s, self.gaps)
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,6 @@ def recordings_of(
     """
     if clock.name_pattern is not None:
         clock.name_pattern.check(map(name_in, survey.run.duration_s))
-    gaps = survey.gaps()
     found = {}
     for path, duration_s in survey.run.duration_s.items():
         place = clock.find_place(path, survey.run)
@@ -185,7 +184,7 @@ def recordings_of(
         if sites is not None and site is not None and (place.latitude is None or place.longitude is None):
             latitude, longitude = sites.place(site)
             place = replace(place, latitude=latitude, longitude=longitude)
-        found[path] = Recorded(site, place, duration_s, gaps.get(path, ()))
+        found[path] = Recorded(site, place, duration_s, survey.run.gaps.get(path, ()))
     if sites is not None and all(recorded.site is None for recorded in found.values()):
         kind = "recordings that match its patterns" if sites.patterns else "sites of recordings.csv"
         raise UserError(f"{sites.path} has no {kind}: found {', '.join(sites.names[:3])}; {next(iter(found), '')}")
