@@ -379,6 +379,22 @@ def test_folders_of_a_format_that_is_no_longer_written_are_removed(model, tmp_pa
     assert not (tmp_path / "output" / "raven").exists()
 
 
+def test_recordings_that_leave_the_tables_are_told_before_the_analysis(model, tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_recordings(tmp_path / "+a", (1.0,) * 4)
+    write_recordings(tmp_path / "b", (1.0,))
+    run_in_folder(model, ["+a"], tmp_path / "output", formats=("csv", "raven"))
+    run_in_folder(model, [tmp_path / "+a", "b"], tmp_path / "output", formats=("csv", "raven"))
+    assert "this run removes" not in caplog.text
+    monkeypatch.setattr(run_module, "_analyse", None)
+    with pytest.raises(TypeError):
+        run_in_folder(model, ["b"], tmp_path / "output", formats=("csv", "raven"))
+    (warning,) = (line for line in caplog.messages if "this run removes" in line)
+    assert warning.startswith(f"4 of the 5 recordings in the tables of {tmp_path / 'output'} are not at the given")
+    assert warning.count(".flac") == 3
+    assert "give another --output" in warning
+
+
 def test_a_write_that_fails_leaves_the_tables_guarded_against_replacement(model, recordings, tmp_path, monkeypatch):
     """On Windows, a table that is open in a spreadsheet cannot be replaced."""
     output = tmp_path / "output"

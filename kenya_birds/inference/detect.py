@@ -3,6 +3,7 @@
 import contextlib
 import heapq
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from kenya_birds.data.recording_name import NamePattern
 from kenya_birds.data.recording_time import log_headers
 from kenya_birds.distributed import Team
 from kenya_birds.errors import UserError
-from kenya_birds.files import locked
+from kenya_birds.files import as_utf8, locked
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.backbone_runtimes import BackboneCheck
@@ -202,6 +203,7 @@ def _share_plan(sources: Sequence[Source], journal: Journal, files: RunFiles, te
     plan: _Plan = team.broadcast(_plan(sources, journal, team.size, resume=resume) if team.is_first else None)
     if team.is_first:
         _log_plan(plan, journal.changes() if resume else [])
+        _warn_of_lost_rows(plan.recordings, files)
         with files.writing():
             journal.sign()
     return plan
@@ -255,6 +257,23 @@ def _log_plan(plan: _Plan, changes: Sequence[str]) -> None:
     if changes:
         logger.warning(
             "Analysing the recordings of an earlier run again, because these have changed: %s", ", ".join(changes)
+        )
+
+
+def _warn_of_lost_rows(recordings: Sequence[str], files: RunFiles) -> None:
+    """Logs which recordings in the tables of an earlier run are not analysed by this run."""
+    given = {os.path.abspath(as_utf8(recording)) for recording in recordings}
+    earlier = files.recordings()
+    lost = [recording for recording in earlier if os.path.abspath(recording) not in given]
+    if lost:
+        logger.warning(
+            "%d of the %d recordings in the tables of %s are not at the given paths (%s): this run removes their rows "
+            "and their own tables. To keep them, stop and give the paths of all recordings in one command, or "
+            "give another --output",
+            len(lost),
+            len(earlier),
+            files.folder,
+            ", ".join(lost[:3]),
         )
 
 

@@ -1,6 +1,7 @@
 """Report and output files of a detection run: tables, failed.csv, run.json."""
 
 import contextlib
+import csv
 import datetime
 import os
 import platform
@@ -18,7 +19,14 @@ from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.table_formats import FAILED_COLUMNS, FAILED_FILE, Outputs, csv_writer, safe_path
+from kenya_birds.inference.table_formats import (
+    FAILED_COLUMNS,
+    FAILED_FILE,
+    RECORDINGS_TABLE,
+    Outputs,
+    csv_writer,
+    safe_path,
+)
 
 STATE_FOLDER = ".kenya_birds"
 TABLES_FILE = "tables.json"
@@ -224,6 +232,14 @@ class RunFiles:
                     f"{self.folder / name} was edited after an earlier run, and this run would replace it: move it "
                     "away, or give another --output"
                 )
+
+    def recordings(self) -> list[str]:
+        """Returns the recordings in the tables of an earlier run, as the tables name them."""
+        path = self.folder / RECORDINGS_TABLE
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", newline="") as file:
+            return [row["recording"] for row in csv.DictReader(file)]
 
     def is_edited(self, name: str) -> bool:
         """Returns whether a table was edited after the run that wrote it; False if this is unknown."""
