@@ -133,6 +133,13 @@ def test_what_does_not_count_is_counted(archive, tmp_path, caplog):
     assert "1 of 2 recordings are not annotated in the archive" in caplog.text
 
 
+def test_scores_above_one_rank_as_those_below(archive, tmp_path):
+    rows = [("a.wav", 0, "owl1", 0.9), ("a.wav", 3, "owl1", 0.6), ("b.wav", 3, "owl1", 0.5), ("b.wav", 0, "lark2", 0)]
+    higher = [(*row, 10 * score) for *row, score in rows]
+    below, above = (score_tables(birdnet(tmp_path / "t.csv", *each), archive)["table"] for each in (rows, higher))
+    assert above == below
+
+
 def test_recordings_can_be_chosen(archive, tmp_path):
     table = birdnet(tmp_path / "t.csv", ("a.wav", 0, "owl1", 0.9))
     content = score_tables(table, archive, settings=ScoreSettings(recordings=("c.wav",)))
@@ -155,6 +162,11 @@ def test_chosen_recordings_that_a_run_did_not_analyse_are_reported_and_count_as_
         ([("z.wav", 0, "owl1", 1)], {}, r"has 1 recordings, but none of the archive's 3 .*'z\.wav', not 'a\.wav'"),
         ([("a.wav", 0, "robin", 1)], {}, "has 1 species, but none of the archive's 2 annotated ones"),
         ([("a.wav", 30, "owl1", 1)], {}, r"t\.csv, line 2 starts at 30 s, but a\.wav is 10 s long"),
+        (
+            [("a.wav", 0, "owl1", 1), ("z.wav", 0, "owl1", -0.5)],
+            {},
+            r"t\.csv, line 3 has the score -0\.5: expected scores of 0 or more; convert logits",
+        ),
         ([("a.wav", 0, "owl1", 1)], {"recordings": ("z.wav",)}, "1 of the recordings to score are not in the archive"),
         ([("a.wav", 0, "owl1", 1)], {"tolerance_s": -1.0}, "tolerance_s is -1.0: expected 0 or more"),
         ([("a.wav", 0, "owl1", 1)], {"window_s": 0.0}, "window_s is 0.0: expected more than 0"),

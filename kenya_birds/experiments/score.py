@@ -94,14 +94,14 @@ def score_tables(
         interval of each metric (see `event_intervals`), with the numbers of detections that were not scored.
 
     Raises:
-        UserError: If a table or the archive cannot be read, if they have no recording or no species in common, or if
-            the table is from a model of this package that was trained on the recordings.
+        UserError: If a table or the archive cannot be read, a score is negative, if they have no recording or no
+            species in common, or if the table is from a model of this package that was trained on the recordings.
     """
     settings = settings or ScoreSettings()
     if output_dir is not None and not is_new_or_empty(Path(output_dir)):
         raise UserError(f"{output_dir} exists and is not an empty folder: give another --output")
     names = {"table": Path(table)} if beside is None else {"table": Path(table), "beside": Path(beside)}
-    tables = {name: read_events(path) for name, path in names.items()}
+    tables = {name: _read_scored(path) for name, path in names.items()}
     archive = read_archive(data_dir)
     archive = _completely_annotated(archive)
     find_recording = _recording_finder(
@@ -159,6 +159,19 @@ def format_scores(content: Mapping[str, Any]) -> str:
     if "difference" in content:
         lines.append("difference: table minus beside, on the same resampled recordings.")
     return "\n".join(lines)
+
+
+def _read_scored(path: Path) -> EventTable:
+    """Reads a table; raises `UserError` if a score is negative: a window without a detection has the score 0."""
+    table = read_events(path)
+    negative = table.events[table.events["score"] < 0]
+    if len(negative):
+        first = negative.iloc[0]
+        raise UserError(
+            f"{path}: {first.row} has the score {first.score:g}: expected scores of 0 or more; convert logits to "
+            "probabilities with a sigmoid"
+        )
+    return table
 
 
 def _cell(metric: Mapping[str, Any]) -> str:
