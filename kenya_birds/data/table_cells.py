@@ -122,7 +122,11 @@ def read_cells(path: Path, columns: Mapping[str, str] | None = None) -> TableCel
     try:
         if path.suffix.lower() == ".parquet":
             table = pq.read_table(path).to_pandas()
-            texts = table.astype(object).where(table.notna(), "").astype(str)
+            is_filled = table.notna()
+            # The shortest text of a float32 is the number that was written: 0.123457, not 0.12345699965953827.
+            for name in table.select_dtypes("float32"):
+                table[name] = table[name].to_numpy().astype(str)
+            texts = table.astype(object).where(is_filled, "").astype(str)
             rows = texts.to_numpy().tolist()
             return _with_header(
                 path, "binary", "", [str(name) for name in table], rows, list(range(1, len(rows) + 1)), columns

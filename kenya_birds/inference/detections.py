@@ -14,6 +14,9 @@ from kenya_birds.data.recording_time import TimeAndPlace, find_time_and_place
 from kenya_birds.files import as_utf8
 from kenya_birds.inference.species import SpeciesNames
 
+# Digits of scores after the decimal point.
+SCORE_DIGITS = 6
+
 
 @dataclass(frozen=True)
 class Detection:

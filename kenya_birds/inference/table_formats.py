@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from fsspec.core import split_protocol
 
 from kenya_birds.files import PARTIAL_SUFFIX, as_utf8
-from kenya_birds.inference.detections import RecordingInfo, Row, When, decimal_s, microseconds
+from kenya_birds.inference.detections import SCORE_DIGITS, RecordingInfo, Row, When, decimal_s, microseconds
 
 
 class Closable(Protocol):
@@ -219,7 +219,7 @@ class CsvTable:
         local_time, utc_time, site, *others = row.info.when(row.start_us).texts()
         times = local_time, utc_time, safe_text(site), *others
         novelty = (f"{row.detection.novelty:.4f}",) if self._novelty else ()
-        scored = f"{row.detection.score:.6f}", *novelty
+        scored = f"{row.detection.score:.{SCORE_DIGITS}f}", *novelty
         self._csv.writerow((safe_path(row.info.recording), *times_s, *names, *scored, *times))
 
     def close(self) -> None:
@@ -289,7 +289,7 @@ class JsonTable:
             "end_s": row.end_us / 1e6,
             "code": row.detection.species,
             **row.names._asdict(),
-            "score": round(row.detection.score, 6),
+            "score": round(row.detection.score, SCORE_DIGITS),
             **({NOVELTY_COLUMN: row.detection.novelty} if self._novelty else {}),
             **row.info.when(row.start_us).as_json(),
         }

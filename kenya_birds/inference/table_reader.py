@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kenya_birds.errors import UserError
+from kenya_birds.inference.detections import SCORE_DIGITS
 from kenya_birds.inference.table_formats import FORMULA
 
 COLUMNS = ("recording", "start_s", "end_s", "code", "common_name", "scientific_name", "score")
@@ -90,8 +91,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    table = pq.read_table(path, columns=list(COLUMNS)).to_pandas()
-    return table.astype(dict.fromkeys(TEXTS, str))
+    table = pq.read_table(path, columns=list(COLUMNS)).to_pandas().astype(dict.fromkeys(TEXTS, str))
+    # The file has scores in float32: a score at a threshold has to reach it, as in the CSV.
+    return table.assign(score=table["score"].astype("float64").round(SCORE_DIGITS))
 
 
 def _read_raven(path: Path) -> pd.DataFrame:

@@ -13,11 +13,10 @@ from kenya_birds.inference.audio_stream import Stopwatch
 from kenya_birds.inference.backbone_runtimes import BackboneCheck, TorchBackbone, open_backbone
 from kenya_birds.inference.backends import Backend, Precision
 from kenya_birds.inference.batching import BatchPool
+from kenya_birds.inference.detections import SCORE_DIGITS
 from kenya_birds.inference.devices import usual_precision
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
-
-SCORE_DIGITS = 6
 
 
 class WindowScorer(BatchPool):

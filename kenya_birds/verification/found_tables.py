@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from kenya_birds.data.recording_time import NIGHT_START
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
+from kenya_birds.inference.detections import SCORE_DIGITS
 from kenya_birds.inference.output_tables import STEM
 from kenya_birds.inference.run_report import RUN_FILE, RunFiles
 from kenya_birds.inference.species import SpeciesNames
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 By = Literal["site", "night"]
 ROWS_AT_ONCE = 1 << 16
-SCORE_DIGITS = 6
 TIMES = ("local_time", "utc_time")
 NAMES = ("common_name", "scientific_name")
 COLUMNS = ("recording", "start_s", "end_s", "code", *NAMES, "score", *TIMES, "site")

@@ -12,6 +12,7 @@ import pandas as pd
 
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_can_make, file_sha256, is_new_or_empty, is_portable_name, locked, users_file
+from kenya_birds.inference.detections import SCORE_DIGITS
 from kenya_birds.inference.recordings_reader import read_recordings
 from kenya_birds.inference.species import read_species
 from kenya_birds.values import Count, Seconds, Seed, check_fields
@@ -39,7 +40,7 @@ from kenya_birds.verification.clips import (
     clip_span,
     write_clips,
 )
-from kenya_birds.verification.found_tables import SCORE_DIGITS, By, FoundTable, Scores
+from kenya_birds.verification.found_tables import By, FoundTable, Scores
 from kenya_birds.verification.informative import INFORMATIVE, draw_informative
 from kenya_birds.verification.moved_recordings import find_recordings
 from kenya_birds.verification.strata import Drawn, draw_clips, make_strata
