@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -18,7 +19,9 @@ from kenya_birds.cli import main
 from kenya_birds.data.recording_time import TimeAndPlace
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.inference.merged_detections import middles_s
 from kenya_birds.inference.table_formats import FAILED_COLUMNS
+from kenya_birds.verification import histories as histories_module
 from kenya_birds.verification.histories import Recorded, make_histories
 from kenya_birds.verification.history_tables import HistorySettings, apply_answers, survey_histories
 from kenya_birds.verification.occasions import clock_occasions, twilight_occasions
@@ -112,6 +115,20 @@ def test_time_that_two_recorders_of_a_site_heard_counts_once():
     histories = make_histories(recordings, found(("a", 1.5 * H, "owl", 0.9), ("b", 0.5 * H, "owl", 0.8)), "night")
     assert histories.effort_h.tolist() == [[3]]
     assert histories.detections.tolist() == [[[2]]]
+
+
+def test_detections_are_prepared_once_and_not_for_each_recording(monkeypatch):
+    calls = []
+    monkeypatch.setattr(histories_module, "middles_s", lambda table: calls.append(len(table)) or middles_s(table))
+    recordings = {name: recorded(name) for name in "abc"}
+    rows = [("b", 10, "owl", 0.9), ("a", 2 * H, "dove", 0.8), ("x", 0, "owl", 1.0), ("b", 20, "dove", 0.7)]
+    histories = make_histories(
+        recordings, found(*rows).set_axis([7, 7, 3, 1]).assign(confirmed=[True] + 3 * [False]), "day"
+    )
+    assert calls == [4]
+    assert histories.detections.tolist() == [[[0, 1], [1, 0], [0, 0]], [[0, 0], [1, 0], [0, 0]]]
+    assert histories.confirmed.sum(axis=(1, 2)).tolist() == [0, 1]
+    assert np.nanmax(histories.max_score, axis=(1, 2)).tolist() == [0.8, 0.9]
 
 
 @settings(max_examples=50)
@@ -326,6 +343,16 @@ def test_r_reads_what_was_written(run_folder, tmp_path):
         ["Rscript", "-e", program], cwd=tmp_path / "out", capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_sites_of_thousands_of_recordings_are_found_in_a_second(tmp_path):
+    rows = [f"P{at},P{at}/*,{at / 10},36" for at in range(300)]
+    (tmp_path / "sites.csv").write_text("\n".join(["site,recordings,latitude,longitude", *rows]))
+    sites = Sites.read(tmp_path / "sites.csv")
+    began = time.process_time()
+    assert sites.site_of("/data/P7/a.wav", None) == "P7"
+    assert {sites.place("P7") for _ in range(2000)} == {(0.7, 36.0)}
+    assert time.process_time() - began < 1
 
 
 def test_sites_are_found_by_patterns(tmp_path):

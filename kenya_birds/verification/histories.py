@@ -119,17 +119,19 @@ def make_histories(
     shape = (len(rows), len(wanted), len(names))
     counts, confirmed = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32)
     highest = np.full(shape, -np.inf)
-    species_at = {code: at for at, code in enumerate(rows["code"])}
-    for path, found in detections.groupby("recording", sort=False):
+    code = pd.Index(rows["code"]).get_indexer(detections["code"])
+    score, is_confirmed = detections["score"].to_numpy(), detections["confirmed"].to_numpy().astype(np.int32)
+    first_s, last_s = middles_s(detections)
+    for path, found in detections.groupby("recording", sort=False).indices.items():
         recording = spans.get(str(path))
         if recording is None:
             continue
-        row, occasion = recording.occasions_of(found, occasion_at)
-        code = found["code"].map(species_at).to_numpy()[row]
-        place = np.ravel_multi_index((code, np.full_like(code, site_at[recording.site]), occasion), shape)
+        row, occasion = recording.occasions_of(first_s[found], last_s[found], occasion_at)
+        row = np.asarray(found)[row]
+        place = np.ravel_multi_index((code[row], np.full_like(row, site_at[recording.site]), occasion), shape)
         np.add.at(counts.reshape(-1), place, 1)
-        np.add.at(confirmed.reshape(-1), place, found["confirmed"].to_numpy()[row].astype(np.int32))
-        np.maximum.at(highest.reshape(-1), place, found["score"].to_numpy()[row])
+        np.add.at(confirmed.reshape(-1), place, is_confirmed[row])
+        np.maximum.at(highest.reshape(-1), place, score[row])
     highest[np.isinf(highest)] = np.nan
     return Histories(wanted, _bounds(effort, names), rows, effort_h, counts, confirmed, highest, clock, dict(skipped))
 
@@ -150,11 +152,18 @@ class _Divided:
     occasions: list[Occasion]
     analysed: list[Occasion]
 
-    def occasions_of(self, detections: pd.DataFrame, occasion_at: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the rows of detections in an occasion with effort, and the indices of their occasions."""
+    def occasions_of(
+        self, first_s: np.ndarray, last_s: np.ndarray, occasion_at: Mapping[str, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows of detections in an occasion with effort, and the indices of their occasions.
+
+        Args:
+            first_s: First middle of each detection (see `middles_s`).
+            last_s: Last middle of each detection.
+            occasion_at: Index of each occasion with effort, by name.
+        """
         bounds_s = [((part.start - self.begin) / SECOND, (part.end - self.begin) / SECOND) for part in self.occasions]
         starts_s, ends_s = np.array(bounds_s).reshape(-1, 2).T
-        first_s, last_s = middles_s(detections)
         first, last = (np.searchsorted(starts_s, times_s, side="right") - 1 for times_s in (first_s, last_s))
         # Between occasions, such as outside twilight, is none.
         first = np.where((first < 0) | (first_s > np.append(ends_s, -np.inf)[first]), first + 1, first)

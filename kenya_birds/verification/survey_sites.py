@@ -1,7 +1,9 @@
 """Table of the sites of a survey, and the site of each recording."""
 
 import fnmatch
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -70,25 +72,31 @@ class Sites:
         Raises:
             UserError: If the patterns of two sites match.
         """
-        if not self.patterns:
-            return own if own in set(self.names) else None
         path = recording.replace("\\", "/")
-        found = [
-            site
-            for site, pattern in zip(self.names, self.patterns, strict=True)
-            if pattern and (fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}"))
-        ]
+        found = [site for site, pattern in self._matchers.items() if pattern.match(path)]
         if len(found) > 1:
             raise UserError(f"{self.path}: the recording {recording} matches the patterns of {' and '.join(found)}")
         if found:
             return found[0]
-        named = {site for site, pattern in zip(self.names, self.patterns, strict=True) if not pattern}
-        return own if own in named else None
+        return own if own in self._places and own not in self._matchers else None
 
     def place(self, site: str) -> tuple[float | None, float | None]:
         """Returns latitude and longitude of a site, as far as the table has them."""
-        row = self.table[self.table[SITE] == site].iloc[0]
-        latitude, longitude = (
-            float(text) if (text := row.get(name, "")) else None for name in ("latitude", "longitude")
+        return self._places[site]
+
+    @cached_property
+    def _matchers(self) -> dict[str, re.Pattern[str]]:
+        """The compiled pattern of each site that has one; fnmatch keeps few patterns compiled."""
+        return {
+            site: re.compile("|".join(map(fnmatch.translate, (pattern, f"*/{pattern}"))))
+            for site, pattern in zip(self.names, self.patterns, strict=False)
+            if pattern
+        }
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[float | None, float | None]]:
+        degrees = (
+            [float(text) if text else None for text in self.table.get(name, [""] * len(self.table))]
+            for name in ("latitude", "longitude")
         )
-        return latitude, longitude
+        return dict(zip(self.names, zip(*degrees, strict=True), strict=True))
