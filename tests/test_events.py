@@ -1,11 +1,14 @@
 """Detections are matched to annotated calls, and counted, as one does it by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kenya_birds.evaluation import event_metrics
 from kenya_birds.evaluation.event_metrics import METRICS, EventScores, Truth, event_intervals, match_events
 
 
@@ -185,6 +188,27 @@ def test_intervals_are_over_recordings_and_differences_are_paired():
     assert set(first) == set(METRICS)
     same = event_intervals([systems[1], systems[1]], np.random.default_rng(1), resamples=50)[2]
     assert same["f1"] == {"value": 0.0, "interval": [0.0, 0.0]}
+
+
+def test_memory_does_not_grow_with_detections_times_resamples(monkeypatch):
+    rng = np.random.default_rng(0)
+    names = [f"r{number}" for number in range(5)]
+    annotated = [(name, "x", time) for name in names for time in (10.0, 100.0, 200.0)]
+    found = [
+        (names[at % 5], "x", start, start + 3, score) for at, (start, score) in enumerate(rng.random((1000, 2)) * 250)
+    ]
+    system = scored(found, annotated, durations_s=dict.fromkeys(names, 300.0), classes=["x"])
+    weights = rng.multinomial(5, np.full(5, 0.2), size=300)
+    results, peaks = [], []
+    for numbers in (10**9, 10_000):
+        monkeypatch.setattr(event_metrics, "BLOCK_NUMBERS", numbers)
+        tracemalloc.start()
+        results.append(system.weighted(weights))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] / 8
+    for name in METRICS:
+        np.testing.assert_array_equal(results[0][name], results[1][name])
 
 
 def test_one_recording_has_no_interval():

@@ -109,8 +109,8 @@ METRICS = (
     "auroc",
 )
 SPAN = ("recording", "start_s", "end_s")
-# Resamples per block, so that memory does not grow with their number.
-_RESAMPLE_BLOCK = 50
+# Numbers in an array of a block of resamples, so that memory grows neither with resamples nor much with detections.
+BLOCK_NUMBERS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -270,8 +270,9 @@ class EventScores:
         last = np.flatnonzero(np.diff(score[rows], append=np.nan) != 0)
         best = {"best_f1": np.zeros(len(weights))}
         best |= {f"recall_at_{number}_false_per_h": np.zeros(len(weights)) for number in FALSE_PER_H}
-        for begin in range(0, len(weights) if len(rows) else 0, _RESAMPLE_BLOCK):
-            block = slice(begin, begin + _RESAMPLE_BLOCK)
+        length = max(1, BLOCK_NUMBERS // max(1, len(rows)))
+        for begin in range(0, len(weights) if len(rows) else 0, length):
+            block = slice(begin, begin + length)
             drawn = weights[block][:, group]
             reported, right, found = (
                 (drawn * numbers).cumsum(axis=1)[:, last]
