@@ -200,10 +200,21 @@ def test_thresholds_are_read_as_they_were_written(tmp_path):
     chosen = choose_thresholds(scores, references, CLASSES)
     (tmp_path / "thresholds.json").write_text(json.dumps(chosen.to_json()))
     assert Thresholds.read(tmp_path / "thresholds.json") == chosen
-    for text in ("{", '{"species": {}}', "[]"):
+    for text in ("{", '{"species": {}}', "[]", '{"wanted_precision": null, "every_species": null, "species": []}'):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(UserError, match=r"other\.json is not a thresholds file"):
             Thresholds.read(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("value", ["0,5", "0.5", [0.5], 50, -0.1, True, float("nan")])
+def test_a_threshold_is_a_number_from_0_to_1(tmp_path, value):
+    path = tmp_path / "thresholds.json"
+    written = {"wanted_precision": None, "every_species": None, "species": {"a": 0, "b": None, "c": 1.0}}
+    path.write_text(json.dumps(written))
+    assert Thresholds.read(path).species == written["species"]
+    path.write_text(json.dumps({**written, "species": {"a": 0.5, "b": value}}))
+    with pytest.raises(UserError, match=r"thresholds\.json: the threshold of b is .*: expected .*0 to 1"):
+        Thresholds.read(path)
 
 
 # What is checked on other recordings

@@ -13,9 +13,11 @@ from scipy.special import expit, logit
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import recording_folds
 from kenya_birds.evaluation.metrics import class_targets
+from kenya_birds.values import Kind, Share
 
 logger = logging.getLogger(__name__)
 
+THRESHOLD = Kind.of(Share | None)
 # A species with this many clips gets the mean (in logits) of its own threshold and the shared threshold.
 SHRINKAGE_CLIPS = 10
 # Threshold of a species whose own threshold fails the check on held-out recordings.
@@ -71,12 +73,16 @@ class Thresholds:
         """Reads thresholds from a JSON file with the content of `to_json`.
 
         Raises:
-            UserError: If the file cannot be read or has other content.
+            UserError: If the file cannot be read or has other content, or a threshold is not a number from 0 to 1.
         """
         try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            read = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+            values = {f"the threshold of {code}": value for code, value in read.species.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a thresholds file of training: {error}") from None
+        for name, value in (("every_species", read.every_species), *values.items()):
+            THRESHOLD.check(f"{path}: {name}", value)
+        return read
 
     def values(self, classes: Sequence[str]) -> np.ndarray:
         """The thresholds of classes, shape `(classes,)`; infinite for species that are never reported."""
