@@ -38,7 +38,7 @@ from kenya_birds.inference.plots import detections_of, draw_section, plot_record
 from kenya_birds.inference.recordings_reader import RunRecordings
 from kenya_birds.inference.run_report import write_failures
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.table_formats import FAILED_FILE
+from kenya_birds.inference.table_formats import FAILED_COLUMNS, FAILED_FILE
 from kenya_birds.plot_style import COLOURS, SpeciesStyle, short_name, species_styles
 
 RATE = 32_000
@@ -465,6 +465,32 @@ def test_the_command_reads_what_was_not_analysed(tmp_path, name):
         silent = (infos[0].recording, "silent", "900.000000", "3600.000000", "digital silence")
         write_failures(file, [silent, ("x.wav", "failed", "0.000000", "", "damaged")])
     assert plot_activity(tmp_path / name, tmp_path / "part.png").analysed_h[6] == 0.25
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize(
+    ("file", "column", "row"),
+    [
+        ("detections.csv", "end_s", 2),
+        ("detections.csv", "score", 3),
+        ("recordings.csv", "duration_s", 2),
+        ("recordings.csv", "latitude", 3),
+        ("failed.csv", "start_s", 2),
+    ],
+)
+def test_a_cell_that_is_not_a_finite_number_is_one_line(tmp_path, file, column, row, value):
+    tables = {
+        "detections.csv": table((MORNING, 0, 3, "a", 1), (EVENING, 0, 3, "b", 1)),
+        "recordings.csv": pd.DataFrame({"recording": [MORNING, EVENING], "duration_s": 60.0, "latitude": ""}),
+        "failed.csv": pd.DataFrame([(MORNING, "silent", 30, "", "")], columns=list(FAILED_COLUMNS)),
+    }
+    changed = tables[file] = tables[file].astype(object)
+    changed.loc[row - 2, column] = value
+    for name, rows in tables.items():
+        rows.to_csv(tmp_path / name, index=False)
+    told = rf"{file} cannot be read .*row {row} has the {column} -?(nan|inf), expected a number"
+    with pytest.raises(UserError, match=told):
+        plot_activity(tmp_path / "detections.csv", tmp_path / "a.png")
 
 
 def test_the_rows_of_another_run_s_recordings_are_not_taken(tmp_path):

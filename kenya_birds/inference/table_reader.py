@@ -49,12 +49,26 @@ def read_detections(path: str | Path) -> pd.DataFrame:
     try:
         table = readers[path.suffix](path)
         table = table[list(COLUMNS)].astype(dict.fromkeys(NUMBERS, "float64"))
+        check_finite(table[list(NUMBERS)], first_row=1 if path.suffix == ".parquet" else 2)
     except (OSError, ValueError, KeyError, csv.Error, pa.ArrowException) as error:
         raise UserError(
             f"{path} cannot be read as a table of detections ({type(error).__name__}: {error}): give a CSV, Parquet "
             "or Raven table that kenya-birds detect wrote"
         ) from None
     return table.reset_index(drop=True)
+
+
+def check_finite(numbers: pd.DataFrame, first_row: int = 2) -> None:
+    """Raises `ValueError` with row and column if a number is NaN or infinite.
+
+    Args:
+        numbers: Columns of numbers, with the index of the table.
+        first_row: Row of the first line with numbers; 2: after a header.
+    """
+    values = numbers.to_numpy(dtype=float)
+    for at, column in np.argwhere(~np.isfinite(values))[:1].tolist():
+        row, name = int(numbers.index[at]) + first_row, str(numbers.columns[column])
+        raise ValueError(f"row {row} has the {name} {values[at, column]}, expected a number")
 
 
 def csv_separator(path: Path) -> str:
