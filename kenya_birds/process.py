@@ -37,6 +37,13 @@ def print_anything() -> None:
             reconfigure(errors="replace")
 
 
+def print_tables() -> None:
+    """Writes printed CSV in UTF-8 with LF, as all tables, if stdout is a file or another program, no console."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None and not sys.stdout.isatty():
+        reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
 def keep_freed_memory() -> None:
     """Keeps freed memory in the process for the next tensors. Does nothing where the C library is not glibc.
 

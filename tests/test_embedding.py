@@ -1,6 +1,7 @@
 """Embeddings of windows: the vectors that the classifier sees, foreign models, files of them, faults."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference import embeddings as embedding_module
 from kenya_birds.inference import embeddings as search_module
 from kenya_birds.inference.embedding_models import Embedder, load_embedder
-from kenya_birds.inference.embeddings import embed_recordings, read_about, search_embeddings
+from kenya_birds.inference.embeddings import Hit, embed_recordings, read_about, search_embeddings
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 
@@ -390,6 +391,22 @@ def test_hits_are_printed_as_csv(recordings, embedded, capsys):
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["similarity"] for row in rows] == ["1.0000"] * 3
     assert {row["recording"] for row in rows} == {str(recordings / "KEN_002_20211207_153852.flac")}
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_hits_in_a_file_are_utf8_and_no_formula(recordings, embedded, monkeypatch, is_terminal):
+    hit = Hit("+môt\u4e2d.wav", 1.0, 2.0, 0.5)
+    monkeypatch.setattr(search_module, "search_embeddings", lambda *_, **__: [hit])
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="\r\n")
+    stdout.isatty = lambda: is_terminal
+    monkeypatch.setattr("sys.stdout", stdout)
+    main(["search", str(embedded), str(recordings / "KEN_002_20211207_153852.flac"), "--device", "cpu"])
+    stdout.flush()
+    told = stdout.buffer.getvalue()
+    if is_terminal:
+        assert "./+môt?.wav,1.000".encode("cp1252") in told
+    else:
+        assert told.decode("utf-8") == "recording,start_s,end_s,similarity\n./+môt\u4e2d.wav,1.000,2.000,0.5000\n"
 
 
 def test_a_search_with_another_model_or_a_silent_example_is_refused(

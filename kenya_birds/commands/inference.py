@@ -436,7 +436,8 @@ def _search(options: argparse.Namespace) -> None:
     if options.model is not None:
         check_model(options.model)
     from kenya_birds.inference.embeddings import search_embeddings
-    from kenya_birds.inference.table_formats import csv_writer
+    from kenya_birds.inference.table_formats import csv_writer, safe_path
+    from kenya_birds.process import print_tables
 
     hits = search_embeddings(
         options.embeddings,
@@ -446,6 +447,9 @@ def _search(options: argparse.Namespace) -> None:
         device=options.device,
         channel=options.channel,
     )
+    print_tables()
     table = csv_writer(sys.stdout)
     table.writerow(("recording", "start_s", "end_s", "similarity"))
-    table.writerows((hit.recording, f"{hit.start_s:.3f}", f"{hit.end_s:.3f}", f"{hit.similarity:.4f}") for hit in hits)
+    for hit in hits:
+        numbers = f"{hit.start_s:.3f}", f"{hit.end_s:.3f}", f"{hit.similarity:.4f}"
+        table.writerow((safe_path(hit.recording), *numbers))
