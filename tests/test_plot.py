@@ -366,6 +366,15 @@ def test_a_detection_counts_for_the_hour_of_its_middle_also_after_midnight():
     assert counted.analysed_h is None
 
 
+def test_two_species_with_one_name_are_two_rows():
+    drawn = [("a1", "Owl"), ("b2", "Owl"), ("a1", "Owl"), ("c3", ""), ("", "Dove"), ("d4", "Dove")]
+    rows = table(*((MORNING, 3 * at, 3 * at + 3, code, 1) for at, (code, _) in enumerate(drawn)))
+    counted = measure_activity(rows.assign(common_name=[name for _, name in drawn]), None, "t")
+    assert counted.counts.sum(axis=1).to_dict() == {"Owl (a1)": 2, "Owl (b2)": 1, "c3": 1, "Dove": 2}
+    long = rows.assign(common_name=40 * "x").query("code in ('a1', 'b2')")
+    assert measure_activity(long, None, "t").counts.index.str.endswith((" (a1)", " (b2)")).all()
+
+
 def test_a_merged_detection_counts_for_each_hour_of_its_windows():
     counted = measure_activity(table((MORNING, 1700, 1800 + 3600 + 30, "a", 1)), None, "t")
     assert counted.counts.loc["a"][lambda hours: hours > 0].to_dict() == {5: 1, 6: 1, 7: 1}

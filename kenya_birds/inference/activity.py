@@ -28,7 +28,7 @@ from kenya_birds.values import Latitude, Longitude, check_fields
 
 logger = logging.getLogger(__name__)
 
-MAX_SPECIES = 40
+MAX_SPECIES, MAX_LABEL = 40, 32
 ROW_INCH, CELL_INCH, NAMES_INCH, MIN_WIDTH_INCH, BAR_INCH = 0.24, 0.34, 2.8, 7.0, 0.12
 GREY = "#d9dce1"
 MAX_PAUSE_H, MIN_SHOWN_H = 4, 6  # a longer time between analysed hours is not shown
@@ -44,7 +44,8 @@ class Activity:
     """Detections by species and hour.
 
     Attributes:
-        counts: Detections, one row per species by name, in descending order, and 24 columns.
+        counts: Detections, one row per species by name (with its code if several have this name), in descending
+            order, and 24 columns.
         analysed_h: Hours of analysed sound in each hour, shape `(24,)`; None if unknown.
         clock: Clock of the hours: `local time`, `UTC` or `sunrise`, from which hours are counted.
         recordings: Number of recordings that are counted.
@@ -214,25 +215,42 @@ def measure_activity(
         )
     begin_s = known["recording"].map({path: _second_of_day(start) for path, start in begins.items()})
     row, hour = spread_rows(*(((begin_s + times_s) // 3600).to_numpy(dtype=int) for times_s in middles_s(known)))
-    names = known["common_name"].where(known["common_name"] != "", known["code"]).iloc[row].reset_index(drop=True)
+    names = _species_labels(known).iloc[row].reset_index(drop=True)
     counts = pd.crosstab(names, hour % DAY_H).reindex(columns=range(DAY_H), fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
-    analysed_h = None
-    if run is not None:
-        known_s = [
-            (begins[path] + timedelta(seconds=start_s), end_s - start_s)
-            for path, duration_s in run.duration_s.items()
-            if path in begins
-            for start_s, end_s in analysed_stretches(duration_s, run.gaps.get(path, ()))
-        ]
-        analysed_h = recorded_by_hour(known_s) / 3600
-        if not analysed_h.any():
-            raise UserError(
-                f"{RECORDINGS_TABLE} beside {name} has no analysed sound at a known hour: expected duration_s, and a "
-                "time; run kenya-birds detect again"
-            )
+    analysed_h = None if run is None else _analysed_h(run, begins, name)
     kept = sum(path in begins for path in recordings)
     return Activity(counts, analysed_h, name_of_clock, kept, len(recordings) - kept)
+
+
+def _species_labels(table: pd.DataFrame) -> pd.Series:
+    """Returns the common name of each detection's species, with the code if several codes have this name."""
+    species = table[table["code"] != ""].drop_duplicates("code").set_index("code")["common_name"]
+    labels = {
+        code: f"{short_name(name, MAX_LABEL - len(code) - 3)} ({code})" if is_repeated else name
+        for code, name, is_repeated in zip(species.index, species, species.duplicated(keep=False), strict=True)
+        if name != ""
+    }
+    # Selections that somebody drew may have only one of both.
+    code = table["code"].where(table["code"] != "", table["common_name"])
+    return code.map(lambda code: labels.get(code, code))
+
+
+def _analysed_h(run: RunRecordings, begins: Mapping[str, datetime], name: str | Path) -> np.ndarray:
+    """Returns the analysed hours in each hour of the day; raises `UserError` if there are none."""
+    known_s = [
+        (begins[path] + timedelta(seconds=start_s), end_s - start_s)
+        for path, duration_s in run.duration_s.items()
+        if path in begins
+        for start_s, end_s in analysed_stretches(duration_s, run.gaps.get(path, ()))
+    ]
+    analysed_h = recorded_by_hour(known_s) / 3600
+    if not analysed_h.any():
+        raise UserError(
+            f"{RECORDINGS_TABLE} beside {name} has no analysed sound at a known hour: expected duration_s, and a "
+            "time; run kenya-birds detect again"
+        )
+    return analysed_h
 
 
 def _warn_of_uncertain(skipped: list[str], run: RunRecordings | None, name: str | Path) -> None:
@@ -346,7 +364,7 @@ def draw_activity(activity: Activity) -> Figure:
         colour = "white" if _luminance(image.to_rgba(values[row, column])) < MIDDLE_LUMINANCE else "black"
         axes.text(column + 0.5, row + 0.52, f"{numbers[row, column]:,.0f}", ha="center", va="center", fontsize=7,
                   color=colour)  # fmt: skip
-    axes.set_yticks(np.arange(len(counts)) + 0.5, [short_name(str(name), 32) for name in counts.index])
+    axes.set_yticks(np.arange(len(counts)) + 0.5, [short_name(str(name), MAX_LABEL) for name in counts.index])
     axes.set_xticks(np.arange(len(hours) + 1), hour_labels(hours, from_sunrise=is_from_sunrise))
     axes.tick_params(length=2)
     axes.set_xlabel("minutes from sunrise" if is_from_sunrise else f"hour of the day ({activity.clock})")
