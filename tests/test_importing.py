@@ -207,10 +207,12 @@ def test_detections_below_the_folder_are_no_annotations(tmp_path, do_import):
     write(tmp_path / "in/labels/a.txt", "1\t2\towl\n")
     found_rows = "recording,start_s,end_s,code,score\nsound/b.wav,3,6,jay,0.9\n"
     write(tmp_path / "in/runs/found/detections.csv", found_rows)
-    write(tmp_path / "in/runs/found/recordings.csv", "recording,duration_s\nsound/b.wav,10\n")
+    write(tmp_path / "in/runs/found/recordings.csv", "recording,duration_s,detections\nsound/b.wav,10,1\n")
+    write(tmp_path / "in/site/recordings.csv", "file,date\na.wav,today\n")  # a table of somebody's own
+    write(tmp_path / "in/site/detections.csv", "file,start,end,species\na.wav,5,6,owl\n")
     write(tmp_path / "in/runs/found/audacity/b.txt", "3\t6\tjay\n")
     result = do_import()
-    assert taken(result, "recording", "code") == [("sound/a.wav", "owl")]
+    assert taken(result, "recording", "code") == [("sound/a.wav", "owl")] * 2
     (note,) = [file for file, _, finding in found(result, "note") if "nobody has checked" in finding]
     assert note == "runs/found"
     chosen = import_annotations(tmp_path / "2", ImportSettings(tmp_path / "in/runs/found", recordings=tmp_path / "in"))
@@ -563,16 +565,35 @@ def test_a_table_whose_recording_is_gone_does_not_take_that_of_another_site(tmp_
             ["labels/site1/a.txt", "labels/site1/b.txt"],
             ["sound/site1/b.wav", "sound/site2/a.wav", "sound/site2/b.wav"],
         ),
-        (["site1/labels/a.txt", "site1/labels/b.txt"], ["site1/wav/b.wav", "site2/wav/a.wav", "site2/wav/b.wav"]),
+        (["labels/site1/a.txt", "labels/site2/a.txt"], ["sound/site2/a.wav"]),
     ],
 )
 def test_folders_of_sites_are_the_same_in_two_trees(tmp_path, do_import, tables, recordings):
     record(tmp_path / "in", *recordings)
     for table in tables:
         write(tmp_path / "in" / table, "1\t2\towl\n")
-    result = do_import()
+    result = do_import(all_recordings=True)
     assert taken(result, "recording") == [(recordings[0],)]
     assert found(result) == [(tables[0], 1, "its recording is not there")]
+
+
+@pytest.mark.parametrize(
+    ("tables", "recordings"),
+    [
+        (["tables/a.txt"], ["recordings/a.wav"]),
+        (["tables/a.txt"], ["recordings/a.wav", "tables/clips/owl.wav"]),  # sound that somebody cut out
+        (["data/labels/a.txt"], ["audio/a.wav", "data/templates/x.wav"]),
+        (["tables/a.txt", "recordings/logs/notes.txt"], ["recordings/a.wav"]),
+        (["site1/data/a.txt"], ["site1/wav/a.wav", "site2/data/b.wav"]),
+        (["anna/site1/a.txt", "bob/site1/a.txt"], ["sound/site1/a.wav"]),
+        (["anna/a.txt", "bob/a.txt"], ["sound/a.wav"]),
+    ],
+)
+def test_tables_may_lie_in_another_tree_than_recordings(tmp_path, do_import, tables, recordings):
+    record(tmp_path / "in", *recordings)
+    for number, table in enumerate(tables):
+        write(tmp_path / "in" / table, "" if "notes" in table else f"1\t2\towl{number}\n")
+    assert set(taken(do_import(), "recording")) == {(recordings[0],)}
 
 
 def test_of_a_table_of_several_sites_and_the_recordings_of_one_its_own_rows_are_taken(tmp_path, do_import):
@@ -581,20 +602,44 @@ def test_of_a_table_of_several_sites_and_the_recordings_of_one_its_own_rows_are_
     table = write(tmp_path / "t.csv", "file,start,end,species\n" + "\n".join(rows))
     result = do_import(table, recordings=tmp_path / "sound/site1")
     assert taken(result) == [("a.wav", "1.0", "2.0", "owl"), ("a.wav", "7.0", "8.0", "owl")]
-    assert "t.csv line 3, site2/a.wav, the recording with this name is in the folder site1" in format_import(result)
+    where = "site2/a.wav, the recording with this name is in the folder site1, not in site2"
+    assert f"its recording is in another folder (first: t.csv line 3, {where})" in format_import(result)
+    # The row may be one of b.wav, so this is no recording without a call.
+    assert sorted(do_import_again(tmp_path, table, all_recordings=True).recordings) == ["a.wav"]
 
 
-def test_of_two_sites_of_which_neither_is_known_no_row_is_taken(tmp_path, do_import):
-    record(tmp_path / "sound", "a.wav", "b.wav")
-    table = write(tmp_path / "t.csv", "file,start,end,species\nx/a.wav,1,2,owl\ny/a.wav,3,4,owl\nx/b.wav,1,2,owl\n")
-    result = do_import(table, recordings=tmp_path / "sound")
-    assert taken(result, "recording") == [("b.wav",)]
-    assert [line for _, line, _ in found(result)] == [2, 3]
-    # Two people, each with a table and folders of their own, annotated one recording.
-    for name, folder in (("t.csv", "C:/anna"), ("u.csv", "/home/bob")):
-        write(tmp_path / "both" / name, f"file,start,end,species\n{folder}/a.wav,{len(folder)},20,owl\n")
-    both = import_annotations(tmp_path / "2", ImportSettings(tmp_path / "both", recordings=tmp_path / "sound"))
-    assert taken(both, "recording", "start") == [("a.wav", "7.0"), ("a.wav", "9.0")]
+def do_import_again(tmp_path, table, **settings):
+    return import_annotations(
+        tmp_path / "again", ImportSettings(table, recordings=tmp_path / "sound/site1", **settings)
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "lost"),
+    [
+        # As recorders write: a folder of the card, or of the day, is innermost.
+        (["site1/Data/a.wav", "site2/Data/b.wav"], ["site2/Data/b.wav"]),
+        # Drives and folders above that of the site may differ: recordings were moved.
+        (["D:/x/site1/Data/a.wav", "//nas/y/site1/Data/b.wav"], []),
+        (["D:/old/Data/a.wav", "E:/new/Data/b.wav"], []),
+    ],
+)
+def test_names_show_which_folders_above_the_recordings_a_table_means(tmp_path, do_import, rows, lost):
+    record(tmp_path / "sound/site1/Data", "a.wav", "b.wav")
+    lines = "".join(f"{name},1,2,owl\n" for name in rows)
+    result = do_import(
+        write(tmp_path / "t.csv", f"file,start,end,species\n{lines}"), recordings=tmp_path / "sound/site1"
+    )
+    assert [row[3] for row in result.findings.rows if row[0] == "not taken"] == lost
+
+
+def test_names_with_other_folders_may_mean_one_moved_recording(tmp_path, do_import):
+    record(tmp_path / "sound", "a.wav")
+    rows = ["C:\\anna\\a.wav,7,8,owl", "/home/bob/a.wav,9,10,owl"]
+    result = do_import(
+        write(tmp_path / "t.csv", "file,start,end,species\n" + "\n".join(rows)), recordings=tmp_path / "sound"
+    )
+    assert taken(result, "recording", "start") == [("a.wav", "7.0"), ("a.wav", "9.0")]
 
 
 def test_paths_do_not_leave_the_folder_of_the_recordings(tmp_path, do_import):
@@ -727,7 +772,7 @@ def test_the_command_imports_and_refuses_in_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("inner", ["", "/data"])
 def test_many_sites_with_the_same_file_names_are_told_apart_quickly(is_of_table, inner):
     sites = [f"site{number:04}{inner}" for number in range(3_000)]
-    finder = RecordingFinder([f"recordings/{site}/a.wav" for site in sites], {f"tables/{site}" for site in sites})
+    finder = RecordingFinder([f"recordings/{site}/a.wav" for site in sites], [f"tables/{site}/a" for site in sites])
     begin_s = time.process_time()
     for site in sites:
         match = finder.find(f"{site}/a", f"tables/{site}", is_of_table=is_of_table)

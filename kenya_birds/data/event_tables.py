@@ -49,7 +49,7 @@ OWN_TABLES = ("detections.parquet", "detections.csv", "detections.selections.txt
 DECIMALS = 6
 # How programs write that there is no number (in lower case), and no name: R writes NA.
 NO_NUMBER = ("", "na", "n/a", "nan", "none", "null", "-")
-NO_NAME = ("NA", "N/A", "nan", "NaN")
+NO_NAME = ("", "NA", "N/A", "nan", "NaN", "-")
 SAME_S = 1e-3
 # Spreadsheets read text that begins with these characters as a formula; our CSV files prefix it with an apostrophe.
 _GUARDED = re.compile(r"'[=+\-@\t\r]")
@@ -142,8 +142,6 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
     for name in (*TEXTS, *MARKS):
         texts = pd.Series(_column(tables, name), dtype=object).astype(str)
         events[name] = texts.str[1:].where(texts.str.match(_GUARDED), texts).str.strip()
-    for name in SPECIES:
-        events[name] = events[name].where(~events[name].isin(NO_NAME), "")
     own = np.array([recording_of(one.path) for one in tables], dtype=object)
     events["recording"] = events["recording"].str.replace("\\", "/", regex=False)
     written = pd.DataFrame({name: pd.Series(_column(tables, name), dtype=object) for name in NUMBERS}).astype(str)
@@ -153,7 +151,8 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
     events["recording"] = np.where(recordings == "", own[table] if len(own) else "", recordings)
     no_end = _has_column(tables, table, "duration_s") & (cells["end_s"] == "")
     times = {"start_s": True, "end_s": ~no_end, "duration_s": no_end, "begin_s": True}
-    problem = _wrong_cells(tables, table, written, numbers, {**times, "score": cells["score"] != ""})
+    has_score = ~written["score"].isin(["", "nan", "None"])
+    problem = _wrong_cells(tables, table, written, numbers, {**times, "score": has_score})
     frequencies = {name: cells[name] != "" for name in ("low_hz", "high_hz")}
     frequency_problem = _wrong_cells(tables, table, written, numbers, frequencies)
     events[["start_s", "end_s", "score", "low_hz", "high_hz"]] = numbers[
@@ -173,7 +172,9 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
     events["row"] = [
         f"{names[number]}, line {line}" for number, line in zip(table.tolist(), lines.tolist(), strict=True)
     ]
-    blank = (cells[["start_s", "end_s", "duration_s"]] == "").all(axis=1) & (events[list(SPECIES)] == "").all(axis=1)
+    blank = (cells[["start_s", "end_s", "duration_s"]] == "").all(axis=1) & events[list(SPECIES)].isin(NO_NAME).all(
+        axis=1
+    )
     events = events.assign(problem=problem, frequency_problem=frequency_problem, is_blank=blank)
     return events[[*COLUMNS, *MARKS, "table", "line", "problem", "frequency_problem", "is_blank"]]
 

@@ -12,12 +12,12 @@ import pandas as pd
 
 from kenya_birds.data.archive import IS_WEAK, VERIFIED
 from kenya_birds.data.csv_table import read_table
-from kenya_birds.data.event_tables import DECIMALS
+from kenya_birds.data.event_tables import DECIMALS, NO_NAME, NO_NUMBER
 from kenya_birds.data.import_report import CHANGED, NOT_TAKEN, NOTE, Findings
-from kenya_birds.data.recording_matching import Match, RecordingFinder, misplaced_names
+from kenya_birds.data.recording_matching import Match, RecordingFinder, names_elsewhere
 from kenya_birds.data.recording_places import PLACE_COLUMNS, KeptHeader, is_inside
 from kenya_birds.data.sound_files import count_skipped, find_sound
-from kenya_birds.data.species_names import NameMap, SpeciesOfNames, species_of_names
+from kenya_birds.data.species_names import NameMap, SpeciesOfNames, plain_name, species_of_names
 from kenya_birds.data.table_cells import SPECIES, TableCells
 from kenya_birds.errors import UserError
 from kenya_birds.files import RECORDINGS_TABLE
@@ -67,10 +67,8 @@ def find_recordings(
             findings.add(NOT_TAKEN, "the name of a recording cannot be written in a table", detail=detail)
     for skip, (number, first) in count_skipped(search.skipped).items():
         findings.add(NOTE, f"{skip.value}", detail=f"{number}, such as {first}")
-    folders = {
-        file.rpartition("/")[0] for file, table in zip(files, tables, strict=True) if table.recording is not None
-    }
-    return FolderRecordings(root, every, RecordingFinder(every, folders))
+    own = [_own_name(file, table) for file, table in zip(files, tables, strict=True) if table.recording is not None]
+    return FolderRecordings(root, every, RecordingFinder(every, own))
 
 
 def with_marks(events: pd.DataFrame) -> pd.DataFrame:
@@ -82,7 +80,9 @@ def with_marks(events: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The rows; `weak` is `yes` or empty, and `verified` one of `VERIFIED`. Rows with other values have a `problem`.
     """
-    weak, verified = events["weak"].str.lower(), events["verified"].str.lower()
+    weak, verified = (
+        events[name].str.lower().mask(events[name].str.lower().isin(NO_NUMBER), "") for name in ("weak", "verified")
+    )
     problem = events["problem"]
     for column, expected, wrong in (
         ("Weak", "yes or no", ~weak.isin(IS_WEAK)),
@@ -126,20 +126,25 @@ def with_recordings(
         key: recordings.finder.find(key[0], key[1], is_of_table=key[2]) for key in sorted({*keys, *own_keys.values()})
     }
     events = events.assign(recording=[matches[key].recording or "" for key in keys])
-    misplaced = _misplaced(number, named, events["recording"], recordings.root)
-    events["recording"] = events["recording"].where(misplaced == "", "")
     is_lost = (events["recording"] == "").to_numpy(dtype=bool)
-    details = [misplaced[row] or _why_lost(matches[keys[row]]) for row in np.flatnonzero(is_lost).tolist()]
+    details = [_why_lost(matches[keys[row]]) for row in np.flatnonzero(is_lost).tolist()]
     findings.add_rows(NOT_TAKEN, RECORDING_IS_LOST, events[is_lost].assign(recording=named[is_lost]), details)
+    elsewhere = _elsewhere(number, named, events["recording"], recordings.root)
+    is_elsewhere = elsewhere != ""
+    rows = events[is_elsewhere].assign(recording=named[is_elsewhere])
+    findings.add_rows(NOT_TAKEN, "its recording is in another folder", rows, elsewhere[is_elsewhere])
     for (name, *_), match in matches.items():
         if match.is_renamed and match.recording is not None:
             findings.add(NOTE, "has another suffix than the table says", recording=match.recording, detail=name)
     of_tables = {file: matches[key] for file, key in own_keys.items()}
     silent = _silent(tables, files, of_tables, findings)
     unsure = {keys[row] for row in np.flatnonzero(is_lost & ~events["is_blank"].to_numpy()).tolist()}
-    events = events[~is_lost]
+    # Nothing is known of a recording that other rows may be of.
+    is_kept = ~is_lost & ~is_elsewhere
+    maybe = set(events.loc[is_elsewhere, "recording"])
+    events = events[is_kept]
     is_blank = events["is_blank"]
-    annotated = set(events.loc[~is_blank, "recording"]).union(*(matches[key].others for key in unsure))
+    annotated = maybe.union(events.loc[~is_blank, "recording"]).union(*(matches[key].others for key in unsure))
     silent |= set(events.loc[is_blank, "recording"])
     wrong = events[(events["problem"] != "") & ~is_blank]
     findings.add_rows(NOT_TAKEN, "a row cannot be read", wrong, wrong["problem"])
@@ -149,15 +154,16 @@ def with_recordings(
     return calls, silent - set(wrong["recording"]) - annotated, annotated
 
 
-def _misplaced(table: np.ndarray, named: np.ndarray, recording: pd.Series, root: Path) -> np.ndarray:
-    """Returns why the name of each row does not mean its recording (see `misplaced_names`), or an empty text."""
+def _elsewhere(table: np.ndarray, named: np.ndarray, recording: pd.Series, root: Path) -> np.ndarray:
+    """Returns why the recording of each row is another one (see `names_elsewhere`), or an empty text."""
     rows = pd.DataFrame({"table": table, "named": named, "recording": recording.to_numpy()})
     names_of = rows[rows["recording"] != ""].drop_duplicates()
-    folder = root.resolve()
+    folder = root.absolute()
     why: dict[tuple[Any, str], str] = {}
     for number, names in names_of[names_of["table"].duplicated(keep=False)].groupby("table"):
-        paths = [(folder / path).as_posix() for path in names["recording"]]
-        for name, reason in misplaced_names(dict(zip(names["named"], paths, strict=True))).items():
+        found = dict(zip(names["named"], names["recording"], strict=True))
+        paths = {path: (folder / path).as_posix() for path in found.values()}
+        for name, reason in names_elsewhere(found, paths).items():
             why[number, name] = reason
     return np.array([why.get(key, "") for key in zip(table.tolist(), named.tolist(), strict=True)], dtype=object)
 
@@ -293,6 +299,8 @@ def with_species(
         `name`, `code` and `count` of the names in the tables, the most frequent first.
     """
     keys = list(SPECIES)
+    no_names = [name for name in NO_NAME if given is None or plain_name(name) not in given.codes]
+    calls = calls.assign(**{name: calls[name].mask(calls[name].isin(no_names), "") for name in keys})
     groups = calls.groupby(keys, sort=False)
     names = groups.size().reset_index(name="count")
     firsts = calls.loc[~calls.duplicated(keys)]
@@ -325,6 +333,9 @@ def _name_findings(
             effect, finding = NOT_TAKEN, "a name has no code in the map, so its annotations were left out"
         elif not shown[number]:
             effect, finding = NOTE, "annotations without a name are unknown birds"
+        elif number in found.apart:
+            effect, finding = NOTE, "a species has the common name of another one: correct it, or give --map"
+            detail = f"{detail}: {found.apart[number]}"
         else:
             continue
         findings.add(effect, finding, file=file, line=int(line), detail=detail)

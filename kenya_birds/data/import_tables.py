@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kenya_birds.data.csv_table import read_table
-from kenya_birds.data.event_tables import OWN_TABLES, tables_in
+from kenya_birds.data.csv_table import parse_any_table, read_table
+from kenya_birds.data.event_tables import tables_in
 from kenya_birds.data.import_report import NOT_TAKEN, NOTE, Findings
 from kenya_birds.data.recording_places import PLACE_COLUMNS
 from kenya_birds.data.species_names import NameMap, read_name_map
 from kenya_birds.data.table_cells import KINDS, SPECIES, SUFFIXES, NoColumnError, NoEventsError, TableCells, read_cells
 from kenya_birds.defaults import SIGNAL_DB
 from kenya_birds.errors import UserError
-from kenya_birds.files import RECORDINGS_TABLE, SPECIES_FILE
+from kenya_birds.files import RECORDINGS_TABLE, SPECIES_FILE, read_text
 
 CROWSETTA = "crowsetta:"
 FOLDERS = "folders"
@@ -148,7 +148,11 @@ def _paths(source: Path, findings: Findings) -> list[Path]:
 
 
 def _is_of_detect(folder: Path) -> bool:
-    return (folder / RECORDINGS_TABLE).is_file() and any((folder / name).is_file() for name in OWN_TABLES)
+    try:
+        text, _ = read_text(folder / RECORDINGS_TABLE)
+        return {"recording", "detections"} <= set(parse_any_table(text, folder).header)
+    except (OSError, ValueError, UserError):
+        return False
 
 
 def _is_of_archive(path: Path, source: Path) -> bool:

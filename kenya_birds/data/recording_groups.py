@@ -32,8 +32,8 @@ def find_places(
     """Finds when and where the recordings of an archive begin, from names, headers and folders.
 
     A recording's site is that in its name, else its folder in the archive (without folders of days, and without
-    `Data`), else the place of the coordinates in its header: recorders within 100 m of each other are at one site.
-    Sites of different archives that were joined are different.
+    `Data`), else the place of the coordinates in its header, else its folder. Recorders within 100 m of each other are
+    at one site, and so are chains of them. Sites of different archives that were joined are different.
 
     Args:
         archive: The archive.
@@ -55,12 +55,14 @@ def find_places(
         place = find_time_and_place(name.rpartition("/")[2], pattern=name_pattern, header=header, time_zone=time_zone)
         found.append((name, header, place))
     log_headers(found)
-    located = _sites_by_position({name: place for name, _, place in found})
+    folders = {name: name.removeprefix(f"{archive.archive_of.get(name, '')}/").rpartition("/")[0] for name in names}
+    unnamed = {name: place for name, _, place in found if not (place.site or _folder_of_site(folders[name]))}
+    located = _sites_by_position(unnamed)
     places = {}
     for name, _, place in found:
         origin = archive.archive_of.get(name, "")
         # The first folder of a recording in a joined archive is its archive.
-        site = place.site or _folder_of_site(name.removeprefix(f"{origin}/")) or located.get(name)
+        site = place.site or _folder_of_site(folders[name]) or located.get(name) or folders[name] or None
         places[name] = replace(place, site=f"{origin}/{site}" if origin and site else site)
     return places
 
@@ -106,9 +108,9 @@ def find_groups(archive: Archive, places: Mapping[str, TimeAndPlace], group_by: 
     return sorted([*groups.values(), *([name] for name in unknown)])
 
 
-def _folder_of_site(name: str) -> str:
-    """Returns the folder of a recording, without folders within that of its site; an empty text if there is none."""
-    folders = name.split("/")[:-1]
+def _folder_of_site(folder: str) -> str:
+    """Returns a folder without those within that of its site; an empty text if there is none."""
+    folders = folder.split("/")
     while folders and _NO_SITE.fullmatch(folders[-1]):
         folders.pop()
     return "/".join(folders)
@@ -116,8 +118,9 @@ def _folder_of_site(name: str) -> str:
 
 def _sites_by_position(places: Mapping[str, TimeAndPlace]) -> dict[str, str]:
     """Returns a name for the site of each recording with coordinates: those of one recording at the site."""
+    # To a metre: recordings of one place are one point.
     found = {
-        name: (place.latitude, place.longitude)
+        name: (round(place.latitude, 5) + 0.0, round(place.longitude, 5) + 0.0)  # no -0.0
         for name, place in places.items()
         if place.latitude is not None and place.longitude is not None
     }
@@ -125,15 +128,15 @@ def _sites_by_position(places: Mapping[str, TimeAndPlace]) -> dict[str, str]:
         return {}
     from sklearn.cluster import DBSCAN  # takes half a second
 
+    positions = sorted(set(found.values()))
     # With one sample, clusters are chains of neighbours.
     chains = DBSCAN(eps=SAME_PLACE_M / EARTH_RADIUS_M, min_samples=1, metric="haversine")
     sites: dict[int, str] = {}
-    for at, position in zip(
-        chains.fit_predict(np.radians(list(found.values()))).tolist(), found.values(), strict=True
-    ):
-        # No -0.0000 beside 0.0000.
-        sites.setdefault(at, " ".join(f"{round(degrees, 4) + 0.0:.4f}" for degrees in position))
-    return {name: sites[at] for name, at in zip(found, chains.labels_.tolist(), strict=True)}
+    site_at = {
+        position: sites.setdefault(chain, f"{position[0]:.5f} {position[1]:.5f}")
+        for position, chain in zip(positions, chains.fit_predict(np.radians(positions)).tolist(), strict=True)
+    }
+    return {name: site_at[position] for name, position in found.items()}
 
 
 def _key(place: TimeAndPlace, group_by: GroupBy) -> tuple[str, str] | None:

@@ -31,19 +31,26 @@ class RecordingFinder:
 
     Args:
         recordings: Paths of the recordings below their folder, with `/`.
-        tables: Folders with tables for one recording each (see `find`), below the folder of the tables.
+        tables: Paths of tables for one recording each (see `find`), named as their recording, below the folder of the
+            tables.
     """
 
     def __init__(self, recordings: Iterable[str], tables: Collection[str] = ()) -> None:
         self._by_name, self._by_stem = _Named(), _Named()
-        self._tables = {_parts(f"{folder}/x")[:-1] for folder in tables}
-        self._table_folders = frozenset(name for folder in self._tables for name in folder)
-        self._recording_folders: set[str] = set()
         for recording in recordings:
             *folders, key = _parts(recording)
-            self._recording_folders.update(folders)
             self._by_name.add(key, recording, tuple(folders))
             self._by_stem.add(_stem(key), recording, tuple(folders))
+        self._tables: set[tuple[str, ...]] = set()
+        self._with_own: set[tuple[str, ...]] = set()
+        self._owned: set[str] = set()
+        owners = {table: self.find(table, table.rpartition("/")[0], is_of_table=True).recording for table in tables}
+        self._tables = {_parts(table)[:-1] for table in tables}
+        # Folders of tables that lie as those of their recordings do, and these recordings.
+        for table, recording in owners.items():
+            if recording is not None and (common_folders(table, recording) or "/" not in table + recording):
+                self._with_own.add(_parts(table)[:-1])
+                self._owned.add(recording)
 
     def find(self, name: str, folder: str = "", *, is_of_table: bool = False) -> Match:
         """Finds a recording.
@@ -52,8 +59,9 @@ class RecordingFinder:
             name: Name or path, with `/`, with or without suffix.
             folder: Folder of the table. Of recordings below it, only the path from there on must agree.
             is_of_table: Whether the name is that of a table for one recording. Such a table may lie in another folder
-                than its recording (`tables/a.txt`, `recordings/a.wav`), unless that folder has tables too. Folders
-                with names that both recordings and tables have, such as those of sites, must be the same.
+                than its recording (`tables/a.txt`, `recordings/a.wav`), unless that folder has tables too. With
+                another last folder, the recording may not have a table in a folder named as its own, and the table's
+                folder may not have a table of a recording in a folder named as this one.
         """
         *folders, key = _parts(name)
         named, is_renamed = self._by_name, False
@@ -81,52 +89,49 @@ class RecordingFinder:
     ) -> list[tuple[tuple[bool, int, bool], str]]:
         """Recordings that may be meant, with their ranks: the highest is the best."""
         found = []
-        shared = self._recording_folders.intersection(folders)
         for recording, own in alike:
             is_below = own[: len(table)] == table
             places = [own, own[len(table) :]] if is_below else [own]
             common = [_common(place, folders) for place in places]
             agrees = any(n == min(len(place), len(folders)) for n, place in zip(common, places, strict=True))
-            is_elsewhere = is_of_table and own not in self._tables and shared.issubset(own)
-            if agrees or (is_elsewhere and self._table_folders.intersection(own).issubset(folders)):
+            is_alone = folders not in self._with_own and recording not in self._owned
+            if agrees or (is_of_table and own not in self._tables and (max(common) > 0 or is_alone)):
                 is_exact = own == folders or (is_below and own == (*table, *folders))
                 found.append(((is_exact, max(common), is_below and bool(table)), recording))
         return found
 
 
-def misplaced_names(found: Mapping[str, str]) -> dict[str, str]:
-    """Finds the names in one table that do not mean the recording that was found for them.
+def names_elsewhere(
+    found: Mapping[str, str], paths: Mapping[str, str], *, is_each_alone: bool = False
+) -> dict[str, str]:
+    """Finds the names in one table whose recording is in another folder than the one with the same file name.
 
-    Recorders name files by their time, so sites share file names. A name is misplaced if the recording lies in a
-    folder that other names of the table have, and not this one; or if names with different folders were found as one
-    recording, except for the one whose folders agree most with the recording's path.
+    Recorders name files by their time, so sites share file names. With the recordings in `sound/site1`, `site2/a.wav`
+    is another recording if the table has names such as `site1/b.wav`. Otherwise nothing is known of folders above
+    those of the recordings, because recordings may have been moved.
 
     Args:
-        found: Absolute path of the recording that was found, by name in the table; all with `/`.
+        found: Recording that was found, by name in the table.
+        paths: Absolute path of each recording, with `/`.
+        is_each_alone: Whether only other names of the same recording show it.
 
     Returns:
         The reason by name.
     """
-    folders = {name: _parts(name)[:-1] for name in found}
-    last = {of_name[-1] for of_name in folders.values() if of_name}
-    why: dict[str, str] = {}
-    alike: dict[str, list[str]] = {}
-    for name, path in found.items():
-        own = _parts(path)[:-1]
-        if folders[name] and own and own[-1] in last and own[-1] not in folders[name]:
-            why[name] = f"the recording with this name is in the folder {path.split('/')[-2]}"
-        else:
-            alike.setdefault(path, []).append(name)
-    for path, names in alike.items():
-        agreeing = {name: _common(folders[name], _parts(path)[:-1]) for name in names}
-        order = sorted(names, key=lambda name: -agreeing[name])
-        for name in names:
-            for other in order:
-                differ = _common(folders[name], folders[other]) < min(len(folders[name]), len(folders[other]))
-                if differ and agreeing[other] >= agreeing[name]:
-                    why[name] = f"the recording with this name may be that of {other}"
-                    break
-    return why
+    above: dict[str, str] = {}
+    here: dict[str, str] = {}
+    for name, recording in found.items():
+        folders, own, whole = _parts(name)[:-1], _parts(recording)[:-1], _parts(paths[recording])[:-1]
+        known = len(own)
+        agree = all(one[len(one) - known :] == own for one in (folders, whole))
+        if agree and min(len(folders), len(whole)) > known:
+            above[name], here[name] = folders[-known - 1], whole[-known - 1]
+    fits = {found[name] if is_each_alone else "" for name in above if above[name] == here[name]}
+    return {
+        name: f"the recording with this name is in the folder {here[name]}, not in {above[name]}"
+        for name in above
+        if above[name] != here[name] and (found[name] if is_each_alone else "") in fits
+    }
 
 
 class _Named:

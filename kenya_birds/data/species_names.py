@@ -107,6 +107,7 @@ class SpeciesOfNames:
         uncertain: Reason why the species of a combination is uncertain, by its number.
         unmapped: Numbers of the combinations that are not in the map.
         spellings: Other spellings that were taken as the same name, by code.
+        apart: Species of the same common name, by the number of a combination that is not one of them.
     """
 
     codes: list[str | None]
@@ -114,6 +115,7 @@ class SpeciesOfNames:
     uncertain: dict[int, str] = field(default_factory=dict)
     unmapped: list[int] = field(default_factory=list)
     spellings: dict[str, list[str]] = field(default_factory=dict)
+    apart: dict[int, str] = field(default_factory=dict)
 
 
 def species_of_names(names: pd.DataFrame, given: NameMap | None) -> SpeciesOfNames:
@@ -176,22 +178,27 @@ def _name_others(
 ) -> None:
     """Sets the codes of names that are not in the map. Rows with better names come first: others use their codes."""
     waiting, bridges = list(others), _common_names_of_one([rows[number] for number in others])
+    kind_of: dict[str, str] = {}
     for kind in ("code", "scientific_name", "common_name", "label"):
         for number in [number for number in waiting if rows[number][kind]]:
             waiting.remove(number)
-            row = rows[number]
-            named = [plain_name(row[name]) for name in ("scientific_name", "common_name", "label") if row[name]]
-            # The best name decides. A label beside it, such as "song" or "Aves", may be that of many species.
-            deciding = [name for name in named[:2] if name == plain_name(row[kind]) or name in bridges]
+            row = {name: plain_name(text) for name, text in rows[number].items()}
+            common = row["common_name"]
+            # A label beside a better name, such as "song" or "Aves", may be that of many species.
+            deciding = [row[kind], common] if kind == "scientific_name" and common in bridges else [row[kind]]
             known = next((codes_of[name] for name in deciding if codes_of.get(name)), set())
             if kind != "code" and len(known) > 1:
                 result.codes[number] = UNKNOWN_SPECIES
                 result.uncertain[number] = f"may be {' or '.join(sorted(known))}"
                 continue
-            code = next(iter(known)) if kind != "code" and known else spelling[plain_name(row[kind])]
+            code = next(iter(known)) if kind != "code" and known else spelling[row[kind]]
             result.codes[number] = code
-            for name in (*named, plain_name(code)):
-                codes_of[name].add(code)
+            if kind == "scientific_name" and common and (same := codes_of.get(common, set()) - {code}):
+                result.apart[number] = f"'{rows[number]['common_name']}' is {', '.join(sorted(same))}, too"
+            for name in filter(None, (*(row[name] for name in _NAMES if name != "code"), plain_name(code))):
+                # What rows with a better name say of a scientific or common name stands.
+                if kind_of.setdefault(name, kind) == kind or name == row["label"]:
+                    codes_of[name].add(code)
 
 
 def _common_names_of_one(rows: Iterable[dict[str, str]]) -> set[str]:

@@ -190,7 +190,9 @@ def _columns(path: Path, header: Iterable[str], given: Mapping[str, str]) -> dic
         if any(alias in found for alias in aliases)
     }
     if {"filename", "species ebird code"} <= found.keys():
-        names |= {mark: found[mark] for mark in MARKS if mark in found}
+        # People have columns of their own for what they have verified, without a model.
+        marks = MARKS if {"verified", "model"} <= found.keys() else MARKS[:1]
+        names |= {mark: found[mark] for mark in marks if mark in found}
     # crowsetta and others have onset and offset; Kaleidoscope's offset is a start.
     if {"onset", "offset"} <= found.keys() and "end_s" not in names:
         names["end_s"] = found["offset"]

@@ -118,8 +118,7 @@ def warn_of_tested_groups(table: pd.DataFrame, only_train: Collection[str], grou
     if found := sorted(near.intersection(only_train).difference(table["recording"])):
         logger.warning(
             "%d recordings with weak labels or checked detections are of sites or nights that are tested. Training "
-            "learns from them, so metrics may be too good: take them out of the archive, or train with --weak_labels "
-            "leave_out (first: %s)",
+            "learns from them, so metrics may be too good: take them out of the archive (first: %s)",
             len(found),
             found[0],
         )

@@ -12,7 +12,7 @@ import pandas as pd
 from kenya_birds.data.archive import Archive, read_archive
 from kenya_birds.data.csv_table import parse_any_table
 from kenya_birds.data.event_tables import EventTable, read_events
-from kenya_birds.data.recording_matching import RecordingFinder, misplaced_names
+from kenya_birds.data.recording_matching import RecordingFinder, names_elsewhere
 from kenya_birds.data.same_recording import recording_key
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.event_metrics import METRICS, WINDOW_S, EventScores, Truth, event_intervals
@@ -23,6 +23,8 @@ from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.training_recordings import overlap_of
 
 logger = logging.getLogger(__name__)
+
+FindRecording = Callable[[str], str | None]
 
 # Detection lists the analysed recordings in this file, in the folder of its tables.
 ANALYSED_FILE = "recordings.csv"
@@ -104,10 +106,11 @@ def score_tables(
     tables = {name: _read_scored(path) for name, path in names.items()}
     archive = read_archive(data_dir)
     archive = _completely_annotated(archive)
-    find_recording = _recording_finder(
-        archive, [tables[name].recordings | _analysed_beside(path) for name, path in names.items()]
-    )
-    recordings = _scored_recordings(names, tables, archive, find_recording, settings)
+    finders = {
+        name: _recording_finder(archive, tables[name].recordings | _analysed_beside(path), path)
+        for name, path in names.items()
+    }
+    recordings = _scored_recordings(names, tables, archive, finders, settings)
     for path in names.values():
         _check_not_trained_on(path, archive, recordings)
     truth = _truth(archive, recordings)
@@ -119,7 +122,7 @@ def score_tables(
     systems: list[EventScores] = []
     left_out = []
     for name, path in names.items():
-        detections, dropped = _detections(tables[name], path, truth, find_recording, find_species, settings)
+        detections, dropped = _detections(tables[name], path, truth, finders[name], find_species, settings)
         systems.append(EventScores(detections, truth, tolerance_s=settings.tolerance_s, window_s=settings.window_s))
         left_out.append(dropped)
     results = event_intervals(systems, np.random.default_rng(settings.seed))
@@ -183,19 +186,27 @@ def _cell(metric: Mapping[str, Any]) -> str:
     return text if interval is None else f"{text} ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
 
 
-def _recording_finder(archive: Archive, named: Iterable[Collection[str]]) -> Callable[[str], str | None]:
-    """Finds the archive's recording for a name in a table (see `RecordingFinder` and `misplaced_names`).
+def _recording_finder(archive: Archive, named: Collection[str] = (), table: Path = Path()) -> FindRecording:
+    """Finds the archive's recording for a name in a table (see `RecordingFinder` and `names_elsewhere`).
 
     Args:
         archive: The archive.
-        named: The names in each table.
+        named: All names in the table.
+        table: The table, for messages.
     """
     finder = RecordingFinder(archive.headers)
-    misplaced: set[str] = set()
-    for names in named:
-        found = ((name, finder.find(name).recording) for name in names)
-        paths = {name: archive.recording_path(own).resolve().as_posix() for name, own in found if own is not None}
-        misplaced.update(misplaced_names(paths))
+    matches = ((name, finder.find(name).recording) for name in named)
+    found = {name: recording for name, recording in matches if recording is not None}
+    paths = {recording: archive.recording_path(recording).absolute().as_posix() for recording in found.values()}
+    elsewhere = names_elsewhere(found, paths, is_each_alone=True)
+    if elsewhere:
+        logger.warning(
+            "%s: %d recordings are in other folders than those of the archive with the same file names, and are "
+            "skipped (first: %s)",
+            table,
+            len(elsewhere),
+            min(elsewhere),
+        )
 
     def find(name: str) -> str | None:
         match = finder.find(name)
@@ -204,7 +215,7 @@ def _recording_finder(archive: Archive, named: Iterable[Collection[str]]) -> Cal
                 f"'{name}' may be {match.others[0]} or {match.others[1]} of the archive: give the name with its "
                 "suffix and folder"
             )
-        return None if name in misplaced else match.recording
+        return None if name in elsewhere else match.recording
 
     return find
 
@@ -232,10 +243,11 @@ def _scored_recordings(
     names: Mapping[str, Path],
     tables: Mapping[str, EventTable],
     archive: Archive,
-    find: Callable[[str], str | None],
+    finders: Mapping[str, FindRecording],
     settings: ScoreSettings,
 ) -> list[str]:
     if settings.recordings is not None:
+        find = _recording_finder(archive)
         unknown = [name for name in settings.recordings if find(name) is None]
         if unknown:
             raise UserError(
@@ -243,12 +255,12 @@ def _scored_recordings(
             )
         chosen = sorted({str(find(name)) for name in settings.recordings})
         for name, path in names.items():
-            _warn_of_not_analysed(chosen, path, tables[name].recordings, find)
+            _warn_of_not_analysed(chosen, path, tables[name].recordings, finders[name])
         return chosen
     found: set[str] = set()
     for name, path in names.items():
         named = tables[name].recordings | _analysed_beside(path)
-        known = {recording: find(recording) for recording in named}
+        known = {recording: finders[name](recording) for recording in named}
         own = {recording for recording in known.values() if recording is not None}
         if not own:
             raise UserError(
@@ -281,9 +293,7 @@ def _scored_recordings(
     return sorted(found)
 
 
-def _warn_of_not_analysed(
-    chosen: list[str], path: Path, named: frozenset[str], find: Callable[[str], str | None]
-) -> None:
+def _warn_of_not_analysed(chosen: list[str], path: Path, named: frozenset[str], find: FindRecording) -> None:
     """Logs the recordings to score that are missing in the table, if the table's `recordings.csv` is there."""
     analysed = _analysed_beside(path)
     known = {find(recording) for recording in named | analysed}
@@ -382,7 +392,7 @@ def _detections(
     table: EventTable,
     path: Path,
     truth: Truth,
-    find_recording: Callable[[str], str | None],
+    find_recording: FindRecording,
     find_species: Callable[[pd.Series], str | None],
     settings: ScoreSettings,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
