@@ -47,10 +47,10 @@ class RecordingFinder:
         owners = {table: self.find(table, table.rpartition("/")[0], is_of_table=True).recording for table in tables}
         self._tables = {_parts(table)[:-1] for table in tables}
         # Folders of tables that lie as those of their recordings do, and these recordings.
-        for table, recording in owners.items():
-            if recording is not None and (common_folders(table, recording) or "/" not in table + recording):
+        for table, owned in owners.items():
+            if owned is not None and (common_folders(table, owned) or "/" not in table + owned):
                 self._with_own.add(_parts(table)[:-1])
-                self._owned.add(recording)
+                self._owned.add(owned)
 
     def find(self, name: str, folder: str = "", *, is_of_table: bool = False) -> Match:
         """Finds a recording.
