@@ -16,7 +16,7 @@ from kenya_birds.experiments.cross_validation import CrossValidation
 from kenya_birds.experiments.evaluate import evaluate_model
 from kenya_birds.experiments.probe import TrainedRun
 from kenya_birds.saved_models import SavedModel
-from kenya_birds.training.training_recordings import TrainingRecordings, overlap_of
+from kenya_birds.training.training_recordings import TrainingRecordings, overlap_of, recordings_before
 from kenya_birds.training.training_run import Run
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -85,6 +85,17 @@ def test_what_a_model_was_started_from_counts_over_generations(tmp_path):
     TrainingRecordings.of_splits(own, {}).and_those_of(unknown).write(fourth.folder)
     assert "The training recordings of unknown are unknown" in overlap_of(fourth, {"x": None}).note()
     assert overlap_of(fourth, {"": None}).used_for == {}
+
+
+def test_weights_in_a_models_folder_are_those_of_the_model(tmp_path):
+    TrainingRecordings.of_splits(SPLITS, {}).write(saved(tmp_path / "birds").folder)
+    for name in ("model.safetensors", "epoch_weights/step-3.safetensors"):
+        theirs = recordings_before(str(tmp_path / "birds" / name), None)
+        assert set(theirs.table["model"]) == {"birds"}
+        assert theirs.overlap({"b.wav": None}).used_for == {"b.wav": "validation"}
+    # Beside the table of a user, who divided an archive.
+    SPLITS.to_csv(tmp_path / "splits.csv", index=False)
+    assert recordings_before(str(tmp_path / "imagenet.safetensors"), None) is None
 
 
 # Evaluation

@@ -371,6 +371,8 @@ def test_only_what_acts_is_searched(tmp_path, small_archive):
         assert ("drop_path_rate" in trial.params) == has_it
         assert drawn["drop_path_rate"] == 0
         assert drawn["backbone"] == backbone
+    # Training on clips is single-label unless the flags say otherwise.
+    assert [space.fixed()["problem_type"][:6] for space in (single, multi)] == ["single", "multi_"]
 
 
 def test_flags_of_a_params_file_come_first_and_unknown_ones_are_refused(small_archive, tmp_path):

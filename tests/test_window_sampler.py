@@ -37,7 +37,7 @@ def recording(name, runs, samples=600):
 DECODED = DecodedRecordings([recording("a", [[0, 600]]), recording("b", [[0, 300], [310, 600]])], RATE)
 
 
-def targets_of(decoded=DECODED, calls=CALLS, unknown=()):
+def targets_of(decoded=DECODED, calls=CALLS, unknown=(), **settings):
     return WindowTargets.of(
         pd.DataFrame(calls, columns=["recording", "start_s", "end_s", "species"]),
         pd.DataFrame(unknown, columns=["recording", "start_s", "end_s"]),
@@ -46,6 +46,7 @@ def targets_of(decoded=DECODED, calls=CALLS, unknown=()):
         sampling_rate=RATE,
         window=WINDOW,
         margin_s=0.5,
+        **settings,
     )
 
 
@@ -79,6 +80,14 @@ def test_windows_round_calls_hold_a_call_and_lie_evenly():
     # The call at 10 s is anywhere from half a second inside to half a second before the end.
     assert (to_call.min(), to_call.max()) == (5, 24)
     assert np.bincount(to_call)[5:].min() > 3
+
+
+@pytest.mark.parametrize("length_s", [0.5, 2.0, 4.0])
+def test_windows_round_calls_have_as_much_of_the_call_as_is_wanted(length_s):
+    targets = targets_of(calls=[("a", 10.0, 10.0 + length_s, "lark")], min_overlap_s=2.5)
+    recordings, start = draws_of(targets=targets, call_share=1.0, empty_share=0.0)
+    assert (targets(recordings, start)[:, 0] == 1).all()
+    assert len(np.unique(start)) > 4
 
 
 def test_species_are_drawn_by_power():

@@ -20,6 +20,8 @@ from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.training.settings import Settings, usual_settings
 
 STRENGTH = "augmentation_strength"
+# Settings whose default depends on others.
+DEPENDENT = ("problem_type", "metric_for_best_model")
 # The strength multiplies these: one number instead of four, because tens of trials cannot tune four. Windows of
 # recordings lie anywhere and are not shifted.
 STRENGTHENED = ("shift_probability", "pitch_probability", "speed_probability", "noise_probability")
@@ -127,7 +129,8 @@ class SearchSpace:
             name: value
             for name, value in fixed.items()
             # The last one follows from the metric.
-            if name in usual and name not in (*searched, "greater_is_better") and value not in (None, usual[name])
+            if name in usual and name not in (*searched, "greater_is_better")
+            if value is not None and (value != usual[name] or name in DEPENDENT)
         }
 
     def flags(self, point: dict[str, Any]) -> dict[str, Any]:

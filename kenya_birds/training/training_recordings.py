@@ -68,10 +68,26 @@ class TrainingRecordings:
         # Local paths are private, so only the folder's name is recorded.
         name = donor.starting_point if "@" in donor.starting_point else donor.folder.resolve().name
         known = cls.read(donor.folder)
-        if known is None:
-            return cls.unknown(name)
-        model = [f"{name}, from {earlier}" if earlier else name for earlier in known.table["model"]]
-        return cls(known.table.assign(model=model))
+        return cls.unknown(name) if known is None else known.under(name)
+
+    @classmethod
+    def of_starting_file(cls, weights: Path) -> "TrainingRecordings | None":
+        """The recordings of the model in whose folder, or a folder of it, a file of weights lies; None if in none."""
+        for folder in weights.resolve().parents[:2]:
+            # A splits.csv alone may be that of a user beside other weights.
+            is_of_model = (folder / RECORDINGS_FILE).is_file() or (folder / "config.json").is_file()
+            if is_of_model and (known := cls.read(folder)) is not None:
+                return known.under(folder.name)
+        return None
+
+    def under(self, name: str) -> "TrainingRecordings":
+        """These recordings as those of a starting model.
+
+        Args:
+            name: The model.
+        """
+        model = [f"{name}, from {earlier}" if earlier else name for earlier in self.table["model"]]
+        return TrainingRecordings(self.table.assign(model=model))
 
     @classmethod
     def unknown(cls, name: str) -> "TrainingRecordings":
@@ -197,7 +213,7 @@ def recordings_before(init_from: str, checkpoint: Path | None) -> TrainingRecord
         checkpoint: The checkpoint from which the run resumes, if it does.
 
     Returns:
-        The recordings; None if there is no such model or they are unknown.
+        The recordings; None if there is no such model, or a file of weights lies in no model's folder.
 
     Raises:
         UserError: If a file of the starting model cannot be read.
@@ -205,7 +221,10 @@ def recordings_before(init_from: str, checkpoint: Path | None) -> TrainingRecord
     if checkpoint is not None:
         known = TrainingRecordings.read(checkpoint)
         return known and known.of_starting_models
-    if kind_of_starting_point(init_from) != "model":
+    kind = kind_of_starting_point(init_from)
+    if kind == "file":
+        return TrainingRecordings.of_starting_file(Path(init_from))
+    if kind != "model":
         return None
     donor = find_model(init_from)
     return TrainingRecordings.of_starting_model(donor) if donor.config.get("model_type") == "kenya_birds" else None

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import shutil
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from kenya_birds.training.run_checks import (
     splits_of_run,
 )
 from kenya_birds.training.run_folder import (
+    EPOCHS_FOLDER,
     SPLITS_FILE,
     STAGE_FILE,
     RunRecord,
@@ -436,6 +438,8 @@ class Run:
             if self._find_start() != checkpoint:
                 raise UserError(f"another run has used {folder} in the meantime: run the same command again")
             if checkpoint is None:
+                # Of a run with other settings that was killed before its first checkpoint.
+                shutil.rmtree(folder / EPOCHS_FOLDER, ignore_errors=True)
                 self.record.write(folder)
                 if self._first_stage is None:
                     (folder / STAGE_FILE).unlink(missing_ok=True)  # of a run that was stopped before a checkpoint

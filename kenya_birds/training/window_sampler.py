@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from kenya_birds.data.decoded_recordings import DecodedRecordings
+from kenya_birds.data.planning import least_overlap
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_targets import WindowTargets
 
@@ -250,7 +251,7 @@ class _Calls:
     """The calls round which windows can be drawn."""
 
     def __init__(self, targets: WindowTargets, first: np.ndarray, last: np.ndarray, power: float) -> None:
-        self._window, self._margin = targets.window, targets.margin
+        self._window, self._margin, self._min_overlap = targets.window, targets.margin, targets.min_overlap
         middle = (targets.start + targets.end) // 2
         run = first.searchsorted(middle, side="right") - 1
         is_usable = (targets.label >= 0) & (run >= 0)
@@ -279,6 +280,14 @@ class _Calls:
             start + length // 2 - inside,
             start + (where * length).astype(np.int64) - self._window // 2,
         )
+        if self._min_overlap:
+            # Where the window has the wanted part of the call, too.
+            half = np.where(length <= self._window, self._window // 2 - self._margin, length // 2)
+            central = start + length // 2 - self._window // 2
+            needed = least_overlap(length, self._window, self._min_overlap).astype(np.int64)
+            first = np.maximum(central - half, start + needed - self._window)
+            until = np.minimum(central + half, start + length - needed)
+            place = np.where(length > 0, first + (where * (until - first + 1)).astype(np.int64), place)
         if self._is_verified.any():
             # The window holds all but the margin of the box, or lies in it but for the margin.
             at_end = self._end[call] - self._window
