@@ -1,12 +1,15 @@
 """The demo without a browser: analysis, what it stores of visitors, and which requests it refuses."""
 
+import asyncio
 import errno
 import functools
 import html
+import math
 import os
 import re
 import shlex
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -21,10 +24,13 @@ import pytest
 import soundfile
 from demo_server import Visitor, served
 from detecting import CODES, RATE, chirps, save_model
+from gradio.route_utils import upload_fn
 from gradio_client import Client, handle_file
 from hypothesis import given
 from hypothesis import strategies as st
 from running import free_port
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
 
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
@@ -35,7 +41,7 @@ from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import species_styles
 from kenya_birds.serving import markup
 from kenya_birds.serving.analysis import Analyser, Stopped, clock, detect_command, seconds_of
-from kenya_birds.serving.guard import READ
+from kenya_birds.serving.guard import READ, Guard
 from kenya_birds.serving.page import Page
 from kenya_birds.serving.sessions import IDLE_S, UPLOAD_GRACE_S, Sessions
 
@@ -616,11 +622,44 @@ def test_too_much_is_refused(visitor, tmp_path):
     pieces = visitor.http.post(
         "/gradio_api/upload", content=iter([b"x" * 1000]), headers={"content-type": "multipart/form-data; boundary=x"}
     )
-    assert pieces.status_code == 413
+    assert pieces.status_code == 411
     for body in (b"[" + b"0," * 600_000 + b"0]", b'{"data": ' + b"[" * 100_000):
         answer = visitor.http.post("/gradio_api/queue/join", content=body)
         assert answer.status_code in (400, 413)
     assert visitor.http.get("/config").status_code == 200
+
+
+def test_a_length_beside_a_transfer_encoding_is_refused(address):
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            b"Content-Length: 1000\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        )
+        assert connection.recv(100).split(b"\r\n")[0].split()[1] in (b"400", b"411")
+
+
+def test_an_upload_that_is_longer_than_it_says_is_stopped_and_deleted(tmp_path):
+    async def app(scope, receive, send):
+        await upload_fn(Request(scope, receive), tmp_path, math.inf, None)
+
+    block = b"--x\r\nContent-Disposition: form-data; name=files; filename=a.wav\r\n\r\n" + bytes(50_000)
+    read = []
+
+    async def receive():
+        read.append(1)
+        return {"type": "http.request", "body": block, "more_body": len(read) < 10}
+
+    async def send(message):
+        raise AssertionError(message)
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=x"), (b"content-length", b"10")]
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers}
+    # Gradio answers 413 to an error with these words.
+    with pytest.raises(MultiPartException, match="maximum allowed size"):
+        asyncio.run(Guard(app, 200_000, tmp_path)(scope, receive, send))
+    assert len(read) == 6
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_name_is_shown_as_text(visitor, tmp_path):

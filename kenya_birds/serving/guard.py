@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -81,13 +82,19 @@ class Guard:
             )
             return
         most = self._max_upload_bytes + FORM_BYTES
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
         # A length is required, because without it a body that is too long is found only after the upload.
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit() or int(length) > most:
+        # With Transfer-Encoding, the HTTP parser ignores it.
+        if b"transfer-encoding" in headers or not length.isdigit():
+            reason = "The size of the upload is unknown: send Content-Length, and no Transfer-Encoding."
+            await PlainTextResponse(reason, 411)(scope, receive, send)
+            return
+        if int(length) > most:
             reason = f"The file is too large: expected at most {self._max_upload_bytes / 1e6:.0f} MB."
             await PlainTextResponse(reason, 413)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, _limited(receive, most), send)
 
     async def _json(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = b""
@@ -112,6 +119,22 @@ class Guard:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, again, send)
+
+
+def _limited(receive: Receive, most: int) -> Receive:
+    """Counts the bytes of a body, so that the limit does not depend on the HTTP parser."""
+    received = 0
+
+    async def limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > most:
+            # As the parser of forms does it: the application answers 413 and deletes what it has written.
+            raise MultiPartException(f"The upload exceeds its maximum allowed size of {most} bytes.")
+        return message
+
+    return limited
 
 
 def _refusal(body: bytes) -> tuple[str, int] | None:
