@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from kenya_birds.errors import UserError
 from kenya_birds.publishing.hub import upload_files
-from kenya_birds.publishing.model_folder import model_contents, published_files
+from kenya_birds.publishing.model_folder import EARLIER_FILES, model_contents, published_files
 
 CODE = {
     "configuration_kenya_birds.py": """from transformers import PretrainedConfig
@@ -114,6 +114,19 @@ def test_publishing_again_sends_only_what_changed(model_dir, fake_hub):
     first, second = fake_hub.repos["ann/birds"]["commits"]
     assert unchanged.endswith(first["oid"])
     assert list(second["files"]) == ["metrics.json"]
+
+
+@pytest.mark.parametrize("options", [{}, {"create_pr": True}, {"revision": "calm"}])
+def test_files_of_the_earlier_model_go_and_those_of_others_stay(model_dir, fake_hub, options):
+    others = {"notes.md", "notes.csv", "LICENSE", "model.onnx", "images/metrics.json", "model-notes.safetensors"}
+    earlier = {"thresholds.json", "novelty.safetensors", "per_species.csv", "recording_timeline.png"}
+    earlier |= {"model-00001-of-00001.safetensors", "model.safetensors.index.json", "run_settings.json"}
+    upload_files({name: name.encode() for name in others | earlier}, "ann/birds", message="Earlier")
+    commit = publish(model_dir, "ann/birds", replaced=EARLIER_FILES, **options)
+    repo = fake_hub.repos["ann/birds"]
+    commits = [*repo["commits"], *(one for branch in repo.get("branches", {}).values() for one in branch)]
+    (tree,) = {frozenset(one["tree"]) for one in commits if one["oid"] == commit.oid}
+    assert tree == others | set(PUBLISHED)
 
 
 def test_a_private_repository_is_private_and_needs_the_token_to_read(model_dir, fake_hub, tmp_path):

@@ -283,6 +283,13 @@ def test_dry_run_lists_the_files_without_network_or_token(trained, small_archive
     assert "nothing was sent" in last
 
 
+def test_a_file_that_only_the_earlier_model_had_is_deleted(trained, unchecked, tmp_path):
+    push_here(trained, "--repo_id", "ann/birds")
+    ignored = shutil.ignore_patterns("checkpoint-*", "runs", "thresholds.json")
+    push_here(shutil.copytree(trained, tmp_path / "model", ignore=ignored), "--repo_id", "ann/birds")
+    assert set(unchecked.repos["ann/birds"]["commits"][-1]["tree"]) == PUBLISHED - {"thresholds.json"}
+
+
 def test_a_pull_request_says_where_it_is_and_how_it_is_loaded(trained, unchecked, capsys):
     unchecked.repos["bob/birds"] = {"private": False, "commits": []}
     push_here(trained, "--repo_id", "bob/birds", "--create_pr")

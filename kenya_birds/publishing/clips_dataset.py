@@ -383,7 +383,7 @@ def push_clips(
             repo_id,
             message="Upload the clips",
             repo_type="dataset",
-            replaced=f"{DATA}/*-of-*.parquet",
+            replaced=(f"{DATA}/*-of-*.parquet",),
             private=private,
             revision=revision,
         )

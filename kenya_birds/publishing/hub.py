@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -70,7 +70,7 @@ def upload_files(
     *,
     message: str,
     repo_type: str = "model",
-    replaced: str | None = None,
+    replaced: Sequence[str] = (),
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
@@ -85,7 +85,7 @@ def upload_files(
         repo_id: `owner/name`, or `name` for the logged-in account.
         message: The commit's title.
         repo_type: `model`, `dataset` or `space`.
-        replaced: Pattern of file names; the commit deletes matching files that are not in `contents`.
+        replaced: Patterns of file names; the commit deletes matching files that are not in `contents`.
         private: Whether a new repository is private.
         revision: Branch to commit to (a new one starts from the main branch), or `refs/pr/N` for an open pull request.
         create_pr: Whether to open a pull request to the main branch of an existing repository.
@@ -113,9 +113,9 @@ def upload_files(
             raise UserError(f"{repo_id} exists and is public; make it private in its settings or give another name")
         if revision not in (None, "main") and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-        if replaced is not None:
+        if replaced:
             for name in api.list_repo_files(repo_id, repo_type=repo_type, revision=revision):
-                if fnmatchcase(name, replaced) and name not in contents:
+                if name not in contents and any(fnmatchcase(name, pattern) for pattern in replaced):
                     operations.append(CommitOperationDelete(path_in_repo=name))
         with warnings.catch_warnings():
             # The client warns of Parquet files in a model repository; these are predictions.

@@ -16,7 +16,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import link_or_copy, read_json
 from kenya_birds.publishing.leaks import find_leaks, secret_variables
 from kenya_birds.saved_models import WEIGHTS_FILE, WEIGHTS_INDEX
-from kenya_birds.training.run_folder import SUMMARY_FILE
+from kenya_birds.training.run_folder import RECORD_FILES, RESULT_FILES, SUMMARY_FILE
 
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".py", ".csv", ".png", ".parquet")
 CARD = "README.md"
@@ -24,6 +24,8 @@ LICENSE = "LICENSE"
 ALLOWED_NAMES = (CARD, LICENSE)
 CONFIG = "config.json"
 REQUIRED_NAMES = (CONFIG, "preprocessor_config.json", CARD)
+# Patterns of files of an earlier model in a repository; thresholds of it, for example, would be used with a new one.
+EARLIER_FILES = (*RESULT_FILES, *RECORD_FILES, WEIGHTS_INDEX, f"model-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors")
 
 _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import\b", re.MULTILINE)
 

@@ -8,7 +8,7 @@ from typing import Any
 from kenya_birds.errors import UserError
 from kenya_birds.files import CARD_TEMPLATE, check_layout, shipped_file
 from kenya_birds.parsing import Parser, add_general, add_option
-from kenya_birds.publishing.model_folder import loading_line, model_contents, published_files
+from kenya_birds.publishing.model_folder import EARLIER_FILES, loading_line, model_contents, published_files
 from kenya_birds.saved_models import SavedModel, check_ours, check_trained
 from kenya_birds.values import Count
 
@@ -175,6 +175,7 @@ def _push_files(options: argparse.Namespace, contents: Mapping[str, Path | bytes
         contents,
         repo_id,
         message="Upload the trained model",
+        replaced=EARLIER_FILES,
         private=options.private,
         revision=options.revision,
         create_pr=options.create_pr,

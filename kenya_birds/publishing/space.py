@@ -157,7 +157,7 @@ def publish_space(folder: Path, space_id: str, *, message: str, private: bool = 
         space_id,
         message=message,
         repo_type="space",
-        replaced=f"{PACKAGE.name}/*",
+        replaced=(f"{PACKAGE.name}/*",),
         private=private,
     )
 
