@@ -55,6 +55,13 @@ def test_secrets_of_the_environment_are_found_whatever_they_look_like(monkeypatc
     assert told == ["README.md line 1: the value of MY_PASSWORD", "README.md line 1: the value of WANDB_API_KEY"]
 
 
+@pytest.mark.parametrize("secret", ["päss-wörd-123", 'quo"te-secret-9', "back\\slash-9999", "C:\\käys\\s3cret"])
+def test_a_secret_is_found_in_json_however_it_is_written(monkeypatch, secret):
+    monkeypatch.setenv("MY_PASSWORD", secret)
+    for text in (secret, json.dumps({"a": secret}), json.dumps({"a": secret}, ensure_ascii=False)):
+        assert "training_summary.json line 1: the value of MY_PASSWORD" in found_in(text)
+
+
 @pytest.mark.parametrize(
     "place",
     [

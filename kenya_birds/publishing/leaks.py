@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import json
 import os
 import re
 import socket
@@ -92,8 +93,14 @@ def _secrets() -> list[tuple[str, re.Pattern[str]]]:
     values = {f"the value of {name}": value for name, value in secret_variables().items()}
     if token := get_token():
         values["the token of the Hub's login"] = token
-    patterns = _SECRETS | {kind: re.escape(value) for kind, value in values.items()}
+    patterns = _SECRETS | {kind: "|".join(map(re.escape, _spellings(value))) for kind, value in values.items()}
     return [(kind, re.compile(pattern)) for kind, pattern in patterns.items()]
+
+
+def _spellings(value: str) -> list[str]:
+    """A text as it is, and as JSON with and without escapes of letters."""
+    escaped = (json.dumps(value, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False))
+    return list(dict.fromkeys([value, *escaped]))
 
 
 def _text_places() -> list[re.Pattern[str]]:
