@@ -337,6 +337,16 @@ def test_a_dry_run_writes_the_demo_and_sends_nothing(trained, unchecked, tmp_pat
     assert unchecked.requests == []
 
 
+def test_the_same_command_again_publishes_the_demo(trained, unchecked, tmp_path):
+    words = ("--repo_id", "ann/birds", "--with_space", tmp_path / "space")
+    push_here(trained, *words, "--dry_run")
+    unchecked.fail_on, unchecked.fail_next = "spaces/ann/birds-demo/commit", 1
+    with pytest.raises(UserError, match="run this again later"):
+        push_here(trained, *words)
+    push_here(trained, *words)
+    assert len(unchecked.repos["spaces/ann/birds-demo"]["commits"]) == 1
+
+
 def test_another_archive_than_the_models_is_refused(trained, unchecked, tmp_path):
     from kenya_birds.data.synthetic import synthesize_archive
 

@@ -54,6 +54,39 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_an_earlier_space_is_replaced_unless_something_in_it_is_the_users(tmp_path):
+    folder = tmp_path / "space"
+    write_space(folder, "ann/birds")
+    (folder / "kenya_birds/__pycache__").mkdir()
+    (folder / "kenya_birds/__pycache__/x.pyc").write_bytes(b"x")
+    (folder / "kenya_birds/errors.py").unlink()
+    files = write_space(folder, "ann/birds", revision=COMMIT)
+    assert f'"ann/birds@{COMMIT}"' in (folder / "app.py").read_text()
+    assert {path for path in folder.rglob("*") if path.is_file()} == {*files, folder / space.DIGESTS_FILE}
+    assert [path.name for path in tmp_path.iterdir()] == ["space"]
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        write_space(folder, "ann/other")
+    (folder / "notes.txt").unlink()
+    (folder / "notes").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="is not empty"):
+        write_space(folder, "ann/other")
+    (folder / "notes").unlink()
+    (folder / "app.py").write_text("# mine")
+    with pytest.raises(UserError, match="is not empty"):
+        write_space(folder, "ann/other")
+    assert (folder / "app.py").read_text() == "# mine"
+
+
+def test_an_earlier_space_stays_whole_when_the_next_cannot_be_written(tmp_path):
+    folder = tmp_path / "space"
+    files = write_space(folder, "ann/birds")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_space(folder, "ann/other", code_license=tmp_path / "missing")
+    assert "ann/birds" in (folder / "app.py").read_text()
+    assert all(path.is_file() for path in files)
+
+
 def test_the_folder_starts_in_a_process_that_knows_nothing_of_this_repository(tmp_path):
     """Only the folder's copy of the package is there to be imported."""
     import soundfile
@@ -102,7 +135,7 @@ def test_a_space_is_published_in_one_commit_and_old_code_goes(tmp_path, monkeypa
     assert repo["private"]
     first, second = (set(commit["tree"]) for commit in repo["commits"])
     assert {"app.py", "README.md", "requirements.txt", "kenya_birds/serving/guard.py"} <= first
-    assert not any("pycache" in name for name in first)
+    assert not any("pycache" in name or name.startswith(".") for name in first)
     assert second - first == {"kenya_birds/serving/gate.py"}
     assert first - second == {"kenya_birds/serving/guard.py"}
 

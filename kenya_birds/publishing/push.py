@@ -99,7 +99,7 @@ def _add_companion_options(parser: Parser) -> None:
         "--with_space",
         Path,
         metavar="FOLDER",
-        help="write the demo into this folder (new or empty), and publish it as the Space NAME-demo",
+        help="write the demo into this folder (new, empty or written before), and publish it as the Space NAME-demo",
     )
     add_option(beside, "--num_proc", Count | None, help="processes that cut clips; by default 1")
 

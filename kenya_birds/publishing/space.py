@@ -10,11 +10,14 @@ from huggingface_hub import CommitInfo
 import kenya_birds
 from kenya_birds.errors import UserError
 from kenya_birds.extras import install_line
+from kenya_birds.files import file_sha256, has_to_stay, read_json, users_folder, write_json
 from kenya_birds.publishing.hub import upload_files
 
 PACKAGE = Path(kenya_birds.__file__).parent
 SOURCES = (".py", ".jinja", ".typed")
 PYTHON = "3.11"
+# SHA-256 of the written files, so that a folder without changes can be replaced. It is not published.
+DIGESTS_FILE = ".space.json"
 
 APP = '''"""A web page that detects birds in recordings with {repo_id}."""
 
@@ -69,7 +72,7 @@ def write_space(
     installed version of Gradio.
 
     Args:
-        folder: Output folder, new or empty.
+        folder: Output folder: new, empty, or that of an earlier call without changes, which is replaced.
         repo_id: `owner/name` of the model on the Hub.
         revision: The model's commit; None: the main branch at the start of the Space.
         license: Licence of the Space's files, by its identifier on the Hub; by default that of this package.
@@ -79,7 +82,7 @@ def write_space(
         The files, sorted.
 
     Raises:
-        UserError: If the folder is not empty or cannot be written to, or Gradio or this package is not installed.
+        UserError: If the folder has other files or cannot be written to, or Gradio or this package is not installed.
     """
     check_space(folder)
     model = f"{repo_id}@{revision}" if revision else repo_id
@@ -91,15 +94,13 @@ def write_space(
     sources = {f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path for path in package_files()}
     if code_license is not None:
         sources["LICENSE"] = code_license
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with users_folder(folder, f"the Space's folder {folder}", overwrite=True) as partial:
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            (partial / name).write_text(text, encoding="utf-8")
         for name, path in sources.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"the Space's folder {folder} cannot be written: {error}") from None
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(path.read_bytes())
+        write_json({name: file_sha256(partial / name) for name in (*texts, *sources)}, partial / DIGESTS_FILE)
     return [folder / name for name in sorted([*texts, *sources])]
 
 
@@ -127,9 +128,27 @@ def check_space(folder: Path) -> None:
     """Raises `UserError` if no Space can be written to this folder; called before a model is published."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a new folder for the Space")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: give a new folder for the Space")
+    if folder.is_dir() and any(folder.iterdir()) and not _is_replaceable(folder):
+        raise UserError(
+            f"{folder} is not empty, and not the unchanged folder of an earlier Space: give a new folder for the Space"
+        )
     requirements()
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Returns True if a folder has only files that `write_space` wrote, and Python's caches."""
+    if not (folder / DIGESTS_FILE).is_file() or has_to_stay(folder):
+        return False
+    digests = read_json(folder / DIGESTS_FILE)
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not _is_cache(path, folder)}
+    paths.pop(DIGESTS_FILE)
+    return not any(path.is_symlink() for path in paths.values()) and all(
+        path.is_dir() or (path.is_file() and digests.get(name) == file_sha256(path)) for name, path in paths.items()
+    )
+
+
+def _is_cache(path: Path, folder: Path) -> bool:
+    return "__pycache__" in path.relative_to(folder).parts
 
 
 def publish_space(folder: Path, space_id: str, *, message: str, private: bool = False) -> CommitInfo:
@@ -150,7 +169,7 @@ def publish_space(folder: Path, space_id: str, *, message: str, private: bool = 
     contents: dict[str, Path | bytes] = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and not _is_cache(path, folder) and path.name != DIGESTS_FILE
     }
     return upload_files(
         contents,
