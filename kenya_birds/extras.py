@@ -49,11 +49,16 @@ def install_line(extra: str) -> str:
 
     The package is not on PyPI, so `pip install kenya_birds[extra]` would install something else.
     """
-    wanted = [f'"{line}"' for line in _requirements(extra)]
+    wanted = [f'"{line}"' for line in requirements_of(extra)]
     return f"pip install {' '.join(wanted or EXTRAS[extra])}"
 
 
-def _requirements(extra: str) -> list[str]:
+def requirements_of(extra: str) -> list[str]:
+    """Returns the requirements of an extra, in pip's format; none if this package is not installed.
+
+    Args:
+        extra: Name of the extra in setup.cfg.
+    """
     try:
         lines = importlib.metadata.requires(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:

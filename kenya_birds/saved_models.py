@@ -130,6 +130,12 @@ def runtime_of(saved: SavedModel) -> tuple[str, ...]:
     return (RUNTIMES[Path(graph["file"]).suffix][1],)
 
 
+def runtime_extras(saved: SavedModel) -> tuple[str, ...]:
+    """The extra with the package that runs a model's published network; none if it has no network."""
+    graph = saved.config.get("graph")
+    return () if graph is None else (RUNTIME_EXTRAS[Path(graph["file"]).suffix],)
+
+
 def check_trained(saved: SavedModel, what: str) -> None:
     """Raises `UserError` if a model has a network of others, whose weights this package cannot train or export.
 

@@ -12,9 +12,11 @@ from foreign import save_ast, save_clap, save_wav2vec2, save_whisper
 from networks import LABELS, RATE, wrapped, write_labels, write_onnx, write_spectrogram_onnx, write_tflite
 from running import flags, run_script, settings_of, train, without_features
 
+import push_model
 import train_hf
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
+from kenya_birds.extras import requirements_of
 from kenya_birds.inference.embedding_models import load_embedder
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.modeling_kenya_birds import EmbeddingHead, KenyaBirdsForAudioClassification
@@ -205,6 +207,20 @@ def test_a_bundled_network_travels_with_the_model(small_archive, network, place,
     moved = folder.rename(tmp_path / "moved")
     load_model(moved)
     assert "birds.onnx" in model_contents(moved)
+
+
+def test_a_space_needs_the_network_in_the_model_and_installs_its_runtime(trained, place, tmp_path, monkeypatch):
+    monkeypatch.setattr("kenya_birds.publishing.model_folder.check_model", lambda *_, **__: None)
+    model = shutil.copytree(trained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    words = ["--model_dir", str(model), "--repo_id", "ann/birds", "--dry_run", "--with_space", str(tmp_path / "space")]
+    with pytest.raises(UserError, match=r"birds\.onnx is not in .*: train with --bundle_backbone"):
+        push_model.main(words)
+    assert not (tmp_path / "space").exists()
+    shutil.copy(place / "network" / "birds.onnx", model)
+    push_model.main(words)
+    lines = (tmp_path / "space" / "requirements.txt").read_text().splitlines()
+    assert requirements_of("onnxruntime")[0] in lines
+    assert not [line for line in lines if line.startswith("ai-edge-litert")]
 
 
 def embedded(run):

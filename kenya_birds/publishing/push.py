@@ -8,8 +8,14 @@ from typing import Any
 from kenya_birds.errors import UserError
 from kenya_birds.files import CARD_TEMPLATE, check_layout, shipped_file
 from kenya_birds.parsing import Parser, add_general, add_option
-from kenya_birds.publishing.model_folder import EARLIER_FILES, loading_line, model_contents, published_files
-from kenya_birds.saved_models import SavedModel, check_ours, check_trained
+from kenya_birds.publishing.model_folder import (
+    EARLIER_FILES,
+    loading_line,
+    model_contents,
+    network_file,
+    published_files,
+)
+from kenya_birds.saved_models import SavedModel, check_ours, check_trained, runtime_extras
 from kenya_birds.values import Count
 
 DESCRIPTION = (
@@ -118,7 +124,7 @@ def push_model(options: argparse.Namespace) -> None:
     from kenya_birds.publishing.clips_dataset import model_clips_builder, source_and_license
     from kenya_birds.publishing.hub import full_repo_id
     from kenya_birds.publishing.model_card import render_model_card
-    from kenya_birds.publishing.model_folder import check_model, network_file
+    from kenya_birds.publishing.model_folder import check_model
 
     source, data_license = source_and_license(options.source, options.data_license)
     builder = model_clips_builder(options.model_dir, options.with_dataset) if options.with_dataset else None
@@ -196,7 +202,13 @@ def _push_space(options: argparse.Namespace, repo_id: str, commit: str) -> None:
 def _write_space(options: argparse.Namespace, repo_id: str, revision: str | None) -> None:
     from kenya_birds.publishing.space import write_space
 
-    files = write_space(options.with_space, repo_id, revision=revision, code_license=shipped_file(LICENSE_FILE))
+    files = write_space(
+        options.with_space,
+        repo_id,
+        revision=revision,
+        code_license=shipped_file(LICENSE_FILE),
+        extras=runtime_extras(SavedModel(str(options.model_dir), options.model_dir, "model")),
+    )
     print(f"Space: {repo_id}-demo, {len(files)} files, written to {options.with_space}")
 
 
@@ -227,6 +239,12 @@ def _check_options(options: argparse.Namespace) -> None:
 
         check_repo_id(f"{options.repo_id}-demo", "space")
         check_space(options.with_space)
+        network = network_file(options.model_dir)
+        if network is not None and network.parent != options.model_dir:
+            raise UserError(
+                f"--with_space needs a model with its network, but {network.name} is not in {options.model_dir}: "
+                "train with --bundle_backbone, or omit --with_space"
+            )
 
 
 def _show(

@@ -3,13 +3,14 @@
 import importlib.metadata
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitInfo
 
 import kenya_birds
 from kenya_birds.errors import UserError
-from kenya_birds.extras import install_line
+from kenya_birds.extras import install_line, requirements_of
 from kenya_birds.files import file_sha256, has_to_stay, read_json, users_folder, write_json
 from kenya_birds.publishing.hub import upload_files
 
@@ -65,6 +66,7 @@ def write_space(
     revision: str | None = None,
     license: str = "apache-2.0",
     code_license: Path | None = None,
+    extras: Sequence[str] = (),
 ) -> list[Path]:
     """Writes a Space's folder: `app.py`, `requirements.txt`, `README.md` and this package's code.
 
@@ -77,6 +79,7 @@ def write_space(
         revision: The model's commit; None: the main branch at the start of the Space.
         license: Licence of the Space's files, by its identifier on the Hub; by default that of this package.
         code_license: File with the code's licence.
+        extras: Extras of this package that the model needs; see `runtime_extras`.
 
     Returns:
         The files, sorted.
@@ -88,7 +91,7 @@ def write_space(
     model = f"{repo_id}@{revision}" if revision else repo_id
     texts = {
         "app.py": APP.format(repo_id=repo_id, model=model),
-        "requirements.txt": "".join(f"{line}\n" for line in requirements()),
+        "requirements.txt": "".join(f"{line}\n" for line in requirements(extras)),
         "README.md": _header(repo_id, license) + TEXT.format(repo_id=repo_id),
     }
     sources = {f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path for path in package_files()}
@@ -186,8 +189,11 @@ def package_files() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*") if path.suffix in SOURCES and path.is_file())
 
 
-def requirements() -> list[str]:
+def requirements(extras: Sequence[str] = ()) -> list[str]:
     """Requirements of this package and of the demo, in pip's format.
+
+    Args:
+        extras: Further extras of this package.
 
     Raises:
         UserError: If the package is not installed, so that they are unknown.
@@ -198,7 +204,8 @@ def requirements() -> list[str]:
         raise UserError(
             "the requirements of the Space are unknown: install this package first (pip install -e .)"
         ) from None
-    return [*sorted(line for line in needed if not re.search(r";.*\bextra\b", line)), f"gradio=={_gradio()}"]
+    own = [line for line in needed if not re.search(r";.*\bextra\b", line)]
+    return [*sorted(own), *(line for extra in extras for line in requirements_of(extra)), f"gradio=={_gradio()}"]
 
 
 def _gradio() -> str:
