@@ -319,11 +319,44 @@ def test_a_recording_that_fails_does_not_end_the_session_of_the_next(uploads):
 
 def test_two_events_of_a_page_hear_a_recording_once(uploads):
     session = uploads.sessions.open("me", uploads.add())
-    assert [session.begin_analysis(0.5), session.begin_analysis(0.5)] == [True, False]
+    first, again = session.begin_analysis(0.5), session.begin_analysis(0.5)
+    assert again is None
     # With another overlap it is another matter; the last one is what the page shows.
-    assert session.begin_analysis(0.0)
-    assert [session.is_wanted(0.5), session.is_wanted(0.0)] == [False, True]
-    assert session.begin_analysis(0.5)
+    second = session.begin_analysis(0.0)
+    assert [session.is_wanted(first), session.is_wanted(second)] == [False, True]
+    # The first stays unwanted when its overlap is requested again.
+    third = session.begin_analysis(0.5)
+    assert [session.is_wanted(one) for one in (first, second, third)] == [False, False, True]
+
+
+def test_an_analysis_stops_when_another_overlap_is_chosen(uploads):
+    class Request:
+        session_hash = "me"
+
+    class Analyser:
+        def allowed_overlap_s(self, overlap_s):
+            return overlap_s
+
+        def analyse(self, recording, *, overlap_s, is_stopped, **options):
+            begun.append(overlap_s)
+            if choices:
+                assert not is_stopped()
+                # While this one works, the page's requests wait: at last the same overlap is chosen again.
+                for chosen_s in choices:
+                    page.choose_overlap(chosen_s, Request)
+                choices.clear()
+                assert is_stopped()
+            if is_stopped():
+                raise Stopped
+            raise UserError("this one is not stopped")
+
+    begun, choices = [], [0.0, 0.5]
+    page = Page(Analyser(), uploads.sessions)
+    page.open(str(uploads.add()), Request)
+    assert page.analyse(0.5, Request) == [gr.skip()] * 4
+    assert page.analyse(0.0, Request) == [gr.skip()] * 4  # it is not even begun
+    assert "this one is not stopped" in page.analyse(0.5, Request)[0]
+    assert begun == [0.5, 0.5]
 
 
 def test_what_cannot_be_linked_is_copied(uploads, monkeypatch):

@@ -1,6 +1,7 @@
 """The demo's page in a real Chromium; without one these tests are skipped."""
 
 import csv
+import threading
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from kenya_birds.serving.analysis import Analyser, seconds_of
+from kenya_birds.serving.analysis import Analyser, Stopped, seconds_of
 
 pytestmark = NEEDS_CHROMIUM
 WAIT_S = 60
@@ -250,6 +251,28 @@ def test_another_overlap_is_analysed_and_a_best_detection_found_by_its_species(p
     cells = page.texts("#by_species [role=gridcell]")
     page.all("#by_species [role=gridcell]")[0].click()
     page.until(lambda: page.sound_s() == pytest.approx(seconds_of(cells[4]) - 0.5, abs=0.1))
+    assert page.complaints() == []
+
+
+def test_a_choice_during_an_analysis_stops_it(page, recording, monkeypatch):
+    page.drop(recording)
+    page.results()
+    analyse, begun, deadline = Analyser._analyse, threading.Event(), time.monotonic() + 30
+
+    def endless(self, pipeline, path, overlap_s, duration_s, progress, is_stopped):
+        while overlap_s == 0.75 and time.monotonic() < deadline:
+            begun.set()
+            if is_stopped():
+                raise Stopped
+            time.sleep(0.05)
+        assert time.monotonic() < deadline
+        return analyse(self, pipeline, path, overlap_s, duration_s, progress, is_stopped)
+
+    monkeypatch.setattr(Analyser, "_analyse", endless)
+    page.all("#overlap input")[2].click()
+    assert begun.wait(20)
+    page.all("#overlap input")[0].click()
+    page.until(lambda: "overlap by" not in page.text("#settings"))
     assert page.complaints() == []
 
 

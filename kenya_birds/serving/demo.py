@@ -163,12 +163,14 @@ def _connect(page: Page, view: _View, concurrency: int, example: Path) -> None:
             show_progress_on=view.about,
             concurrency_limit=concurrency,
             concurrency_id="analyse",
+            trigger_mode="multiple",  # the page would ignore a request during an analysis
             **((api and {**api, "api_name": "analyse"}) or {"api_visibility": "private"}),
         )
         name = {**api, "api_name": "show"} if api else {"api_visibility": "private"}
         draw(analysed.then(page.show, view.filters, view.shown, show_progress="hidden", **name))
 
     opening: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+    choosing = {**opening, "trigger_mode": "multiple"}
     opened = [view.about, view.results]
     api = {"api_visibility": "undocumented"}
     given = gr.on(
@@ -183,7 +185,7 @@ def _connect(page: Page, view: _View, concurrency: int, example: Path) -> None:
     analyse(given, **api)
     chosen = view.try_example.click(lambda: str(example), None, view.recording, **quiet)
     analyse(chosen.then(page.open, view.recording, opened, api_visibility="private", **opening))
-    analyse(view.overlap.input(None))
+    analyse(view.overlap.input(page.choose_overlap, view.overlap, None, api_visibility="private", **choosing))
     changes = [view.least.change, view.own.input, view.species.input, view.merge.input]
     draw(gr.on(changes, page.show, view.filters, view.shown, trigger_mode="always_last", **quiet))
     view.start.input(page.section, [view.start, *view.filters], view.section, trigger_mode="always_last", **quiet)

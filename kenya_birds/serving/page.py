@@ -65,6 +65,17 @@ class Page:
             return problem(str(error)), gr.update(visible=False)
         return message(f"{session.recording.name} is in the queue ..."), gr.update(visible=False)
 
+    def choose_overlap(self, overlap_s: float, request: gr.Request) -> None:
+        """Stops an analysis with another overlap; called at once, also while analyses wait for their turn.
+
+        Args:
+            overlap_s: The chosen overlap in seconds.
+            request: The request.
+        """
+        session = self.sessions.find(_key(request))
+        if session is not None:
+            session.choose(self.analyser.allowed_overlap_s(overlap_s))
+
     def analyse(self, overlap_s: float, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Sequence[Any]:  # noqa: B008
         """Analyses the recording, unless it was analysed with this overlap before.
 
@@ -78,7 +89,8 @@ class Page:
         """
         overlap_s = self.analyser.allowed_overlap_s(overlap_s)
         session = self.sessions.find(_key(request))
-        if session is None or not session.begin_analysis(overlap_s):
+        analysis = session.begin_analysis(overlap_s) if session is not None else None
+        if session is None or analysis is None:
             return [gr.skip()] * 4
         name = session.recording.name
         try:
@@ -86,7 +98,7 @@ class Page:
                 session.recording,
                 overlap_s=overlap_s,
                 progress=lambda share: progress(share, desc="Analysing"),
-                is_stopped=session.is_closed.is_set,
+                is_stopped=lambda: not session.is_wanted(analysis),
             )
         except UserError as error:
             if session.is_closed.is_set():  # the page has another recording now
@@ -95,7 +107,7 @@ class Page:
             return problem(str(error)), gr.update(visible=False), gr.skip(), gr.skip()
         except Stopped:
             return [gr.skip()] * 4
-        if not session.is_wanted(overlap_s):
+        if not session.is_wanted(analysis):
             return [gr.skip()] * 4
         session.findings = findings
         length = clock(findings.duration_s, findings.duration_s)

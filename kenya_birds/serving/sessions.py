@@ -47,19 +47,39 @@ class Session:
     used_s: float
     findings: Findings | None = None
     is_closed: threading.Event = field(default_factory=threading.Event)
-    _overlap_s: float | None = None
+    _overlap_s: float | None = None  # of the last analysis
+    _chosen_s: float | None = None  # the last overlap that was chosen on the page
+    _analysis: int = 0
     _outputs: list[Path] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin_analysis(self, overlap_s: float) -> bool:
-        """Returns True for the first request of an analysis with this overlap, so that it is made once."""
+    def choose(self, overlap_s: float) -> None:
+        """Records that the page wants another overlap: an analysis with a different one is no longer wanted."""
         with self._lock:
-            before, self._overlap_s = self._overlap_s, overlap_s
-        return before != overlap_s
+            self._chosen_s = overlap_s
+            if overlap_s != self._overlap_s:
+                self._overlap_s = None
+                self._analysis += 1
 
-    def is_wanted(self, overlap_s: float) -> bool:
-        """Returns True if this overlap is the last requested one."""
-        return self._overlap_s == overlap_s
+    def begin_analysis(self, overlap_s: float) -> int | None:
+        """Returns the number of a new analysis; an earlier one is no longer wanted.
+
+        Args:
+            overlap_s: Overlap of neighbouring windows in seconds.
+
+        Returns:
+            None if there is an analysis with this overlap already, or another overlap was chosen since the request.
+        """
+        with self._lock:
+            if overlap_s == self._overlap_s or self._chosen_s not in (None, overlap_s):
+                return None
+            self._overlap_s = overlap_s
+            self._analysis += 1
+            return self._analysis
+
+    def is_wanted(self, analysis: int) -> bool:
+        """Returns True if the session has not ended, and an analysis, by its number, is its last one."""
+        return self._analysis == analysis and not self.is_closed.is_set()
 
     def new_folder(self, kind: str) -> Path:
         """Creates a folder for files of the page; only the last two of each kind are kept.
