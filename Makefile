@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
-# Two processes: most tests wait for subprocesses or use one thread. The tests of a file share trained models.
-PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes: most tests wait for subprocesses or use one thread. The tests of a file share trained models.
+PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 # pip leaves compiling to the first import. If no process kept the result, each would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 CODE := kenya_birds tests examples benchmarks docs train_hf.py push_model.py setup.py
