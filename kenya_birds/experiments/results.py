@@ -327,8 +327,6 @@ def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
         run.validation_no_call()  # cut before training, so that faults of these windows are found now
         trainer = run.make_trainer(clips)
         summary = run.fit(trainer, clips)
-        # The saved model is scored: without the mixed precision of training.
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         scores = score_splits(run, trainer, clips)
         save_results(run, trainer, clips, summary, scores)
         return summary, scores.scored
