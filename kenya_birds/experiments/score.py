@@ -106,11 +106,12 @@ def score_tables(
     tables = {name: _read_scored(path) for name, path in names.items()}
     archive = read_archive(data_dir)
     archive = _completely_annotated(archive)
+    analysed = {name: _analysed_beside(path) for name, path in names.items()}
     finders = {
-        name: _recording_finder(archive, tables[name].recordings | _analysed_beside(path), path)
+        name: _recording_finder(archive, tables[name].recordings | analysed[name], path)
         for name, path in names.items()
     }
-    recordings = _scored_recordings(names, tables, archive, finders, settings)
+    recordings = _scored_recordings(names, tables, analysed, archive, finders, settings)
     for path in names.values():
         _check_not_trained_on(path, archive, recordings)
     truth = _truth(archive, recordings)
@@ -242,6 +243,7 @@ def _completely_annotated(archive: Archive) -> Archive:
 def _scored_recordings(
     names: Mapping[str, Path],
     tables: Mapping[str, EventTable],
+    analysed: Mapping[str, frozenset[str]],
     archive: Archive,
     finders: Mapping[str, FindRecording],
     settings: ScoreSettings,
@@ -255,11 +257,11 @@ def _scored_recordings(
             )
         chosen = sorted({str(find(name)) for name in settings.recordings})
         for name, path in names.items():
-            _warn_of_not_analysed(chosen, path, tables[name].recordings, finders[name])
+            _warn_of_not_analysed(chosen, path, tables[name].recordings, analysed[name], finders[name])
         return chosen
     found: set[str] = set()
     for name, path in names.items():
-        named = tables[name].recordings | _analysed_beside(path)
+        named = tables[name].recordings | analysed[name]
         known = {recording: finders[name](recording) for recording in named}
         own = {recording for recording in known.values() if recording is not None}
         if not own:
@@ -293,9 +295,10 @@ def _scored_recordings(
     return sorted(found)
 
 
-def _warn_of_not_analysed(chosen: list[str], path: Path, named: frozenset[str], find: FindRecording) -> None:
+def _warn_of_not_analysed(
+    chosen: list[str], path: Path, named: frozenset[str], analysed: frozenset[str], find: FindRecording
+) -> None:
     """Logs the recordings to score that are missing in the table, if the table's `recordings.csv` is there."""
-    analysed = _analysed_beside(path)
     known = {find(recording) for recording in named | analysed}
     absent = [recording for recording in chosen if recording not in known]
     if analysed and absent:
