@@ -154,6 +154,8 @@ MISTAKES = {
     f"{TRAIN} --gradient_accumulation_steps 0": "is 0: expected 1 or more",
     f"{TRAIN} --folds 1": "--folds is 1: expected 3 or more",
     f"{TRAIN} --folds 5 --fold 2": "fold is 2 and a cross-validation runs every fold",
+    f"{TRAIN} --folds 5 --test_size 0.3": "--test_size has no effect with --folds: leave one of the two out",
+    f"{TRAIN} --splits_file ARCHIVE/species.csv --split_seed 3": "--split_seed has no effect with --splits_file",
     f"{TRAIN} --test_size 0.7": "more than 0 and at most 0.5",
     f"{TRAIN} --snr_min_db 50": "snr_min_db 50.0 is above snr_max_db 35.0",
     f"{TRAIN} --noise_reduction median": "--noise_reduction is 'median': expected one of stationary",

@@ -19,7 +19,7 @@ from kenya_birds.training.arguments import (
 )
 from kenya_birds.training.front_ends import find_front_end
 from kenya_birds.training.run_folder import find_start, last_whole_checkpoint
-from kenya_birds.training.setting_rules import check_train_on, check_used
+from kenya_birds.training.setting_rules import check_division, check_train_on, check_used
 from kenya_birds.training.teacher_arguments import TeacherArguments, check_teacher
 from kenya_birds.training.trainer_arguments import TrainerArguments, trainer_kinds
 from kenya_birds.training.transformers_arguments import TransformersField, check_inherited, transformers_fields
@@ -215,6 +215,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
             light[1] = {"window_loss": "bce", **light[1]}
     data, model = DataArguments(**light[0]), ModelArguments(**light[1])
     check_used(stated, data, model)
+    check_division(stated, data)
     backbone = frozen.find_backbone(model, light[2])
     features, changes = frozen.frozen_values(backbone, *light[1:4])
     augmentation = AugmentationArguments(**(changes if frozen.is_frozen(model) else light[3]))

@@ -26,6 +26,13 @@ USED_WITH: tuple[tuple[tuple[str, ...], str, str | None], ...] = (
     (("head_hidden_size",), "head", "mlp"),
 )
 
+# Flags that divide the recordings, and what else decides how they are divided.
+DIVIDED_BY: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("splits_file", ("test_size", "validation_size", "split_seed")),
+    ("folds", ("test_size", "validation_size")),
+    ("final_fit", ("test_size", "validation_size")),
+)
+
 
 def check_used(names: Collection[str], data: DataArguments, model: ModelArguments) -> None:
     """Raises `UserError` if a setting has no effect with the others.
@@ -43,6 +50,21 @@ def check_used(names: Collection[str], data: DataArguments, model: ModelArgument
         for name in unused:
             if name in names:
                 raise UserError(f"--{name} is for {flag}: leave it out, or use {flag}")
+
+
+def check_division(names: Collection[str], data: DataArguments) -> None:
+    """Raises `UserError` if a stated flag has no effect because another one divides the recordings.
+
+    Args:
+        names: Names of the flags that were given.
+        data: The archive, and how it is cut and split.
+    """
+    for divides, unused in DIVIDED_BY:
+        if not getattr(data, divides):
+            continue
+        for name in unused:
+            if name in names:
+                raise UserError(f"--{name} has no effect with --{divides}: leave one of the two out")
 
 
 def check_train_on(data: DataArguments, model: ModelArguments, features: FeatureArguments) -> None:
