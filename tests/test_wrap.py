@@ -449,6 +449,28 @@ def test_labels_are_read_from_the_files_of_birdnet_and_perch(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "header"),
+    [("labels.csv", True), ("labels.txt", True), ("labels.txt", False)],
+    ids=lambda value: str(value),
+)
+def test_perchs_classes_of_sound_keep_their_underscores(name, header, tmp_path):
+    names = ["Female_singing", "Female_speech_and_woman_speaking", "Otus senegalensis"]
+    path = tmp_path / name
+    path.write_text("\n".join(["inat2024_fsd50k"] * header + names), encoding="utf-8")
+    assert [label.code for label in read_labels(path)] == names
+    assert [label.common_name for label in read_labels(path)] == ["", "", ""]
+
+
+def test_one_column_of_a_csv_file_may_have_birdnets_labels(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("label\nApus apus_Common Swift\nDog_Dog\n", encoding="utf-8")
+    assert read_labels(path) == [
+        NetworkLabel("Apus apus", "Apus apus", "Common Swift"),
+        NetworkLabel("Dog", "Dog", "Dog"),
+    ]
+
+
+@pytest.mark.parametrize(
     ("encoding", "first"), [("utf-8-sig", ""), ("utf-16", "sep=;\r\n"), ("utf-16-le", ""), ("cp1252", "sep=;\r\n")]
 )
 def test_labels_are_read_as_spreadsheets_save_them(tmp_path, encoding, first):

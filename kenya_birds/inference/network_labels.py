@@ -18,6 +18,8 @@ CODE_COLUMNS = ("code", "species ebird code", "ebird code", "ebird2021", "specie
 SCIENTIFIC_COLUMNS = ("scientific name", "sci name")
 COMMON_COLUMNS = ("common name", "com name")
 PLACE_COLUMNS = ("idx", "index", "class index")
+# Header of the column in Perch's file.
+PERCH_COLUMN = "inat2024_fsd50k"
 SHOWN_NAMES = 5
 
 
@@ -39,7 +41,8 @@ def read_labels(path: str | Path) -> list[NetworkLabel]:
     """Reads the labels of a network.
 
     A text file has one label per line: `Scientific name_Common Name` as for BirdNET, or one name. A CSV file has a
-    header, and columns for code, scientific and common name, or a single column with the labels as for Perch.
+    header, and columns for code, scientific and common name, or a single column with the labels as for Perch. Perch's
+    classes of sound, such as `Female_singing`, are one name.
 
     Args:
         path: The file (see `read_text` for its encoding). It is a CSV file if its name ends in `.csv` (see
@@ -58,7 +61,7 @@ def read_labels(path: str | Path) -> list[NetworkLabel]:
         _check_order(rows, path)
         labels = [_of_row(row, path) for row in rows]
     else:
-        labels = [_of_text(line.strip()) for line in _text(path).splitlines() if line.strip()]
+        labels = _of_lines([line.strip() for line in _text(path).splitlines() if line.strip()])
     if not labels:
         raise UserError(f"{path} has no labels: expected one per line")
     first: dict[str, int] = {}
@@ -126,9 +129,25 @@ def as_species(labels: Sequence[NetworkLabel]) -> dict[str, dict[str, str]]:
     }
 
 
-def _of_text(text: str) -> NetworkLabel:
+def _of_lines(lines: Sequence[str]) -> list[NetworkLabel]:
+    """Labels of a text file: BirdNET's, unless the lines are those of Perch's file."""
+    if lines and lines[0] == PERCH_COLUMN:
+        return [_of_text(line) for line in lines[1:]]
+    labels = [_of_text(line, one_word_is_name=True) for line in lines]
+    if len({label.code for label in labels}) < len(set(lines)):
+        labels = [_of_text(line) for line in lines]
+    return labels
+
+
+def _of_text(text: str, *, one_word_is_name: bool = False) -> NetworkLabel:
+    """A label of one text: scientific and common name with `_` between them, or one name.
+
+    Args:
+        text: The label.
+        one_word_is_name: Whether one word before `_` is a scientific name, such as BirdNET's `Dog_Dog`.
+    """
     scientific, underscore, common = text.partition("_")
-    if underscore and scientific and common:
+    if underscore and scientific and common and (one_word_is_name or " " in scientific or scientific == common):
         return NetworkLabel(scientific, scientific, common)
     return NetworkLabel(text, text if re.fullmatch(r"[A-Z][a-z]+ [a-z-]+( [a-z-]+)?", text) else "", "")
 
