@@ -11,6 +11,7 @@ import torch
 from foreign import save_ast, save_clap, save_wav2vec2, save_whisper
 from networks import LABELS, RATE, wrapped, write_labels, write_onnx, write_spectrogram_onnx, write_tflite
 from running import flags, run_script, settings_of, train, without_features
+from transformers import AutoModel
 
 import push_model
 import train_hf
@@ -18,6 +19,7 @@ from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.extras import requirements_of
 from kenya_birds.inference.embedding_models import load_embedder
+from kenya_birds.model.audio_model_kenya_birds import AudioModel
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.modeling_kenya_birds import EmbeddingHead, KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_model
@@ -441,6 +443,21 @@ def test_audio_models_are_the_same_after_they_are_saved(save, clip_s, tmp_path):
     again = KenyaBirdsForAudioClassification.from_pretrained(tmp_path / "birds").eval()
     with torch.no_grad():
         assert np.array_equal(again.embed(torch.from_numpy(sound)), embedder(sound))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_audio_models_in_half_precision_compute_in_float32(dtype, tmp_path):
+    foreign = save_clap(tmp_path / "foreign")
+    AutoModel.from_pretrained(foreign).to(dtype).save_pretrained(foreign)
+    config = json.loads((foreign / "config.json").read_text())
+    assert config["dtype"] == str(dtype).partition(".")[2]
+    embedder = load_embedder(str(foreign), clip_s=3.0, device="cpu")
+    backbone = AudioModel.of_settings(config, embedder.audio_model.extractor.to_dict()).eval()
+    assert {weights.dtype for weights in backbone.parameters()} == {torch.float32}
+    backbone.load_state_dict(embedder.audio_model.state_dict())
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, (2, embedder.clip_samples)).astype("f4")
+    with torch.no_grad():
+        assert np.array_equal(backbone(torch.from_numpy(sound)), embedder(sound))
 
 
 def test_timms_backbone_is_frozen_on_request(small_archive, place, tmp_path):

@@ -49,7 +49,8 @@ class AudioModel(nn.Module):
         values = {name: value for name, value in config.items() if name != "model_type"}
         # Not imported above: with the Auto classes our own classes are imported, which import this file.
         settings = transformers.AutoConfig.for_model(config["model_type"], **values)
-        model = transformers.AutoModel.from_config(settings)
+        # Not in the precision that the configuration states: heads are trained on embeddings in float32.
+        model = transformers.AutoModel.from_config(settings, dtype=torch.get_default_dtype())
         return cls(model, kind(**extractor))
 
     def features(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
