@@ -25,6 +25,8 @@ _UNREADABLE = (
     SafetensorError,
     StrictDataclassError,
 )
+# Only training uses this vector of wav2vec 2.0 and its relatives, and fine-tuned models do not always have it.
+_MASK = "masked_spec_embed"
 
 
 def load(
@@ -63,13 +65,21 @@ def load(
     # transformers only logs such weights; missing ones would be random, unknown ones lost.
     mismatched = {name for name, *_ in info["mismatched_keys"]}
     unknown = () if heads_may_differ else info["unexpected_keys"]
-    wrong = {"missing": info["missing_keys"], "unknown": unknown, "of another shape": mismatched}
+    masks = [name for name in info["missing_keys"] if name.endswith(_MASK)]
+    wrong = {
+        "missing": set(info["missing_keys"]).difference(masks),
+        "unknown": unknown,
+        "of another shape": mismatched,
+    }
     for how, names in wrong.items():
         if found := sorted(name for name in names if not (unused and name.startswith(unused))):
             raise UserError(
                 f"'{saved.name}' has other weights than its config.json requires: {len(found)} are {how}, the first "
                 f"is {found[0]}"
             )
+    with torch.no_grad():
+        for name in masks:
+            model.get_parameter(name).zero_()  # it is random, and embeddings are cached by all weights
     return model
 
 

@@ -17,6 +17,7 @@ import soundfile
 import torch
 from detecting import CLIP_S, RATE, chirps, save_model, write_recordings
 from foreign import save_ast, save_clap, save_wav2vec2, save_whisper
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from kenya_birds.cli import main
@@ -159,13 +160,23 @@ def test_pickled_or_missing_weights_are_refused(tmp_path):
     (pickled / "model.safetensors").unlink()
     with pytest.raises(UserError, match="pickled weights"):
         load_embedder(str(pickled), device="cpu")
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(folder / "model.safetensors")
     weights.pop("feature_projection.projection.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="1 are missing, the first is feature_projection"):
         load_embedder(str(folder), device="cpu")
+
+
+def test_a_fine_tuned_model_without_the_vector_for_masks_is_loaded(tmp_path):
+    folder = save_wav2vec2(tmp_path / "model")
+    sound = floats(1.0)[None]
+    expected = load_embedder(str(folder), clip_s=1.0, device="cpu")(sound)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("masked_spec_embed")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    embedder = load_embedder(str(folder), clip_s=1.0, device="cpu")
+    assert np.array_equal(embedder(sound), expected)
+    assert not embedder.audio_model.model.masked_spec_embed.any()  # the same in each run
 
 
 def test_a_model_without_a_front_end_for_sound_is_refused(tmp_path):
