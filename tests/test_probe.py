@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 from archives import edit, write_archive
 from foreign import save_ast, save_wav2vec2
 from running import FEATURES, train
@@ -258,6 +259,21 @@ def test_without_a_table_the_splits_are_the_runs(model, small_archive, cache, tm
     assert f"{read(trained / 'metrics.json')['test']['macro_f1']:.4f}" in table
     _, output = run(model, small_archive, tmp_path / "other", cache, beside=validated, method="knn")
     assert (output / "folds.csv").read_text() == (validated / "folds.csv").read_text()
+
+
+@pytest.mark.usefixtures("answer")
+def test_recordings_with_weak_labels_are_tested_by_neither(model, small_archive, cache, tmp_path, validated):
+    other = shutil.copytree(small_archive, tmp_path / "archive")
+    table = pd.read_csv(other / "annotations.csv")
+    its = table[table["Species eBird Code"] == table["Species eBird Code"].mode()[0]]
+    recording = its["Filename"].iloc[0]
+    sound, rate = soundfile.read(other / "soundscape_data" / recording, dtype="int16")
+    soundfile.write(other / "soundscape_data" / "weak.flac", sound[::-1], rate)
+    weak = its[its["Filename"] == recording].assign(Filename="weak.flac", Weak="yes")
+    pd.concat([table.assign(Weak="no"), weak]).to_csv(other / "annotations.csv", index=False)
+    _, output = run(model, other, tmp_path / "out", cache, beside=validated, method="knn")
+    tested = read_predictions(output / "predictions.parquet").recordings
+    assert set(tested) == set(read_predictions(validated / "predictions.parquet").recordings)
 
 
 def test_a_clip_is_embedded_once(model, small_archive, cache, tmp_path, monkeypatch, probed):

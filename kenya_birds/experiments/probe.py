@@ -227,7 +227,8 @@ def probe(
     rows = datasets.concatenate_datasets([clips[split].remove_columns("audio") for split in SPLITS])
     work = _Work(output_dir, settings, builder, rows, references, np.zeros((0, 0), dtype=np.float32))
     if trained is not None:
-        found = np.arange(len(rows)) if "fold" in table else work.rows_of(table, "test")
+        tested = table["recording"] if "fold" in table else recordings_in(table, "test")
+        found = np.flatnonzero(np.isin(work.recordings, tested))
         trained.check_clips(work.recordings[found], np.asarray(rows["center_s"][:])[found], references[found])
     work.embeddings = np.concatenate([embed_clips(clips[split], embedder, batch_size) for split in SPLITS])
 
