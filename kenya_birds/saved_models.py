@@ -15,6 +15,8 @@ from kenya_birds.files import read_json
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 THRESHOLDS_FILE = "thresholds.json"
+# Settings of a processor of transformers, with those of its feature extractor.
+PROCESSOR_FILE = "processor_config.json"
 # Embeddings of training calls, for `kenya-birds detect --novelty`.
 NOVELTY_FILE = "novelty.safetensors"
 # Why a published network is refused for training.

@@ -24,6 +24,7 @@ from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.inference import embeddings as embedding_module
 from kenya_birds.inference import embeddings as search_module
+from kenya_birds.inference.detect import hash_model
 from kenya_birds.inference.embedding_models import Embedder, load_embedder
 from kenya_birds.inference.embeddings import Hit, embed_recordings, read_about, search_embeddings
 from kenya_birds.model_loading import load_classifier
@@ -382,6 +383,29 @@ def test_an_example_finds_itself_and_then_what_is_most_alike(recordings, embedde
     expected = table.iloc[np.argsort(-cosines, kind="stable")[:5]]
     assert [hit.start_s for hit in hits] == expected["start_s"].tolist()
     assert [hit.similarity for hit in hits] == pytest.approx(sorted(cosines, reverse=True)[:5], abs=1e-5)
+
+
+def test_files_of_embeddings_do_not_depend_on_thresholds(model, recordings, tmp_path, embedder):
+    own = shutil.copytree(model, tmp_path / "birds")
+    example = recordings / "KEN_000_20211207_153852.flac"
+
+    def write_thresholds(threshold):
+        (own / "thresholds.json").write_text(json.dumps({"every_species": threshold}))
+
+    def found(path):
+        return len(search_embeddings(path, [example], model=own, top_k=1, device="cpu"))
+
+    write_thresholds(0.4)
+    new, old = tmp_path / "new.parquet", tmp_path / "old.parquet"
+    embed_recordings(load_embedder(str(own), device="cpu"), [example], new)
+    table = pq.read_table(new)
+    about = {**read_about(new), "model_sha256": hash_model(find_model(own))}  # as older versions wrote it
+    pq.write_table(table.replace_schema_metadata({search_module.ABOUT_KEY: json.dumps(about)}), old)
+    assert (found(new), found(old)) == (1, 1)
+    write_thresholds(0.5)
+    assert found(new) == 1
+    with pytest.raises(UserError, match="is not the model that made"):
+        found(old)
 
 
 def test_an_example_with_several_channels_is_searched_by_one_of_them(recordings, embedded, tmp_path):

@@ -18,7 +18,7 @@ from kenya_birds.data.clips_cache import map_clips
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.metrics import class_targets, classification_metrics
 from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions
-from kenya_birds.inference.detect import hash_model
+from kenya_birds.inference.detect import hash_embedder
 from kenya_birds.inference.embedding_models import Embedder
 from kenya_birds.private_interfaces import dataset_fingerprint
 from kenya_birds.training.batches import power_weights, rows_of
@@ -45,7 +45,7 @@ def embed_clips(clips: Dataset, embedder: Embedder, batch_size: int) -> np.ndarr
         return pa.table({"embedding": pa.FixedSizeListArray.from_arrays(embeddings.reshape(-1), embedder.size)})
 
     code, versions = code_fingerprint(Embedder.__module__), library_versions(MODEL)
-    made_from = (dataset_fingerprint(clips), hash_model(embedder.saved), embedder.device.type, code, versions)
+    made_from = (dataset_fingerprint(clips), hash_embedder(embedder.saved), embedder.device.type, code, versions)
     features = Features({"embedding": List(Value("float32"), length=embedder.size)})
     embedded = map_clips(clips, embed, features, batch_size, made_from, "Embedding clips")
     return np.stack(rows_of(embedded, "embedding"))

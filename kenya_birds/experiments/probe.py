@@ -24,7 +24,7 @@ from kenya_birds.experiments.heads import embed_clips, fit_head
 from kenya_birds.experiments.probe_settings import ProbeSettings
 from kenya_birds.experiments.results import OUT_OF_FOLD, Fold, Scored, write_out_of_fold, write_test
 from kenya_birds.files import check_new_folder, read_json, write_json, write_table
-from kenya_birds.inference.detect import hash_model
+from kenya_birds.inference.detect import hash_embedder
 from kenya_birds.inference.embedding_models import Embedder, load_embedder
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL
 from kenya_birds.saved_models import SavedModel
@@ -235,7 +235,7 @@ def probe(
     output_dir.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {
         "model": embedder.saved.name,
-        "model_sha256": hash_model(embedder.saved),
+        "model_sha256": hash_embedder(embedder.saved),
         "embedding": embedder.how,
         "embedding_size": embedder.size,
         "sampling_rate": embedder.sampling_rate,

@@ -29,7 +29,14 @@ from kenya_birds.inference.progress_bar import RecordingsBar
 from kenya_birds.inference.reading_log import log_channels, log_losses, log_missing_band
 from kenya_birds.inference.run_report import RunCost, RunFiles, RunReport
 from kenya_birds.inference.sources import FileState, FoundSources, Source, find_sources
-from kenya_birds.saved_models import NOVELTY_FILE, THRESHOLDS_FILE, WEIGHTS_FILE, SavedModel, runtime_of
+from kenya_birds.saved_models import (
+    NOVELTY_FILE,
+    PROCESSOR_FILE,
+    THRESHOLDS_FILE,
+    WEIGHTS_FILE,
+    SavedModel,
+    runtime_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -211,8 +218,16 @@ def _share_plan(sources: Sequence[Source], journal: Journal, files: RunFiles, te
 
 def hash_model(saved: SavedModel) -> str:
     """Returns a hash of all files of a model that affect its detections."""
+    return _hash_with_weights(saved, "config.json", "preprocessor_config.json", THRESHOLDS_FILE)
+
+
+def hash_embedder(saved: SavedModel) -> str:
+    """Returns a hash of all files of a model, also one of transformers, that affect its embeddings."""
+    return _hash_with_weights(saved, "config.json", "preprocessor_config.json", PROCESSOR_FILE)
+
+
+def _hash_with_weights(saved: SavedModel, *names: str) -> str:
     weights = sorted({saved.folder / WEIGHTS_FILE, *saved.folder.glob("model-*-of-*.safetensors")})
-    names = ("config.json", "preprocessor_config.json", THRESHOLDS_FILE)
     return hash_files([*(saved.folder / name for name in names), *weights])
 
 

@@ -22,7 +22,7 @@ from kenya_birds.files import as_utf8, check_output, check_suffix
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.audio_stream import Reading, Stopwatch, read_source
 from kenya_birds.inference.batching import BatchPool, ComputedWindows, FinishedJob, Job, computed
-from kenya_birds.inference.detect import hash_model
+from kenya_birds.inference.detect import hash_embedder, hash_model
 from kenya_birds.inference.devices import count_readers
 from kenya_birds.inference.embedding_models import Embedder, load_embedder
 from kenya_birds.inference.progress_bar import RecordingsBar
@@ -122,7 +122,7 @@ def embed_recordings(
 def _describe(embedder: Embedder) -> dict[str, Any]:
     return {
         "model": embedder.saved.name,
-        "model_sha256": hash_model(embedder.saved),
+        "model_sha256": hash_embedder(embedder.saved),
         "embedding": embedder.how,
         "embedding_size": embedder.size,
         "sampling_rate": embedder.sampling_rate,
@@ -376,7 +376,8 @@ def search_embeddings(
     """
     about = read_about(path)
     saved = find_model(model or about["model"])
-    if hash_model(saved) != about["model_sha256"]:
+    # Files of older versions have the hash of `hash_model`.
+    if about["model_sha256"] not in (hash_embedder(saved), hash_model(saved)):
         raise UserError(
             f"'{saved.name}' is not the model that made {path}: give that model with --model, or embed again with "
             "this one"
