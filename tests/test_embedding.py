@@ -200,6 +200,23 @@ def test_damaged_weights_do_not_go_unnoticed(tmp_path, recordings):
     assert [path.name for path in tmp_path.iterdir()] == ["birds"]
 
 
+class DividesByTheLoudest(Embedder):
+    """Embeddings of digital silence are not numbers."""
+
+    size = 2
+    how = "scaled"
+
+    def _embed(self, sound):
+        return torch.from_numpy((sound / np.abs(sound).max(axis=1, keepdims=True))[:, : self.size])
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_silence_that_fills_the_last_batch_may_have_no_embedding(model, recordings, tmp_path):
+    embedder = DividesByTheLoudest(find_model(str(model)), RATE, RATE, torch.device("cpu"))
+    embed_recordings(embedder, [recordings], tmp_path / "out.parquet", batch_size=5)
+    assert np.isfinite(vectors(tmp_path / "out.parquet")).all()
+
+
 # Files of embeddings
 
 

@@ -68,12 +68,15 @@ class Embedder(ABC):
             sound: float32, shape `(windows, clip_samples)`.
 
         Returns:
-            float32, shape `(windows, size)`.
+            float32, shape `(windows, size)`. Numbers of digital silence that are not finite are 0.
 
         Raises:
-            UserError: If an embedding is not finite.
+            UserError: If an embedding of sound is not finite.
         """
         embeddings = self._embed(sound).float().cpu().numpy()
+        is_sound = sound.any(axis=1)  # the last batch of a run is filled up with zeros
+        if not is_sound.all():
+            embeddings[~is_sound] = np.nan_to_num(embeddings[~is_sound], posinf=0, neginf=0)
         if not np.isfinite(embeddings).all():
             raise UserError(f"'{self.saved.name}' gives embeddings that are not finite: its weights are damaged")
         return embeddings
