@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from running import train
+from running import run_here, train
 
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.predictions import clip_references, score_clips
 from kenya_birds.evaluation.thresholds import Thresholds, choose_window_thresholds
 from kenya_birds.evaluation.window_scoring import WindowPredictions
+from kenya_birds.experiments import evaluate as evaluate_module
 from kenya_birds.experiments.evaluate import evaluate_model
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
@@ -253,6 +254,27 @@ def test_what_training_found_is_found_again(tmp_path, small_archive):
     pd.testing.assert_frame_equal(table[columns], pd.read_csv(trained / "per_species.csv")[columns])
     config = model_clips_builder(trained, small_archive).config
     assert (config.context_s, config.edge_tolerance_s, config.min_annotations) == (0.4, 1.2, 5)
+
+
+def test_a_stopped_evaluation_leaves_nothing_and_can_be_repeated(
+    tmp_path, small_archive, cache, classes, capsys, monkeypatch
+):
+    save_model(tmp_path / "model", classes, multi_label=True)
+    own = {"wanted_precision": None, "every_species": 0.5, "species": dict.fromkeys(classes, 0.5)}
+    (tmp_path / "model" / "thresholds.json").write_text(json.dumps(own))
+    words = ["evaluate", tmp_path / "model", small_archive, "--output", tmp_path / "out", "--cache_dir", cache]
+    words += ["--split", "all", "--min_annotations", 8]
+
+    def stop(folder, *_, **__):
+        assert (folder / "recording_windows.parquet").is_file()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_module, "write_evaluation", stop)
+        assert run_here(main, *words).returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert run_here(main, *words).returncode == 0
+    assert (tmp_path / "out" / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize("has_thresholds", [True, False])

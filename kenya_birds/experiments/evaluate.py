@@ -21,7 +21,7 @@ from kenya_birds.evaluation.thresholds import Thresholds, choose_window_threshol
 from kenya_birds.evaluation.window_scoring import plan_windows
 from kenya_birds.evaluation.window_targets import DEFAULT_EDGE_MARGIN_S
 from kenya_birds.experiments.whole_recordings import ScoredWindows
-from kenya_birds.files import is_new_or_empty, read_json, write_json
+from kenya_birds.files import is_new_or_empty, read_json, users_folder, write_json
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL, KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
@@ -196,20 +196,41 @@ class _Evaluation:
     ) -> dict[str, Any]:
         clips, references = self._clips(context.split, num_proc)
         logits = score_clips(self.model, self.extractor, clips, batch_size=batch_size, time_shifts=time_shifts)
-        thresholds = self.thresholds
-        whole: dict[str, Any] = {}
         windows = None
-        if self._known_recordings and (thresholds is not None or choose_thresholds):
+        if self._known_recordings and (self.thresholds is not None or choose_thresholds):
             windows = self._windows(batch_size, num_proc)
         chosen = self._choose(windows) if windows is not None and choose_thresholds else None
+        with users_folder(output_dir, f"the evaluation {output_dir}") as partial:
+            metrics = self._write_all(partial, (clips, references, logits), windows, chosen, context)
+        if chosen is not None:
+            logger.info(
+                "Chose decision thresholds on %d recordings. No metric uses them: measured on the same recordings, "
+                "it would be too good. To detect with them: kenya-birds detect --thresholds %s",
+                len(self._known_recordings),
+                output_dir / THRESHOLDS_FILE,
+            )
+        return metrics
+
+    def _write_all(
+        self,
+        folder: Path,
+        scored: tuple[Dataset, np.ndarray, np.ndarray],
+        windows: ScoredWindows | None,
+        chosen: Thresholds | None,
+        context: EvaluationContext,
+    ) -> dict[str, Any]:
+        """Writes all files; returns the metrics. `scored`: clips, references and logits."""
+        clips, references, logits = scored
+        thresholds = self.thresholds
+        whole: dict[str, Any] = {}
         if thresholds is None:
             logger.warning("'%s' has no %s: it is not evaluated on whole recordings", self.saved.name, THRESHOLDS_FILE)
         elif windows is None:
             logger.warning("All recordings have weak labels: the model is not evaluated on whole recordings")
         else:
-            whole = {WHOLE_RECORDINGS: windows.write_report(output_dir, self.calibration, thresholds, context)}
+            whole = {WHOLE_RECORDINGS: windows.write_report(folder, self.calibration, thresholds, context)}
         metrics = write_evaluation(
-            output_dir,
+            folder,
             logits[:, self.columns],
             references,
             clips,
@@ -219,13 +240,7 @@ class _Evaluation:
             context=context.with_more(context.split, whole),
         )
         if chosen is not None:
-            write_json(chosen.to_json(), output_dir / THRESHOLDS_FILE)
-            logger.info(
-                "Chose decision thresholds on %d recordings. No metric uses them: measured on the same recordings, "
-                "it would be too good. To detect with them: kenya-birds detect --thresholds %s",
-                len(self._known_recordings),
-                output_dir / THRESHOLDS_FILE,
-            )
+            write_json(chosen.to_json(), folder / THRESHOLDS_FILE)
         return metrics | whole
 
     def check_can_choose(self, split: str) -> None:
