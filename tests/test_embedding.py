@@ -128,6 +128,14 @@ def test_a_model_that_would_not_hear_all_of_a_window_is_refused(tmp_path, save):
         load_embedder(str(folder), clip_s=12.0, device="cpu")
 
 
+@pytest.mark.parametrize(("save", "longest_s", "cropped_s"), [(save_ast, 1.3, 1.36), (save_whisper, 30.0, 30.5)])
+def test_a_model_that_would_not_hear_the_end_of_a_window_is_refused(tmp_path, save, longest_s, cropped_s):
+    folder = save(tmp_path / "model")
+    assert load_embedder(str(folder), clip_s=longest_s, device="cpu").clip_s == longest_s
+    with pytest.raises(UserError, match=f"crops windows of {cropped_s:g} s"):
+        load_embedder(str(folder), clip_s=cropped_s, device="cpu")
+
+
 def test_windows_that_are_too_short_for_a_model_are_refused(tmp_path):
     folder = save_wav2vec2(tmp_path / "model")
     with pytest.raises(UserError, match=r"cannot embed windows of 0.01 s .*give another --clip_s"):

@@ -19,6 +19,8 @@ from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassificat
 from kenya_birds.model_loading import load, load_classifier
 from kenya_birds.saved_models import SavedModel, find_model
 
+# Long enough for the last step of any feature extractor.
+_END_S = 0.025
 # Exceptions of a model and its feature extractor for windows that they cannot process.
 _UNSUITABLE = (ValueError, RuntimeError, TypeError, LookupError, AttributeError)
 
@@ -173,9 +175,9 @@ class TransformersEmbedder(Embedder):
         """Raises `UserError` if the feature extractor crops windows, at a fixed or random position."""
         name = self.audio_model.extractor.model_input_names[0]
         first, second = (self._features(noise)[name] for _ in range(2))
-        shorter = noise.copy()
-        shorter[:, -max(1, self.clip_samples // 20) :] = 0
-        if not torch.equal(first, second) or torch.equal(first, self._features(shorter)[name]):
+        louder = noise.copy()
+        louder[:, -max(1, round(_END_S * self.sampling_rate)) :] *= 10
+        if not torch.equal(first, second) or torch.equal(first, self._features(louder)[name]):
             raise UserError(f"'{self.saved.name}' crops windows of {self.clip_s:g} s: give a smaller --clip_s")
 
 
