@@ -27,6 +27,8 @@ from kenya_birds.publishing.model_folder import model_contents
 from kenya_birds.training.embedded_data import EmbeddedTraining, EmbeddedWindowSampler
 from kenya_birds.training.embedding_cache import BLOCK_WINDOWS, Block, EmbeddingCache, blocks_of, rows_of
 from kenya_birds.training.flags import tuning_flags
+from kenya_birds.training.frozen_backbones import find_backbone
+from kenya_birds.training.frozen_training import FrozenEmbeddings
 from kenya_birds.training.training_run import Run
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -241,6 +243,22 @@ def test_other_folds_and_seeds_find_their_embeddings_in_the_cache(small_archive,
     assert embedded(Run(head_settings(small_archive, tmp_path / "b", tmp_path / "cache", **again))) == 0
     other = {**given, "network_scores": False}
     assert embedded(Run(head_settings(small_archive, tmp_path / "c", tmp_path / "cache", **other))) > 0
+
+
+def test_other_changes_of_the_same_clips_are_embedded_anew(small_archive, network, tmp_path, monkeypatch):
+    def count(name):
+        given = settings(network, num_train_epochs=1, embedded_versions=2)
+        return embedded(Run(head_settings(small_archive, tmp_path / name, tmp_path / "cache", **given)))
+
+    draw = FrozenEmbeddings._chance
+
+    def chance_of_joined(self, recordings, version):
+        return draw(self, [f"archive/{name}" for name in recordings], version)
+
+    assert count("first") > 0
+    assert count("again") == 0
+    monkeypatch.setattr(FrozenEmbeddings, "_chance", chance_of_joined)
+    assert count("joined") > 0
 
 
 def test_a_head_whose_model_moves_to_a_device_to_embed_can_be_trained(small_archive, network, tmp_path, monkeypatch):

@@ -118,7 +118,9 @@ class FrozenEmbeddings:
             return _augmented(prepared, rows, chance[rows], self.device)
 
         def made_from(name: str, rows: np.ndarray) -> tuple[Any, ...]:
-            return (*self._sound(name), "clip", prepared.context, starts[rows].tolist(), changes)
+            # The same sound has other changes under another name, such as that of a joined archive.
+            drawn = hashlib.sha256(chance[rows].tobytes()).hexdigest()
+            return (*self._sound(name), "clip", prepared.context, starts[rows].tolist(), changes, drawn)
 
         blocks = blocks_of(clips["recording"][:], made_from)
         what = f"training clips, version {version + 1} of {self.versions}"
