@@ -121,7 +121,7 @@ class EmbeddingCache:
     def _read(self, block: Block) -> np.ndarray | None:
         path = self._path(block)
         try:
-            if not path.is_file():
+            if not path.is_file() or not path.stat().st_size:  # empty after a power cut or on a full disk
                 return None
             stored = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
