@@ -18,12 +18,15 @@ import train_hf
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.extras import requirements_of
+from kenya_birds.inference.detect import hash_embedder
 from kenya_birds.inference.embedding_models import load_embedder
 from kenya_birds.model.audio_model_kenya_birds import AudioModel
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.modeling_kenya_birds import EmbeddingHead, KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_model
 from kenya_birds.publishing.model_folder import model_contents
+from kenya_birds.saved_models import find_model
+from kenya_birds.training.arguments import ModelArguments
 from kenya_birds.training.embedded_data import EmbeddedTraining, EmbeddedWindowSampler
 from kenya_birds.training.embedding_cache import BLOCK_WINDOWS, Block, EmbeddingCache, blocks_of, rows_of
 from kenya_birds.training.flags import tuning_flags
@@ -442,6 +445,25 @@ def test_an_audio_model_of_transformers_is_a_backbone(small_archive, place, tmp_
     with pytest.raises(SystemExit, match="2"):
         main(["export", str(folder), "--output", str(tmp_path / "graph")])
     assert "has a published network (wav), which was not trained here" in capsys.readouterr().err
+    # A head on the backbone of this head.
+    again = settings(folder, splits_file=folder / "splits.csv")
+    with pytest.raises(UserError, match="--bundle_backbone is for a published network"):
+        head_settings(small_archive, tmp_path / "again", place / "cache", **again, bundle_backbone=True)
+    run = Run(head_settings(small_archive, tmp_path / "again", place / "cache", **again))
+    with torch.no_grad():
+        assert np.array_equal(run.model.eval().embed(torch.from_numpy(sound)), found)
+    assert run.model.config.audio_model == model.config.audio_model
+
+
+def test_a_feature_extractor_may_be_in_a_processors_file(tmp_path):
+    foreign = save_wav2vec2(tmp_path / "wav")
+    before = hash_embedder(find_model(foreign))
+    part = json.loads((foreign / "preprocessor_config.json").read_text())
+    (foreign / "processor_config.json").write_text(json.dumps({"feature_extractor": part}))
+    (foreign / "preprocessor_config.json").unlink()
+    assert hash_embedder(find_model(foreign)) != before
+    backbone = find_backbone(ModelArguments(backbone=str(foreign)), {"clip_s": 1.0})
+    assert backbone.features.sampling_rate == load_embedder(str(foreign), clip_s=1.0, device="cpu").sampling_rate
 
 
 @pytest.mark.parametrize(

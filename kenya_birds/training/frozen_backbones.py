@@ -10,7 +10,7 @@ from kenya_birds.defaults import BACKBONE
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
 from kenya_birds.model.graph_kenya_birds import RUNTIMES, find_graph
-from kenya_birds.saved_models import SavedModel, check_one_network, check_ours, find_model
+from kenya_birds.saved_models import PROCESSOR_FILE, SavedModel, check_one_network, check_ours, find_model
 from kenya_birds.training.arguments import (
     AugmentationArguments,
     DataArguments,
@@ -114,7 +114,7 @@ def find_backbone(model: ModelArguments, features: Mapping[str, Any]) -> FrozenB
     saved = find_model(model.backbone)
     if saved.config.get("model_type") != OURS:
         return _of_audio_model(model, saved, features)
-    return _of_model(saved)
+    return _of_model(model, saved)
 
 
 def _refuse_settings_of_files(model: ModelArguments, advice: str) -> None:
@@ -144,11 +144,8 @@ def _of_file(model: ModelArguments, path: Path, features: Mapping[str, Any]) -> 
 
 def _of_audio_model(model: ModelArguments, saved: SavedModel, features: Mapping[str, Any]) -> FrozenBackbone:
     """An audio model of transformers; what it can embed is checked when it is loaded."""
-    for name in ("network_scores", "bundle_backbone"):
-        if getattr(model, name):
-            raise UserError(f"--{name} is for a published network, and '{saved.name}' is a model of transformers")
-    path = saved.folder / "preprocessor_config.json"
-    rate = read_json(path).get("sampling_rate") if path.is_file() else None
+    _refuse_settings_of_networks(model, saved)
+    rate = _extractor_settings(saved).get("sampling_rate")
     if not isinstance(rate, int):
         raise UserError(
             f"'{saved.name}' is no audio model: expected a preprocessor_config.json with the sampling_rate of a "
@@ -159,7 +156,23 @@ def _of_audio_model(model: ModelArguments, saved: SavedModel, features: Mapping[
     return FrozenBackbone(saved.name, WaveformArguments(**settings), None, saved, is_foreign=True)
 
 
-def _of_model(saved: SavedModel) -> FrozenBackbone:
+def _refuse_settings_of_networks(model: ModelArguments, saved: SavedModel) -> None:
+    for name in ("network_scores", "bundle_backbone"):
+        if getattr(model, name):
+            raise UserError(f"--{name} is for a published network, and '{saved.name}' is a model of transformers")
+
+
+def _extractor_settings(saved: SavedModel) -> dict[str, Any]:
+    """Settings of the feature extractor of a model of transformers, which may be a part of a processor."""
+    path, processor = saved.folder / "preprocessor_config.json", saved.folder / PROCESSOR_FILE
+    parts = read_json(processor) if processor.is_file() else {}
+    part = parts.get("feature_extractor", parts.get("audio_processor"))
+    if isinstance(part, dict):
+        return part
+    return read_json(path) if path.is_file() else {}
+
+
+def _of_model(model: ModelArguments, saved: SavedModel) -> FrozenBackbone:
     name = saved.name
     check_ours(saved)
     check_one_network(saved)
@@ -169,7 +182,10 @@ def _of_model(saved: SavedModel) -> FrozenBackbone:
             raise UserError(f"the embedding of '{name}' is not known: wrap its network again with --embedding TENSOR")
         graph = {**graph, "file": find_graph(graph, saved.folder).resolve().as_posix()}
     front_end = read_json(saved.folder / "preprocessor_config.json")
-    kind = FeatureArguments if graph is None else WaveformArguments
+    if saved.config.get("audio_model") is not None:
+        _refuse_settings_of_networks(model, saved)
+    takes_waveform = graph is not None or saved.config.get("audio_model") is not None
+    kind = WaveformArguments if takes_waveform else FeatureArguments
     features = kind(**{field.name: front_end[field.name] for field in fields(kind) if field.name in front_end})
     return FrozenBackbone(name, features, graph, saved)
 

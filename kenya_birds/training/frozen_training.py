@@ -331,10 +331,11 @@ def audio_model_settings(backbone: FrozenBackbone | None) -> dict[str, Any] | No
     Raises:
         UserError: If the model cannot be loaded, or cannot embed windows of this length.
     """
-    if backbone is None or not backbone.is_foreign:
+    if backbone is None or backbone.saved is None:
         return None
+    if not backbone.is_foreign:
+        return backbone.saved.config.get("audio_model")
     embedder = _embedder(backbone)
-    assert backbone.saved is not None
     return {
         "config": backbone.saved.config,
         "extractor": embedder.audio_model.extractor.to_dict(),
