@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
+from kenya_birds.experiments import combined_model
 from kenya_birds.files import CARD_TEMPLATE, shipped_file
 from kenya_birds.model_loading import load_model
 from kenya_birds.publishing.model_card import render_model_card
@@ -148,6 +149,16 @@ def test_what_its_members_learned_without_annotations_is_known(folder, small_arc
     assert known.overlap({"again.flac": "samples-0123"}).names("train") == ["again.flac"]
     own = pd.read_csv(folder / "birds-0" / "training_recordings.csv", keep_default_na=False)
     pd.testing.assert_frame_equal(known.table.iloc[:-1].reset_index(drop=True), own)
+
+
+def test_models_of_a_gpu_are_combined_without_one(folder, tmp_path):
+    copy = shutil.copytree(folder / "birds-0", tmp_path / "birds")
+    record = json.loads((copy / "run_settings.json").read_text())
+    edited(copy / "run_settings.json", settings={**record["settings"], "tf32": True})
+    settings = combined_model._settings(
+        copy, data_dir=tmp_path, output_dir=tmp_path / "out", cache_dir=None, num_proc=None, use_cpu=True
+    )
+    assert not settings.training.tf32
 
 
 def test_models_of_other_splits_are_refused(folder, tmp_path):

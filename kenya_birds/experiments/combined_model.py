@@ -135,6 +135,7 @@ def _settings(folder: Path, **now: Any) -> Settings:
         "report_to": "none",
         "bf16": False,
         "fp16": False,
+        "tf32": None,
     }
 
     # What the networks were trained with, whatever the defaults of today are.
