@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # With the second-nearest training call, one odd training call changes little.
 RANK = 2
+# With fewer known calls, a share of 5% of them is less than one call.
+LEAST_KNOWN = 20
 NOVELTY_DIGITS = 4
 ROWS_AT_ONCE = 512
 ARRAYS, RANK_KEY = ("calls", "known"), "rank"
@@ -121,7 +123,9 @@ class NoveltyReference:
         if not path.is_file():
             raise UserError(
                 f"'{saved.name}' has no {NOVELTY_FILE} with embeddings of its training calls (a published network has "
-                "none, nor has a model of an older version): leave out --novelty, or train again"
+                "none, nor has a model of an older version, or one whose validation recordings had fewer than "
+                f"{LEAST_KNOWN} windows with a call): leave out --novelty, or train again, with {LEAST_KNOWN} such "
+                "windows or more"
             )
         return cls.read(path)
 

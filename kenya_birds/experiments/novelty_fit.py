@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.novelty import RANK, NoveltyReference, draw_calls
+from kenya_birds.evaluation.novelty import LEAST_KNOWN, RANK, NoveltyReference, draw_calls
 from kenya_birds.evaluation.predictions import clip_references, embed_clips
 from kenya_birds.evaluation.unknown_species import (
     CallEmbeddings,
@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 CALLS_PER_SPECIES, MOST_CALLS = 20, 5000
 MOST_KNOWN = 2000
 TESTED_PER_SPECIES = 50
-# With fewer known calls, a share of 5% of them is less than one call.
-LEAST_KNOWN = 20
 
 
 @dataclass(frozen=True)
