@@ -160,6 +160,8 @@ MISTAKES = {
     f"{TRAIN} --snr_min_db 50": "snr_min_db 50.0 is above snr_max_db 35.0",
     f"{TRAIN} --noise_reduction median": "--noise_reduction is 'median': expected one of stationary",
     f"{TRAIN} --lr_scheduler_type cosin": "did you mean cosine",
+    f"{TRAIN} --folds 3 --final_fit --lr_scheduler_type reduce_lr_on_plateau": "--final_fit trains without validation",
+    f"{TRAIN} --teacher MODEL --lr_scheduler_type greedy": "--teacher trains without validation",
     f"{TRAIN} --optim adam": "--optim is 'adam': expected one of",
     f"{TRAIN} --problem_type multi_label": "did you mean multi_label_classification",
     f"{TRAIN} --bf16 maybe": "--bf16 is 'maybe': expected true or false",

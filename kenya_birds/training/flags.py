@@ -19,7 +19,7 @@ from kenya_birds.training.arguments import (
 )
 from kenya_birds.training.front_ends import find_front_end
 from kenya_birds.training.run_folder import find_start, last_whole_checkpoint
-from kenya_birds.training.setting_rules import check_division, check_train_on, check_used
+from kenya_birds.training.setting_rules import check_division, check_schedule, check_train_on, check_used
 from kenya_birds.training.teacher_arguments import TeacherArguments, check_teacher
 from kenya_birds.training.trainer_arguments import TrainerArguments, trainer_kinds
 from kenya_birds.training.transformers_arguments import TransformersField, check_inherited, transformers_fields
@@ -236,6 +236,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
         teacher=TeacherArguments(**light[4]),
     )
     check_teacher(flags.teacher, flags.model, flags.data)
+    check_schedule(own.get("lr_scheduler_type"), data, flags.teacher)
     _check_inputs(flags)
     _check_output(flags, new_output)
     return flags

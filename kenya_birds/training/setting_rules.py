@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from kenya_birds.errors import UserError
 from kenya_birds.training.arguments import DataArguments, FeatureArguments, ModelArguments
+from kenya_birds.training.teacher_arguments import TeacherArguments
 
 # Flags, and the flag and value without which they have no effect; None: any value above 0.
 USED_WITH: tuple[tuple[tuple[str, ...], str, str | None], ...] = (
@@ -32,6 +33,9 @@ DIVIDED_BY: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("folds", ("test_size", "validation_size")),
     ("final_fit", ("test_size", "validation_size")),
 )
+
+# Schedules that transformers changes after each evaluation on validation.
+EVALUATED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
 
 def check_used(names: Collection[str], data: DataArguments, model: ModelArguments) -> None:
@@ -65,6 +69,24 @@ def check_division(names: Collection[str], data: DataArguments) -> None:
         for name in unused:
             if name in names:
                 raise UserError(f"--{name} has no effect with --{divides}: leave one of the two out")
+
+
+def check_schedule(schedule: str | None, data: DataArguments, teacher: TeacherArguments) -> None:
+    """Raises `UserError` if the learning rate follows a metric that a part of training does not have.
+
+    Args:
+        schedule: `lr_scheduler_type`; None: the default.
+        data: The archive, and how it is cut and split.
+        teacher: The first stage of training.
+    """
+    if schedule not in EVALUATED_SCHEDULES:
+        return
+    for name, is_given in (("final_fit", data.final_fit), ("teacher", teacher.teacher is not None)):
+        if is_given:
+            raise UserError(
+                f"--lr_scheduler_type {schedule} follows the metric on validation, and --{name} trains without "
+                f"validation: leave out --{name}, or choose another schedule, such as cosine"
+            )
 
 
 def check_train_on(data: DataArguments, model: ModelArguments, features: FeatureArguments) -> None:
