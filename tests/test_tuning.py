@@ -297,6 +297,31 @@ def test_a_study_of_something_else_is_refused(tmp_path, small_archive, cache, ch
 
 
 @pytest.mark.usefixtures("without_training")
+def test_results_are_not_replaced_by_those_of_a_database_in_another_folder(
+    tmp_path, small_archive, cache, monkeypatch
+):
+    def tune(folder, trials, output=tmp_path / "out"):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        return tuning.tune(small_archive, output, TuningSettings(trials, folds=2), words(cache))
+
+    tune(tmp_path / "first", 2)
+    before = (tmp_path / "out" / "history.csv").read_text()
+    with pytest.raises(UserError, match=r"its database .*second/study\.db does not exist: .*where it was first run"):
+        tune(tmp_path / "second", 1)
+    assert not list((tmp_path / "second").iterdir())
+    tune(tmp_path / "second", 1, tmp_path / "other")
+    with pytest.raises(UserError, match=r"history\.csv has 2 trials, but study kenya_birds has 1"):
+        tune(tmp_path / "second", 3)
+    assert (tmp_path / "out" / "history.csv").read_text() == before
+    # Both may move together.
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "first" / "study.db").rename(tmp_path / "moved" / "study.db")
+    (tmp_path / "out").rename(tmp_path / "moved" / "out")
+    assert len(tune(tmp_path / "moved", 3, tmp_path / "moved" / "out").trials) == 3
+
+
+@pytest.mark.usefixtures("without_training")
 def test_a_study_of_another_archive_is_refused(tmp_path, small_archive, cache, monkeypatch):
     search(small_archive, tmp_path, cache, trials=1)
     (tmp_path / "out").rename(tmp_path / "first")

@@ -37,7 +37,7 @@ from kenya_birds.training.flags import tuning_flags
 from kenya_birds.training.search_space import SearchSpace, SeededTPESampler
 from kenya_birds.training.settings import Settings
 from kenya_birds.training.training_run import Run
-from kenya_birds.training.tuning_report import FOLD_EPOCHS, write_tuning
+from kenya_birds.training.tuning_report import FOLD_EPOCHS, HISTORY_FILE, write_tuning
 from kenya_birds.training.tuning_settings import TuningSettings
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,11 @@ TRIALS_BEFORE_PRUNING = 5
 # A trial without heartbeat for GRACE_S counts as killed. Its parameters are tried again, up to this many times.
 HEARTBEAT_S, GRACE_S = 10, 60
 RETRIES = 2
+# What to do if the database is not that of an output folder.
+SAME_STUDY = (
+    "a relative --storage is in the working directory, so run the command where it was first run, put the database "
+    "back, or choose another --output"
+)
 
 
 def tune(data_dir: str | Path, output: str | Path, tuning: TuningSettings, flags: Sequence[str] = ()) -> Study:
@@ -84,8 +89,9 @@ def tune(data_dir: str | Path, output: str | Path, tuning: TuningSettings, flags
     with user_errors(SQLAlchemyError):
         shown_storage = make_url(tuning.storage).render_as_string(hide_password=True)
     owner = {"study_name": tuning.study_name, "storage": shown_storage, **description}
-    _check_output(output, owner)
+    _check_output(output, owner, _database(tuning.storage))
     study = _open_study(tuning, settings.training.seed, description)
+    _check_history(output, study)
     output.mkdir(parents=True, exist_ok=True)
     write_json(owner, output / STUDY_FILE)
     _remove_ended(study, output)
@@ -168,7 +174,15 @@ def _log_progress(study: Study, tuning: TuningSettings) -> None:
         )
 
 
-def _check_output(output: Path, description: dict[str, Any]) -> None:
+def _database(storage: str) -> Path | None:
+    """The file of a SQLite database; None for other databases."""
+    url = make_url(storage)
+    if url.get_backend_name() != "sqlite" or not url.database or url.database.startswith((":", "file:")):
+        return None
+    return Path(url.database).absolute()
+
+
+def _check_output(output: Path, description: dict[str, Any], database: Path | None) -> None:
     """Raises `UserError` unless the folder is new, empty or of this study, because trials' folders are deleted."""
     if is_new_or_empty(output):
         return
@@ -176,6 +190,19 @@ def _check_output(output: Path, description: dict[str, Any]) -> None:
         raise UserError(f"--output {output} exists and has no study: choose a new or empty folder")
     if read_json(output / STUDY_FILE) != description:
         raise UserError(f"--output {output} has another study (see its {STUDY_FILE}): choose another folder")
+    if database is not None and not database.is_file():
+        raise UserError(f"--output {output} has a study, but its database {database} does not exist: {SAME_STUDY}")
+
+
+def _check_history(output: Path, study: Study) -> None:
+    """Raises `UserError` if the folder has results of more trials than the study, which would be lost."""
+    path = output / HISTORY_FILE
+    if not path.is_file():
+        return
+    before = len(path.read_text(encoding="utf-8").splitlines()) - 1
+    now = len(study.get_trials(deepcopy=False))
+    if before > now:
+        raise UserError(f"{path} has {before} trials, but study {study.study_name} has {now}: {SAME_STUDY}")
 
 
 def _open_study(tuning: TuningSettings, seed: int, description: dict[str, Any]) -> Study:
