@@ -2,7 +2,9 @@
 
 import json
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import optuna
@@ -294,6 +296,20 @@ def test_a_study_of_something_else_is_refused(tmp_path, small_archive, cache, ch
     (tmp_path / "first").rename(tmp_path / "out")
     with pytest.raises(UserError, match="has another study"):
         search(small_archive, tmp_path, cache, trials=2, **changes)
+
+
+def test_workers_that_start_a_study_together_share_it(tmp_path):
+    together = threading.Barrier(4)
+
+    def begin(_):
+        together.wait()
+        study = TuningSettings(3, storage=f"sqlite:///{tmp_path}/study.db")
+        return tuning._begin(study, 0, {"space": {"learning_rate": 1}}, tmp_path / "out")
+
+    with ThreadPoolExecutor(4) as workers:
+        assert [study.user_attrs for study in workers.map(begin, range(4))] == [{"space": {"learning_rate": 1}}] * 4
+    assert optuna.get_all_study_names(f"sqlite:///{tmp_path}/study.db") == ["kenya_birds"]
+    assert json.loads((tmp_path / "out" / "study.json").read_text())["study_name"] == "kenya_birds"
 
 
 @pytest.mark.usefixtures("without_training")

@@ -12,7 +12,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from kenya_birds.data.archive import archive_fingerprint
 from kenya_birds.data.dataset import make_folds
 from kenya_birds.data.splits import recordings_in
 from kenya_birds.errors import DivergedError, UserError
-from kenya_birds.files import is_new_or_empty, read_json, write_json
+from kenya_birds.files import is_new_or_empty, read_json, shared_lock, write_json
 from kenya_birds.training.callbacks import SHOWN
 from kenya_birds.training.flags import tuning_flags
 from kenya_birds.training.search_space import SearchSpace, SeededTPESampler
@@ -86,14 +86,7 @@ def tune(data_dir: str | Path, output: str | Path, tuning: TuningSettings, flags
     fingerprints = runs[0].builder.archive.fingerprints(scored_on)
     del runs
     description = _describe(data_dir, settings, space, table)
-    with user_errors(SQLAlchemyError):
-        shown_storage = make_url(tuning.storage).render_as_string(hide_password=True)
-    owner = {"study_name": tuning.study_name, "storage": shown_storage, **description}
-    _check_output(output, owner, _database(tuning.storage))
-    study = _open_study(tuning, settings.training.seed, description)
-    _check_history(output, study)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(owner, output / STUDY_FILE)
+    study = _begin(tuning, settings.training.seed, description, output)
     _remove_ended(study, output)
     _log_progress(study, tuning)
     try:
@@ -172,6 +165,25 @@ def _log_progress(study: Study, tuning: TuningSettings) -> None:
             ", ".join(map(str, running)),
             GRACE_S,
         )
+
+
+def _begin(tuning: TuningSettings, seed: int, description: dict[str, Any], output: Path) -> Study:
+    """Opens the study and its output folder, one process after the other."""
+    with user_errors(SQLAlchemyError):
+        shown_storage = make_url(tuning.storage).render_as_string(hide_password=True)
+    owner = {"study_name": tuning.study_name, "storage": shown_storage, **description}
+    database = _database(tuning.storage)
+    _check_output(output, owner, database)
+    with ExitStack() as stack, user_errors(OSError):
+        # Several processes would create the same tables. Without a folder, SQLite says that there is none.
+        if database is not None and database.parent.is_dir():
+            lock_file = database.with_name(f"{database.name}.lock")
+            stack.enter_context(shared_lock(lock_file, f"the study in {database}"))
+        study = _open_study(tuning, seed, description)
+        _check_history(output, study)
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(owner, output / STUDY_FILE)
+    return study
 
 
 def _database(storage: str) -> Path | None:
