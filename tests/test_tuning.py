@@ -33,8 +33,8 @@ def cache(tmp_path_factory):
 
 
 def words(cache, **settings):
-    settings = {**SMALL, "num_train_epochs": 1, "cache_dir": cache, **settings}
-    del settings["learning_rate"], settings["report_to"]
+    usual = {name: value for name, value in SMALL.items() if name not in ("learning_rate", "report_to")}
+    settings = {**usual, "num_train_epochs": 1, "cache_dir": cache, **settings}
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
@@ -337,6 +337,29 @@ def test_results_are_not_replaced_by_those_of_a_database_in_another_folder(
     assert len(tune(tmp_path / "moved", 3, tmp_path / "moved" / "out").trials) == 3
 
 
+def test_a_setting_that_is_given_is_not_searched(tmp_path, small_archive, cache, without_training, caplog):
+    caplog.set_level("INFO")
+    given = {"weight_decay": 0.04, "drop_path_rate": 0.1, "loss_weight_power": 0.5}  # the last one is the default
+    study = search(small_archive, tmp_path, cache, trials=2, backbones=("test_convnext", "test_convnext2"), **given)
+    assert "Not searched, because they are given: weight_decay, loss_weight_power, drop_path_rate" in caplog.text
+    best = json.loads((tmp_path / "out" / "best.json").read_text())
+    assert not given.keys() & {*best["space"], *study.trials[0].params}
+    assert (best["flags"]["weight_decay"], best["flags"]["drop_path_rate"]) == (0.04, 0.1)
+    used = {(run.training.weight_decay, run.model.drop_path_rate) for run, _ in without_training}
+    assert used == {(0.04, 0.1)}
+    assert len({run.training.learning_rate for run, _ in without_training}) == 2
+    (tmp_path / "out").rename(tmp_path / "first")
+    del given["weight_decay"]
+    with pytest.raises(UserError, match=r"another space: weight_decay is None there and \{"):
+        search(small_archive, tmp_path, cache, trials=3, backbones=("test_convnext", "test_convnext2"), **given)
+
+
+def test_a_setting_of_an_earlier_study_is_searched_again(tmp_path, small_archive):
+    (tmp_path / "best.json").write_text(json.dumps({"flags": {"weight_decay": 0.04, "n_mels": 32}}))
+    _, given = tuning._parse(small_archive, tmp_path / "out", words(tmp_path, params=tmp_path / "best.json"))
+    assert "weight_decay" not in given
+
+
 @pytest.mark.usefixtures("without_training")
 def test_a_study_of_another_archive_is_refused(tmp_path, small_archive, cache, monkeypatch):
     search(small_archive, tmp_path, cache, trials=1)
@@ -378,7 +401,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, small_archiv
 
 
 def settings_of(archive, tmp_path, **more):
-    return tuning._parse(archive, tmp_path / "out", words(tmp_path, **more))
+    return tuning._parse(archive, tmp_path / "out", words(tmp_path, **more))[0]
 
 
 def test_the_strength_multiplies_probabilities_up_to_always(tmp_path, small_archive):

@@ -109,7 +109,7 @@ def _add_tune(commands: Any) -> None:
         "Searches with Optuna for the training settings with the best mean average precision over windows (with "
         "--train_on clips: the best macro F1), averaged over folds of recordings. "
         "The test split is not used. An interrupted study resumes when the same command is run again. Flags of "
-        "train_hf.py for settings that are not searched follow after --. Needs optuna.",
+        "train_hf.py follow after --; settings that are given there are not searched. Needs optuna.",
         "kenya-birds tune archive --trials 30 --output tuning -- --num_train_epochs 20",
     )
     command.usage = "kenya-birds tune ARCHIVE --trials N [options] [-- flags of train_hf.py]"

@@ -141,6 +141,7 @@ class TrainFlags:
         params: The best.json that gave some of the values.
         more_archives: Archives besides that of `data`; all of them are joined.
         teacher: A first stage of training.
+        stated: Names of the options on the command line; those of `params` are not among them.
     """
 
     data: DataArguments
@@ -151,6 +152,7 @@ class TrainFlags:
     params: Path | None = None
     more_archives: tuple[str, ...] = ()
     teacher: TeacherArguments = dataclasses.field(default_factory=TeacherArguments)
+    stated: tuple[str, ...] = ()
 
     def settings(self) -> "Settings":
         """The settings of a run, whose archive is one: several are joined in the cache. Imports torch.
@@ -188,6 +190,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
     from kenya_birds.training import frozen_backbones as frozen
 
     params = given.pop("params", None)
+    on_line = tuple(given)
     given = {**_read_params(params), **given}
     stated = tuple(given)
     given["data_dir"], *more_archives = given["data_dir"]
@@ -234,6 +237,7 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
         params=params,
         more_archives=tuple(more_archives),
         teacher=TeacherArguments(**light[4]),
+        stated=on_line,
     )
     check_teacher(flags.teacher, flags.model, flags.data)
     check_schedule(own.get("lr_scheduler_type"), data, flags.teacher)

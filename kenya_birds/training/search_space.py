@@ -1,7 +1,7 @@
 """The search space of tuning, and the sampler that proposes trials."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,21 +56,24 @@ class SearchSpace:
     Args:
         settings: Settings that are not searched, and the probabilities that the strength multiplies.
         backbones: Names of timm models; by default that of the settings. A single backbone is not searched.
+        given: Names of settings that the user has given: those among them that are usually searched keep their values.
 
     Attributes:
         backbones: The backbones.
+        kept: Names of settings that are usually searched, and keep their values.
 
     Raises:
         UserError: If timm does not have a backbone, or a backbone is repeated.
     """
 
-    def __init__(self, settings: Settings, backbones: Sequence[str] = ()) -> None:
+    def __init__(self, settings: Settings, backbones: Sequence[str] = (), given: Collection[str] = ()) -> None:
         self.settings = settings
         self.backbones = list(backbones) or [settings.model.backbone]
         if len(set(self.backbones)) < len(self.backbones):
             raise UserError(f"the backbones {', '.join(self.backbones)} are not all different: give each of them once")
         self._droppable = [name for name in self.backbones if _has_drop_path(name)]
-        unused = set()
+        self.kept = [name for name in RANGES if name in given]
+        unused = set(self.kept)
         if settings.model.problem_type == "multi_label_classification":
             unused.add("label_smoothing_factor")
         if not self._droppable:
@@ -88,7 +91,7 @@ class SearchSpace:
         described: dict[str, Any] = {name: asdict(numbers) for name, numbers in self.ranges.items()}
         if len(self.backbones) > 1:
             described["backbone"] = self.backbones
-        if 0 < len(self._droppable) < len(self.backbones):
+        if "drop_path_rate" in described and len(self._droppable) < len(self.backbones):
             described["drop_path_rate"]["backbones"] = self._droppable
         return described
 
@@ -135,7 +138,9 @@ class SearchSpace:
 
     def flags(self, point: dict[str, Any]) -> dict[str, Any]:
         """Flags of `train_hf.py` by name: a point of the space, with the strength multiplied out."""
-        flags = {"backbone": self.backbones[0], "drop_path_rate": 0.0, **point}
+        flags = {"backbone": self.backbones[0], **point}
+        if "drop_path_rate" not in self.kept:
+            flags.setdefault("drop_path_rate", 0.0)
         strength = flags.pop(STRENGTH)
         for name in self._strengthened:
             flags[name] = min(1.0, strength * getattr(self.settings.augmentation, name))

@@ -67,7 +67,7 @@ def tune(data_dir: str | Path, output: str | Path, tuning: TuningSettings, flags
         data_dir: The archive.
         output: Output folder: new, empty, or of this study.
         tuning: Settings of the study.
-        flags: Flags of `train_hf.py` for settings that are not searched.
+        flags: Flags of `train_hf.py`; settings that are given here are not searched.
 
     Returns:
         The study.
@@ -76,8 +76,8 @@ def tune(data_dir: str | Path, output: str | Path, tuning: TuningSettings, flags
         UserError: If an argument or the archive cannot be used, or the study exists with other settings.
     """
     output = Path(output)
-    settings = _parse(data_dir, output, flags)
-    space = SearchSpace(settings, tuning.backbones)
+    settings, given = _parse(data_dir, output, flags)
+    space = SearchSpace(settings, tuning.backbones, given)
     # User errors are found before anything is written.
     runs = [Run(settings.changed(output_dir=str(output / "plan"), backbone=name)) for name in space.backbones]
     table = tuning_folds(runs[0], tuning.folds)
@@ -88,6 +88,8 @@ def tune(data_dir: str | Path, output: str | Path, tuning: TuningSettings, flags
     description = _describe(data_dir, settings, space, table)
     study = _begin(tuning, settings.training.seed, description, output)
     _remove_ended(study, output)
+    if space.kept:
+        logger.info("Not searched, because they are given: %s", ", ".join(space.kept))
     _log_progress(study, tuning)
     try:
         if len(study.get_trials(deepcopy=False, states=FINISHED)) < tuning.trials:
@@ -125,8 +127,10 @@ def fold_splits(table: pd.DataFrame, fold: int) -> pd.DataFrame:
     )
 
 
-def _parse(data_dir: str | Path, output: Path, flags: Sequence[str]) -> Settings:
-    settings = tuning_flags(data_dir, output, flags).settings()
+def _parse(data_dir: str | Path, output: Path, flags: Sequence[str]) -> tuple[Settings, tuple[str, ...]]:
+    """The settings of the flags, and the names of the flags."""
+    parsed = tuning_flags(data_dir, output, flags)
+    settings = parsed.settings()
     training = settings.training
     if training.world_size > 1:
         raise UserError(
@@ -138,7 +142,8 @@ def _parse(data_dir: str | Path, output: Path, flags: Sequence[str]) -> Settings
             f"eval_strategy is {training.eval_strategy} and metric_for_best_model {training.metric_for_best_model}: "
             f"tuning uses the {SHOWN[metric]} on validation, so omit both flags"
         )
-    return settings.changed(report_to="none", resume_from_checkpoint=None, save_total_limit=1, save_only_model=True)
+    own = {"report_to": "none", "resume_from_checkpoint": None, "save_total_limit": 1, "save_only_model": True}
+    return settings.changed(**own), parsed.stated
 
 
 def _describe(data_dir: str | Path, settings: Settings, space: SearchSpace, table: pd.DataFrame) -> dict[str, Any]:
