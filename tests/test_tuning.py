@@ -251,6 +251,16 @@ def test_a_trial_whose_first_fold_is_worse_than_the_median_is_pruned_and_counts(
     assert (tmp_path / "out" / "importance.png").stat().st_size > 1000
 
 
+def test_a_trial_whose_second_fold_is_worse_is_pruned_although_its_first_was_good(
+    tmp_path, small_archive, cache, monkeypatch
+):
+    scores = iter([0.8, 0.6, 0.6] * 5 + [0.8, 0.0])
+    monkeypatch.setattr(tuning, "_best_epoch", lambda settings, splits: (next(scores), 1.0))
+    study = search(small_archive, tmp_path, cache, trials=6, folds=3)
+    assert study.trials[5].state == TrialState.PRUNED
+    assert study.trials[5].intermediate_values == {0: 0.8, 1: 0.4}
+
+
 def test_recordings_of_the_test_split_are_neither_trained_on_nor_looked_at(
     tmp_path, small_archive, cache, without_training
 ):

@@ -239,7 +239,7 @@ def _open_study(tuning: TuningSettings, seed: int, description: dict[str, Any]) 
             load_if_exists=True,
             direction="maximize",
             sampler=SeededTPESampler(seed),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=TRIALS_BEFORE_PRUNING, n_warmup_steps=0),
+            pruner=optuna.pruners.NopPruner(),  # see `_is_worse`
         )
     for part, values in description.items():
         there = study.user_attrs.get(part)
@@ -321,12 +321,22 @@ def _objective(settings: Settings, space: SearchSpace, table: pd.DataFrame, outp
                 mean,
             )
             trial.report(mean, step=fold)
-            if fold + 1 < folds and trial.should_prune():
+            if fold + 1 < folds and _is_worse(trial, fold, mean):
                 logger.info("Trial %d is pruned", trial.number)
                 raise TrialPruned
         return mean
 
     return objective
+
+
+def _is_worse(trial: Trial, fold: int, mean: float) -> bool:
+    """Whether a trial's mean after a fold is below the median of the completed trials there.
+
+    Optuna's MedianPruner compares the best mean of the trial so far, so that an easy first fold hides the others.
+    """
+    complete = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    means = [other.intermediate_values[fold] for other in complete if fold in other.intermediate_values]
+    return len(means) >= TRIALS_BEFORE_PRUNING and mean < float(np.median(means))
 
 
 def _best_epoch(settings: Settings, splits: pd.DataFrame) -> tuple[float, float]:
