@@ -20,6 +20,7 @@ from kenya_birds.experiments.cross_validation import CrossValidation
 from kenya_birds.files import LOCK_FILE
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
+from kenya_birds.training.flags import parse_train_flags
 
 SETTINGS = {"num_train_epochs": 2, "min_annotations": 8}
 
@@ -260,7 +261,7 @@ def test_a_cross_validation_that_was_killed_at_its_start_starts_again(small_arch
     (tmp_path / "run").mkdir()
     for name in names[: names.index(last) + 1]:
         (tmp_path / "run" / name).write_text("")
-    with CrossValidation(settings_of(words)) as planned:
+    with CrossValidation(parse_train_flags(words).settings()) as planned:
         pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "folds.csv"), planned.table)
         assert read(tmp_path / "run" / "cross_validation.json")["folds"] == 3
     (tmp_path / "run" / "cross_validation.json").unlink()

@@ -427,6 +427,18 @@ def test_a_copy_of_a_checkpoint_that_was_stopped_can_be_made_again(tmp_path):
     assert find_start(target, "true") == target / "checkpoint-9"
 
 
+@pytest.mark.parametrize(
+    "names", [["run_settings.json.part"], ["run_settings.json", "splits.csv.part"], ["run_settings.json", "runs"]]
+)
+def test_a_run_that_was_killed_while_it_wrote_its_first_files_starts_again(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("")
+    assert find_start(tmp_path, None) is None
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
+        find_start(tmp_path, None)
+
+
 def test_results_are_known_by_their_digests(tmp_path):
     with writing_results(tmp_path):
         (tmp_path / "metrics.json").write_text("1")

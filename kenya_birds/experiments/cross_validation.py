@@ -25,10 +25,7 @@ from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.experiments.novelty_fit import refit_reference, save_reference
 from kenya_birds.experiments.results import Fold, Scored, train_and_evaluate, write_out_of_fold
 from kenya_birds.files import (
-    LOCK_FILE,
-    PARTIAL_SUFFIX,
     check_not_locked,
-    is_new_or_empty,
     locked,
     read_json,
     whole_file,
@@ -37,12 +34,13 @@ from kenya_birds.files import (
 )
 from kenya_birds.training.arguments import DEFAULT_FOLDS
 from kenya_birds.training.run_folder import (
+    CROSS_VALIDATION_FILE,
+    FOLDS_FILE,
     RECORDINGS_FILE,
-    SETTINGS_FILE,
     SPLITS_FILE,
     SUMMARY_FILE,
     RunRecord,
-    check_results,
+    check_folds_start,
     clear_results,
     delete_checkpoints,
     forget_start,
@@ -59,8 +57,6 @@ from kenya_birds.values import Folds, Kind
 
 logger = logging.getLogger(__name__)
 
-FOLDS_FILE = "folds.csv"
-RESULTS_FILE = "cross_validation.json"
 # The last file of a fold: if it exists, the fold is complete.
 LOGITS_FILE = "logits.npz"
 
@@ -137,7 +133,7 @@ class CrossValidation:
         """Unlocks the output folder; deletes the files of a new cross-validation that failed before training."""
         if kind is not None and self._is_new:
             with contextlib.suppress(OSError):
-                forget_start(self.output_dir, FOLDS_FILE, RESULTS_FILE)
+                forget_start(self.output_dir, FOLDS_FILE, CROSS_VALIDATION_FILE)
         self._stack.close()
 
     def run(self) -> dict[str, Any]:
@@ -169,7 +165,7 @@ class CrossValidation:
             gc.collect()  # a trainer and its model hold each other
             torch.cuda.empty_cache()
         self.team.first_does(self._write_results)
-        return read_json(self.output_dir / RESULTS_FILE)
+        return read_json(self.output_dir / CROSS_VALIDATION_FILE)
 
     def one_run(self, fold: int, folder: Path, *, everything_for: float | None = None, **changes: Any) -> Run:
         """A run with the splits of a fold; it resumes an interrupted run in the folder.
@@ -204,33 +200,12 @@ class CrossValidation:
 
     def _check_output(self) -> None:
         """Raises `UserError` unless the output folder is new or has a cross-validation to resume."""
-        resume, output_dir = self.settings.training.resume_from_checkpoint, self.output_dir
-        if resume and resume.lower() != "true":
-            raise UserError(
-                f"resume_from_checkpoint is {resume}: resume a cross-validation with --resume_from_checkpoint true, "
-                "as each fold has checkpoints of its own"
-            )
-        if resume and not (output_dir / RESULTS_FILE).is_file():
-            raise UserError(f"no cross-validation to resume in {output_dir}: leave --resume_from_checkpoint out")
-        if not resume and not (is_new_or_empty(output_dir) or self._is_only_begun()):
-            raise UserError(
-                f"--output_dir {output_dir} exists and is not an empty folder: choose another, or resume the "
-                "cross-validation in it with --resume_from_checkpoint true"
-            )
-        check_results(output_dir)
-
-    def _is_only_begun(self) -> bool:
-        """Whether the output folder only has the files of a cross-validation that was killed before `RESULTS_FILE`."""
-        written = {SETTINGS_FILE, FOLDS_FILE}
-        unfinished = {name + PARTIAL_SUFFIX for name in (*written, RESULTS_FILE)}
-        return (self.output_dir / SETTINGS_FILE).is_file() and all(
-            path.name in {*written, *unfinished, LOCK_FILE} for path in self.output_dir.iterdir()
-        )
+        check_folds_start(self.output_dir, self.settings.training.resume_from_checkpoint)
 
     def _check_unchanged(self) -> None:
         """Raises `UserError` if a cross-validation that is resumed was started with other folds or data."""
         output_dir = self.output_dir
-        record, before = RunRecord.read(output_dir), read_json(output_dir / RESULTS_FILE)
+        record, before = RunRecord.read(output_dir), read_json(output_dir / CROSS_VALIDATION_FILE)
         changes = differences({"folds": before.get("folds")}, {"folds": self.folds})
         if record.annotations != self._record.annotations:
             # Complete folds were tested with the earlier annotations.
@@ -254,11 +229,11 @@ class CrossValidation:
             output_dir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(output_dir))
             self._check_output()  # another run may have come and gone since this one was planned
-            if not (output_dir / RESULTS_FILE).is_file():
+            if not (output_dir / CROSS_VALIDATION_FILE).is_file():
                 self._is_new = True
                 self._record.write(output_dir)
                 write_table(self.table, output_dir / FOLDS_FILE)
-                write_json(self._description, output_dir / RESULTS_FILE)
+                write_json(self._description, output_dir / CROSS_VALIDATION_FILE)
             self._stack = stack.pop_all()
 
     def _write_results(self) -> None:
@@ -292,7 +267,7 @@ class CrossValidation:
             "calibration": dataclasses.asdict(calibration.calibration),
         }
         with writing_run(self.output_dir):
-            write_json(results, self.output_dir / RESULTS_FILE, allow_nan=False)
+            write_json(results, self.output_dir / CROSS_VALIDATION_FILE, allow_nan=False)
 
 
 # Of a fold's training summary.

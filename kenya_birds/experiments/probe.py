@@ -19,7 +19,7 @@ from kenya_birds.defaults import CLIPS_PER_BATCH
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.evaluation_report import METRICS_FILE, PREDICTIONS_FILE, EvaluationContext
 from kenya_birds.evaluation.predictions import Predictions, clip_references, read_predictions
-from kenya_birds.experiments.cross_validation import FOLDS_FILE, RESULTS_FILE, find_folds
+from kenya_birds.experiments.cross_validation import find_folds
 from kenya_birds.experiments.heads import embed_clips, fit_head
 from kenya_birds.experiments.probe_settings import ProbeSettings
 from kenya_birds.experiments.results import OUT_OF_FOLD, Fold, Scored, write_out_of_fold, write_test
@@ -28,7 +28,7 @@ from kenya_birds.inference.detect import hash_embedder
 from kenya_birds.inference.embedding_models import Embedder, load_embedder
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL
 from kenya_birds.saved_models import SavedModel
-from kenya_birds.training.run_folder import SPLITS_FILE
+from kenya_birds.training.run_folder import CROSS_VALIDATION_FILE, FOLDS_FILE, SPLITS_FILE
 from kenya_birds.training.settings import read_settings
 from kenya_birds.training.training_recordings import Overlap, TrainingRecordings, overlap_of
 from kenya_birds.values import Count, Device, checked
@@ -62,7 +62,7 @@ class TrainedRun:
             UserError: If the folder is neither, or the run is not complete.
         """
         folder = Path(folder)
-        validated = (folder / RESULTS_FILE).is_file()
+        validated = (folder / CROSS_VALIDATION_FILE).is_file()
         needed = (FOLDS_FILE if validated else SPLITS_FILE, METRICS_FILE, PREDICTIONS_FILE)
         missing = [name for name in needed if not (folder / name).is_file()]
         if missing:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import check_can_make, check_file, check_layouts, is_new_or_empty, read_json
+from kenya_birds.files import check_can_make, check_file, check_layouts, read_json
 from kenya_birds.parsing import Parser, add_general, add_option
 from kenya_birds.saved_models import NO_START, check_model, check_trained
 from kenya_birds.training.arguments import (
@@ -18,7 +18,7 @@ from kenya_birds.training.arguments import (
     ModelArguments,
 )
 from kenya_birds.training.front_ends import find_front_end
-from kenya_birds.training.run_folder import find_start, last_whole_checkpoint
+from kenya_birds.training.run_folder import CROSS_VALIDATION_FILE, check_folds_start, find_start, last_whole_checkpoint
 from kenya_birds.training.setting_rules import check_division, check_schedule, check_train_on, check_used
 from kenya_birds.training.teacher_arguments import TeacherArguments, check_teacher
 from kenya_birds.training.trainer_arguments import TrainerArguments, trainer_kinds
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 GROUPS = (DataArguments, ModelArguments, FeatureArguments, AugmentationArguments, TeacherArguments, TrainerArguments)
 PARAMS_KEY = "flags"
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-# What a cross-validation leaves first, and what it is resumed by.
-CROSS_VALIDATION_FILE = "cross_validation.json"
 # The titles of the help, most used first. What is in no group is shown by --help_all.
 TITLES = {
     "Most used": (
@@ -397,11 +395,8 @@ def _check_output(flags: TrainFlags, new_output: bool) -> None:
     """Raises `UserError` unless the output folder can be used, and a run in it resumed if that is asked for."""
     output_dir, resume = Path(flags.training["output_dir"]), flags.training.get("resume_from_checkpoint")
     if new_output and (flags.data.folds is not None or flags.data.final_fit):
-        if not resume and not is_new_or_empty(output_dir):
-            raise UserError(
-                f"--output_dir {output_dir} exists and is not an empty folder: choose another, or resume the "
-                "cross-validation in it with --resume_from_checkpoint true"
-            )
+        if not resume:  # otherwise only the first process has to see what is in it
+            check_folds_start(output_dir, resume)
     elif new_output:
         find_start(output_dir, resume)
     check_can_make(output_dir)

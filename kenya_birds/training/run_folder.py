@@ -12,7 +12,15 @@ from typing import Any
 from safetensors import SafetensorError
 
 from kenya_birds.errors import UserError, WriteError
-from kenya_birds.files import LOCK_FILE, file_sha256, is_new_or_empty, is_write_error, read_json, write_json
+from kenya_birds.files import (
+    LOCK_FILE,
+    PARTIAL_SUFFIX,
+    file_sha256,
+    is_new_or_empty,
+    is_write_error,
+    read_json,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +31,8 @@ RECORDINGS_FILE = "training_recordings.csv"
 STAGE_FILE = "first_stage.json"
 # Files that a run writes at its start. Each checkpoint has a copy.
 RECORD_FILES = (SETTINGS_FILE, SPLITS_FILE, RECORDINGS_FILE, STAGE_FILE)
+# What a cross-validation writes at its start, after its settings. It is resumed by the last one.
+FOLDS_FILE, CROSS_VALIDATION_FILE = "folds.csv", "cross_validation.json"
 SUMMARY_FILE = "training_summary.json"
 CARD_FILE = "README.md"
 # Names of transformers. The state is written last: if it can be read, the checkpoint is complete.
@@ -105,7 +115,7 @@ def find_start(output_dir: Path, resume: str | None) -> Path | None:
         UserError: If the folder of a new run is not empty, if the checkpoint does not exist, is not complete or
             belongs to another run than the folder, or if the run would replace files that training has not written.
     """
-    is_free = is_new_or_empty(output_dir) or _is_only_begun(output_dir)
+    is_free = _is_free(output_dir)
     if not resume:
         if not is_free:
             raise UserError(
@@ -137,6 +147,32 @@ def find_start(output_dir: Path, resume: str | None) -> Path | None:
         )
     check_results(output_dir)
     return checkpoint
+
+
+def check_folds_start(output_dir: Path, resume: str | None) -> None:
+    """Checks whether a cross-validation can start or resume in a folder; nothing is written.
+
+    Args:
+        output_dir: Its output folder.
+        resume: `--resume_from_checkpoint`: `true` to resume the cross-validation in the folder.
+
+    Raises:
+        UserError: If the folder of a new one is not empty, if there is none to resume, or if it would replace files
+            that training has not written.
+    """
+    if resume and resume.lower() != "true":
+        raise UserError(
+            f"resume_from_checkpoint is {resume}: resume a cross-validation with --resume_from_checkpoint true, "
+            "as each fold has checkpoints of its own"
+        )
+    if resume and not (output_dir / CROSS_VALIDATION_FILE).is_file():
+        raise UserError(f"no cross-validation to resume in {output_dir}: leave --resume_from_checkpoint out")
+    if not resume and not _is_free(output_dir, folds=True):
+        raise UserError(
+            f"--output_dir {output_dir} exists and is not an empty folder: choose another, or resume the "
+            "cross-validation in it with --resume_from_checkpoint true"
+        )
+    check_results(output_dir)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -333,12 +369,23 @@ def forget_start(folder: Path, *more: str) -> None:
         folder.rmdir()
 
 
-def _is_only_begun(folder: Path) -> bool:
-    """Whether a folder only has the files of a run that was killed before its first checkpoint."""
-    if not (folder / SETTINGS_FILE).is_file():
-        return False
-    names = {*RECORD_FILES, LOCK_FILE, LOGS_FOLDER, EPOCHS_FOLDER}
-    return all(path.name in names or (checkpoint_step(path) >= 0 and not is_whole(path)) for path in folder.iterdir())
+def _is_free(folder: Path, *, folds: bool = False) -> bool:
+    """Whether a new run may use a folder.
+
+    It is new or empty, or only has files of a run that was killed before its first checkpoint; with `folds`, of a
+    cross-validation that was killed before `CROSS_VALIDATION_FILE`.
+    """
+    if is_new_or_empty(folder):
+        return True
+    written = (SETTINGS_FILE, FOLDS_FILE, CROSS_VALIDATION_FILE) if folds else RECORD_FILES
+    known = {LOCK_FILE, *written, *(name + PARTIAL_SUFFIX for name in written)}
+    if folds:
+        known.remove(CROSS_VALIDATION_FILE)
+    else:
+        known |= {LOGS_FOLDER, EPOCHS_FOLDER}
+        known |= {path.name for path in checkpoints(folder) if not is_whole(path)}
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return not found.isdisjoint({SETTINGS_FILE, SETTINGS_FILE + PARTIAL_SUFFIX}) and found <= known
 
 
 def _check_whole(checkpoint: Path) -> None:
