@@ -147,6 +147,7 @@ def test_going_on_does_not_repeat_what_is_done(validated, small_archive, tmp_pat
     folder = shutil.copytree(validated, tmp_path / "birds")
     (folder / "fold-1" / "logits.npz").unlink()
     (folder / "fold-1" / "runs").mkdir()  # as TensorBoard leaves it
+    (folder / "fold-0" / "checkpoint-6").mkdir()  # as a run leaves it that was killed at the end of the fold
     for name in ("training_summary.json", "model.safetensors", "README.md"):
         (folder / name).unlink()
     untouched = (folder / "fold-0" / "model.safetensors").stat().st_mtime_ns
@@ -160,6 +161,7 @@ def test_going_on_does_not_repeat_what_is_done(validated, small_archive, tmp_pat
         **SETTINGS,
     )
     assert (folder / "fold-0" / "model.safetensors").stat().st_mtime_ns == untouched
+    assert not (folder / "fold-0" / "checkpoint-6").exists()
     for name in ("metrics.json", "per_species.csv", "thresholds.json", "folds.csv"):
         assert (folder / name).read_text() == (validated / name).read_text()
     assert (folder / "model.safetensors").read_bytes() == (validated / "model.safetensors").read_bytes()

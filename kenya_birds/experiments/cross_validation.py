@@ -154,6 +154,7 @@ class CrossValidation:
             folder = self.folder(fold)
             if self.team.first_does((folder / LOGITS_FILE).is_file):
                 logger.info("Fold %d of %d is complete already", fold + 1, self.folds)
+                self.team.first_does(partial(delete_checkpoints, folder))  # if it was killed before it did this
                 continue
             logger.info("Fold %d of %d", fold + 1, self.folds)
             with self.one_run(fold, folder) as run:
