@@ -21,6 +21,7 @@ from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassificat
 from kenya_birds.saved_models import find_model
 from kenya_birds.training import starting_points
 from kenya_birds.training.starting_points import feature_settings_of, feature_warnings
+from kenya_birds.training.window_training import start_at_prior
 
 ATTO = {"depths": [2, 2, 6, 2], "hidden_sizes": [40, 80, 160, 320]}
 CONVNEXT = (ConvNextConfig, ConvNextForImageClassification)
@@ -214,6 +215,15 @@ def test_our_own_model_gives_its_backbone_and_the_rows_of_the_classes_that_both_
     for index, (source, row) in enumerate([(untouched, 0), (donor, 2), (donor, 0)]):
         assert torch.equal(ours.classifier.weight[index], source.classifier.weight[row])
         assert torch.equal(ours.classifier.bias[index], source.classifier.bias[row])
+
+
+def test_in_training_on_recordings_only_the_classes_that_the_model_does_not_know_start_rare(own):
+    folder, donor = own
+    ours = model(classes=("d", "c", "a"), problem_type="multi_label_classification")
+    initialize(ours, folder)
+    start_at_prior(ours)
+    assert torch.sigmoid(ours.classifier.bias[0]).item() == pytest.approx(0.02)
+    assert torch.equal(ours.classifier.bias[1:], donor.classifier.bias[[2, 0]])
 
 
 def test_our_own_model_of_other_classes_leaves_the_classifier_new(own):

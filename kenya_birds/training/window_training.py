@@ -129,20 +129,20 @@ def choose_windows(targets: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def start_at_prior(model: KenyaBirdsForAudioClassification) -> None:
-    """Lets a new classifier start with a probability of 2% for each class, as most windows hold no call (Lin 2017).
+    """Lets new classes start with a probability of 2%, as most windows hold no call (Lin et al. 2017).
 
-    A classifier that has learned biases already, from another model, keeps them. Classes that a published
-    network scores start at 0.
+    A class that has a learned bias already, from another model, keeps it. Classes that a published network scores
+    start at 0.
 
     Args:
         model: The model.
     """
     bias = model.classifier.bias
-    if not bias.any():
-        torch.nn.init.constant_(bias, math.log(PRIOR / (1 - PRIOR)))
-        if model.needs_scores:
-            with torch.no_grad():
-                bias[model.output_of_class >= 0] = 0
+    is_new = bias == 0
+    if model.needs_scores:
+        is_new &= model.output_of_class < 0
+    with torch.no_grad():
+        bias[is_new] = math.log(PRIOR / (1 - PRIOR))
 
 
 def focal_weights(logits: torch.Tensor, labels: torch.Tensor, gamma: float) -> torch.Tensor:
