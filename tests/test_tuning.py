@@ -449,6 +449,15 @@ def test_only_what_acts_is_searched(tmp_path, small_archive):
     assert [space.fixed()["problem_type"][:6] for space in (single, multi)] == ["single", "multi_"]
 
 
+def test_a_folder_with_the_name_of_a_kind_of_start_is_not_the_start(tmp_path, small_archive, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("scratch", "birds"):
+        (tmp_path / name).mkdir()
+    settings = settings_of(small_archive, tmp_path)
+    assert SearchSpace(settings).fixed()["init_from"] == "scratch"
+    assert SearchSpace(settings.changed(init_from="birds")).fixed()["init_from"] == str(tmp_path / "birds")
+
+
 def test_flags_of_a_params_file_come_first_and_unknown_ones_are_refused(small_archive, tmp_path):
     path = tmp_path / "best.json"
     path.write_text(json.dumps({"flags": {"learning_rate": 0.001, "backbone": "test_convnext"}}))

@@ -29,6 +29,8 @@ from kenya_birds.values import (
 
 # Of a final fit without --folds.
 DEFAULT_FOLDS = 5
+# Values of --init_from that are no file and no model.
+NAMED_STARTS = ("pretrained", "scratch")
 Hertz = Annotated[float, Range(0, unit="HZ")]
 Decibels = Annotated[float, Range(0, above=True, unit="DB")]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]

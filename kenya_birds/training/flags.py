@@ -12,6 +12,7 @@ from kenya_birds.files import check_can_make, check_file, check_layouts, read_js
 from kenya_birds.parsing import Parser, add_general, add_option
 from kenya_birds.saved_models import NO_START, check_model, check_trained
 from kenya_birds.training.arguments import (
+    NAMED_STARTS,
     AugmentationArguments,
     DataArguments,
     FeatureArguments,
@@ -385,7 +386,7 @@ def _check_inputs(flags: TrainFlags) -> None:
         )
     if start.endswith(".safetensors"):
         check_file(start, "a safetensors file with weights (--init_from)")
-    elif start not in ("pretrained", "scratch"):
+    elif start not in NAMED_STARTS:
         saved = check_model(start)
         if saved is not None:
             check_trained(saved, NO_START)

@@ -17,6 +17,7 @@ from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
 from kenya_birds.model.backbone_kenya_birds import build_backbone
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
+from kenya_birds.training.arguments import NAMED_STARTS
 from kenya_birds.training.settings import Settings, usual_settings
 
 STRENGTH = "augmentation_strength"
@@ -124,7 +125,7 @@ class SearchSpace:
             # The division of a step into batches, and files that are recorded without their path.
             "per_device_train_batch_size": training.per_device_train_batch_size,
             "gradient_accumulation_steps": training.gradient_accumulation_steps,
-            "init_from": _absolute(model.init_from),
+            "init_from": model.init_from if model.init_from in NAMED_STARTS else _absolute(model.init_from),
             "splits_file": data.splits_file and _absolute(data.splits_file),
         }
         usual = usual_settings()

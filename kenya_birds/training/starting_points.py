@@ -33,7 +33,7 @@ from kenya_birds.saved_models import (
     find_model,
     transport_error,
 )
-from kenya_birds.training.arguments import FeatureArguments
+from kenya_birds.training.arguments import NAMED_STARTS, FeatureArguments
 from kenya_birds.training.weight_names import (
     fit,
     is_perch,
@@ -134,7 +134,7 @@ def initialize(model: KenyaBirdsForAudioClassification, init_from: str, extracto
 
 def kind_of_starting_point(init_from: str) -> str:
     """The kind of `--init_from`, without local paths: `"pretrained"`, `"scratch"`, `"file"` or `"model"`."""
-    if init_from in ("pretrained", "scratch"):
+    if init_from in NAMED_STARTS:
         return init_from
     return "file" if init_from.endswith(".safetensors") or Path(init_from).is_file() else "model"
 
