@@ -241,6 +241,14 @@ def test_a_model_of_two_archives_has_figures_of_each(synthetic, tmp_path, capsys
     assert "archive south, " in capsys.readouterr().out
 
 
+def test_tuning_joins_archives_in_the_cache_of_its_flags(two, tmp_path, monkeypatch):
+    tuned = []
+    monkeypatch.setattr("kenya_birds.training.tuning.tune", lambda archive, *_: tuned.append(archive))
+    flags = ["--cache_dir", str(tmp_path / "cache")]
+    main(["tune", *map(str, two), "--trials", "1", "--output", str(tmp_path / "out"), "--", *flags])
+    assert tuned == [one_archive(two, tmp_path / "cache")]
+
+
 def test_several_archives_are_checked_before_training(two, tmp_path):
     words = flags(two[0], tmp_path / "birds", tmp_path / "cache")
     place = words.index("--output_dir")

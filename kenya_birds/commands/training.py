@@ -147,14 +147,15 @@ def _tune(options: argparse.Namespace) -> None:
     from kenya_birds.files import check_layouts
     from kenya_birds.training.flags import tuning_flags
 
-    tuning_flags(options.data_dirs[0], options.output, options.train_flags)
+    flags = tuning_flags(options.data_dirs[0], options.output, options.train_flags)
     check_layouts(options.data_dirs)
     check_extra("optuna", "tuning")
     from kenya_birds.data.joined_archive import one_archive
     from kenya_birds.training.tuning import tune
 
     settings = read_fields(options, TuningSettings)
-    tune(one_archive(options.data_dirs), options.output, settings, options.train_flags)
+    archive = one_archive(options.data_dirs, flags.data.cache_dir)
+    tune(archive, options.output, settings, options.train_flags)
     print(f"The best settings (for train_hf.py --params), history and figures are in {options.output}")
 
 
