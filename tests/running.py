@@ -47,6 +47,13 @@ def flags(archive: Path, output_dir: Path, cache_dir: Path, **settings) -> list[
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
+def tuning_words(cache_dir: Path, **settings) -> list[str]:
+    """The flags of a small study, behind the `--` of the command line."""
+    usual = {name: value for name, value in SMALL.items() if name not in ("learning_rate", "report_to")}
+    settings = {**usual, "num_train_epochs": 1, "cache_dir": cache_dir, **settings}
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
 def without_features(words: list[str]) -> list[str]:
     """A command line without those flags that a backbone with its own features refuses."""
     pairs = zip(words[::2], words[1::2], strict=True)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from archives import write_archive
 from optuna.trial import TrialState
-from running import SMALL, flags, start, wait_until
+from running import flags, start, tuning_words, wait_until
 from sqlalchemy import Engine, event
 
 import train_hf
@@ -21,9 +21,7 @@ from kenya_birds.data.dataset import clips_builder
 from kenya_birds.data.joined_archive import join_archives
 from kenya_birds.errors import DivergedError, UserError
 from kenya_birds.experiments.cross_validation import find_folds
-from kenya_birds.training import search_space, tuning
-from kenya_birds.training.flags import parse_train_flags
-from kenya_birds.training.search_space import RANGES, SearchSpace
+from kenya_birds.training import tuning
 from kenya_birds.training.tuning_settings import TuningSettings
 
 
@@ -32,16 +30,10 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("tuning_cache")
 
 
-def words(cache, **settings):
-    usual = {name: value for name, value in SMALL.items() if name not in ("learning_rate", "report_to")}
-    settings = {**usual, "num_train_epochs": 1, "cache_dir": cache, **settings}
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
 def search(archive, folder, cache, trials, *, backbones=(), folds=2, **settings):
     """Tunes in this process; data base and output lie in `folder`."""
     study = TuningSettings(trials, folds=folds, storage=f"sqlite:///{folder}/study.db", backbones=backbones)
-    return tuning.tune(archive, folder / "out", study, words(cache, **settings))
+    return tuning.tune(archive, folder / "out", study, tuning_words(cache, **settings))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,7 +135,9 @@ def test_a_killed_study_tries_the_killed_trial_again_and_counts_on(tmp_path, sma
 
     monkeypatch.setattr(tuning, "_best_epoch", score)
     options = ["--trials", "2", "--folds", "2", "--storage", f"sqlite:///{tmp_path}/study.db"]
-    process = start(main, ["tune", str(small_archive), *options, "--output", f"{tmp_path}/out", "--", *words(cache)])
+    process = start(
+        main, ["tune", str(small_archive), *options, "--output", f"{tmp_path}/out", "--", *tuning_words(cache)]
+    )
     wait_until(lambda: list((tmp_path / "out").glob("trial-1/fold-*")) or not process.is_alive())
     process.kill()
     process.join()
@@ -329,7 +323,7 @@ def test_results_are_not_replaced_by_those_of_a_database_in_another_folder(
     def tune(folder, trials, output=tmp_path / "out"):
         folder.mkdir(exist_ok=True)
         monkeypatch.chdir(folder)
-        return tuning.tune(small_archive, output, TuningSettings(trials, folds=2), words(cache))
+        return tuning.tune(small_archive, output, TuningSettings(trials, folds=2), tuning_words(cache))
 
     tune(tmp_path / "first", 2)
     before = (tmp_path / "out" / "history.csv").read_text()
@@ -364,12 +358,6 @@ def test_a_setting_that_is_given_is_not_searched(tmp_path, small_archive, cache,
         search(small_archive, tmp_path, cache, trials=3, backbones=("test_convnext", "test_convnext2"), **given)
 
 
-def test_a_setting_of_an_earlier_study_is_searched_again(tmp_path, small_archive):
-    (tmp_path / "best.json").write_text(json.dumps({"flags": {"weight_decay": 0.04, "n_mels": 32}}))
-    _, given = tuning._parse(small_archive, tmp_path / "out", words(tmp_path, params=tmp_path / "best.json"))
-    assert "weight_decay" not in given
-
-
 @pytest.mark.usefixtures("without_training")
 def test_a_study_of_another_archive_is_refused(tmp_path, small_archive, cache, monkeypatch):
     search(small_archive, tmp_path, cache, trials=1)
@@ -396,7 +384,7 @@ def test_mistakes_end_with_one_line(tmp_path, small_archive, cache, capsys, monk
     monkeypatch.chdir(tmp_path)
     own, _, given = " ".join(more).partition(" -- ")
     with pytest.raises(SystemExit) as stopped:
-        main(["tune", str(small_archive), *own.split(), "--", *words(cache), *given.split()])
+        main(["tune", str(small_archive), *own.split(), "--", *tuning_words(cache), *given.split()])
     assert stopped.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert told in line
@@ -408,68 +396,3 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, small_archiv
     with pytest.raises(UserError, match="exists and has no study"):
         search(small_archive, tmp_path, cache, trials=1)
     assert (tmp_path / "out" / "trial-0").is_dir()
-
-
-def settings_of(archive, tmp_path, **more):
-    return tuning._parse(archive, tmp_path / "out", words(tmp_path, **more))[0]
-
-
-def test_the_strength_multiplies_probabilities_up_to_always(tmp_path, small_archive):
-    space = SearchSpace(settings_of(small_archive, tmp_path, noise_probability=0.8, pitch_probability=0.0))
-    given = space.flags({search_space.STRENGTH: 1.5})
-    assert given["noise_probability"] == 1
-    assert given["pitch_probability"] == 0
-    assert given["shift_probability"] == 0.75
-    assert search_space.STRENGTH not in given
-
-
-def test_windows_of_recordings_are_not_shifted_so_tuning_leaves_shifts_out(tmp_path, small_archive):
-    space = SearchSpace(settings_of(small_archive, tmp_path, train_on="recordings"))
-    assert "shift_probability" not in space.flags({search_space.STRENGTH: 1.5})
-    assert "shift_probability" not in space.fixed()
-
-
-def test_only_what_acts_is_searched(tmp_path, small_archive):
-    single, multi = (
-        SearchSpace(settings_of(small_archive, tmp_path, problem_type=f"{kind}_label_classification"))
-        for kind in ("single", "multi")
-    )
-    assert single.describe().keys() == RANGES.keys()
-    assert single.describe().keys() - multi.describe().keys() == {"label_smoothing_factor"}
-
-    # DLA has no stochastic depth.
-    mixed = SearchSpace(settings_of(small_archive, tmp_path), ["test_convnext", "dla46_c"])
-    for backbone, has_it in (("test_convnext", True), ("dla46_c", False)):
-        fixed = {name: numbers.low for name, numbers in RANGES.items()} | {"backbone": backbone}
-        drawn = mixed.suggest(trial := optuna.trial.FixedTrial(fixed))
-        assert ("drop_path_rate" in trial.params) == has_it
-        assert drawn["drop_path_rate"] == 0
-        assert drawn["backbone"] == backbone
-    # Training on clips is single-label unless the flags say otherwise.
-    assert [space.fixed()["problem_type"][:6] for space in (single, multi)] == ["single", "multi_"]
-
-
-def test_a_folder_with_the_name_of_a_kind_of_start_is_not_the_start(tmp_path, small_archive, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("scratch", "birds"):
-        (tmp_path / name).mkdir()
-    settings = settings_of(small_archive, tmp_path)
-    assert SearchSpace(settings).fixed()["init_from"] == "scratch"
-    assert SearchSpace(settings.changed(init_from="birds")).fixed()["init_from"] == str(tmp_path / "birds")
-
-
-def test_flags_of_a_params_file_come_first_and_unknown_ones_are_refused(small_archive, tmp_path):
-    path = tmp_path / "best.json"
-    path.write_text(json.dumps({"flags": {"learning_rate": 0.001, "backbone": "test_convnext"}}))
-    line = ["--data_dir", str(small_archive), "--output_dir", str(tmp_path / "run"), "--params", str(path)]
-    flags = parse_train_flags(line)
-    assert (flags.training["learning_rate"], flags.model.backbone) == (0.001, "test_convnext")
-    assert parse_train_flags([*line, "--learning_rate", "0.1"]).training["learning_rate"] == 0.1
-    for content, said in (
-        ({"flags": {"learning_rat": 0.001}}, r"best.json names learning_rat among its flags"),
-        ({"flags": {"learning_rate": -1}}, r"learning_rate is -1: expected more than 0"),
-        ({}, "has no object 'flags'"),
-    ):
-        path.write_text(json.dumps(content))
-        with pytest.raises(UserError, match=said):
-            parse_train_flags(line)
