@@ -1,6 +1,5 @@
 """The signal functions against physics, librosa and noisereduce."""
 
-import librosa
 import noisereduce
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from noisereduce.torchgate import TorchGate
+from plain_librosa import librosa
 
 from kenya_birds.model.noise_reduction_kenya_birds import gate_bands, reduce_noise
 from kenya_birds.model.signal_kenya_birds import (

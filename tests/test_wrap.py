@@ -7,7 +7,6 @@ import os
 import pickle
 import sys
 
-import librosa
 import numpy as np
 import onnx
 import pandas as pd
@@ -35,6 +34,7 @@ from networks import (
 )
 from networks import write_free_onnx as write_free
 from networks import write_spectrogram_onnx as write_spectrogram
+from plain_librosa import librosa
 from running import flags, run, settings_of
 from scipy.special import expit, softmax
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
