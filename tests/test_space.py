@@ -98,14 +98,14 @@ def test_the_folder_starts_in_a_process_that_knows_nothing_of_this_repository(tm
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SPACE_ID")}
     environment |= {"KENYA_BIRDS_MODEL": str(model), "GRADIO_SERVER_PORT": str(port), "MAX_HOURS": "0.1"}
     started = []
-    with ThreadPoolExecutor(1) as pool, ExitStack() as stopped:
+    address = f"http://127.0.0.1:{port}"
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stopped, httpx.Client(base_url=address, timeout=5) as http:
         running = pool.submit(run_fresh, "app.py", cwd=tmp_path / "space", env=environment, started=started.append)
         stopped.callback(lambda: running.done() or os.kill(started[0], signal.SIGTERM))
-        address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 120
         while True:
             try:
-                httpx.get(f"{address}/config", timeout=5).raise_for_status()
+                http.get("/config").raise_for_status()
                 break
             except httpx.HTTPError:
                 assert not running.done(), running.result().stderr
@@ -116,7 +116,7 @@ def test_the_folder_starts_in_a_process_that_knows_nothing_of_this_repository(tm
         visitor = Visitor(address)
         visitor.open(visitor.upload(recording).json()[0])
         assert "song.wav: 00:10.0, 16 kHz" in visitor.ask("analyse", 0.5)[0]
-        assert "From a copy of the code" in httpx.get(f"{address}/config").text
+        assert "From a copy of the code" in http.get("/config").text
     ended = running.result()
     assert "The page is at http://127.0.0.1" in ended.stdout + ended.stderr
     assert ended.returncode == 0, ended.stderr
