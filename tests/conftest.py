@@ -4,8 +4,11 @@ import functools
 import gc
 import logging
 import os
+import sys
 import tempfile
+from pathlib import Path
 
+import filelock
 import hypothesis
 import pytest
 from drawing import leave_figures_blank
@@ -49,6 +52,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The time of an example says more about the machine than about the code.
 hypothesis.settings.register_profile("any speed", deadline=None)
 hypothesis.settings.load_profile("any speed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """In a new environment one process imports and compiles alone, which the others would do as well, for a minute."""
+    compiled = Path(__file__).parent / "__pycache__"
+    if "PYTEST_XDIST_WORKER" not in os.environ or sys.dont_write_bytecode or any(compiled.glob("test_wrap.*.pyc")):
+        return (yield)  # there is code of the last file, or none is kept
+    compiled.mkdir(exist_ok=True)
+    lock = filelock.FileLock(compiled / "collection.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        with lock:
+            pass
+    try:
+        return (yield)
+    finally:
+        lock.release()
 
 
 def pytest_collection_modifyitems(items):
