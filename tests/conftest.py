@@ -124,7 +124,8 @@ def _log_as_libraries_have_it():
     """Undoes what a command that ran before in this process did to the package's log: `caplog` would see nothing."""
     logger = logging.getLogger("kenya_birds")
     logger.handlers, logger.propagate = [], True
-    logger.setLevel(logging.NOTSET)
+    if logger.level:  # setting it empties the caches of all libraries' loggers
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
