@@ -165,3 +165,9 @@ def clips(small_archive, tmp_path_factory):
     from kenya_birds.data.dataset import load_clips
 
     return load_clips(small_archive, cache_dir=tmp_path_factory.mktemp("clips"), min_annotations=8)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Where trainings on the small archive find the clips that an earlier one of another file has cut."""
+    return tmp_path_factory.mktemp("cache")

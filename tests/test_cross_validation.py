@@ -28,10 +28,10 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 @pytest.fixture(scope="module")
-def validated(small_archive, tmp_path_factory):
+def validated(small_archive, cache, tmp_path_factory):
     """A cross-validation of three folds, and the final fit."""
     folder = tmp_path_factory.mktemp("folds")
-    return train(small_archive, folder / "birds", folder / "cache", folds=3, final_fit=True, **SETTINGS)
+    return train(small_archive, folder / "birds", cache, folds=3, final_fit=True, **SETTINGS)
 
 
 def read(path):
@@ -142,7 +142,7 @@ def test_its_clips_are_published_with_the_splits_of_the_first_fold(validated, sm
     assert splits.to_dict() == first.to_dict()
 
 
-def test_going_on_does_not_repeat_what_is_done(validated, small_archive, tmp_path):
+def test_going_on_does_not_repeat_what_is_done(validated, small_archive, cache, tmp_path):
     """A fold that is lost is run again, from its start, and gives what it gave; the others are left alone."""
     folder = shutil.copytree(validated, tmp_path / "birds")
     (folder / "fold-1" / "logits.npz").unlink()
@@ -154,7 +154,7 @@ def test_going_on_does_not_repeat_what_is_done(validated, small_archive, tmp_pat
     train(
         small_archive,
         folder,
-        validated.parent / "cache",
+        cache,
         folds=3,
         final_fit=True,
         resume_from_checkpoint="true",
@@ -167,13 +167,13 @@ def test_going_on_does_not_repeat_what_is_done(validated, small_archive, tmp_pat
     assert (folder / "model.safetensors").read_bytes() == (validated / "model.safetensors").read_bytes()
 
 
-def test_a_killed_cross_validation_goes_on_at_the_fold_that_was_running(validated, small_archive, tmp_path):
+def test_a_killed_cross_validation_goes_on_at_the_fold_that_was_running(validated, small_archive, cache, tmp_path):
     folder = tmp_path / "birds"
     shutil.copytree(validated / "fold-0", folder / "fold-0")
     for name in ("cross_validation.json", "folds.csv", "run_settings.json"):
         shutil.copy(validated / name, folder)
     settings = {**SETTINGS, "folds": 3, "resume_from_checkpoint": "true"}
-    words = flags(small_archive, folder, validated.parent / "cache", **settings)
+    words = flags(small_archive, folder, cache, **settings)
     process = start(train_hf.main, words)
     wait_until(lambda: list(folder.glob("fold-1/checkpoint-*/trainer_state.json")) or not process.is_alive())
     process.kill()
@@ -195,8 +195,8 @@ def refused(match, **settings):
         train_hf.main(words)
 
 
-def test_what_cannot_be_cross_validated_is_refused(small_archive, validated, tmp_path):
-    here = {"data_dir": small_archive, "cache_dir": validated.parent / "cache", "output_dir": tmp_path / "run"}
+def test_what_cannot_be_cross_validated_is_refused(small_archive, cache, validated, tmp_path):
+    here = {"data_dir": small_archive, "cache_dir": cache, "output_dir": tmp_path / "run"}
     refused("folds is 2: expected 3 or more", **here, folds=2)
     refused("expected 2 to 8", **here, folds=9)
     refused("fold is 1 and a cross-validation runs every fold", **here, folds=3, fold=1)
@@ -207,8 +207,8 @@ def test_what_cannot_be_cross_validated_is_refused(small_archive, validated, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_another_cross_validation_is_not_resumed(small_archive, validated, tmp_path, monkeypatch):
-    here = {"data_dir": small_archive, "cache_dir": validated.parent / "cache", "output_dir": validated}
+def test_another_cross_validation_is_not_resumed(small_archive, cache, validated, tmp_path, monkeypatch):
+    here = {"data_dir": small_archive, "cache_dir": cache, "output_dir": validated}
     refused("exists and is not an empty folder", **here, folds=3)
     goes_on = {**here, "resume_from_checkpoint": "true"}
     with monkeypatch.context() as patch:
@@ -231,10 +231,10 @@ def other_folds(validated, tmp_path):
 
 
 def test_a_cross_validation_replaces_no_file_of_others_and_shares_its_folder_with_nobody(
-    small_archive, validated, tmp_path
+    small_archive, cache, validated, tmp_path
 ):
     folder = shutil.copytree(validated, tmp_path / "birds")
-    goes_on = {"data_dir": small_archive, "cache_dir": validated.parent / "cache", "output_dir": folder, "folds": 3}
+    goes_on = {"data_dir": small_archive, "cache_dir": cache, "output_dir": folder, "folds": 3}
     goes_on["resume_from_checkpoint"] = "true"
     with filelock.FileLock(folder / LOCK_FILE):
         refused("another run is writing to", **goes_on)
@@ -247,8 +247,8 @@ def test_a_cross_validation_replaces_no_file_of_others_and_shares_its_folder_wit
     assert (folder / "README.md").read_text() == "mine"
 
 
-def test_of_a_cross_validation_that_fails_before_training_nothing_is_left(small_archive, validated, tmp_path):
-    words = flags(small_archive, tmp_path / "run", validated.parent / "cache", folds=3, **SETTINGS)
+def test_of_a_cross_validation_that_fails_before_training_nothing_is_left(small_archive, cache, validated, tmp_path):
+    words = flags(small_archive, tmp_path / "run", cache, folds=3, **SETTINGS)
     planned = CrossValidation(settings_of(words))
     planned.__enter__()
     assert (tmp_path / "run" / "folds.csv").is_file()
@@ -257,8 +257,8 @@ def test_of_a_cross_validation_that_fails_before_training_nothing_is_left(small_
 
 
 @pytest.mark.parametrize("last", ["run_settings.json", "folds.csv", "cross_validation.json.part"])
-def test_a_cross_validation_that_was_killed_at_its_start_starts_again(small_archive, validated, tmp_path, last):
-    words = flags(small_archive, tmp_path / "run", validated.parent / "cache", folds=3, **SETTINGS)
+def test_a_cross_validation_that_was_killed_at_its_start_starts_again(small_archive, cache, validated, tmp_path, last):
+    words = flags(small_archive, tmp_path / "run", cache, folds=3, **SETTINGS)
     names = ["run_settings.json", "folds.csv", "cross_validation.json.part"]
     (tmp_path / "run").mkdir()
     for name in names[: names.index(last) + 1]:
@@ -272,14 +272,14 @@ def test_a_cross_validation_that_was_killed_at_its_start_starts_again(small_arch
         CrossValidation(settings_of(words))
 
 
-def test_a_table_of_folds_decides(small_archive, validated, tmp_path):
+def test_a_table_of_folds_decides(small_archive, cache, validated, tmp_path):
     recordings = sorted(pd.read_csv(validated / "folds.csv")["recording"])
     table = pd.DataFrame({"recording": recordings, "fold": [number % 4 for number in range(len(recordings))]})
     table.sample(frac=1, random_state=0).to_csv(tmp_path / "folds.csv", index=False)
     words = flags(
         small_archive,
         tmp_path / "run",
-        validated.parent / "cache",
+        cache,
         splits_file=tmp_path / "folds.csv",
         final_fit=True,
         **SETTINGS,

@@ -184,11 +184,6 @@ def test_damaged_weights_are_refused(tmp_path, damage):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("average_cache")
-
-
-@pytest.fixture(scope="module")
 def trained(small_archive, cache, tmp_path_factory):
     return train(small_archive, tmp_path_factory.mktemp("average") / "birds", cache, **SETTINGS)
 

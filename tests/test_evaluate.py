@@ -42,11 +42,6 @@ def save_model(folder, classes, multi_label=False, **fields):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("evaluate_cache")
-
-
-@pytest.fixture(scope="module")
 def classes(clips):
     return clips["test"].features["label"].names
 

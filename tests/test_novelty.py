@@ -161,11 +161,11 @@ def test_a_detection_of_merged_windows_has_the_novelty_of_the_highest_score():
 
 
 @pytest.fixture(scope="module")
-def trained(small_archive, tmp_path_factory):
+def trained(small_archive, cache, tmp_path_factory):
     """A model with overlapping windows of 1 s, so that validation has enough of them."""
     folder = tmp_path_factory.mktemp("novelty")
     more = {"train_on": "recordings", "windows_per_epoch": 48, "clip_s": 1.0, "overlap_s": 0.5, "edge_margin_s": 0.1}
-    return train(small_archive, folder / "fold-0", folder / "cache", **more)
+    return train(small_archive, folder / "fold-0", cache, **more)
 
 
 @pytest.fixture(scope="module")

@@ -37,11 +37,6 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("probe_cache")
-
-
-@pytest.fixture(scope="module")
 def model(tmp_path_factory, clips):
     folder = tmp_path_factory.mktemp("probe_model") / "birds"
     save_model(folder, clips["test"].features["label"].names)

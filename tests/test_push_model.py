@@ -52,10 +52,10 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 @pytest.fixture(scope="module")
-def trained(small_archive, tmp_path_factory):
+def trained(small_archive, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("push")
     # Not the split that evaluation would make by itself.
-    return train(small_archive, folder / "birds", folder / "cache", num_train_epochs=1, split_seed=7)
+    return train(small_archive, folder / "birds", cache, num_train_epochs=1, split_seed=7)
 
 
 @pytest.fixture(scope="module")

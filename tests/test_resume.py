@@ -56,11 +56,6 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("resume_cache")
-
-
-@pytest.fixture(scope="module")
 def finished(small_archive, cache, tmp_path_factory):
     """A run that early stopping has ended. It was moved since."""
     folder = tmp_path_factory.mktemp("resume")

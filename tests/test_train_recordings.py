@@ -30,11 +30,6 @@ ON_RECORDINGS = {"train_on": "recordings", "windows_per_epoch": 48, **UNCHANGED}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def trained(small_archive, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recordings")
     return train(small_archive, folder / "birds", cache, num_train_epochs=3, **ON_RECORDINGS)

@@ -259,11 +259,6 @@ REFERENCE = {"sampler_weight_power": 0.3, "mixup_probability": 0.5}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def reference_run(small_archive, cache, tmp_path_factory):
     """Two epochs in one process, eight clips a step."""
     return train(small_archive, tmp_path_factory.mktemp("reference") / "run", cache, **REFERENCE)

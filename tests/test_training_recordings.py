@@ -102,11 +102,6 @@ def test_weights_in_a_models_folder_are_those_of_the_model(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def builder(small_archive, cache):
     return clips_builder(small_archive, cache_dir=cache, min_annotations=8)
 

@@ -25,11 +25,6 @@ from kenya_birds.training import tuning
 from kenya_birds.training.tuning_settings import TuningSettings
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("tuning_cache")
-
-
 def search(archive, folder, cache, trials, *, backbones=(), folds=2, **settings):
     """Tunes in this process; data base and output lie in `folder`."""
     study = TuningSettings(trials, folds=folds, storage=f"sqlite:///{folder}/study.db", backbones=backbones)
