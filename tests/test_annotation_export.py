@@ -1,6 +1,5 @@
 """Annotations that are written for another program and imported again are the same."""
 
-import crowsetta
 import numpy as np
 import pandas as pd
 import pytest
@@ -79,6 +78,8 @@ def test_what_goes_out_comes_back_the_same(form, sound, tmp_path_factory, rows):
 
 
 def test_raven_tables_keep_who_annotated_and_are_read_by_crowsetta(sound, tmp_path):
+    import crowsetta
+
     rows = [("site1/a.wav", 1.25, 2.5, 500, 1500.5, "owl1", "Ann"), ("site1/a.wav", 3, 4, None, None, "lark2", "")]
     archive = archive_of(tmp_path, sound, rows)
     export_annotations(archive, tmp_path / "out", "raven")

@@ -16,7 +16,6 @@ import time
 import urllib.parse
 from pathlib import Path
 
-import gradio as gr
 import httpx
 import numpy as np
 import pandas as pd
@@ -24,8 +23,6 @@ import pytest
 import soundfile
 from demo_server import Visitor, served
 from detecting import CODES, RATE, chirps, save_model
-from gradio.route_utils import upload_fn
-from gradio_client import Client, handle_file
 from hypothesis import given
 from hypothesis import strategies as st
 from running import free_port
@@ -42,7 +39,6 @@ from kenya_birds.plot_style import species_styles
 from kenya_birds.serving import markup
 from kenya_birds.serving.analysis import Analyser, Stopped, clock, detect_command, seconds_of
 from kenya_birds.serving.guard import READ, Guard
-from kenya_birds.serving.page import Page
 from kenya_birds.serving.sessions import IDLE_S, UPLOAD_GRACE_S, Sessions
 
 NAME = "KEN_001_20211207_153852.flac"
@@ -125,6 +121,8 @@ def test_only_scores_from_the_floor_on_are_kept(findings):
 
 
 def test_a_model_whose_thresholds_are_below_the_floor_lowers_it(tmp_path, recording):
+    from kenya_birds.serving.page import Page
+
     analyser = Analyser(save_model(tmp_path / "birds", threshold=0.001), device="cpu")
     assert analyser.floor == 0.001
     expected = SoundscapePipeline(tmp_path / "birds", device="cpu")(chirps(40, 1), RATE, name=NAME)
@@ -288,6 +286,10 @@ def test_a_new_recording_ends_the_session_before(uploads):
 
 
 def test_a_recording_that_fails_does_not_end_the_session_of_the_next(uploads):
+    import gradio as gr
+
+    from kenya_birds.serving.page import Page
+
     class Request:
         session_hash = "me"
 
@@ -330,6 +332,10 @@ def test_two_events_of_a_page_hear_a_recording_once(uploads):
 
 
 def test_an_analysis_stops_when_another_overlap_is_chosen(uploads):
+    import gradio as gr
+
+    from kenya_birds.serving.page import Page
+
     class Request:
         session_hash = "me"
 
@@ -424,6 +430,8 @@ def test_of_each_kind_of_file_a_page_has_the_last_two(uploads):
 
 
 def test_a_client_gets_the_detections_and_the_files_that_the_page_shows(address, recording, findings):
+    from gradio_client import Client, handle_file
+
     client = Client(address, verbose=False)
     message = client.predict(handle_file(recording), api_name="/open")
     assert "is in the queue" in message
@@ -673,6 +681,8 @@ def test_a_length_beside_a_transfer_encoding_is_refused(address):
 
 
 def test_an_upload_that_is_longer_than_it_says_is_stopped_and_deleted(tmp_path):
+    from gradio.route_utils import upload_fn
+
     async def app(scope, receive, send):
         await upload_fn(Request(scope, receive), tmp_path, math.inf, None)
 

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-import torchmetrics.functional.classification as tm
 
 from kenya_birds.evaluation.classification_metric import ClassificationMetric
 from kenya_birds.evaluation.metrics import (
@@ -212,7 +211,14 @@ def test_what_training_reports_and_what_evaluation_reports_agree():
 # torchmetrics is what BirdSet computes with.
 
 
-def test_single_label_metrics_agree_with_torchmetrics():
+@pytest.fixture
+def tm():
+    from torchmetrics.functional import classification
+
+    return classification
+
+
+def test_single_label_metrics_agree_with_torchmetrics(tm):
     scores, references = single()
     result = evaluation_metrics(scores, references)
     prediction, target = torch.tensor(scores), torch.tensor(references)
@@ -230,7 +236,7 @@ def test_single_label_metrics_agree_with_torchmetrics():
 
 
 @pytest.mark.parametrize("unknown", [0, 0.2])
-def test_multi_label_metrics_agree_with_torchmetrics(unknown):
+def test_multi_label_metrics_agree_with_torchmetrics(tm, unknown):
     scores, references = multi(unknown=unknown)
     result = evaluation_metrics(scores, references)
     prediction, target = torch.tensor(scores), torch.tensor(references)
@@ -251,7 +257,7 @@ def test_multi_label_metrics_agree_with_torchmetrics(unknown):
 
 
 @pytest.mark.filterwarnings("ignore:No positive samples")
-def test_a_class_without_clips_pulls_torchmetrics_means_down_and_not_ours():
+def test_a_class_without_clips_pulls_torchmetrics_means_down_and_not_ours(tm):
     scores, references = multi(unknown=0)
     references[:, 0] = 0
     result = evaluation_metrics(scores, references)

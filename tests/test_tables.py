@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 
-import crowsetta
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -246,6 +245,8 @@ def test_raven_s_table_of_one_recording_starts_at_its_begin(tmp_path):
 
 
 def test_another_program_reads_the_selection_tables(tmp_path):
+    import crowsetta
+
     write(tmp_path, ["raven"])
     path = tmp_path / "detections.selections.txt"
     boxes = crowsetta.formats.bbox.Raven.from_file(path, annot_col="Common Name").to_bbox()
@@ -361,6 +362,8 @@ ODD = ["tab\there.wav", "line\nend.wav", '"quoted".wav', "nel\x85.wav", "spaÃŸ ð
 
 
 def test_no_name_of_a_file_breaks_a_table(tmp_path):
+    import crowsetta
+
     infos = [RecordingInfo(name, RATE * 9, RATE) for name in ODD]
     rows = [Detection(name, n * RATE, (n + 3) * RATE, RATE, "x", 0.5) for name in ODD for n in range(3)]
     names = {"x": SpeciesNames('"Odd"\tbird', "Avis\nrara")}
