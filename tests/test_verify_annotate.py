@@ -121,6 +121,28 @@ def test_more_answers_are_added_and_changed_ones_replace_the_earlier(check, tmp_
     assert len({row["Detection"] for row in rows_of(archive / "annotations.csv")}) == 24
 
 
+@pytest.mark.parametrize("word", ["wrong", "unsure"])
+def test_answers_without_a_right_one_are_an_archive_too(check, known, tmp_path, capsys, word):
+    table = read_table(check)
+    table[["answer", "other_species"]] = ""
+    table.loc[table.index[:3], "answer"] = word
+    write_table(table, check)
+    archive = tmp_path / "checked"
+    annotate(check, archive, capsys)
+    checked = read_archive(archive)
+    assert checked.annotations.empty
+    assert len(checked.absent) == (3 if word == "wrong" else 0)
+    assert checked.verified
+    join_archives([known, archive], tmp_path / "both")
+    assert read_archive(tmp_path / "both").verified
+    with pytest.raises(SystemExit):
+        main(["report", str(archive), "--output", str(tmp_path / "checked.html")])
+    assert "none is right; a report needs an annotation" in capsys.readouterr().err
+    answer(check, lambda row: "right")
+    assert annotate(check, archive, capsys)[0] == 0
+    assert len(read_archive(archive).annotations) == len(table)
+
+
 def test_a_complete_archive_keeps_its_annotations_and_its_recordings_get_no_answers(
     run, check, known, tmp_path, capsys
 ):

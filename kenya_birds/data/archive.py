@@ -161,7 +161,7 @@ def read_archive(data_dir: str | Path) -> Archive:
 
     Raises:
         UserError: If a file, column or recording is missing, a cell is not a number, a species is not in
-            `species.csv` or is listed twice, or no annotation is usable.
+            `species.csv` or is listed twice, or no annotation is usable and no detection was checked.
     """
     data_dir = Path(data_dir)
     check_layout(data_dir)
@@ -196,7 +196,7 @@ def read_archive(data_dir: str | Path) -> Archive:
     of_answers = annotations[annotations["verified"] != ""]
     of_answers = of_answers[of_answers["recording"].isin(headers)]
     absent = of_answers.loc[of_answers["verified"] == ABSENT, ABSENT_COLUMNS].reset_index(drop=True)
-    if usable.empty and absent.empty:
+    if usable.empty and of_answers.empty:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE}: none of its {len(set_aside)} annotations can be used")
     paths = {name: places.path(file) for name, file in files.items()}
     origins = {name: places.archive_of[file] for name, file in files.items() if file in places.archive_of}
@@ -389,7 +389,9 @@ def _set_aside(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Returns usable annotations, annotations of unknown birds, and all skipped annotations with the reason."""
     center_s = (annotations["start_s"] + annotations["end_s"]) / 2
-    duration_s = annotations["recording"].map({name: header.duration_s for name, header in headers.items()})
+    duration_s = (
+        annotations["recording"].map({name: header.duration_s for name, header in headers.items()}).astype(float)
+    )
     reason = pd.Series("", index=annotations.index)
     reason[annotations["species"] == UNKNOWN_SPECIES] = "unknown bird"
     reason[annotations["species"] == NO_CODE] = "no species code"

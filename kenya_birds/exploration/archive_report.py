@@ -82,6 +82,11 @@ def write_report(
     output = Path(output)
     check_output(output, overwrite)
     archive = read_archive(data_dir)
+    if archive.annotations.empty:
+        raise UserError(
+            f"{data_dir} has no annotation that can be used: in its {len(archive.verified)} recordings with checked "
+            "detections, none is right; a report needs an annotation"
+        )
     places = find_places(archive, name_pattern=name_pattern, time_zone=time_zone)
     page = render_page("report.html.jinja", _describe(archive, min_annotations, seed, balanced, places))
     with users_file(output) as partial:
