@@ -184,6 +184,26 @@ def test_a_larger_sample_adds_clips_and_keeps_answers_notes_and_added_columns(ru
     assert now["weight"].astype(float).sum() == pytest.approx(600, rel=1e-4)
 
 
+@pytest.mark.parametrize("word", ["wrong", "rihgt"])
+def test_answers_that_are_saved_while_clips_are_written_stay(run, check, monkeypatch, word):
+    table, write_clips = read_table(check), sampling.write_clips
+
+    def answered_meanwhile(*args):
+        answer(check, lambda row: word)
+        return write_clips(*args)
+
+    monkeypatch.setattr(sampling, "write_clips", answered_meanwhile)
+    larger = SampleSettings(per_species=30, pictures=False)
+    if word == "wrong":
+        assert draw_sample(run, check, larger).answered == 42
+    else:
+        with pytest.raises(UserError, match=r"line 2 has the answer 'rihgt'.* while clips were cut.* lacks the new"):
+            draw_sample(run, check, larger)
+    now = read_table(check)
+    assert (now.loc[table.index, "answer"] == word).all()
+    assert len(now) == (60 if word == "wrong" else 42)
+
+
 @pytest.mark.parametrize(
     ("by", "groups"), [("site", {"KEN_001", "KEN_002"}), ("night", {"2021-12-07"})], ids=["site", "night"]
 )

@@ -160,10 +160,32 @@ def draw_sample(
             settings.context_s, settings.clip_format, sample.run_settings.get("channel"), settings.pictures
         )
         lost = write_clips(output, rows, where, lengths_s, how)
-        if not read_ids(output) >= set(rows.index):
-            write_answers(output, rows, answers)
+        answers = _add_rows(output, rows, answers)
     new = len(rows) if before is None else len(rows) - len(before)
     return Drawing(sample, len(rows), new, sum(bool(one.answer) for one in answers.values()), len(lost))
+
+
+def _add_rows(output: Path, rows: pd.DataFrame, answers: dict[str, Answer]) -> dict[str, Answer]:
+    """Writes the rows that `verify.csv` lacks; returns all answers.
+
+    Writing clips takes long, and people may answer in a spreadsheet meanwhile: the answers are read again.
+
+    Args:
+        output: Folder of the sample.
+        rows: All rows of the sample.
+        answers: Answers before the clips were written, in case that there is no table now.
+    """
+    if (output / ANSWERS_FILE).is_file():
+        try:
+            answers = read_answers(output, rows, read_species_table(output))
+        except UserError as error:
+            raise UserError(
+                f"{error} (written while clips were cut: {ANSWERS_FILE} is not changed, and lacks the new rows); "
+                "correct it, and run the command again"
+            ) from None
+    if not read_ids(output) >= set(rows.index):
+        write_answers(output, rows, answers)
+    return answers
 
 
 def _earlier(output: Path, table: FoundTable, settings: SampleSettings) -> Sample | None:
