@@ -413,6 +413,13 @@ def test_answers_and_thresholds_are_of_this_model_and_a_species_without_one_is_t
     (warning,) = caplog.messages
     assert warning.startswith("1 of 2 species have no threshold in ")
     assert "(dove)" in warning
+    # All detections are confirmed, and there are none.
+    table = pd.read_csv(run_folder / "detections.csv")
+    for kept in (table[table["score"] == 0.2], table[:0]):
+        kept.to_csv(run_folder / "detections.csv", index=False)
+        histories = survey_histories(run_folder, tmp_path / f"{len(kept)}", wanted)
+        assert histories.detections.sum() == histories.confirmed.sum() == len(kept)
+        assert histories.effort_h.sum() == 4
 
 
 def test_other_folders_are_refused(tmp_path, capsys):

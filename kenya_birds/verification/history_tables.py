@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,7 @@ def apply_thresholds(detections: pd.DataFrame, thresholds: Thresholds | float) -
     """
     if isinstance(thresholds, Thresholds):
         codes = detections["code"].unique().tolist()
-        limit = detections["code"].map(dict(zip(codes, thresholds.values(codes), strict=True)))
+        limit = detections["code"].map(dict(zip(codes, thresholds.values(codes), strict=True))).astype(float)
         return detections[detections["score"] >= limit]
     return detections[detections["score"] >= thresholds]
 
@@ -236,11 +236,15 @@ def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFra
     verdicts = [_verdict(given.get(key, [])) for key in keys]
     code = np.array([other or own for (_, other), own in zip(verdicts, detections["code"], strict=True)], dtype=object)
     is_other = code != detections["code"].to_numpy()
-    changed = detections.assign(code=code, confirmed=[word == RIGHT for word, _ in verdicts])
+    changed = detections.assign(code=code, confirmed=_mask(word == RIGHT for word, _ in verdicts))
     names = detections.drop_duplicates("code").set_index("code")
     for column in SPECIES_NAMES[1:]:
         changed.loc[is_other, column] = [names[column].get(own, "") for own in code[is_other]]
-    return changed[[word != WRONG for word, _ in verdicts]]
+    return changed[_mask(word != WRONG for word, _ in verdicts)]
+
+
+def _mask(values: Iterable[bool]) -> np.ndarray:
+    return np.fromiter(values, dtype=bool)
 
 
 _Key = tuple[str, int, int, str]
