@@ -260,6 +260,24 @@ def test_answers_confirm_remove_and_rename_detections(caplog):
     assert f"owl at 21 s of {os.path.abspath('x')}" in warning
 
 
+def test_another_species_that_calls_too_is_confirmed_once():
+    rows = [(0, "owl"), (3, "owl"), (3, "dove"), (6, "owl"), (6, "gull"), (9, "owl"), (12, "owl")]
+    table = found(*(("r", start_s, code, 0.5) for start_s, code in rows))
+    said = [(0, "owl", "right", "dove"), (3, "owl", "right", "dove"), (6, "owl", "other", "dove")]
+    said += [(6, "gull", "other", "dove"), (9, "owl", "right", "????"), (12, "owl", "right", "dove")]
+    said += [(12, "owl", "right", "")]  # of another person, who has not heard it
+    answers = pd.DataFrame(
+        [("r", start, start + 3, *rest) for start, *rest in said],
+        columns=["recording", "start_s", "end_s", "species", "answer", "other_species"],
+    )
+    heard = apply_answers(table, answers)
+    assert heard["confirmed"].all()
+    assert sorted(heard[["start_s", "code", "common_name"]].itertuples(index=False, name=None)) == [
+        *((0, "dove", "Dove"), (0, "owl", "Owl"), (3, "dove", "Dove"), (3, "owl", "Owl")),
+        *((6, "dove", "Dove"), (9, "owl", "Owl"), (12, "owl", "Owl")),
+    ]
+
+
 @pytest.fixture
 def run_folder(tmp_path):
     """A run of three recordings of two sites; one of them failed, and a fourth could not be read."""

@@ -206,9 +206,10 @@ def apply_thresholds(detections: pd.DataFrame, thresholds: Thresholds | float) -
 
 
 def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
-    """Marks confirmed detections, removes wrong ones, and gives those of another species its code.
+    """Marks confirmed detections, removes wrong ones, and adds those of other species that people have named.
 
-    Answers about detections that are not there are logged.
+    `right` with another species confirms both. If the model has detected the named species there too, that detection
+    is confirmed. Answers about detections that are not there are logged.
 
     Args:
         detections: See `read_detections`, and `confirmed`.
@@ -217,9 +218,9 @@ def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFra
     """
     given: dict[_Key, list[tuple[str, str]]] = {}
     words = zip(answers["answer"], answers["other_species"], strict=True)
-    for key, word in zip(_keys(answers, "species"), words, strict=True):
-        if word[0] in (RIGHT, WRONG, OTHER):
-            given.setdefault(key, []).append(word)
+    for key, pair in zip(_keys(answers, "species"), words, strict=True):
+        if pair[0] in (RIGHT, WRONG, OTHER):
+            given.setdefault(key, []).append(pair)
     keys = list(_keys(detections, "code"))
     absent = given.keys() - set(keys)
     if absent:
@@ -234,13 +235,18 @@ def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFra
             recording,
         )
     verdicts = [_verdict(given.get(key, [])) for key in keys]
-    code = np.array([other or own for (_, other), own in zip(verdicts, detections["code"], strict=True)], dtype=object)
-    is_other = code != detections["code"].to_numpy()
-    changed = detections.assign(code=code, confirmed=_mask(word == RIGHT for word, _ in verdicts))
+    word, other = (np.array([one[at] for one in verdicts], dtype=object) for at in (0, 1))
+    named = [(*key[:3], code) if code else None for key, code in zip(keys, other, strict=True)]
+    is_named = _mask(map(set(named).__contains__, keys))
+    kept = detections.assign(confirmed=(word == RIGHT) | is_named).loc[word != WRONG]
+    # A named species that the model has not detected there gets a copy of the row.
+    there = {key for key, its in zip(keys, word, strict=True) if its != WRONG}
+    is_copied = _mask(key is not None and key not in there for key in named)
     names = detections.drop_duplicates("code").set_index("code")
-    for column in SPECIES_NAMES[1:]:
-        changed.loc[is_other, column] = [names[column].get(own, "") for own in code[is_other]]
-    return changed[_mask(word != WRONG for word, _ in verdicts)]
+    of_code = {column: [names[column].get(code, "") for code in other[is_copied]] for column in SPECIES_NAMES[1:]}
+    copies = detections[is_copied].assign(code=other[is_copied], confirmed=True, **of_code)
+    copies = copies.drop_duplicates(["recording", "start_s", "end_s", "code"])
+    return pd.concat([kept, copies]).sort_index(kind="stable") if len(copies) else kept
 
 
 def _mask(values: Iterable[bool]) -> np.ndarray:
@@ -258,13 +264,11 @@ def _keys(table: pd.DataFrame, species: str) -> Iterator[_Key]:
 
 
 def _verdict(words: list[tuple[str, str]]) -> tuple[str, str]:
-    """Returns `right`, `wrong` or an empty text, and the code of another species that it rightly is, if any."""
-    answers, others = {answer for answer, _ in words}, {other for answer, other in words if answer == OTHER}
-    if answers == {RIGHT}:
-        return RIGHT, ""
-    if answers == {OTHER} and len(others) == 1 and not others & {"", UNKNOWN_SPECIES}:
-        return RIGHT, others.pop()
-    return (WRONG if answers and RIGHT not in answers else ""), ""
+    """Returns `right`, `wrong` or an empty text, and the code of another species that is there, if all name one."""
+    answers, others = ({word[at] for word in words} for at in (0, 1))
+    is_named = answers in ({RIGHT}, {OTHER}) and len(others) == 1 and not others & {"", UNKNOWN_SPECIES}
+    word = RIGHT if answers == {RIGHT} else WRONG if answers and RIGHT not in answers else ""
+    return word, others.pop() if is_named else ""
 
 
 def write_histories(
