@@ -432,10 +432,18 @@ def test_listed_species_without_a_detection_are_skipped_and_told(run, tmp_path, 
 def test_answers_are_written_into_a_column_in_any_case_and_added_columns_stay(check):
     table = read_table(check).rename(columns={"answer": "Answer"}).assign(level_db="-35")
     write_table(table, check)
+    # Remarks without a heading, an empty column, and two columns of one name.
+    path = check / "verify.csv"
+    header, *lines = path.read_text().splitlines()
+    lines = [f"{line},first {at},,ask Otieno,second {at}" for at, line in enumerate(lines)]
+    path.write_text("\n".join([f"{header},seen,,,seen", *lines]) + "\n")
     rows = read_rows(check)
     for _ in range(2):
         write_answers(check, rows, {rows.index[0]: Answer("right")})
     now = read_table(check)
+    header, *lines = path.read_text().splitlines()
+    assert header.endswith(",level_db,seen,,seen")
+    assert all(line.endswith(f",-35,first {at},ask Otieno,second {at}") for at, line in enumerate(lines))
     assert [name for name in now if name.lower() == "answer"] == ["answer"]
     assert now["answer"][rows.index[0]] == "right"
     assert (now["level_db"] == "-35").all()

@@ -222,8 +222,8 @@ def read_ids(folder: Path) -> set[str]:
 def write_answers(folder: Path, rows: pd.DataFrame, answers: Mapping[str, Answer]) -> None:
     """Writes `verify.csv`, atomically: all rows of the sample, with their answers.
 
-    Columns that a person has added to an existing table are kept. Call `read_answers` before, and give all answers of
-    the existing table, so that none is lost.
+    Columns that a person has added to an existing table are kept, also those without a heading. Call `read_answers`
+    before, and give all answers of the existing table, so that none is lost.
 
     Args:
         folder: Folder of the sample.
@@ -234,23 +234,27 @@ def write_answers(folder: Path, rows: pd.DataFrame, answers: Mapping[str, Answer
         UserError: If the file cannot be written.
     """
     path = folder / ANSWERS_FILE
-    added: dict[str, dict[str, str]] = {}
+    added: dict[str, list[str]] = {}
     names: list[str] = []
     if path.is_file():
         table, place = _read_cells(path)
-        names = [name for name in table.header if name and name.lower() not in (*ROW_COLUMNS, *ANSWER_COLUMNS)]
-        more = [table.header.index(name) for name in names]
-        added = {cells[place["id"]]: {table.header[at]: cells[at] for at in more} for cells in table.rows}
+        more = [
+            at
+            for at, name in enumerate(table.header)
+            if (name or any(cells[at] for cells in table.rows)) and name.lower() not in (*ROW_COLUMNS, *ANSWER_COLUMNS)
+        ]
+        names = [table.header[at] for at in more]
+        added = {cells[place["id"]]: [cells[at] for at in more] for cells in table.rows}
     text = io.StringIO()
     writer = csv_writer(text)
     writer.writerow((*ROW_COLUMNS, *ANSWER_COLUMNS, *names))
     blank = [""] * len(ANSWER_COLUMNS)
     for row in zip(*(rows[column].to_list() for column in ROW_COLUMNS), strict=True):
         name = str(row[0])
-        answer, extra = answers.get(name), added.get(name, {})
+        answer, extra = answers.get(name), added.get(name, [""] * len(names))
         given = blank if answer is None else map(_printable, asdict(answer).values())
         # Other columns stay as the person has written them.
-        writer.writerow((*_texts(row), *map(safe_text, given), *(extra.get(column, "") for column in names)))
+        writer.writerow((*_texts(row), *map(safe_text, given), *extra))
     with users_file(path) as partial:
         partial.write_text(as_utf8(text.getvalue()), encoding="utf-8", newline="")
 
