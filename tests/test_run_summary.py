@@ -69,6 +69,16 @@ def test_the_page_has_all_in_itself(run_folder, tmp_path):
     assert len(set(pictures[1:])) == 1
 
 
+def test_hours_are_those_that_were_analysed(run_folder, tmp_path):
+    for name, cells in (("recordings", {"duration_s": 7200}), ("failed", {"start_s": 3600, "end_s": 7200})):
+        table = pd.read_csv(run_folder / f"{name}.csv").assign(**cells)
+        table.to_csv(run_folder / f"{name}.csv", index=False)
+    page = write_summary(run_folder, tmp_path / "page.html", clips_of=0).read_text(encoding="utf-8")
+    assert "<dt>hours analysed</dt><dd>3.0</dd>" in page
+    sites = [re.findall(">([^<>]+)<", row) for row in re.findall('<tr><th scope="row">[AB]<.*</tr>', page)]
+    assert sites == [["A", "1", "1", "2.00", "1", "2", "1.0"], ["B", "1", "1", "1.00", "3", "3", "3.0"]]
+
+
 def test_clips_are_those_of_the_highest_and_the_lowest_score_with_a_second_around(run_folder, tmp_path):
     page = write_summary(run_folder, tmp_path / "page.html", clips_of=1).read_text(encoding="utf-8")
     assert [float(score) for score in re.findall(r"(?:Highest|Lowest) score: ([\d.]+)", page)] == [0.9, 0.4]

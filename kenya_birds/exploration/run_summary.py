@@ -22,7 +22,7 @@ from kenya_birds.exploration.charts import to_png_uri
 from kenya_birds.files import check_output, read_json, users_file
 from kenya_birds.inference.activity import draw_activity, measure_activity
 from kenya_birds.inference.plots import draw_levels, read_levels, shown_range
-from kenya_birds.inference.recordings_reader import RunRecordings
+from kenya_birds.inference.recordings_reader import RunRecordings, analysed_stretches
 from kenya_birds.inference.run_report import RUN_FILE
 from kenya_birds.inference.sources import find_sources
 from kenya_birds.plot_style import styled
@@ -107,7 +107,7 @@ def _describe(survey: Survey, clips_of: int, folder: str | Path | None) -> dict[
         "name": survey.folder.resolve().name,
         "run": run,
         "model": PurePath(str(run["model"])).name,
-        "hours": sum(recordings.duration_s.values()) / 3600,
+        "hours": sum(_analysed_h(recordings, path) for path in recordings.duration_s),
         "recordings": len(recordings.duration_s),
         "days": days,
         "sites": site_rows(survey.detections, recordings),
@@ -154,10 +154,10 @@ def species_rows(detections: pd.DataFrame, run: RunRecordings) -> pd.DataFrame:
 
 
 def site_rows(detections: pd.DataFrame, run: RunRecordings) -> list[dict[Hashable, Any]]:
-    """Describes each site, the one with unknown name last: recordings, days, hours, detections and species."""
+    """Describes each site, the one with unknown name last: recordings, days, analysed hours, detections, species."""
     recordings = pd.DataFrame(
         [
-            (path, place.site or "", run.duration_s[path] / 3600, place.start.date() if place.start else None)
+            (path, place.site or "", _analysed_h(run, path), place.start.date() if place.start else None)
             for path, place in run.places.items()
         ],
         columns=["recording", "site", "hours", "day"],
@@ -169,6 +169,11 @@ def site_rows(detections: pd.DataFrame, run: RunRecordings) -> list[dict[Hashabl
     rows = rows.assign(detections=found.size(), species=found.nunique()).fillna({"detections": 0, "species": 0})
     rows = rows.astype({"detections": int, "species": int}).reset_index()
     return rows.sort_values("site", key=lambda site: (site == "").astype(str) + site).to_dict("records")
+
+
+def _analysed_h(run: RunRecordings, path: str) -> float:
+    stretches = analysed_stretches(run.duration_s[path], run.gaps.get(path, ()))
+    return sum(end_s - start_s for start_s, end_s in stretches) / 3600
 
 
 def _activity(survey: Survey) -> str | None:
