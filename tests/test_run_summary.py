@@ -62,11 +62,20 @@ def test_the_page_has_all_in_itself(run_folder, tmp_path):
     assert "Owl &lt;b&gt;" in page
     assert "Owl <b>" not in page
     assert "Recorded from 2021-12-07 to 2021-12-08" in page
+    assert "from its own decision threshold." in page
     assert "B_20211208_220000.wav: cannot be decoded" in page
     # The activity, and two clips of the owl and one of each other species.
     pictures = [Image.open(io.BytesIO(png)).size for png in contents(page, "image/png")]
     assert len(pictures) == 1 + 4
     assert len(set(pictures[1:])) == 1
+
+
+def test_the_least_score_of_a_run_is_told(run_folder, tmp_path):
+    run = json.loads((run_folder / "run.json").read_text())
+    run["settings"]["min_confidence"] = 0.9
+    (run_folder / "run.json").write_text(json.dumps(run))
+    page = write_summary(run_folder, tmp_path / "page.html", clips_of=0).read_text(encoding="utf-8")
+    assert "from its own decision threshold, and from no lower score than 0.9." in page
 
 
 def test_hours_are_those_that_were_analysed(run_folder, tmp_path):
