@@ -149,7 +149,7 @@ def test_what_is_not_plain_is_not_guessed(name):
             "AB",
             datetime(2021, 12, 7, 15),
         ),
-        (r"(?P<site>north|south)_.*", "south_20211207_153852.wav", "south", None),
+        (r"(?P<site>north|south)_.*", "south_20211207_153852.wav", "south", LOCAL),
         ("%site_%Y%m%d_%H%M%S", "20211207_153852.WAV", None, LOCAL),  # not matched, and read as usual
         ("%site_%d%m%Y_%H%M%S", "a_31022021_153852.wav", "a", None),  # no 31 February
     ],

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from kenya_birds import cli
+from kenya_birds.data.recording_name import NamePattern
 from kenya_birds.data.recording_time import TimeAndPlace, parse_time_zone
 from kenya_birds.data.sunrise import time_from_sunrise
 from kenya_birds.errors import UserError
@@ -87,6 +88,31 @@ def test_a_time_zone_gives_local_hours_too():
     counted = measure_activity(ROWS, RUN, "t", ActivityClock(time_zone=parse_time_zone("Africa/Nairobi")))
     assert (counted.counts.loc["x", 5], counted.counts.loc["y", 12]) == (1, 1)
     assert (counted.clock, counted.left_out) == ("local time", 1)
+
+
+KENYA = timezone(timedelta(hours=3))
+SIX = datetime(2021, 12, 7, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "in_run", "start"),
+    [
+        ("north 07.12.2021 06-00", "%site %d.%m.%Y %H-%M", SIX.replace(tzinfo=KENYA), SIX.replace(tzinfo=KENYA)),
+        # A recorder whose clock is in UTC, and a run with --time_zone.
+        ("north 07.12.2021 03-00", "%site %d.%m.%Y %H-%M", SIX.replace(tzinfo=KENYA), SIX.replace(tzinfo=KENYA)),
+        ("north 08.12.2021 06-00", "%site %d.%m.%Y %H-%M", SIX.replace(tzinfo=KENYA), datetime(2021, 12, 8, 6)),
+        ("north 07.12.2021 06-00+0300", "%site %d.%m.%Y %H-%M%z", SIX, SIX.replace(tzinfo=KENYA)),
+        ("north 07.12.2021 06-00", "%site %d.%m.%Y %H-%M", None, SIX),
+        # A pattern of the site alone.
+        ("north_1", "%site_*", SIX.replace(tzinfo=UTC), SIX.replace(tzinfo=UTC)),
+        ("north_20211207_060000", "%site_*", None, SIX),
+    ],
+)
+def test_a_name_pattern_keeps_what_the_run_knows(name, pattern, in_run, start):
+    run = RunRecordings({f"{name}.wav": 60.0}, {f"{name}.wav": TimeAndPlace("before", in_run, None, *NAIROBI)})
+    place = ActivityClock(NamePattern(pattern)).find_place(f"{name}.wav", run)
+    assert (place.site, place.start, place.latitude) == ("north", start, NAIROBI[0])
+    assert place.start.utcoffset() == start.utcoffset()
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,11 @@ class NamePattern:
         """Makes a pattern from a text; None for None."""
         return None if text is None else cls(text)
 
+    @property
+    def has_time(self) -> bool:
+        """Whether the pattern reads a date and a time, not only a site."""
+        return "year" in self._expression.groupindex
+
     def match(self, name: str) -> dict[str, str | None] | None:
         """Returns the text of each group; None if the pattern does not match.
 
@@ -179,13 +184,14 @@ def parse_recording_name(name: str, pattern: NamePattern | None = None) -> Recor
 
     Args:
         name: File name of a recording, such as `KEN_001_20211207_153852.flac` or `20211207_153852.WAV`.
-        pattern: Pattern that is tried first.
+        pattern: Pattern that is tried first. If it has no date, date and time are read as without it.
 
     Returns:
         Site and start, or None if the name contains neither, or the date or time does not exist.
     """
     if pattern is not None and (groups := pattern.match(name)) is not None:
-        parsed = RecordingName(groups.get("site") or None, _start(groups))
+        usual = None if pattern.has_time else parse_recording_name(name)
+        parsed = RecordingName(groups.get("site") or None, usual.start if usual else _start(groups))
         return None if parsed == (None, None) else parsed
     if match := _HEXADECIMAL.fullmatch(name):
         return RecordingName(None, datetime.fromtimestamp(int(match["seconds"], 16), UTC))

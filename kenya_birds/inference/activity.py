@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,14 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kenya_birds.data.recording_name import DAY_H, NamePattern, recorded_by_hour
+from kenya_birds.data.recorder_header import is_same_time
+from kenya_birds.data.recording_name import (
+    DAY_H,
+    NamePattern,
+    RecordingName,
+    parse_recording_name,
+    recorded_by_hour,
+)
 from kenya_birds.data.recording_time import TimeAndPlace, find_time_and_place
 from kenya_birds.data.sunrise import time_from_sunrise
 from kenya_birds.errors import UserError
@@ -93,6 +100,7 @@ class ActivityClock:
     def find_place(self, path: str, run: RunRecordings | None) -> TimeAndPlace:
         """Returns time and place of a recording: by a pattern that matches its name, in the run, or by its name.
 
+        What the pattern does not read is that of the run: the time zone too, if both show the same time of the clock.
         Nothing is known of a recording if several of the run, of different times, may be meant.
 
         Args:
@@ -102,16 +110,19 @@ class ActivityClock:
         name, pattern, zone = name_in(path), self.name_pattern, self.time_zone
         known = None if run is None else run.place(path)
         is_matched = pattern is not None and pattern.match(name) is not None
-        if run is not None and known is None and not is_matched and run.find(path):
+        reads_time = is_matched and pattern is not None and pattern.has_time
+        if run is not None and known is None and not reads_time and run.find(path):
             return TimeAndPlace()
-        if known is None or known.start is None or is_matched:
+        if known is None or known.start is None:
             found = find_time_and_place(name, pattern=pattern, time_zone=zone)
             place = None if known is None else (known.latitude, known.longitude)
             return found if place is None else replace(found, latitude=place[0], longitude=place[1])
-        if zone is None:
-            return known
-        is_local = known.start is not None and known.start.tzinfo is None
-        return replace(known, zone=zone, start=known.start.replace(tzinfo=zone) if is_local else known.start)
+        start = known.start
+        read = (parse_recording_name(name, pattern) if is_matched else None) or RecordingName(None, None)
+        if reads_time and read.start is not None and not _is_clock_of(read.start, start):
+            start = read.start
+        start = start.replace(tzinfo=zone) if start.tzinfo is None else start
+        return replace(known, site=read.site or known.site, zone=zone or known.zone, start=start)
 
     def begins(self, places: Mapping[str, TimeAndPlace]) -> tuple[dict[str, datetime], str]:
         """Returns the start of each recording whose time is known, and the clock (see `Activity`).
@@ -138,6 +149,11 @@ class ActivityClock:
             return None
         passed = time_from_sunrise(utc, latitude, longitude)
         return None if passed is None else SUNRISE + passed
+
+
+def _is_clock_of(read: datetime, start: datetime) -> bool:
+    """Whether the time in a name is that of a start with a time zone, on its local clock or in UTC."""
+    return start.tzinfo is not None and any(is_same_time(read, time) for time in (start, start.astimezone(UTC)))
 
 
 # What skipped recordings lack.
