@@ -378,6 +378,7 @@ def test_two_species_with_one_name_are_two_rows():
 def test_a_merged_detection_counts_for_each_hour_of_its_windows():
     counted = measure_activity(table((MORNING, 1700, 1800 + 3600 + 30, "a", 1)), None, "t")
     assert counted.counts.loc["a"][lambda hours: hours > 0].to_dict() == {5: 1, 6: 1, 7: 1}
+    assert activity.draw_activity(counted).axes[0].get_title(loc="left") == "1 detection of 1 species in 1 recording"
 
 
 def test_recorded_hours_are_those_of_all_recordings():

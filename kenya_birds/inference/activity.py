@@ -52,7 +52,8 @@ class Activity:
 
     Attributes:
         counts: Detections, one row per species by name (with its code if several have this name), in descending
-            order, and 24 columns.
+            order, and 24 columns. A merged detection counts in each hour that it is in.
+        detections: Number of detections of each of these species.
         analysed_h: Hours of analysed sound in each hour, shape `(24,)`; None if unknown.
         clock: Clock of the hours: `local time`, `UTC` or `sunrise`, from which hours are counted.
         recordings: Number of recordings that are counted.
@@ -60,6 +61,7 @@ class Activity:
     """
 
     counts: pd.DataFrame
+    detections: pd.Series
     analysed_h: np.ndarray | None
     clock: str
     recordings: int
@@ -231,12 +233,15 @@ def measure_activity(
         )
     begin_s = known["recording"].map({path: _second_of_day(start) for path, start in begins.items()})
     row, hour = spread_rows(*(((begin_s + times_s) // 3600).to_numpy(dtype=int) for times_s in middles_s(known)))
-    names = _species_labels(known).iloc[row].reset_index(drop=True)
-    counts = pd.crosstab(names, hour % DAY_H).reindex(columns=range(DAY_H), fill_value=0)
+    names = _species_labels(known)
+    counts = pd.crosstab(names.iloc[row].reset_index(drop=True), hour % DAY_H).reindex(
+        columns=range(DAY_H), fill_value=0
+    )
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
     analysed_h = None if run is None else _analysed_h(run, begins, name)
     kept = sum(path in begins for path in recordings)
-    return Activity(counts, analysed_h, name_of_clock, kept, len(recordings) - kept)
+    detections = names.value_counts().reindex(counts.index)
+    return Activity(counts, detections, analysed_h, name_of_clock, kept, len(recordings) - kept)
 
 
 def _species_labels(table: pd.DataFrame) -> pd.Series:
@@ -400,7 +405,7 @@ def draw_activity(activity: Activity) -> Figure:
 def _title(activity: Activity, hours: np.ndarray) -> list[str]:
     """Returns the lines of the title: a heading and explanations."""
     counts = activity.counts
-    detections, recordings = int(counts.to_numpy().sum()), activity.recordings
+    detections, recordings = int(activity.detections.sum()), activity.recordings
     lines = [
         f"{_count(detections, 'detection')} of {len(counts)} species in {_count(recordings, 'recording')}",
     ]
@@ -415,7 +420,7 @@ def _title(activity: Activity, hours: np.ndarray) -> list[str]:
             f"Skipped: {_count(activity.left_out, 'recording')} without {MISSING.get(activity.clock, activity.clock)}."
         )
     if len(counts) > MAX_SPECIES:
-        rest = int(counts.iloc[MAX_SPECIES:].to_numpy().sum())
+        rest = int(activity.detections.iloc[MAX_SPECIES:].sum())
         lines.append(
             f"Shown: the {MAX_SPECIES} species with the most detections. The others have {rest:,} detections."
         )
