@@ -14,7 +14,13 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import file_sha256
 from kenya_birds.inference.run_report import STATE_FOLDER, TABLES_FILE
 from kenya_birds.verification import found_tables, sampling
-from kenya_birds.verification.check_folder import Answer, read_rows, write_answers
+from kenya_birds.verification.check_folder import (
+    Answer,
+    read_answers,
+    read_rows,
+    read_species_table,
+    write_answers,
+)
 from kenya_birds.verification.found_tables import table_in
 from kenya_birds.verification.moved_recordings import find_recordings
 from kenya_birds.verification.reading import read_checks
@@ -406,6 +412,23 @@ def test_an_answer_that_cannot_be_read_stops_the_sample_before_anything_is_writt
     with pytest.raises(UserError, match=r"verify\.csv line 2 has the answer 'rihgt'"):
         draw_sample(run, check, SampleSettings(per_species=30, pictures=False))
     assert (check / "verify.csv").read_bytes() == before
+
+
+def test_a_name_that_two_species_share_is_not_guessed(run, check):
+    with (check / "species.csv").open("a", encoding="utf-8") as file:
+        file.write("Corvus albus,crow1,Crow\nCorvus capensis,crow2,Crow\nCorvus edithae,corvus albus,Raven\n")
+    table, species = read_table(check), read_species_table(check)
+    table.loc[table.index[:4], "answer"] = "other"
+    table.loc[table.index[:4], "other_species"] = ["crow1", "Corvus capensis", "Raven", "Corvus Albus"]
+    write_table(table, check)
+    answers = read_answers(check, read_rows(check), species)
+    assert [one.other_species for one in answers.values()] == ["crow1", "crow2", "corvus albus", "corvus albus"]
+    table.loc[table.index[1], "other_species"] = "crow"
+    write_table(table, check)
+    with pytest.raises(
+        UserError, match="line 3 has the other_species 'crow', which is the name of crow1 and crow2 in"
+    ):
+        read_answers(check, read_rows(check), species)
 
 
 def test_low_scores_that_the_table_lacks_are_told(run, tmp_path, caplog):

@@ -299,25 +299,29 @@ def _unguarded(text: str) -> str:
     return text[1:] if text.startswith("'") and FORMULA.match(text[1:]) else text
 
 
-def _codes(species: Mapping[str, SpeciesNames]) -> dict[str, str]:
-    """Codes by every name of a species, in lower case."""
-    codes: dict[str, str] = {}
+def _codes(species: Mapping[str, SpeciesNames]) -> dict[str, list[str]]:
+    """Codes by every name of a species, in lower case: several, if species share a name. A code means its species."""
+    codes: dict[str, list[str]] = {}
     for code, names in species.items():
-        for name in (*names, code):
-            codes[plain_name(name)] = code
-    codes.pop("", None)
-    return codes
+        for name in {*map(plain_name, names)} - {""}:
+            codes.setdefault(name, []).append(code)
+    return codes | {plain_name(code): [code] for code in species}
 
 
-def _checked(answer: Answer, codes: Mapping[str, str], where: str) -> Answer:
+def _checked(answer: Answer, codes: Mapping[str, Sequence[str]], where: str) -> Answer:
     """The answer with its words in the usual form; raises `UserError` if they are unknown."""
     word = answer.answer.casefold()
     if word not in ("", *ANSWERS):
         raise UserError(f"{where} has the answer '{answer.answer}': expected {', '.join(ANSWERS)} or nothing")
     if not answer.other_species:
         return replace(answer, answer=word)
-    code = codes.get(plain_name(answer.other_species))
-    if code is None:
+    found = codes.get(plain_name(answer.other_species), ())
+    if len(found) > 1:
+        raise UserError(
+            f"{where} has the other_species '{answer.other_species}', which is the name of {' and '.join(found)} in "
+            f"{SPECIES_FILE}: give the code"
+        )
+    if not found:
         raise UserError(
             f"{where} has the other_species '{answer.other_species}', which is unknown: give the code or name of a "
             "species in species.csv in this folder, or add the species there"
@@ -326,7 +330,7 @@ def _checked(answer: Answer, codes: Mapping[str, str], where: str) -> Answer:
         raise UserError(
             f"{where} has an other_species with the answer '{word}': expected other, or right if both call"
         )
-    return replace(answer, answer=word, other_species=code)
+    return replace(answer, answer=word, other_species=found[0])
 
 
 def check_at_random(folder: Path, sample: Sample) -> None:
