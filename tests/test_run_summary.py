@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -98,6 +99,17 @@ def test_clips_are_those_of_the_highest_and_the_lowest_score_with_a_second_aroun
         second = samples[int(2.2 * rate) : int(2.8 * rate)]  # a second and a bit after the detection's start
         tone_hz = np.abs(np.fft.rfft(second)).argmax() / 0.6
         assert tone_hz == pytest.approx(100 * (start_s + 1), abs=20)
+
+
+def test_a_clip_whose_context_is_damaged_can_be_played(run_folder, tmp_path):
+    paths = pd.read_csv(run_folder / "recordings.csv")["recording"]
+    for path, intact_s in zip(map(Path, paths), (12, 5), strict=True):  # a detection ends there; before the others
+        path.write_bytes(path.read_bytes()[: 44 + 2 * RATE * intact_s])
+    page = write_summary(run_folder, tmp_path / "page.html").read_text(encoding="utf-8")
+    sounds = contents(page, "audio/[a-z]+")
+    assert len(sounds) == 2  # both of the owl in the first recording
+    samples, rate = soundfile.read(io.BytesIO(sounds[1]))
+    assert len(samples) / rate == pytest.approx(5, abs=0.1)
 
 
 def test_moved_recordings_are_found_or_asked_for(run_folder, tmp_path):

@@ -27,7 +27,7 @@ from kenya_birds.inference.run_report import RUN_FILE
 from kenya_birds.inference.sources import find_sources
 from kenya_birds.plot_style import styled
 from kenya_birds.values import Whole, checked
-from kenya_birds.verification.clips import check_length, clip_span
+from kenya_birds.verification.clips import check_length, clip_span, read_clip
 from kenya_birds.verification.moved_recordings import find_recordings
 from kenya_birds.verification.survey import Survey
 
@@ -216,11 +216,12 @@ def _clips(
 def _cut(reader: RecordingReader, row: Mapping[Any, Any], name: str) -> Clip | None:
     """Cuts a detection; returns None if its sound cannot be decoded."""
     start_s, end_s = float(row["start_s"]), float(row["end_s"])
-    first_s, length_s = clip_span(start_s, min(end_s, start_s + MOST_CLIP_S), CONTEXT_S)
+    last_s = min(end_s, start_s + MOST_CLIP_S)
+    first_s, length_s = clip_span(start_s, last_s, CONTEXT_S)
     length_s = min(length_s, reader.header.duration_s - first_s)
     rate = reader.sampling_rate
     try:
-        sound = reader.read(round(first_s * rate), round(length_s * rate))
+        sound = read_clip(reader, (first_s, first_s + length_s), (start_s, last_s))
     except UserError as error:
         logger.warning("No clip of %s from %.3f s: %s", name, start_s, error)
         return None

@@ -182,7 +182,7 @@ def read_levels(reader: RecordingReader, start_s: float, duration_s: float) -> n
     # The margin keeps the transform's mirrored padding out of the picture.
     margin = n_fft // hop + 1
     frames = math.ceil(duration_s * rate / hop)
-    sound, is_lost = _read(reader, round(start_s * rate) - margin * hop, (frames + 2 * margin) * hop)
+    sound, is_lost = read_with_zeros(reader, round(start_s * rate) - margin * hop, (frames + 2 * margin) * hop)
     waveform = torch.from_numpy(sound)[None]
     with torch.inference_mode():
         power = power_spectrogram(waveform, n_fft, hop)[0, :, margin : margin + frames].numpy()
@@ -197,8 +197,17 @@ def read_levels(reader: RecordingReader, start_s: float, duration_s: float) -> n
     return 10 * np.log10(columns)
 
 
-def _read(reader: RecordingReader, first: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns sound, with zeros for missing sound, and a mask of undecodable samples; both of shape `(samples,)`."""
+def read_with_zeros(reader: RecordingReader, first: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a window of a recording that may be damaged.
+
+    Args:
+        reader: The recording, at its own sampling rate.
+        first: First sample; may be negative.
+        samples: Number of samples; the window may reach past the end.
+
+    Returns:
+        Sound, with zeros for missing sound, and a mask of undecodable samples; both of shape `(samples,)`.
+    """
     sound, is_lost = np.zeros(samples, dtype=np.float32), np.zeros(samples, dtype=bool)
     for block in reader.blocks(samples, max(first, 0), first + samples):
         place = slice(block.start - first, block.start - first + block.frames)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from kenya_birds.data.audio import RecordingReader, UndecodableError
 from kenya_birds.errors import UserError
 from kenya_birds.files import users_file
-from kenya_birds.inference.plots import draw_levels, read_levels, shown_range
+from kenya_birds.inference.plots import draw_levels, read_levels, read_with_zeros, shown_range
 from kenya_birds.inference.sources import find_sources
 from kenya_birds.plot_style import save_picture, styled
 from kenya_birds.verification.moved_recordings import SAME_LENGTH_S
@@ -114,13 +114,36 @@ def clip_span(start_s: float, end_s: float, context_s: float) -> tuple[float, fl
     return first_s, end_s + context_s - first_s
 
 
+def read_clip(reader: RecordingReader, section_s: tuple[float, float], detection_s: tuple[float, float]) -> np.ndarray:
+    """Reads the sound of a clip, with zeros where only the context of the detection cannot be decoded.
+
+    Args:
+        reader: The recording, at its own sampling rate.
+        section_s: Start and end of the clip.
+        detection_s: Start and end of the detection.
+
+    Returns:
+        Shape `(samples,)`.
+
+    Raises:
+        UndecodableError: If a part of the detection cannot be decoded.
+    """
+    rate = reader.sampling_rate
+    first, samples = round(section_s[0] * rate), round((section_s[1] - section_s[0]) * rate)
+    try:
+        return reader.read(first, samples)
+    except UndecodableError:
+        reader.read(round(detection_s[0] * rate), round((detection_s[1] - detection_s[0]) * rate))
+        return read_with_zeros(reader, first, samples)[0]
+
+
 def _write_clip(folder: Path, row: Any, reader: RecordingReader, how: ClipSettings) -> None:
     """Writes the clip and the picture of a row; raises `UndecodableError`."""
     start_s, end_s = float(row.start_s), float(row.end_s)
     first_s, length_s = clip_span(start_s, end_s, how.context_s)
     length_s = min(length_s, reader.header.duration_s - first_s)
     rate = reader.sampling_rate
-    sound = reader.read(round(first_s * rate), round(length_s * rate))
+    sound = read_clip(reader, (first_s, first_s + length_s), (start_s, end_s))
     write_clip(sound, rate, folder / str(row.clip), how.clip_format)
     if how.pictures:
         section_s = (first_s, first_s + length_s)
