@@ -341,6 +341,7 @@ def test_names_are_escaped_and_oddities_told(hand_archive, tmp_path):
     edit(hand_archive / "species.csv", "Bird a", "<script>alert(1)</script>")
     edit(hand_archive / "species.csv", "Avis b", '"<b onclick=""x"">$\x07"')
     edit(hand_archive / "annotations.csv", ",b\n", ",????\n")
+    edit(hand_archive / "annotations.csv", "Filename,Start Time (s),", "Filename, Start Time (s), ")
 
     page = write_report(hand_archive, tmp_path / "report.html", min_annotations=1).read_text()
     parsed = Page(page)

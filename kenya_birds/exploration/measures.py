@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.data.archive import ANNOTATION_COLUMNS, ANNOTATIONS_FILE, BOX_COLUMNS, Archive
+from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.recording_name import DAY_H, recorded_by_hour
 from kenya_birds.data.recording_time import TimeAndPlace
 
@@ -209,16 +210,7 @@ def rows_that_last(archive: Archive) -> tuple[int, pd.DataFrame]:
         `recording`, `start_s`, `duration_s` and `species`, longest first. Durations are negative if the end is before
         the start.
     """
-    table = pd.read_csv(
-        archive.data_dir / ANNOTATIONS_FILE,
-        dtype=str,
-        keep_default_na=False,
-        skip_blank_lines=False,
-        encoding="utf-8-sig",
-    )[list(ANNOTATION_COLUMNS)].rename(columns=ANNOTATION_COLUMNS)
-    table = table.apply(lambda column: column.str.strip())
-    table.insert(0, "row", range(2, len(table) + 2))
-    table = table[table["start_s"] != ""]  # an empty line
+    table = read_table(archive.data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS)
     start_s, end_s = table["start_s"].astype(float), table["end_s"].astype(float)
     table = table.assign(start_s=start_s, duration_s=(end_s - start_s).round(6))
     lasting = table[table["duration_s"] != 0].sort_values("duration_s", ascending=False, kind="stable")
