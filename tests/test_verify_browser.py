@@ -137,6 +137,27 @@ def test_a_sample_is_heard_and_answered_with_keys(page):
     page.shows(3)
 
 
+def test_a_note_of_several_lines_is_shown_in_one_and_changed_by_people_only(page):
+    table = read_table(page.check)
+    table["note"] = "two birds\nfar away"
+    table.to_csv(page.check / "verify.csv", index=False)
+    page.driver.refresh()
+    page.shows(0)
+    assert page.find("#note").get_attribute("value") == "two birds far away"
+    page.press("s")
+    page.shows(1)
+    page.press("r")
+    page.shows(2)
+    page.press("n", ", and a third", Keys.ENTER)
+    page.until(lambda: page.column("note")[2] != "two birds\nfar away")
+    assert page.column("note") == [
+        *2 * ["two birds\nfar away"],
+        "two birds far away, and a third",
+        table["note"].iloc[3],
+    ]
+    assert page.column() == ["", "right", "", ""]
+
+
 def test_a_phone_shows_everything_and_answers_by_touch(page):
     page.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}

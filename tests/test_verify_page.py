@@ -102,6 +102,17 @@ def test_a_note_is_saved_without_an_answer_and_stays_with_the_answer(desk, check
     assert desk.question(first.id).answer.note == "=faint call"
 
 
+@pytest.mark.parametrize("note", ["two birds\nfar away", "far away " * 300])
+def test_a_note_of_a_spreadsheet_stays_as_it_is(desk, check, note):
+    table = read_table(check)
+    table.loc[table.index[0], "note"] = note
+    write_table(table, check)
+    first = desk.question()
+    desk.record(first.id, Answer("right", note=first.answer.note), first.answer)
+    row = on_disk(check, first.id)
+    assert (row["answer"], row["note"]) == ("right", note.strip())
+
+
 def test_another_species_is_one_of_the_table(desk, check):
     first = desk.question()
     with pytest.raises(UserError, match=r"'raven1' is no species of species\.csv"):

@@ -75,7 +75,7 @@ function show(question) {
   }
   const time = question.local_time.replace("T", " ").slice(0, 16);
   find("#where").textContent = [`No. ${progress.place}`, question.site, time, question.recording].filter(Boolean).join(" · ");
-  find("#note").value = answer.note;
+  find("#note").value = asLine(answer.note);
   find("#back").disabled = !question.previous;
   find("#forward").disabled = !question.next;
   for (const button of document.querySelectorAll("[data-answer]")) {
@@ -168,8 +168,13 @@ async function alone(work) {
   }
 }
 
+// A field has one line; notes of a spreadsheet may have several, and stay as they are if nobody changes them.
+const asLine = (note) => note.replace(/\s*[\r\n]\s*/g, " ");
+const isNoteChanged = () => find("#note").value !== asLine(shown.answer.note);
+
 function content(answer, other = "") {
-  const given = {answer, other_species: other, note: find("#note").value, verified_by: find("#by").value, verified_at: ""};
+  const note = isNoteChanged() ? find("#note").value : shown.answer.note;
+  const given = {answer, other_species: other, note, verified_by: find("#by").value, verified_at: ""};
   return {id: shown.id, answer: given, seen: shown.answer};
 }
 
@@ -191,7 +196,7 @@ function answer(word) {
 function go(id) {
   if (!id) return;
   alone(async () => {
-    if (find("#note").value !== shown.answer.note) await ask("answer", content(""));
+    if (isNoteChanged()) await ask("answer", content(""));
     show((await ask(`question/${id}`)).question);
   });
 }
@@ -256,7 +261,7 @@ function onKey(event) {
   const field = document.activeElement;
   if (event.ctrlKey || event.metaKey || event.altKey || find("#other").open) return;
   if (field === find("#note") || field === find("#by")) {
-    if (event.key === "Escape" && field === find("#note") && shown) field.value = shown.answer.note;
+    if (event.key === "Escape" && field === find("#note") && shown) field.value = asLine(shown.answer.note);
     if (event.key === "Enter" && field === find("#note") && shown) send("");
     if (event.key === "Escape" || event.key === "Enter") field.blur();
     return;

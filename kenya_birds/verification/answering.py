@@ -253,7 +253,9 @@ def _completed(new: Answer, old: Answer, species: Mapping[str, SpeciesNames], no
         raise InvalidAnswerError(
             f"'{new.other_species}' is no species of species.csv: add it there, or choose another one"
         )
-    note, by = _line(new.note, MAX_NOTE), _line(new.verified_by, MAX_NAME)
+    # A note of a spreadsheet may have several lines, and be longer.
+    note = old.note if new.note == old.note else _line(new.note, MAX_NOTE)
+    by = _line(new.verified_by, MAX_NAME)
     if not new.answer:
         return replace(old, note=note)
     # `right` with another species, which was written in a spreadsheet, is kept.
