@@ -158,6 +158,19 @@ def test_a_note_of_several_lines_is_shown_in_one_and_changed_by_people_only(page
     assert page.column() == ["", "right", "", ""]
 
 
+def test_a_clip_without_its_picture_is_played(page):
+    pictures = [page.check / name for name in read_table(page.check)["picture"]]
+    pictures[1].unlink()
+    page.press("r")
+    page.shows(1)
+    page.plays()
+    assert page.find("#detection .without").is_displayed()
+    page.press("s")
+    page.shows(2)
+    page.until(lambda: page.find("#detection img").is_displayed())
+    page.until(lambda: page.script("return document.querySelector('#detection img').naturalWidth"))
+
+
 def test_a_phone_shows_everything_and_answers_by_touch(page):
     page.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}

@@ -34,7 +34,7 @@ async function load(path) {
 // Sound and picture, which are loaded while the detection before is heard.
 function media(key, sound, picture) {
   if (!kept.has(key)) {
-    const loading = Promise.all([load(sound), picture ? load(picture) : null]);
+    const loading = Promise.all([load(sound), picture ? load(picture).catch(() => null) : null]);
     loading.catch(() => kept.delete(key));
     kept.set(key, loading);
     if (kept.size > KEPT) {
@@ -46,7 +46,7 @@ function media(key, sound, picture) {
   return kept.get(key);
 }
 
-const mediaOf = (id, hasPicture) => media(id, `clip/${id}`, hasPicture && `picture/${id}`);
+const mediaOf = (id, hasPicture) => media(`${id} ${hasPicture}`, `clip/${id}`, hasPicture && `picture/${id}`);
 
 function say(text, isProblem = false) {
   find("#message").textContent = text;
@@ -93,15 +93,20 @@ function setBar(selector, value, most) {
   find(selector).value = value;
 }
 
+function showPicture(isThere) {
+  find("#detection .without").hidden = isThere;
+  find("#detection .picture").hidden = !isThere;
+}
+
 async function showMedia(question) {
   const image = find("#detection img"), sound = find("#sound");
-  find("#detection .without").hidden = question.has_picture;
-  find("#detection .picture").hidden = !question.has_picture;
+  showPicture(question.has_picture);
   image.style.visibility = "hidden";
   sound.removeAttribute("src");
   try {
     const [clip, picture] = await mediaOf(question.id, question.has_picture);
     if (shown !== question) return;
+    showPicture(Boolean(picture));
     if (picture) image.src = picture;
     image.style.visibility = "";
     sound.src = clip;

@@ -98,7 +98,7 @@ class Question:
 
 @dataclass(frozen=True)
 class _Content:
-    """Content of the folder at one moment; `rows` are the detections with a clip."""
+    """Content of the folder at one moment; `rows` are those with a clip; without a file, `picture` is empty."""
 
     all_rows: pd.DataFrame
     rows: pd.DataFrame
@@ -233,9 +233,11 @@ class Answering:
             for name, one in self._given.items()
             if name in rows.index and (name not in answers or _is_later(one, answers[name]))
         }
-        clips = self.folder / CLIPS_FOLDER
-        found = [f"{CLIPS_FOLDER}/{path.name}" for path in clips.iterdir()] if clips.is_dir() else []
-        return _Content(rows, rows[rows["clip"].isin(found)], species, answers)
+        folders = [name for name in (CLIPS_FOLDER, PICTURES_FOLDER) if (self.folder / name).is_dir()]
+        found = [f"{name}/{path.name}" for name in folders for path in (self.folder / name).iterdir()]
+        # A sample may be stopped between a clip and its picture.
+        shown = rows.assign(picture=rows["picture"].where(rows["picture"].isin(found), ""))
+        return _Content(rows, shown[shown["clip"].isin(found)], species, answers)
 
 
 def _is_later(one: Answer, other: Answer) -> bool:
