@@ -15,7 +15,7 @@ import soundfile
 
 from kenya_birds.data import pyav_decoder
 from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header
-from kenya_birds.data.compressed_frames import find_ogg_damage, frame_bytes, frame_count, tag_bytes
+from kenya_birds.data.compressed_frames import find_missing_avi, find_ogg_damage, frame_bytes, frame_count, tag_bytes
 from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.data.recording_check import check_recording
 from kenya_birds.errors import UserError
@@ -201,6 +201,29 @@ def test_the_sound_of_a_film_that_is_longer_is_read_whole(tmp_path, container):
         file.mux(picture.encode(None))
         file.mux(audio.encode(None))
     assert_whole(path, ffmpeg_sound(path.read_bytes()))
+
+
+def test_the_missing_end_of_an_avi_file_is_told(tmp_path):
+    content = encode("avi", "libmp3lame", 16_000, 1, 8)
+    whole = ffmpeg_sound(content)
+    assert_whole(write(tmp_path, content), whole)
+    sound, loss = read_up_to_loss(write(tmp_path, content[: int(0.7 * len(content))]))
+    np.testing.assert_array_equal(sound, whole[: len(sound)])
+    assert 5 * 16_000 < len(sound) < 6 * 16_000
+    assert "its header promises more sound: the file is truncated" in loss.reason
+
+
+def test_avi_files_of_several_parts_and_without_a_length_are_complete(tmp_path):
+    def part(kind, size):
+        movi = b"LIST" + size.to_bytes(4, "little") + b"movi" + bytes(96)  # chunks of odd length are padded
+        content = kind + b"JUNK" + (5).to_bytes(4, "little") + bytes(6) + movi
+        return b"RIFF" + (len(content) if size == 99 else size).to_bytes(4, "little") + content
+
+    two = part(b"AVI ", 99) + part(b"AVIX", 99)
+    assert find_missing_avi(write(tmp_path, two)) is None
+    assert find_missing_avi(write(tmp_path, two[:-20]))[0] == len(two) - 20
+    for size in (0, 2**32 - 1):
+        assert find_missing_avi(write(tmp_path, part(b"AVI ", size))) is None
 
 
 def test_a_file_is_decoded_once_for_its_length(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 CHUNK_BYTES = 2**16
 HEADER_BYTES = 16  # at most
+UNKNOWN_BYTES = 2**31 - 1  # sizes from here on are placeholders: AVI files have parts of at most 1 or 2 GB
 
 
 def _crc_table(bits: int, polynomial: int) -> list[int]:
@@ -170,6 +171,28 @@ def find_ogg_damage(path: Path) -> tuple[int, str] | None:
                 del numbers[stream]
             at += len(page)
     return (at, "its last Ogg page is missing: the file is truncated") if numbers else None
+
+
+def find_missing_avi(path: Path) -> tuple[int, str] | None:
+    """Finds whether the end of an AVI file is missing; FFmpeg reads what there is without an error.
+
+    Returns:
+        (size of the file in bytes, description of the damage); None if the file, which may consist of several parts,
+        has all sound that its headers promise, or they promise none, as those of a recorder that was switched off.
+    """
+    size = path.stat().st_size
+    part = 0
+    with path.open("rb") as file:
+        while (header := read_at(file, part, 12))[:4] == b"RIFF" and len(header) == 12:
+            part_end = part + 8 + int.from_bytes(header[4:8], "little")
+            at = part + 12
+            while at < min(part_end, size) and len(chunk := read_at(file, at, 12)) == 12:
+                end = at + 8 + int.from_bytes(chunk[4:8], "little")
+                if chunk[:4] == b"LIST" and chunk[8:] == b"movi" and size < end < at + UNKNOWN_BYTES:
+                    return size, "its header promises more sound: the file is truncated"
+                at = end + end % 2
+            part = part_end + part_end % 2
+    return None
 
 
 def _read_page(file: BinaryIO, at: int) -> bytes | None:

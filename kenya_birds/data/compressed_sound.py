@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from kenya_birds.data.compressed_frames import find_ogg_damage, follow_frames
+from kenya_birds.data.compressed_frames import find_missing_avi, find_ogg_damage, follow_frames
 from kenya_birds.data.decoders import PROBED_S, error_text, to_mono
 
 # Formats whose packets have time stamps: a larger jump in seconds means that packets are missing. The limits are large
@@ -170,7 +170,7 @@ class _Surveyor:
         self._no_sound = mpeg.no_sound if mpeg else ()
         self._promised_packets = mpeg.promised_frames if mpeg else None
         # First byte of damage by the file's structure, and its description.
-        self._broken = mpeg.damage if mpeg else find_ogg_damage(path) if self._format == "ogg" else None
+        self._broken = mpeg.damage if mpeg else _find_damage(path, self._format)
         self._header_s = self._length_in_header(container)
         self._largest_jump_s = LARGEST_JUMP_S.get(self._format)
         if self._format == "mov" and stream.codec_context.name == "opus":
@@ -294,6 +294,12 @@ class _Surveyor:
         if container.duration is not None and len(container.streams) == 1:
             return container.duration / av.time_base
         return None
+
+
+def _find_damage(path: Path, name: str) -> tuple[int, str] | None:
+    """Returns the first byte of damage by the structure of a file, and its description; None without damage."""
+    find = {"ogg": find_ogg_damage, "avi": find_missing_avi}.get(name)
+    return None if find is None else find(path)
 
 
 def _asf_length_s(path: Path) -> float | None:
