@@ -574,6 +574,17 @@ def test_files_without_sound_and_lists_of_other_files_are_refused(tmp_path, name
             open_recording(path)
 
 
+@pytest.mark.parametrize(
+    ("format_", "subtype"),
+    [("WAV", "G721_32"), ("AU", "G721_32"), ("AU", "G723_24"), ("AU", "G723_40"), ("AIFF", "GSM610")],
+)
+def test_sound_that_ffmpeg_reads_as_another_codec_is_refused(tmp_path, format_, subtype):
+    path = tmp_path / "sound"
+    path.write_bytes(encode(SOUND[:8000], format_, subtype))
+    with pytest.raises(UserError, match=f"sound is {format_} {subtype}, which cannot be read exactly: convert it to"):
+        read_header(path)
+
+
 def test_a_file_with_a_header_and_no_samples_is_refused(tmp_path):
     for content in (WAV[:44], encode(SOUND[:0], "WAV")):
         with pytest.raises(UserError, match="has no samples"):

@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 
 from kenya_birds.data.channels import SECTION_S, find_best_channel, sections
-from kenya_birds.data.decoders import MAX_FRAMES, DecodingError, SoundfileDecoder
+from kenya_birds.data.decoders import MAX_FRAMES, REFUSED_ENCODINGS, DecodingError, SoundfileDecoder
 from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.data.sound_extent import JOINED_FLAC, find_sound
 from kenya_birds.errors import UserError
@@ -381,6 +381,8 @@ class RecordingReader:
     def _read_header(self) -> tuple[AudioHeader, str]:
         """Returns the file's header and its encoding."""
         file, extent = self._soundfile, self._extent
+        if file is not None and file.encoding in REFUSED_ENCODINGS:
+            raise UserError(f"{self.path} is {file.encoding}, which cannot be read exactly: convert it to WAV or FLAC")
         pyav = None if file is not None and file.is_positioned else self._open_pyav()
         if pyav is not None and not pyav.is_positioned:
             return self._use_pyav_only(pyav)

@@ -14,6 +14,8 @@ from kenya_birds.data.sound_extent import JOINED_FLAC, SoundBytes, SoundExtent
 # libsndfile returns 2^63 - 1 for a FLAC file without a length in its header; no recording has this many frames.
 MAX_FRAMES = 2**40
 POSITIONED_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM")
+# FFmpeg takes these for other codecs, or reads another length, and libsndfile seeks nowhere in them.
+REFUSED_ENCODINGS = ("WAV G721_32", "AU G721_32", "AU G723_24", "AU G723_40", "AIFF GSM610")
 # Formats whose headers this package checks, or whose structure reveals damage. For other formats, which no recorder
 # writes, libsndfile reads a truncated file without an error.
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU", "NIST", "FLAC", "OGG", "MP3", "RAW")
