@@ -295,7 +295,7 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
     """Renames a finished folder to its final name.
 
     An existing empty folder is removed first, because Windows does not replace it. The working directory, a mounted
-    folder and a link to a folder stay, and get the files one by one.
+    folder, a link to a folder and one that has the finished folder in it stay, and get the files one by one.
 
     Args:
         partial: The finished folder.
@@ -304,8 +304,8 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
     Raises:
         OSError: If the path exists and is not an empty folder, or cannot be written.
     """
-    if has_to_stay(folder):
-        if any(folder.iterdir()):
+    if has_to_stay(folder) or partial.parent == folder.absolute():
+        if any(path.absolute() not in (partial, folder.absolute() / LOCK_FILE) for path in folder.iterdir()):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
         paths = sorted(partial.iterdir())
         try:
@@ -323,6 +323,8 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
         partial.rmdir()
         return
     if folder.is_dir():
+        if is_new_or_empty(folder):
+            (folder / LOCK_FILE).unlink(missing_ok=True)
         folder.rmdir()
     os.replace(partial, folder)
 
@@ -358,6 +360,8 @@ def replace_folder(partial: Path, folder: Path) -> None:
 def users_folder(folder: Path, what: str, *, overwrite: bool = False) -> Iterator[Path]:
     """Gives a temporary folder beside the final one; it is renamed at the end of the block, or removed after an error.
 
+    It is in an existing folder if none can be created beside it.
+
     Args:
         folder: A new or empty folder.
         what: The folder in messages, such as `the archive birds`.
@@ -367,6 +371,8 @@ def users_folder(folder: Path, what: str, *, overwrite: bool = False) -> Iterato
         UserError: If it cannot be written.
     """
     partial = folder.absolute().with_name(f".{folder.name}.part")
+    if folder.is_dir() and not overwrite and not os.access(partial.parent, os.W_OK):
+        partial = folder.absolute() / ".part"  # such as a mounted folder below one of the system
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

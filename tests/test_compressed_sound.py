@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from kenya_birds.data import pyav_decoder
+from kenya_birds.data import compressed_frames, pyav_decoder
 from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header
 from kenya_birds.data.compressed_frames import find_missing_avi, find_ogg_damage, frame_bytes, frame_count, tag_bytes
 from kenya_birds.data.pyav_decoder import PyavDecoder
@@ -224,6 +224,14 @@ def test_avi_files_of_several_parts_and_without_a_length_are_complete(tmp_path):
     assert find_missing_avi(write(tmp_path, two[:-20]))[0] == len(two) - 20
     for size in (0, 2**32 - 1):
         assert find_missing_avi(write(tmp_path, part(b"AVI ", size))) is None
+
+
+def test_zeros_behind_the_sound_of_an_avi_file_are_not_searched(tmp_path, monkeypatch):
+    reads, read = [], compressed_frames.read_at
+    monkeypatch.setattr(compressed_frames, "read_at", lambda *place: reads.append(place) or read(*place))
+    zeros = bytes(100_000)
+    assert find_missing_avi(write(tmp_path, b"RIFF" + len(zeros).to_bytes(4, "little") + b"AVI " + zeros)) is None
+    assert len(reads) < 9
 
 
 def test_a_file_is_decoded_once_for_its_length(tmp_path, monkeypatch):

@@ -262,10 +262,12 @@ def test_answers_confirm_remove_and_rename_detections(caplog):
 
 def test_another_species_that_calls_too_is_confirmed_once():
     rows = [(0, "owl"), (3, "owl"), (3, "dove"), (6, "owl"), (6, "gull"), (9, "owl"), (12, "owl")]
+    rows += [(15, "owl"), (15, "dove")]
     table = found(*(("r", start_s, code, 0.5) for start_s, code in rows))
     said = [(0, "owl", "right", "dove"), (3, "owl", "right", "dove"), (6, "owl", "other", "dove")]
     said += [(6, "gull", "other", "dove"), (9, "owl", "right", "????"), (12, "owl", "right", "dove")]
     said += [(12, "owl", "right", "")]  # of another person, who has not heard it
+    said += [(15, "owl", "right", "dove"), (15, "dove", "wrong", "")]
     answers = pd.DataFrame(
         [("r", start, start + 3, *rest) for start, *rest in said],
         columns=["recording", "start_s", "end_s", "species", "answer", "other_species"],
@@ -274,7 +276,7 @@ def test_another_species_that_calls_too_is_confirmed_once():
     assert heard["confirmed"].all()
     assert sorted(heard[["start_s", "code", "common_name"]].itertuples(index=False, name=None)) == [
         *((0, "dove", "Dove"), (0, "owl", "Owl"), (3, "dove", "Dove"), (3, "owl", "Owl")),
-        *((6, "dove", "Dove"), (9, "owl", "Owl"), (12, "owl", "Owl")),
+        *((6, "dove", "Dove"), (9, "owl", "Owl"), (12, "owl", "Owl"), (15, "owl", "Owl")),
     ]
 
 

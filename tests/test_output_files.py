@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import is_portable_name, put_folder_in_place, users_folder
+from kenya_birds.files import LOCK_FILE, is_portable_name, put_folder_in_place, users_folder
 
 
 @pytest.fixture
@@ -50,6 +50,24 @@ def test_a_folder_that_has_to_stay_gets_the_files(kind, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == (["empty", "link"] if kind == "link" else ["empty"])
     with pytest.raises(UserError, match=r"(?i)not empty"), users_folder(output, "the archive"):
         pass
+
+
+def test_a_folder_with_nothing_but_a_lock_file_counts_as_empty(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / LOCK_FILE).touch()
+    with users_folder(tmp_path / "out", "the results") as partial:
+        (partial / "file").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+
+
+def test_a_folder_is_filled_if_none_can_be_made_beside_it(tmp_path, monkeypatch):
+    output = tmp_path / "above" / "out"
+    output.mkdir(parents=True)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path / "above")
+    with users_folder(output, "the results") as partial:
+        assert partial.parent == output
+        (partial / "file").touch()
+    assert [path.name for path in output.iterdir()] == ["file"]
 
 
 def test_a_folder_never_takes_the_place_of_one_with_files(tmp_path):

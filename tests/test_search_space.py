@@ -8,7 +8,7 @@ from running import tuning_words
 
 from kenya_birds.errors import UserError
 from kenya_birds.training import search_space, tuning
-from kenya_birds.training.flags import parse_train_flags
+from kenya_birds.training.flags import parse_train_flags, tuning_flags
 from kenya_birds.training.search_space import RANGES, SearchSpace
 
 
@@ -49,6 +49,20 @@ def test_only_what_acts_is_searched(tmp_path, small_archive):
         assert drawn["backbone"] == backbone
     # Training on clips is single-label unless the flags say otherwise.
     assert [space.fixed()["problem_type"][:6] for space in (single, multi)] == ["single", "multi_"]
+
+
+def test_a_point_with_sizes_of_splits_goes_with_folds(tmp_path, small_archive):
+    point = tmp_path / "best.json"
+    point.write_text(json.dumps({"flags": {"test_size": 0.3, "split_seed": 3}}), encoding="utf-8")
+    words = ["--data_dir", str(small_archive), "--output_dir", str(tmp_path / "run"), "--params", str(point)]
+    assert parse_train_flags([*words, "--folds", "3"]).data.test_size == 0.3
+
+
+def test_a_seed_divides_what_a_table_of_splits_leaves(tmp_path, small_archive):
+    table = tmp_path / "splits.csv"
+    table.touch()
+    given = tuning_flags(small_archive, tmp_path / "out", ["--splits_file", str(table), "--split_seed", "3"])
+    assert given.data.split_seed == 3
 
 
 def test_a_folder_with_the_name_of_a_kind_of_start_is_not_the_start(tmp_path, small_archive, monkeypatch):

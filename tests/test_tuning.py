@@ -297,6 +297,13 @@ def test_a_study_of_something_else_is_refused(tmp_path, small_archive, cache, ch
         search(small_archive, tmp_path, cache, trials=2, **changes)
 
 
+@pytest.mark.usefixtures("without_training")
+def test_a_study_that_searches_a_given_setting_names_it(tmp_path, small_archive, cache):
+    search(small_archive, tmp_path, cache, trials=1)
+    with pytest.raises(UserError, match="has a study that searches --learning_rate: leave out these options"):
+        search(small_archive, tmp_path, cache, trials=2, learning_rate=1e-3)
+
+
 def test_workers_that_start_a_study_together_share_it(tmp_path):
     together = threading.Barrier(4)
 

@@ -463,11 +463,18 @@ def test_perchs_classes_of_sound_keep_their_underscores(name, header, tmp_path):
 
 def test_one_column_of_a_csv_file_may_have_birdnets_labels(tmp_path):
     path = tmp_path / "labels.csv"
-    path.write_text("label\nApus apus_Common Swift\nDog_Dog\n", encoding="utf-8")
+    path.write_text("label\nApus apus_Common Swift\nDog_Dog\nNoise_Larm\n", encoding="utf-8")
     assert read_labels(path) == [
         NetworkLabel("Apus apus", "Apus apus", "Common Swift"),
         NetworkLabel("Dog", "Dog", "Dog"),
+        NetworkLabel("Noise", "Noise", "Larm"),
     ]
+
+
+def test_one_word_that_several_labels_begin_with_is_no_species(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_text("Dog_bark\nDog_growl\nNoise_Larm\n", encoding="utf-8")
+    assert [label.code for label in read_labels(path)] == ["Dog_bark", "Dog_growl", "Noise"]
 
 
 @pytest.mark.parametrize(

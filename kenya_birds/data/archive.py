@@ -222,6 +222,8 @@ def select_classes(annotations: pd.DataFrame, min_annotations: int) -> list[str]
     """
     counts = annotations["species"].value_counts()
     classes = sorted(counts[counts >= min_annotations].index)
+    if counts.empty:
+        raise UserError("the archive has no call to learn: none of its checked detections is right; add annotations")
     if not classes:
         raise UserError(
             f"none of the {len(counts)} species has at least {min_annotations} annotations: lower min_annotations or "

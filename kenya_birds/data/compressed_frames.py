@@ -187,6 +187,8 @@ def find_missing_avi(path: Path) -> tuple[int, str] | None:
             part_end = part + 8 + int.from_bytes(header[4:8], "little")
             at = part + 12
             while at < min(part_end, size) and len(chunk := read_at(file, at, 12)) == 12:
+                if chunk[:4] == bytes(4):
+                    break  # zeros are no chunk
                 end = at + 8 + int.from_bytes(chunk[4:8], "little")
                 if chunk[:4] == b"LIST" and chunk[8:] == b"movi" and size < end < at + UNKNOWN_BYTES:
                     return size, "its header promises more sound: the file is truncated"

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -59,7 +60,12 @@ def read_labels(path: str | Path) -> list[NetworkLabel]:
     if path.suffix.lower() == ".csv":
         rows = _rows(path)
         _check_order(rows, path)
-        labels = [_of_row(row, path) for row in rows]
+        header = list(rows[0]) if rows else []
+        if len(header) == 1 and header[0] not in (*CODE_COLUMNS, *SCIENTIFIC_COLUMNS):
+            is_perch = header[0] == PERCH_COLUMN.replace("_", " ")
+            labels = _of_lines([PERCH_COLUMN] * is_perch + [row[header[0]] for row in rows])
+        else:
+            labels = [_of_row(row, path) for row in rows]
     else:
         labels = _of_lines([line.strip() for line in _text(path).splitlines() if line.strip()])
     if not labels:
@@ -130,13 +136,15 @@ def as_species(labels: Sequence[NetworkLabel]) -> dict[str, dict[str, str]]:
 
 
 def _of_lines(lines: Sequence[str]) -> list[NetworkLabel]:
-    """Labels of a text file: BirdNET's, unless the lines are those of Perch's file."""
+    """Labels of a text file, which may have the header of Perch's file.
+
+    One word before `_` is a scientific name, such as BirdNET's `Dog_Dog`, but not in Perch's file, and not if several
+    lines begin with it.
+    """
     if lines and lines[0] == PERCH_COLUMN:
         return [_of_text(line) for line in lines[1:]]
-    labels = [_of_text(line, one_word_is_name=True) for line in lines]
-    if len({label.code for label in labels}) < len(set(lines)):
-        labels = [_of_text(line) for line in lines]
-    return labels
+    words = Counter(line.partition("_")[0] for line in lines)
+    return [_of_text(line, one_word_is_name=words[line.partition("_")[0]] == 1) for line in lines]
 
 
 def _of_text(text: str, *, one_word_is_name: bool = False) -> NetworkLabel:
@@ -144,7 +152,7 @@ def _of_text(text: str, *, one_word_is_name: bool = False) -> NetworkLabel:
 
     Args:
         text: The label.
-        one_word_is_name: Whether one word before `_` is a scientific name, such as BirdNET's `Dog_Dog`.
+        one_word_is_name: Whether one word before `_` is a scientific name.
     """
     scientific, underscore, common = text.partition("_")
     if underscore and scientific and common and (one_word_is_name or " " in scientific or scientific == common):
@@ -159,8 +167,6 @@ def _of_row(row: Mapping[str, str], path: Path) -> NetworkLabel:
     code, scientific, common = value(CODE_COLUMNS), value(SCIENTIFIC_COLUMNS), value(COMMON_COLUMNS)
     if code or scientific:
         return NetworkLabel(code or scientific, scientific, common)
-    if len(row) == 1:
-        return _of_text(next(iter(row.values())))
     raise UserError(
         f"{path} has a row without a code and a scientific name: expected columns such as "
         f"{', '.join((CODE_COLUMNS[0], SCIENTIFIC_COLUMNS[0], COMMON_COLUMNS[0]))}, or a single column; found "

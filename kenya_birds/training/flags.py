@@ -217,7 +217,8 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
             light[1] = {"window_loss": "bce", **light[1]}
     data, model = DataArguments(**light[0]), ModelArguments(**light[1])
     check_used(stated, data, model)
-    check_division(stated, data)
+    # Tuning divides with the seed what --splits_file leaves.
+    check_division(on_line if new_output else set(on_line) - {"split_seed"}, data)
     backbone = frozen.find_backbone(model, light[2])
     features, changes = frozen.frozen_values(backbone, *light[1:4])
     augmentation = AugmentationArguments(**(changes if frozen.is_frozen(model) else light[3]))

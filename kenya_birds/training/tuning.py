@@ -205,7 +205,15 @@ def _check_output(output: Path, description: dict[str, Any], database: Path | No
         return
     if not (output / STUDY_FILE).is_file():
         raise UserError(f"--output {output} exists and has no study: choose a new or empty folder")
-    if read_json(output / STUDY_FILE) != description:
+    found = read_json(output / STUDY_FILE)
+    searched = [name for name in found.get("space", {}) if name not in description["space"]]
+    others = {name: value for name, value in description["settings"].items() if name not in searched}
+    if searched and found.get("settings") == others:
+        options = ", ".join(f"--{name}" for name in searched)
+        raise UserError(
+            f"--output {output} has a study that searches {options}: leave out these options, or choose another folder"
+        )
+    if found != description:
         raise UserError(f"--output {output} has another study (see its {STUDY_FILE}): choose another folder")
     if database is not None and not database.is_file():
         raise UserError(f"--output {output} has a study, but its database {database} does not exist: {SAME_STUDY}")

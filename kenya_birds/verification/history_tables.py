@@ -239,8 +239,9 @@ def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFra
     named = [(*key[:3], code) if code else None for key, code in zip(keys, other, strict=True)]
     is_named = _mask(map(set(named).__contains__, keys))
     kept = detections.assign(confirmed=(word == RIGHT) | is_named).loc[word != WRONG]
-    # A named species that the model has not detected there gets a copy of the row.
-    there = {key for key, its in zip(keys, word, strict=True) if its != WRONG}
+    # A named species that the model has not detected there gets a copy of the row. If it has, and the answer to that
+    # detection is wrong, this answer holds.
+    there = set(keys)
     is_copied = _mask(key is not None and key not in there for key in named)
     names = detections.drop_duplicates("code").set_index("code")
     of_code = {column: [names[column].get(code, "") for code in other[is_copied]] for column in SPECIES_NAMES[1:]}
