@@ -53,7 +53,7 @@ def archive_of(tables, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["detections.csv", "detections.parquet", "detections.selections.txt", "raven", "."], ids=str
+    "name", ["detections.csv", "detections.parquet", "detections.selections.txt", "raven"], ids=str
 )
 def test_every_table_of_detections_becomes_an_archive(found, tmp_path, name):
     archive, _ = archive_of(found / name, tmp_path)
@@ -64,6 +64,14 @@ def test_every_table_of_detections_becomes_an_archive(found, tmp_path, name):
     assert archive.set_aside.empty
     assert archive.species.loc["combul2"].tolist() == ["Pycnonotus barbatus", "Common Bulbul"]
     assert archive.species.loc["x"].tolist() == ["", "=x"]
+
+
+def test_the_folder_of_detect_does_not_say_which_of_its_tables_was_corrected(found, tmp_path):
+    with pytest.raises(
+        UserError, match=r"found is the output of kenya-birds detect: give .*raven or .*detections.csv"
+    ):
+        archive_of(found, tmp_path)
+    assert not (tmp_path / "corrected").exists()
 
 
 def rewritten(path, change):

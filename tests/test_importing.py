@@ -215,7 +215,8 @@ def test_detections_below_the_folder_are_no_annotations(tmp_path, do_import):
     assert taken(result, "recording", "code") == [("sound/a.wav", "owl")] * 2
     (note,) = [file for file, _, finding in found(result, "note") if "nobody has checked" in finding]
     assert note == "runs/found"
-    chosen = import_annotations(tmp_path / "2", ImportSettings(tmp_path / "in/runs/found", recordings=tmp_path / "in"))
+    runs = tmp_path / "in/runs/found"
+    chosen = import_annotations(tmp_path / "2", ImportSettings(runs / "detections.csv", recordings=tmp_path / "in"))
     assert taken(chosen, "recording", "code") == [("sound/b.wav", "jay")]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kenya_birds.data.csv_table import parse_any_table, read_table
-from kenya_birds.data.event_tables import tables_in
+from kenya_birds.data.event_tables import OWN_TABLES, tables_in
 from kenya_birds.data.import_report import NOT_TAKEN, NOTE, Findings
 from kenya_birds.data.recording_places import PLACE_COLUMNS
 from kenya_birds.data.species_names import NameMap, read_name_map
@@ -16,6 +16,8 @@ from kenya_birds.files import RECORDINGS_TABLE, SPECIES_FILE, read_text
 
 CROWSETTA = "crowsetta:"
 FOLDERS = "folders"
+# In the output of detect: its folders of tables, and its tables of all recordings.
+DETECTIONS = ("raven", "audacity", *OWN_TABLES)
 
 
 @dataclass(frozen=True)
@@ -135,13 +137,21 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
 
 
 def _paths(source: Path, findings: Findings) -> list[Path]:
-    """Returns the files of a folder that may be tables of annotations; notes folders that are left out."""
+    """Returns the files of a folder that may be tables of annotations; notes folders that are left out.
+
+    Raises:
+        UserError: If the folder has all tables of `detect`: only the user knows which one was corrected.
+    """
+    if _is_of_detect(source):
+        there = [str(source / name) for name in DETECTIONS if (source / name).exists()]
+        given = f"{' or '.join(there)}, whichever you corrected" if there else "the table in it that you corrected"
+        raise UserError(f"{source} is the output of kenya-birds detect: give {given}")
     files = [path for path in tables_in(source) if not _is_of_archive(path, source)]
     inner = {folder for path in files for folder in path.relative_to(source).parents[:-1]}
     found = {folder for folder in inner if _is_of_detect(source / folder)}
     for folder in sorted(found):
         finding = (
-            "is the output of kenya-birds detect, which nobody has checked: to take it, import this folder itself"
+            "is the output of kenya-birds detect, which nobody has checked: if you corrected a table of it, give that"
         )
         findings.add(NOTE, finding, file=folder.as_posix())
     return [path for path in files if found.isdisjoint(path.relative_to(source).parents)]
