@@ -74,6 +74,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def name_digest(name: str) -> str:
+    """Ten characters that tell files apart whose names would be equal, such as `1112cd1998`."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+
+
 def json_number(value: float) -> float | None:
     """Returns a number for JSON, which has no NaN: None instead."""
     return None if math.isnan(value) else value

@@ -66,6 +66,12 @@ def test_every_table_of_detections_becomes_an_archive(found, tmp_path, name):
     assert archive.species.loc["x"].tolist() == ["", "=x"]
 
 
+def test_a_recording_without_a_row_in_the_spreadsheet_is_taken_with_all_recordings(found, tmp_path):
+    settings = ImportSettings(found / "detections.csv", recordings=tmp_path, all_recordings=True)
+    archive = read_archive(import_annotations(tmp_path / "corrected", settings).archive)
+    assert sorted(archive.headers) == list(RECORDINGS)
+
+
 def test_the_folder_of_detect_does_not_say_which_of_its_tables_was_corrected(found, tmp_path):
     with pytest.raises(
         UserError, match=r"found is the output of kenya-birds detect: give .*raven or .*detections.csv"
@@ -198,3 +204,33 @@ def test_a_corrected_code_that_kept_its_old_names_is_told(found, tmp_path):
 
     _, findings = archive_of(rewritten(found / "detections.selections.txt", correct), tmp_path)
     assert "'Pycnonotus barbatus': combul2, grnwoo1" in findings["detail"].tolist()
+
+
+def test_tables_of_recordings_with_one_name_and_two_suffixes_are_of_their_recording(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("=site/a.flac", "=site/a.wav", "b.wav")
+    infos = [RecordingInfo(name, 20 * RATE, RATE) for name in names]
+    for info in infos:
+        (tmp_path / info.recording).parent.mkdir(parents=True, exist_ok=True)
+        write_sound(tmp_path / info.recording, noise(20), RATE)
+    rows = [Detection(name, 3 * RATE, 6 * RATE, RATE, "combul2", 0.5) for name in names]
+    write_tables(
+        tmp_path / "found",
+        ["raven"],
+        infos,
+        rows,
+        species_names=NAMES,
+        frequencies_hz=(150.0, 4000.0),
+        metadata={},
+    )
+    by_suffix = {read_cells(path).cells["recording"][0][-5:]: path for path in tmp_path.glob("found/raven/*/*.txt")}
+    flac, wav = by_suffix[".flac"], by_suffix["a.wav"]
+    header, row = flac.read_text().splitlines()
+    flac.write_text(header + "\n")  # every detection was wrong
+    cells = dict(zip(header.split("\t"), row.split("\t"), strict=True)) | DRAWN | LACKING
+    wav.write_text(f"{header}\n" + "\t".join(cells.values()) + "\n")  # only a drawn call is left
+    archive, findings = archive_of(tmp_path / "found/raven", tmp_path)
+    assert not (findings["effect"] == "not taken").any()
+    assert sorted(archive.headers) == sorted(names)
+    drawn = archive.annotations.set_index("recording")["center_s"]
+    assert drawn.to_dict() == {names[1]: 15.0, names[2]: 4.5}

@@ -25,7 +25,6 @@ from kenya_birds.data.table_cells import (
     NoEventsError,
     TableCells,
     read_cells,
-    recording_of,
 )
 from kenya_birds.errors import UserError
 
@@ -142,7 +141,7 @@ def events_of(tables: Sequence[TableCells]) -> pd.DataFrame:
     for name in (*TEXTS, *MARKS):
         texts = pd.Series(_column(tables, name), dtype=object).astype(str)
         events[name] = texts.str[1:].where(texts.str.match(_GUARDED), texts).str.strip()
-    own = np.array([recording_of(one.path) for one in tables], dtype=object)
+    own = np.array([one.own for one in tables], dtype=object)
     events["recording"] = events["recording"].str.replace("\\", "/", regex=False)
     written = pd.DataFrame({name: pd.Series(_column(tables, name), dtype=object) for name in NUMBERS}).astype(str)
     cells = written.mask(written.apply(lambda column: column.str.lower().isin(NO_NUMBER)), "")

@@ -1,6 +1,7 @@
 """Tables and names of species that an import reads."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from kenya_birds.data.species_names import NameMap, read_name_map
 from kenya_birds.data.table_cells import KINDS, SPECIES, SUFFIXES, NoColumnError, NoEventsError, TableCells, read_cells
 from kenya_birds.defaults import SIGNAL_DB
 from kenya_birds.errors import UserError
-from kenya_birds.files import RECORDINGS_TABLE, SPECIES_FILE, read_text
+from kenya_birds.files import RECORDINGS_TABLE, SPECIES_FILE, name_digest, read_text
 
 CROWSETTA = "crowsetta:"
 FOLDERS = "folders"
 # In the output of detect: its folders of tables, and its tables of all recordings.
 DETECTIONS = ("raven", "audacity", *OWN_TABLES)
+_DIGEST = re.compile(r"-([0-9a-f]{10})$")
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,24 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
             f"{', '.join(SUFFIXES)}{f'; {first}' if first else ''}; if each of its folders has the recordings of "
             f"a species, give --from {FOLDERS}"
         )
-    return tables
+    return _with_digests(tables)
+
+
+def _with_digests(tables: Sequence[TableCells]) -> list[TableCells]:
+    """Names the recordings of tables of `detect` whose names end in a digest, as of `a.wav` and `a.flac`."""
+    listed: dict[Path, dict[str, str]] = {}
+    named = []
+    for table in tables:
+        end = _DIGEST.search(table.own)
+        above = table.path.absolute().parents if end else ()
+        folder = next((folder for folder in above if (folder / RECORDINGS_TABLE).is_file()), None)
+        if folder is not None and folder not in listed:
+            names = _recordings_of_detect(folder) or ()
+            # The table of recordings has ./=a.wav for =a.wav, which a spreadsheet would run.
+            listed[folder] = {name_digest(text): name for name in names for text in (name, name.removeprefix("./"))}
+        recording = listed[folder].get(end[1]) if end and folder is not None else None
+        named.append(table if recording is None else replace(table, named=recording.replace("\\", "/")))
+    return named
 
 
 def _paths(source: Path, findings: Findings) -> list[Path]:
@@ -142,13 +161,13 @@ def _paths(source: Path, findings: Findings) -> list[Path]:
     Raises:
         UserError: If the folder has all tables of `detect`: only the user knows which one was corrected.
     """
-    if _is_of_detect(source):
+    if _recordings_of_detect(source) is not None:
         there = [str(source / name) for name in DETECTIONS if (source / name).exists()]
         given = f"{' or '.join(there)}, whichever you corrected" if there else "the table in it that you corrected"
         raise UserError(f"{source} is the output of kenya-birds detect: give {given}")
     files = [path for path in tables_in(source) if not _is_of_archive(path, source)]
     inner = {folder for path in files for folder in path.relative_to(source).parents[:-1]}
-    found = {folder for folder in inner if _is_of_detect(source / folder)}
+    found = {folder for folder in inner if _recordings_of_detect(source / folder) is not None}
     for folder in sorted(found):
         finding = (
             "is the output of kenya-birds detect, which nobody has checked: if you corrected a table of it, give that"
@@ -157,12 +176,16 @@ def _paths(source: Path, findings: Findings) -> list[Path]:
     return [path for path in files if found.isdisjoint(path.relative_to(source).parents)]
 
 
-def _is_of_detect(folder: Path) -> bool:
+def _recordings_of_detect(folder: Path) -> list[str] | None:
+    """Returns the recordings that `detect` lists in its output folder; None: it is another folder."""
     try:
         text, _ = read_text(folder / RECORDINGS_TABLE)
-        return {"recording", "detections"} <= set(parse_any_table(text, folder).header)
+        table = parse_any_table(text, folder)
     except (OSError, ValueError, UserError):
-        return False
+        return None
+    if not {"recording", "detections"} <= set(table.header):
+        return None
+    return [row[table.header.index("recording")] for row in table.rows]
 
 
 def _is_of_archive(path: Path, source: Path) -> bool:

@@ -78,6 +78,7 @@ class TableCells:
         columns: The table's name of a column by the name in `TEXTS`, `MARKS` and `NUMBERS`.
         cells: Cells of the known columns, by the same names.
         lines: The line of the file, or number of the row, of each event.
+        named: The recording that the table's own name means; None: that name without its ending.
     """
 
     path: Path
@@ -88,11 +89,17 @@ class TableCells:
     columns: dict[str, str]
     cells: dict[str, list[str]]
     lines: list[int]
+    named: str | None = None
+
+    @property
+    def own(self) -> str:
+        """Name of the recording by the table's own name."""
+        return recording_of(self.path) if self.named is None else self.named
 
     @property
     def recording(self) -> str | None:
         """Name of the recording by the table's own name; None if a column names the recordings of its rows."""
-        return None if self.cells.get("recording") else recording_of(self.path)
+        return None if self.cells.get("recording") else self.own
 
     @property
     def kinds(self) -> set[str]:

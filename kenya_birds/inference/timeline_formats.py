@@ -1,6 +1,5 @@
 """Formats for programs that show detections on a timeline: Raven's selection tables and Audacity's labels."""
 
-import hashlib
 import os
 import re
 import unicodedata
@@ -11,7 +10,7 @@ from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import IO
 
-from kenya_birds.files import is_portable_name
+from kenya_birds.files import is_portable_name, name_digest
 from kenya_birds.inference.detections import RecordingInfo, Row, decimal_s, microseconds
 from kenya_birds.inference.table_formats import Outputs
 
@@ -162,7 +161,7 @@ def file_names(recordings: Sequence[str]) -> dict[str, str]:
     }
     taken = Counter(map(_name_key, names.values()))
     return {
-        recording: name if taken[_name_key(name)] == 1 else f"{name}-{_digest(recording)}"
+        recording: name if taken[_name_key(name)] == 1 else f"{name}-{name_digest(recording)}"
         for recording, name in names.items()
     }
 
@@ -170,7 +169,7 @@ def file_names(recordings: Sequence[str]) -> dict[str, str]:
 def _short_path(folders: Sequence[str], name: str) -> str:
     """Returns the path of a file in folders; if it is too long for Windows, a hash replaces the folders."""
     path = "/".join([*folders, name])
-    return path if len(path) <= MAX_PATH_CHARACTERS else f"{_digest('/'.join(folders))}/{name}"
+    return path if len(path) <= MAX_PATH_CHARACTERS else f"{name_digest('/'.join(folders))}/{name}"
 
 
 def _name_key(name: str) -> str:
@@ -182,9 +181,5 @@ def _safe_name(name: str) -> str:
     """Returns a name that is valid on every file system."""
     safe = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*\ud800-\udfff]', "_", name).strip(" .") or "_"
     if len(safe.encode()) > MAX_NAME_BYTES:
-        safe = safe.encode()[: MAX_NAME_BYTES - 11].decode(errors="ignore") + f"-{_digest(name)}"
+        safe = safe.encode()[: MAX_NAME_BYTES - 11].decode(errors="ignore") + f"-{name_digest(name)}"
     return safe if is_portable_name(safe) else f"_{safe}"  # such as `con` on Windows
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
