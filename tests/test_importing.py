@@ -329,7 +329,7 @@ def test_rows_without_one_meaning_are_told_with_file_and_line(tmp_path, do_impor
         ("t.csv", 9, "repeats an earlier annotation"),
     ]
     report = pd.read_csv(result.archive / "import_report.csv", keep_default_na=False)
-    assert "only site1/b.wav has this name" in report["detail"].tolist()
+    assert "a recording of this name is at site1/b.wav: its folder differs" in report["detail"].tolist()
     assert "'start' is 'one', expected a number" in report["detail"].tolist()
     assert found(result, "changed") == [("t.csv", 10, "was cut at the start or end of its recording")]
 
@@ -692,6 +692,26 @@ def test_a_table_without_a_known_column_of_species_says_which_columns_it_has(tmp
     assert found(result) == [("a.txt", None, "a table lacks a column")]
     with pytest.raises(UserError, match=r"a.csv has no column 'Art': found start, end, Vogel"):
         import_annotations(tmp_path / "new", ImportSettings(tmp_path / "in/a.csv", species_column="Art"))
+
+
+@pytest.mark.parametrize("source", ["in/a.csv", "in"])
+def test_a_table_whose_times_have_other_names_says_how_to_give_them(tmp_path, do_import, source):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.csv", "Datei;Beginn;Ende;Art\na.wav;1;2;Amsel\n")
+    told = "found Datei, Beginn, Ende, Art.*; if .* give --columns start=COLUMN,end=COLUMN,recording=COLUMN"
+    with pytest.raises(UserError, match=told):
+        do_import(tmp_path / source)
+    columns = {"start_s": "Beginn", "end_s": "Ende", "recording": "Datei", "label": "Art"}
+    assert taken(do_import(tmp_path / source, columns=columns), "code") == [("Amsel",)]
+
+
+def test_a_recording_that_cannot_be_read_is_told_once_if_all_are_taken(tmp_path, do_import):
+    record(tmp_path / "in", "a.wav", "c.wav")
+    write(tmp_path / "in/b.wav", "no sound")
+    write(tmp_path / "in/a.txt", "1\t2\towl\n")
+    result = do_import(all_recordings=True)
+    assert found(result) == [("", None, "a recording cannot be read")]
+    assert found(result, "note") == [("", None, "a recording has no call")]
 
 
 def test_recordings_and_tables_that_cannot_be_read_are_told(tmp_path, do_import):

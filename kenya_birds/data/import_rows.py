@@ -225,7 +225,7 @@ def _why_lost(match: Match) -> str:
     if not others:
         return ""
     if len(others) == 1:
-        return f"only {others[0]} has this name"
+        return f"a recording of this name is at {others[0]}: its folder differs"
     return f"it may be {others[0]} or {others[1]}: write its folder into the table"
 
 

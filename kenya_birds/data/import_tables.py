@@ -19,6 +19,8 @@ CROWSETTA = "crowsetta:"
 FOLDERS = "folders"
 # In the output of detect: its folders of tables, and its tables of all recordings.
 DETECTIONS = ("raven", "audacity", *OWN_TABLES)
+NOT_EVENTS = "is not a table of annotations"
+_OTHER_NAMES = "; if it has them under other names, give --columns start=COLUMN,end=COLUMN,recording=COLUMN"
 _DIGEST = re.compile(r"-([0-9a-f]{10})$")
 
 
@@ -111,12 +113,12 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
             table = _with_species_column(read_cells(path, settings.columns), settings)
         except UserError as error:
             if not source.is_dir():
-                raise
+                raise UserError(f"{error}{_OTHER_NAMES if isinstance(error, NoEventsError) else ''}") from None
             effect, finding = NOT_TAKEN, "a table cannot be read"
             if isinstance(error, NoEventsError):
                 if _is_read_otherwise(path, settings):
                     continue
-                effect, finding = NOTE, "is not a table of annotations"
+                effect, finding = NOTE, NOT_EVENTS
             elif isinstance(error, NoColumnError):
                 finding = "a table lacks a column"
             findings.add(effect, finding, file=name, detail=without_path(str(error), str(path)))
@@ -130,6 +132,7 @@ def read_tables(settings: ImportSettings, findings: Findings) -> list[TableCells
         tables.append(replace(table, cells={name: cells for name, cells in table.cells.items() if name != "score"}))
     if not tables:
         first = "; ".join(" ".join(line.split()) for line in findings.format()[:2])
+        first += _OTHER_NAMES if NOT_EVENTS in {row[4] for row in findings.rows} else ""
         raise UserError(
             f"{source} has no table of annotations that can be read: expected files that end in "
             f"{', '.join(SUFFIXES)}{f'; {first}' if first else ''}; if each of its folders has the recordings of "

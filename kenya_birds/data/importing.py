@@ -137,7 +137,8 @@ def _of_tables(output: Path, settings: ImportSettings, findings: Findings) -> Im
     calls = without_repetitions(calls, findings)
     called = set(calls["recording"])
     kept = called | (silent & set(headers))
-    _note_recordings(kept, called, found.every, annotated, findings)
+    # Recordings that cannot be read have been told.
+    _note_recordings(kept, called, set(found.every) - (silent - set(headers)), annotated, findings)
     if calls.empty:
         raise UserError(_why_nothing(settings, findings))
     calls["annotator"] = calls["annotator"].where(calls["annotator"] != "", settings.annotator)
@@ -220,7 +221,7 @@ def read_headers(names: Sequence[str], root: Path, findings: Findings) -> dict[s
 
 
 def _note_recordings(
-    kept: Iterable[str], called: set[str], every: Sequence[str], annotated: set[str], findings: Findings
+    kept: Iterable[str], called: set[str], every: Iterable[str], annotated: set[str], findings: Findings
 ) -> None:
     for name in sorted(set(kept) - called):
         findings.add(NOTE, "a recording has no call", recording=name)
