@@ -85,6 +85,12 @@ def test_names_and_headers_that_disagree_are_counted_and_logged_in_one_line(capl
     [
         ("Africa/Nairobbi", "did you mean Africa/Nairobi?"),
         ("nairobi", "did you mean Africa/Nairobi?"),
+        ("Kenya/Nairobi", "did you mean Africa/Nairobi?"),
+        ("rome", "did you mean Europe/Rome?"),
+        ("gmt", "did you mean GMT?"),
+        ("EAT", "or +03:00; abbreviations are not known: give a place or an offset"),
+        ("SAST", "or +03:00; abbreviations are not known: give a place or an offset"),
+        ("GMT+3", "or +03:00; abbreviations are not known: give a place or an offset"),
         ("+25:00", "expected a name such as Africa/Nairobi, or +03:00"),
         ("../etc/passwd", "expected a name such as Africa/Nairobi"),
         ("", "expected a name such as Africa/Nairobi"),

@@ -1,6 +1,7 @@
 """Time and place of a recording, from its name, its header and the time zone of its recorder."""
 
 import logging
+import re
 import zoneinfo
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 # A night is from noon to noon, by the date of its evening.
 NIGHT_START = timedelta(hours=12)
+# Such as EAT, SAST and UTC+3.
+_ABBREVIATION = re.compile("[A-Za-z]{1,4}([+-]?[0-9:]+)?")
 
 
 def parse_time_zone(text: str | None) -> tzinfo | None:
@@ -31,16 +34,26 @@ def parse_time_zone(text: str | None) -> tzinfo | None:
         names = zoneinfo.available_timezones()
     if not names:
         raise UserError(f"the time zone '{text}' cannot be found: run pip install tzdata, or give an offset (+03:00)")
-    near = nearest_name(text, names) or _by_city(text, names)
-    hint = f"; did you mean {near}?" if near else ""
+    if _ABBREVIATION.fullmatch(text):
+        # What is similar to EAT is WET: only another case (gmt) or a city alone (Rome) is meant. Etc/GMT+3 is -03:00.
+        places = sorted(name for name in names if not name.startswith("Etc/"))
+        near = next((name for name in places if text.lower() in (name.lower(), _city(name).lower())), None)
+        hint = f"; did you mean {near}?" if near else "; abbreviations are not known: give a place or an offset"
+    else:
+        near = nearest_name(text, names) or _by_city(text, names)
+        hint = f"; did you mean {near}?" if near else ""
     raise UserError(f"there is no time zone '{text}': expected a name such as Africa/Nairobi, or +03:00{hint}")
 
 
 def _by_city(text: str, names: Iterable[str]) -> str | None:
     """Returns the time zone whose city is most similar to a text; None if none is."""
-    cities = {name.rpartition("/")[2]: name for name in sorted(names)}
-    near = nearest_name(text.rpartition("/")[2], cities)
+    cities = {_city(name): name for name in sorted(names)}
+    near = nearest_name(_city(text), cities)
     return None if near is None else cities[near]
+
+
+def _city(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
