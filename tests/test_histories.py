@@ -308,7 +308,9 @@ def test_tables_are_those_that_r_reads(run_folder, tmp_path, capsys):
     (tmp_path / "sites.csv").write_text("site,altitude\nB,1500\nC,2000\nA,1700\n")
     words = ["--unit", "night", "--sites", str(tmp_path / "sites.csv"), "--threshold", "0.5"]
     main(["histories", str(run_folder), "--output", str(tmp_path / "out"), *words])
-    assert "2 species, 3 sites, 2 occasions (local time), 4.00 analysed hours, 2 detections" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1 site without recordings, with NA only: C" in told
+    assert "2 species, 3 sites, 2 occasions (local time), 4.00 analysed hours, 2 detections" in told
     out = tmp_path / "out"
     head = ["site", "2021-12-07", "2021-12-08"]
     assert rows_of(out / "matrices" / "owl.csv") == [head, ["B", "NA", "0"], ["C", "NA", "NA"], ["A", "1", "NA"]]

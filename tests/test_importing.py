@@ -779,7 +779,7 @@ def test_the_command_imports_and_refuses_in_one_line(tmp_path, capsys):
     table = write(tmp_path / "in/t.csv", 'clip,"Begin, s",End,bird\na.wav,1,2,owl\n')
     words = ["import", str(table), "--output", str(tmp_path / "archive"), "--columns"]
     main([*words, "recording=clip,start=Begin, s,species=bird"])
-    assert "1 annotations" in capsys.readouterr().out
+    assert "1 annotation (" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "archive")
     with pytest.raises(SystemExit) as ended:
         main([*words, "begin=clip"])

@@ -203,7 +203,7 @@ def test_a_recording_shorter_than_a_window_is_scored_from_a_quarter_of_one_on(tm
     else:
         (loss,) = reading.losses
         assert (reading.windows, loss.start_s, loss.end_s) == (0, 0.0, 0.2)
-        assert loss.reason == "0.2 s of sound are too short to be scored: expected 0.25 s or more without a gap"
+        assert loss.reason == "0.2 s of sound is too short to be scored: expected 0.25 s or more without a gap"
 
 
 class FakeReader:

@@ -25,7 +25,7 @@ from kenya_birds.defaults import PLOT_DURATION_S, SEARCH_TOP_K, TABLE_FORMATS
 from kenya_birds.inference.backends import Backend, Precision, choose_backend
 from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.parsing import add_field, add_general, add_option, new_command, read_fields
-from kenya_birds.values import Choices, Count, Duration, Latitude, Longitude, PlotDuration, Seconds
+from kenya_birds.values import Choices, Count, Duration, Latitude, Longitude, PlotDuration, Seconds, counted
 
 DETECTION_SUFFIXES = (".csv", ".parquet", ".txt")
 
@@ -321,7 +321,7 @@ def _activity(options: argparse.Namespace) -> None:
     activity = plot_activity(options.detections, options.output, overwrite=options.overwrite, clock=clock)
     if activity.left_out:
         missing = MISSING.get(activity.clock, activity.clock)
-        print(f"Skipped: {activity.left_out} recordings without {missing}")
+        print(f"Skipped: {counted(activity.left_out, 'recording')} without {missing}")
     print(f"The activity of {len(activity.counts)} species is in {options.output}")
 
 

@@ -13,7 +13,7 @@ from kenya_birds.commands.common import (
     read_time_zone,
 )
 from kenya_birds.parsing import add_general, add_option, new_command
-from kenya_birds.values import NotNegative, Share, Whole
+from kenya_birds.values import NotNegative, Share, Whole, counted
 
 FOUND = "output folder of kenya-birds detect, with a table in CSV or Parquet"
 
@@ -138,12 +138,13 @@ def _histories(options: argparse.Namespace) -> None:
     clock = ActivityClock(name_pattern, time_zone)
     histories = survey_histories(options.found, options.output, settings, sites=options.sites, clock=clock)
     for reason, count in histories.skipped.items():
-        print(f"Skipped: {count} recordings without {reason}")
+        print(f"Skipped: {counted(count, 'recording')} without {reason}")
     empty = [site for site, hours in zip(histories.sites, histories.effort_h.sum(axis=1), strict=True) if not hours]
     if empty:
-        print(f"{len(empty)} sites without recordings have NA only: {', '.join(empty[:3])}")
+        print(f"{counted(len(empty), 'site')} without recordings, with NA only: {', '.join(empty[:3])}")
     print(
-        f"{len(histories.species)} species, {len(histories.sites)} sites, {len(histories.occasions)} occasions "
+        f"{len(histories.species)} species, {counted(len(histories.sites), 'site')}, "
+        f"{counted(len(histories.occasions), 'occasion')} "
         f"({histories.clock}), {histories.effort_h.sum():.2f} analysed hours, "
-        f"{histories.detections.sum()} detections: {options.output}"
+        f"{counted(histories.detections.sum(), 'detection')}: {options.output}"
     )

@@ -50,6 +50,7 @@ from kenya_birds.files import (
     users_folder,
     write_table,
 )
+from kenya_birds.values import counted
 
 REPORT_FILE = "import_report.csv"
 COLUMNS = {
@@ -156,9 +157,9 @@ def format_import(result: ImportResult) -> str:
     silent = set(result.recordings) - set(result.annotations["recording"])
     unknown = int((result.annotations["species"] == UNKNOWN_SPECIES).sum())
     lines = [
-        f"{result.archive}: {len(result.annotations)} annotations ({unknown} of unknown birds) of "
-        f"{len(result.species)} species in {len(result.recordings)} recordings ({hours:.2f} h), {len(silent)} of them "
-        "without a call",
+        f"{result.archive}: {counted(len(result.annotations), 'annotation')} ({unknown} of unknown birds) of "
+        f"{len(result.species)} species in {counted(len(result.recordings), 'recording')} ({hours:.2f} h), "
+        f"{len(silent)} of them without a call",
     ]
     if "verified" in result.annotations:
         answers = result.annotations["verified"].value_counts()

@@ -32,7 +32,7 @@ from kenya_birds.inference.sources import FoundSources, Source, find_sources
 from kenya_birds.inference.table_formats import Outputs
 from kenya_birds.inference.windows import WindowGrid, Windows
 from kenya_birds.saved_models import SavedModel, find_model, runtime_of
-from kenya_birds.values import Channel, Count, Device, Seconds, checked
+from kenya_birds.values import Channel, Count, Device, Seconds, checked, counted
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def format_embedding(report: RunReport) -> str:
     """Returns a summary for the terminal."""
     content, now = report.content, report.content["this_run"]
     lines = [
-        f"{content['recordings']} recordings, {content['hours']:.2f} h: {content['windows']} windows, "
+        f"{report.analysed}: {counted(content['windows'], 'window')}, "
         f"{content['embedding_size']} numbers each ({content['embedding']})",
         f"{now['wall_s']:.1f} s, {now['times_real_time']:.0f} times real time",
     ]

@@ -27,6 +27,7 @@ from kenya_birds.inference.table_formats import (
     csv_writer,
     safe_path,
 )
+from kenya_birds.values import counted
 
 STATE_FOLDER = ".kenya_birds"
 TABLES_FILE = "tables.json"
@@ -115,6 +116,7 @@ class RunReport:
         content = {
             **about,
             "recordings": len(readings),
+            "analysed": sum(reading.windows > 0 for reading in readings.values()),
             "failed": sum(not reading.windows for reading in at_fault),
             "partly_read": sum(reading.windows > 0 for reading in at_fault),
             "digital_silence": {
@@ -141,18 +143,27 @@ class RunReport:
         return 3 if any(status != SILENT for _, status, *_ in self.failures) else 0
 
     @property
+    def analysed(self) -> str:
+        """Number of recordings that were analysed, of how many, and hours of their sound, in words."""
+        content = self.content
+        found = counted(content["recordings"], "recording")
+        of = "" if content["analysed"] == content["recordings"] else f"{content['analysed']} of "
+        return f"{of}{found}, {content['hours']:.2f} h"
+
+    @property
     def faults(self) -> str:
         """Numbers of recordings that were not analysed completely, and amount of digital silence, in words."""
         content, silence = self.content, self.content["digital_silence"]
         lost = [f"{left['count']} {skip}" for skip, left in content["skipped"].items() if Skip(skip).is_loss]
         faults = []
         if content["failed"] or content["partly_read"]:
-            faults.append(f"{content['failed']} recordings failed and {content['partly_read']} were partly read")
+            faults.append(f"{counted(content['failed'], 'recording')} failed, {content['partly_read']} partly read")
         if lost:
             faults.append(f"skipped: {', '.join(lost)}")
         if silence["recordings"]:
             faults.append(
-                f"{silence['hours']:.2f} h of digital silence in {silence['recordings']} recordings were not scored"
+                f"{silence['hours']:.2f} h of digital silence in {counted(silence['recordings'], 'recording')} "
+                "were not scored"
             )
         return "; ".join(faults)
 
@@ -161,7 +172,7 @@ class RunReport:
         content, now = self.content, self.content["this_run"]
         detections = content["detections"]
         lines = [
-            f"{content['recordings']} recordings, {content['hours']:.2f} h: {sum(detections.values())} detections",
+            f"{self.analysed}: {counted(sum(detections.values()), 'detection')}",
             *(f"  {count:7d}  {code}" for code, count in detections.items()),
         ]
         if now["recordings"]:

@@ -192,7 +192,7 @@ class Coverage:
 
     def _too_short(self, samples: int) -> str:
         sound_s, least_s = samples / self._rate, self._grid.least_samples / self._rate
-        return f"{sound_s:.3g} s of sound are too short to be scored: expected {least_s:g} s or more without a gap"
+        return f"{sound_s:.3g} s of sound is too short to be scored: expected {least_s:g} s or more without a gap"
 
 
 class _Runs:
