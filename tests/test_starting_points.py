@@ -234,7 +234,9 @@ def test_our_own_model_of_other_classes_leaves_the_classifier_new(own):
 
 
 def test_our_own_model_with_another_backbone_is_refused_and_another_tag_is_not(own):
-    with pytest.raises(UserError, match="has the backbone test_convnext, expected test_convnext2: pass --backbone"):
+    with pytest.raises(
+        UserError, match="has the backbone test_convnext, expected test_convnext2: pass --front_end_from"
+    ):
         initialize(model("test_convnext2"), own[0])
     change_config(own[0], backbone="test_convnext.a_tag_that_timm_dropped")
     initialize(model(), own[0])
@@ -285,7 +287,8 @@ def test_the_feature_settings_of_a_donor_is_compared_flag_by_flag(own):
     donor = find_model(str(own[0]))
     assert feature_warnings(donor, KenyaBirdsFeatureExtractor(n_mels=64, noise_reduction="none")) == []
     assert feature_warnings(donor, KenyaBirdsFeatureExtractor(noise_reduction="none")) == [
-        f"'{own[0]}' was trained with --n_mels 64, this run has --n_mels 128"
+        f"'{own[0]}' was trained with --n_mels 64, this run has --n_mels 128",
+        f"to take over the feature settings: --front_end_from {own[0]}",
     ]
 
 

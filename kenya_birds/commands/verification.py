@@ -255,7 +255,7 @@ def _add_annotate(steps: Any) -> None:
         "recordings stay where they are. Run it again after more answers: it adds them, and replaces answers that "
         "have changed.",
         "kenya-birds verify annotate check --archive checked\n"
-        "train_hf.py --init_from birds --data_dir archive checked --output_dir better",
+        "train_hf.py --front_end_from birds --init_from birds --data_dir archive checked --output_dir better",
     )
     add_option(command, "check", Path, help="folder of kenya-birds verify sample with answers in verify.csv")
     add_option(

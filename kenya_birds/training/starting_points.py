@@ -58,7 +58,7 @@ def feature_settings_of(donor: SavedModel) -> dict[str, Any] | None:
 
 
 def feature_warnings(donor: SavedModel, extractor: KenyaBirdsFeatureExtractor) -> list[str]:
-    """One line for each feature flag that differs between the run and the training of its starting model.
+    """Lines about feature flags that differ between the run and the training of its starting model; none if none do.
 
     Args:
         donor: The starting model.
@@ -73,11 +73,12 @@ def feature_warnings(donor: SavedModel, extractor: KenyaBirdsFeatureExtractor) -
             f"'{donor.name}' does not contain the feature settings of its training: see --front_end_from, and its "
             "model card"
         ]
-    return [
+    lines = [
         f"'{donor.name}' was trained with --{name} {value}, this run has --{name} {getattr(extractor, name)}"
         for name, value in trained.items()
         if value != getattr(extractor, name)
     ]
+    return [*lines, f"to take over the feature settings: --front_end_from {donor.name}"] if lines else []
 
 
 class _Kind(NamedTuple):
@@ -231,7 +232,10 @@ def _from_own_model(model: KenyaBirdsForAudioClassification, donor: SavedModel) 
     check_one_network(donor)
     theirs, ours = str(donor.config.get("backbone", KenyaBirdsConfig.backbone)), model.config.backbone
     if theirs.split(".")[0] != ours.split(".")[0]:
-        raise UserError(f"'{donor.name}' has the backbone {theirs}, expected {ours}: pass --backbone {theirs}")
+        raise UserError(
+            f"'{donor.name}' has the backbone {theirs}, expected {ours}: pass --front_end_from {donor.name}, which "
+            f"sets the feature settings too, or --backbone {theirs}"
+        )
     variants = str(donor.config.get("backbone_variant", "timm")), model.config.backbone_variant
     if variants[0] != variants[1]:
         raise UserError(
