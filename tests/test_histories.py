@@ -1,6 +1,7 @@
 """Detection histories: what was detected where and when, and NA where nothing was analysed."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -260,6 +261,23 @@ def test_answers_confirm_remove_and_rename_detections(caplog):
     assert f"owl at 21 s of {os.path.abspath('x')}" in warning
 
 
+def test_answers_about_another_run_are_refused():
+    answers = pd.DataFrame(
+        [("r", 1.5, 4.5, "owl", "right", "")],
+        columns=["recording", "start_s", "end_s", "species", "answer", "other_species"],
+    )
+    with pytest.raises(UserError, match=r"none of the 1 checked detections is in this run \(first: owl at 1\.5 s of "):
+        apply_answers(found(("r", 0, "owl", 0.9)), answers)
+    assert len(apply_answers(found(("r", 0, "owl", 0.9)), answers.assign(answer="unsure"))) == 1
+
+
+def test_a_species_without_a_threshold_is_na_where_nobody_has_confirmed_it():
+    rows = found(("a", 10, "owl", 0.9), ("a", 20, "dove", 0.9)).assign(confirmed=True)
+    histories = make_histories({"a": recorded()}, rows, "day")
+    decided = dataclasses.replace(histories, undecided=frozenset({"dove"})).detected()
+    np.testing.assert_equal(decided[:, 0], [[1, np.nan], [1, 0]])
+
+
 def test_another_species_that_calls_too_is_confirmed_once():
     rows = [(0, "owl"), (3, "owl"), (3, "dove"), (6, "owl"), (6, "gull"), (9, "owl"), (12, "owl")]
     rows += [(15, "owl"), (15, "dove")]
@@ -435,6 +453,9 @@ def test_answers_and_thresholds_are_of_this_model_and_a_species_without_one_is_t
     (warning,) = caplog.messages
     assert warning.startswith("1 of 2 species have no threshold in ")
     assert "(dove)" in warning
+    head = ["site", "2021-12-07", "2021-12-08"]
+    assert rows_of(tmp_path / "out" / "matrices" / "dove.csv") == [head, ["A", "NA", "NA"], ["B", "NA", "NA"]]
+    assert rows_of(tmp_path / "out" / "matrices" / "owl.csv") == [head, ["A", "0", "NA"], ["B", "NA", "1"]]
     # All detections are confirmed, and there are none.
     table = pd.read_csv(run_folder / "detections.csv")
     for kept in (table[table["score"] == 0.2], table[:0]):

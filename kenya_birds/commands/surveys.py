@@ -75,7 +75,7 @@ def _add_histories(commands: Any) -> None:
         "Writes for each species whether it was detected at each site on each occasion: 1, 0, or NA where no sound "
         "was analysed, because nothing was recorded, a file failed, or a section was damaged. Also writes the "
         "analysed hours, and a function that reads everything into R for unmarked and spOccupancy.",
-        "kenya-birds histories found --unit night --sites sites.csv --verified verified --output histories",
+        "kenya-birds histories low --unit night --sites sites.csv --verified verified --output histories",
     )
     add_option(command, "found", Path, help=FOUND)
     add_option(command, "--output", Path, required=True, metavar="FOLDER", help="folder to write: new or empty")

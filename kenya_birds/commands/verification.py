@@ -20,7 +20,7 @@ def add_commands(commands: Any) -> None:
         "check a sample of detections by listening: precision, call density, thresholds, annotations",
         "Draws a sample of detections for a person to listen to, and computes from the answers how many detections "
         "are right at each score. Each step has its own help: kenya-birds verify sample --help.",
-        "kenya-birds verify sample found --output check\nkenya-birds verify page check\n"
+        "kenya-birds verify sample low --output check\nkenya-birds verify page check\n"
         "kenya-birds verify read check --output verified",
     )
     steps = command.add_subparsers(dest="step", required=True, metavar="STEP", title="Steps", parser_class=Parser)
@@ -40,7 +40,7 @@ def _add_sample(steps: Any) -> None:
         "row in verify.csv. Listen, and write right, wrong, other or unsure into the column answer. The same command "
         "resumes; with a larger --per_species it adds clips. Answers are kept. To have low scores in the table, run "
         "kenya-birds detect with --threshold 0 (or 0.01).",
-        "kenya-birds verify sample found --output check --per_species 60",
+        "kenya-birds verify sample low --output check --per_species 60",
     )
     add_option(command, "found", Path, help="output folder of kenya-birds detect, with a table in CSV or Parquet")
     output = command.add_argument_group("Output")

@@ -53,6 +53,7 @@ class Histories:
         max_score: Highest score, same shape; NaN without a detection.
         clock: `local time` or `UTC`.
         skipped: Number of skipped recordings by reason.
+        undecided: Codes of species without a threshold, of which only confirmed detections count.
     """
 
     sites: list[str]
@@ -64,16 +65,18 @@ class Histories:
     max_score: np.ndarray
     clock: str
     skipped: Mapping[str, int] = field(default_factory=dict)
+    undecided: frozenset[str] = frozenset()
 
     def detected(self, min_effort_h: float = 0.0) -> np.ndarray:
         """Returns 1 for detected, 0 for not detected and NaN for no information, shape `(species, sites, occasions)`.
 
         Args:
             min_effort_h: Occasions of a site with fewer analysed hours give no information. An occasion without any
-                analysed sound never does.
+                analysed sound never does, nor one without a detection of an undecided species.
         """
         known = (self.effort_h > 0) & (self.effort_h >= min_effort_h)
-        return np.where(known, self.detections > 0, np.nan)
+        is_decided = ~self.species["code"].isin(self.undecided).to_numpy()[:, None, None]
+        return np.where(known & (is_decided | (self.detections > 0)), self.detections > 0, np.nan)
 
 
 def make_histories(

@@ -78,15 +78,16 @@ class HistorySettings:
                 "one of them"
             )
 
-    def accept(self, survey: Survey) -> pd.DataFrame:
-        """Returns the detections that count, with their answers (see `apply_answers`).
+    def accept(self, survey: Survey) -> tuple[pd.DataFrame, frozenset[str]]:
+        """Returns the detections that count, with their answers (see `apply_answers`), and undecided species.
 
         Raises:
-            UserError: If a file in `verified` is missing or cannot be read, or is of detections of another model.
+            UserError: If a file in `verified` is missing or cannot be read, is of detections of another model, or has
+                no answer about a detection of the run.
         """
         detections = survey.detections.assign(confirmed=False)
         if self.verified is None:
-            return apply_thresholds(detections, self.threshold or 0.0)
+            return apply_thresholds(detections, self.threshold or 0.0), frozenset()
         path = self.verified / ANSWERS_TABLE
         if not path.is_file():
             raise UserError(
@@ -99,21 +100,21 @@ class HistorySettings:
                 f"{self.verified} is of checked detections of another model, {checked.get('model')}, whose scores "
                 f"mean something else: check a sample of {survey.folder}"
             )
-        codes = sorted(detections["code"].unique())
+        accepted = apply_answers(detections, read_csv(path))
+        codes = sorted({*detections["code"], *accepted["code"]})
         if silent := [code for code in codes if thresholds.species.get(code) is None]:
             logger.warning(
-                "%d of %d species have no threshold in %s: of these, only confirmed detections count (%s%s)",
+                "%d of %d species have no threshold in %s: occasions with a confirmed detection are 1, all others NA "
+                "(%s%s)",
                 len(silent),
                 len(codes),
                 self.verified,
                 ", ".join(silent[:10]),
                 " ..." if len(silent) > 10 else "",
             )
-        accepted = apply_answers(detections, read_csv(path))
         # A person heard the confirmed ones, whatever their score.
-        return pd.concat(
-            [accepted[accepted["confirmed"]], apply_thresholds(accepted[~accepted["confirmed"]], thresholds)]
-        )
+        counted = [accepted[accepted["confirmed"]], apply_thresholds(accepted[~accepted["confirmed"]], thresholds)]
+        return pd.concat(counted), frozenset(silent)
 
 
 def survey_histories(
@@ -143,13 +144,15 @@ def survey_histories(
         raise UserError(f"{sites} has the column {own[0]}, which the output has too: rename or remove it in {sites}")
     survey = Survey.read(found)
     species = survey.detections[list(SPECIES_NAMES)].drop_duplicates().itertuples(index=False, name=None)
+    accepted, undecided = settings.accept(survey)
     histories = make_histories(
         recordings_of(survey, clock=clock, sites=table),
-        settings.accept(survey),
+        accepted,
         settings.unit,
         sites=None if table is None else table.names,
         species=species,
     )
+    histories = replace(histories, undecided=undecided)
     about = {"found": str(found), **{name: _plain(value) for name, value in vars(settings).items()}}
     write_histories(histories, output, min_effort_h=settings.min_effort_h, about=about, sites=table)
     return histories
@@ -215,6 +218,9 @@ def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFra
         detections: See `read_detections`, and `confirmed`.
         answers: `recording`, `start_s`, `end_s`, `species`, `answer` and `other_species` of checked detections (see
             `verify.csv`). If people disagree about a detection or are unsure, nothing changes.
+
+    Raises:
+        UserError: If there are detections, and none of the checked ones is among them.
     """
     given: dict[_Key, list[tuple[str, str]]] = {}
     words = zip(answers["answer"], answers["other_species"], strict=True)
@@ -225,6 +231,12 @@ def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFra
     absent = given.keys() - set(keys)
     if absent:
         recording, start_us, _, species = next(key for key in given if key in absent)
+        if len(absent) == len(given) and keys:
+            raise UserError(
+                f"none of the {len(given)} checked detections is in this run (first: {species} at {start_us / 1e6:g} "
+                f"s of {recording}): give the output folder of kenya-birds detect from which the sample was drawn; "
+                "for other recordings, run kenya-birds detect --thresholds with thresholds.json, and omit --verified"
+            )
         logger.warning(
             "%d of %d checked detections are not in this run, so their answers change nothing (first: %s at %g s of "
             "%s): give the run of kenya-birds detect that was checked",
