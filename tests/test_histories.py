@@ -372,6 +372,20 @@ def test_tables_that_a_spreadsheet_with_decimal_commas_saved_are_read(run_folder
     pd.testing.assert_frame_equal(after.detections, before.detections)
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_tables_that_are_not_in_utf_8_are_read(run_folder, encoding):
+    for name in ("recordings.csv", "detections.csv", "failed.csv"):
+        text = (run_folder / name).read_text("utf-8").replace("A_1", "März_1").replace("Owl", "Käuzchen")
+        (run_folder / name).write_text(text, encoding="utf-8")
+    before = Survey.read(run_folder)
+    assert "n/März_1.flac" in before.run.duration_s
+    for name in ("recordings.csv", "detections.csv", "failed.csv"):
+        (run_folder / name).write_text((run_folder / name).read_text("utf-8"), encoding=encoding)
+    after = Survey.read(run_folder)
+    assert after.run == before.run
+    pd.testing.assert_frame_equal(after.detections, before.detections)
+
+
 @pytest.mark.skipif(shutil.which("Rscript") is None, reason="needs R")
 def test_r_reads_what_was_written(run_folder, tmp_path):
     main(["histories", str(run_folder), "--output", str(tmp_path / "out"), "--unit", "night"])
@@ -413,9 +427,30 @@ def test_sites_are_found_by_patterns(tmp_path):
     ]
 
 
+def test_a_table_of_sites_that_a_spreadsheet_saved_is_read(tmp_path):
+    path = tmp_path / "sites.csv"
+    usual = 'site,recordings,latitude,longitude,Höhe,note\nN,"n,1/*",-1.5,36.25,1500.5,"Grün, 1"\nS,,,,7,"2,5"\n'
+    path.write_text(usual, encoding="utf-8")
+    expected = Sites.read(path)
+    german = "Site;RECORDINGS;Latitude;longitude;Höhe;note\nN;n,1/*;-1,5;36,25;1500,5;Grün, 1\nS;;;;7;2,5\n"
+    for encoding in ("utf-8", "cp1252", "utf-16"):
+        for text in (german, german.replace(";", "\t"), f"sep=;\n{german}"):
+            path.write_text(text, encoding=encoding)
+            sites = Sites.read(path)
+            pd.testing.assert_frame_equal(sites.table.reset_index(drop=True), expected.table.reset_index(drop=True))
+            assert sites.patterns == expected.patterns
+    assert sites.place("N") == (-1.5, 36.25)
+    path.write_text("site,\nA,\nB,\n")
+    assert Sites.read(path).names == ["A", "B"]
+    path.write_text('site\n"A; B"\nB,\n')
+    assert Sites.read(path).names == ["A; B", "B"]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("Site,SITE\nA,B\n", "has the column site twice: remove or rename one"),
+        ("site;latitude\nA;1,x\n", "line 2: latitude is '1.x': expected a number"),
         ("name\nA\n", "has no column site"),
         ("site\nA\nA\n", "line 3 has the site A a second time"),
         ("site,latitude\nA,95\n", "line 2: latitude is 95.0: expected -90 to 90"),

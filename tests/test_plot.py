@@ -503,6 +503,17 @@ def test_a_cell_that_is_not_a_finite_number_is_one_line(tmp_path, file, column, 
         plot_activity(tmp_path / "detections.csv", tmp_path / "a.png")
 
 
+def test_an_incomplete_row_is_one_line_with_its_number(tmp_path):
+    complete = table((MORNING, 0, 3, "a", 1), (EVENING, 0, 3, "b", 1)).astype(str)
+    for column, cell in (("start_s", ""), ("score", "x")):
+        rows = complete.copy()
+        rows.loc[1, column] = cell
+        rows.to_csv(tmp_path / "detections.csv", index=False)
+        told = rf"detections\.csv cannot be read as a table of detections \(row 3 has the {column} '{cell}', expected"
+        with pytest.raises(UserError, match=told):
+            plot_activity(tmp_path / "detections.csv", tmp_path / "a.png")
+
+
 def test_the_rows_of_another_run_s_recordings_are_not_taken(tmp_path):
     infos = [RecordingInfo(MORNING, RATE * 9, RATE)]
     names = {"species_names": NAMES, "frequencies_hz": (150.0, 15_000.0), "metadata": {}}

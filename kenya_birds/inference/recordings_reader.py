@@ -16,7 +16,7 @@ from kenya_birds.data.recording_time import TimeAndPlace
 from kenya_birds.errors import UserError
 from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.table_formats import FAILED_COLUMNS, FAILED_FILE, FORMULA, RECORDINGS_TABLE
-from kenya_birds.inference.table_reader import check_finite, read_cells
+from kenya_birds.inference.table_reader import read_cells, to_numbers
 
 NUMBERS = ("duration_s", "latitude", "longitude")
 FAILED_TIMES = ("start_s", "end_s")
@@ -113,8 +113,8 @@ def read_recordings(detections: Path, recordings: Iterable[str]) -> RunRecording
         return None
     try:
         rows = read_cells(path, NUMBERS)
-        check_finite(rows[[name for name in NUMBERS if name in rows]].replace("", "0").astype(float))
-        durations_s = dict(zip(rows["recording"], rows["duration_s"].astype(float), strict=True))
+        to_numbers(rows[[name for name in NUMBERS if name in rows]].replace("", "0"))
+        durations_s = dict(zip(rows["recording"], to_numbers(rows[["duration_s"]])["duration_s"], strict=True))
         places = {str(row["recording"]): _place(row) for row in rows.to_dict("records")}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): correct it, or move it away") from None
@@ -140,7 +140,7 @@ def read_failures(path: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=list(FAILED_COLUMNS), dtype=str)
     try:
         rows = read_cells(path, FAILED_TIMES)[list(FAILED_COLUMNS)]
-        check_finite(rows[list(FAILED_TIMES)].replace("", "0").astype(float))
+        to_numbers(rows[list(FAILED_TIMES)].replace("", "0"))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): run kenya-birds detect again") from None
     return rows

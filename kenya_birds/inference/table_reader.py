@@ -1,8 +1,10 @@
 """Reader of tables of detections: this package's CSV and Parquet, and Raven selection tables."""
 
+import codecs
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kenya_birds.errors import UserError
+from kenya_birds.files import read_text
 from kenya_birds.inference.detections import SCORE_DIGITS
 from kenya_birds.inference.table_formats import FORMULA
 
@@ -48,48 +51,84 @@ def read_detections(path: str | Path) -> pd.DataFrame:
         raise UserError(f"{path} is not the name of a table of detections: expected one of {', '.join(readers)}")
     try:
         table = readers[path.suffix](path)
-        table = table[list(COLUMNS)].astype(dict.fromkeys(NUMBERS, "float64"))
-        check_finite(table[list(NUMBERS)], first_row=1 if path.suffix == ".parquet" else 2)
+        first_row = 1 if path.suffix == ".parquet" else 2
+        numbers = to_numbers(table[list(NUMBERS)], first_row)
+        table = table[list(COLUMNS)].assign(**{name: numbers[name] for name in NUMBERS})
     except (OSError, ValueError, KeyError, csv.Error, pa.ArrowException) as error:
+        told = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{path} cannot be read as a table of detections ({type(error).__name__}: {error}): give a CSV, Parquet "
-            "or Raven table that kenya-birds detect wrote"
+            f"{path} cannot be read as a table of detections ({told}): give a CSV, Parquet or Raven table that "
+            "kenya-birds detect wrote"
         ) from None
     return table.reset_index(drop=True)
 
 
-def check_finite(numbers: pd.DataFrame, first_row: int = 2) -> None:
-    """Raises `ValueError` with row and column if a number is NaN or infinite.
+def to_numbers(cells: pd.DataFrame, first_row: int = 2) -> pd.DataFrame:
+    """Returns cells as numbers, float64.
 
     Args:
-        numbers: Columns of numbers, with the index of the table.
-        first_row: Row of the first line with numbers; 2: after a header.
+        cells: Columns of texts or numbers, with the index of the table.
+        first_row: Row of the first line with cells; 2: after a header.
+
+    Raises:
+        ValueError: If a cell is no number, or is NaN or infinite; with row and column.
     """
-    values = numbers.to_numpy(dtype=float)
+    try:
+        numbers = cells.astype("float64")
+    except ValueError:
+        for name in cells:
+            for at, cell in zip(cells.index.tolist(), cells[name], strict=True):
+                try:
+                    float(cell)
+                except ValueError:
+                    raise ValueError(f"row {at + first_row} has the {name} {cell!r}, expected a number") from None
+        raise
+    values = numbers.to_numpy()
     for at, column in np.argwhere(~np.isfinite(values))[:1].tolist():
-        row, name = int(numbers.index[at]) + first_row, str(numbers.columns[column])
+        row, name = int(cells.index[at]) + first_row, str(cells.columns[column])
         raise ValueError(f"row {row} has the {name} {values[at, column]}, expected a number")
+    return numbers
 
 
 def csv_separator(path: Path) -> str:
     """Returns the separator of a CSV of `detect`: spreadsheets with decimal commas save semicolons."""
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open("rb") as file:
         header = file.readline()
-    return ";" if ";" in header and "," not in header else ","
+    return ";" if b";" in header and b"," not in header else ","
+
+
+def csv_encoding(path: Path) -> str:
+    """Returns the encoding of a table: UTF-8, or the one that `read_text` finds."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        try:
+            while part := file.read(1 << 20):
+                decoder.decode(part)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return {"UTF-16": "utf-16", "Windows-1252": "cp1252"}.get(read_text(path)[1], "latin-1")
+    return "utf-8-sig"
 
 
 def read_cells(path: Path, numbers: Sequence[str]) -> pd.DataFrame:
     """Reads the cells of a CSV of `detect` as texts, also after a spreadsheet has saved it.
 
     Args:
-        path: The CSV, in UTF-8, with or without a byte order mark.
+        path: The CSV, in any usual encoding.
         numbers: Columns with numbers; a decimal comma becomes a point.
     """
     separator = csv_separator(path)
-    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    table = _read_texts(path, sep=separator)
     if separator == ";":
         for name in set(numbers) & set(table.columns):
             table[name] = table[name].str.replace(",", ".")
+    return table
+
+
+def _read_texts(path: Path, **how: Any) -> pd.DataFrame:
+    table: pd.DataFrame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding=csv_encoding(path), **how)
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells for names of rows
+        raise ValueError("its rows have more cells than its header")
     return table
 
 
@@ -111,7 +150,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _read_raven(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8-sig")
+    table = _read_texts(path, sep="\t", quoting=csv.QUOTE_NONE)
     missing = [name for name in (*RAVEN.values(), *RAVEN_TIMES) if name not in table]
     if missing:
         raise ValueError(f"it has no column {', '.join(missing)}")
@@ -120,9 +159,10 @@ def _read_raven(path: Path) -> pd.DataFrame:
         table = table[~(is_waveform & table["Selection"].isin(table.loc[~is_waveform, "Selection"]))]
     table = table.rename(columns={raven: name for name, raven in RAVEN.items()})
     table["score"] = table["score"].replace("", "1")
-    begin_s, end_s = (table[name].astype(float) for name in RAVEN_TIMES)
+    times = to_numbers(table[list(RAVEN_TIMES)])
+    begin_s, end_s = (times[name] for name in RAVEN_TIMES)
     _fill_in(table, begin_s)
-    return table.assign(end_s=(table["start_s"].astype(float) + end_s - begin_s).round(6))
+    return table.assign(end_s=(to_numbers(table[["start_s"]])["start_s"] + end_s - begin_s).round(6))
 
 
 def _fill_in(table: pd.DataFrame, begin_s: pd.Series) -> None:

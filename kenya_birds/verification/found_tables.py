@@ -20,7 +20,7 @@ from kenya_birds.inference.output_tables import STEM
 from kenya_birds.inference.run_report import RUN_FILE, RunFiles
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import FORMULA
-from kenya_birds.inference.table_reader import csv_separator
+from kenya_birds.inference.table_reader import csv_encoding, csv_separator
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class FoundTable:
             "sep": csv_separator(self.path),
             "dtype": str,
             "keep_default_na": False,
-            "encoding": "utf-8-sig",
+            "encoding": csv_encoding(self.path),
         }
         for part in pd.read_csv(self.path, usecols=list(columns), chunksize=ROWS_AT_ONCE, **options):
             for name in {"start_s", "end_s", "score"} & {*part}:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from kenya_birds.data.csv_table import read_csv
+from kenya_birds.data.csv_table import parse_any_table, parse_table
+from kenya_birds.data.table_cells import NUMBER
 from kenya_birds.errors import UserError
+from kenya_birds.files import read_text
 from kenya_birds.values import Kind, Latitude, Longitude
 
 SITE, PATTERN = "site", "recordings"
@@ -35,11 +37,14 @@ class Sites:
     def read(cls, path: str | Path) -> "Sites":
         """Reads a CSV with a column `site`, and optional columns `recordings`, `latitude` and `longitude`.
 
+        The CSV may have commas, semicolons (then also decimal commas) or tabs, and any usual encoding. Upper and lower
+        case of these names are equal.
+
         Raises:
             UserError: If the table cannot be read, or a site is empty or occurs twice.
         """
         path = Path(path)
-        table = read_csv(path)
+        table = _read(path)
         if SITE not in table:
             raise UserError(f"{path} has no column {SITE}: found {', '.join(table.columns)}")
         for row, site in table[SITE].items():
@@ -100,3 +105,30 @@ class Sites:
             for name in ("latitude", "longitude")
         )
         return dict(zip(self.names, zip(*degrees, strict=True), strict=True))
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Reads the cells of the table as texts; the index is the line on which a row begins."""
+    try:
+        text, _ = read_text(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a table of sites: {error}; save it as CSV (UTF-8)") from None
+    cells = parse_any_table(text, path)
+    if len(cells.header) == 1:  # no separator to choose
+        cells = parse_table(text, path)
+    names = [_known_name(name, cells.header) for name in cells.header]
+    if twice := [name for name in (SITE, PATTERN, *DEGREES) if names.count(name) > 1]:
+        raise UserError(f"{path} has the column {twice[0]} twice: remove or rename one")
+    for at, name in enumerate(names):
+        if cells.delimiter == "," or name in (SITE, PATTERN):
+            continue
+        if name in DEGREES or all(NUMBER.fullmatch(row[at] or "0") for row in cells.rows):
+            for row in cells.rows:
+                row[at] = row[at].replace(",", ".")
+    return pd.DataFrame(cells.rows, columns=names, index=cells.lines).astype(str)
+
+
+def _known_name(name: str, header: list[str]) -> str:
+    """Returns the name of a column that is read in lower case, unless the table has both."""
+    lower = name.lower()
+    return lower if lower in (SITE, PATTERN, *DEGREES) and lower not in header else name
