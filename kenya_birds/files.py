@@ -256,16 +256,18 @@ def check_output(path: str | Path, overwrite: bool) -> None:
         raise UserError(f"{path} cannot be written: {path.parent} is not a writable folder")
 
 
-def check_new_folder(folder: str | Path, flag: str = "--output") -> None:
+def check_new_folder(folder: str | Path, flag: str = "--output", *, can_overwrite: bool = False) -> None:
     """Raises `UserError` if an output folder is not new or empty, or not writable; call this before long work.
 
     Args:
         folder: The folder.
         flag: Its option, for the message.
+        can_overwrite: Whether the command has `--overwrite`, for the message.
     """
     folder = Path(folder)
     if not is_new_or_empty(folder):
-        raise UserError(f"{folder} exists and is not an empty folder: give another {flag}")
+        more = ", or --overwrite to replace earlier results" if can_overwrite else ""
+        raise UserError(f"{folder} exists and is not an empty folder: give another {flag}{more}")
     check_can_make(folder)
 
 

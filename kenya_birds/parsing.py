@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -72,6 +73,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Checks unknown flags first, so that a mistyped flag is not reported as a missing one."""
         words = [self._with_underscores(word) for word in (sys.argv[1:] if args is None else args)]
+        words = _with_decimal_commas(words)
         try:
             own = self._own(words)
             for word in words[:own]:
@@ -273,6 +275,17 @@ class _Type:
 
     def __call__(self, text: str) -> Any:
         return self.kind.parse(self.name, text)
+
+
+def _with_decimal_commas(words: Sequence[str]) -> list[str]:
+    """Joins flags and negative numbers with a decimal comma, which `argparse` takes for flags, with `=`."""
+    joined: list[str] = []
+    for word in words:
+        if re.fullmatch(r"-[0-9]+,[0-9]+", word) and joined and re.fullmatch(r"--\w+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _unit(rule: Any) -> str:

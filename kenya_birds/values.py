@@ -217,7 +217,7 @@ class Kind:
         else:
             fits = self._has_type(value) and all(value in rule for rule in self.rules)
         if not fits:
-            nearest = nearest_name(value, self.choices) if isinstance(value, str) else None
+            nearest = self._nearest(value) if isinstance(value, str) else None
             is_number = self._has_type(value) or (self.base is float and isinstance(value, float))  # such as NaN
             expected = ", ".join(map(str, self.rules)) if is_number and self.rules else self.expected
             raise UserError(
@@ -246,6 +246,11 @@ class Kind:
             value = Path(text)
         dataclasses.replace(self, repeated=False).check(name, value)
         return value
+
+    def _nearest(self, text: str) -> str | None:
+        if self.base is float and re.fullmatch(r"[+-]?[0-9]+,[0-9]+", text):
+            return text.replace(",", ".")
+        return nearest_name(text, self.choices)
 
     @property
     def _is_restricted(self) -> bool:

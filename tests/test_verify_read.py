@@ -236,7 +236,7 @@ def test_earlier_results_are_replaced_only_if_wanted_and_only_results(check, tmp
     answer(check, lambda row: "right")
     code, _, error = read([check], output, capsys)
     assert code == 2
-    assert "not an empty folder" in error
+    assert "not an empty folder: give another --output, or --overwrite to replace earlier results" in error
     read_checks([check], output, pictures=False, overwrite=True)
     assert {row["wrong"] for row in rows_of(output / "verified_species.csv")} == {"0"}
     (output / "report.docx").write_text("mine", encoding="utf-8")

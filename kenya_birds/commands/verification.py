@@ -230,7 +230,7 @@ def _read(options: argparse.Namespace) -> None:
         if check.is_dir():
             check_file(check / "sample.json", "a file of kenya-birds verify sample")
     if not options.overwrite:
-        check_new_folder(options.output)
+        check_new_folder(options.output, can_overwrite=options.output.is_dir())
     from kenya_birds.verification.reading import format_result, read_checks
 
     verified = read_checks(

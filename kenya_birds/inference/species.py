@@ -73,6 +73,8 @@ def read_species(
     """
     try:
         text, _ = read_text(path)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}: expected a text file with one species per line") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a list of species: {error}") from None
     codes_of = _index(known)

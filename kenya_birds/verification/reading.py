@@ -157,7 +157,7 @@ def check_results_folder(output: Path, overwrite: bool) -> None:
         overwrite: Allows a folder with earlier results, and nothing else.
     """
     if not overwrite or is_new_or_empty(output) or not output.is_dir():
-        check_new_folder(output)
+        check_new_folder(output, can_overwrite=not overwrite and output.is_dir())
         return
     if has_to_stay(output):
         raise UserError(
