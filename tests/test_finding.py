@@ -244,7 +244,9 @@ def test_a_list_without_species_is_refused(tmp_path, text):
 
 
 def test_a_list_that_is_not_there_or_not_text_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"there is no file .*none\.txt: expected a text file with one species per line"):
+    with pytest.raises(
+        UserError, match=r"there is no file .*none\.txt: expected a text file with one species per line"
+    ):
         read_species(tmp_path / "none.txt", KNOWN)
     for content in (b"\xff\xfeK", b"a\0b"):
         (tmp_path / "damaged.txt").write_bytes(content)
