@@ -457,7 +457,7 @@ def test_the_command_draws_a_day_and_says_what_it_left_out(tmp_path, capsys):
     )
     for name in ("detections.csv", "detections.selections.txt"):
         cli.main(["activity", str(tmp_path / name), "--output", str(tmp_path / "day.svg"), "--overwrite"])
-        assert "Skipped: 1 recordings without local time" in capsys.readouterr().out
+        assert "Skipped: 1 recording without local time" in capsys.readouterr().out
         svg = (tmp_path / "day.svg").read_text()
         assert "Grey: nothing analysed" in svg
         assert "10 detections of 2 species in 2 recordings" in svg
