@@ -39,13 +39,14 @@ def test_a_row_worked_by_hand():
     assert table["n_train"].tolist() == [5, 3, 2, 0]
     assert (a["precision"], a["recall"], a["f1"]) == pytest.approx((1 / 3, 1, 0.5))
     assert (b["precision"], b["recall"], b["f1"]) == pytest.approx((1, 0.5, 2 / 3))
-    assert (b["precision_at_threshold"], b["recall_at_threshold"]) == (1, 1)
+    assert (b["precision_at_threshold"], b["recall_at_threshold"], b["f1_at_threshold"]) == (1, 1, 1)
+    assert (a["precision_at_threshold"], a["f1_at_threshold"]) == pytest.approx((1 / 3, 0.5))
     assert (b["most_confused_with"], b["confused_share"]) == ("a", 0.5)
     assert a["most_confused_with"] == ""
     # Never predicted, but there: F1 is 0. Not there: no score at all.
     assert np.isnan(c["precision"])
     assert (c["recall"], c["f1"]) == (0, 0)
-    assert pd.isna(c[["threshold", "precision_at_threshold", "recall_at_threshold"]]).all()
+    assert pd.isna(c[["threshold", "precision_at_threshold", "recall_at_threshold", "f1_at_threshold"]]).all()
     assert pd.isna(d[["precision", "recall", "f1", "ap", "auroc", "threshold", "confused_share"]]).all()
 
 

@@ -62,9 +62,10 @@ def species_table(
     Returns:
         `code`, `common_name`, `n` (clips that contain the species), `n_train`, `precision`, `recall`, `f1` (for the
         most probable class, or for each class above 0.5 if multi-label), `ap`, `auroc`, `threshold`,
-        `precision_at_threshold`, `recall_at_threshold`, `most_confused_with` (eBird code) and `confused_share` (share
-        of `n`, see `Predictions.confusions`). Undefined values are missing: metrics of a species that is in no clip,
-        the precision of a species that is never predicted, the threshold of a species that is never reported.
+        `precision_at_threshold`, `recall_at_threshold`, `f1_at_threshold`, `most_confused_with` (eBird code) and
+        `confused_share` (share of `n`, see `Predictions.confusions`). Undefined values are missing: metrics of a
+        species that is in no clip, the precision of a species that is never predicted, the threshold of a species
+        that is never reported.
     """
     targets, codes = predictions.targets, predictions.classes
     n = (targets == 1).sum(axis=0)
@@ -74,7 +75,8 @@ def species_table(
     cut = np.full(len(codes), np.inf) if thresholds is None else thresholds.values(codes)
     if reported is None:
         reported = predictions.scores >= cut
-    precision_at, recall_at, _ = _scores(targets, reported.astype(np.int64))
+    precision_at, recall_at, f1_at = _scores(targets, reported.astype(np.int64))
+    never = np.isinf(cut) & ~reported.any(axis=0)
     confusions = predictions.confusions()
     np.fill_diagonal(confusions, 0)
     most, times = confusions.argmax(axis=1), confusions.max(axis=1)
@@ -91,7 +93,8 @@ def species_table(
             "auroc": aurocs(predictions.scores, targets),
             "threshold": np.where(np.isinf(cut), np.nan, cut),
             "precision_at_threshold": precision_at,
-            "recall_at_threshold": np.where(np.isinf(cut) & ~reported.any(axis=0), np.nan, recall_at),
+            "recall_at_threshold": np.where(never, np.nan, recall_at),
+            "f1_at_threshold": np.where(never, np.nan, f1_at),
             "most_confused_with": [codes[label] if count else "" for label, count in zip(most, times, strict=True)],
             "confused_share": np.divide(times, n, out=np.full(len(codes), np.nan), where=times > 0),
         }
