@@ -75,6 +75,12 @@ def test_whole_recordings_come_first(trained):
     card = (trained / "README.md").read_text(encoding="utf-8")
     assert "| On whole recordings | Test | 95% interval |" in card
     assert card.index("recording_timeline.png") < card.index("confusion_matrix.png")
+    told = (
+        "A species is predicted if its score is above 0.5. The scores are probabilities in whole recordings and "
+        "rarely exceed 0.5. Judge the model by average precision and by the table of whole recordings.\n\n"
+        "| Metric | Test |"
+    )
+    assert card.count(told) == 1
 
 
 def test_evaluation_and_detection_give_the_same_figures_again(trained, small_archive, tmp_path, capsys):
