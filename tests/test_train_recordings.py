@@ -83,6 +83,22 @@ def test_whole_recordings_come_first(trained):
     assert card.count(told) == 1
 
 
+def test_the_cards_table_of_species_is_at_the_models_thresholds(trained, tmp_path):
+    card = (trained / "README.md").read_text(encoding="utf-8")
+    assert "| Precision at threshold | Recall at threshold | F1 at threshold | AP |" in card
+    table = pd.read_csv(trained / "per_species.csv", dtype=str, keep_default_na=False)
+    assert any(float(row.f1_at_threshold or 0) > 0 for row in table.itertuples())
+    for row in table.itertuples():
+        columns = (row.precision_at_threshold, row.recall_at_threshold, row.f1_at_threshold, row.ap)
+        cells = " | ".join(f"{float(value):.3f}" if value else "" for value in columns)
+        assert re.search(rf"\| {row.code} \| [\d, ]+ \| {re.escape(cells)} \| ", card)
+    assert re.search(r"at its own decision threshold\. .*\n\n\| Species ", card)
+    # A table of an earlier version has no F1 at the thresholds.
+    earlier = shutil.copytree(trained, tmp_path / "birds")
+    table.drop(columns="f1_at_threshold").to_csv(earlier / "per_species.csv", index=False)
+    assert "| Precision | Recall | F1 | AP |" in render_model_card(earlier, "a/b", shipped_file(CARD_TEMPLATE))
+
+
 def test_evaluation_and_detection_give_the_same_figures_again(trained, small_archive, tmp_path, capsys):
     evaluate = ["evaluate", str(trained), str(small_archive), "--output", str(tmp_path / "out")]
     assert main([*evaluate, "--cache_dir", str(tmp_path / "cache")]) in (None, 0)
@@ -145,7 +161,9 @@ def test_the_card_detects_with_the_windows_and_the_threshold_of_its_figures(trai
     card = (trained / "README.md").read_text(encoding="utf-8")
     assert "recordings --output detections\n" in card
     assert "round(3.0 * rate), round(3.0 * rate)\n" in card
-    assert card.count("A species is predicted if its score is above 0.5.") == 2
+    assert card.count("A species is predicted if its score is above 0.5.") == 1, (
+        "the table of species is at thresholds"
+    )
     folder = shutil.copytree(trained, tmp_path / "birds")
     thresholds = json.loads((folder / "thresholds.json").read_text())
     (folder / "thresholds.json").write_text(json.dumps({**thresholds, "overlap_s": 0.25, "merge": True}))

@@ -109,6 +109,10 @@ def render_model_card(
     extractor = read_json(model_dir / "preprocessor_config.json")
     thresholds = read_json(model_dir / THRESHOLDS_FILE) if (model_dir / THRESHOLDS_FILE).is_file() else {}
     overlap_s = thresholds.get("overlap_s")
+    of_recordings = summary.get("train_on") == "recordings"
+    species = _species_rows(model_dir / SPECIES_TABLE_FILE)
+    # Tables of earlier versions have no F1 at the thresholds.
+    at_thresholds = of_recordings and bool(thresholds) and all("f1_at_threshold" in row for row in species)
     timm_tags = [] if network or audio_model else ["timm", config["backbone"].split(".")[0]]
     metadata = ModelCardData(
         license=license,
@@ -155,7 +159,9 @@ def render_model_card(
         figure=_figure,
         cell=markdown_cell,
         interval=_interval,
-        species=_species_rows(model_dir / SPECIES_TABLE_FILE),
+        species=species,
+        of_recordings=of_recordings,
+        suffix="_at_threshold" if at_thresholds else "",
         pictures={name: title for name, title in PICTURES.items() if (model_dir / name).is_file()},
     )
     return str(card)
