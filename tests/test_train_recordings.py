@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from archives import write_archive
 from running import flags, losses, settings_of, train
 
@@ -81,6 +82,19 @@ def test_whole_recordings_come_first(trained):
         "| Metric | Test |"
     )
     assert card.count(told) == 1
+
+
+def test_the_cards_header_begins_with_whole_recordings(trained):
+    header = yaml.safe_load((trained / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    ((result,),) = [model["results"] for model in header["model-index"]]
+    test = json.loads((trained / "metrics.json").read_text())["test"]
+    whole = test["whole_recordings"]["metrics"]
+    assert [(metric["name"], metric["value"]) for metric in result["metrics"][:3]] == [
+        ("Mean average precision over windows of whole recordings", round(whole["cmap"]["value"], 4)),
+        ("F1 of events in whole recordings", round(whole["f1"]["value"], 4)),
+        ("Macro F1 on clips, at a score of 0.5", round(test["macro_f1"], 4)),
+    ]
+    assert all(" on clips" in metric["name"] for metric in result["metrics"][2:])
 
 
 def test_the_cards_table_of_species_is_at_the_models_thresholds(trained, tmp_path):

@@ -41,6 +41,13 @@ METRIC_NAMES = {
     "auroc": ("roc_auc", "Macro AUROC"),
     "ece": ("expected_calibration_error", "Expected calibration error"),
 }
+# Of whole recordings, for the header of the card.
+WHOLE_METRIC_NAMES = {
+    "cmap": ("mean_average_precision", "Mean average precision over windows of whole recordings"),
+    "f1": ("f1", "F1 of events in whole recordings"),
+}
+# Of clips, at a score of 0.5 if the model is multi-label.
+AT_HALF = ("macro_f1", "weighted_f1")
 PICTURES = {
     TIMELINE_FILE: "One test recording: annotated and detected calls",
     RECALL_FILE: "Recall against false detections per hour",
@@ -122,7 +129,9 @@ def render_model_card(
         model_name=model_name,
         datasets=[dataset_id] if dataset_id else None,
         base_model=_base_models(summary, config["backbone"]),
-        eval_results=_eval_results(results, summary["archive"]["name"], dataset_id, cross_validated),
+        eval_results=_eval_results(
+            _header_metrics(results, of_recordings), summary["archive"]["name"], dataset_id, cross_validated
+        ),
     )
     card = ModelCard.from_template(
         metadata,
@@ -178,8 +187,24 @@ def _device_s(summary: Mapping[str, Any]) -> float:
     return sum(each["processes"] * _training_s(each) for each in summary.get("members", [summary]))
 
 
+def _header_metrics(results: Mapping[str, Any], of_recordings: bool) -> list[tuple[str, str, float]]:
+    """Type, name and value of the header's metrics; of a model of recordings, those of whole recordings are first."""
+    clips = [(key, *names, results[key]) for key, names in METRIC_NAMES.items() if results[key] is not None]
+    if not of_recordings:
+        return [(kind, name, value) for _, kind, name, value in clips]
+    whole = results.get(WHOLE_RECORDINGS, {}).get("metrics", {})
+    values = [(kind, name, whole.get(key, {}).get("value")) for key, (kind, name) in WHOLE_METRIC_NAMES.items()]
+    return [
+        *((kind, name, value) for kind, name, value in values if value is not None),
+        *(
+            (kind, f"{name} on clips{', at a score of 0.5' if key in AT_HALF else ''}", value)
+            for key, kind, name, value in clips
+        ),
+    ]
+
+
 def _eval_results(
-    results: Mapping[str, Any], archive: str, dataset_id: str | None, cross_validated: bool
+    metrics: list[tuple[str, str, float]], archive: str, dataset_id: str | None, cross_validated: bool
 ) -> list[EvalResult]:
     """The metrics for the header of the card, which the Hub shows beside it."""
     return [
@@ -191,10 +216,9 @@ def _eval_results(
             dataset_split="all" if cross_validated else "test",
             metric_type=metric_type,
             metric_name=f"{metric_name} (cross-validation)" if cross_validated else metric_name,
-            metric_value=round(results[key], 4),
+            metric_value=round(value, 4),
         )
-        for key, (metric_type, metric_name) in METRIC_NAMES.items()
-        if results[key] is not None
+        for metric_type, metric_name, value in metrics
     ]
 
 
