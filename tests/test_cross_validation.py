@@ -17,6 +17,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.evaluation_report import plain_metrics
 from kenya_birds.evaluation.predictions import read_predictions
 from kenya_birds.experiments.cross_validation import CrossValidation
+from kenya_birds.experiments.results import format_folds
 from kenya_birds.files import LOCK_FILE
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
@@ -78,6 +79,15 @@ def test_mean_and_spread_are_those_of_the_folds(validated):
     assert [fold["macro_f1"] for fold in results["each"]] == scores
     assert results["mean"]["macro_f1"] == pytest.approx(np.mean(scores))
     assert results["sd"]["macro_f1"] == pytest.approx(np.std(scores, ddof=1))
+
+
+def test_the_log_of_multi_label_folds_begins_with_average_precision():
+    folds = [{"cmap": 0.6, "macro_f1": 0.0}, {"cmap": 0.8, "macro_f1": 0.0}, {"cmap": None, "macro_f1": 0.0}]
+    assert format_folds(folds, multi_label=True).splitlines() == [
+        "mean average precision of 3 folds: mean 0.7000, standard deviation 0.1414 (0.6000, 0.8000)",
+        "macro F1 at a score of 0.5 of 3 folds: mean 0.0000, standard deviation 0.0000 (0.0000, 0.0000, 0.0000)",
+    ]
+    assert format_folds(folds, multi_label=False).startswith("macro F1 of 3 folds: mean 0.0000, standard")
 
 
 def test_thresholds_of_the_table_are_judged_by_what_each_fold_reported(validated):

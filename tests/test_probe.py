@@ -24,7 +24,7 @@ from kenya_birds.experiments import heads
 from kenya_birds.experiments import heads as clip_embeddings
 from kenya_birds.experiments import probe as probe_module
 from kenya_birds.experiments.heads import METHODS, NEIGHBOURS, STRENGTHS, fit_head
-from kenya_birds.experiments.probe import ProbeSettings, probe
+from kenya_birds.experiments.probe import ProbeSettings, format_comparison, probe
 from kenya_birds.inference.embedding_models import load_embedder
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 
@@ -218,6 +218,16 @@ def test_a_probe_leaves_what_a_run_leaves_of_its_test(probed, trained):
     about = read(output / "probe.json")
     assert about["C"] in FEW_STRENGTHS
     assert about["embedding_size"] > 0
+
+
+def test_multi_label_models_are_compared_by_average_precision():
+    names = ("macro_f1", "accuracy", "cmap")
+    metrics = {"clips": 2, "recordings": 2, **dict.fromkeys(names, 0.5), "intervals": dict.fromkeys(names)}
+    lines = format_comparison({"probe": metrics, "run": metrics}, multi_label=True).splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["cmap", "macro_f1", "accuracy"]
+    assert lines[5].startswith("Compare by cmap (mean average precision). macro_f1, weighted_f1 and accuracy are at")
+    lines = format_comparison({"probe": metrics, "run": metrics}).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == list(names)
 
 
 def test_folds_are_those_of_training(probed_folds, validated):

@@ -128,20 +128,27 @@ class TrainedRun:
             )
 
 
-def format_comparison(columns: Mapping[str, Mapping[str, Any]]) -> str:
+def format_comparison(columns: Mapping[str, Mapping[str, Any]], *, multi_label: bool = False) -> str:
     """A text table of several results of `write_report`, with their intervals.
 
     Args:
         columns: Metrics by the title of their column.
+        multi_label: Whether the scores of species are independent: then F1 and accuracy are at a score of 0.5, and
+            mean average precision is listed first.
     """
     first = next(iter(columns.values()))
     rows = [["", *columns]]
-    for name in first["intervals"]:
+    for name in sorted(first["intervals"], key=lambda name: multi_label and name != "cmap"):
         rows.append(
             [name, *(_format(metrics.get(name), metrics["intervals"].get(name)) for metrics in columns.values())]
         )
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if multi_label and len(columns) > 1:
+        lines.append(
+            "Compare by cmap (mean average precision). macro_f1, weighted_f1 and accuracy are at a score of 0.5, "
+            "which a model of recordings rarely reaches."
+        )
     return "\n".join([f"{first['clips']} clips of {first['recordings']} recordings", *lines])
 
 
@@ -253,7 +260,7 @@ def probe(
     columns = {f"{settings.method} probe": metrics}
     if trained is not None:
         columns[str(trained.folder)] = trained.metrics
-    return format_comparison(columns)
+    return format_comparison(columns, multi_label=multi_label)
 
 
 def _plan(

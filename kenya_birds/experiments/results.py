@@ -267,15 +267,29 @@ def write_out_of_fold(
         context=context,
     )
     logger.info("out of fold: %s", format_metrics(out_of_fold))
-    logger.info(
-        "macro F1 of %d folds: mean %.4f, standard deviation %.4f (%s)",
-        len(folds),
-        mean["macro_f1"],
-        sd["macro_f1"],
-        ", ".join(f"{fold['macro_f1']:.4f}" for fold in metrics if fold["macro_f1"] is not None),
-    )
+    logger.info("%s", format_folds(metrics, multi_label=pooled.multi_label))
     each = [{name: fold[name] for name in (*names, "clips", "recordings")} for fold in metrics]
     return {"out_of_fold": out_of_fold, "each": each, "mean": mean, "sd": sd}, calibration
+
+
+def format_folds(metrics: Sequence[Mapping[str, Any]], *, multi_label: bool) -> str:
+    """Mean and spread of the folds' metrics on clips, as text: macro F1, and if multi-label first average precision.
+
+    Args:
+        metrics: Those of each fold on test (see `write_report`).
+        multi_label: Whether the scores of species are independent, so that F1 is at a score of 0.5.
+    """
+    titles = {"macro_f1": "macro F1"}
+    if multi_label:
+        titles = {"cmap": "mean average precision", "macro_f1": "macro F1 at a score of 0.5"}
+    mean, sd = _mean_and_sd(metrics, titles)
+    lines = []
+    for name, title in titles.items():
+        if mean[name] is not None:
+            each = ", ".join(f"{fold[name]:.4f}" for fold in metrics if fold[name] is not None)
+            spread = "" if sd[name] is None else f", standard deviation {sd[name]:.4f}"
+            lines.append(f"{title} of {len(metrics)} folds: mean {mean[name]:.4f}{spread} ({each})")
+    return "\n".join(lines)
 
 
 def _mean_and_sd(
