@@ -14,9 +14,11 @@ from pathlib import Path
 import matplotlib
 import pytest
 import soundfile
+import torch
 from doc_pages import PAGES, SHELLS, blocks, commands, inline_code, prose, simple_commands
 from drawing import leave_figures_blank
 from networks import write_labels, write_tflite
+from reference_model import save_reference_model
 from running import ROOT, flags, run, train
 
 import kenya_birds
@@ -110,6 +112,17 @@ def test_the_python_of_a_page_runs(page, things, tmp_path, monkeypatch):
             for words in simple_commands(block.code):
                 run_command(words, tmp_path)
     assert all((tmp_path / name).exists() for name in made)
+
+
+def test_the_probabilities_of_a_page_are_those_of_a_multi_label_model(tmp_path, monkeypatch):
+    save_reference_model("multi", tmp_path / "someone" / "birds-of-baringo")
+    monkeypatch.chdir(tmp_path)
+    (code,) = (block.code for block in blocks(ROOT / "docs" / "hub_user.md") if "probabilities =" in block.code)
+    told = {}
+    exec(code, told)
+    with torch.no_grad():
+        expected = told["model"](**told["features"]).logits.sigmoid()
+    torch.testing.assert_close(told["probabilities"], expected)
 
 
 def run_command(words, folder):
