@@ -64,6 +64,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *, example: str = "", **options: Any) -> None:
         description = options.pop("description", None)
         self.unknown_flags = ""  # what an error says of a flag that there is not
+        self.usual_flags: dict[str, str] = {}  # what it says of those that other programs have
+        self.unsuggested: set[str] = set()  # flags that it does not suggest
         super().__init__(
             **{"formatter_class": HelpFormatter, "allow_abbrev": False, "add_help": False, **options},
             description=description and textwrap.fill(description, min(HELP_WIDTH, _terminal_columns()) - 2),
@@ -104,8 +106,10 @@ class Parser(argparse.ArgumentParser):
         flag = word.partition("=")[0]
         if not flag.startswith("--") or flag == "--" or " " in flag or flag in self._option_string_actions:
             return
-        near = nearest_name(flag[2:], [known[2:] for known in self._option_string_actions if known.startswith("--")])
-        hint = f"did you mean --{near}?" if near else self.unknown_flags
+        name = flag[2:].replace("-", "_")
+        known = {known[2:] for known in self._option_string_actions if known.startswith("--")} - self.unsuggested
+        near = None if name in self.usual_flags else nearest_name(flag[2:], sorted(known))
+        hint = f"did you mean --{near}?" if near else self.usual_flags.get(name, self.unknown_flags)
         raise UserError(f"there is no {flag}" + (f": {hint}" if hint else ""))
 
     def _check_command(self, words: Sequence[str]) -> None:

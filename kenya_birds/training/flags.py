@@ -23,7 +23,13 @@ from kenya_birds.training.run_folder import CROSS_VALIDATION_FILE, check_folds_s
 from kenya_birds.training.setting_rules import check_division, check_schedule, check_train_on, check_used
 from kenya_birds.training.teacher_arguments import TeacherArguments, check_teacher
 from kenya_birds.training.trainer_arguments import TrainerArguments, trainer_kinds
-from kenya_birds.training.transformers_arguments import TransformersField, check_inherited, transformers_fields
+from kenya_birds.training.transformers_arguments import (
+    USUAL_FLAGS,
+    TransformersField,
+    check_inherited,
+    refused_arguments,
+    transformers_fields,
+)
 from kenya_birds.values import Kind, kinds_of
 
 if TYPE_CHECKING:
@@ -307,6 +313,7 @@ def train_parser(program: str = "train_hf.py", *, show_all: bool = False) -> Par
         example=EXAMPLES.get(program, ""),
         argument_default=argparse.SUPPRESS,
     )
+    parser.usual_flags, parser.unsuggested = USUAL_FLAGS, refused_arguments()
     fields = transformers_fields()
     own = {field.name: field for group in GROUPS for field in dataclasses.fields(group)}
     titled = {name for names in TITLES.values() for name in names}

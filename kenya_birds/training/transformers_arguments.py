@@ -126,10 +126,27 @@ KEPT = {
     **dict.fromkeys(("fsdp", "deepspeed", "parallelism_config"), _ONE_DEVICE),
 }
 HUB_PREFIXES = ("push_to_hub", "hub_")
+_BATCH, _EPOCHS = "did you mean --per_device_train_batch_size?", "did you mean --num_train_epochs?"
+_DEVICE = "a GPU is used if there is one, unless you give --use_cpu"
+# What is said of the flags of other programs that are called otherwise here.
+USUAL_FLAGS = {
+    **dict.fromkeys(("batch_size", "train_batch_size", "batch"), _BATCH),
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs", "max_epochs"), _EPOCHS),
+    "lr": "did you mean --learning_rate?",
+    "model": "did you mean --backbone?",
+    "patience": "did you mean --early_stopping_patience?",
+    **dict.fromkeys(("workers", "num_workers"), "did you mean --dataloader_num_workers?"),
+    **dict.fromkeys(("device", "gpu", "gpus", "cuda", "use_gpu"), _DEVICE),
+}
 
 
 # Metrics of an evaluation during training, by which the best epoch can be chosen.
 METRICS = ("macro_f1", "weighted_f1", "accuracy", "cmap", "loss")
+
+
+def refused_arguments() -> set[str]:
+    """Names of transformers' arguments that have to keep their defaults."""
+    return {*KEPT, *(name for name in transformers_fields() if name.startswith(HUB_PREFIXES))}
 
 
 def check_inherited(values: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
