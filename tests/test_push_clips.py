@@ -11,6 +11,7 @@ import yaml
 from fake_hub import FakeHub
 from fresh_python import run_fresh
 
+from kenya_birds import cli
 from kenya_birds.data.dataset import load_clips
 from kenya_birds.errors import UserError
 from kenya_birds.publishing import clips_dataset as publishing
@@ -310,3 +311,10 @@ def test_a_fresh_process_loads_by_name_as_the_card_says(clips, fake_hub, tmp_pat
     rows = repr(clips["test"].to_list()).encode()
     assert loaded == [f"rows {names} {hashlib.sha256(rows).hexdigest()}"] * 2
     assert fake_hub.token not in done.stdout + done.stderr
+
+
+def test_the_licence_has_the_name_that_it_has_beside_a_model():
+    words = ["push-clips", "archive", "--repo_id", "ann/clips"]
+    assert [
+        cli._parser().parse_args([*words, flag, "cc0-1.0"]).license for flag in ("--license", "--data_license")
+    ] == ["cc0-1.0"] * 2

@@ -64,7 +64,9 @@ def _add_push_clips(commands: Any) -> None:
         "--license",
         str,
         metavar="NAME",
-        help="licence of the clips, as the Hub spells it; by default none, and cc-by-4.0 with --source kenya",
+        help="licence of recordings and annotations, as the Hub spells it; needed to publish, but not with --source "
+        "kenya, whose licence is cc-by-4.0",
+        aliases=("--data_license",),
     )
     clips = command.add_argument_group("Clips")
     add_option(clips, "--min_annotations", Count, MIN_ANNOTATIONS, help="drop species with fewer annotations")
@@ -75,6 +77,7 @@ def _add_push_clips(commands: Any) -> None:
 
 
 def _push_clips(options: argparse.Namespace) -> None:
+    from kenya_birds.errors import UserError
     from kenya_birds.files import check_layout, check_new_folder
     from kenya_birds.publishing.hub import check_repo_id
 
@@ -82,6 +85,8 @@ def _push_clips(options: argparse.Namespace) -> None:
     check_layout(options.data_dir)
     if options.output is not None:
         check_new_folder(options.output)
+    elif not options.license and options.source != "kenya":
+        raise UserError("publishing needs the licence of the recordings: --license NAME, or --source kenya")
     from kenya_birds.data.dataset import build_clips, clips_builder
     from kenya_birds.publishing.clips_dataset import (
         cutting_facts,
