@@ -322,6 +322,13 @@ def test_the_demo_goes_with_the_model_and_names_its_commit(trained, unchecked, t
     assert f"{unchecked.endpoint}/spaces/ann/birds-demo" in capsys.readouterr().out
 
 
+def test_a_dry_run_asks_for_the_owner_that_a_demo_needs(trained, unchecked, tmp_path, capsys):
+    told = "give OWNER/NAME to get one that can be uploaded"
+    for name, is_told in (("birds", True), ("ann/birds", False)):
+        push_here(trained, "--repo_id", name, "--dry_run", "--with_space", tmp_path / "space")
+        assert (told in capsys.readouterr().out) == is_told
+
+
 def test_no_model_is_sent_when_its_demo_cannot_be_written(trained, unchecked, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     for folder, said in ((tmp_path, "is not empty"), (tmp_path / "mine.txt", "is a file")):

@@ -36,8 +36,14 @@ def test_the_folder_says_what_it_is_and_which_model_it_hears_with(tmp_path):
     assert (said["models"], said["license"]) == (["ann/birds"], "cc-by-4.0")
     assert isinstance(said["python_version"], str)
     assert f'"ann/birds@{COMMIT}"' in (tmp_path / "space" / "app.py").read_text()
+    assert "own repository, at the revision in `app.py`." in (tmp_path / "space" / "README.md").read_text()
     assert {path.suffix for path in files} <= {".py", ".txt", ".md", ".jinja", ".typed"}
     assert not list((tmp_path / "space").rglob("__pycache__"))
+
+
+def test_the_folder_speaks_of_no_revision_that_it_does_not_have(tmp_path):
+    write_space(tmp_path / "space", "ann/birds")
+    assert "from its own repository. If" in (tmp_path / "space" / "README.md").read_text(encoding="utf-8")
 
 
 def test_its_requirements_are_the_packages_and_gradio(tmp_path):

@@ -210,6 +210,8 @@ def _write_space(options: argparse.Namespace, repo_id: str, revision: str | None
         extras=runtime_extras(SavedModel(str(options.model_dir), options.model_dir, "model")),
     )
     print(f"Space: {repo_id}-demo, {len(files)} files, written to {options.with_space}")
+    if "/" not in repo_id:
+        print("The Space does not find its model without an owner: give OWNER/NAME to get one that can be uploaded.")
 
 
 def _check_options(options: argparse.Namespace) -> None:

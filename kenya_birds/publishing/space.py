@@ -51,7 +51,7 @@ at the detected birds, and download tables for Raven, Audacity and spreadsheets.
 the page is closed.
 
 `app.py` starts the page; `kenya_birds/` is a copy of the package's code, under Apache-2.0. The model is downloaded
-from its own repository, at the revision in `app.py`. If that repository is private, add a secret `HF_TOKEN` with read
+from its own repository{at_revision}. If that repository is private, add a secret `HF_TOKEN` with read
 access to the Space. The variables `MAX_UPLOAD_MB` (400) and `MAX_HOURS` (2) limit the size of a recording.
 
 To run it on your own machine: `pip install -r requirements.txt`, then `python app.py`. With another model:
@@ -92,7 +92,8 @@ def write_space(
     texts = {
         "app.py": APP.format(repo_id=repo_id, model=model),
         "requirements.txt": "".join(f"{line}\n" for line in requirements(extras)),
-        "README.md": _header(repo_id, license) + TEXT.format(repo_id=repo_id),
+        "README.md": _header(repo_id, license)
+        + TEXT.format(repo_id=repo_id, at_revision=", at the revision in `app.py`" if revision else ""),
     }
     sources = {f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path for path in package_files()}
     if code_license is not None:
