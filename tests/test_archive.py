@@ -215,6 +215,13 @@ def test_a_table_in_another_form_is_refused_with_what_is_expected(archive, text,
     refused(archive, "annotations.csv", *words)
 
 
+@pytest.mark.parametrize("end", ["le", "be"])
+def test_a_table_in_utf_16_is_refused_with_the_way_to_save_it(archive, end):
+    text = "\ufeff" + (archive / "annotations.csv").read_text()
+    (archive / "annotations.csv").write_text(text, encoding=f"utf-16-{end}")
+    refused(archive, "annotations.csv is in UTF-16", "save it as CSV UTF-8 (comma delimited)")
+
+
 def test_cells_that_the_end_of_a_row_lacks_are_empty_and_empty_ones_too_many_do_not_matter(archive):
     annotate(archive, "a.flac,1.0,1.0,owl1,,", "b.flac,4.0,4.0")
     read = read_archive(archive)

@@ -1,5 +1,6 @@
 """CSV tables written by people: each cell is read as text, each row with its line number in the file."""
 
+import codecs
 import csv
 import io
 import re
@@ -106,7 +107,10 @@ def read_csv(path: str | Path, delimiter: str = ",") -> pd.DataFrame:
         UserError: If the file cannot be read, has no header, or a row has more cells than the header.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        content = Path(path).read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UserError(f"{path} is in UTF-16: save it as CSV UTF-8 (comma delimited)")
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a UTF-8 table of comma-separated values: {error}") from None
     table = parse_table(text, path, delimiter)
