@@ -193,6 +193,8 @@ MISTAKES = {
     "push_model.py --model_dir TMP/none --repo_id birds": "TMP/none does not exist",
     f"{PUSH} --create_pr --private": "--create_pr goes to",
     f"{PUSH} --with_dataset ARCHIVE": "--with_dataset needs the licence of the recordings",
+    f"{PUSH} --license MIT": "--license is 'MIT': expected the name that the Hub has",
+    f"{PUSH} --data_license CC-BY-4.0": "--data_license is 'CC-BY-4.0': expected the name that the Hub has",
     f"{PUSH} --num_proc 0": "--num_proc is 0",
 }
 # Runs command lines one after the other in one process, as each would be run in one of its own.

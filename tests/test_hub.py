@@ -13,7 +13,7 @@ from huggingface_hub import constants, snapshot_download
 from safetensors.numpy import save_file
 
 from kenya_birds.errors import UserError
-from kenya_birds.publishing.hub import upload_files
+from kenya_birds.publishing.hub import check_license, upload_files
 from kenya_birds.publishing.model_folder import EARLIER_FILES, model_contents, published_files
 
 CODE = {
@@ -376,3 +376,11 @@ def test_an_upload_that_broke_goes_on_when_it_is_run_again(model_dir, fake_hub, 
     publish(model_dir, "ann/birds")
     assert fake_hub.uploaded == hashes
     assert sorted(fake_hub.repos["ann/birds"]["commits"][0]["files"]) == PUBLISHED
+
+
+def test_a_licence_has_no_capitals_and_no_blanks():
+    for name in (None, "mit", "cc-by-4.0", "openrail++", "creativeml-openrail-m"):
+        check_license(name, "--license")
+    for name in ("mit license", "CC-BY-4.0", ""):
+        with pytest.raises(UserError, match=r"--license is .*: expected the name that the Hub has for the licence"):
+            check_license(name, "--license")

@@ -79,8 +79,9 @@ def _add_push_clips(commands: Any) -> None:
 def _push_clips(options: argparse.Namespace) -> None:
     from kenya_birds.errors import UserError
     from kenya_birds.files import check_layout, check_new_folder
-    from kenya_birds.publishing.hub import check_repo_id
+    from kenya_birds.publishing.hub import check_license, check_repo_id
 
+    check_license(options.license, "--license")
     check_repo_id(options.repo_id, "dataset")
     check_layout(options.data_dir)
     if options.output is not None:

@@ -64,6 +64,23 @@ def check_repo_id(repo_id: str, repo_type: str = "model") -> None:
         ) from None
 
 
+def check_license(name: str | None, flag: str) -> None:
+    """Checks that a licence has the form of the Hub's identifiers.
+
+    Args:
+        name: The licence, or None.
+        flag: The option that gave it.
+
+    Raises:
+        UserError: If it has capitals or blanks.
+    """
+    if name is not None and not re.fullmatch(r"[^\sA-Z]+", name):
+        raise UserError(
+            f"{flag} is {name!r}: expected the name that the Hub has for the licence, without capitals and blanks, "
+            "such as mit, cc-by-4.0 or other"
+        )
+
+
 def upload_files(
     contents: Mapping[str, Path | bytes],
     repo_id: str,

@@ -230,8 +230,10 @@ def _check_options(options: argparse.Namespace) -> None:
         if saved.config.get("graph") is not None:
             check_ours(saved)  # that its network is there, for the check
     published_files(options.model_dir)
-    from kenya_birds.publishing.hub import check_repo_id
+    from kenya_birds.publishing.hub import check_license, check_repo_id
 
+    check_license(options.license, "--license")
+    check_license(options.data_license, "--data_license")
     check_repo_id(options.repo_id)
     if options.with_dataset:
         check_repo_id(f"{options.repo_id}-clips", "dataset")
