@@ -251,6 +251,22 @@ def test_what_training_found_is_found_again(tmp_path, small_archive):
     assert (config.context_s, config.edge_tolerance_s, config.min_annotations) == (0.4, 1.2, 5)
 
 
+@pytest.mark.parametrize(
+    ("recorded", "given", "used"),
+    [({"seed": 7}, {}, 7), ({"seed": 7}, {"seed": 3}, 3), ({}, {}, 0), (None, {}, 0)],
+)
+def test_intervals_are_drawn_with_the_seed_of_the_training(
+    tmp_path, small_archive, cache, classes, monkeypatch, recorded, given, used
+):
+    save_model(tmp_path / "model", classes)
+    if recorded is not None:
+        (tmp_path / "model" / "run_settings.json").write_text(json.dumps({"settings": recorded}))
+    drawn = []
+    monkeypatch.setattr(evaluate_module._Evaluation, "write", lambda self, folder, context, **_: drawn.append(context))
+    evaluate_model(str(tmp_path / "model"), small_archive, tmp_path / "out", **settings(cache), **given)
+    assert [context.seed for context in drawn] == [used]
+
+
 def test_a_stopped_evaluation_leaves_nothing_and_can_be_repeated(
     tmp_path, small_archive, cache, classes, capsys, monkeypatch
 ):

@@ -48,7 +48,8 @@ def _add_evaluate(commands: Any) -> None:
     )
     _add_evaluated_clips(command)
     _add_processing(command.add_argument_group("Speed"))
-    add_option(command.add_argument_group("Intervals"), "--seed", Seed, 0, help=BOOTSTRAP_SEED)
+    seed_help = f"{BOOTSTRAP_SEED}; by default that of the model's training"
+    add_option(command.add_argument_group("Intervals"), "--seed", Seed | None, help=seed_help)
     add_general(command)
     command.set_defaults(run=_evaluate, after_stop=RUN_AGAIN)
 

@@ -30,7 +30,7 @@ from kenya_birds.training.arguments import WeakLabels
 from kenya_birds.training.run_folder import SPLITS_FILE, SUMMARY_FILE
 from kenya_birds.training.settings import clip_settings, read_settings, train_counts
 from kenya_birds.training.training_recordings import overlap_of
-from kenya_birds.values import Count, Seconds, Seed, SignedSeconds, Whole, checked
+from kenya_birds.values import Count, Kind, Seconds, Seed, SignedSeconds, Whole, checked
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def evaluate_model(
     batch_size: Count = 64,
     cache_dir: str | Path | None = None,
     num_proc: Count | None = None,
-    seed: Seed = 0,
+    seed: Seed | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model of this package on clips and on whole recordings.
 
@@ -86,7 +86,7 @@ def evaluate_model(
         batch_size: Clips per batch.
         cache_dir: Folder of the clips' cache.
         num_proc: Number of processes that cut clips.
-        seed: Seed of the bootstrap.
+        seed: Seed of the bootstrap; by default that of the model's training, so that intervals are repeated too.
 
     Returns:
         See `write_report`; and `whole_recordings`, see `write_recordings`.
@@ -140,7 +140,7 @@ def evaluate_model(
         _train_counts(classes, summary, builder),
         split=split,
         overlap=overlap,
-        seed=seed,
+        seed=_training_seed(saved.folder) if seed is None else seed,
         archive_of=builder.archive.archive_of,
     )
     calibration = Calibration.of(model.config)
@@ -160,6 +160,13 @@ def evaluate_model(
         num_proc=num_proc,
         choose_thresholds=choose_thresholds,
     )
+
+
+def _training_seed(folder: Path) -> int:
+    """The seed of a model's training; 0 if it is not recorded."""
+    seed = read_settings(folder).get("seed", 0)
+    Kind.of(Seed).check(f"{folder} has a seed that", seed)
+    return int(seed)
 
 
 @dataclass(frozen=True)
