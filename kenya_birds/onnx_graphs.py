@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ def write_graph(
         # Also fills the caches of filters and windows, so that the trace contains them as constants.
         module(example)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _errors_only("onnxscript"):  # it warns of what it does not simplify
                 warnings.simplefilter("ignore", FutureWarning)  # warnings of torch about its own exporter
                 program = torch.onnx.export(
                     module,
@@ -69,6 +70,18 @@ def write_graph(
     assert program is not None
     program.model.metadata_props.update(metadata)
     program.save(path)
+
+
+@contextmanager
+def _errors_only(name: str) -> Iterator[None]:
+    """Hides the warnings of a logger."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Backbone(torch.nn.Module):

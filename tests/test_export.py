@@ -4,9 +4,11 @@ import copy
 import csv
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 import wave
+from logging.handlers import BufferingHandler
 
 import numpy as np
 import pytest
@@ -64,6 +66,7 @@ np.savez("answers.npz", **answers)
 """
 METADATA = """
 import json
+import logging
 import onnxruntime
 
 print(json.dumps(onnxruntime.InferenceSession("model.onnx").get_modelmeta().custom_metadata_map))
@@ -145,7 +148,11 @@ def export(tmp_path_factory):
         model, extractor = save_model(folder / "model", problem_type, **fields)
         thresholds = {"wanted_precision": None, "every_species": 0.4, "species": {"combul2": 0.3, "hartur1": None}}
         (folder / "model" / "thresholds.json").write_text(json.dumps(thresholds))
+        log = BufferingHandler(capacity=10_000)
+        logging.getLogger("onnxscript").addHandler(log)
         main(["export", str(folder / "model"), "--output", str(folder / "graph")])
+        logging.getLogger("onnxscript").removeHandler(log)
+        assert [record.getMessage() for record in log.buffer if record.levelno >= logging.WARNING] == []
         return model, extractor, folder / "graph"
 
     return run
@@ -283,6 +290,12 @@ def test_the_readmes_program_says_what_is_heard(single, waveforms):
     assert [row[0] for row in rows] == ["0.0 s", "3.0 s", "6.0 s", "9.0 s", "12.0 s", "12.6 s"]
     assert [row[1] for row in rows] == [LABELS[index] for index in wanted.argmax(axis=1)]
     np.testing.assert_allclose([float(row[2]) for row in rows], wanted.max(axis=1), atol=2e-3)
+
+
+@pytest.mark.parametrize("words", [[], ["a.wav", "b.wav"]])
+def test_the_readmes_program_says_how_it_is_used(tmp_path, words):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "usage: python listen.py recording.wav\n")
 
 
 @pytest.mark.parametrize("subtype", ["FLOAT", "PCM_24", None])

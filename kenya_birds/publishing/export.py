@@ -36,6 +36,8 @@ import wave
 import numpy as np
 import onnxruntime
 
+if len(sys.argv) != 2:
+    sys.exit("usage: python listen.py recording.wav")
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 about = session.get_modelmeta().custom_metadata_map
 labels = json.loads(about["labels"])
