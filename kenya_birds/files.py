@@ -251,7 +251,7 @@ def check_output(path: str | Path, overwrite: bool) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder: expected the path of a file")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already: give another path, or replace it with --overwrite (overwrite=True)")
+        raise UserError(f"{path} exists already: give another path, or replace it with --overwrite")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"{path} cannot be written: {path.parent} is not a writable folder")
 

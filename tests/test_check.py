@@ -470,7 +470,7 @@ def test_the_csv_has_a_row_for_each_recording_and_each_finding(archive, tmp_path
 def test_a_file_is_not_overwritten_unasked(archive, tmp_path):
     check = check_archive(archive)
     write_check(check, tmp_path / "check.csv")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match=r"exists already: give another path, or replace it with --overwrite$"):
         write_check(check, tmp_path / "check.csv")
     write_check(check, tmp_path / "check.csv", overwrite=True)
 
