@@ -113,6 +113,7 @@ def test_the_final_model_is_trained_on_all_recordings_for_the_median_best_epoch(
     assert summary["result"]["epochs"] == pytest.approx(results["median_best_epoch"], abs=0.15)
     model, _ = load_classifier(find_model(str(validated)))
     assert model.config.logit_scale == results["calibration"]["scale"]
+    assert list((validated / "final-fit").glob("checkpoint-*"))
 
 
 def test_the_card_says_whose_figures_these_are(validated):
