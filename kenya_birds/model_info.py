@@ -66,6 +66,7 @@ def describe_model(saved: SavedModel) -> dict[str, Any]:
                 "threshold": of_species.get(code),
                 "train_clips": summary.get("clips_per_species", {}).get(code, {}).get("train"),
                 "f1": _number(table.get(code, {}).get("f1")),
+                "f1_at_threshold": _number(table.get(code, {}).get("f1_at_threshold")),
             }
             for code in codes
         ],
@@ -105,19 +106,25 @@ def format_model(about: dict[str, Any]) -> str:
             f"Trained on '{data['name']}', {data['recordings']} recordings, {data['hours']:.1f} h, "
             f"{data['annotations']:,} annotations{parts}"
         )
+    at_half = about["problem_type"] != DEFAULT_PROBLEM_TYPE
     if about["figures"]:
         lines += ["", f"Metrics ({about['evaluated_on'].replace('_', '-')}, with 95% intervals):"]
         for name, title in FIGURES.items():
             value, interval = about["figures"][name], (about["intervals"] or {}).get(name)
             if value is not None:
+                title += " at 0.5" if name == "macro_f1" and at_half else ""
                 ends = f"  {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
                 lines.append(f"  {title:<27}{value:.3f}{ends}")
-    titles = ("code", "decision threshold", "F1", "training clips", "name")
+    # Tables of older versions have no F1 at the thresholds.
+    has_f1 = any(bird["f1_at_threshold"] is not None for bird in about["species"])
+    f1 = "f1_at_threshold" if at_half and has_f1 else "f1"
+    shown_f1 = "F1 at threshold" if f1 == "f1_at_threshold" else "F1 at 0.5" if at_half else "F1"
+    titles = ("code", "decision threshold", shown_f1, "training clips", "name")
     rows = [
         (
             bird["code"],
             _threshold(bird["threshold"]) if about["has_thresholds"] else "",
-            "" if bird["f1"] is None else f"{bird['f1']:.3f}",
+            "" if bird[f1] is None else f"{bird[f1]:.3f}",
             "" if bird["train_clips"] is None else f"{bird['train_clips']:,}",
             " ".join(filter(None, (bird["common_name"], bird["scientific_name"] and f"({bird['scientific_name']})"))),
         )

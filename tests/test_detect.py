@@ -508,7 +508,7 @@ def test_digital_silence_and_what_is_too_short_are_counted_and_said(model, tmp_p
     assert report.exit_code == 0
     assert report.content["digital_silence"] == {"recordings": 1, "hours": pytest.approx(2.5 / 3600)}
     assert (report.content["failed"], report.content["partly_read"]) == (0, 0)
-    assert "0.00 h of digital silence in 1 recording were not scored: failed.csv" in str(report)
+    assert "digital silence was not scored: 0.00 h in 1 recording: failed.csv" in str(report)
     assert [tuple(row.values())[1:] for row in rows(tmp_path / "output", "failed.csv")] == [
         ("silent", "1.000000", "2.000000", "digital silence"),
         ("silent", "4.500000", "6.000000", "digital silence, with too little sound to be scored"),

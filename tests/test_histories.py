@@ -269,6 +269,7 @@ def test_answers_about_another_run_are_refused():
     with pytest.raises(UserError, match=r"none of the 1 checked detections is in this run \(first: owl at 1\.5 s of "):
         apply_answers(found(("r", 0, "owl", 0.9)), answers)
     assert len(apply_answers(found(("r", 0, "owl", 0.9)), answers.assign(answer="unsure"))) == 1
+    assert len(apply_answers(found(("other recording", 0, "owl", 0.9)), answers)) == 1
 
 
 def test_a_species_without_a_threshold_is_na_where_nobody_has_confirmed_it():
@@ -432,7 +433,7 @@ def test_a_table_of_sites_that_a_spreadsheet_saved_is_read(tmp_path):
     usual = 'site,recordings,latitude,longitude,Höhe,note\nN,"n,1/*",-1.5,36.25,1500.5,"Grün, 1"\nS,,,,7,"2,5"\n'
     path.write_text(usual, encoding="utf-8")
     expected = Sites.read(path)
-    german = "Site;RECORDINGS;Latitude;longitude;Höhe;note\nN;n,1/*;-1,5;36,25;1500,5;Grün, 1\nS;;;;7;2,5\n"
+    german = "Site;recordings;Latitude;longitude;Höhe;note\nN;n,1/*;-1,5;36,25;1500,5;Grün, 1\nS;;;;7;2,5\n"
     for encoding in ("utf-8", "cp1252", "utf-16"):
         for text in (german, german.replace(";", "\t"), f"sep=;\n{german}"):
             path.write_text(text, encoding=encoding)
@@ -440,6 +441,10 @@ def test_a_table_of_sites_that_a_spreadsheet_saved_is_read(tmp_path):
             pd.testing.assert_frame_equal(sites.table.reset_index(drop=True), expected.table.reset_index(drop=True))
             assert sites.patterns == expected.patterns
     assert sites.place("N") == (-1.5, 36.25)
+    path.write_text("site\tRecordings\taltitude\nA\t12\t1,234\n")
+    as_written = Sites.read(path)
+    assert as_written.table.loc[:, ["Recordings", "altitude"]].to_numpy().tolist() == [["12", "1,234"]]
+    assert as_written.site_of("/x/A_1.flac", "A") == "A"
     path.write_text("site,\nA,\nB,\n")
     assert Sites.read(path).names == ["A", "B"]
     path.write_text('site\n"A; B"\nB,\n')

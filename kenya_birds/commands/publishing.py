@@ -81,7 +81,8 @@ def _push_clips(options: argparse.Namespace) -> None:
     from kenya_birds.files import check_layout, check_new_folder
     from kenya_birds.publishing.hub import check_license, check_repo_id
 
-    check_license(options.license, "--license")
+    if options.output is None:
+        check_license(options.license, "--license")
     check_repo_id(options.repo_id, "dataset")
     check_layout(options.data_dir)
     if options.output is not None:

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 # A night is from noon to noon, by the date of its evening.
 NIGHT_START = timedelta(hours=12)
 # Such as EAT, SAST and UTC+3.
-_ABBREVIATION = re.compile("[A-Za-z]{1,4}([+-]?[0-9:]+)?")
+_ABBREVIATION = re.compile("[A-Z]{1,4}([+-]?[0-9:]+)?")
 
 
 def parse_time_zone(text: str | None) -> tzinfo | None:

@@ -162,8 +162,8 @@ class RunReport:
             faults.append(f"skipped: {', '.join(lost)}")
         if silence["recordings"]:
             faults.append(
-                f"{silence['hours']:.2f} h of digital silence in {counted(silence['recordings'], 'recording')} "
-                "were not scored"
+                f"digital silence was not scored: {silence['hours']:.2f} h in "
+                f"{counted(silence['recordings'], 'recording')}"
             )
         return "; ".join(faults)
 

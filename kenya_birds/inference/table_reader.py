@@ -75,12 +75,12 @@ def to_numbers(cells: pd.DataFrame, first_row: int = 2) -> pd.DataFrame:
     """
     try:
         numbers = cells.astype("float64")
-    except ValueError:
+    except (TypeError, ValueError):
         for name in cells:
             for at, cell in zip(cells.index.tolist(), cells[name], strict=True):
                 try:
                     float(cell)
-                except ValueError:
+                except (TypeError, ValueError):
                     raise ValueError(f"row {at + first_row} has the {name} {cell!r}, expected a number") from None
         raise
     values = numbers.to_numpy()

@@ -313,7 +313,8 @@ def train_parser(program: str = "train_hf.py", *, show_all: bool = False) -> Par
         example=EXAMPLES.get(program, ""),
         argument_default=argparse.SUPPRESS,
     )
-    parser.usual_flags, parser.unsuggested = USUAL_FLAGS, refused_arguments()
+    refused = refused_arguments()
+    parser.usual_flags, parser.unsuggested = USUAL_FLAGS, refused | {f"no_{name}" for name in refused}
     fields = transformers_fields()
     own = {field.name: field for group in GROUPS for field in dataclasses.fields(group)}
     titled = {name for names in TITLES.values() for name in names}

@@ -130,13 +130,15 @@ _BATCH, _EPOCHS = "did you mean --per_device_train_batch_size?", "did you mean -
 _DEVICE = "a GPU is used if there is one, unless you give --use_cpu"
 # What is said of the flags of other programs that are called otherwise here.
 USUAL_FLAGS = {
-    **dict.fromkeys(("batch_size", "train_batch_size", "batch"), _BATCH),
-    **dict.fromkeys(("epochs", "num_epochs", "n_epochs", "max_epochs"), _EPOCHS),
-    "lr": "did you mean --learning_rate?",
+    **dict.fromkeys(
+        ("batch_size", "batchsize", "train_batch_size", "train_batch", "per_device_batch_size", "batch"), _BATCH
+    ),
+    **dict.fromkeys(("epochs", "epoch", "num_epochs", "n_epochs", "n_epoch", "max_epochs", "max_epoch"), _EPOCHS),
+    **dict.fromkeys(("lr", "lr_rate"), "did you mean --learning_rate?"),
     "model": "did you mean --backbone?",
     "patience": "did you mean --early_stopping_patience?",
     **dict.fromkeys(("workers", "num_workers"), "did you mean --dataloader_num_workers?"),
-    **dict.fromkeys(("device", "gpu", "gpus", "cuda", "use_gpu"), _DEVICE),
+    **dict.fromkeys(("device", "gpu", "gpus", "num_gpus", "cuda", "no_cuda", "use_gpu"), _DEVICE),
 }
 
 

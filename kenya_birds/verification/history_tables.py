@@ -220,7 +220,7 @@ def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFra
             `verify.csv`). If people disagree about a detection or are unsure, nothing changes.
 
     Raises:
-        UserError: If there are detections, and none of the checked ones is among them.
+        UserError: If recordings were checked that the run has, and none of the checked detections is in it.
     """
     given: dict[_Key, list[tuple[str, str]]] = {}
     words = zip(answers["answer"], answers["other_species"], strict=True)
@@ -231,11 +231,10 @@ def apply_answers(detections: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFra
     absent = given.keys() - set(keys)
     if absent:
         recording, start_us, _, species = next(key for key in given if key in absent)
-        if len(absent) == len(given) and keys:
+        if len(absent) == len(given) and {key[0] for key in keys} & {key[0] for key in given}:
             raise UserError(
                 f"none of the {len(given)} checked detections is in this run (first: {species} at {start_us / 1e6:g} "
-                f"s of {recording}): give the output folder of kenya-birds detect from which the sample was drawn; "
-                "for other recordings, run kenya-birds detect --thresholds with thresholds.json, and omit --verified"
+                f"s of {recording}): give the output folder of kenya-birds detect from which the sample was drawn"
             )
         logger.warning(
             "%d of %d checked detections are not in this run, so their answers change nothing (first: %s at %g s of "
@@ -314,7 +313,8 @@ def write_histories(
         _write_matrix(histories.effort_h, histories.sites, names, folder / "effort_h.csv", "%.6g")
         write_table(histories.occasions, folder / "occasions.csv")
         write_table(_site_rows(histories, sites), folder / "sites.csv")
-        write_table(species.map(safe_text), folder / SPECIES_FILE)
+        is_decided = ~histories.species["code"].isin(histories.undecided)
+        write_table(species.map(safe_text).assign(has_threshold=is_decided.astype(int)), folder / SPECIES_FILE)
         _write_long(histories, detected, folder / "histories.csv")
         write_json({**about, "clock": histories.clock, "skipped": dict(histories.skipped)}, folder / "histories.json")
         shutil.copyfile(Path(__file__).with_name(R_FILE), folder / R_FILE)

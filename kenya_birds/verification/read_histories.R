@@ -9,7 +9,8 @@
 #   occu(~ effort_h ~ 1, frame)
 #
 #   library(spOccupancy)                # one species: y is sites x occasions; several: species x sites x occasions
-#   data <- list(y = histories$y, det.covs = list(effort_h = histories$effort_h), occ.covs = histories$sites)
+#   y <- histories$y[histories$species$has_threshold == 1, , ]   # these have NA at the same places
+#   data <- list(y = y, det.covs = list(effort_h = histories$effort_h), occ.covs = histories$sites)
 
 read_histories <- function(folder = ".") {
   read_matrix <- function(path) {

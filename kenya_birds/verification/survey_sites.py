@@ -16,6 +16,7 @@ from kenya_birds.values import Kind, Latitude, Longitude
 
 SITE, PATTERN = "site", "recordings"
 DEGREES = {"latitude": Kind.of(Latitude), "longitude": Kind.of(Longitude)}
+_THOUSANDS = re.compile("[+-]?[0-9]{1,3}(,[0-9]{3})*")
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,16 @@ def _read(path: Path) -> pd.DataFrame:
     for at, name in enumerate(names):
         if cells.delimiter == "," or name in (SITE, PATTERN):
             continue
-        if name in DEGREES or all(NUMBER.fullmatch(row[at] or "0") for row in cells.rows):
+        numbers = [row[at] for row in cells.rows if row[at]]
+        # With tabs, a comma may divide thousands; with semicolons, it is a decimal comma.
+        may_divide = cells.delimiter == "\t" and all(_THOUSANDS.fullmatch(number) for number in numbers)
+        if name in DEGREES or (all(map(NUMBER.fullmatch, numbers)) and not may_divide):
             for row in cells.rows:
                 row[at] = row[at].replace(",", ".")
     return pd.DataFrame(cells.rows, columns=names, index=cells.lines).astype(str)
 
 
 def _known_name(name: str, header: list[str]) -> str:
-    """Returns the name of a column that is read in lower case, unless the table has both."""
+    """Returns the name of the column of sites or degrees in lower case, unless the table has both."""
     lower = name.lower()
-    return lower if lower in (SITE, PATTERN, *DEGREES) and lower not in header else name
+    return lower if lower in (SITE, *DEGREES) and lower not in header else name
