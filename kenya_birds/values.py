@@ -306,14 +306,15 @@ def kinds_of(owner: Any) -> dict[str, Kind]:
     return {name: Kind.of(hint) for name, hint in get_type_hints(owner, include_extras=True).items()}
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, form: str = "") -> str:
     """Returns a number and a noun, in the plural unless the number is 1.
 
     Args:
         number: The number.
         noun: In the singular, such as `recording`.
+        form: Format of the number, such as `,` to divide thousands.
     """
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number:{form}} {noun}{'' if number == 1 else 's'}"
 
 
 def nearest_name(word: str, names: Iterable[str]) -> str | None:

@@ -35,7 +35,7 @@ def parse_time_zone(text: str | None) -> tzinfo | None:
     if not names:
         raise UserError(f"the time zone '{text}' cannot be found: run pip install tzdata, or give an offset (+03:00)")
     if _ABBREVIATION.fullmatch(text):
-        # What is similar to EAT is WET: only another case (gmt) or a city alone (Rome) is meant. Etc/GMT+3 is -03:00.
+        # What is similar to EAT is WET: only a whole name or city in capitals (ROME) is meant. Etc/GMT+3 is -03:00.
         places = sorted(name for name in names if not name.startswith("Etc/"))
         near = next((name for name in places if text.lower() in (name.lower(), _city(name).lower())), None)
         hint = f"; did you mean {near}?" if near else "; abbreviations are not known: give a place or an offset"

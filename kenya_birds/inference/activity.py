@@ -31,7 +31,7 @@ from kenya_birds.inference.recordings_reader import RunRecordings, analysed_stre
 from kenya_birds.inference.table_formats import RECORDINGS_TABLE
 from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.plot_style import save_picture, short_name, styled
-from kenya_birds.values import Latitude, Longitude, check_fields
+from kenya_birds.values import Latitude, Longitude, check_fields, counted
 
 logger = logging.getLogger(__name__)
 
@@ -407,7 +407,7 @@ def _title(activity: Activity, hours: np.ndarray) -> list[str]:
     counts = activity.counts
     detections, recordings = int(activity.detections.sum()), activity.recordings
     lines = [
-        f"{_count(detections, 'detection')} of {len(counts)} species in {_count(recordings, 'recording')}",
+        f"{counted(detections, 'detection', ',')} of {len(counts)} species in {counted(recordings, 'recording', ',')}",
     ]
     if activity.analysed_h is None:
         lines.append("The analysed time of each hour is unknown.")
@@ -417,7 +417,8 @@ def _title(activity: Activity, hours: np.ndarray) -> list[str]:
         lines.append("Not shown: four or more consecutive hours without analysed sound.")
     if activity.left_out:
         lines.append(
-            f"Skipped: {_count(activity.left_out, 'recording')} without {MISSING.get(activity.clock, activity.clock)}."
+            f"Skipped: {counted(activity.left_out, 'recording', ',')} without "
+            f"{MISSING.get(activity.clock, activity.clock)}."
         )
     if len(counts) > MAX_SPECIES:
         rest = int(activity.detections.iloc[MAX_SPECIES:].sum())
@@ -425,10 +426,6 @@ def _title(activity: Activity, hours: np.ndarray) -> list[str]:
             f"Shown: the {MAX_SPECIES} species with the most detections. The others have {rest:,} detections."
         )
     return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _luminance(rgba: np.ndarray) -> float:

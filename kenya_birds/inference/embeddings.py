@@ -376,8 +376,8 @@ def search_embeddings(
     """
     about = read_about(path)
     saved = find_model(model or about["model"])
-    # Files of older versions have the hash of `hash_model`.
-    if about["model_sha256"] not in (hash_embedder(saved), hash_model(saved)):
+    # Files of older versions have the hash of `hash_model`. Each hash reads all weights.
+    if all(about["model_sha256"] != made(saved) for made in (hash_embedder, hash_model)):
         raise UserError(
             f"'{saved.name}' is not the model that made {path}: give that model with --model, or embed again with "
             "this one"

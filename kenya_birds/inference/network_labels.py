@@ -62,12 +62,13 @@ def read_labels(path: str | Path) -> list[NetworkLabel]:
         _check_order(rows, path)
         header = list(rows[0]) if rows else []
         if len(header) == 1 and header[0] not in (*CODE_COLUMNS, *SCIENTIFIC_COLUMNS):
-            is_perch = header[0] == PERCH_COLUMN.replace("_", " ")
-            labels = _of_lines([PERCH_COLUMN] * is_perch + [row[header[0]] for row in rows])
+            labels = _of_lines([row[header[0]] for row in rows], header[0] == _known_header(PERCH_COLUMN))
         else:
             labels = [_of_row(row, path) for row in rows]
     else:
-        labels = _of_lines([line.strip() for line in _text(path).splitlines() if line.strip()])
+        lines = [line.strip() for line in _text(path).splitlines() if line.strip()]
+        is_perch = lines[:1] == [PERCH_COLUMN]
+        labels = _of_lines(lines[is_perch:], is_perch)
     if not labels:
         raise UserError(f"{path} has no labels: expected one per line")
     first: dict[str, int] = {}
@@ -135,14 +136,14 @@ def as_species(labels: Sequence[NetworkLabel]) -> dict[str, dict[str, str]]:
     }
 
 
-def _of_lines(lines: Sequence[str]) -> list[NetworkLabel]:
-    """Labels of a text file, which may have the header of Perch's file.
+def _of_lines(lines: Sequence[str], is_perch: bool) -> list[NetworkLabel]:
+    """Labels of which each is one text.
 
     One word before `_` is a scientific name, such as BirdNET's `Dog_Dog`, but not in Perch's file, and not if several
     lines begin with it.
     """
-    if lines and lines[0] == PERCH_COLUMN:
-        return [_of_text(line) for line in lines[1:]]
+    if is_perch:
+        return [_of_text(line) for line in lines]
     words = Counter(line.partition("_")[0] for line in lines)
     return [_of_text(line, one_word_is_name=words[line.partition("_")[0]] == 1) for line in lines]
 
@@ -185,9 +186,13 @@ def _check_order(rows: Sequence[Mapping[str, str]], path: Path) -> None:
             raise UserError(f"the rows of {path} are not in the order of its column '{name}': sort them by it")
 
 
+def _known_header(name: str) -> str:
+    return name.casefold().replace("_", " ")
+
+
 def _rows(path: Path) -> list[dict[str, str]]:
     table = parse_any_table(_text(path), path)
-    header = [name.casefold().replace("_", " ") for name in table.header]
+    header = [_known_header(name) for name in table.header]
     return [dict(zip(header, row, strict=True)) for row in table.rows]
 
 

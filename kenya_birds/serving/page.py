@@ -24,6 +24,7 @@ from kenya_birds.serving.markup import (
 )
 from kenya_birds.serving.pictures import SECTION_S, picture_of_section, picture_of_whole
 from kenya_birds.serving.sessions import Session, Sessions
+from kenya_birds.values import counted
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ class Page:
         names, duration_s = self.analyser.names, findings.duration_s
         styles = species_styles(findings.species)
         counts = {one.species for one in found}
-        line = f"{_count(len(found), 'detection')} of {len(counts)} species" if found else NOTHING
+        line = f"{counted(len(found), 'detection', ',')} of {len(counts)} species" if found else NOTHING
         if len(found) > MAX_ROWS:
             line += f"; the table shows the first {MAX_ROWS:,}, the downloads have all"
         whole = ""
@@ -281,7 +282,3 @@ def _key(request: gr.Request) -> str:
 
 def _full_name(common: str, scientific: str) -> str:
     return f"{common} ({scientific})" if scientific else common
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
