@@ -12,7 +12,7 @@ from kenya_birds.evaluation.evaluation_report import EvaluationContext, format_m
 from kenya_birds.evaluation.intervals import METRICS
 from kenya_birds.evaluation.metrics import evaluation_metrics, probabilities
 from kenya_birds.evaluation.predictions import Predictions, read_predictions
-from kenya_birds.evaluation.thresholds import choose_thresholds
+from kenya_birds.evaluation.thresholds import Thresholds, choose_thresholds
 
 CLASSES = [f"bird{index}" for index in range(8)]
 FILES = {
@@ -85,6 +85,35 @@ def test_an_evaluation_is_repeated_from_its_predictions_alone(evaluated, tmp_pat
     assert again["ece_before_calibration"] is None
     confusion = [(where / "confusion_matrix.png").read_bytes() for where in (folder, tmp_path / "again")]
     assert confusion[0] == confusion[1]
+
+
+@pytest.mark.parametrize(
+    ("multi_label", "with_thresholds", "column", "heading"),
+    [
+        (False, True, "f1", "F1 of each species"),
+        (True, True, "f1_at_threshold", "F1 at the decision thresholds of each species"),
+        (True, False, "f1", "F1 at a score of 0.5 of each species"),
+    ],
+)
+def test_the_picture_of_f1_shows_the_decisions_of_the_model(
+    evaluated, tmp_path, monkeypatch, multi_label, with_thresholds, column, heading
+):
+    from kenya_birds.evaluation import figures
+
+    folder = evaluated[multi_label][0]
+    drawn = {}
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.update({path.name: figure}))
+    thresholds = Thresholds.read(folder / "thresholds.json")
+    write_report(
+        tmp_path,
+        read_predictions(folder / "predictions.parquet"),
+        thresholds=thresholds if with_thresholds else None,
+        context=EvaluationContext(train_counts=range(1, 9)),
+    )
+    figure = drawn["f1_by_training_clips.png"]
+    shown = figure.axes[0].collections[0].get_offsets()[:, 1]
+    assert shown.tolist() == pytest.approx(pd.read_csv(tmp_path / "per_species.csv")[column].dropna(), abs=1e-4)
+    assert figure.get_suptitle().startswith(heading)
 
 
 def test_the_same_seed_gives_the_same_files(evaluated, tmp_path):

@@ -203,5 +203,5 @@ def test_the_command_prints_the_table_and_takes_a_split(archive, tmp_path, capsy
     table = birdnet(tmp_path / "t.csv", ("a.wav", 0, "owl1", 0.9), ("c.wav", 0, "lark2", 0.9))
     (tmp_path / "splits.csv").write_text("recording,split\na.wav,train\nb.wav,validation\nc.wav,test\n")
     main(["score", str(table), str(archive), "--splits_file", f"{tmp_path}/splits.csv", "--output", f"{tmp_path}/out"])
-    assert "1 recordings, 0.00 h, 1 annotated calls" in capsys.readouterr().out
+    assert "1 recording, 0.00 h, 1 annotated call of" in capsys.readouterr().out
     assert (tmp_path / "out" / "metrics.json").is_file()

@@ -37,7 +37,7 @@ from kenya_birds.files import (
     check_output,
     write_table,
 )
-from kenya_birds.values import Channel, Count, checked
+from kenya_birds.values import Channel, Count, checked, counted
 
 # Effect of a finding on training.
 NOTHING, SET_ASIDE, STOPS = "", "skipped", "stops training"
@@ -161,7 +161,7 @@ def format_check(check: ArchiveCheck) -> str:
     promised_s = sum(recording.duration_s for recording in opened)
     read_s = sum(recording.frames_read / recording.sample_rate_hz for recording in opened)
     lines = [
-        f"{check.data_dir}: {len(check.recordings)} recordings, {check.annotations} annotations "
+        f"{check.data_dir}: {counted(len(check.recordings), 'recording')}, {counted(check.annotations, 'annotation')} "
         f"({check.unknown_birds} of unknown birds, {check.not_points} with a duration)",
         f"{_clock(read_s)} of {_clock(promised_s)} read; {_clock(promised_s - read_s)} cannot be decoded",
     ]

@@ -33,6 +33,7 @@ from kenya_birds.evaluation.predictions import Predictions, write_predictions
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.files import json_number, write_json, write_table
 from kenya_birds.saved_models import THRESHOLDS_FILE
+from kenya_birds.values import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -124,6 +125,7 @@ CONFUSION_FILE = "confusion_matrix.png"
 PRECISION_RECALL_FILE = "precision_recall.png"
 RELIABILITY_FILE = "reliability.png"
 F1_FILE = "f1_by_training_clips.png"
+F1_AT_THRESHOLDS = "f1_at_threshold", "F1 at the decision thresholds"
 
 
 @dataclass(frozen=True)
@@ -319,9 +321,8 @@ def _save_figures(
 ) -> None:
     scores, references = predictions.scores, predictions.references
     names = [name or code for name, code in zip(table["common_name"], predictions.classes, strict=True)]
-    recordings = len(np.unique(predictions.recordings))
-    plural = "" if recordings == 1 else "s"
-    about = f"{context.split}: {len(scores):,} clips of {recordings:,} recording{plural}"
+    recordings = counted(len(np.unique(predictions.recordings)), "recording", ",")
+    about = f"{context.split}: {counted(len(scores), 'clip', ',')} of {recordings}"
     points = {"after calibration" if uncalibrated is not None else "scores": calibration_points(scores, references)}
     if uncalibrated is not None:
         points = {"before calibration": calibration_points(uncalibrated, references), **points}
@@ -336,7 +337,12 @@ def _save_figures(
     save_reliability(points, folder / RELIABILITY_FILE, about)
     if context.train_counts is not None:
         counts = np.asarray(context.train_counts), table["n"].to_numpy()
-        save_f1_by_training(table["f1"].to_numpy(), *counts, names, folder / F1_FILE, about)
+        column, measure = "f1", "F1"
+        if predictions.multi_label:
+            # A good model that was trained on recordings may have no score above 0.5.
+            has_thresholds = bool(table["f1_at_threshold"].notna().any())
+            column, measure = F1_AT_THRESHOLDS if has_thresholds else ("f1", "F1 at a score of 0.5")
+        save_f1_by_training(table[column].to_numpy(), *counts, names, folder / F1_FILE, about, measure)
 
 
 def plain_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
@@ -346,7 +352,8 @@ def plain_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
     """The metrics of `write_report` as text, one per line, with their intervals."""
-    lines = [f"{metrics['clips']} clips of {metrics['recordings']} recordings, {metrics['classes']} classes in them"]
+    clips, recordings = counted(metrics["clips"], "clip"), counted(metrics["recordings"], "recording")
+    lines = [f"{clips} of {recordings}, {metrics['classes']} classes in them"]
     if note := metrics.get("training_overlap", {}).get("note"):
         lines.append(note)
     for name, interval in metrics["intervals"].items():

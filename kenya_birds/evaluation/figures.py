@@ -230,6 +230,7 @@ def save_f1_by_training(
     class_names: Sequence[str],
     path: str | Path,
     about: str = "",
+    measure: str = "F1",
 ) -> None:
     """Draws each class's F1 against the number of its training clips.
 
@@ -243,12 +244,13 @@ def save_f1_by_training(
         class_names: Names by class id.
         path: PNG file to write.
         about: What was evaluated, for the title.
+        measure: Which F1 it is, for the title and the axis.
     """
     figure, axes = _new_figure(8.0, 5.2)
     shown = np.flatnonzero(~np.isnan(f1))
     x, y, n = np.maximum(train_counts[shown], 0.5), f1[shown], test_counts[shown]
     axes.scatter(x, y, s=10 + 6 * np.sqrt(n), color=STRONG, alpha=0.5, linewidth=0)
-    axes.set(xlabel="training clips", ylabel="F1", xscale="log", ylim=(-0.03, 1.09))
+    axes.set(xlabel="training clips", ylabel=measure, xscale="log", ylim=(-0.03, 1.09))
     plain_numbers(axes.xaxis, subs=(1, 2, 5))
     notes = "Larger dots: more test clips."
     named = np.argsort(-n, kind="stable")
@@ -261,7 +263,7 @@ def save_f1_by_training(
         residual = np.abs(y - trend(np.log(x)))
         named = np.argsort(-residual * np.sqrt(n), kind="stable")[:NAMED_OUTLIERS]
         notes += " Named: the species farthest from the trend."
-    _set_title(axes, "F1 of each species against its training clips", about, notes, 8.0)
+    _set_title(axes, f"{measure} of each species against its training clips", about, notes, 8.0)
     _name_points(axes, x[named], y[named], [short_name(class_names[label], MAX_NAME) for label in shown[named]])
     _save(figure, path)
 

@@ -21,6 +21,7 @@ from kenya_birds.inference.run_report import RUN_FILE
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.training_recordings import overlap_of
+from kenya_birds.values import counted
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,8 @@ def format_scores(content: Mapping[str, Any]) -> str:
     """The result of `score_tables` as a text table."""
     columns = [name for name in ("table", "beside", "difference") if name in content]
     lines = [
-        f"{content['recordings']} recordings, {content['hours']:.2f} h, {content['calls']} annotated calls of "
+        f"{counted(content['recordings'], 'recording')}, {content['hours']:.2f} h, "
+        f"{counted(content['calls'], 'annotated call')} of "
         f"{content['species']} species"
     ]
     for name in ("table", "beside"):
