@@ -76,7 +76,10 @@ class TrainerArguments:
     )
     clips_on_device: Literal["auto", "yes", "no"] = field(
         default="auto",
-        metadata={"help": "keep all training clips on the GPU; auto: if they fit in a quarter of its free memory"},
+        metadata={
+            "help": "--train_on clips: keep all training clips on the GPU; auto: if they fit in a quarter of its free "
+            "memory"
+        },
     )
     early_stopping_patience: Whole = field(
         default=10,
