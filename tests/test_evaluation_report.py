@@ -75,10 +75,15 @@ def test_an_evaluation_leaves_its_files_and_returns_its_metrics(evaluated, multi
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-def test_an_evaluation_is_repeated_from_its_predictions_alone(evaluated, tmp_path, multi_label):
+def test_an_evaluation_is_repeated_from_its_predictions_and_thresholds(evaluated, tmp_path, multi_label):
     folder, metrics, *_ = evaluated[multi_label]
     predictions = read_predictions(folder / "predictions.parquet")
-    again = write_report(tmp_path / "again", predictions, context=EvaluationContext({"bird0": "Ash Bird"}))
+    again = write_report(
+        tmp_path / "again",
+        predictions,
+        thresholds=Thresholds.read(folder / "thresholds.json"),
+        context=EvaluationContext({"bird0": "Ash Bird"}),
+    )
     assert {name: again[name] for name in (*METRICS, "intervals", "not_scored")} == {
         name: metrics[name] for name in (*METRICS, "intervals", "not_scored")
     }
@@ -160,11 +165,40 @@ def test_metrics_are_told_with_their_intervals(evaluated):
     assert lines[1].startswith(f"macro_f1       {metrics['macro_f1']:.4f}  ({metrics['intervals']['macro_f1'][0]:.4f}")
 
 
-def test_misses_without_an_absent_class_leave_no_confusion_matrix(tmp_path):
+def test_misses_without_an_absent_class_are_in_the_last_column(tmp_path, monkeypatch):
     """Every clip contains both classes and none is found: there is nothing that they are taken for."""
-    (tmp_path / "confusion_matrix.png").touch()  # of an earlier evaluation
+    from kenya_birds.evaluation import figures
+
+    drawn = {}
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.update({path.name: figure}))
     time_s, both = np.zeros(4), np.ones((4, 2), dtype=int)
     predictions = Predictions(["a", "b"], np.full((4, 2), 0.2), both, np.array(list("rrss")), time_s, time_s)
     assert write_report(tmp_path, predictions)["macro_f1"] == 0
-    assert not (tmp_path / "confusion_matrix.png").exists()
-    assert (tmp_path / "precision_recall.png").is_file()
+    axes = drawn["confusion_matrix.png"].axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "nothing reported instead"]
+    assert axes.images[0].get_array().tolist() == [[0, 0, 1], [0, 0, 1]]
+    assert "precision_recall.png" in drawn
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "shares", "confused", "rule"),
+    [
+        (None, [[0, 0, 1], [0, 1, 0]], ["", ""], "above 0.5"),
+        (Thresholds(None, 0.5, {"a": 0.3, "b": 0.05}), [[0, 1, 0], [0, 1, 0]], ["b", ""], "reaches its decision"),
+        (Thresholds(None, 0.5, {"a": None, "b": None}), [[0, 0, 1], [0, 0, 1]], ["", ""], "reaches its decision"),
+    ],
+)
+def test_only_what_the_model_reports_is_confused(tmp_path, monkeypatch, thresholds, shares, confused, rule):
+    """In the first clip the model is right about what is most probable, but b may be reported too."""
+    from kenya_birds.evaluation import figures
+
+    drawn = {}
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.update({path.name: figure}))
+    scores, references, time_s = np.array([[0.2, 0.1], [0.1, 0.9]]), np.eye(2, dtype=int), np.zeros(2)
+    predictions = Predictions(["a", "b"], scores, references, np.array(["r", "s"]), time_s, time_s)
+    write_report(tmp_path, predictions, thresholds=thresholds)
+    axes = drawn["confusion_matrix.png"].axes[0]
+    assert axes.images[0].get_array().tolist() == shares
+    assert rule in axes.get_title(loc="left").replace("\n", " ")
+    table = pd.read_csv(tmp_path / "per_species.csv", keep_default_na=False)
+    assert table["most_confused_with"].tolist() == confused

@@ -83,10 +83,16 @@ def test_confusions_count_what_each_class_was_taken_for():
     np.testing.assert_array_equal(single.confusions(), [[1, 0, 0], [0, 1, 1], [0, 0, 0]])
 
 
-def test_confusions_of_several_labels_go_to_what_is_not_in_the_clip():
-    # First clip: a is found, b is missed; c, louder, is in it too. Second: b is missed, only of a is it known.
-    scores = np.array([[0.8, 0.3, 0.9, 0.4], [0.2, 0.4, 0.9, 0.9], [0.9, 0.1, 0.1, 0.1]])
+def test_confusions_of_several_labels_go_to_what_is_reported_and_not_in_the_clip():
+    # First clip: a is found, b is missed; c, louder, is in it too, and d is too quiet. Second: b is missed, c and d
+    # are reported but not known to be absent. Third: b is missed, a and d are reported.
+    scores = np.array([[0.8, 0.3, 0.9, 0.4], [0.2, 0.4, 0.9, 0.9], [0.9, 0.1, 0.1, 0.6]])
     references = np.array([[1, 1, 1, 0], [0, 1, -100, -100], [0, 1, 0, 0]])
     nothing = np.zeros(3)
     multi = Predictions(list("abcd"), scores, references, np.array(["r"] * 3), nothing, nothing)
-    np.testing.assert_array_equal(multi.confusions(), [[1, 0, 0, 0], [2, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]])
+    expected = [[1, 0, 0, 0, 0], [1, 0, 0, 0, 2], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(multi.confusions(), expected)
+    # At thresholds: d is reported from 0.4 on, a never, b from 0.35 on.
+    reported = scores >= [np.inf, 0.35, 0.5, 0.4]
+    expected = [[0, 0, 0, 1, 0], [0, 1, 0, 2, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(multi.confusions(reported), expected)

@@ -58,15 +58,15 @@ def species_table(
         thresholds: Decision thresholds, chosen on validation.
         reported: Whether each species is reported in each clip, shape `(clips, classes)`. Needed if several models
             with different thresholds gave the predictions. By default a species is reported where its score reaches
-            its threshold.
+            its threshold, or for the confusions above 0.5 if there are no thresholds.
 
     Returns:
         `code`, `common_name`, `n` (clips that contain the species), `n_train`, `precision`, `recall`, `f1` (for the
         most probable class, or for each class above 0.5 if multi-label), `ap`, `auroc`, `threshold`,
         `precision_at_threshold`, `recall_at_threshold`, `f1_at_threshold`, `most_confused_with` (eBird code) and
-        `confused_share` (share of `n`, see `Predictions.confusions`). Undefined values are missing: metrics of a
-        species that is in no clip, the precision of a species that is never predicted, the threshold of a species
-        that is never reported.
+        `confused_share` (share of `n`): the species that is predicted most often where this one is missed (see
+        `Predictions.confusions`). Undefined values are missing: metrics of a species that is in no clip, the precision
+        of a species that is never predicted, the threshold of a species that is never reported.
     """
     targets, codes = predictions.targets, predictions.classes
     n = (targets == 1).sum(axis=0)
@@ -74,11 +74,12 @@ def species_table(
         targets, predicted_classes(predictions.scores, multi_label=predictions.multi_label)
     )
     cut = np.full(len(codes), np.inf) if thresholds is None else thresholds.values(codes)
+    reported = _reported(predictions, thresholds, reported)
+    confusions = predictions.confusions(reported)[:, : len(codes)]
     if reported is None:
-        reported = predictions.scores >= cut
+        reported = np.zeros_like(predictions.scores, dtype=bool)
     precision_at, recall_at, f1_at = _scores(targets, reported.astype(np.int64))
     never = np.isinf(cut) & ~reported.any(axis=0)
-    confusions = predictions.confusions()
     np.fill_diagonal(confusions, 0)
     most, times = confusions.argmax(axis=1), confusions.max(axis=1)
     return pd.DataFrame(
@@ -100,6 +101,15 @@ def species_table(
             "confused_share": np.divide(times, n, out=np.full(len(codes), np.nan), where=times > 0),
         }
     )
+
+
+def _reported(
+    predictions: Predictions, thresholds: Thresholds | None, reported: np.ndarray | None
+) -> np.ndarray | None:
+    """Whether each species is reported in each clip, by default where its score reaches its threshold."""
+    if reported is None and thresholds is not None:
+        return predictions.scores >= thresholds.values(predictions.classes)
+    return reported
 
 
 def _scores(targets: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -259,7 +269,7 @@ def write_report(
         write_json(thresholds.to_json(), folder / THRESHOLDS_FILE, allow_nan=False)
     write_table(table, folder / SPECIES_TABLE_FILE, float_format="%.4f")
     write_predictions(predictions, folder / PREDICTIONS_FILE)
-    _save_figures(folder, predictions, uncalibrated, table, context)
+    _save_figures(folder, predictions, uncalibrated, table, context, _reported(predictions, thresholds, reported))
     # Written last: if it exists, the report is complete.
     write_json(dict(context.with_more(context.split, metrics).more), folder / METRICS_FILE, allow_nan=False)
     return metrics
@@ -318,6 +328,7 @@ def _save_figures(
     uncalibrated: np.ndarray | None,
     table: pd.DataFrame,
     context: EvaluationContext,
+    reported: np.ndarray | None,
 ) -> None:
     scores, references = predictions.scores, predictions.references
     names = [name or code for name, code in zip(table["common_name"], predictions.classes, strict=True)]
@@ -330,9 +341,8 @@ def _save_figures(
         (folder / name).unlink(missing_ok=True)  # of an earlier evaluation
     if compares_nothing(predictions.targets):
         return
-    confusions = predictions.confusions()
-    if confusions.any():
-        save_confusions(confusions, names, folder / CONFUSION_FILE, about)
+    reported_if = "its score is above 0.5" if reported is None else "its score reaches its decision threshold"
+    save_confusions(predictions.confusions(reported), names, folder / CONFUSION_FILE, about, reported_if)
     save_precision_recall(scores, predictions.targets, names, folder / PRECISION_RECALL_FILE, about)
     save_reliability(points, folder / RELIABILITY_FILE, about)
     if context.train_counts is not None:

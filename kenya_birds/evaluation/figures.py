@@ -19,7 +19,7 @@ from sklearn.metrics import precision_recall_curve
 from kenya_birds.evaluation.metrics import CALIBRATION_BINS, calibration_bin, expected_calibration_error
 from kenya_birds.plot_style import COLOURS, short_name, styled
 
-MAX_CLASSES_WITH_COUNTS = 40
+MAX_COLUMNS_WITH_COUNTS = 40
 MAX_CLASSES_NAMED = 12
 NAMED_OUTLIERS = 12
 MIN_CLIPS_OF_A_LINE = 5
@@ -27,34 +27,44 @@ MIN_SCORES_OF_A_BIN = 10  # a bin with fewer is faint
 MIN_SPECIES_OF_A_TREND = 30
 LINES = ("-", "--", ":")
 MAX_NAME = 40
+NOTHING_REPORTED = "nothing reported instead"
 RECALL_GRID = np.linspace(0, 1, 201)[1:]
 STRONG, SECOND, FAINT, NOTE = "#1f4e8c", "#c8661b", "#8fa3bf", "#38414d"
 
 
 @styled()
-def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | Path, about: str = "") -> None:
+def save_confusions(
+    counts: np.ndarray,
+    class_names: Sequence[str],
+    path: str | Path,
+    about: str = "",
+    reported_if: str = "its score is above 0.5",
+) -> None:
     """Draws a confusion matrix whose rows (true classes) are normalised to 1.
 
     Confused classes are neighbours (see `confusion_order`), so confusions appear as blocks on the diagonal. Each class
     with clips has a labelled row; each class with clips or predictions has a labelled column. The size of the figure
-    grows with their number; with up to 40 classes, the cells show the counts. Colours use the square root of the
+    grows with their number; with up to 40 columns, the cells show the counts. Colours use the square root of the
     share, so that rare confusions are visible.
 
     Args:
-        counts: Counts of true class (row) and predicted class (column), shape `(classes, classes)`.
+        counts: See `Predictions.confusions`.
         class_names: Names by class id.
         path: PNG file to write.
         about: What was evaluated, for the title.
+        reported_if: When a species is reported, for the notes of a matrix with one more column.
     """
     order = confusion_order(counts)
     rows = order[counts[order].sum(axis=1) > 0]
     columns = order[(counts[order].sum(axis=1) > 0) | (counts[:, order].sum(axis=0) > 0)]
+    multi_label = counts.shape[1] > len(counts)
+    if multi_label:
+        columns, class_names = np.append(columns, len(counts)), [*class_names, NOTHING_REPORTED]
     counts = counts[np.ix_(rows, columns)]
     classes = len(columns)
     clips = counts.sum(axis=1, keepdims=True)
     shares = counts / clips
-
-    with_counts = classes <= MAX_CLASSES_WITH_COUNTS
+    with_counts = classes <= MAX_COLUMNS_WITH_COUNTS
     cell_inch = min(1.3, max(0.42, 2.6 / classes)) if with_counts else 0.16
     width_inch, height_inch = cell_inch * classes, cell_inch * len(rows)
     font_size = min(cell_inch * 72 * (0.5 if with_counts else 0.72), 9.0)
@@ -66,21 +76,17 @@ def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | 
     axes.grid(visible=False)
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
     axes.set_xticks(np.arange(classes), [class_names[label] for label in columns], rotation=90, fontsize=font_size)
-    axes.set_yticks(
-        np.arange(len(rows)),
-        [f"{class_names[label]} ({n})" for label, n in zip(rows, clips[:, 0], strict=True)],
-        fontsize=font_size,
-    )
-    axes.set_xlabel("predicted species")
-    axes.set_ylabel("true species (clips)")
-    notes = "Confused species are next to each other. Colour: share of the row's clips"
-    notes += ", on a square-root scale. Number: clips." if with_counts else ", on a square-root scale."
+    row_names = [f"{class_names[label]} ({n})" for label, n in zip(rows, clips[:, 0], strict=True)]
+    axes.set_yticks(np.arange(len(rows)), row_names, fontsize=font_size)
+    axes.set(xlabel="reported species" if multi_label else "predicted species", ylabel="true species (clips)")
+    notes = "Confused species are next to each other. Colour: share of the row's clips, on a square-root scale."
+    notes += " Number: clips." if with_counts else ""
+    if multi_label:
+        notes += f" A species is reported if {reported_if}. A clip in which it is not reported counts under the most"
+        notes += f" probable species that is reported and absent; without one, under '{NOTHING_REPORTED}'."
     _set_title(axes, "Confusion matrix", about, notes, width_inch + 1.4)
     if with_counts:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = "white" if shares[row, column] > 0.3 else "black"
-            text = str(counts[row, column])
-            axes.text(column, row, text, ha="center", va="center", fontsize=font_size, color=colour)
+        _write_counts(axes, counts, shares, font_size)
     else:
         # A line every ten classes helps to follow a row to its name.
         axes.hlines(np.arange(9.5, len(rows), 10), -0.5, classes - 0.5, color="0.6", linewidth=0.4)
@@ -88,6 +94,13 @@ def save_confusions(counts: np.ndarray, class_names: Sequence[str], path: str | 
         axes.tick_params(top=True, labeltop=True, right=True, labelright=True)
     figure.colorbar(image, ax=axes, label="share of the row's clips", shrink=min(1.0, 6 / height_inch), aspect=30)
     _save(figure, path)
+
+
+def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray, font_size: float) -> None:
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[row, column] > 0.3 else "black"
+        text = str(counts[row, column])
+        axes.text(column, row, text, ha="center", va="center", fontsize=font_size, color=colour)
 
 
 def confusion_order(counts: np.ndarray) -> np.ndarray:

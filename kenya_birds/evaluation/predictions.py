@@ -74,26 +74,32 @@ class Predictions:
         """The references as a matrix (see `class_targets`)."""
         return class_targets(self.references, len(self.classes))
 
-    def confusions(self) -> np.ndarray:
-        """Confusion matrix: counts of true class (row) and predicted class (column), shape `(classes, classes)`.
+    def confusions(self, reported: np.ndarray | None = None) -> np.ndarray:
+        """Confusion matrix: counts of true class (row) and predicted class (column).
 
         Single-label: the predicted class is the most probable one. Multi-label: each true class of a clip is counted
-        separately. It is correct if its probability is above 0.5; otherwise it counts as the most probable class that
-        is absent from the clip. So a row's share on the diagonal is the class's recall. A miss in a clip that contains
-        all classes is not counted, because there is no other class.
+        separately. It is correct if it is reported; otherwise it counts as the most probable reported class that is
+        absent from the clip. If no absent class is reported, it counts in one more column, the last. So a row's share
+        on the diagonal is the class's recall.
+
+        Args:
+            reported: Multi-label: whether each class is reported in each clip, shape `(clips, classes)`. By default a
+                class is reported if its probability is above 0.5.
+
+        Returns:
+            Shape `(classes, classes)`, or `(classes, classes + 1)` if multi-label.
         """
-        counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
+        classes = len(self.classes)
+        counts = np.zeros((classes, classes + self.multi_label), dtype=np.int64)
         if not self.multi_label:
             np.add.at(counts, (self.references, self.scores.argmax(axis=1)), 1)
             return counts
-        absent = np.where(self.references == 0, self.scores, -1)
-        predicted = predicted_classes(self.scores, multi_label=True) == 1
+        if reported is None:
+            reported = predicted_classes(self.scores, multi_label=True) == 1
+        wrong = reported & (self.references == 0)
+        instead = np.where(wrong.any(axis=1), np.where(wrong, self.scores, -1).argmax(axis=1), classes)
         clips, labels = np.nonzero(self.references == 1)
-        for clip, label in zip(clips, labels, strict=True):
-            if predicted[clip, label]:
-                counts[label, label] += 1
-            elif absent[clip].max() >= 0:
-                counts[label, absent[clip].argmax()] += 1
+        np.add.at(counts, (labels, np.where(reported[clips, labels], labels, instead[clips])), 1)
         return counts
 
 
