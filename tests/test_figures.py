@@ -142,6 +142,25 @@ def test_a_few_species_have_no_trend_and_all_have_names(drawn, classes, has_tren
         assert set(names) <= set(texts(drawn[0]))
 
 
+@pytest.mark.parametrize("classes", [20, 60])
+def test_a_name_stands_nearest_to_its_own_dot_and_not_on_the_legend(drawn, classes):
+    rng = np.random.default_rng(1)
+    train = rng.integers(10, 200, classes)
+    f1 = np.clip(0.1 * np.log10(train) + 0.2 * rng.standard_normal(classes), 0, 1)
+    names = [f"Species number {index}" for index in range(classes)]
+    save_f1_by_training(f1, train, np.full(classes, 5), names, "x.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    dots = axes.transData.transform(np.column_stack([train, f1]))
+    assert len(axes.texts) > 2
+    for text in axes.texts:
+        box = text.get_window_extent()
+        distance = np.linalg.norm(dots - np.clip(dots, box.min, box.max), axis=1)
+        assert names[int(distance.argmin())] == text.get_text()
+        assert axes.get_legend() is None or not axes.get_legend().get_window_extent().overlaps(box)
+
+
 def test_pictures_of_an_evaluation_have_names_where_there_are_some(drawn, tmp_path):
     from kenya_birds.evaluation.evaluation_report import EvaluationContext, write_report
 

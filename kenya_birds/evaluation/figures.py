@@ -27,6 +27,7 @@ MIN_SCORES_OF_A_BIN = 10  # a bin with fewer is faint
 MIN_SPECIES_OF_A_TREND = 30
 LINES = ("-", "--", ":")
 MAX_NAME = 40
+NAME_GAP = 7  # points from a name to the dots of others; its own dot is nearer
 NOTHING_REPORTED = "nothing reported instead"
 RECALL_GRID = np.linspace(0, 1, 201)[1:]
 STRONG, SECOND, FAINT, NOTE = "#1f4e8c", "#c8661b", "#8fa3bf", "#38414d"
@@ -248,7 +249,7 @@ def save_f1_by_training(
     """Draws each class's F1 against the number of its training clips.
 
     With 30 or more classes, a trend line is drawn and the classes farthest from it are named. With fewer, all classes
-    are named.
+    are named. A name without a free place beside its dot is left out.
 
     Args:
         f1: Shape `(classes,)`; classes with NaN are skipped.
@@ -275,25 +276,38 @@ def save_f1_by_training(
         axes.legend(frameon=False, loc="lower right")
         residual = np.abs(y - trend(np.log(x)))
         named = np.argsort(-residual * np.sqrt(n), kind="stable")[:NAMED_OUTLIERS]
-        notes += " Named: the species farthest from the trend."
+        notes += " Named: species far from the trend, where there is room."
     _set_title(axes, f"{measure} of each species against its training clips", about, notes, 8.0)
-    _name_points(axes, x[named], y[named], [short_name(class_names[label], MAX_NAME) for label in shown[named]])
+    names = {point: short_name(class_names[shown[point]], MAX_NAME) for point in named.tolist()}
+    _name_points(axes, np.column_stack([x, y]), names)
     _save(figure, path)
 
 
-def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> None:
-    """Writes names beside points; a name that would cover another one is skipped."""
+def _name_points(axes: Axes, points: np.ndarray, names: dict[int, str]) -> None:
+    """Writes names beside points, and skips names for which another name, another point or the legend leaves no place.
+
+    Args:
+        axes: Where the points are drawn.
+        points: All points, shape `(points, 2)`.
+        names: By number of the point, the most important first.
+    """
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
-    taken: list[Bbox] = []
-    for name, at in zip(names, zip(x, y, strict=True), strict=True):
+    legend = axes.get_legend()
+    taken = [] if legend is None else [legend.get_window_extent()]
+    near = NAME_GAP * figure.dpi / 72
+    dots = [Bbox.from_extents(x - near, y - near, x + near, y + near) for x, y in axes.transData.transform(points)]
+    for point, name in names.items():
+        others = [dots[other] for other in np.flatnonzero((points != points[point]).any(axis=1))]
         for side, below in ((1, 4), (1, -11), (-1, 4), (-1, -11)):
             align = "left" if side > 0 else "right"
+            at = (points[point, 0], points[point, 1])
             text = axes.annotate(name, at, xytext=(5 * side, below), textcoords="offset points", fontsize=8, ha=align)
             box = text.get_window_extent()
-            inside = axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and axes.bbox.y0 <= box.y0
-            if inside and not any(box.overlaps(other) for other in taken):
+            # Beside the axes it would shrink them, and the other names would move.
+            inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and axes.bbox.containsy(box.y0)
+            if inside and not any(box.overlaps(other) for other in (*taken, *others)):
                 taken.append(box)
                 break
             text.remove()
