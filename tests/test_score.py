@@ -47,6 +47,12 @@ def test_a_table_is_judged_on_the_recordings_that_it_names(archive, tmp_path, ca
     assert "precision of events" in format_scores(content)
 
 
+def test_species_without_a_call_in_the_scored_recordings_are_not_counted(archive, tmp_path):
+    content = score_tables(birdnet(tmp_path / "t.csv", ("c.wav", 1, "lark2", 0.9)), archive)
+    assert content["species"] == 1
+    assert "1 recording, 0.00 h, 1 annotated call of 1 species" in format_scores(content)
+
+
 def test_two_systems_are_compared_on_the_same_recordings(archive, tmp_path):
     good = birdnet(
         tmp_path / "good.csv", ("a.wav", 0, "owl1", 0.9), ("a.wav", 6, "lark2", 0.9), ("b.wav", 3, "owl1", 0.9)

@@ -93,8 +93,9 @@ def score_tables(
         settings: How detections are scored.
 
     Returns:
-        `recordings`, `hours`, `calls`, `species`, and for `table`, `beside` and `difference` the value and the 95%
-        interval of each metric (see `event_intervals`), with the numbers of detections that were not scored.
+        `recordings`, `hours`, `calls`, `species` (with a call in these recordings), and for `table`, `beside` and
+        `difference` the value and the 95% interval of each metric (see `event_intervals`), with the numbers of
+        detections that were not scored.
 
     Raises:
         UserError: If a table or the archive cannot be read, a score is negative, if they have no recording or no
@@ -132,7 +133,7 @@ def score_tables(
         "recordings": len(truth.durations_s),
         "hours": sum(truth.durations_s.values()) / 3600,
         "calls": len(truth.calls),
-        "species": len(truth.classes),
+        "species": truth.calls["species"].nunique(),
         "unknown_birds": len(truth.unknown),
         "settings": {key: value for key, value in vars(settings).items() if key != "recordings"},
     }
@@ -150,8 +151,7 @@ def format_scores(content: Mapping[str, Any]) -> str:
     columns = [name for name in ("table", "beside", "difference") if name in content]
     lines = [
         f"{counted(content['recordings'], 'recording')}, {content['hours']:.2f} h, "
-        f"{counted(content['calls'], 'annotated call')} of "
-        f"{content['species']} species"
+        f"{counted(content['calls'], 'annotated call')} of {content['species']} species"
     ]
     for name in ("table", "beside"):
         if name in content:
