@@ -131,6 +131,19 @@ def test_bins_of_fewer_than_ten_scores_are_hollow_and_bear_their_number(drawn):
     assert {"9", "3"} <= set(texts(drawn[0]))
 
 
+@pytest.mark.parametrize("names", [["scores"], ["before calibration", "after calibration"]])
+def test_the_legend_of_the_reliability_covers_nothing(drawn, names):
+    scores = np.linspace(0, 1, 300)
+    save_reliability({name: (scores, np.ones(300)) for name in names}, "x.png")  # points at the upper left
+    (figure,) = drawn
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == len(names) + 1
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
+
+
 @pytest.mark.parametrize(("classes", "has_trend"), [(10, False), (29, False), (30, True)])
 def test_a_few_species_have_no_trend_and_all_have_names(drawn, classes, has_trend):
     f1 = np.linspace(0, 1, classes)

@@ -312,6 +312,18 @@ def test_names_of_species_do_not_break_the_cards_table(trained, tmp_path):
     assert len(re.findall(r"(?<!\\)\|", row)) == 9
 
 
+def test_the_card_says_before_and_after_calibration_only_of_a_calibrated_model(trained, tmp_path):
+    from kenya_birds.publishing.model_card import render_model_card
+
+    folder = shutil.copytree(trained, tmp_path / "birds")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for before, caption in ((None, "by score"), (0.2, "by score, before and after calibration")):
+        metrics["test"]["ece_before_calibration"] = before
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        card = render_model_card(folder, "ann/birds", shipped_file("model_card.md"))
+        assert f"![Reliability: share of correct predictions {caption}](reliability.png)" in card
+
+
 @pytest.mark.parametrize(
     ("result", "told"),
     [

@@ -226,7 +226,8 @@ def save_reliability(points: dict[str, tuple[np.ndarray, np.ndarray]], path: str
             upper.annotate(str(n), at, (0, below), textcoords="offset points", fontsize=7, color=colour, ha="center")
         lower.stairs(count, edges, color=colour, linewidth=1.5)
     upper.set(ylabel="share that is correct", xlim=(-0.02, 1.02), ylim=(-0.07, 1.08))
-    upper.legend(frameon=False, loc="upper left", fontsize=9, scatterpoints=1)
+    # Points may lie anywhere in the axes.
+    figure.legend(loc="outside lower center", frameon=False, fontsize=9, scatterpoints=1, ncols=2)
     lower.axhline(MIN_SCORES_OF_A_BIN, color="0.4", linewidth=0.8, linestyle=":")
     lower.set(xlabel="score", ylabel="number of scores", yscale="log")
     lower.set_ylim(bottom=0.7)

@@ -53,7 +53,7 @@ PICTURES = {
     RECALL_FILE: "Recall against false detections per hour",
     CONFUSION_FILE: "Confusion matrix",
     PRECISION_RECALL_FILE: "Precision and recall by species",
-    RELIABILITY_FILE: "Reliability: share of correct predictions by score, before and after calibration",
+    RELIABILITY_FILE: "Reliability: share of correct predictions by score",
     F1_FILE: "F1 against training clips",
 }
 
@@ -171,9 +171,17 @@ def render_model_card(
         species=species,
         of_recordings=of_recordings,
         suffix="_at_threshold" if at_thresholds else "",
-        pictures={name: title for name, title in PICTURES.items() if (model_dir / name).is_file()},
+        pictures=_pictures(model_dir, is_calibrated=results["ece_before_calibration"] is not None),
     )
     return str(card)
+
+
+def _pictures(model_dir: Path, *, is_calibrated: bool) -> dict[str, str]:
+    """Captions of the pictures that the folder has, by file name."""
+    captions = {name: caption for name, caption in PICTURES.items() if (model_dir / name).is_file()}
+    if is_calibrated and RELIABILITY_FILE in captions:
+        captions[RELIABILITY_FILE] += ", before and after calibration"
+    return captions
 
 
 def _training_s(summary: Mapping[str, Any]) -> float:
