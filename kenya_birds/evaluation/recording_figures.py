@@ -62,6 +62,8 @@ def save_recording_timeline(
 ) -> None:
     """Draws one recording: annotated calls and detections of each species along time.
 
+    Of more than 60 species, the 60 with the most calls and detections are shown, and the title says so.
+
     Args:
         recording: Its name.
         detections: Of this recording: `species`, `start_s`, `end_s`, `is_right` and `is_ignored`.
@@ -96,7 +98,10 @@ def save_recording_timeline(
     axes.set_ylim(len(species) - 0.5, -0.5)
     axes.set_xlim(0, duration_s)
     axes.set_xlabel("time in the recording (s)")
-    axes.set_title(f"Annotated and detected calls in {short_name(recording, 60)}", loc="left")
+    title = f"Annotated and detected calls in {short_name(recording, 60)}"
+    if len(counts) > len(species):
+        title += f"\nShown: {len(species)} of {len(counts)} species, those with the most calls and detections"
+    axes.set_title(title, loc="left")
     figure.legend(loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
