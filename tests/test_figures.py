@@ -120,6 +120,19 @@ def test_every_picture_says_what_it_shows_of_what_and_how_to_read_it(drawn):
     assert "Confused species are next to each other." in " ".join(texts(drawn[0])).replace("\n", " ")
 
 
+def test_of_very_many_species_the_most_confused_are_shown(drawn):
+    classes, names = 260, [f"Bird {index}" for index in range(260)]
+    counts = 4 * np.eye(classes, classes + 1, dtype=int)
+    counts[np.arange(0, 100), np.arange(100, 200)] = 1  # each of the first 200 is confused
+    counts[259, classes] = 4  # not reported in half of its clips
+    save_confusions(counts, names, "x.png")
+    axes = drawn[0].axes[0]
+    shown = {label.get_text() for label in axes.get_xticklabels()}
+    assert shown == {*names[:200], "nothing reported instead"}
+    assert {label.get_text() for label in axes.get_yticklabels()} >= {"Bird 0 (5)", "Bird 150 (4)"}
+    assert "Shown: the 200 of 260 species with the most confusions." in " ".join(axes.get_title(loc="left").split())
+
+
 def test_bins_of_fewer_than_ten_scores_are_hollow_and_bear_their_number(drawn):
     scores = np.concatenate([np.full(9, 0.05), np.full(10, 0.5), np.full(3, 0.95)])
     save_reliability({"scores": (scores, np.ones(len(scores)))}, "x.png")

@@ -28,6 +28,7 @@ MIN_SPECIES_OF_A_TREND = 30
 LINES = ("-", "--", ":")
 MAX_NAME = 40
 NAME_GAP = 7  # points from a name to the dots of others; its own dot is nearer
+MAX_SPECIES = 200  # of a confusion matrix; its memory grows with the square
 NOTHING_REPORTED = "nothing reported instead"
 RECALL_GRID = np.linspace(0, 1, 201)[1:]
 STRONG, SECOND, FAINT, NOTE = "#1f4e8c", "#c8661b", "#8fa3bf", "#38414d"
@@ -44,9 +45,9 @@ def save_confusions(
     """Draws a confusion matrix whose rows (true classes) are normalised to 1.
 
     Confused classes are neighbours (see `confusion_order`), so confusions appear as blocks on the diagonal. Each class
-    with clips has a labelled row; each class with clips or predictions has a labelled column. The size of the figure
-    grows with their number; with up to 40 columns, the cells show the counts. Colours use the square root of the
-    share, so that rare confusions are visible.
+    with clips has a labelled row; each class with clips or predictions has a labelled column. Of more than 200 such
+    classes, those with the most confusions are shown. The size of the figure grows with their number; with up to 40
+    columns, the cells show the counts. Colours use the square root of the share, so that rare confusions are visible.
 
     Args:
         counts: See `Predictions.confusions`.
@@ -55,15 +56,17 @@ def save_confusions(
         about: What was evaluated, for the title.
         reported_if: When a species is reported, for the notes of a matrix with one more column.
     """
-    order = confusion_order(counts)
-    rows = order[counts[order].sum(axis=1) > 0]
-    columns = order[(counts[order].sum(axis=1) > 0) | (counts[:, order].sum(axis=0) > 0)]
+    total = counts.sum(axis=1, keepdims=True)
+    used = np.flatnonzero((total[:, 0] > 0) | (counts[:, : len(counts)].sum(axis=0) > 0))
+    shown = _most_confused(counts, used)
+    with_last = np.append(shown, np.arange(len(counts), counts.shape[1]))
+    columns = shown[confusion_order(counts[np.ix_(shown, with_last)])]
+    rows = columns[total[columns, 0] > 0]
     multi_label = counts.shape[1] > len(counts)
     if multi_label:
         columns, class_names = np.append(columns, len(counts)), [*class_names, NOTHING_REPORTED]
-    counts = counts[np.ix_(rows, columns)]
+    clips, counts = total[rows], counts[np.ix_(rows, columns)]
     classes = len(columns)
-    clips = counts.sum(axis=1, keepdims=True)
     shares = counts / clips
     with_counts = classes <= MAX_COLUMNS_WITH_COUNTS
     cell_inch = min(1.3, max(0.42, 2.6 / classes)) if with_counts else 0.16
@@ -85,6 +88,8 @@ def save_confusions(
     if multi_label:
         notes += f" A species is reported if {reported_if}. A clip in which it is not reported counts under the most"
         notes += f" probable species that is reported and absent; without one, under '{NOTHING_REPORTED}'."
+    if len(shown) < len(used):
+        notes += f" Shown: the {len(shown)} of {len(used)} species with the most confusions."
     _set_title(axes, "Confusion matrix", about, notes, width_inch + 1.4)
     if with_counts:
         _write_counts(axes, counts, shares, font_size)
@@ -95,6 +100,15 @@ def save_confusions(
         axes.tick_params(top=True, labeltop=True, right=True, labelright=True)
     figure.colorbar(image, ax=axes, label="share of the row's clips", shrink=min(1.0, 6 / height_inch), aspect=30)
     _save(figure, path)
+
+
+def _most_confused(counts: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Those classes of `used`, ascending, that a picture of bearable size can show: with the most confused clips."""
+    if len(used) <= MAX_SPECIES:
+        return used
+    between = counts[:, : len(counts)] * (1 - np.eye(len(counts), dtype=counts.dtype))
+    confused = (between.sum(axis=0) + between.sum(axis=1))[used]
+    return np.sort(used[np.argsort(-confused, kind="stable")[:MAX_SPECIES]])
 
 
 def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray, font_size: float) -> None:
