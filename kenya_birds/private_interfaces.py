@@ -104,6 +104,12 @@ class TrainerHooks:
         """
         raise NotImplementedError
 
+    def end_mixed_precision(self) -> None:
+        """Lets the model compute in the precision of its weights, as it does when it is loaded."""
+        trainer: Any = self
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        trainer.accelerator.native_amp = False  # otherwise `predict` prepares a model that it has not trained
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.train_sampler()
 

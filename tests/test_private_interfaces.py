@@ -252,3 +252,31 @@ def test_a_trainer_asks_its_hooks_for_its_sampler_and_its_inputs(tmp_path):
         assert trainer.samplers == [3]
         assert trainer.batches == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
         assert trainer.model.slope > 0
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_mixed_precision_ends_with_training(tmp_path, is_trained):
+    class Precise(Line):
+        seen = ()
+
+        def forward(self, x, y):
+            self.seen = [*self.seen, torch.is_autocast_enabled("cpu")]
+            return super().forward(x, y)
+
+    with unchanged("accelerate", "Accelerator.native_amp, or what unwrap_model restores"):
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=1,
+            remove_unused_columns=False,
+            use_cpu=True,
+            bf16=True,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        rows = [{"x": float(n)} for n in range(6)]
+        trainer = RecordingTrainer(Precise(), arguments, train_dataset=rows)
+        if is_trained:
+            trainer.train()
+        trainer.end_mixed_precision()
+        trainer.predict(rows)
+        assert trainer.model.seen == [True] * is_trained + [False]

@@ -16,7 +16,10 @@ import train_hf
 from kenya_birds.cli import main
 from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
+from kenya_birds.evaluation.predictions import score_clips
+from kenya_birds.experiments.results import score_splits
 from kenya_birds.files import CARD_TEMPLATE, shipped_file
+from kenya_birds.model_loading import load_model
 from kenya_birds.publishing.model_card import render_model_card
 from kenya_birds.training.arguments import AugmentationArguments, DataArguments, ModelArguments
 from kenya_birds.training.setting_rules import USED_WITH
@@ -197,6 +200,20 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_archive, cache, t
     first = next((tmp_path / "whole").glob("checkpoint-6"))
     resumed = run("resumed", **{"--resume_from_checkpoint": first})
     assert np.array_equal(whole, resumed)
+
+
+def test_after_mixed_precision_a_run_is_scored_as_its_saved_model(small_archive, cache, tmp_path):
+    words = flags(small_archive, tmp_path / "run", cache, num_train_epochs=1, bf16=True, **ON_RECORDINGS)
+    for resumed in ([], ["--resume_from_checkpoint", "true"]):  # the second run finds that training has ended
+        with Run(settings_of([*words, *resumed])) as run:
+            trainer, clips, _ = run.train()
+            scores = score_splits(run, trainer, clips)
+            run.save_model(tmp_path / "model")
+            grid, _ = run.windows.of("validation")
+        model, extractor = load_model(tmp_path / "model")
+        expected = score_clips(model, extractor, clips["test"])
+        np.testing.assert_allclose(scores.scored.test_logits, expected, atol=1e-5)
+        np.testing.assert_allclose(scores.scored.window_logits, grid.logits(model, extractor), atol=1e-5)
 
 
 def test_a_model_with_a_softmax_has_no_call_in_no_result(trained, small_archive, tmp_path):

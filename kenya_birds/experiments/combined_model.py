@@ -133,6 +133,7 @@ def _settings(folder: Path, **now: Any) -> Settings:
         **now,
         "init_from": "scratch",
         "report_to": "none",
+        "auto_mixed_precision": False,
         "bf16": False,
         "fp16": False,
         "tf32": None,

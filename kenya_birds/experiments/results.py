@@ -347,13 +347,15 @@ def train_and_evaluate(run: Run) -> tuple[dict[str, Any], Scored]:
 
 
 def score_splits(run: Run, trainer: KenyaBirdsTrainer, clips: DatasetDict) -> RunScores:
-    """Scores the clips of validation and test, and the windows of their recordings.
+    """Scores the clips of validation and test, and the windows of their recordings, in float32.
 
     Args:
         run: The run.
-        trainer: Its trainer, after `Run.fit`.
+        trainer: Its trainer, after `Run.fit`. It does not train in mixed precision any more.
         clips: The clips by split.
     """
+    # Calibration, thresholds and metrics have to be those of the saved model, which is used in float32.
+    trainer.end_mixed_precision()
     logger.info("Evaluating on the validation and test splits ...")
     predicted = {split: trainer.predict(clips[split], metric_key_prefix=split) for split in ("validation", "test")}
     logits, references = predicted["validation"].predictions, predicted["validation"].label_ids.astype(int)
