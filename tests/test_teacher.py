@@ -11,16 +11,17 @@ import pytest
 import soundfile
 import torch
 from networks import wrapped
-from running import flags, settings_of, train
+from running import flags, settings_of, start_ranks, train
 from safetensors.torch import load_file
 
 import train_hf
+from kenya_birds.distributed import Team
 from kenya_birds.errors import UserError
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
-from kenya_birds.training.distillation import Student, StudentTrainer
+from kenya_birds.training.distillation import Stage, Student, StudentTrainer
 from kenya_birds.training.flags import tuning_flags
 from kenya_birds.training.run_folder import RECORD_FILES, STAGE_FILE
 from kenya_birds.training.teacher import Teacher
@@ -139,6 +140,31 @@ def test_an_interrupted_stage_resumes(taught, place, small_archive, network, els
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (taught, place / "stopped"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not list(place.glob("other_cache/kenya_birds_teacher/*/checkpoint-*"))
+
+
+def _find_checkpoint(folder):
+    """Writes which checkpoint a machine resumes from, whose cache is a folder of its own."""
+    team = Team()
+    stage = Stage(folder / str(team.rank), None, 0, None, None, 1)
+    (folder / f"found-{team.rank}").write_text(str(stage.find_checkpoint(team)))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("other", "is_found"), [(None, False), ({"global_step": 5}, False), ({"global_step": 3}, True)]
+)
+def test_a_stage_resumes_only_from_a_checkpoint_that_all_machines_have(tmp_path, other, is_found):
+    own, others = (tmp_path / str(rank) / "checkpoint-3" for rank in range(2))
+    for folder, state in ((own, {"global_step": 3}), (others, other)):
+        folder.mkdir(parents=True)
+        (folder / "rng_state_1.pth").touch()  # which transformers saves on every machine
+        if state is not None:
+            (folder / "trainer_state.json").write_text(json.dumps(state))
+    children = start_ranks(2, _find_checkpoint, tmp_path)
+    for child in children:
+        child.join()
+    found = [(tmp_path / f"found-{rank}").read_text() for rank in range(2)]
+    assert found == ([str(own), str(others)] if is_found else ["None", "None"])
 
 
 def test_a_run_without_a_teacher_says_nothing_of_the_stopped_one_before(taught, small_archive, tmp_path):

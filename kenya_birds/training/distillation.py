@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import hashlib
 import logging
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,7 +28,13 @@ from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import ClipDraw, ClipSampler
 from kenya_birds.training.logged_trainer import LoggedTrainer
 from kenya_birds.training.recording_windows import SoundWindows
-from kenya_birds.training.run_folder import last_whole_checkpoint, writing_run
+from kenya_birds.training.run_folder import (
+    STATE_FILE,
+    delete_checkpoints,
+    is_whole,
+    last_whole_checkpoint,
+    writing_run,
+)
 from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -237,10 +242,7 @@ class Stage:
         generator = torch.Generator().manual_seed(self.args.seed)
         student = Student(copy.deepcopy(model), self.answers, self.embedding_size, generator)
         trainer = StudentTrainer(student, self._stage_args(), self.windows)
-        checkpoint = team.first_does(lambda: last_whole_checkpoint(self.folder))
-        if checkpoint is not None and not all(team.gather(checkpoint.is_dir())):
-            logger.warning("The first stage starts again: %s is not on every machine", checkpoint)
-            checkpoint = None
+        checkpoint = self.find_checkpoint(team)
         trainer.train(None if checkpoint is None else str(checkpoint))
 
         def write() -> None:
@@ -249,10 +251,28 @@ class Stage:
                 save_file(state, partial)
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
             write_json({"losses": losses, "train_runtime_s": round(trainer.trained_s, 1)}, self.folder / ABOUT_FILE)
-            for left in self.folder.glob("checkpoint-*"):
-                shutil.rmtree(left)
+            delete_checkpoints(self.folder)
 
         team.first_does(write)
+        if not team.local_rank:
+            delete_checkpoints(self.folder)  # of another machine, which has a cache of its own
+
+    def find_checkpoint(self, team: Team) -> Path | None:
+        """The last checkpoint to resume from; None if there is none, or if a machine does not have it.
+
+        Args:
+            team: The processes of the run.
+        """
+        last = team.first_does(lambda: last_whole_checkpoint(self.folder))
+        if last is None:
+            return None
+        checkpoint = self.folder / last.name
+        # On other machines, transformers saves the states of random numbers alone.
+        states = team.gather((checkpoint / STATE_FILE).read_bytes() if is_whole(checkpoint) else None)
+        if any(state != states[0] for state in states):
+            logger.warning("The first stage starts again: %s is not the same on every machine", checkpoint)
+            return None
+        return checkpoint
 
     def _stage_args(self) -> KenyaBirdsTrainingArguments:
         changes: dict[str, Any] = {
