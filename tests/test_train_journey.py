@@ -17,6 +17,7 @@ from kenya_birds import cli
 from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
 from kenya_birds.files import CARD_TEMPLATE, shipped_file
+from kenya_birds.training.training_arguments import KenyaBirdsTrainingArguments
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -407,6 +408,13 @@ def test_a_folder_that_holds_something_is_not_written_to(trained, small_archive)
     with pytest.raises(UserError, match="exists and is not an empty folder"):
         train(small_archive, trained, trained.parent / "cache")
     assert (trained / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_one_process_with_several_gpus_is_refused_before_anything_is_written(small_archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(KenyaBirdsTrainingArguments, "n_gpu", 2)
+    for settings in ({}, {"folds": 3}):
+        refused(small_archive, tmp_path, "2 GPUs but one process", **settings)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_resuming_without_a_checkpoint_is_refused(small_archive, tmp_path):

@@ -46,15 +46,24 @@ class KenyaBirdsTrainingArguments(TrainerArguments, TrainingArguments):
 
 
 def training_team(args: KenyaBirdsTrainingArguments) -> Team:
-    """The processes that train together; transformers connects them when the device is read."""
+    """The processes that train together; transformers connects them when the device is read.
+
+    Raises:
+        UserError: If one process has several GPUs, or the processes cannot connect.
+    """
     assert args.device is not None
+    if args.n_gpu > 1:
+        raise UserError(
+            f"{args.n_gpu} GPUs but one process: start with `accelerate launch --multi_gpu train_hf.py ...`, or show "
+            "one GPU only (CUDA_VISIBLE_DEVICES=0)"
+        )
     return Team()
 
 
 def check_fits(
     args: KenyaBirdsTrainingArguments, multi_label: bool, on_recordings: bool, *, has_softmax: bool
 ) -> None:
-    """Raises `UserError` if the arguments do not fit the machine or the targets; warns of doubled weights.
+    """Raises `UserError` if the arguments do not fit the targets; warns of doubled weights.
 
     Args:
         args: The arguments.
@@ -62,11 +71,6 @@ def check_fits(
         on_recordings: Whether training is on windows of whole recordings.
         has_softmax: Whether the classes and "no call" share a softmax.
     """
-    if args.n_gpu > 1:
-        raise UserError(
-            f"{args.n_gpu} GPUs but one process: start with `accelerate launch --multi_gpu train_hf.py ...`, or show "
-            "one GPU only (CUDA_VISIBLE_DEVICES=0)"
-        )
     if multi_label and args.label_smoothing_factor:
         raise UserError("label_smoothing_factor is for single-label training: leave it out where multi-label")
     if has_softmax and args.focal_gamma:
