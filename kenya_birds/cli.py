@@ -16,9 +16,11 @@ from kenya_birds.commands import (
 )
 from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.parsing import Parser, add_general
-from kenya_birds.process import cleaned_up_at_signals, keep_freed_memory, print_anything, use_utf8
+from kenya_birds.process import check_alone, cleaned_up_at_signals, keep_freed_memory, print_anything, use_utf8
 
 TRAIN = "kenya-birds train"
+# Beside training, the command that several processes of a launcher share.
+SHARED = "detect"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -44,6 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     show_log()
     program = " ".join(["kenya-birds", options.command, *filter(None, [getattr(options, "step", "")])])
     with one_line_errors(program, options.after_stop), cleaned_up_at_signals(program):
+        if options.command != SHARED:
+            check_alone(program)
         options.run(options)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from kenya_birds.errors import UsageError
+
 # Termination, closed terminal, and Ctrl+Break on Windows; Python handles SIGINT as KeyboardInterrupt.
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK")
 # Of malloc.h.
@@ -59,6 +61,27 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+def check_alone(program: str) -> None:
+    """Refuses the processes of a launcher: each would do the whole work, and they would replace each other's files.
+
+    Args:
+        program: Name of the command.
+
+    Raises:
+        UsageError: If `WORLD_SIZE` is above 1.
+    """
+    if (size := _launched_processes()) > 1:
+        raise UsageError(
+            f"this command works in one process, and WORLD_SIZE is {size}: start it without torchrun or accelerate "
+            "launch, or unset WORLD_SIZE",
+            program,
+        )
+
+
+def _launched_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class _Ended(BaseException):
     """Raised in the main thread after a signal to end the process."""
 
@@ -80,8 +103,7 @@ def cleaned_up_at_signals(program: str) -> Iterator[None]:
     Raises:
         SystemExit: After a signal, with the exit code 128 + its number.
     """
-    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if not is_alone or threading.current_thread() is not threading.main_thread():
+    if _launched_processes() > 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
 

@@ -519,6 +519,30 @@ def test_ctrl_c_in_training_says_whether_it_can_be_resumed(tmp_path, monkeypatch
         assert capsys.readouterr().err == f"train_hf.py: stopped; {said}\n"
 
 
+@pytest.mark.parametrize("command", ["evaluate", "embed", "tune", "combine", "verify read", "info", "detect"])
+def test_commands_that_work_in_one_process_refuse_a_launcher_s(command, monkeypatch, capsys):
+    words = {
+        "evaluate": ["birds", "archive", "--output", "x"],
+        "embed": ["birds", "sound", "--output", "x"],
+        "tune": ["archive", "--trials", "1", "--", "--num_train_epochs", "1"],
+        "combine": ["a", "b", "--data_dir", "archive", "--output_dir", "x"],
+        "verify read": ["sample", "--output", "x"],
+        "info": ["birds"],
+        "detect": ["missing/model", "sound", "--output", "x"],
+    }
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, lines in (("0", 1), ("1", command == "detect")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*command.split(), *words[command]])
+        told = capsys.readouterr().err
+        assert told.count("\n") == lines
+        if lines:
+            start = f"kenya-birds {command}: error: "
+            assert told.startswith(start)
+            assert ("works in one process, and WORLD_SIZE is 2" in told) == (command != "detect")
+
+
 def test_one_process_of_several_reports_a_mistake_in_their_command_line(monkeypatch, capsys):
     for rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)

@@ -190,12 +190,9 @@ def _add_combine(commands: Any) -> None:
 
 
 def _combine(options: argparse.Namespace) -> None:
-    from kenya_birds.errors import UserError
     from kenya_birds.files import check_layouts, check_new_folder
     from kenya_birds.training.member_models import check_members
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("combine only evaluates, in one process: start it without accelerate launch or torchrun")
     # Training refuses several GPUs with one process.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     check_members(options.models)
