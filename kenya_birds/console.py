@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kenya_birds.errors import UsageError, UserError
+from kenya_birds.errors import LostProcessError, UsageError, UserError
 
 
 @contextmanager
@@ -15,7 +15,8 @@ def one_line_errors(program: str, after_stop: str = "") -> Iterator[None]:
 
     Args:
         program: Name of the command, a prefix of the message.
-        after_stop: How to resume after Ctrl+C, unless the `KeyboardInterrupt` has a message.
+        after_stop: How to resume after Ctrl+C, unless the `KeyboardInterrupt` has a message, or after another process
+            has ended.
     """
     # All processes of a launcher have the same command line, and get Ctrl+C together.
     is_first = os.environ.get("RANK", "0") == "0"
@@ -23,8 +24,9 @@ def one_line_errors(program: str, after_stop: str = "") -> Iterator[None]:
         yield
     except UserError as error:
         program = getattr(error, "program", program)  # for errors of the command line, with the subcommand
+        hint = f"; {after_stop}" if after_stop and isinstance(error, LostProcessError) else ""
         if is_first or not isinstance(error, UsageError):
-            print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"{program}: error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
         hint = str(stop) or after_stop

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from kenya_birds.errors import UserError
+from kenya_birds.errors import LostProcessError, UserError
 
 if torch.distributed.is_available():
     # Default arguments in this module keep the process group that exists when it is imported. Imported later, by
@@ -130,10 +130,7 @@ class Team:
         try:
             operation(*arguments, group=group, **options)
         except RuntimeError:
-            raise UserError(
-                "another process of this run has ended: see its error message, and run the same command again to "
-                "resume"
-            ) from None
+            raise LostProcessError("another process of this run has ended: see its error message") from None
 
 
 @lru_cache(maxsize=1)

@@ -13,6 +13,10 @@ class WriteError(UserError):
     """Error of a folder that cannot be written to, because its disk is full for example."""
 
 
+class LostProcessError(UserError):
+    """Error of a process whose run cannot go on, because another process of it has ended."""
+
+
 class DivergedError(UserError):
     """Error of a training whose scores or weights are no longer numbers."""
 

@@ -15,7 +15,7 @@ from running import ROOT
 from kenya_birds import cli
 from kenya_birds.cli import _parser
 from kenya_birds.console import one_line_errors
-from kenya_birds.errors import UserError
+from kenya_birds.errors import LostProcessError, UserError
 from kenya_birds.training.flags import GROUPS, TITLES, train_parser
 from kenya_birds.training.trainer_arguments import TRACKERS, TrainerArguments, trainer_kinds
 from kenya_birds.training.transformers_arguments import transformers_fields
@@ -494,11 +494,15 @@ def test_ctrl_c_ends_a_command_with_one_line_on_how_to_resume(command, monkeypat
     assert re.fullmatch(rf"kenya-birds {command}: stopped; .*run the same command again.*", line)
 
 
-def test_ctrl_c_in_training_says_whether_it_can_be_resumed(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [(KeyboardInterrupt(), 130, "stopped"), (LostProcessError("another has ended"), 2, "error: another has ended")],
+)
+def test_a_stopped_training_says_whether_it_can_be_resumed(error, code, told, tmp_path, monkeypatch, capsys):
     import train_hf
 
     def stopped(_):
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(train_hf, "train", stopped)
     monkeypatch.setattr(
@@ -515,8 +519,18 @@ def test_ctrl_c_in_training_says_whether_it_can_be_resumed(tmp_path, monkeypatch
             (tmp_path / made).write_text("{}", encoding="utf-8")
         with pytest.raises(SystemExit) as ended, one_line_errors("train_hf.py"):
             train_hf.main([])
-        assert ended.value.code == 130
-        assert capsys.readouterr().err == f"train_hf.py: stopped; {said}\n"
+        assert ended.value.code == code
+        assert capsys.readouterr().err == f"train_hf.py: {told}; {said}\n"
+
+
+def test_a_command_whose_other_process_has_ended_says_how_to_resume(capsys):
+    for error, told in (
+        (LostProcessError("another has ended"), "another has ended; do it again"),
+        (UserError("x"), "x"),
+    ):
+        with pytest.raises(SystemExit, match="2"), one_line_errors("me", "do it again"):
+            raise error
+        assert capsys.readouterr().err == f"me: error: {told}\n"
 
 
 @pytest.mark.parametrize("command", ["evaluate", "embed", "tune", "combine", "verify read", "info", "detect"])

@@ -9,7 +9,7 @@ import torch
 from running import start_ranks
 
 from kenya_birds.distributed import Team, _end_process_group, _group_without_timeout
-from kenya_birds.errors import UserError
+from kenya_birds.errors import LostProcessError, UserError
 
 
 def _wait_longer_than_the_group(folder):
@@ -44,6 +44,17 @@ def test_no_time_out_of_the_process_group_ends_their_waiting(tmp_path):
     assert first == other
     assert first["entered_s"] == sorted(first["entered_s"])
     assert (first["size"], first["told"], first["done_by"]) == (2, "no clip can be read, says 0", "rank 0")
+
+
+def test_the_end_of_another_process_is_an_error_of_its_own(monkeypatch):
+    def closed(*_, **__):
+        raise RuntimeError("Connection closed by peer")
+
+    team = Team()
+    team.size = 2
+    monkeypatch.setattr(torch.distributed, "all_gather_object", closed)
+    with pytest.raises(LostProcessError, match="another process of this run has ended: see its error message"):
+        team.wait()
 
 
 def _end_with_a_group_of_nccl():
