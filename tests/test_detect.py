@@ -507,6 +507,7 @@ def test_digital_silence_and_what_is_too_short_are_counted_and_said(model, tmp_p
     report = run_in_folder(model, [folder], tmp_path / "output", formats=("csv",))
     assert report.exit_code == 0
     assert report.content["digital_silence"] == {"recordings": 1, "hours": pytest.approx(2.5 / 3600)}
+    assert report.content["hours"] == report.content["this_run"]["hours"] == pytest.approx(3.5 / 3600)
     assert (report.content["failed"], report.content["partly_read"]) == (0, 0)
     assert "digital silence was not scored: 0.00 h in 1 recording: failed.csv" in str(report)
     assert [tuple(row.values())[1:] for row in rows(tmp_path / "output", "failed.csv")] == [
@@ -516,6 +517,7 @@ def test_digital_silence_and_what_is_too_short_are_counted_and_said(model, tmp_p
     soundfile.write(folder / "short.wav", chirps(0.2), RATE)
     report = run_in_folder(model, [folder], tmp_path / "output", formats=("csv",))
     assert (report.exit_code, report.content["failed"]) == (3, 1)
+    assert (report.content["hours"], report.content["this_run"]["hours"]) == (pytest.approx(3.5 / 3600), 0)
     assert str(report).startswith("1 of 2 recordings, 0.00 h: ")
     assert "1 recording failed, 0 partly read; " in str(report)
     assert tuple(rows(tmp_path / "output", "failed.csv")[-1].values())[1:4] == ("failed", "0.000000", "0.200000")

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import datetime
+import math
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
+from kenya_birds.inference.recordings_reader import analysed_stretches
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import (
     FAILED_COLUMNS,
@@ -109,8 +111,8 @@ class RunReport:
         """
         failures = [row for name, reading in readings.items() for row in _unscored(name, reading)]
         failures += [(left.path, "skipped", "", "", left.reason) for left in skipped if left.skip.is_loss]
-        new_s = sum(reading.duration_s for name, reading in readings.items() if name in new and reading.windows)
-        all_s = sum(reading.duration_s for reading in readings.values() if reading.windows)
+        analysed_s = {name: _analysed_s(reading) for name, reading in readings.items()}
+        new_s = sum(seconds for name, seconds in analysed_s.items() if name in new)
         at_fault = [reading for reading in readings.values() if reading.losses]
         silent = [reading for reading in readings.values() if reading.silences]
         content = {
@@ -127,7 +129,7 @@ class RunReport:
                 skip.value: {"count": count, "first": as_utf8(first)}
                 for skip, (count, first) in count_skipped(skipped).items()
             },
-            "hours": all_s / 3600,
+            "hours": sum(analysed_s.values()) / 3600,
             "this_run": {"recordings": len(new), **cost.describe(new_s)},
             "versions": {
                 "kenya_birds": __version__,
@@ -144,7 +146,7 @@ class RunReport:
 
     @property
     def analysed(self) -> str:
-        """Number of recordings that were analysed, of how many, and hours of their sound, in words."""
+        """Number of recordings that were analysed, of how many, and hours of analysed sound, in words."""
         content = self.content
         found = counted(content["recordings"], "recording")
         of = "" if content["analysed"] == content["recordings"] else f"{content['analysed']} of "
@@ -354,6 +356,13 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _analysed_s(reading: Reading) -> float:
+    gaps = [
+        (part.start_s, math.inf if part.end_s is None else part.end_s) for part in (*reading.losses, *reading.silences)
+    ]
+    return sum(end_s - start_s for start_s, end_s in analysed_stretches(reading.duration_s, gaps))
 
 
 def _unscored(recording: str, reading: Reading) -> list[tuple[str, ...]]:
