@@ -39,7 +39,7 @@ from kenya_birds.inference.recordings_reader import RunRecordings
 from kenya_birds.inference.run_report import write_failures
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import FAILED_COLUMNS, FAILED_FILE
-from kenya_birds.plot_style import COLOURS, SpeciesStyle, short_name, species_styles
+from kenya_birds.plot_style import COLOURS, SpeciesStyle, save_picture, short_name, species_styles
 
 RATE = 32_000
 NAMES = {"combul2": SpeciesNames("Common Bulbul", "Pycnonotus barbatus"), "dol$": SpeciesNames("Dol$ar $ird", "")}
@@ -657,6 +657,18 @@ def test_annotations_are_drawn_as_boxes_beside_the_detections(tables, tmp_path):
     assert [text.get_text().strip() for text in spectrogram.texts] == ["tone", "point"]
     with pytest.raises(UserError, match=r"birds.csv has no annotations of x.wav"):
         annotations_of(tmp_path / "x.wav", tmp_path / "birds.csv")
+
+
+def test_names_of_annotations_are_drawn_as_they_are_and_boxes_above_the_picture_are_skipped(tables, tmp_path):
+    path, _ = tables
+    names = ["US$ and CA$", r"$\foo$", "x" * 40, "bat", "high"]
+    boxes = pd.DataFrame({"start_s": 20.0, "end_s": 21.0, "low_hz": [1e3, 2e3, 3e3, 14_900, 14_000], "label": names})
+    figure, _ = draw_section(path, table(), 19, 4, {}, boxes.assign(high_hz=[2e3, 3e3, 4e3, 40_000, 40_000]))
+    spectrogram = figure.axes[0]
+    assert [text.get_text().strip() for text in spectrogram.texts] == [*names[:2], "x" * 29 + "…", "high"]
+    assert not any(text.get_parse_math() for text in spectrogram.texts)
+    assert all(box.get_height() > 0 for box in spectrogram.patches)
+    save_picture(figure, tmp_path / "x.png")
 
 
 def test_the_command_draws_the_annotations_of_an_archive(tmp_path):

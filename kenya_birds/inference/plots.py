@@ -72,7 +72,8 @@ def plot_recording(
         start_s: Start of the section in seconds; by default one second before the first detection.
         duration_s: Length in seconds, up to 600; the section ends with the recording at the latest.
         annotations: An archive or a table of annotations (see `annotations_of`), drawn as boxes in the spectrogram,
-            over all frequencies where these are unknown; a line for a point in time.
+            over all frequencies where these are unknown; a line for a point in time. Boxes above the picture's
+            frequencies are skipped.
         channel: See `RecordingReader`.
         overwrite: Replaces an existing file.
 
@@ -130,14 +131,7 @@ def draw_section(
         number = min(MAX_ROWS, math.ceil((end_s - start_s) / ROW_S))
         row_s = (end_s - start_s) / number
         rows = [(start_s + n * row_s, read_levels(reader, start_s + n * row_s, row_s)) for n in range(number)]
-    figure = _draw(rows, row_s, join(detections), styles, Path(recording), reader.sampling_rate)
-    if annotations is not None:
-        # Of each row, the spectrogram is drawn first.
-        for (first, _), axes in zip(rows, figure.axes[::2], strict=True):
-            draw_annotations(axes, annotations, first, first + row_s)
-        right, top = 1 - RIGHT_INCH / WIDTH_INCH, 1 - 0.22 / figure.get_figheight()
-        figure.text(right, top, "boxes: annotations", fontsize=8, color=ANNOTATED, ha="right", va="center")
-    return figure, end_s
+    return _draw(rows, row_s, join(detections), styles, Path(recording), reader.sampling_rate, annotations), end_s
 
 
 def detections_of(recording: str | Path, table: pd.DataFrame, name: str | Path) -> pd.DataFrame:
@@ -226,6 +220,7 @@ def _draw(
     styles: Mapping[str, SpeciesStyle],
     recording: Path,
     sampling_rate: int,
+    annotations: pd.DataFrame | None,
 ) -> Figure:
     figure = Figure(figsize=(WIDTH_INCH, 1), dpi=150)
     canvas = FigureCanvasAgg(figure)
@@ -247,6 +242,9 @@ def _draw(
     left, title_inch = LEFT_INCH / WIDTH_INCH, 0.15 if notes else 0.22
     title = _title(recording, rows[0][0], rows[-1][0] + row_s)
     figure.text(left, 1 - title_inch / height_inch, title, fontsize=10, weight="bold", va="center")
+    if annotations is not None:
+        right, top = 1 - RIGHT_INCH / WIDTH_INCH, 1 - 0.22 / height_inch
+        figure.text(right, top, "boxes: annotations", fontsize=8, color=ANNOTATED, ha="right", va="center")
     if notes:
         figure.text(left, 1 - 0.34 / height_inch, "; ".join(notes), fontsize=8, va="center")
 
@@ -261,6 +259,8 @@ def _draw(
             for bottom, height in bottoms_and_heights
         )
         draw_levels(axes, levels, (first, first + row_s), sampling_rate, limits_db)
+        if annotations is not None:
+            _draw_annotations(axes, annotations, first, first + row_s)
         above.set(xlim=axes.get_xlim(), ylim=(0, number))
         above.axis("off")
         _draw_boxes(axes, above, row, styles)
@@ -338,25 +338,19 @@ def _draw_boxes(axes: Axes, above: Axes, boxes: Sequence[Box], styles: Mapping[s
         )
 
 
-def draw_annotations(axes: Axes, annotations: pd.DataFrame, start_s: float, end_s: float) -> None:
-    """Draws the annotations of a section as boxes with their names.
-
-    Args:
-        axes: A spectrogram.
-        annotations: See `annotations_of`.
-        start_s: Start of the section in seconds.
-        end_s: End of the section in seconds.
-    """
-    top_hz = axes.get_ylim()[1]
+def _draw_annotations(axes: Axes, annotations: pd.DataFrame, start_s: float, end_s: float) -> None:
+    """Draws the annotations of a row as boxes with their names; those above its highest frequency are skipped."""
+    top_hz = 0.99 * axes.get_ylim()[1]
     there = annotations[(annotations["end_s"] >= start_s) & (annotations["start_s"] <= end_s)]
+    there = there[~(there["low_hz"] >= top_hz)]  # unknown frequencies are NaN
     numbers = there[["start_s", "end_s", "low_hz", "high_hz"]].to_numpy(dtype=float).tolist()
     for (first_s, last_s, low_hz, high_hz), label in zip(numbers, there["label"], strict=True):
-        low_hz = 0.01 * top_hz if math.isnan(low_hz) else low_hz
-        high_hz = 0.99 * top_hz if math.isnan(high_hz) else min(high_hz, 0.99 * top_hz)
+        low_hz = top_hz / 99 if math.isnan(low_hz) else low_hz
+        high_hz = top_hz if math.isnan(high_hz) else min(high_hz, top_hz)
         size = last_s - first_s, high_hz - low_hz
         axes.add_patch(Rectangle((first_s, low_hz), *size, fill=False, edgecolor=ANNOTATED, linewidth=1.1))
-        at = max(first_s, start_s), high_hz
-        axes.text(*at, f" {label}", fontsize=LABEL_SIZE - 1, va="top", color=ANNOTATED, clip_on=True)
+        at, name = (max(first_s, start_s), high_hz), short_name(label)
+        axes.text(*at, f" {name}", fontsize=LABEL_SIZE - 1, va="top", color=ANNOTATED, clip_on=True)
 
 
 def _label_inch(canvas: FigureCanvasAgg, text: str) -> float:
