@@ -671,6 +671,18 @@ def test_names_of_annotations_are_drawn_as_they_are_and_boxes_above_the_picture_
     save_picture(figure, tmp_path / "x.png")
 
 
+@pytest.mark.parametrize(
+    "annotations", [None, pd.DataFrame(columns=["start_s", "end_s", "low_hz", "high_hz", "label"])]
+)
+def test_a_long_name_in_the_title_is_shortened_to_its_room(tmp_path, annotations):
+    path = tmp_path / f"{'W' * 70}_20180427_235950.wav"
+    soundfile.write(path, np.zeros(RATE), RATE)
+    figure, _ = draw_section(path, table(), 0, 1, {}, annotations)
+    title, *others = (text.get_window_extent() for text in figure.texts)
+    assert figure.texts[0].get_text().endswith("…   0:00 to 0:01, begun 2018-04-27 23:59:50 local time")
+    assert figure.bbox.width * 0.7 < title.x1 <= min([figure.bbox.width, *(text.x0 for text in others)])
+
+
 def test_the_command_draws_the_annotations_of_an_archive(tmp_path):
     archive = write_archive(tmp_path / "archive", [("a.wav", (2.0, 4.0), "owl1"), ("a.wav", 6.0, "????")])
     recording = archive / "soundscape_data" / "a.wav"

@@ -39,7 +39,8 @@ SPECTROGRAM_INCH, LANE_INCH, GAP_INCH, PAD_INCH = 1.15, 0.165, 0.36, 0.03
 WINDOW_S = 0.03  # of the Fourier transform, at most
 COLUMNS = 1600  # of a row
 MAX_HZ = 15_000
-LABEL_SIZE = 7.5
+LABEL_SIZE, TITLE_SIZE, KEY_SIZE = 7.5, 10, 8
+KEY, TITLE_GAP_INCH, MAX_TITLE_NAME = "boxes: annotations", 0.2, 70
 LABEL_BOX = {"facecolor": "white", "alpha": 0.9, "edgecolor": "none", "pad": 0.6}  # over hatches and lines
 DAMAGED = "#f7dc6f"
 ANNOTATED = "#c2185b"
@@ -240,11 +241,14 @@ def _draw(
     if np.isnan(levels_db).any():
         notes.append("yellow: damaged, cannot be read")
     left, title_inch = LEFT_INCH / WIDTH_INCH, 0.15 if notes else 0.22
-    title = _title(recording, rows[0][0], rows[-1][0] + row_s)
-    figure.text(left, 1 - title_inch / height_inch, title, fontsize=10, weight="bold", va="center")
+    room_inch = WIDTH_INCH - LEFT_INCH - RIGHT_INCH
+    if annotations is not None:
+        room_inch -= _label_inch(canvas, KEY, size=KEY_SIZE) + TITLE_GAP_INCH
+    title = _title(canvas, recording, (rows[0][0], rows[-1][0] + row_s), room_inch)
+    figure.text(left, 1 - title_inch / height_inch, title, fontsize=TITLE_SIZE, weight="bold", va="center")
     if annotations is not None:
         right, top = 1 - RIGHT_INCH / WIDTH_INCH, 1 - 0.22 / height_inch
-        figure.text(right, top, "boxes: annotations", fontsize=8, color=ANNOTATED, ha="right", va="center")
+        figure.text(right, top, KEY, fontsize=KEY_SIZE, color=ANNOTATED, ha="right", va="center")
     if notes:
         figure.text(left, 1 - 0.34 / height_inch, "; ".join(notes), fontsize=8, va="center")
 
@@ -268,13 +272,20 @@ def _draw(
     return figure
 
 
-def _title(recording: Path, start_s: float, end_s: float) -> str:
-    """The recording, the section, and when the recording begins, if its name or header says so."""
+def _title(canvas: FigureCanvasAgg, recording: Path, section_s: tuple[float, float], room_inch: float) -> str:
+    """The recording, the section, and when the recording begins, if its name or header says so.
+
+    The name is shortened to the room for the title.
+    """
     name = name_in(str(recording))
     local, utc = find_time_and_place(name, header=read_recorder_header(recording)).times(timedelta(0))
     start = local or utc
     clock = "" if not start else f", begun {start:%Y-%m-%d %H:%M:%S} {'UTC' if start.tzinfo else 'local time'}"
-    return f"{short_name(name, 70)}   {_minutes(start_s)} to {_minutes(end_s)}{clock}"
+    titles = (
+        f"{short_name(name, most)}   {_minutes(section_s[0])} to {_minutes(section_s[1])}{clock}"
+        for most in range(MAX_TITLE_NAME, 0, -1)
+    )
+    return next(title for title in titles if _label_inch(canvas, title, TITLE_SIZE, "bold") <= room_inch)
 
 
 def draw_levels(
@@ -353,9 +364,9 @@ def _draw_annotations(axes: Axes, annotations: pd.DataFrame, start_s: float, end
         axes.text(*at, f" {name}", fontsize=LABEL_SIZE - 1, va="top", color=ANNOTATED, clip_on=True)
 
 
-def _label_inch(canvas: FigureCanvasAgg, text: str) -> float:
+def _label_inch(canvas: FigureCanvasAgg, text: str, size: float = LABEL_SIZE, weight: str = "normal") -> float:
     """Returns the width of a label in inches."""
-    properties = FontProperties(size=LABEL_SIZE)
+    properties = FontProperties(size=size, weight=weight)
     width_px, _, _ = canvas.get_renderer().get_text_width_height_descent(text, properties, ismath=False)
     return width_px / canvas.figure.dpi
 
