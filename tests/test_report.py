@@ -170,6 +170,16 @@ def test_activity_along_a_day_has_wider_bins():
     assert found["annotations"].iloc[-1] == 1
 
 
+def test_activity_along_has_no_bin_of_the_few_milliseconds_that_recorders_add():
+    found = activity_along(table(("x", 59.0, "a"), ("x", 60.01, "a")), {"x": 60.02, "y": 60.0})
+
+    assert found[["start_s", "end_s", "annotations"]].to_numpy().tolist() == [[0, 60.02, 2]]
+    assert found["recorded_s"].tolist() == [pytest.approx(120.02)]
+    ends_s = activity_along(table(("x", 1.0, "a")), {"x": 200.0, "y": 95.0})["end_s"]
+    assert ends_s.tolist() == [60, 120, 200]
+    assert activity_along(table(("x", 1.0, "a")), {"x": 100.0})["end_s"].tolist() == [60, 100]
+
+
 def test_activity_by_hour_over_midnight():
     annotations = table(("x", 0.0, "a"), ("x", 1800.0, "a"), ("x", 1801.0, "a"), ("z", 5.0, "a"))
 

@@ -91,7 +91,8 @@ def activity_along(annotations: pd.DataFrame, duration_s: Mapping[str, float], b
     Args:
         annotations: `recording` and `center_s`.
         duration_s: Length of each recording in seconds.
-        bin_s: Length of a bin in seconds; it is multiplied if there would be more than 120 bins.
+        bin_s: Length of a bin in seconds; it is multiplied if there would be more than 120 bins. The last bin ends
+            with the longest recording: it has half to one and a half times this length.
 
     Returns:
         One row per bin: `start_s`, `end_s`, `annotations`, `recorded_s` (of all recordings together) and
@@ -99,11 +100,14 @@ def activity_along(annotations: pd.DataFrame, duration_s: Mapping[str, float], b
     """
     longest_s = max(duration_s.values())
     bin_s *= int(np.ceil(longest_s / bin_s / MAX_BINS))
-    start_s = np.arange(0, longest_s, bin_s)
+    bins = max(1, int(longest_s / bin_s + 0.5))
+    start_s = bin_s * np.arange(bins)
+    end_s = np.append(start_s[1:], longest_s)
     durations = np.array(list(duration_s.values()))
-    recorded_s = np.clip(durations[:, None] - start_s, 0, bin_s).sum(axis=0)
-    number = np.bincount((annotations["center_s"] // bin_s).astype(int), minlength=len(start_s))
-    table = pd.DataFrame({"start_s": start_s, "end_s": start_s + bin_s, "annotations": number})
+    recorded_s = np.clip(durations[:, None] - start_s, 0, end_s - start_s).sum(axis=0)
+    bin_of = np.minimum(annotations["center_s"] // bin_s, bins - 1).astype(int)
+    number = np.bincount(bin_of, minlength=bins)
+    table = pd.DataFrame({"start_s": start_s, "end_s": end_s, "annotations": number})
     return table.assign(recorded_s=recorded_s, per_minute=60 * number / recorded_s)
 
 
