@@ -398,6 +398,17 @@ def test_collection_with_boxes_and_other_names(tmp_path):
     assert "Neither names nor headers of the recordings contain their time" in words
 
 
+@pytest.mark.usefixtures("no_spectrograms")
+def test_hours_are_of_one_clock_and_recordings_of_the_other_are_counted(tmp_path):
+    names = ("KEN_001_20211207_060000.flac", "UHH_001_S01_20161121_030000Z.flac", "x.flac")
+    archive = write_archive(tmp_path / "archive", [(name, 1.0, "a") for name in names])
+
+    words = Page(write_report(archive, tmp_path / "report.html").read_text()).words()
+
+    assert "hour of the day (local time)" in words
+    assert "headers of 1 recording (local time); skipped: 2 recordings without local time. Grey" in words
+
+
 def test_refuses_to_overwrite(small_archive, tmp_path):
     output = tmp_path / "report.html"
     output.write_text("mine")

@@ -1,7 +1,7 @@
 """The report of an archive: one self-contained HTML page with tables, figures and the unused annotations."""
 
 from collections.abc import Mapping
-from datetime import timedelta, tzinfo
+from datetime import tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from kenya_birds.exploration.measures import (
     summarize_spectral_ranges,
 )
 from kenya_birds.files import check_output, users_file
+from kenya_birds.inference.activity import USUAL_CLOCK
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.values import Count, Seed, checked
 
@@ -212,18 +213,16 @@ def _overlaps(annotations: pd.DataFrame) -> dict[str, Any]:
 
 def _activity(archive: Archive, duration_s: dict[str, float], places: Mapping[str, TimeAndPlace]) -> dict[str, Any]:
     along = activity_along(archive.annotations, duration_s)
-    times = {name: places[name].times(timedelta(0)) for name in duration_s}
-    begins = {name: begin for name, (local, utc) in times.items() if (begin := local or utc) is not None}
+    begins, clock = USUAL_CLOCK.begins({name: places[name] for name in duration_s})
     content: dict[str, Any] = {
         "along": along,
         "along_svg": Markup(charts.draw_activity_along(along)),
         "hours_of": None,
     }
     if begins:
-        clocks = {"UTC" if begin.tzinfo else "local time" for begin in begins.values()}
-        clock = clocks.pop() if len(clocks) == 1 else "as the recordings state it"
         by_hour = activity_by_hour(archive.annotations, duration_s, begins)
         content["hours_of"] = {"recordings": len(begins), "table": by_hour, "clock": clock}
+        content["hours_of"]["skipped"] = len(duration_s) - len(begins)
         content["hours_of"]["svg"] = Markup(charts.draw_activity_by_hour(by_hour, clock))
     return content
 
