@@ -340,6 +340,7 @@ def test_the_split_is_a_table(page):
     words = Page(page).words()
     assert re.search(r"part recordings annotations share wanted species train [0-9]+ [0-9]+ [0-9.]+\s% 60\s% 5", words)
     assert "<pre" not in page
+    assert 'How the strategy "stratified" divides' in Page(page).words()
 
 
 def test_same_archive_same_page(page, small_archive, tmp_path):
@@ -407,6 +408,9 @@ def test_hours_are_of_one_clock_and_recordings_of_the_other_are_counted(tmp_path
 
     assert "hour of the day (local time)" in words
     assert "headers of 1 recording (local time); skipped: 2 recordings without local time. Grey" in words
+    # One species is 100 % of them.
+    assert "The most frequent species (1 species with 3 or more annotations) has 100 % of" in words
+    assert "The rarest species (1 species) has 3 or fewer annotations. 0 species" in words
 
 
 def test_refuses_to_overwrite(small_archive, tmp_path):
