@@ -340,7 +340,7 @@ def test_the_split_is_a_table(page):
     words = Page(page).words()
     assert re.search(r"part recordings annotations share wanted species train [0-9]+ [0-9]+ [0-9.]+\s% 60\s% 5", words)
     assert "<pre" not in page
-    assert 'How the strategy "stratified" divides' in Page(page).words()
+    assert 'How the strategy "stratified" divides' in words
 
 
 def test_same_archive_same_page(page, small_archive, tmp_path):

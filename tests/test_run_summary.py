@@ -16,6 +16,7 @@ from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.exploration.call_examples import encode_clip
 from kenya_birds.exploration.run_summary import short_paths, write_summary
+from kenya_birds.inference.detections import name_in
 
 RATE = 16_000
 NAMES = {"owl": "Owl <b>", "dove": "Dove", "gull": "Gull"}
@@ -125,6 +126,20 @@ def test_moved_recordings_are_found_or_asked_for(run_folder, tmp_path):
     soundfile.write(path, np.zeros(8 * RATE), RATE)
     with pytest.raises(UserError, match=r"is 8\.000 s long, and .* was 20\.000 s long when it was analysed"):
         write_summary(run_folder, tmp_path / "wrong.html", recordings=tmp_path / "other")
+
+
+@pytest.mark.parametrize("path", ["/home/jane doe/field 2021/rec 1.wav", r"C:\Users\Jane Doe\a.wav", "field//a.wav"])
+def test_messages_about_sound_that_was_not_analysed_have_no_folders(run_folder, tmp_path, path):
+    copy = r"C:\Users\Jane Doe\Temp\kenya_birds_a1_x\recording.wav"
+    reasons = [f"{Path(path)} is bad (and/or cut, of an SM3/4)", f"{copy} is bad"]
+    rows = [(path, "failed", 0, "", reasons[0]), ("https://host/b.wav", "failed", 0, "", reasons[1])]
+    columns = pd.read_csv(run_folder / "failed.csv").columns
+    pd.DataFrame(rows, columns=columns).to_csv(run_folder / "failed.csv", index=False)
+    page = write_summary(run_folder, tmp_path / "page.html", clips_of=0).read_text(encoding="utf-8")
+    _, _, failures = page.partition('<h2 id="failures">')
+    assert f"{name_in(path)} is bad (and/or cut, of an SM3/4)" in failures
+    assert "b.wav is bad" in failures
+    assert not re.search("(?i)jane|field|temp|host", failures)
 
 
 def test_paths_are_shown_from_where_they_differ():

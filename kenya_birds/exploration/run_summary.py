@@ -21,6 +21,7 @@ from kenya_birds.exploration.call_examples import encode_clip
 from kenya_birds.exploration.charts import to_png_uri
 from kenya_birds.files import check_output, read_json, users_file
 from kenya_birds.inference.activity import draw_activity, measure_activity
+from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.plots import draw_levels, read_levels, shown_range
 from kenya_birds.inference.recordings_reader import RunRecordings, analysed_stretches
 from kenya_birds.inference.run_report import RUN_FILE
@@ -41,6 +42,8 @@ HIGHEST, LOWEST = "highest score", "lowest score"
 SPECIES = ["code", "common_name", "scientific_name"]
 CLIP_INCH, DPI = (3.4, 1.7), 110
 BOX_COLOUR = "#c2185b"
+# A copy of `Source.local_path`.
+DOWNLOADED = re.compile(r"(?:[A-Za-z]:)?[/\\][^:'\"]*[/\\]kenya_birds_\w+[/\\]recording(?:\.\w+)?")
 
 
 @dataclass(frozen=True)
@@ -245,15 +248,16 @@ def _draw_clip(
 
 def _failures(rows: pd.DataFrame, names: Mapping[str, str]) -> dict[str, Any]:
     """Describes the sound that was not analysed: number of rows by status, and the first rows."""
-    shown = [
-        {**row, "recording": names.get(row["recording"], PurePath(row["recording"]).name)}
-        for row in rows.head(MOST_FAILURES).to_dict("records")
-    ]
-    for row in shown:
-        row["reason"] = _without_folders(row["reason"])
+    shown = []
+    for row in rows.head(MOST_FAILURES).to_dict("records"):
+        recording = row["recording"]
+        name = names.get(recording, name_in(recording))
+        shown.append({**row, "recording": name, "reason": _without_folders(row["reason"], recording, name)})
     return {"count": len(rows), "by_status": rows["status"].value_counts().to_dict(), "rows": shown}
 
 
-def _without_folders(text: str) -> str:
-    """Shortens the paths in a message to their file names."""
-    return re.sub(r"(?:[A-Za-z]:)?[/\\][^\s:'\"]*[/\\]", "", text)
+def _without_folders(text: str, recording: str, name: str) -> str:
+    """Returns a message about a recording with its name instead of its path, or of the path of a downloaded copy."""
+    for path in (recording, str(Path(recording))):
+        text = text.replace(path, name)
+    return DOWNLOADED.sub(lambda _: name, text)
