@@ -128,6 +128,19 @@ def test_moved_recordings_are_found_or_asked_for(run_folder, tmp_path):
         write_summary(run_folder, tmp_path / "wrong.html", recordings=tmp_path / "other")
 
 
+def test_days_are_those_of_the_analysed_sound(run_folder, tmp_path):
+    times = ["2021-12-07T18:00:00.000", "2021-12-10T18:00:00.000"]  # A is analysed until 8 h, B until midnight
+    cells = {"duration_s": 14 * 3600, "local_time": times, "site": ["A", "B"]}
+    pd.read_csv(run_folder / "recordings.csv").assign(**cells).to_csv(run_folder / "recordings.csv", index=False)
+    cells = {"start_s": 6 * 3600, "end_s": ""}
+    pd.read_csv(run_folder / "failed.csv").assign(**cells).to_csv(run_folder / "failed.csv", index=False)
+    page = write_summary(run_folder, tmp_path / "page.html", clips_of=0).read_text(encoding="utf-8")
+    assert "Recorded from 2021-12-07 to 2021-12-10." in page
+    assert "<dt>days</dt><dd>3</dd>" in page
+    days = [re.findall(">([^<>]+)<", row)[2] for row in re.findall('<tr><th scope="row">[AB]<.*</tr>', page)]
+    assert days == ["2", "1"]
+
+
 @pytest.mark.parametrize("path", ["/home/jane doe/field 2021/rec 1.wav", r"C:\Users\Jane Doe\a.wav", "field//a.wav"])
 def test_messages_about_sound_that_was_not_analysed_have_no_folders(run_folder, tmp_path, path):
     copy = r"C:\Users\Jane Doe\Temp\kenya_birds_a1_x\recording.wav"

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
@@ -23,7 +24,7 @@ from kenya_birds.files import check_output, read_json, users_file
 from kenya_birds.inference.activity import draw_activity, measure_activity
 from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.plots import draw_levels, read_levels, shown_range
-from kenya_birds.inference.recordings_reader import RunRecordings, analysed_stretches
+from kenya_birds.inference.recordings_reader import SHORTEST_S, RunRecordings, analysed_stretches
 from kenya_birds.inference.run_report import RUN_FILE
 from kenya_birds.inference.sources import find_sources
 from kenya_birds.plot_style import styled
@@ -105,7 +106,7 @@ def _describe(survey: Survey, clips_of: int, folder: str | Path | None) -> dict[
     run, recordings = read_json(survey.folder / RUN_FILE), survey.run
     names = short_paths(list(recordings.duration_s))
     species = species_rows(survey.detections, recordings)
-    days = sorted({start.date().isoformat() for place in recordings.places.values() if (start := place.start)})
+    days = sorted({day.isoformat() for path in recordings.places for day in _days(recordings, path)})
     return {
         "name": survey.folder.resolve().name,
         "run": run,
@@ -159,14 +160,13 @@ def species_rows(detections: pd.DataFrame, run: RunRecordings) -> pd.DataFrame:
 def site_rows(detections: pd.DataFrame, run: RunRecordings) -> list[dict[Hashable, Any]]:
     """Describes each site, the one with unknown name last: recordings, days, analysed hours, detections, species."""
     recordings = pd.DataFrame(
-        [
-            (path, place.site or "", _analysed_h(run, path), place.start.date() if place.start else None)
-            for path, place in run.places.items()
-        ],
-        columns=["recording", "site", "hours", "day"],
+        [(path, place.site or "", _analysed_h(run, path), _days(run, path)) for path, place in run.places.items()],
+        columns=["recording", "site", "hours", "days"],
     )
     rows = recordings.groupby("site").agg(
-        recordings=("recording", "size"), hours=("hours", "sum"), days=("day", "nunique")
+        recordings=("recording", "size"),
+        hours=("hours", "sum"),
+        days=("days", lambda days: len(set().union(*days))),
     )
     found = detections.merge(recordings[["recording", "site"]], on="recording").groupby("site")["code"]
     rows = rows.assign(detections=found.size(), species=found.nunique()).fillna({"detections": 0, "species": 0})
@@ -175,8 +175,23 @@ def site_rows(detections: pd.DataFrame, run: RunRecordings) -> list[dict[Hashabl
 
 
 def _analysed_h(run: RunRecordings, path: str) -> float:
-    stretches = analysed_stretches(run.duration_s[path], run.gaps.get(path, ()))
-    return sum(end_s - start_s for start_s, end_s in stretches) / 3600
+    return sum(end_s - start_s for start_s, end_s in _stretches(run, path)) / 3600
+
+
+def _stretches(run: RunRecordings, path: str) -> list[tuple[float, float]]:
+    return analysed_stretches(run.duration_s[path], run.gaps.get(path, ()))
+
+
+def _days(run: RunRecordings, path: str) -> set[date]:
+    """Returns the dates of a recording's analysed sound, in local time if it is known; none without a time."""
+    days: set[date] = set()
+    for start_s, end_s in _stretches(run, path):
+        # Sound that ends at midnight has nothing of the next day.
+        times = [run.places[path].times(timedelta(seconds=time_s)) for time_s in (start_s, end_s - SHORTEST_S)]
+        first, last = (local or utc for local, utc in times)
+        if first is not None and last is not None:
+            days |= {first.date() + timedelta(days=n) for n in range((last.date() - first.date()).days + 1)}
+    return days
 
 
 def _activity(survey: Survey) -> str | None:
