@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import io
 import json
+import shlex
 import shutil
 import threading
 from dataclasses import replace
@@ -44,7 +45,7 @@ def drawn(run):
 
 @pytest.fixture
 def check(drawn, tmp_path):
-    return shutil.copytree(drawn, tmp_path / "check")
+    return shutil.copytree(drawn, tmp_path / "my check")
 
 
 @pytest.fixture
@@ -266,6 +267,7 @@ def test_the_server_gives_the_page_the_detections_and_their_sound(visitor, check
         assert "frame-ancestors 'none'" in reply.headers["content-security-policy"]
     start = visitor.get("/start").json()
     assert (start["by"], start["references"]) == ("Wanjiru", [])
+    assert shlex.split(start["command"]) == ["kenya-birds", "verify", "read", str(check), "--output", "verified"]
     assert {one["code"] for one in start["species"]} == {*SPECIES, "????"}
     question = start["question"]
     assert "score" not in json.dumps(question)

@@ -1,8 +1,6 @@
 """Analysis of uploaded recordings; detections with any threshold come from the stored scores."""
 
 import queue
-import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from kenya_birds.inference.sources import Source
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.windows import UnscoredSound, WindowGrid
 from kenya_birds.saved_models import THRESHOLDS_FILE, find_model
+from kenya_birds.serving.command_line import command_line
 from kenya_birds.values import Count, Device, Positive, checked
 
 # Lower scores are not stored; thresholds on the page are never lower.
@@ -270,16 +269,7 @@ def detect_command(model: str, recording: str, overlap_s: float, settings: Findi
     if settings.species is not None:
         words += ["--species", SPECIES_LIST]
         comment = f"# {SPECIES_LIST}, one code per line: {' '.join(settings.species)}\n"
-    return comment + " ".join(map(_quoted, words))
-
-
-def _quoted(word: str) -> str:
-    """A word of a command line, in double quotes if these work in every shell, else as in POSIX shells."""
-    if shlex.quote(word) == word:
-        return word
-    # Single backslashes are those of paths on Windows.
-    is_same = word.isprintable() and not re.search(r'["$`!%]|\\\\|\\$', word)
-    return f'"{word}"' if word and is_same else shlex.quote(word)
+    return comment + command_line(words)
 
 
 def time_rows(

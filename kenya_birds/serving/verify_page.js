@@ -153,7 +153,7 @@ function showEnd() {
   find("#total").textContent = "all answered";
   setBar("#total_bar", 1, 1);
   find("#table").textContent = `${start.folder}/verify.csv`;
-  find("#command").textContent = `kenya-birds verify read ${start.folder} --output verified`;
+  find("#command").textContent = start.command;
 }
 
 // Does one thing at a time: keys that come meanwhile are ignored.

@@ -26,6 +26,7 @@ from kenya_birds.data.archive import read_archive
 from kenya_birds.defaults import DEMO_HOST, VERIFY_PORT
 from kenya_birds.errors import UserError
 from kenya_birds.process import wait_for_end
+from kenya_birds.serving.command_line import command_line
 from kenya_birds.serving.reference_calls import ReferenceCalls
 from kenya_birds.values import Port, checked
 from kenya_birds.verification.answering import (
@@ -195,6 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {
             "by": self.server.by,
             "folder": str(answering.folder),
+            "command": command_line(["kenya-birds", "verify", "read", str(answering.folder), "--output", "verified"]),
             "model": answering.sample.model,
             "references": sorted(() if references is None else references.species),
             "axes": {"left": AXES[0], "width": AXES[2]},
