@@ -37,7 +37,7 @@ from kenya_birds.inference.pipeline import SoundscapePipeline
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import species_styles
 from kenya_birds.serving import markup
-from kenya_birds.serving.analysis import Analyser, Stopped, clock, detect_command, seconds_of
+from kenya_birds.serving.analysis import Analyser, Stopped, clock, detect_command, seconds_of, species_rows
 from kenya_birds.serving.guard import READ, Guard
 from kenya_birds.serving.sessions import IDLE_S, UPLOAD_GRACE_S, Sessions
 
@@ -508,6 +508,12 @@ def test_pictures_are_described_in_words(visitor, recording):
     assert re.search("alt='Spectrogram from 00:05.0 to 00:35.0 with [0-9]+ detections. Bird .*, score 0", section)
     address = re.search("src='(.*?)'", section)[1]
     assert visitor.http.get(f"/{address}").headers["content-type"] == "image/png"
+
+
+def test_seconds_of_overlapping_detections_count_once():
+    spans_s = [(0, 3), (1.5, 4.5), (2, 3), (10, 12)]
+    found = [Detection("x.wav", round(start * RATE), round(end * RATE), RATE, "a", 0.9) for start, end in spans_s]
+    assert species_rows(found, {"a": SpeciesNames("A", "")}, 30.0) == [("A", "", 4, 6.5, "00:00.0", "0.90")]
 
 
 def test_names_on_the_page_are_text():

@@ -291,7 +291,7 @@ def time_rows(
 def species_rows(
     detections: Sequence[Detection], names: Mapping[str, SpeciesNames], duration_s: float
 ) -> list[tuple[str, str, int, float, str, str]]:
-    """Returns a row for each species, by descending total time of its detections.
+    """Returns a row for each species, by descending time with a detection.
 
     Args:
         detections: Detections of one recording.
@@ -299,7 +299,7 @@ def species_rows(
         duration_s: Length of the recording.
 
     Returns:
-        Both names, number of detections, their seconds, start and score of the best one.
+        Both names, number of detections, seconds with at least one of them, start and score of the best one.
     """
     by_species: dict[str, list[Detection]] = {}
     for one in detections:
@@ -307,9 +307,17 @@ def species_rows(
     rows = []
     for code, found in by_species.items():
         best = max(found, key=lambda one: one.score)
-        seconds = round(sum(one.end_s - one.start_s for one in found), 1)
+        seconds = round(_covered_s(found), 1)
         rows.append((*names[code], len(found), seconds, clock(best.start_s, duration_s), f"{best.score:.2f}"))
     return sorted(rows, key=lambda row: (-row[3], row[0]))
+
+
+def _covered_s(detections: Sequence[Detection]) -> float:
+    covered_s, reached_s = 0.0, 0.0
+    for one in sorted(detections, key=lambda one: one.start_s):
+        covered_s += max(0.0, one.end_s - max(one.start_s, reached_s))
+        reached_s = max(reached_s, one.end_s)
+    return covered_s
 
 
 def clock(time_s: float, duration_s: float) -> str:
