@@ -510,6 +510,18 @@ def test_pictures_are_described_in_words(visitor, recording):
     assert visitor.http.get(f"/{address}").headers["content-type"] == "image/png"
 
 
+def test_the_page_says_how_many_of_the_species_the_timeline_has():
+    names = {f"{n:02}": SpeciesNames(f"Bird {n:02}", "") for n in range(25)}
+    found = [Detection("x.wav", n * RATE, (n + 1) * RATE, RATE, code, 0.9) for n, code in enumerate(names)]
+    description = markup.whole_description(40.0, [*found, found[-1]], names)
+    said = "the 20 of 25 species with the most detections"
+    assert description.startswith(f"Timeline of 00:40.0: when each of {said} was detected. Bird 24; Bird 00; ")
+    assert description.endswith("; and 8 more")
+    legends = [markup.legend(found, names, species_styles(names), has_timeline=shown) for shown in (True, False)]
+    assert [f"<li>The timeline has {said}.</li>" in text for text in legends] == [True, False]
+    assert all(text.count("class='key'") == 25 for text in legends)
+
+
 def test_seconds_of_overlapping_detections_count_once():
     spans_s = [(0, 3), (1.5, 4.5), (2, 3), (10, 12)]
     found = [Detection("x.wav", round(start * RATE), round(end * RATE), RATE, "a", 0.9) for start, end in spans_s]
@@ -524,7 +536,7 @@ def test_names_on_the_page_are_text():
     }
     found = [Detection(NAME, 0, RATE, RATE, code, 0.5) for code in names]
     texts = [
-        markup.legend(found, names, species_styles(names)),
+        markup.legend(found, names, species_styles(names), has_timeline=True),
         markup.picture(Path("x.png"), markup.whole_description(40, found, names)),
         markup.picture(Path("x.png"), markup.section_description(0, 30, 40, found, names)),
     ]

@@ -12,6 +12,7 @@ from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import SpeciesStyle
 from kenya_birds.serving.analysis import Analyser, Findings, clock, detect_command
+from kenya_birds.serving.pictures import species_of_timeline
 
 MAX_LISTED = 12  # detections in the alternative text of a picture
 # Stripes and dots, as in the pictures.
@@ -57,10 +58,15 @@ def whole_description(duration_s: float, detections: Sequence[Detection], names:
         detections: Its detections.
         names: Names by code.
     """
-    species = list(dict.fromkeys(names[one.species].common_name for one in detections))
-    return f"Timeline of {clock(duration_s, duration_s)}: when each of {len(species)} species was detected. " + _list(
-        species
-    )
+    drawn = species_of_timeline(detections)
+    text = f"Timeline of {clock(duration_s, duration_s)}: when each of {_number_drawn(detections)} was detected. "
+    return text + _list([names[code].common_name for code in drawn])
+
+
+def _number_drawn(detections: Sequence[Detection]) -> str:
+    """Returns in words which species the timeline has."""
+    drawn, species = len(species_of_timeline(detections)), len({one.species for one in detections})
+    return f"{species} species" if drawn == species else f"the {drawn} of {species} species with the most detections"
 
 
 def section_description(
@@ -86,14 +92,19 @@ def section_description(
 
 
 def legend(
-    detections: Sequence[Detection], names: Mapping[str, SpeciesNames], styles: Mapping[str, SpeciesStyle]
+    detections: Sequence[Detection],
+    names: Mapping[str, SpeciesNames],
+    styles: Mapping[str, SpeciesStyle],
+    *,
+    has_timeline: bool,
 ) -> str:
-    """Returns the colours of the detected species, in the order of `styles`.
+    """Returns the colours of the detected species, in the order of `styles`, and which of them the timeline has.
 
     Args:
         detections: The detections.
         names: Names by code.
         styles: Colours by code.
+        has_timeline: Whether the page has the picture of the whole recording.
     """
     shown = {one.species for one in detections}
     items = "".join(
@@ -102,6 +113,8 @@ def legend(
         for code, style in styles.items()
         if code in shown
     )
+    if has_timeline and len(shown) > len(species_of_timeline(detections)):
+        items += f"<li>The timeline has {_number_drawn(detections)}.</li>"
     return f"<ul class='legend' aria-label='Colours of the species'>{items}</ul>" if items else ""
 
 

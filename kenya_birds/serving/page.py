@@ -221,7 +221,7 @@ class Page:
             time_rows(found[:MAX_ROWS], names, duration_s),
             species_rows(found, names, duration_s),
             whole,
-            legend(found, names, styles),
+            legend(found, names, styles, has_timeline=bool(whole)),
             settings_text(self.analyser, findings, settings),
             by_place["raven"],
             by_place["audacity"],

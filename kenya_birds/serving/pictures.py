@@ -1,6 +1,7 @@
 """Pictures of the page: the spectrogram of a section with its detections, and a timeline of the whole recording."""
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -72,6 +73,12 @@ def picture_of_whole(
         save_picture(_timeline(duration_s, detections, names, styles), output)
 
 
+def species_of_timeline(detections: Sequence[Detection]) -> list[str]:
+    """Returns the codes of the species in the picture of the whole recording, those with the most detections first."""
+    counts = Counter(one.species for one in detections)
+    return sorted(counts, key=lambda code: (-counts[code], code))[:MAX_SPECIES]
+
+
 @styled(**{"axes.grid": False, "font.size": 9})
 def _timeline(
     duration_s: float,
@@ -79,16 +86,13 @@ def _timeline(
     names: Mapping[str, SpeciesNames],
     styles: Mapping[str, SpeciesStyle],
 ) -> Figure:
-    by_species: dict[str, list[Detection]] = {}
-    for one in detections:
-        by_species.setdefault(one.species, []).append(one)
-    most = sorted(by_species, key=lambda code: (-len(by_species[code]), code))[:MAX_SPECIES]
+    most = species_of_timeline(detections)
     figure = Figure(figsize=(WIDTH_INCH, 0.6 + ROW_INCH * max(1, len(most))), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     least_s = duration_s / 1000  # keeps short detections visible
     for row, code in enumerate(most):
-        found = by_species[code]
+        found = [one for one in detections if one.species == code]
         spans = [(one.start_s, max(one.end_s - one.start_s, least_s)) for one in found]
         colour, hatch = styles[code]
         axes.broken_barh(
