@@ -644,8 +644,9 @@ def test_a_model_without_thresholds_needs_one(recordings, tmp_path, capsys):
 
 def test_the_account_says_what_was_done(model, recordings, tmp_path, capsys):
     output = tmp_path / "output"
-    assert detect_command(model, recordings, output=output) == 0
+    assert detect_command(model, recordings, "--time_zone", "Africa/Nairobi", output=output) == 0
     report = json.loads((output / "run.json").read_text())
+    assert report["time_zone"] == "Africa/Nairobi"
     assert report["hours"] == pytest.approx(sum(LENGTHS_S) / 3600)
     assert report["detections"] == {
         code: sum(row["code"] == code for row in rows(output)) for code in report["detections"]

@@ -1,8 +1,10 @@
+import json
 import os
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations, pairwise
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -35,10 +37,11 @@ from kenya_birds.inference.detection_boxes import MAX_LANES, Box, cut, join, sta
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
 from kenya_birds.inference.plots import detections_of, draw_section, plot_recording
-from kenya_birds.inference.recordings_reader import RunRecordings
+from kenya_birds.inference.recordings_reader import RunRecordings, read_recordings
 from kenya_birds.inference.run_report import write_failures
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import FAILED_COLUMNS, FAILED_FILE
+from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.plot_style import COLOURS, SpeciesStyle, save_picture, short_name, species_styles
 
 RATE = 32_000
@@ -428,6 +431,38 @@ def test_offsets_and_patterns_tell_the_hour_too():
     assert (counted.clock, list(counted.counts.index)) == ("local time", ["b"])
     with pytest.raises(UserError, match="matches none of 1 recordings, such as KEN_001"):
         measure_activity(table((MORNING, 0, 3, "a", 1)), None, "t", ActivityClock(NamePattern("%d.%m.%y %Hh")))
+
+
+@pytest.mark.parametrize(
+    ("day", "analysed_h"),
+    [("20240331", {0: 0.5, 1: 1, 3: 1, 4: 1, 5: 0.5}), ("20241027", {0: 0.5, 1: 1, 2: 2, 3: 0.5})],
+)
+@pytest.mark.parametrize("zone", [None, ZoneInfo("Europe/Berlin")])
+def test_hours_after_a_change_of_clocks_are_those_of_the_tables(tmp_path, day, analysed_h, zone):
+    path, berlin = f"S1_{day}_003000.wav", ZoneInfo("Europe/Berlin")
+    spans_s = [(60, 63), (5397, 5400), (5400, 5403), (9000, 9003), (10_800, 10_803)]
+    write_tables(
+        tmp_path,
+        ["csv"],
+        [RecordingInfo(path, RATE * 4 * 3600, RATE, time_zone=berlin)],
+        [Detection(path, start_s * RATE, end_s * RATE, RATE, "combul2", 0.5) for start_s, end_s in spans_s],
+        species_names=NAMES,
+        frequencies_hz=(150.0, 15_000.0),
+        metadata={},
+    )
+    if zone is None:  # that of the run
+        (tmp_path / "run.json").write_text(json.dumps({"time_zone": berlin.key}))
+    rows = read_detections(tmp_path / "detections.csv")
+    run = read_recordings(tmp_path / "detections.csv", [path])
+    found = measure_activity(rows, run, "t", ActivityClock(time_zone=zone))
+    hours = pd.read_csv(tmp_path / "detections.csv")["hour"].value_counts().to_dict()
+    assert found.counts.iloc[0][lambda counts: counts > 0].to_dict() == hours
+    assert {hour: analysed for hour, analysed in enumerate(found.analysed_h) if analysed} == pytest.approx(analysed_h)
+    merged = measure_activity(rows.iloc[:1].assign(end_s=9003.0), run, "t", ActivityClock(time_zone=zone))
+    assert (
+        merged.counts.iloc[0][lambda counts: counts > 0].to_dict()
+        == {"20240331": {0: 1, 1: 1, 3: 1, 4: 1}, "20241027": {0: 1, 1: 1, 2: 2}}[day]
+    )
 
 
 def test_names_that_do_not_tell_the_time_are_an_error_that_says_so(tmp_path, capsys):

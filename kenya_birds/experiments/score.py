@@ -17,7 +17,7 @@ from kenya_birds.data.same_recording import recording_key
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.event_metrics import METRICS, WINDOW_S, EventScores, Truth, event_intervals
 from kenya_birds.files import is_new_or_empty, read_json, read_text, write_json, write_table
-from kenya_birds.inference.run_report import RUN_FILE
+from kenya_birds.inference.table_formats import RUN_FILE
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.run_folder import SPLITS_FILE
 from kenya_birds.training.training_recordings import overlap_of

@@ -25,8 +25,8 @@ from kenya_birds.inference.activity import draw_activity, measure_activity
 from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.plots import draw_levels, read_levels, shown_range
 from kenya_birds.inference.recordings_reader import SHORTEST_S, RunRecordings, analysed_stretches
-from kenya_birds.inference.run_report import RUN_FILE
 from kenya_birds.inference.sources import find_sources
+from kenya_birds.inference.table_formats import RUN_FILE
 from kenya_birds.plot_style import styled
 from kenya_birds.values import Whole, checked
 from kenya_birds.verification.clips import check_length, clip_span, read_clip

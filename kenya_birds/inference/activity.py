@@ -26,7 +26,7 @@ from kenya_birds.data.sunrise import time_from_sunrise
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_picture
 from kenya_birds.inference.detections import name_in
-from kenya_birds.inference.merged_detections import middles_s, spread_rows
+from kenya_birds.inference.local_hours import NO_CHANGE, ClockChange, even_parts, find_clock_change, hours_of
 from kenya_birds.inference.recordings_reader import RunRecordings, analysed_stretches, read_recordings
 from kenya_birds.inference.table_formats import RECORDINGS_TABLE
 from kenya_birds.inference.table_reader import read_detections
@@ -214,7 +214,8 @@ def measure_activity(
     paths = list(dict.fromkeys([*recordings, *table["recording"]]))
     if clock.name_pattern is not None:
         clock.name_pattern.check(map(name_in, paths))
-    begins, name_of_clock = clock.begins({path: clock.find_place(path, run) for path in paths})
+    places = {path: clock.find_place(path, run) for path in paths}
+    begins, name_of_clock = clock.begins(places)
     _warn_of_uncertain([path for path in paths if path not in begins], run, name)
     known = table[table["recording"].isin(list(begins))]
     if table.empty and begins:
@@ -231,14 +232,17 @@ def measure_activity(
             f"names such as KEN_001_20211207_153852.flac, found {', '.join(sorted(paths)[:3]) or 'no recording'}; "
             "other names need a name pattern (--name_pattern)"
         )
-    begin_s = known["recording"].map({path: _second_of_day(start) for path, start in begins.items()})
-    row, hour = spread_rows(*(((begin_s + times_s) // 3600).to_numpy(dtype=int) for times_s in middles_s(known)))
+    changes = dict.fromkeys(begins, NO_CHANGE)
+    if name_of_clock == "local time":
+        lengths_s = {**table.groupby("recording")["end_s"].max(), **({} if run is None else run.duration_s)}
+        changes = {path: find_clock_change(places[path], lengths_s[path]) for path in begins}
+    row, hour = hours_of(known, begins, changes)
     names = _species_labels(known)
     counts = pd.crosstab(names.iloc[row].reset_index(drop=True), hour % DAY_H).reindex(
         columns=range(DAY_H), fill_value=0
     )
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
-    analysed_h = None if run is None else _analysed_h(run, begins, name)
+    analysed_h = None if run is None else _analysed_h(run, begins, changes, name)
     kept = sum(path in begins for path in recordings)
     detections = names.value_counts().reindex(counts.index)
     return Activity(counts, detections, analysed_h, name_of_clock, kept, len(recordings) - kept)
@@ -257,13 +261,16 @@ def _species_labels(table: pd.DataFrame) -> pd.Series:
     return code.map(lambda code: labels.get(code, code))
 
 
-def _analysed_h(run: RunRecordings, begins: Mapping[str, datetime], name: str | Path) -> np.ndarray:
+def _analysed_h(
+    run: RunRecordings, begins: Mapping[str, datetime], changes: Mapping[str, ClockChange], name: str | Path
+) -> np.ndarray:
     """Returns the analysed hours in each hour of the day; raises `UserError` if there are none."""
     known_s = [
-        (begins[path] + timedelta(seconds=start_s), end_s - start_s)
+        part
         for path, duration_s in run.duration_s.items()
         if path in begins
-        for start_s, end_s in analysed_stretches(duration_s, run.gaps.get(path, ()))
+        for stretch_s in analysed_stretches(duration_s, run.gaps.get(path, ()))
+        for part in even_parts(begins[path], stretch_s, changes[path])
     ]
     analysed_h = recorded_by_hour(known_s) / 3600
     if not analysed_h.any():
@@ -286,10 +293,6 @@ def _warn_of_uncertain(skipped: list[str], run: RunRecordings | None, name: str 
             RECORDINGS_TABLE,
             ", ".join(uncertain[:3]),
         )
-
-
-def _second_of_day(time: datetime) -> int:
-    return time.hour * 3600 + time.minute * 60 + time.second
 
 
 def shown_hours(analysed_h: np.ndarray | None) -> np.ndarray:

@@ -143,7 +143,8 @@ def run_detection(
                 threads=pipeline.scorer.threads,
                 backend_check=BackboneCheck.describe_all(checks),
             ),
-            about=_about(pipeline, model_hash),
+            # The clocks of other time zones are never set forward or back: recordings.csv has both their times.
+            about={**_about(pipeline, model_hash), "time_zone": getattr(time_zone, "key", None)},
             skipped=sources.skipped,
             packages=RUNTIME_PACKAGES[pipeline.scorer.backend],
         )

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime, timezone
+from datetime import UTC, datetime, timezone, tzinfo
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 
 from kenya_birds.data.recording_matching import RecordingFinder
-from kenya_birds.data.recording_time import TimeAndPlace
+from kenya_birds.data.recording_time import TimeAndPlace, parse_time_zone
 from kenya_birds.errors import UserError
+from kenya_birds.files import read_json
 from kenya_birds.inference.detections import name_in
-from kenya_birds.inference.table_formats import FAILED_COLUMNS, FAILED_FILE, FORMULA, RECORDINGS_TABLE
+from kenya_birds.inference.table_formats import FAILED_COLUMNS, FAILED_FILE, FORMULA, RECORDINGS_TABLE, RUN_FILE
 from kenya_birds.inference.table_reader import read_cells, to_numbers
 
 NUMBERS = ("duration_s", "latitude", "longitude")
@@ -115,7 +116,8 @@ def read_recordings(detections: Path, recordings: Iterable[str]) -> RunRecording
         rows = read_cells(path, NUMBERS)
         to_numbers(rows[[name for name in NUMBERS if name in rows]].replace("", "0"))
         durations_s = dict(zip(rows["recording"], to_numbers(rows[["duration_s"]])["duration_s"], strict=True))
-        places = {str(row["recording"]): _place(row) for row in rows.to_dict("records")}
+        zone = _time_zone(path.with_name(RUN_FILE))
+        places = {str(row["recording"]): _place(row, zone) for row in rows.to_dict("records")}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): correct it, or move it away") from None
     # Raven's table has absolute paths.
@@ -153,7 +155,15 @@ def _gaps(failures: pd.DataFrame) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def _place(row: Mapping[Any, str]) -> TimeAndPlace:
+def _time_zone(path: Path) -> tzinfo | None:
+    """Returns the time zone in `run.json`; None if there is none, or this computer does not know it."""
+    try:
+        return parse_time_zone(read_json(path).get("time_zone")) if path.is_file() else None
+    except (UserError, TypeError):
+        return None
+
+
+def _place(row: Mapping[Any, str], zone: tzinfo | None) -> TimeAndPlace:
     """Returns time and place in a row; raises `ValueError` if a value cannot be parsed."""
     local, utc = (
         datetime.fromisoformat(text) if (text := row.get(name, "")) else None for name in ("local_time", "utc_time")
@@ -166,4 +176,4 @@ def _place(row: Mapping[Any, str]) -> TimeAndPlace:
     latitude, longitude = (float(text) if (text := row.get(name, "")) else None for name in ("latitude", "longitude"))
     site = row.get("site", "")
     site = site[1:] if site.startswith("'") and FORMULA.match(site[1:]) else site
-    return TimeAndPlace(site or None, start, None, latitude, longitude)
+    return TimeAndPlace(site or None, start, zone, latitude, longitude)

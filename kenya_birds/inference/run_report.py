@@ -25,6 +25,7 @@ from kenya_birds.inference.table_formats import (
     FAILED_COLUMNS,
     FAILED_FILE,
     RECORDINGS_TABLE,
+    RUN_FILE,
     Outputs,
     csv_writer,
     safe_path,
@@ -33,7 +34,6 @@ from kenya_birds.values import counted
 
 STATE_FOLDER = ".kenya_birds"
 TABLES_FILE = "tables.json"
-RUN_FILE = "run.json"
 # Status of skipped digital silence, which is not a failure.
 SILENT = "silent"
 

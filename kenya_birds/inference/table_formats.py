@@ -125,6 +125,7 @@ METADATA_KEY = b"kenya_birds.metadata"
 RECORDINGS_TABLE = "recordings.csv"
 # Sound that was not analysed.
 FAILED_FILE = "failed.csv"
+RUN_FILE = "run.json"
 FAILED_COLUMNS = ("recording", "status", "start_s", "end_s", "reason")
 ROW_GROUP_ROWS = 1 << 16
 # Spreadsheets read text that begins with these characters as a formula.

@@ -27,8 +27,7 @@ from kenya_birds.files import (
 )
 from kenya_birds.inference.activity import USUAL_CLOCK, ActivityClock
 from kenya_birds.inference.detections import name_in
-from kenya_birds.inference.run_report import RUN_FILE
-from kenya_birds.inference.table_formats import safe_text
+from kenya_birds.inference.table_formats import RUN_FILE, safe_text
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.values import NotNegative, Share, check_fields
 from kenya_birds.verification.check_folder import OTHER, RIGHT, WRONG
