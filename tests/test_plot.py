@@ -225,6 +225,30 @@ def test_what_finds_no_room_is_what_scored_least():
     assert sorted(box.score for box in kept) == [i / 20 for i in range(20 - MAX_LANES, 20)]
 
 
+@given(st.lists(st.tuples(st.floats(0, 15), st.floats(0.1, 9), st.floats(0.1, 5)), min_size=13, max_size=30))
+def test_no_more_boxes_are_dropped_than_find_no_room(drawn):
+    drawn = [(start, min(start + length, 15.2), width) for start, length, width in sorted(drawn)]
+    boxes = [Box(start, end, "a", "A", (i * 7 % 61) / 61) for i, (start, end, _) in enumerate(drawn)]
+    widths_s = [width for *_, width in drawn]
+    stacked = stack(boxes, widths_s, 0.0, 15.2)
+    dropped = sorted({box.score for box in boxes} - {box.score for box in stacked})
+    if dropped:
+        # With the best of those that were dropped, more boxes and labels meet at some time than there are lanes.
+        again = [(box, width) for box, width in zip(boxes, widths_s, strict=True) if box.score >= dropped[-1]]
+        spans = [(placed, width) for box, width in again for placed in stack([box], [width], 0.0, 15.2)]
+        begins = [min(box.start_s, box.label_s) for box, _ in spans]
+        ends = [max(box.end_s, box.label_s + width) for box, width in spans]
+        assert max(sum(b <= at < e for b, e in zip(begins, ends, strict=True)) for at in begins) == MAX_LANES + 1
+
+
+def test_two_thousand_boxes_in_one_row_are_stacked_in_less_than_a_second():
+    boxes = [Box(3 * (i // 400), 3 * (i // 400) + 3, f"s{i}", "", (i * 7 % 2003) / 2003) for i in range(2000)]
+    start_s = time.process_time()
+    kept = stack(boxes, [1.0] * 2000, 0, 15)
+    assert time.process_time() - start_s < 1
+    assert min(box.score for box in kept) > 0.9
+
+
 def test_a_label_stands_in_its_bar_if_it_fits_else_behind_it_and_at_the_end_of_the_row_in_front_of_it():
     boxes = [Box(0, 4, "a", "A", 0.9), Box(5, 6, "a", "A", 0.9), Box(14, 15, "a", "A", 0.9)]
     assert [(box.label_s, box.lane) for box in stack(boxes, [3.0] * 3, 0, 15)] == [(0, 0), (6, 0), (11, 0)]

@@ -1,6 +1,7 @@
 """Boxes of detections above a spectrogram: joined by species, cut to rows, stacked so that labels do not overlap."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -98,20 +99,31 @@ def stack(boxes: Sequence[Box], widths_s: Sequence[float], first_s: float, last_
     Returns:
         The boxes that fit, by start.
     """
-    kept = list(range(len(boxes)))
-    while True:
-        ends_s: list[float] = []
-        stacked = []
-        for place in kept:
-            box, width_s = boxes[place], widths_s[place]
-            label_s = _label_place(box, width_s, first_s, last_s)
-            begin_s = min(box.start_s, label_s)
-            lane = next((lane for lane, end_s in enumerate(ends_s) if end_s <= begin_s), len(ends_s))
-            ends_s[lane : lane + 1] = [max(box.end_s, label_s + width_s)]
-            stacked.append(replace(box, lane=lane, label_s=label_s))
-        if len(ends_s) <= MAX_LANES:
-            return stacked
-        kept.remove(min(kept, key=lambda place: boxes[place].score))
+    labels_s = [_label_place(box, width_s, first_s, last_s) for box, width_s in zip(boxes, widths_s, strict=True)]
+    spans_s = [
+        (min(box.start_s, label_s), max(box.end_s, label_s + width_s))
+        for box, label_s, width_s in zip(boxes, labels_s, widths_s, strict=True)
+    ]
+    by_score = sorted(range(len(boxes)), key=lambda place: boxes[place].score)
+    # Fewer boxes never need more lanes, so the number of dropped boxes is found by halving.
+    drop = bisect_left(range(len(boxes)), True, key=lambda number: _lanes(spans_s, by_score[number:]) is not None)
+    lanes = _lanes(spans_s, by_score[drop:]) or {}
+    return [replace(boxes[place], lane=lanes[place], label_s=labels_s[place]) for place in sorted(lanes)]
+
+
+def _lanes(spans_s: Sequence[tuple[float, float]], places: Iterable[int]) -> dict[int, int] | None:
+    """Returns the lane of each place: the first one that is free. None if more than `MAX_LANES` are necessary."""
+    ends_s: list[float] = []
+    lanes = {}
+    # In the order of begins, no more lanes are taken than spans overlap at some time.
+    for place in sorted(places, key=lambda place: (spans_s[place][0], place)):
+        begin_s, end_s = spans_s[place]
+        lane = next((lane for lane, before_s in enumerate(ends_s) if before_s <= begin_s), len(ends_s))
+        if lane == MAX_LANES:
+            return None
+        ends_s[lane : lane + 1] = [end_s]
+        lanes[place] = lane
+    return lanes
 
 
 def _label_place(box: Box, width_s: float, first_s: float, last_s: float) -> float:
