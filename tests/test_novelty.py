@@ -1,4 +1,5 @@
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,6 +128,63 @@ def test_the_auroc_of_a_species_that_is_left_out_is_that_of_its_distances():
     # Now it lies on a call of c, and is nearer than all four known ones: 4 of 8 pairs are right.
     assert leave_one_species_out(near, calls, ["a", "b", "c", "d"], rank=1, least=2)["b"].auroc == 0.5
     assert leave_one_species_out(windows, calls, ["a", "b", "c", "d"], rank=1, least=3) == {}
+
+
+def drawn_case(size: int, windows: int, calls: int, species: int) -> tuple[CallEmbeddings, CallEmbeddings, list[str]]:
+    """Windows and training calls in random directions; in some, two species call, or it is unknown which."""
+    rng = np.random.default_rng(0)
+
+    def draw(number: int) -> CallEmbeddings:
+        targets = np.zeros((number, species), dtype=int)
+        targets[np.arange(number), rng.integers(species, size=number)] = 1
+        targets[rng.random(targets.shape) < 0.1 / species] = 1
+        targets[rng.random(targets.shape) < 0.1 / species] = -100
+        return CallEmbeddings(rng.normal(size=(number, size)) + 0.3, targets, np.zeros(number, dtype=bool))
+
+    return draw(windows), draw(calls), [f"s{label}" for label in range(species)]
+
+
+def one_by_one(windows: CallEmbeddings, calls: CallEmbeddings, classes: list[str], rank: int) -> dict[str, Separation]:
+    """`leave_one_species_out` by its definition: distances to the calls that are left, for each species again."""
+    found = {}
+    for label, code in enumerate(classes):
+        others = np.delete(windows.present, label, axis=1).any(axis=1)
+        unknown, known = windows.present[:, label] & ~others, (windows.targets[:, label] == 0) & others
+        left = calls.vectors[~calls.present[:, label]]
+        if min(unknown.sum(), known.sum()) >= 5 and len(left) >= rank:
+            distances = NoveltyReference.of(left, None, rank).nearest()(windows.vectors)
+            right = distances[unknown][:, None] - distances[known]
+            auroc = float(((right > 0) + 0.5 * (right == 0)).mean())
+            found[code] = Separation(auroc, int(unknown.sum()))
+    return found
+
+
+@pytest.mark.parametrize("rank", [1, 2, 7])
+def test_species_are_left_out_together_as_one_by_one(rank):
+    # More windows than are measured at once.
+    windows, calls, classes = drawn_case(size=6, windows=600, calls=60, species=7)
+    expected = one_by_one(windows, calls, classes, rank)
+    found = leave_one_species_out(windows, calls, classes, rank=rank)
+    assert list(found) == list(expected) == classes
+    for code in classes:
+        assert found[code].auroc == pytest.approx(expected[code].auroc, abs=1e-4)
+        assert found[code].calls == expected[code].calls
+    # All training calls are of one species: without it, none is left.
+    only = CallEmbeddings(calls.vectors, np.eye(7, dtype=int)[np.zeros(60, dtype=int)], calls.others)
+    assert list(leave_one_species_out(windows, only, classes, rank=rank)) == classes[1:]
+
+
+def test_many_species_are_left_out_in_the_time_of_a_few():
+    windows, calls, classes = drawn_case(size=800, windows=300, calls=600, species=30)
+    times_s = []
+    for measure in (
+        lambda: leave_one_species_out(windows, calls, classes),
+        lambda: one_by_one(windows, calls, classes, 2),
+    ):
+        start_s = time.process_time()
+        measure()
+        times_s.append(time.process_time() - start_s)
+    assert times_s[0] < times_s[1] / 3
 
 
 def test_windows_of_species_that_were_not_learned_are_separated_from_known_ones():

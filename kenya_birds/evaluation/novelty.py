@@ -1,6 +1,6 @@
 """How far a sound is from the calls that a model learned from: the distance of its embedding to theirs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -178,14 +178,46 @@ class NearestCalls:
         Returns:
             0 to 2, float64 of shape `(windows,)`.
         """
+        found = [np.zeros(0)]
+        for nearest, _ in self._nearest(embeddings, self._rank):
+            found.append(_distance(nearest[:, -1]))
+        return np.concatenate(found)
+
+    def without(self, embeddings: "np.ndarray | torch.Tensor", groups: np.ndarray) -> np.ndarray:
+        """Distance of each embedding to the training call of the rank, if the calls of a group are left out.
+
+        Args:
+            embeddings: Shape `(windows, size)`.
+            groups: Whether a call belongs to each group, shape `(calls, groups)`. Each group must leave as many calls
+                as the rank.
+
+        Returns:
+            0 to 2, float64 of shape `(windows, groups)`.
+        """
+        # The call of the rank is among so many of the nearest ones, whichever group is left out.
+        number = min(len(groups), self._rank + int(groups.sum(axis=0).max(initial=0)))
+        found = [np.zeros((0, groups.shape[1]))]
+        for nearest, calls in self._nearest(embeddings, number):
+            distances, places = _distance(nearest), calls.cpu().numpy()
+            rows = np.arange(len(distances))
+            kept = [np.cumsum(~group[places], axis=1) for group in groups.T]
+            found.append(np.stack([distances[rows, (one == self._rank).argmax(axis=1)] for one in kept], axis=1))
+        return np.concatenate(found)
+
+    def _nearest(
+        self, embeddings: "np.ndarray | torch.Tensor", number: int
+    ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+        """Yields the cosines of the nearest calls and their places, nearest first, for some embeddings at a time."""
         import torch
 
-        found = [np.zeros(0)]
         for part in torch.as_tensor(embeddings).split(ROWS_AT_ONCE):
             cosine = torch.nn.functional.normalize(part.float(), dim=1) @ self._calls.T
-            nearest = cosine.topk(self._rank, dim=1).values[:, -1]
-            found.append((1 - nearest.double()).clamp(0, 2).cpu().numpy())
-        return np.concatenate(found)
+            nearest = cosine.topk(number, dim=1)
+            yield nearest.values, nearest.indices
+
+
+def _distance(cosine: "torch.Tensor") -> np.ndarray:
+    return (1 - cosine.double()).clamp(0, 2).cpu().numpy()
 
 
 def draw_calls(present: np.ndarray, rng: np.random.Generator, *, per_species: int, most: int) -> np.ndarray:

@@ -68,14 +68,20 @@ def leave_one_species_out(
     Returns:
         By eBird code, in the order of `classes`.
     """
-    found = {}
-    for label, code in enumerate(classes):
-        others = np.delete(windows.present, label, axis=1).any(axis=1)
-        unknown, known = windows.present[:, label] & ~others, (windows.targets[:, label] == 0) & others
-        one = _separation(windows, calls.vectors[~calls.present[:, label]], unknown, known, rank, least)
-        if one is not None:
-            found[code] = one
-    return found
+    present, of_species = windows.present, calls.present
+    number = present.sum(axis=1)
+    cases = {}
+    for label in range(len(classes)):
+        others = number > present[:, label]
+        unknown, known = present[:, label] & ~others, (windows.targets[:, label] == 0) & others
+        if min(unknown.sum(), known.sum()) >= least and (~of_species[:, label]).sum() >= rank:
+            cases[label] = unknown, known
+    if not cases:
+        return {}
+    # Distances to all calls are measured once, and not again for each species.
+    nearest = NoveltyReference.of(calls.vectors, None, rank).nearest()
+    distances = nearest.without(windows.vectors, of_species[:, list(cases)])
+    return {classes[label]: _separation(distances[:, at], *cases[label]) for at, label in enumerate(cases)}
 
 
 def separate_unlearned(
@@ -91,17 +97,14 @@ def separate_unlearned(
     """
     unknown = windows.others & (windows.targets == 0).all(axis=1)
     known = windows.present.any(axis=1) & ~windows.others
-    return _separation(windows, calls.vectors, unknown, known, rank, least)
-
-
-def _separation(
-    windows: CallEmbeddings, calls: np.ndarray, unknown: np.ndarray, known: np.ndarray, rank: int, least: int
-) -> Separation | None:
-    if min(unknown.sum(), known.sum()) < least or len(calls) < rank:
+    if min(unknown.sum(), known.sum()) < least or len(calls.vectors) < rank:
         return None
+    return _separation(NoveltyReference.of(calls.vectors, None, rank).nearest()(windows.vectors), unknown, known)
+
+
+def _separation(distances: np.ndarray, unknown: np.ndarray, known: np.ndarray) -> Separation:
     rows = np.flatnonzero(unknown | known)
-    distances = NoveltyReference.of(calls, None, rank).nearest()(windows.vectors[rows])
-    return Separation(float(roc_auc_score(unknown[rows], distances)), int(unknown.sum()))
+    return Separation(float(roc_auc_score(unknown[rows], distances[rows])), int(unknown.sum()))
 
 
 # What metrics.json says about unknown species, and the keys in it.
