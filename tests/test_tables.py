@@ -22,7 +22,8 @@ from kenya_birds.data.event_tables import read_events
 from kenya_birds.data.recording_name import NamePattern
 from kenya_birds.defaults import TABLE_FORMATS
 from kenya_birds.errors import UserError
-from kenya_birds.inference.detections import Detection, RecordingInfo
+from kenya_birds.inference import output_tables
+from kenya_birds.inference.detections import Detection, RecordingInfo, decimal_s, sample_us
 from kenya_birds.inference.output_tables import write_tables
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_reader import read_detections
@@ -68,6 +69,30 @@ def test_every_format_makes_its_files_and_nothing_else(tmp_path):
         *(f"audacity/{stem}.txt" for stem in stems),
     }
     assert sorted(made) == sorted(path for path in (tmp_path / "new" / "out").rglob("*.*"))
+
+
+@given(st.integers(0, 10**10), st.sampled_from([1, 22_050, 44_100, 48_000, 128]), st.fractions(0, 10**6))
+def test_times_are_rounded_to_microseconds_and_halves_to_even(sample, rate_hz, begin_s):
+    assert sample_us(sample, rate_hz, begin_s) == round((begin_s + Fraction(sample, rate_hz)) * 1_000_000)
+    assert sample_us(sample, 2_000_000) == round(Fraction(sample, 2))
+
+
+def test_time_and_place_are_found_once_for_a_row_of_all_tables(tmp_path, monkeypatch):
+    found = []
+    when = RecordingInfo.when
+    monkeypatch.setattr(RecordingInfo, "when", lambda info, after_us: found.append(after_us) or when(info, after_us))
+    write(tmp_path)
+    # Each recording is also listed in recordings.csv and JSON.
+    assert len(found) == len(ROWS) + 2 * len(INFOS)
+
+
+def test_one_line_says_that_many_detections_are_written(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    write(tmp_path)
+    assert not caplog.messages
+    monkeypatch.setattr(output_tables, "MANY", 3)
+    write(tmp_path)
+    assert caplog.messages == ["Writing the tables of more than 3 detections"]
 
 
 @pytest.mark.parametrize("name", TABLE_FORMATS)
@@ -320,9 +345,7 @@ def test_times_are_exact_after_twelve_hours_of_windows_that_overlap_by_2_9_s(tmp
 
 @given(samples=st.integers(0, 10**11), rate=st.sampled_from([8_000, 11_025, 22_050, 32_000, 44_100, 48_000, 256_000]))
 def test_a_written_time_names_its_sample(samples, rate):
-    from kenya_birds.inference.detections import decimal_s, microseconds
-
-    written = decimal_s(microseconds(Fraction(samples, rate)))
+    written = decimal_s(sample_us(samples, rate))
     assert len(written.split(".")[1]) == 6
     assert round(Fraction(written) * rate) == samples
 

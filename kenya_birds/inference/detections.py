@@ -87,6 +87,11 @@ class RecordingInfo:
         return Fraction(self.frames, self.sample_rate_hz)
 
     @cached_property
+    def duration_us(self) -> int:
+        """Length in microseconds, rounded."""
+        return sample_us(self.frames, self.sample_rate_hz)
+
+    @cached_property
     def known(self) -> TimeAndPlace:
         """When and where it begins, by its name and header."""
         return find_time_and_place(self.name, pattern=self.name_pattern, header=self.header, time_zone=self.time_zone)
@@ -156,9 +161,19 @@ def name_in(path: str) -> str:
     return ntpath.basename(path) if is_of_windows else path.rpartition("/")[-1]
 
 
-def microseconds(time_s: Fraction) -> int:
-    """Rounds seconds to microseconds."""
-    return round(time_s * 1_000_000)
+def sample_us(sample: int, sample_rate_hz: int, begin_s: Fraction = Fraction(0)) -> int:
+    """Rounds the time of a sample to microseconds, half to even.
+
+    Args:
+        sample: The sample.
+        sample_rate_hz: Its sampling rate.
+        begin_s: Time of sample 0.
+    """
+    # Integers, because fractions take several times as long.
+    number = (begin_s.numerator * sample_rate_hz + sample * begin_s.denominator) * 1_000_000
+    time_us, rest = divmod(number, begin_s.denominator * sample_rate_hz)
+    twice = 2 * rest - begin_s.denominator * sample_rate_hz
+    return time_us + (twice > 0 or (twice == 0 and time_us % 2))
 
 
 def decimal_s(time_us: int) -> str:
@@ -166,7 +181,8 @@ def decimal_s(time_us: int) -> str:
     return f"{time_us // 1_000_000}.{time_us % 1_000_000:06d}"
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """A detection as a row of a table.
 
     Attributes:
@@ -183,6 +199,11 @@ class Row(NamedTuple):
     end_us: int
     names: SpeciesNames
 
+    @cached_property
+    def when(self) -> When:
+        """Time and place of its start."""
+        return self.info.when(self.start_us)
+
     @classmethod
     def of(cls, detection: Detection, info: RecordingInfo, names: SpeciesNames) -> "Row":
         """Makes the row of a detection.
@@ -193,6 +214,5 @@ class Row(NamedTuple):
             names: Names of its species.
         """
         # The recording's end may be between two samples at the model's rate.
-        end = min(Fraction(detection.end_sample, detection.sample_rate_hz), info.duration)
-        start_us = microseconds(Fraction(detection.start_sample, detection.sample_rate_hz))
-        return cls(detection, info, start_us, microseconds(end), names)
+        end_us = min(sample_us(detection.end_sample, detection.sample_rate_hz), info.duration_us)
+        return cls(detection, info, sample_us(detection.start_sample, detection.sample_rate_hz), end_us, names)

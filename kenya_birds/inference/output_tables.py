@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ from kenya_birds.inference.table_formats import (
 )
 from kenya_birds.inference.timeline_formats import AudacityLabels, RavenTables
 
+logger = logging.getLogger(__name__)
+
 STEM = "detections"
+# So many detections take some seconds to write.
+MANY = 100_000
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def _write(
 ) -> dict[str, int]:
     """Writes all rows; returns the number of detections by species, from the most frequent species on."""
     counts: Counter[str] = Counter()
-    rest = iter(detections)
+    rest = _announced(detections)
     found = next(rest, None)
     for info in recordings:
         for writer in writers:
@@ -144,3 +149,11 @@ def _write(
     for writer in writers:
         writer.close()
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _announced(detections: Iterable[Detection]) -> Iterator[Detection]:
+    """Yields the detections, and logs once that there are many."""
+    for number, found in enumerate(detections, 1):
+        if number == MANY + 1:
+            logger.info("Writing the tables of more than %s detections", f"{MANY:,}")
+        yield found

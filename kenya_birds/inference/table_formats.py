@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from fsspec.core import split_protocol
 
 from kenya_birds.files import PARTIAL_SUFFIX, as_utf8
-from kenya_birds.inference.detections import SCORE_DIGITS, RecordingInfo, Row, When, decimal_s, microseconds
+from kenya_birds.inference.detections import SCORE_DIGITS, RecordingInfo, Row, When, decimal_s
 
 
 class Closable(Protocol):
@@ -191,7 +191,7 @@ class RecordingsTable:
 
     def _end(self) -> None:
         if self._info is not None:
-            duration_s = decimal_s(microseconds(self._info.duration))
+            duration_s = decimal_s(self._info.duration_us)
             local_time, utc_time, site, *others = self._info.when(0).texts()
             channel = "" if self._info.channel is None else self._info.channel
             row = (local_time, utc_time, self._detections, safe_text(site), *others, channel)
@@ -209,19 +209,21 @@ class CsvTable:
         self._csv = csv_writer(outputs.open(f"{stem}.csv"))
         self._novelty = novelty
         self._csv.writerow((*SCORED_COLUMNS, *((NOVELTY_COLUMN,) if novelty else ()), *When._fields))
+        self._path = ""
 
     def begin(self, info: RecordingInfo) -> None:
         """See `TableWriter`."""
+        self._path = safe_path(info.recording)
 
     def write(self, row: Row) -> None:
         """See `TableWriter`."""
         times_s = decimal_s(row.start_us), decimal_s(row.end_us)
         names = map(safe_text, (row.detection.species, *row.names))
-        local_time, utc_time, site, *others = row.info.when(row.start_us).texts()
+        local_time, utc_time, site, *others = row.when.texts()
         times = local_time, utc_time, safe_text(site), *others
         novelty = (f"{row.detection.novelty:.4f}",) if self._novelty else ()
         scored = f"{row.detection.score:.{SCORE_DIGITS}f}", *novelty
-        self._csv.writerow((safe_path(row.info.recording), *times_s, *names, *scored, *times))
+        self._csv.writerow((self._path, *times_s, *names, *scored, *times))
 
     def close(self) -> None:
         """See `TableWriter`."""
@@ -233,16 +235,17 @@ class KaleidoscopeTable:
     def __init__(self, outputs: Outputs, stem: str) -> None:
         self._csv = csv_writer(outputs.open(f"{stem}.id.csv"))
         self._csv.writerow(KALEIDOSCOPE_COLUMNS)
+        self._where: tuple[str, ...] = ()
 
     def begin(self, info: RecordingInfo) -> None:
         """See `TableWriter`."""
+        self._where = tuple(map(safe_path, _folders_and_name(info.recording)))
 
     def write(self, row: Row) -> None:
         """See `TableWriter`."""
-        where = map(safe_path, _folders_and_name(row.info.recording))
         times_s = decimal_s(row.start_us), decimal_s(row.end_us - row.start_us)
         names = safe_text(row.names.scientific_name), safe_text(row.names.common_name)
-        self._csv.writerow((*where, *times_s, *names, f"{row.detection.score:.4f}"))
+        self._csv.writerow((*self._where, *times_s, *names, f"{row.detection.score:.4f}"))
 
     def close(self) -> None:
         """See `TableWriter`."""
@@ -272,7 +275,7 @@ class JsonTable:
         for place, info in enumerate(recordings):
             content = {
                 "recording": as_utf8(info.recording),
-                "duration_s": microseconds(info.duration) / 1e6,
+                "duration_s": info.duration_us / 1e6,
                 **info.when(0).as_json(),
             }
             self._write_item(content, place == 0)
@@ -292,7 +295,7 @@ class JsonTable:
             **row.names._asdict(),
             "score": round(row.detection.score, SCORE_DIGITS),
             **({NOVELTY_COLUMN: row.detection.novelty} if self._novelty else {}),
-            **row.info.when(row.start_us).as_json(),
+            **row.when.as_json(),
         }
         self._write_item(content, self._is_first)
         self._is_first = False
@@ -343,7 +346,7 @@ class ParquetTable:
     def write(self, row: Row) -> None:
         """See `TableWriter`."""
         found = row.detection
-        local_time, utc_time, site, *others = row.info.when(row.start_us)
+        local_time, utc_time, site, *others = row.when
         values = (
             as_utf8(row.info.recording),
             row.start_us / 1e6,

@@ -6,12 +6,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import IO
 
 from kenya_birds.files import is_portable_name, name_digest
-from kenya_birds.inference.detections import RecordingInfo, Row, decimal_s, microseconds
+from kenya_birds.inference.detections import RecordingInfo, Row, decimal_s, sample_us
 from kenya_birds.inference.table_formats import Outputs
 
 # BirdNET-Analyzer's columns in its order, with the scientific name, then columns for other programs.
@@ -47,10 +48,11 @@ class RavenTables:
     ) -> None:
         self._outputs = outputs
         self._names = file_names([info.recording for info in recordings])
-        self._low_hz, self._high_hz = frequencies_hz
+        self._frequencies_hz = [f"{one:.1f}" for one in frequencies_hz]
         self._all = _RavenTable(outputs.open(f"{stem}.selections.txt"))
         self._list = outputs.open(f"{stem}.list.txt")
         self._begin = self._end = Fraction(0)
+        self._end_us = 0
         self._one: _RavenTable | None = None
         self._path = self._file = ""
 
@@ -58,6 +60,7 @@ class RavenTables:
         """See `TableWriter`."""
         self.close()
         self._begin, self._end = self._end, self._end + info.duration
+        self._end_us = sample_us(0, 1, self._end)
         # Raven has another working directory.
         is_file = info.is_here and "://" not in info.recording
         self._path = plain_text(os.path.abspath(info.recording) if is_file else info.recording)
@@ -69,20 +72,19 @@ class RavenTables:
         """See `TableWriter`."""
         assert self._one is not None  # begin() was called
         # Each rounded once from where it is, so that no error adds up along the recordings.
-        start = self._begin + Fraction(row.detection.start_sample, row.detection.sample_rate_hz)
-        end = self._begin + Fraction(row.detection.end_sample, row.detection.sample_rate_hz)
+        found = row.detection
+        start_us = sample_us(found.start_sample, found.sample_rate_hz, self._begin)
+        end_us = sample_us(found.end_sample, found.sample_rate_hz, self._begin)
+        names = [plain_text(text) for text in (row.names.common_name, found.species, row.names.scientific_name)]
         for table, times_us in (
-            (self._all, (microseconds(start), microseconds(min(end, self._end)))),
+            (self._all, (start_us, min(end_us, self._end_us))),
             (self._one, (row.start_us, row.end_us)),
         ):
             table.write(
                 *map(decimal_s, times_us),
-                f"{self._low_hz:.1f}",
-                f"{self._high_hz:.1f}",
-                plain_text(row.names.common_name),
-                plain_text(row.detection.species),
-                plain_text(row.names.scientific_name),
-                f"{row.detection.score:.4f}",
+                *self._frequencies_hz,
+                *names,
+                f"{found.score:.4f}",
                 self._path,
                 decimal_s(row.start_us),
                 self._file,
@@ -131,6 +133,7 @@ class AudacityLabels:
             self._file.close()
 
 
+@lru_cache(maxsize=4096)  # names of species occur in many rows
 def plain_text(text: str) -> str:
     """Returns a text as a cell between tabs: one line, without a leading quote, which readers would interpret."""
     text = re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", text)
