@@ -4,11 +4,13 @@ import contextlib
 import http.client
 import io
 import json
+import os
 import shlex
 import shutil
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -20,6 +22,7 @@ from running import free_port
 from verifying import RATE, SPECIES, answer, read_table, rows_of, write_run, write_table
 
 from kenya_birds.cli import main
+from kenya_birds.data import csv_table
 from kenya_birds.errors import UserError
 from kenya_birds.serving.verify_server import running_page
 from kenya_birds.verification.answering import Answering, ChangedAnswerError, UnknownDetectionError
@@ -149,6 +152,35 @@ def test_a_table_that_a_spreadsheet_has_changed_meanwhile_keeps_all_answers(desk
     after = read_table(check)
     assert after["answer"].to_list() == ["right", "unsure", *[""] * 11, "wrong"]
     assert set(after["colour"]) == {"blue"}
+
+
+def test_a_table_of_the_same_size_and_time_is_read_again(desk, check):
+    path = check / "verify.csv"
+    first = desk.question()
+    second = desk.record(first.id, Answer("right"), NOBODY)
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b",right,", b",wrong,"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert desk.question(first.id).answer.answer == "wrong"
+    desk.record(second.id, Answer("right"), NOBODY)
+    assert read_table(check)["answer"].to_list()[:3] == ["wrong", "right", ""]
+
+
+def test_a_table_with_the_same_text_is_parsed_once(desk, check, monkeypatch):
+    parsed = []
+    parse = csv_table.parse_table
+
+    def count(text: str, path: Path, *others: str) -> csv_table.TextTable:
+        parsed.append(Path(path).name)
+        return parse(text, path, *others)
+
+    monkeypatch.setattr(csv_table, "parse_table", count)
+    first = desk.question()
+    second = desk.record(first.id, Answer("right"), NOBODY)
+    assert desk.question(second.id) == desk.question()
+    desk.record(second.id, Answer("right"), NOBODY)
+    assert parsed.count("verify.csv") <= 2  # at the beginning, and after the first answer
 
 
 def test_answers_of_the_page_outlive_an_older_table_that_a_spreadsheet_saves(desk, check):

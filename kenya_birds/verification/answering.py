@@ -1,5 +1,6 @@
 """Answers of people to the detections of a sample, one after the other; each is on disk before the next is shown."""
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -106,7 +107,8 @@ class _Content:
     answers: dict[str, Answer]
 
     def is_answered(self, name: str) -> bool:
-        return bool(self.answers.get(name, Answer()).answer)
+        answer = self.answers.get(name)
+        return answer is not None and bool(answer.answer)
 
 
 class Answering:
@@ -234,10 +236,10 @@ class Answering:
             if name in rows.index and (name not in answers or _is_later(one, answers[name]))
         }
         folders = [name for name in (CLIPS_FOLDER, PICTURES_FOLDER) if (self.folder / name).is_dir()]
-        found = [f"{name}/{path.name}" for name in folders for path in (self.folder / name).iterdir()]
+        found = {f"{name}/{file}" for name in folders for file in os.listdir(self.folder / name)}
         # A sample may be stopped between a clip and its picture.
-        shown = rows.assign(picture=rows["picture"].where(rows["picture"].isin(found), ""))
-        return _Content(rows, shown[shown["clip"].isin(found)], species, answers)
+        shown = rows.assign(picture=[name if name in found else "" for name in rows["picture"]])
+        return _Content(rows, shown[[name in found for name in rows["clip"]]], species, answers)
 
 
 def _is_later(one: Answer, other: Answer) -> bool:

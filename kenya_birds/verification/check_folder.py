@@ -2,8 +2,9 @@
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -249,25 +250,21 @@ def write_answers(folder: Path, rows: pd.DataFrame, answers: Mapping[str, Answer
     writer = csv_writer(text)
     writer.writerow((*ROW_COLUMNS, *ANSWER_COLUMNS, *names))
     blank = [""] * len(ANSWER_COLUMNS)
-    for row in zip(*(rows[column].to_list() for column in ROW_COLUMNS), strict=True):
-        name = str(row[0])
+    columns = [_texts(column, rows[column].to_list()) for column in ROW_COLUMNS]
+    for name, *cells in zip(map(str, rows["id"]), *columns, strict=True):
         answer, extra = answers.get(name), added.get(name, [""] * len(names))
-        given = blank if answer is None else map(_printable, asdict(answer).values())
+        given = blank if answer is None else [_printable(getattr(answer, column)) for column in ANSWER_COLUMNS]
         # Other columns stay as the person has written them.
-        writer.writerow((*_texts(row), *map(safe_text, given), *extra))
+        writer.writerow((*cells, *map(safe_text, given), *extra))
     with users_file(path) as partial:
         partial.write_text(as_utf8(text.getvalue()), encoding="utf-8", newline="")
 
 
-def _texts(row: tuple[Any, ...]) -> Iterable[str]:
-    """The cells of a row in `ROW_COLUMNS`."""
-    for name, value in zip(ROW_COLUMNS, row, strict=True):
-        if name in DECIMALS:
-            yield f"{value:.{DECIMALS[name]}f}"
-        elif name == "recording":
-            yield safe_path(value)
-        else:
-            yield safe_text(str(value))
+def _texts(column: str, values: Sequence[Any]) -> list[str]:
+    """The cells of one of `ROW_COLUMNS`."""
+    if column in DECIMALS:
+        return [f"{value:.{DECIMALS[column]}f}" for value in values]
+    return [safe_path(value) if column == "recording" else safe_text(str(value)) for value in values]
 
 
 def _read_cells(path: Path) -> tuple[TextTable, dict[str, int]]:
@@ -278,7 +275,7 @@ def _read_cells(path: Path) -> tuple[TextTable, dict[str, int]]:
         raise UserError(f"there is no {path}: restore it, or draw the sample again in a new folder") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a table: {error}; save it as CSV (UTF-8)") from None
-    table = parse_any_table(text, path)
+    table = _parsed(text, path)
     header = [name.strip().strip('"').lower() for name in table.header]
     place: dict[str, int] = {}
     for at, name in enumerate(header):
@@ -289,9 +286,15 @@ def _read_cells(path: Path) -> tuple[TextTable, dict[str, int]]:
     return table, place
 
 
+# The page reads the table before each question and answer: a table with the same text is parsed once.
+_parsed = lru_cache(maxsize=1)(parse_any_table)
+
+
 def _printable(text: str) -> str:
     """A text without control characters, with which no program could read the table again."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text).strip()
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+    return text.strip()
 
 
 def _unguarded(text: str) -> str:
