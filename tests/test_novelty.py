@@ -1,5 +1,4 @@
 import json
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,19 +171,6 @@ def test_species_are_left_out_together_as_one_by_one(rank):
     # All training calls are of one species: without it, none is left.
     only = CallEmbeddings(calls.vectors, np.eye(7, dtype=int)[np.zeros(60, dtype=int)], calls.others)
     assert list(leave_one_species_out(windows, only, classes, rank=rank)) == classes[1:]
-
-
-def test_many_species_are_left_out_in_the_time_of_a_few():
-    windows, calls, classes = drawn_case(size=800, windows=300, calls=600, species=30)
-    times_s = []
-    for measure in (
-        lambda: leave_one_species_out(windows, calls, classes),
-        lambda: one_by_one(windows, calls, classes, 2),
-    ):
-        start_s = time.process_time()
-        measure()
-        times_s.append(time.process_time() - start_s)
-    assert times_s[0] < times_s[1] / 3
 
 
 def test_windows_of_species_that_were_not_learned_are_separated_from_known_ones():

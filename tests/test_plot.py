@@ -1,6 +1,5 @@
 import json
 import os
-import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations, pairwise
@@ -21,7 +20,7 @@ from kenya_birds.data.audio import RecordingReader
 from kenya_birds.data.recording_name import NamePattern
 from kenya_birds.data.recording_time import TimeAndPlace
 from kenya_birds.errors import UserError
-from kenya_birds.inference import activity
+from kenya_birds.inference import activity, detection_boxes
 from kenya_birds.inference import plots as plot
 from kenya_birds.inference.activity import (
     BREAK,
@@ -241,11 +240,13 @@ def test_no_more_boxes_are_dropped_than_find_no_room(drawn):
         assert max(sum(b <= at < e for b, e in zip(begins, ends, strict=True)) for at in begins) == MAX_LANES + 1
 
 
-def test_two_thousand_boxes_in_one_row_are_stacked_in_less_than_a_second():
+def test_two_thousand_boxes_in_one_row_are_stacked_in_a_few_tries(monkeypatch):
+    tries = []
+    lanes = detection_boxes._lanes
+    monkeypatch.setattr(detection_boxes, "_lanes", lambda *spans: tries.append(1) or lanes(*spans))
     boxes = [Box(3 * (i // 400), 3 * (i // 400) + 3, f"s{i}", "", (i * 7 % 2003) / 2003) for i in range(2000)]
-    start_s = time.process_time()
     kept = stack(boxes, [1.0] * 2000, 0, 15)
-    assert time.process_time() - start_s < 1
+    assert len(tries) <= 13
     assert min(box.score for box in kept) > 0.9
 
 
