@@ -1,5 +1,6 @@
 import json
 import os
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations, pairwise
