@@ -175,6 +175,8 @@ def check_suffix(path: str | Path, suffixes: tuple[str, ...], what: str) -> None
 
 
 LOCK_FILE = ".lock"
+# Files that Finder and Explorer put into folders and do not show, in lower case.
+SYSTEM_FILES = {".ds_store", "._.ds_store", ".localized", "thumbs.db", "desktop.ini"}
 # Of files that are being written.
 PARTIAL_SUFFIX = ".part"
 # Of a disk that is full, fails, or can only be read; Windows has not all of these names.
@@ -302,7 +304,8 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
     """Renames a finished folder to its final name.
 
     An existing empty folder is removed first, because Windows does not replace it. The working directory, a mounted
-    folder, a link to a folder and one that has the finished folder in it stay, and get the files one by one.
+    folder, a link to a folder, one that has the finished folder in it and one that cannot be removed stay, and get the
+    files one by one.
 
     Args:
         partial: The finished folder.
@@ -311,8 +314,8 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
     Raises:
         OSError: If the path exists and is not an empty folder, or cannot be written.
     """
-    if has_to_stay(folder) or partial.parent == folder.absolute():
-        if any(path.absolute() not in (partial, folder.absolute() / LOCK_FILE) for path in folder.iterdir()):
+    if has_to_stay(folder) or partial.parent == folder.absolute() or not _remove_empty(folder):
+        if any(path.absolute() not in (partial, folder.absolute() / LOCK_FILE) for path in contents_of(folder)):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
         paths = sorted(partial.iterdir())
         try:
@@ -329,11 +332,19 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
             raise
         partial.rmdir()
         return
-    if folder.is_dir():
-        if is_new_or_empty(folder):
-            (folder / LOCK_FILE).unlink(missing_ok=True)
-        folder.rmdir()
     os.replace(partial, folder)
+
+
+def _remove_empty(folder: Path) -> bool:
+    """Removes a folder that counts as empty (see `is_new_or_empty`); returns whether none is there now."""
+    try:
+        if folder.is_dir() and is_new_or_empty(folder):
+            delete_system_files(folder)
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+            folder.rmdir()
+    except OSError:
+        return False  # such as a file that Explorer has open
+    return not folder.is_dir()
 
 
 def replace_folder(partial: Path, folder: Path) -> None:
@@ -384,7 +395,7 @@ def users_folder(folder: Path, what: str, *, overwrite: bool = False) -> Iterato
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        if overwrite and folder.is_dir() and any(folder.iterdir()):
+        if overwrite and folder.is_dir() and contents_of(folder):
             replace_folder(partial, folder)
         else:
             put_folder_in_place(partial, folder)
@@ -414,9 +425,26 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def is_system_file(name: str) -> bool:
+    """Returns True if Finder or Explorer makes files of this name in folders (`SYSTEM_FILES`)."""
+    return name.lower() in SYSTEM_FILES
+
+
+def contents_of(folder: Path) -> list[Path]:
+    """Returns the files and folders in a folder, without `SYSTEM_FILES`: a user does not see these."""
+    return [path for path in folder.iterdir() if not is_system_file(path.name)]
+
+
+def delete_system_files(folder: Path) -> None:
+    """Deletes `SYSTEM_FILES` in a folder, which is then empty if it looked so."""
+    for path in folder.iterdir():
+        if is_system_file(path.name):
+            path.unlink()
+
+
 def is_new_or_empty(folder: Path) -> bool:
-    """Returns True if a folder does not exist, or is empty except for a lock file (see `locked`)."""
-    return not folder.exists() or (folder.is_dir() and all(path.name == LOCK_FILE for path in folder.iterdir()))
+    """Returns True if a folder does not exist, or has nothing but a lock file (see `locked`) and `SYSTEM_FILES`."""
+    return not folder.exists() or (folder.is_dir() and all(path.name == LOCK_FILE for path in contents_of(folder)))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import LOCK_FILE, is_portable_name, put_folder_in_place, users_folder
+from kenya_birds.files import LOCK_FILE, check_new_folder, is_portable_name, put_folder_in_place, users_folder
 
 
 @pytest.fixture
@@ -58,6 +58,31 @@ def test_a_folder_with_nothing_but_a_lock_file_counts_as_empty(tmp_path):
     with users_folder(tmp_path / "out", "the results") as partial:
         (partial / "file").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "Desktop.ini", ".localized"])
+def test_a_folder_that_looks_empty_in_finder_or_explorer_counts_as_empty(name, windows, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).touch()
+    check_new_folder(tmp_path / "out")
+    with users_folder(tmp_path / "out", "the results", overwrite=name == ".DS_Store") as partial:
+        (partial / "file").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/file"]
+
+
+def test_files_are_put_beside_a_system_file_that_explorer_has_open(windows, tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path.name == "Thumbs.db":
+            raise PermissionError(13, "The file is open", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    (tmp_path / "Thumbs.db").touch()
+    with users_folder(tmp_path, "the results") as partial:
+        (partial / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Thumbs.db", "file"]
 
 
 def test_a_folder_is_filled_if_none_can_be_made_beside_it(tmp_path, monkeypatch):

@@ -337,6 +337,7 @@ def test_of_a_run_that_fails_before_training_nothing_is_left(small_archive, cach
     run = Run(settings_of(flags(small_archive, tmp_path / "run", cache, **SETTINGS)))
     run.__enter__()
     assert {path.name for path in (tmp_path / "run").iterdir()} == {LOCK_FILE, *RECORDS}
+    (tmp_path / "run" / ".DS_Store").touch()  # which Finder makes
     run.__exit__(UserError, UserError("no clip can be read"), None)
     assert not (tmp_path / "run").exists()
 
@@ -363,6 +364,7 @@ def test_a_lock_or_the_start_of_a_killed_run_leaves_a_folder_free(tmp_path):
     RunRecord({"seed": 1}, "scratch", "0123").write(tmp_path)
     (tmp_path / SPLITS_FILE).touch()
     (tmp_path / "runs").mkdir()
+    (tmp_path / ".DS_Store").touch()
     checkpoint_in(tmp_path, 8, whole=False)
     assert find_start(tmp_path, None) is None
     with pytest.raises(UserError, match="no checkpoint to resume from in"):

@@ -65,6 +65,7 @@ def test_an_earlier_space_is_replaced_unless_something_in_it_is_the_users(tmp_pa
     write_space(folder, "ann/birds")
     (folder / "kenya_birds/__pycache__").mkdir()
     (folder / "kenya_birds/__pycache__/x.pyc").write_bytes(b"x")
+    (folder / "kenya_birds/.DS_Store").touch()
     (folder / "kenya_birds/errors.py").unlink()
     files = write_space(folder, "ann/birds", revision=COMMIT)
     assert f'"ann/birds@{COMMIT}"' in (folder / "app.py").read_text()

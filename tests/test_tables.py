@@ -25,6 +25,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.inference import output_tables
 from kenya_birds.inference.detections import Detection, RecordingInfo, decimal_s, sample_us
 from kenya_birds.inference.output_tables import write_tables
+from kenya_birds.inference.run_report import RunFiles
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.inference.timeline_formats import MAX_NAME_BYTES, file_names
@@ -489,6 +490,13 @@ def test_a_table_that_is_open_in_a_program_on_windows_leaves_all_as_they_were(tm
     with pytest.raises(UserError, match=r"recordings\.csv cannot be replaced; close the program in which it is open"):
         write(tmp_path, rows=[])
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_the_folder_of_a_run_may_have_files_of_finder_and_explorer(tmp_path):
+    for name in (".DS_Store", "Thumbs.db"):
+        (tmp_path / name).touch()
+    RunFiles(tmp_path).prepare()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".DS_Store", ".kenya_birds", "Thumbs.db"]
 
 
 def test_no_file_has_a_name_that_windows_reserves():

@@ -234,6 +234,7 @@ def test_earlier_results_are_replaced_only_if_wanted_and_only_results(check, tmp
     output = tmp_path / "verified"
     assert read([check], output, capsys)[0] == 0
     answer(check, lambda row: "right")
+    (output / ".DS_Store").touch()  # which Finder makes
     code, _, error = read([check], output, capsys)
     assert code == 2
     assert "not an empty folder: give another --output, or --overwrite to replace earlier results" in error

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from kenya_birds import __version__
 from kenya_birds.data.sound_files import Skip, Skipped, count_skipped
 from kenya_birds.errors import UserError
-from kenya_birds.files import as_utf8, check_can_make, file_sha256, read_json, write_json
+from kenya_birds.files import as_utf8, check_can_make, contents_of, file_sha256, read_json, write_json
 from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection, RecordingInfo
@@ -209,7 +209,7 @@ class RunFiles:
         with self.writing():
             if self.folder.exists() and not self.folder.is_dir():
                 raise UserError(f"{self.folder} is not a folder: give another --output")
-            if self.folder.is_dir() and not self.state_folder.is_dir() and any(self.folder.iterdir()):
+            if self.folder.is_dir() and not self.state_folder.is_dir() and contents_of(self.folder):
                 raise UserError(f"{self.folder} is not empty and not from an earlier run: give another --output")
         check_can_make(self.folder)
 

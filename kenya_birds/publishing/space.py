@@ -11,7 +11,15 @@ from huggingface_hub import CommitInfo
 import kenya_birds
 from kenya_birds.errors import UserError
 from kenya_birds.extras import install_line, requirements_of
-from kenya_birds.files import file_sha256, has_to_stay, read_json, users_folder, write_json
+from kenya_birds.files import (
+    contents_of,
+    file_sha256,
+    has_to_stay,
+    is_system_file,
+    read_json,
+    users_folder,
+    write_json,
+)
 from kenya_birds.publishing.hub import upload_files
 
 PACKAGE = Path(kenya_birds.__file__).parent
@@ -132,7 +140,7 @@ def check_space(folder: Path) -> None:
     """Raises `UserError` if no Space can be written to this folder; called before a model is published."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a new folder for the Space")
-    if folder.is_dir() and any(folder.iterdir()) and not _is_replaceable(folder):
+    if folder.is_dir() and contents_of(folder) and not _is_replaceable(folder):
         raise UserError(
             f"{folder} is not empty, and not the unchanged folder of an earlier Space: give a new folder for the Space"
         )
@@ -140,19 +148,20 @@ def check_space(folder: Path) -> None:
 
 
 def _is_replaceable(folder: Path) -> bool:
-    """Returns True if a folder has only files that `write_space` wrote, and Python's caches."""
+    """Returns True if a folder has only files that `write_space` wrote, and files that programs make there unasked."""
     if not (folder / DIGESTS_FILE).is_file() or has_to_stay(folder):
         return False
     digests = read_json(folder / DIGESTS_FILE)
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not _is_cache(path, folder)}
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not _is_unseen(path, folder)}
     paths.pop(DIGESTS_FILE)
     return not any(path.is_symlink() for path in paths.values()) and all(
         path.is_dir() or (path.is_file() and digests.get(name) == file_sha256(path)) for name, path in paths.items()
     )
 
 
-def _is_cache(path: Path, folder: Path) -> bool:
-    return "__pycache__" in path.relative_to(folder).parts
+def _is_unseen(path: Path, folder: Path) -> bool:
+    """Returns True for Python's caches and for files of Finder and Explorer."""
+    return is_system_file(path.name) or "__pycache__" in path.relative_to(folder).parts
 
 
 def publish_space(folder: Path, space_id: str, *, message: str, private: bool = False) -> CommitInfo:
@@ -173,7 +182,7 @@ def publish_space(folder: Path, space_id: str, *, message: str, private: bool = 
     contents: dict[str, Path | bytes] = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not _is_cache(path, folder) and path.name != DIGESTS_FILE
+        if path.is_file() and not _is_unseen(path, folder) and path.name != DIGESTS_FILE
     }
     return upload_files(
         contents,

@@ -15,6 +15,8 @@ from kenya_birds.errors import UserError, WriteError
 from kenya_birds.files import (
     LOCK_FILE,
     PARTIAL_SUFFIX,
+    contents_of,
+    delete_system_files,
     file_sha256,
     is_new_or_empty,
     is_write_error,
@@ -363,9 +365,10 @@ def forget_start(folder: Path, *more: str) -> None:
         *more: Further files that are written at the start.
     """
     names = (*RECORD_FILES, *more, LOCK_FILE)
-    if {path.name for path in folder.iterdir()} <= set(names):
+    if {path.name for path in contents_of(folder)} <= set(names):
         for name in names:
             (folder / name).unlink(missing_ok=True)
+        delete_system_files(folder)
         folder.rmdir()
 
 
@@ -384,7 +387,7 @@ def _is_free(folder: Path, *, folds: bool = False) -> bool:
     else:
         known |= {LOGS_FOLDER, EPOCHS_FOLDER}
         known |= {path.name for path in checkpoints(folder) if not is_whole(path)}
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    found = {path.name for path in contents_of(folder)} if folder.is_dir() else set()
     return not found.isdisjoint({SETTINGS_FILE, SETTINGS_FILE + PARTIAL_SUFFIX}) and found <= known
 
 

@@ -17,6 +17,7 @@ from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.files import (
     check_can_make,
     check_new_folder,
+    contents_of,
     has_to_stay,
     is_new_or_empty,
     users_folder,
@@ -166,7 +167,9 @@ def check_results_folder(output: Path, overwrite: bool) -> None:
         )
     known = {SUMMARY_FILE, PRECISION_FILE, ANSWERS_TABLE, AGREEMENT_FILE, THRESHOLDS_FILE, PROBABILITY_FOLDER}
     others = sorted(
-        path.name for path in output.iterdir() if path.name not in known and not path.name.startswith(PRECISION_STEM)
+        path.name
+        for path in contents_of(output)
+        if path.name not in known and not path.name.startswith(PRECISION_STEM)
     )
     if others:
         raise UserError(
