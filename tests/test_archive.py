@@ -458,6 +458,13 @@ def test_the_fingerprint_is_the_same_while_the_archive_is(archive):
     assert archive_fingerprint(archive) == before
 
 
+def test_the_fingerprint_does_not_change_with_hidden_files_of_finder_and_explorer(archive):
+    before = archive_fingerprint(archive)
+    for name in (".DS_Store", "._a.flac", "Thumbs.db"):
+        (archive / "soundscape_data" / name).write_bytes(b"x")
+    assert archive_fingerprint(archive) == before
+
+
 def test_the_fingerprint_changes_with_tables_and_recordings(archive):
     path = archive / "soundscape_data" / "a.flac"
     seen = [archive_fingerprint(archive)]

@@ -14,8 +14,16 @@ from kenya_birds.data.audio import AudioHeader
 from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.recording_places import RecordingPlaces
 from kenya_birds.data.same_recording import same_sound, sound_fingerprints
+from kenya_birds.data.sound_files import is_hidden
 from kenya_birds.errors import UserError
-from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, RECORDINGS_TABLE, SPECIES_FILE, check_layout
+from kenya_birds.files import (
+    ANNOTATIONS_FILE,
+    RECORDINGS_FOLDER,
+    RECORDINGS_TABLE,
+    SPECIES_FILE,
+    check_layout,
+    is_system_file,
+)
 from kenya_birds.values import FALSE, TRUE
 
 logger = logging.getLogger(__name__)
@@ -269,7 +277,8 @@ def check_several(classes: list[str], min_annotations: int) -> None:
 def archive_fingerprint(data_dir: str | Path) -> str:
     """Returns a hash of the tables' bytes and of every recording's name, size and modification time.
 
-    The hash changes with the archive, so that clips are cut again.
+    The hash changes with the archive, so that clips are cut again. Hidden files in `soundscape_data/`, such as those
+    of Finder and Explorer, do not change it.
 
     Raises:
         UserError: If a table or the folder of recordings is missing.
@@ -283,6 +292,8 @@ def archive_fingerprint(data_dir: str | Path) -> str:
     if places.is_table:
         digest.update((data_dir / RECORDINGS_TABLE).read_bytes())
     for name, path in sorted(places.paths.items()):
+        if not places.is_table and (is_hidden(name) or is_system_file(name)):
+            continue
         if not path.is_file():  # a folder, or a link to nothing
             continue
         status = path.stat()
