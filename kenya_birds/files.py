@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -177,6 +178,8 @@ def check_suffix(path: str | Path, suffixes: tuple[str, ...], what: str) -> None
 LOCK_FILE = ".lock"
 # Files that Finder and Explorer put into folders and do not show, in lower case.
 SYSTEM_FILES = {".ds_store", "._.ds_store", ".localized", "thumbs.db", "desktop.ini"}
+# Of empty files and folders that show whether a folder can be written to.
+PROBE_PREFIX = ".kenya_birds_probe_"
 # Of files that are being written.
 PARTIAL_SUFFIX = ".part"
 # Of a disk that is full, fails, or can only be read; Windows has not all of these names.
@@ -254,8 +257,39 @@ def check_output(path: str | Path, overwrite: bool) -> None:
         raise UserError(f"{path} is a folder: expected the path of a file")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already: give another path, or replace it with --overwrite")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    if not is_writable(path.parent):
         raise UserError(f"{path} cannot be written: {path.parent} is not a writable folder")
+
+
+def is_writable(folder: Path, *, for_folders: bool = False) -> bool:
+    """Returns whether a file can be created in a folder.
+
+    Args:
+        folder: The folder.
+        for_folders: Asks for a folder instead of a file: Windows has different rights for them.
+    """
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return False
+    try:
+        try_writing(folder, for_folders=for_folders)
+    except OSError:
+        return False
+    return True
+
+
+def try_writing(folder: Path, *, for_folders: bool = False) -> None:
+    """Creates and deletes an empty file, or folder: for Windows, `os.access` allows practically every folder.
+
+    Raises:
+        OSError: If that is not possible.
+    """
+    probe = folder / f"{PROBE_PREFIX}{secrets.token_hex(8)}"
+    if for_folders:
+        probe.mkdir()
+        probe.rmdir()
+    else:
+        probe.open("xb").close()
+        probe.unlink()
 
 
 def check_new_folder(folder: str | Path, flag: str = "--output", *, can_overwrite: bool = False) -> None:
@@ -276,7 +310,7 @@ def check_new_folder(folder: str | Path, flag: str = "--output", *, can_overwrit
 def check_can_make(folder: str | Path) -> None:
     """Raises `UserError` if a folder cannot be created or is not writable."""
     nearest = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    if not is_writable(nearest, for_folders=True):
         raise UserError(f"{folder} cannot be created: {nearest} is not a writable folder")
 
 
@@ -389,7 +423,7 @@ def users_folder(folder: Path, what: str, *, overwrite: bool = False) -> Iterato
         UserError: If it cannot be written.
     """
     partial = folder.absolute().with_name(f".{folder.name}.part")
-    if folder.is_dir() and not overwrite and not os.access(partial.parent, os.W_OK):
+    if folder.is_dir() and not overwrite and not is_writable(partial.parent, for_folders=True):
         partial = folder.absolute() / ".part"  # such as a mounted folder below one of the system
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -426,8 +460,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def is_system_file(name: str) -> bool:
-    """Returns True if Finder or Explorer makes files of this name in folders (`SYSTEM_FILES`)."""
-    return name.lower() in SYSTEM_FILES
+    """Returns True for `SYSTEM_FILES`, and for the probe with which another process tries to write."""
+    return name.lower() in SYSTEM_FILES or name.startswith(PROBE_PREFIX)
 
 
 def contents_of(folder: Path) -> list[Path]:

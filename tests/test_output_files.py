@@ -1,11 +1,20 @@
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import LOCK_FILE, check_new_folder, is_portable_name, put_folder_in_place, users_folder
+from kenya_birds.files import (
+    LOCK_FILE,
+    check_can_make,
+    check_new_folder,
+    check_output,
+    is_portable_name,
+    put_folder_in_place,
+    users_folder,
+)
 
 
 @pytest.fixture
@@ -83,6 +92,33 @@ def test_files_are_put_beside_a_system_file_that_explorer_has_open(windows, tmp_
     with users_folder(tmp_path, "the results") as partial:
         (partial / "file").touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Thumbs.db", "file"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_protected_folder_is_found_before_the_work_where_access_says_nothing(kind, tmp_path, monkeypatch):
+    """On Windows, `os.access` allows practically every folder."""
+    (tmp_path / "mine").touch()
+    seen = [tmp_path / "mine"]
+
+    def check(output):
+        if kind == "file":
+            check_output(output, overwrite=False)
+        else:
+            check_new_folder(output / "below")
+            check_can_make(tmp_path)
+
+    check(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == seen
+
+    def refuse(*args):
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr("os.access", lambda path, mode: True)
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=f"{re.escape(str(tmp_path))} is not a writable folder"):
+        check(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == seen
 
 
 def test_a_folder_is_filled_if_none_can_be_made_beside_it(tmp_path, monkeypatch):

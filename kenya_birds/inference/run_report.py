@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from kenya_birds import __version__
 from kenya_birds.data.sound_files import Skip, Skipped, count_skipped
 from kenya_birds.errors import UserError
-from kenya_birds.files import as_utf8, check_can_make, contents_of, file_sha256, read_json, write_json
+from kenya_birds.files import as_utf8, check_can_make, contents_of, file_sha256, read_json, try_writing, write_json
 from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection, RecordingInfo
@@ -222,9 +222,7 @@ class RunFiles:
         self.check()
         with self.writing():
             self.state_folder.mkdir(parents=True, exist_ok=True)
-            probe = self.state_folder / "probe"
-            probe.write_bytes(b"")
-            probe.unlink()
+            try_writing(self.state_folder)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
