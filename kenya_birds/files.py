@@ -10,7 +10,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,6 +185,9 @@ PROBE_PREFIX = ".kenya_birds_probe_"
 PARTIAL_SUFFIX = ".part"
 # Of a disk that is full, fails, or can only be read; Windows has not all of these names.
 WRITE_ERRORS = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS")} - {None}
+# Windows does not rename or delete what another program has open.
+SHARING_TRIES = 10 if os.name == "nt" else 0
+SHARING_WAIT_S = 0.2
 
 
 def is_write_error(error: OSError, folder: Path) -> bool:
@@ -199,6 +203,25 @@ def is_write_error(error: OSError, folder: Path) -> bool:
     return error.errno in WRITE_ERRORS or "written" in str(error)
 
 
+def replace(source: Path, target: Path) -> None:
+    """Renames a file or folder as `os.replace`; on Windows, waits up to 2 s for a program that has it open.
+
+    Virus scanners, the index of Windows Search and OneDrive open new files for a moment.
+
+    Raises:
+        OSError: If it cannot be renamed.
+    """
+    _patiently(lambda: os.replace(source, target))
+
+
+def _patiently(act: Callable[[], None]) -> None:
+    for _ in range(SHARING_TRIES):
+        with suppress(PermissionError):
+            return act()
+        time.sleep(SHARING_WAIT_S)
+    return act()
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Gives a temporary path; the file is renamed to `path` at the end of the block, or removed after an error.
@@ -209,7 +232,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         yield partial
-        os.replace(partial, path)
+        replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -286,10 +309,10 @@ def try_writing(folder: Path, *, for_folders: bool = False) -> None:
     probe = folder / f"{PROBE_PREFIX}{secrets.token_hex(8)}"
     if for_folders:
         probe.mkdir()
-        probe.rmdir()
+        _patiently(probe.rmdir)
     else:
         probe.open("xb").close()
-        probe.unlink()
+        _patiently(probe.unlink)
 
 
 def check_new_folder(folder: str | Path, flag: str = "--output", *, can_overwrite: bool = False) -> None:
@@ -366,7 +389,7 @@ def put_folder_in_place(partial: Path, folder: Path) -> None:
             raise
         partial.rmdir()
         return
-    os.replace(partial, folder)
+    replace(partial, folder)
 
 
 def _remove_empty(folder: Path) -> bool:
@@ -396,11 +419,11 @@ def replace_folder(partial: Path, folder: Path) -> None:
     """
     earlier = folder.absolute().with_name(f".{folder.name}.old")
     shutil.rmtree(earlier, ignore_errors=True)  # of an earlier call
-    os.replace(folder, earlier)
+    replace(folder, earlier)
     try:
-        os.replace(partial, folder)
+        replace(partial, folder)
     except OSError:
-        os.replace(earlier, folder)
+        replace(earlier, folder)
         raise
     try:
         shutil.rmtree(earlier)

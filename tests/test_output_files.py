@@ -1,10 +1,12 @@
 import os
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from kenya_birds import files
 from kenya_birds.errors import UserError
 from kenya_birds.files import (
     LOCK_FILE,
@@ -193,6 +195,36 @@ def test_a_folder_that_cannot_be_replaced_keeps_all_its_files(cannot_move, tmp_p
         "out/a.csv",
         "out/b.csv",
     ]
+
+
+@pytest.mark.parametrize("refusals", [3, 11])
+def test_windows_waits_for_a_program_that_has_a_new_file_open_for_a_moment(refusals, tmp_path, monkeypatch):
+    replace, calls, waited_s = os.replace, [], []
+
+    def busy(source, target):
+        calls.append(source)
+        if len(calls) <= refusals:
+            raise PermissionError(13, "The file is open", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    monkeypatch.setattr(files, "SHARING_TRIES", 10)  # as on Windows
+    monkeypatch.setattr(files.time, "sleep", waited_s.append)
+    with nullcontext() if refusals < 11 else pytest.raises(PermissionError):
+        files.write_json({}, tmp_path / "a.json")
+    assert sum(waited_s) == pytest.approx(min(refusals, 10) * 0.2)
+    assert [path.name for path in tmp_path.iterdir()] == (["a.json"] if refusals < 11 else [])
+
+
+def test_elsewhere_nothing_is_tried_again(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(13, "Permission denied", str(target))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(files, "SHARING_TRIES", 0)
+    monkeypatch.setattr(files.time, "sleep", lambda wait_s: pytest.fail("waits"))
+    with pytest.raises(PermissionError):
+        files.replace(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize("name", ["a.flac", "é.flac", ".hidden", "console.wav", "COM10.wav", "x" * 255, "a b"])

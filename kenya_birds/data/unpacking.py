@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import is_portable_name
+from kenya_birds.files import is_portable_name, replace
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def put_in_place(path: Path) -> None:
     """Gives a complete `.part` file its final name, atomically."""
     with part_of(path).open("r+b") as file:
         os.fsync(file.fileno())
-    os.replace(part_of(path), path)
+    replace(part_of(path), path)
 
 
 def check_free_disk(folder: Path, needed_bytes: int, purpose: str) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from kenya_birds.data.recorder_header import RecorderHeader
 from kenya_birds.errors import UserError
-from kenya_birds.files import read_json, write_json
+from kenya_birds.files import read_json, replace, write_json
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection
 from kenya_birds.inference.sources import FileState
@@ -183,7 +183,7 @@ class JournalWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        os.replace(self._partial, self._path)
+        replace(self._partial, self._path)
 
     def _flush(self) -> None:
         if self._rows:

@@ -14,7 +14,16 @@ from typing import Any, TextIO
 from kenya_birds import __version__
 from kenya_birds.data.sound_files import Skip, Skipped, count_skipped
 from kenya_birds.errors import UserError
-from kenya_birds.files import as_utf8, check_can_make, contents_of, file_sha256, read_json, try_writing, write_json
+from kenya_birds.files import (
+    as_utf8,
+    check_can_make,
+    contents_of,
+    file_sha256,
+    read_json,
+    replace,
+    try_writing,
+    write_json,
+)
 from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection, RecordingInfo
@@ -318,7 +327,7 @@ class RunFiles:
         """
         listed, aside = self.state_folder / TABLES_FILE, self.state_folder / f"{TABLES_FILE}.old"
         if listed.is_file():
-            os.replace(listed, aside)
+            replace(listed, aside)
         states = {name: _state(self.folder / name) for name in tables}
         try:
             yield
@@ -326,7 +335,7 @@ class RunFiles:
             kept = {name: tables[name] for name, state in states.items() if _state(self.folder / name) == state}
             with contextlib.suppress(OSError):
                 if kept == tables and aside.is_file():  # needs no space on a full disk
-                    os.replace(aside, listed)
+                    replace(aside, listed)
                 else:
                     write_json(kept, listed)
             raise

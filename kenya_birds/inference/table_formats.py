@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import split_protocol
 
-from kenya_birds.files import PARTIAL_SUFFIX, as_utf8
+from kenya_birds.files import PARTIAL_SUFFIX, as_utf8, replace
 from kenya_birds.inference.detections import SCORE_DIGITS, RecordingInfo, Row, When, decimal_s
 
 
@@ -98,13 +98,13 @@ class Outputs:
         # On Windows a file that is open in a program such as Excel cannot be replaced. Then no file is replaced.
         for path in filter(os.path.exists, paths):
             try:
-                os.replace(path, path)
+                replace(path, path)
             except PermissionError as error:
                 raise PermissionError(
                     error.errno, f"{path.name} cannot be replaced; close the program in which it is open"
                 ) from None
         for path in paths:
-            os.replace(self._partials.pop(path), path)
+            replace(self._partials.pop(path), path)
         return paths
 
 
