@@ -128,6 +128,18 @@ def _log_as_libraries_have_it():
         logger.setLevel(logging.NOTSET)
 
 
+@pytest.fixture
+def no_private_folders(tmp_path, monkeypatch):
+    """Fails where a folder is made for its maker alone: on Windows, it and all that is in it stay so when moved."""
+    mkdir = os.mkdir
+
+    def make(path, mode=0o777, **options):
+        assert mode != 0o700 or not Path(path).is_relative_to(tmp_path), path
+        mkdir(path, mode, **options)
+
+    monkeypatch.setattr(os, "mkdir", make)
+
+
 @pytest.fixture(scope="module")
 def blank_figures():
     """No figure is drawn, for files that do not look at them."""

@@ -358,6 +358,18 @@ def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch)
         export_onnx(str(tmp_path), tmp_path / "graph")
 
 
+@pytest.mark.usefixtures("no_private_folders")
+def test_the_folder_is_for_everybody_who_may_read_the_one_above(tmp_path, monkeypatch):
+    save_model(tmp_path / "model")
+    monkeypatch.setattr(
+        "kenya_birds.publishing.export.write_classifier", lambda classifier, path, metadata: path.touch()
+    )
+    monkeypatch.setattr("kenya_birds.publishing.export.compare_graph", lambda classifier, path: 0.0)
+    export_onnx(str(tmp_path / "model"), tmp_path / "graph")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "graph"}
+    assert {path.name for path in (tmp_path / "graph").iterdir()} >= {"model.onnx", "labels.csv", "README.md"}
+
+
 def test_a_graph_of_another_model_is_noticed(single):
     model, extractor, graph = single
     assert compare_graph(WaveformClassifier(model, extractor), graph / "model.onnx") < 1e-3

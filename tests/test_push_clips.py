@@ -202,6 +202,7 @@ def test_audio_that_is_not_in_the_clips_is_refused(clips, tmp_path):
         publishing.save_clips(datasets.DatasetDict(), tmp_path / "out", title="")
 
 
+@pytest.mark.usefixtures("no_private_folders")
 def test_an_existing_folder_is_refused_unless_it_is_empty(clips, tmp_path):
     few = datasets.DatasetDict({"train": clips["train"].select(range(2))})
     folder = tmp_path / "out"

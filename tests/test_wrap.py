@@ -350,6 +350,7 @@ def test_the_network_of_a_model_on_the_hub_is_downloaded(wrapped, is_there, tmp_
     assert fetched == {"network.onnx"}
 
 
+@pytest.mark.usefixtures("no_private_folders")
 def test_a_reference_to_the_network_follows_it_into_the_folder(tmp_path, capsys):
     folder = wrap(tmp_path, *NETWORK)
     assert not (folder / "network.onnx").exists()

@@ -3,7 +3,6 @@
 import gc
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from kenya_birds import __version__
 from kenya_birds.console import transformers_bars_hidden, user_errors
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
-from kenya_birds.files import check_new_folder, link_or_copy, put_folder_in_place, write_json
+from kenya_birds.files import check_new_folder, link_or_copy, users_folder, write_json
 from kenya_birds.inference.network_labels import as_species
 from kenya_birds.inference.published_networks import NetworkPlan
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
@@ -48,22 +47,15 @@ def wrap_network(plan: NetworkPlan, output_dir: str | Path, *, bundle: bool = Fa
     """
     output_dir = Path(output_dir).resolve()
     check_new_folder(output_dir)
-    try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}.", dir=output_dir.parent) as temporary:
-            partial = Path(temporary) / output_dir.name
-            partial.mkdir()
-            _write(plan, partial, bundle=bundle)
-            copy = partial / plan.path.name
-            (shutil.copyfile if bundle else link_or_copy)(plan.path, copy)
-            _check_alone(copy)
-            difference = _compare(plan, partial)
-            gc.collect()  # closes the networks: Windows renames no folder with an open file
-            if not bundle:
-                copy.unlink()
-            put_folder_in_place(partial, output_dir)
-    except OSError as error:
-        raise UserError(f"the model cannot be written to {output_dir}: {error.strerror or error}") from None
+    with users_folder(output_dir, f"the model {output_dir}") as partial:
+        _write(plan, partial, bundle=bundle)
+        copy = partial / plan.path.name
+        (shutil.copyfile if bundle else link_or_copy)(plan.path, copy)
+        _check_alone(copy)
+        difference = _compare(plan, partial)
+        gc.collect()  # closes the networks: Windows renames no folder with an open file
+        if not bundle:
+            copy.unlink()
     return difference
 
 

@@ -21,7 +21,7 @@ from kenya_birds.data.builders import ClipsConfig, KenyaBirds
 from kenya_birds.data.dataset import clips_builder
 from kenya_birds.data.splits import read_folds, read_splits, splits_of_fold
 from kenya_birds.errors import UserError
-from kenya_birds.files import is_new_or_empty, put_folder_in_place, read_json
+from kenya_birds.files import is_new_or_empty, read_json, users_folder
 from kenya_birds.publishing.hub import full_repo_id, upload_files
 from kenya_birds.training.run_folder import FOLDS_FILE, SPLITS_FILE
 from kenya_birds.training.settings import clip_settings
@@ -328,21 +328,15 @@ def save_clips(clips: datasets.DatasetDict, folder: str | Path, *, title: str, *
     # decode=True lets the Hub's viewer play the clips; the cast itself does not decode.
     audio = next(iter(clips.values())).features["audio"]
     clips = clips.cast_column("audio", replace(audio, decode=True))
-    try:
-        if not is_new_or_empty(folder):
-            raise UserError(f"{folder} exists and is not an empty folder; give another one or remove it")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-            partial = Path(temporary) / folder.name
-            (partial / DATA).mkdir(parents=True)
-            sizes = [_write_split(split, rows, partial / DATA) for split, rows in clips.items()]
-            download_size = sum(path.stat().st_size for path in (partial / DATA).iterdir())
-            files = {split: f"{DATA}/{split}-*" for split in clips}
-            text = render_clips_card(about, clips, files, sizes, download_size)
-            (partial / CARD).write_text(text, encoding="utf-8")
-            put_folder_in_place(partial, folder)
-    except OSError as error:
-        raise UserError(f"the clips cannot be written to {folder}: {error.strerror or error}") from None
+    if not is_new_or_empty(folder):
+        raise UserError(f"{folder} exists and is not an empty folder; give another one or remove it")
+    with users_folder(folder, f"the folder of the clips {folder}") as partial:
+        (partial / DATA).mkdir()
+        sizes = [_write_split(split, rows, partial / DATA) for split, rows in clips.items()]
+        download_size = sum(path.stat().st_size for path in (partial / DATA).iterdir())
+        files = {split: f"{DATA}/{split}-*" for split in clips}
+        text = render_clips_card(about, clips, files, sizes, download_size)
+        (partial / CARD).write_text(text, encoding="utf-8")
     return folder
 
 

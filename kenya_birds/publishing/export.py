@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.extras import check_extra
-from kenya_birds.files import check_new_folder, put_folder_in_place
+from kenya_birds.files import check_new_folder, users_folder
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier
@@ -198,29 +197,22 @@ def export_onnx(model_name: str, output_dir: str | Path) -> Path:
     if thresholds.is_file():
         Thresholds.read(thresholds)
     classifier = WaveformClassifier(model, extractor).eval()
-    try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}.", dir=output_dir.parent) as temporary:
-            partial = Path(temporary) / output_dir.name
-            partial.mkdir()
-            metadata = graph_metadata(saved, classifier)
-            logger.info("Step 1 of 3: tracing the model (takes up to a few minutes) ...")
-            write_classifier(classifier, partial / GRAPH_FILE, metadata)
-            logger.info("Step 2 of 3: comparing the graph with the model on three clips ...")
-            difference = compare_graph(classifier, partial / GRAPH_FILE)
-            logger.info(
-                "Step 3 of 3: writing (the probabilities of graph and model differ by at most %.1e) ...", difference
-            )
-            _species(model.config).to_csv(partial / LABELS_FILE, index=False, lineterminator="\n")
-            if thresholds.is_file():
-                shutil.copyfile(thresholds, partial / THRESHOLDS_FILE)
-            text = render_readme(
-                saved.public_name, metadata, classes=model.config.num_labels, has_thresholds=thresholds.is_file()
-            )
-            (partial / README_FILE).write_text(text, encoding="utf-8")
-            put_folder_in_place(partial, output_dir)
-    except OSError as error:
-        raise UserError(f"the export cannot be written to {output_dir}: {error.strerror or error}") from None
+    with users_folder(output_dir, f"the export {output_dir}") as partial:
+        metadata = graph_metadata(saved, classifier)
+        logger.info("Step 1 of 3: tracing the model (takes up to a few minutes) ...")
+        write_classifier(classifier, partial / GRAPH_FILE, metadata)
+        logger.info("Step 2 of 3: comparing the graph with the model on three clips ...")
+        difference = compare_graph(classifier, partial / GRAPH_FILE)
+        logger.info(
+            "Step 3 of 3: writing (the probabilities of graph and model differ by at most %.1e) ...", difference
+        )
+        _species(model.config).to_csv(partial / LABELS_FILE, index=False, lineterminator="\n")
+        if thresholds.is_file():
+            shutil.copyfile(thresholds, partial / THRESHOLDS_FILE)
+        text = render_readme(
+            saved.public_name, metadata, classes=model.config.num_labels, has_thresholds=thresholds.is_file()
+        )
+        (partial / README_FILE).write_text(text, encoding="utf-8")
     return output_dir
 
 
