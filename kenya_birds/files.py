@@ -445,14 +445,15 @@ def users_folder(folder: Path, what: str, *, overwrite: bool = False) -> Iterato
     Raises:
         UserError: If it cannot be written.
     """
-    partial = folder.absolute().with_name(f".{folder.name}.part")
-    if folder.is_dir() and not overwrite and not is_writable(partial.parent, for_folders=True):
-        partial = folder.absolute() / ".part"  # such as a mounted folder below one of the system
+    place = folder.absolute()
+    is_inside = folder.is_dir() and not overwrite and not is_writable(place.parent, for_folders=True)
+    # Nothing is beside the root of a drive, and nothing can be made beside a mounted folder below one of the system.
+    partial = place / ".part" if is_inside or not place.name else place.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        if overwrite and folder.is_dir() and contents_of(folder):
+        if overwrite and partial.parent != place and folder.is_dir() and contents_of(folder):
             replace_folder(partial, folder)
         else:
             put_folder_in_place(partial, folder)

@@ -2,7 +2,7 @@ import os
 import re
 import shutil
 from contextlib import nullcontext
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -131,6 +131,18 @@ def test_a_folder_is_filled_if_none_can_be_made_beside_it(tmp_path, monkeypatch)
         assert partial.parent == output
         (partial / "file").touch()
     assert [path.name for path in output.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_root_of_a_drive_gets_the_files_if_it_is_empty(overwrite, tmp_path, monkeypatch):
+    name = PurePath.name.fget
+    monkeypatch.setattr(PurePath, "name", property(lambda path: "" if path == tmp_path else name(path)))
+    with users_folder(tmp_path, "the results", overwrite=overwrite) as partial:
+        (partial / "file").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(UserError, match=r"(?i)not empty"), users_folder(tmp_path, "the results", overwrite=overwrite):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_never_takes_the_place_of_one_with_files(tmp_path):
