@@ -8,6 +8,7 @@ import torch
 from kenya_birds.distributed import Team
 from kenya_birds.inference import devices
 from kenya_birds.inference.devices import count_readers, device_for, usual_precision
+from kenya_birds.training.logged_trainer import lay_out
 
 
 @pytest.fixture
@@ -44,6 +45,13 @@ def test_bfloat16_is_usual_on_gpus_that_have_it(monkeypatch, capability, precisi
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert usual_precision(torch.device("cuda", 1)) == precision
     assert usual_precision(torch.device("cpu")) == "float32"
+
+
+@pytest.mark.parametrize(("device", "format"), [("cpu", torch.channels_last), ("mps", torch.contiguous_format)])
+def test_training_on_apples_gpus_leaves_the_memory_format_as_it_is(device, format):
+    model = torch.nn.Conv2d(2, 3, kernel_size=3)
+    assert lay_out(model, torch.device(device)) is model
+    assert model.weight.is_contiguous(memory_format=format)
 
 
 @pytest.mark.usefixtures("two_gpus")

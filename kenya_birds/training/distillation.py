@@ -26,7 +26,7 @@ from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassificat
 from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation
 from kenya_birds.training.batches import ClipDraw, ClipSampler
-from kenya_birds.training.logged_trainer import LoggedTrainer
+from kenya_birds.training.logged_trainer import LoggedTrainer, lay_out
 from kenya_birds.training.recording_windows import SoundWindows
 from kenya_birds.training.run_folder import (
     STATE_FILE,
@@ -149,12 +149,7 @@ class StudentTrainer(LoggedTrainer):
     """
 
     def __init__(self, student: Student, args: KenyaBirdsTrainingArguments, windows: TaughtWindows) -> None:
-        to_format: Any = student.to
-        super().__init__(
-            model=to_format(memory_format=torch.channels_last),  # as in the training that follows
-            args=args,
-            train_dataset=windows,
-        )
+        super().__init__(model=lay_out(student, args.device), args=args, train_dataset=windows)
         self.model_accepts_loss_kwargs = False
 
     def train_sampler(self) -> ClipSampler:

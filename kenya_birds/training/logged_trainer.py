@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import TrainOutput
 
@@ -60,6 +61,25 @@ class LoggedTrainer(TrainerHooks, Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Returns zero, because Trainer's estimate is for text models."""
         return 0
+
+
+def lay_out(model: nn.Module, device: torch.device) -> nn.Module:
+    """Gives a model's weights the memory format in which the device trains it fastest.
+
+    Args:
+        model: The model.
+        device: The device.
+
+    Returns:
+        The same model.
+    """
+    # In this format, PyTorch's batch normalisation trains wrong or crashes on Apple's GPUs (pytorch issue 175189).
+    if device.type == "mps":
+        return model
+    # On a CPU, depthwise convolutions with batch normalisation take half the time in it.
+    to_format: Any = model.to
+    to_format(memory_format=torch.channels_last)
+    return model
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:

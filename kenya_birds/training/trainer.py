@@ -41,7 +41,7 @@ from kenya_birds.training.callbacks import (
 from kenya_birds.training.embedded_data import EmbeddedRows, EmbeddedTraining, EmbeddedWindows, EmbeddedWindowSampler
 from kenya_birds.training.epoch_average import EpochAverage, metric_name
 from kenya_birds.training.frozen_training import FrozenEmbeddings
-from kenya_birds.training.logged_trainer import LoggedTrainer
+from kenya_birds.training.logged_trainer import LoggedTrainer, lay_out
 from kenya_birds.training.preparation import clean_clips
 from kenya_birds.training.pseudo_labels import PseudoLabelledWindows, PseudoLabels, PseudoLabelSampler
 from kenya_birds.training.recording_windows import RecordingWindows
@@ -157,8 +157,7 @@ class KenyaBirdsTrainer(LoggedTrainer):
                 training_data = PseudoLabelledWindows(self.plan, pseudo, self.augmentation)
         self._loss = TrainingLoss(model.config, self.class_weights, args.focal_gamma, shift)
         super().__init__(
-            # On a CPU, depthwise convolutions with batch normalisation take half the time in this format.
-            model=model.to(memory_format=torch.channels_last),
+            model=lay_out(model, args.device),
             args=args,
             train_dataset=training_data,
             eval_dataset=None if eval_dataset is None else self._feature_clips(eval_dataset),
