@@ -4,7 +4,6 @@ import codecs
 import errno
 import hashlib
 import json
-import logging
 import math
 import os
 import re
@@ -21,8 +20,6 @@ from kenya_birds.errors import UserError, WriteError
 if TYPE_CHECKING:
     import pandas as pd
 
-
-logger = logging.getLogger(__name__)
 
 CARD_TEMPLATE = "model_card.md"
 
@@ -176,9 +173,6 @@ def check_suffix(path: str | Path, suffixes: tuple[str, ...], what: str) -> None
         raise UserError(f"{path} is not the name of {what}: expected a name that ends in {' or '.join(suffixes)}")
 
 
-LOCK_FILE = ".lock"
-# Files that Finder and Explorer put into folders and do not show, in lower case.
-SYSTEM_FILES = {".ds_store", "._.ds_store", ".localized", "thumbs.db", "desktop.ini"}
 # Of empty files and folders that show whether a folder can be written to.
 PROBE_PREFIX = ".kenya_birds_probe_"
 # Of files that are being written.
@@ -315,28 +309,6 @@ def try_writing(folder: Path, *, for_folders: bool = False) -> None:
         _patiently(probe.unlink)
 
 
-def check_new_folder(folder: str | Path, flag: str = "--output", *, can_overwrite: bool = False) -> None:
-    """Raises `UserError` if an output folder is not new or empty, or not writable; call this before long work.
-
-    Args:
-        folder: The folder.
-        flag: Its option, for the message.
-        can_overwrite: Whether the command has `--overwrite`, for the message.
-    """
-    folder = Path(folder)
-    if not is_new_or_empty(folder):
-        more = ", or --overwrite to replace earlier results" if can_overwrite else ""
-        raise UserError(f"{folder} exists and is not an empty folder: give another {flag}{more}")
-    check_can_make(folder)
-
-
-def check_can_make(folder: str | Path) -> None:
-    """Raises `UserError` if a folder cannot be created or is not writable."""
-    nearest = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
-    if not is_writable(nearest, for_folders=True):
-        raise UserError(f"{folder} cannot be created: {nearest} is not a writable folder")
-
-
 # Removes program and time from the metadata of pictures, so that the same picture has the same bytes.
 PICTURE_METADATA = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
@@ -350,117 +322,6 @@ def check_picture(path: str | Path, overwrite: bool) -> None:
     """
     check_suffix(path, tuple(PICTURE_METADATA), "a picture")
     check_output(path, overwrite)
-
-
-def has_to_stay(folder: Path) -> bool:
-    """Returns True for folders that are not replaced by another one: the working directory, a mount, or a link."""
-    return folder.is_dir() and (folder.is_symlink() or os.path.ismount(folder) or folder.resolve() == Path.cwd())
-
-
-def put_folder_in_place(partial: Path, folder: Path) -> None:
-    """Renames a finished folder to its final name.
-
-    An existing empty folder is removed first, because Windows does not replace it. The working directory, a mounted
-    folder, a link to a folder, one that has the finished folder in it and one that cannot be removed stay, and get the
-    files one by one.
-
-    Args:
-        partial: The finished folder.
-        folder: Its final path.
-
-    Raises:
-        OSError: If the path exists and is not an empty folder, or cannot be written.
-    """
-    if has_to_stay(folder) or partial.parent == folder.absolute() or not _remove_empty(folder):
-        if any(path.absolute() not in (partial, folder.absolute() / LOCK_FILE) for path in contents_of(folder)):
-            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
-        paths = sorted(partial.iterdir())
-        try:
-            for path in paths:
-                shutil.move(path, folder / path.name)
-        except BaseException:
-            # The result is whole or not there. What others have put there meanwhile stays.
-            for path in paths:
-                moved = folder / path.name
-                if moved.is_dir():
-                    shutil.rmtree(moved, ignore_errors=True)
-                else:
-                    moved.unlink(missing_ok=True)
-            raise
-        partial.rmdir()
-        return
-    replace(partial, folder)
-
-
-def _remove_empty(folder: Path) -> bool:
-    """Removes a folder that counts as empty (see `is_new_or_empty`); returns whether none is there now."""
-    try:
-        if folder.is_dir() and is_new_or_empty(folder):
-            delete_system_files(folder)
-            (folder / LOCK_FILE).unlink(missing_ok=True)
-            folder.rmdir()
-    except OSError:
-        return False  # such as a file that Explorer has open
-    return not folder.is_dir()
-
-
-def replace_folder(partial: Path, folder: Path) -> None:
-    """Renames a finished folder to the name of an earlier one, which is deleted.
-
-    The earlier folder is renamed first and deleted last: if one of its files is open, Windows refuses to rename it,
-    and nothing is lost. What cannot be deleted is logged.
-
-    Args:
-        partial: The finished folder.
-        folder: The earlier folder.
-
-    Raises:
-        OSError: If a folder cannot be renamed; the earlier one is then complete and in its place.
-    """
-    earlier = folder.absolute().with_name(f".{folder.name}.old")
-    shutil.rmtree(earlier, ignore_errors=True)  # of an earlier call
-    replace(folder, earlier)
-    try:
-        replace(partial, folder)
-    except OSError:
-        replace(earlier, folder)
-        raise
-    try:
-        shutil.rmtree(earlier)
-    except OSError as error:
-        logger.warning("%s has the earlier files and cannot be deleted (%s): delete it", earlier, error)
-
-
-@contextmanager
-def users_folder(folder: Path, what: str, *, overwrite: bool = False) -> Iterator[Path]:
-    """Gives a temporary folder beside the final one; it is renamed at the end of the block, or removed after an error.
-
-    It is in an existing folder if none can be created beside it.
-
-    Args:
-        folder: A new or empty folder.
-        what: The folder in messages, such as `the archive birds`.
-        overwrite: Replaces an existing folder at the end of the block.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    place = folder.absolute()
-    is_inside = folder.is_dir() and not overwrite and not is_writable(place.parent, for_folders=True)
-    # Nothing is beside the root of a drive, and nothing can be made beside a mounted folder below one of the system.
-    partial = place / ".part" if is_inside or not place.name else place.with_name(f".{folder.name}.part")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        if overwrite and partial.parent != place and folder.is_dir() and contents_of(folder):
-            replace_folder(partial, folder)
-        else:
-            put_folder_in_place(partial, folder)
-    except OSError as error:
-        raise UserError(f"{what} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_portable_name(name: str) -> bool:
@@ -481,93 +342,3 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def is_system_file(name: str) -> bool:
-    """Returns True for `SYSTEM_FILES`, and for the probe with which another process tries to write."""
-    return name.lower() in SYSTEM_FILES or name.startswith(PROBE_PREFIX)
-
-
-def contents_of(folder: Path) -> list[Path]:
-    """Returns the files and folders in a folder, without `SYSTEM_FILES`: a user does not see these."""
-    return [path for path in folder.iterdir() if not is_system_file(path.name)]
-
-
-def delete_system_files(folder: Path) -> None:
-    """Deletes `SYSTEM_FILES` in a folder, which is then empty if it looked so."""
-    for path in folder.iterdir():
-        if is_system_file(path.name):
-            path.unlink()
-
-
-def is_new_or_empty(folder: Path) -> bool:
-    """Returns True if a folder does not exist, or has nothing but a lock file (see `locked`) and `SYSTEM_FILES`."""
-    return not folder.exists() or (folder.is_dir() and all(path.name == LOCK_FILE for path in contents_of(folder)))
-
-
-@contextmanager
-def locked(folder: Path, lock_file: Path | None = None, wait_s: float = 0.0) -> Iterator[None]:
-    """Locks an output folder, so that two runs cannot overwrite each other's results.
-
-    The lock is released when the block or the process ends. The lock file remains.
-
-    Args:
-        folder: The output folder.
-        lock_file: Path of the lock; by default `LOCK_FILE` in the existing folder.
-        wait_s: How long to wait for another process.
-
-    Raises:
-        UserError: If another process holds the lock, or the lock file cannot be created.
-    """
-    import filelock  # commands check their paths before anything heavy is imported
-
-    lock = filelock.FileLock(lock_file or folder / LOCK_FILE)
-    try:
-        lock.acquire(timeout=wait_s)
-    except filelock.Timeout:
-        raise UserError(f"another run is writing to {folder}: wait for it, or give another folder") from None
-    except (OSError, NotImplementedError) as error:
-        raise UserError(f"{folder} cannot be locked or written to ({error}): give another folder") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def shared_lock(path: Path, what: str, longest_s: float = -1) -> Iterator[None]:
-    """Locks what one process makes for all, such as a cache. Another process waits, and the log says so.
-
-    Args:
-        path: The lock file, in an existing folder.
-        what: What is made, for the log, such as `the first stage in /cache/x`.
-        longest_s: Longest time to wait in seconds; -1: no limit.
-
-    Raises:
-        UserError: If another process holds the lock for longer than `longest_s`.
-        OSError: If the lock file cannot be created, or the file system has no locks.
-    """
-    import filelock
-
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=1)
-    except NotImplementedError as error:
-        raise OSError(f"{path}: {error}") from None
-    except filelock.Timeout:
-        logger.info("Another process makes %s: waiting for it ...", what)
-        try:
-            lock.acquire(timeout=longest_s)
-        except filelock.Timeout:
-            raise UserError(f"another process has held {path} for {longest_s / 60:g} minutes: end it") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def check_not_locked(folder: Path) -> None:
-    """Raises `UserError` if another process holds a folder's lock, without creating a lock file."""
-    if (folder / LOCK_FILE).exists():
-        with locked(folder):
-            pass

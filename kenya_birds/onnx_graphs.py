@@ -12,8 +12,9 @@ import torch
 from huggingface_hub import constants
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import file_sha256, shared_lock, whole_file
+from kenya_birds.files import file_sha256, whole_file
 from kenya_birds.fingerprints import MODEL, code_fingerprint, library_versions, weights_sha256
+from kenya_birds.locks import shared_lock
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 
 logger = logging.getLogger(__name__)

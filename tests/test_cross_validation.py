@@ -18,7 +18,7 @@ from kenya_birds.evaluation.evaluation_report import plain_metrics
 from kenya_birds.evaluation.predictions import read_predictions
 from kenya_birds.experiments.cross_validation import CrossValidation
 from kenya_birds.experiments.results import format_folds
-from kenya_birds.files import LOCK_FILE
+from kenya_birds.locks import LOCK_FILE
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.flags import parse_train_flags

@@ -8,15 +8,9 @@ import pytest
 
 from kenya_birds import files
 from kenya_birds.errors import UserError
-from kenya_birds.files import (
-    LOCK_FILE,
-    check_can_make,
-    check_new_folder,
-    check_output,
-    is_portable_name,
-    put_folder_in_place,
-    users_folder,
-)
+from kenya_birds.files import check_output, is_portable_name
+from kenya_birds.folders import check_can_make, check_new_folder, put_folder_in_place, users_folder
+from kenya_birds.locks import LOCK_FILE
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import train_hf
 from kenya_birds.errors import UserError, WriteError
-from kenya_birds.files import LOCK_FILE
+from kenya_birds.locks import LOCK_FILE
 from kenya_birds.saved_models import NOVELTY_FILE
 from kenya_birds.training.run_folder import (
     DIGESTS_FILE,

@@ -74,7 +74,7 @@ def _add_synthesize(commands: Any) -> None:
 
 
 def _synthesize(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_new_folder
+    from kenya_birds.folders import check_new_folder
 
     check_new_folder(options.data_dir, "folder")
     from kenya_birds.data.synthetic import synthesize_archive
@@ -110,7 +110,7 @@ def _add_download(commands: Any) -> None:
 
 
 def _download(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_can_make
+    from kenya_birds.folders import check_can_make
 
     check_can_make(options.data_dir)
     from kenya_birds.data.download import download_record
@@ -137,7 +137,8 @@ def _add_join(commands: Any) -> None:
 
 
 def _join(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_layouts, check_new_folder
+    from kenya_birds.files import check_layouts
+    from kenya_birds.folders import check_new_folder
 
     check_new_folder(options.output)
     check_layouts(options.data_dirs)

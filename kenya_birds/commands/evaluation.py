@@ -113,7 +113,8 @@ def _add_evaluated_clips(command: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_file, check_layouts, check_new_folder
+    from kenya_birds.files import check_file, check_layouts
+    from kenya_birds.folders import check_new_folder
     from kenya_birds.saved_models import check_model
 
     output = options.output or Path(f"evaluation_{options.split}")
@@ -200,7 +201,8 @@ def _add_score(commands: Any) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     from kenya_birds.errors import UserError
-    from kenya_birds.files import check_file, check_layout, check_new_folder
+    from kenya_birds.files import check_file, check_layout
+    from kenya_birds.folders import check_new_folder
 
     for table in (options.table, options.beside):
         if table is not None and not table.is_dir():
@@ -325,7 +327,8 @@ def _add_probed_clips(command: Any) -> None:
 
 
 def _probe(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_file, check_layouts, check_new_folder
+    from kenya_birds.files import check_file, check_layouts
+    from kenya_birds.folders import check_new_folder
     from kenya_birds.saved_models import check_model
 
     check_model(options.model)

@@ -134,7 +134,8 @@ def _add_export(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_layout, check_new_folder
+    from kenya_birds.files import check_layout
+    from kenya_birds.folders import check_new_folder
 
     check_layout(options.data_dir)
     check_new_folder(options.output)
@@ -145,7 +146,8 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_file, check_new_folder
+    from kenya_birds.files import check_file
+    from kenya_birds.folders import check_new_folder
 
     columns = _columns(options.columns)
     check_new_folder(options.output)

@@ -78,7 +78,8 @@ def _add_push_clips(commands: Any) -> None:
 
 def _push_clips(options: argparse.Namespace) -> None:
     from kenya_birds.errors import UserError
-    from kenya_birds.files import check_layout, check_new_folder
+    from kenya_birds.files import check_layout
+    from kenya_birds.folders import check_new_folder
     from kenya_birds.publishing.hub import check_license, check_repo_id
 
     if options.output is None:
@@ -133,7 +134,7 @@ def _add_export(commands: Any) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from kenya_birds.extras import check_extra
-    from kenya_birds.files import check_new_folder
+    from kenya_birds.folders import check_new_folder
     from kenya_birds.saved_models import check_model
 
     check_extra("onnx", "export")

@@ -126,7 +126,8 @@ def _add_histories(commands: Any) -> None:
 
 
 def _histories(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_file, check_new_folder
+    from kenya_birds.files import check_file
+    from kenya_birds.folders import check_new_folder
 
     name_pattern, time_zone = read_name_pattern(options), read_time_zone(options)
     check_new_folder(options.output)

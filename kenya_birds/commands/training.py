@@ -190,7 +190,8 @@ def _add_combine(commands: Any) -> None:
 
 
 def _combine(options: argparse.Namespace) -> None:
-    from kenya_birds.files import check_layouts, check_new_folder
+    from kenya_birds.files import check_layouts
+    from kenya_birds.folders import check_new_folder
     from kenya_birds.training.member_models import check_members
 
     # Training refuses several GPUs with one process.

@@ -119,7 +119,8 @@ def _check_recordings(folder: Path | None) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     from kenya_birds.errors import UserError
-    from kenya_birds.files import check_can_make, check_file
+    from kenya_birds.files import check_file
+    from kenya_birds.folders import check_can_make
 
     if not options.found.is_dir():
         raise UserError(f"there is no folder {options.found}: expected the output folder of kenya-birds detect")
@@ -222,7 +223,8 @@ def _add_read(steps: Any) -> None:
 
 def _read(options: argparse.Namespace) -> None:
     from kenya_birds.errors import UserError
-    from kenya_birds.files import check_file, check_new_folder
+    from kenya_birds.files import check_file
+    from kenya_birds.folders import check_new_folder
 
     for check in options.checks:
         if not check.exists():
@@ -273,7 +275,8 @@ def _add_annotate(steps: Any) -> None:
 
 def _annotate(options: argparse.Namespace) -> None:
     from kenya_birds.errors import UserError
-    from kenya_birds.files import check_can_make, check_file, check_layout, is_new_or_empty
+    from kenya_birds.files import check_file, check_layout
+    from kenya_birds.folders import check_can_make, is_new_or_empty
 
     if not options.check.is_dir():
         raise UserError(f"there is no folder {options.check}: expected a folder of kenya-birds verify sample")

@@ -123,7 +123,7 @@ def _add_network(command: Any) -> None:
 def _wrap(options: argparse.Namespace) -> None:
     from dataclasses import fields
 
-    from kenya_birds.files import check_new_folder
+    from kenya_birds.folders import check_new_folder
     from kenya_birds.inference.published_networks import plan_network
     from kenya_birds.waveform_networks import NetworkSettings
 

@@ -21,15 +21,8 @@ from kenya_birds.data.csv_table import read_csv, read_table
 from kenya_birds.data.recording_places import RecordingPlaces
 from kenya_birds.data.table_cells import recording_of
 from kenya_birds.errors import UserError
-from kenya_birds.files import (
-    ANNOTATIONS_FILE,
-    RECORDINGS_TABLE,
-    SPECIES_FILE,
-    check_layout,
-    check_new_folder,
-    users_folder,
-    write_table,
-)
+from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_TABLE, SPECIES_FILE, check_layout, write_table
+from kenya_birds.folders import check_new_folder, users_folder
 from kenya_birds.values import TRUE
 
 logger = logging.getLogger(__name__)

@@ -16,14 +16,8 @@ from kenya_birds.data.recording_places import RecordingPlaces
 from kenya_birds.data.same_recording import same_sound, sound_fingerprints
 from kenya_birds.data.sound_files import is_hidden
 from kenya_birds.errors import UserError
-from kenya_birds.files import (
-    ANNOTATIONS_FILE,
-    RECORDINGS_FOLDER,
-    RECORDINGS_TABLE,
-    SPECIES_FILE,
-    check_layout,
-    is_system_file,
-)
+from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, RECORDINGS_TABLE, SPECIES_FILE, check_layout
+from kenya_birds.folders import is_system_file
 from kenya_birds.values import FALSE, TRUE
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from kenya_birds.data.audio import Block, RecordingReader, read_header
 from kenya_birds.data.same_recording import file_identity
 from kenya_birds.data.sound_pieces import SILENCE_S, audible, resampled
 from kenya_birds.errors import UserError
-from kenya_birds.files import LOCK_FILE, read_json, shared_lock, whole_file, write_json
+from kenya_birds.files import read_json, whole_file, write_json
 from kenya_birds.fingerprints import DECODERS, code_fingerprint, library_versions
+from kenya_birds.locks import LOCK_FILE, shared_lock
 
 logger = logging.getLogger(__name__)
 

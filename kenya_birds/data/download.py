@@ -24,7 +24,8 @@ from kenya_birds.data.unpacking import (
 )
 from kenya_birds.defaults import KENYA_RECORD, ZENODO_API_URL
 from kenya_birds.errors import UserError
-from kenya_birds.files import is_portable_name, locked
+from kenya_birds.files import is_portable_name
+from kenya_birds.locks import locked
 from kenya_birds.values import Count, checked
 
 logger = logging.getLogger(__name__)

@@ -42,14 +42,8 @@ from kenya_birds.data.import_tables import (
 from kenya_birds.data.recording_places import KeptHeader, Place, write_places
 from kenya_birds.data.species_folders import is_of_folders, read_folders
 from kenya_birds.errors import UserError
-from kenya_birds.files import (
-    ANNOTATIONS_FILE,
-    RECORDINGS_TABLE,
-    SPECIES_FILE,
-    check_new_folder,
-    users_folder,
-    write_table,
-)
+from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_TABLE, SPECIES_FILE, write_table
+from kenya_birds.folders import check_new_folder, users_folder
 from kenya_birds.values import counted
 
 REPORT_FILE = "import_report.csv"

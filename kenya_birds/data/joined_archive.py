@@ -22,17 +22,10 @@ from kenya_birds.data.archive import (
 from kenya_birds.data.csv_table import read_csv
 from kenya_birds.data.recording_places import KeptHeader, Place, RecordingPlaces, write_places
 from kenya_birds.errors import UserError
-from kenya_birds.files import (
-    ANNOTATIONS_FILE,
-    RECORDINGS_TABLE,
-    SPECIES_FILE,
-    check_layouts,
-    check_new_folder,
-    shared_lock,
-    users_folder,
-    write_table,
-)
+from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_TABLE, SPECIES_FILE, check_layouts, write_table
 from kenya_birds.fingerprints import code_fingerprint
+from kenya_birds.folders import check_new_folder, users_folder
+from kenya_birds.locks import shared_lock
 
 logger = logging.getLogger(__name__)
 

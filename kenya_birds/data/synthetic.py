@@ -24,7 +24,7 @@ from kenya_birds.data.synthetic_field import (
 )
 from kenya_birds.defaults import SYNTHETIC_DURATION_S, SYNTHETIC_RECORDINGS, SYNTHETIC_SPECIES
 from kenya_birds.errors import UserError
-from kenya_birds.files import check_new_folder
+from kenya_birds.folders import check_new_folder
 from kenya_birds.values import Count, Seed, SyntheticDuration, checked
 
 Scene = Literal["field", "quiet"]

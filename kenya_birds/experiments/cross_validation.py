@@ -24,14 +24,8 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.experiments.novelty_fit import refit_reference, save_reference
 from kenya_birds.experiments.results import Fold, Scored, train_and_evaluate, write_out_of_fold
-from kenya_birds.files import (
-    check_not_locked,
-    locked,
-    read_json,
-    whole_file,
-    write_json,
-    write_table,
-)
+from kenya_birds.files import read_json, whole_file, write_json, write_table
+from kenya_birds.locks import check_not_locked, locked
 from kenya_birds.training.arguments import DEFAULT_FOLDS
 from kenya_birds.training.run_folder import (
     CROSS_VALIDATION_FILE,

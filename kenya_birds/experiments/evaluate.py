@@ -21,7 +21,8 @@ from kenya_birds.evaluation.thresholds import Thresholds, choose_window_threshol
 from kenya_birds.evaluation.window_scoring import plan_windows
 from kenya_birds.evaluation.window_targets import DEFAULT_EDGE_MARGIN_S
 from kenya_birds.experiments.whole_recordings import ScoredWindows
-from kenya_birds.files import is_new_or_empty, read_json, users_folder, write_json
+from kenya_birds.files import read_json, write_json
+from kenya_birds.folders import is_new_or_empty, users_folder
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL, KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier

@@ -23,7 +23,8 @@ from kenya_birds.experiments.cross_validation import find_folds
 from kenya_birds.experiments.heads import embed_clips, fit_head
 from kenya_birds.experiments.probe_settings import ProbeSettings
 from kenya_birds.experiments.results import OUT_OF_FOLD, Fold, Scored, write_out_of_fold, write_test
-from kenya_birds.files import check_new_folder, read_json, write_json, write_table
+from kenya_birds.files import read_json, write_json, write_table
+from kenya_birds.folders import check_new_folder
 from kenya_birds.inference.detect import hash_embedder
 from kenya_birds.inference.embedding_models import Embedder, load_embedder
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL

@@ -16,7 +16,8 @@ from kenya_birds.data.recording_matching import RecordingFinder, names_elsewhere
 from kenya_birds.data.same_recording import recording_key
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.event_metrics import METRICS, WINDOW_S, EventScores, Truth, event_intervals
-from kenya_birds.files import is_new_or_empty, read_json, read_text, write_json, write_table
+from kenya_birds.files import read_json, read_text, write_json, write_table
+from kenya_birds.folders import is_new_or_empty
 from kenya_birds.inference.table_formats import RUN_FILE
 from kenya_birds.saved_models import find_model
 from kenya_birds.training.run_folder import SPLITS_FILE

@@ -16,7 +16,7 @@ from kenya_birds.data.recording_name import NamePattern
 from kenya_birds.data.recording_time import log_headers
 from kenya_birds.distributed import Team
 from kenya_birds.errors import UserError
-from kenya_birds.files import as_utf8, locked
+from kenya_birds.files import as_utf8
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.backbone_runtimes import BackboneCheck
@@ -29,6 +29,7 @@ from kenya_birds.inference.progress_bar import RecordingsBar
 from kenya_birds.inference.reading_log import log_channels, log_losses, log_missing_band
 from kenya_birds.inference.run_report import RunCost, RunFiles, RunReport
 from kenya_birds.inference.sources import FileState, FoundSources, Source, find_sources
+from kenya_birds.locks import locked
 from kenya_birds.saved_models import (
     NOVELTY_FILE,
     PROCESSOR_FILE,

@@ -14,17 +14,9 @@ from typing import Any, TextIO
 from kenya_birds import __version__
 from kenya_birds.data.sound_files import Skip, Skipped, count_skipped
 from kenya_birds.errors import UserError
-from kenya_birds.files import (
-    as_utf8,
-    check_can_make,
-    contents_of,
-    file_sha256,
-    read_json,
-    replace,
-    try_writing,
-    write_json,
-)
+from kenya_birds.files import as_utf8, file_sha256, read_json, replace, try_writing, write_json
 from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
+from kenya_birds.folders import check_can_make, contents_of
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables

@@ -12,7 +12,8 @@ from kenya_birds import __version__
 from kenya_birds.console import transformers_bars_hidden, user_errors
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
-from kenya_birds.files import check_new_folder, link_or_copy, users_folder, write_json
+from kenya_birds.files import link_or_copy, write_json
+from kenya_birds.folders import check_new_folder, users_folder
 from kenya_birds.inference.network_labels import as_species
 from kenya_birds.inference.published_networks import NetworkPlan
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig

@@ -21,7 +21,8 @@ from kenya_birds.data.builders import ClipsConfig, KenyaBirds
 from kenya_birds.data.dataset import clips_builder
 from kenya_birds.data.splits import read_folds, read_splits, splits_of_fold
 from kenya_birds.errors import UserError
-from kenya_birds.files import is_new_or_empty, read_json, users_folder
+from kenya_birds.files import read_json
+from kenya_birds.folders import is_new_or_empty, users_folder
 from kenya_birds.publishing.hub import full_repo_id, upload_files
 from kenya_birds.training.run_folder import FOLDS_FILE, SPLITS_FILE
 from kenya_birds.training.settings import clip_settings

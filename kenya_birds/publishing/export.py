@@ -14,7 +14,7 @@ import torch
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.extras import check_extra
-from kenya_birds.files import check_new_folder, users_folder
+from kenya_birds.folders import check_new_folder, users_folder
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load_classifier

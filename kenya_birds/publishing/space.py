@@ -11,15 +11,8 @@ from huggingface_hub import CommitInfo
 import kenya_birds
 from kenya_birds.errors import UserError
 from kenya_birds.extras import install_line, requirements_of
-from kenya_birds.files import (
-    contents_of,
-    file_sha256,
-    has_to_stay,
-    is_system_file,
-    read_json,
-    users_folder,
-    write_json,
-)
+from kenya_birds.files import file_sha256, read_json, write_json
+from kenya_birds.folders import contents_of, has_to_stay, is_system_file, users_folder
 from kenya_birds.publishing.hub import upload_files
 
 PACKAGE = Path(kenya_birds.__file__).parent

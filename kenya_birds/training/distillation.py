@@ -20,8 +20,9 @@ from torch import nn
 from kenya_birds.console import user_errors
 from kenya_birds.distributed import Team
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
-from kenya_birds.files import LOCK_FILE, read_json, shared_lock, whole_file, write_json
+from kenya_birds.files import read_json, whole_file, write_json
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions, weights_sha256
+from kenya_birds.locks import LOCK_FILE, shared_lock
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.training.arguments import AugmentationArguments
 from kenya_birds.training.augmentation import DRAWS, Augmentation

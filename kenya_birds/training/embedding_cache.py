@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import LOCK_FILE, shared_lock, whole_file
+from kenya_birds.files import whole_file
+from kenya_birds.locks import LOCK_FILE, shared_lock
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import check_can_make, check_file, check_layouts, read_json
+from kenya_birds.files import check_file, check_layouts, read_json
+from kenya_birds.folders import check_can_make
 from kenya_birds.parsing import Parser, add_general, add_option
 from kenya_birds.saved_models import NO_START, check_model, check_trained
 from kenya_birds.training.arguments import (

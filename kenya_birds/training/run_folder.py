@@ -12,17 +12,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from kenya_birds.errors import UserError, WriteError
-from kenya_birds.files import (
-    LOCK_FILE,
-    PARTIAL_SUFFIX,
-    contents_of,
-    delete_system_files,
-    file_sha256,
-    is_new_or_empty,
-    is_write_error,
-    read_json,
-    write_json,
-)
+from kenya_birds.files import PARTIAL_SUFFIX, file_sha256, is_write_error, read_json, write_json
+from kenya_birds.folders import contents_of, delete_system_files, is_new_or_empty
+from kenya_birds.locks import LOCK_FILE
 
 logger = logging.getLogger(__name__)
 

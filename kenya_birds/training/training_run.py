@@ -21,7 +21,8 @@ from kenya_birds.data.dataset import build_clips, clips_builder, load_no_call
 from kenya_birds.data.splits import SPLITS, read_splits, recordings_in
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.predictions import score_clips
-from kenya_birds.files import check_not_locked, locked, read_json, write_json, write_table
+from kenya_birds.files import read_json, write_json, write_table
+from kenya_birds.locks import check_not_locked, locked
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.training.batches import WEIGHT
 from kenya_birds.training.callbacks import StopAt

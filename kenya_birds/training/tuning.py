@@ -31,7 +31,9 @@ from kenya_birds.data.archive import archive_fingerprint
 from kenya_birds.data.dataset import make_folds
 from kenya_birds.data.splits import recordings_in
 from kenya_birds.errors import DivergedError, UserError
-from kenya_birds.files import is_new_or_empty, read_json, shared_lock, write_json
+from kenya_birds.files import read_json, write_json
+from kenya_birds.folders import is_new_or_empty
+from kenya_birds.locks import shared_lock
 from kenya_birds.training.callbacks import SHOWN
 from kenya_birds.training.flags import tuning_flags
 from kenya_birds.training.search_space import SearchSpace, SeededTPESampler

@@ -36,15 +36,13 @@ from kenya_birds.files import (
     RECORDINGS_FOLDER,
     RECORDINGS_TABLE,
     SPECIES_FILE,
-    check_can_make,
     check_layout,
-    is_new_or_empty,
-    locked,
-    users_folder,
     write_table,
 )
+from kenya_birds.folders import check_can_make, is_new_or_empty, users_folder
 from kenya_birds.inference.recordings_reader import read_recordings
 from kenya_birds.inference.species import SpeciesNames
+from kenya_birds.locks import locked
 from kenya_birds.verification import check_folder
 from kenya_birds.verification.check_folder import Answer, Sample, detection_id, read_answers, read_rows
 from kenya_birds.verification.moved_recordings import SAME_LENGTH_S, find_recordings

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import locked
 from kenya_birds.inference.species import SpeciesNames
+from kenya_birds.locks import locked
 from kenya_birds.verification.check_folder import (
     ANSWERS,
     OTHER,

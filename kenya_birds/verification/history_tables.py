@@ -15,16 +15,8 @@ from kenya_birds.data.archive import UNKNOWN_SPECIES
 from kenya_birds.data.csv_table import read_csv
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
-from kenya_birds.files import (
-    SPECIES_FILE,
-    check_new_folder,
-    is_portable_name,
-    read_json,
-    users_file,
-    users_folder,
-    write_json,
-    write_table,
-)
+from kenya_birds.files import SPECIES_FILE, is_portable_name, read_json, users_file, write_json, write_table
+from kenya_birds.folders import check_new_folder, users_folder
 from kenya_birds.inference.activity import USUAL_CLOCK, ActivityClock
 from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.table_formats import RUN_FILE, safe_text

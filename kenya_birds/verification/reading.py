@@ -14,15 +14,14 @@ from sklearn.metrics import cohen_kappa_score
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.call_density import Share
 from kenya_birds.evaluation.thresholds import Thresholds
-from kenya_birds.files import (
+from kenya_birds.files import write_json, write_table
+from kenya_birds.folders import (
     check_can_make,
     check_new_folder,
     contents_of,
     has_to_stay,
     is_new_or_empty,
     users_folder,
-    write_json,
-    write_table,
 )
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import safe_path, safe_text

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import check_can_make, file_sha256, is_new_or_empty, is_portable_name, locked, users_file
+from kenya_birds.files import file_sha256, is_portable_name, users_file
+from kenya_birds.folders import check_can_make, is_new_or_empty
 from kenya_birds.inference.detections import SCORE_DIGITS
 from kenya_birds.inference.recordings_reader import read_recordings
 from kenya_birds.inference.species import read_species
+from kenya_birds.locks import locked
 from kenya_birds.values import Count, Seconds, Seed, check_fields
 from kenya_birds.verification.check_folder import (
     ANSWERS_FILE,
