@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from running import train
+from running import flags, settings_of, train
 from safetensors.torch import load_file
 from torch import nn
 
@@ -229,3 +229,19 @@ def test_a_finished_run_is_resumed(trained, small_archive, cache, tmp_path):
 def test_another_number_of_epochs_is_another_run(trained, small_archive, cache):
     with pytest.raises(UserError, match="average_epochs was 5 and is 2 now"):
         train(small_archive, trained, cache, **{**SETTINGS, "average_epochs": 2}, resume_from_checkpoint="true")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"train_on": "recordings"}, 5),
+        ({"train_on": "recordings", "average_epochs": 1}, 1),
+        ({"train_on": "clips"}, 1),
+        ({"train_on": "recordings", "freeze_backbone": True}, 1),
+    ],
+)
+def test_training_on_recordings_averages_five_epochs_unless_told_otherwise(
+    small_archive, tmp_path, cache, given, expected
+):
+    words = flags(small_archive, tmp_path / "birds", cache, **given)
+    assert settings_of(words).training.average_epochs == expected

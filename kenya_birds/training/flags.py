@@ -117,8 +117,13 @@ HELP = {
     "dataloader_num_workers": "processes that load batches; 0: the main process does",
     "disable_tqdm": "show no progress bars",
 }
+# The default on recordings (docs/measurements.md, "The mean of several epochs").
+AVERAGED_EPOCHS = 5
 # Defaults that depend on other flags (see `parse_train_flags`).
-SHOWN_DEFAULTS = {"metric_for_best_model": "cmap; with --train_on clips: macro_f1"}
+SHOWN_DEFAULTS = {
+    "metric_for_best_model": "cmap; with --train_on clips: macro_f1",
+    "average_epochs": f"{AVERAGED_EPOCHS}; with --train_on clips, or a frozen backbone: 1",
+}
 METAVARS = {
     **dict.fromkeys(("data_dir", "output_dir", "cache_dir", "unlabelled"), "FOLDER"),
     **dict.fromkeys(("splits_file", "params"), "FILE"),
@@ -232,6 +237,8 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
     frozen.check_frozen(data, model, features, augmentation)
     if frozen.is_frozen(model):
         own = {**frozen.HEAD_DEFAULTS, **own}
+    elif data.train_on == "recordings":
+        own = {"average_epochs": AVERAGED_EPOCHS, **own}
     check_train_on(data, model, features)
     if model.window_loss == "softmax" and own.get("focal_gamma"):
         raise UserError("focal_gamma weighs binary losses: leave it out, or use --window_loss bce")
