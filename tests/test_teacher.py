@@ -151,11 +151,12 @@ def _find_checkpoint(folder):
 
 
 @pytest.mark.parametrize(
-    ("other", "is_found"), [(None, False), ({"global_step": 5}, False), ({"global_step": 3}, True)]
+    ("other", "is_found"),
+    [(None, False), ({"global_step": 5}, False), ({"global_step": 3, "is_world_process_zero": False}, True)],
 )
 def test_a_stage_resumes_only_from_a_checkpoint_that_all_machines_have(tmp_path, other, is_found):
     own, others = (tmp_path / str(rank) / "checkpoint-3" for rank in range(2))
-    for folder, state in ((own, {"global_step": 3}), (others, other)):
+    for folder, state in ((own, {"global_step": 3, "is_world_process_zero": True}), (others, other)):
         folder.mkdir(parents=True)
         (folder / "rng_state_1.pth").touch()  # which transformers saves on every machine
         if state is not None:

@@ -322,7 +322,6 @@ def test_settings_that_contradict_each_other_are_refused(small_archive, tmp_path
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor is for --train_on clips"),
         ({"shift_probability": 0.9}, "--shift_probability is for --train_on clips"),
         ({"shift_max": 0.1}, "--shift_max is for --train_on clips"),
-        ({"clips_on_device": "yes"}, "--clips_on_device is for --train_on clips"),
         ({"rescore_epochs": 2}, "--rescore_epochs is for --hard_windows: leave it out, or use --hard_windows"),
         ({"hard_windows": 0, "scored_windows": 9}, "--scored_windows is for --hard_windows"),
         ({"train_on": "clips", "call_windows": 0.5}, "--call_windows is for --train_on recordings"),

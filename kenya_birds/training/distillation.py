@@ -7,8 +7,9 @@ import copy
 import dataclasses
 import hashlib
 import logging
+import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 
 from kenya_birds.console import user_errors
 from kenya_birds.distributed import Team
+from kenya_birds.errors import UserError
 from kenya_birds.evaluation.window_scoring import RecordingWindowGrid
 from kenya_birds.files import read_json, whole_file, write_json
 from kenya_birds.fingerprints import DECODERS, MODEL, code_fingerprint, library_versions, weights_sha256
@@ -31,6 +33,7 @@ from kenya_birds.training.logged_trainer import LoggedTrainer, lay_out
 from kenya_birds.training.recording_windows import SoundWindows
 from kenya_birds.training.run_folder import (
     STATE_FILE,
+    checkpoints,
     delete_checkpoints,
     is_whole,
     last_whole_checkpoint,
@@ -251,7 +254,9 @@ class Stage:
 
         team.first_does(write)
         if not team.local_rank:
-            delete_checkpoints(self.folder)  # of another machine, which has a cache of its own
+            # Of another machine, which has a cache of its own. What is left there is never resumed.
+            for left in checkpoints(self.folder):
+                shutil.rmtree(left, ignore_errors=True)
 
     def find_checkpoint(self, team: Team) -> Path | None:
         """The last checkpoint to resume from; None if there is none, or if a machine does not have it.
@@ -263,9 +268,9 @@ class Stage:
         if last is None:
             return None
         checkpoint = self.folder / last.name
-        # On other machines, transformers saves the states of random numbers alone.
-        states = team.gather((checkpoint / STATE_FILE).read_bytes() if is_whole(checkpoint) else None)
-        if any(state != states[0] for state in states):
+        # Without --save_on_each_node, transformers saves the states of random numbers alone on other machines.
+        steps = team.gather(_step_of(checkpoint))
+        if None in steps or len(set(steps)) > 1:
             logger.warning("The first stage starts again: %s is not the same on every machine", checkpoint)
             return None
         return checkpoint
@@ -286,6 +291,14 @@ class Stage:
             "report_to": "none",
         }
         return dataclasses.replace(self.args, **changes)
+
+
+def _step_of(checkpoint: Path) -> int | None:
+    """The step of a checkpoint's state; None if it is not complete or cannot be read."""
+    with suppress(UserError):
+        if is_whole(checkpoint):
+            return int(read_json(checkpoint / STATE_FILE)["global_step"])
+    return None
 
 
 def stage_folder(

@@ -9,10 +9,7 @@ from kenya_birds.training.teacher_arguments import TeacherArguments
 # Flags, and the flag and value without which they have no effect; None: any value above 0.
 USED_WITH: tuple[tuple[tuple[str, ...], str, str | None], ...] = (
     (
-        (
-            *("context_s", "no_call_windows", "label_smoothing_factor", "shift_probability", "shift_max"),
-            "clips_on_device",
-        ),
+        ("context_s", "no_call_windows", "label_smoothing_factor", "shift_probability", "shift_max"),
         "train_on",
         "clips",
     ),

@@ -111,6 +111,7 @@ _RESUME = "a resumed run would differ from an uninterrupted run"
 _EVALUATION = "the metrics need the scores and labels of all clips, and there are no other outputs"
 _LANGUAGE = "it is for language models"
 _ONE_DEVICE = "these models fit on one device: start several processes with accelerate launch or torchrun instead"
+_HALF = "the saved model would have half precision: --fp16 and --bf16 speed up evaluation during training without that"
 # Why an argument has to keep its default.
 KEPT = {
     "auto_find_batch_size": "it changes the clips per step, and with them the result: give a smaller "
@@ -118,8 +119,7 @@ KEPT = {
     "train_sampling_strategy": "clips are drawn uniformly, or by --sampler_weight_power",
     "ignore_data_skip": _RESUME,
     "restore_callback_states_from_checkpoint": _RESUME,
-    "fp16_full_eval": "the saved model would have half precision: --fp16 and --bf16 speed evaluation up without that",
-    "bf16_full_eval": "the saved model would have half precision: --fp16 and --bf16 speed evaluation up without that",
+    **dict.fromkeys(("fp16_full_eval", "bf16_full_eval"), _HALF),
     **dict.fromkeys(("prediction_loss_only", "label_names", "include_for_metrics", "batch_eval_metrics"), _EVALUATION),
     **dict.fromkeys(("eval_do_concat_batches", "eval_use_gather_object"), _EVALUATION),
     **dict.fromkeys(("neftune_noise_alpha", "use_liger_kernel"), _LANGUAGE),
