@@ -274,7 +274,11 @@ def check_output(path: str | Path, overwrite: bool) -> None:
         raise UserError(f"{path} is a folder: expected the path of a file")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already: give another path, or replace it with --overwrite")
-    if not is_writable(path.parent):
+    try:
+        is_allowed = is_writable(path.parent)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    if not is_allowed:
         raise UserError(f"{path} cannot be written: {path.parent} is not a writable folder")
 
 
@@ -284,12 +288,15 @@ def is_writable(folder: Path, *, for_folders: bool = False) -> bool:
     Args:
         folder: The folder.
         for_folders: Asks for a folder instead of a file: Windows has different rights for them.
+
+    Raises:
+        OSError: If the disk is full or fails.
     """
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         return False
     try:
         try_writing(folder, for_folders=for_folders)
-    except OSError:
+    except PermissionError:
         return False
     return True
 

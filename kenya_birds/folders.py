@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kenya_birds.errors import UserError
@@ -36,7 +36,11 @@ def check_new_folder(folder: str | Path, flag: str = "--output", *, can_overwrit
 def check_can_make(folder: str | Path) -> None:
     """Raises `UserError` if a folder cannot be created or is not writable."""
     nearest = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
-    if not is_writable(nearest, for_folders=True):
+    try:
+        is_allowed = is_writable(nearest, for_folders=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror or error}") from None
+    if not is_allowed:
         raise UserError(f"{folder} cannot be created: {nearest} is not a writable folder")
 
 
@@ -134,7 +138,10 @@ def users_folder(folder: Path, what: str, *, overwrite: bool = False) -> Iterato
         UserError: If it cannot be written.
     """
     place = folder.absolute()
-    is_inside = folder.is_dir() and not overwrite and not is_writable(place.parent, for_folders=True)
+    try:
+        is_inside = folder.is_dir() and not overwrite and not is_writable(place.parent, for_folders=True)
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error}") from None
     # Nothing is beside the root of a drive, and nothing can be made beside a mounted folder below one of the system.
     partial = place / ".part" if is_inside or not place.name else place.with_name(f".{folder.name}.part")
     try:
@@ -158,14 +165,22 @@ def is_system_file(name: str) -> bool:
 
 def contents_of(folder: Path) -> list[Path]:
     """Returns the files and folders in a folder, without `SYSTEM_FILES`: a user does not see these."""
-    return [path for path in folder.iterdir() if not is_system_file(path.name)]
+    return [path for path in folder.iterdir() if not is_system_file(path.name) or _is_users_folder(path)]
 
 
 def delete_system_files(folder: Path) -> None:
     """Deletes `SYSTEM_FILES` in a folder, which is then empty if it looked so."""
     for path in folder.iterdir():
-        if is_system_file(path.name):
-            path.unlink()
+        if is_system_file(path.name) and not _is_users_folder(path):
+            with suppress(FileNotFoundError):  # a probe, which is deleted at once
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
+
+
+def _is_users_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(PROBE_PREFIX)
 
 
 def is_new_or_empty(folder: Path) -> bool:

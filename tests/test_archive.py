@@ -463,6 +463,8 @@ def test_the_fingerprint_does_not_change_with_hidden_files_of_finder_and_explore
     for name in (".DS_Store", "._a.flac", "Thumbs.db"):
         (archive / "soundscape_data" / name).write_bytes(b"x")
     assert archive_fingerprint(archive) == before
+    (archive / "soundscape_data" / ".a.flac").write_bytes(b"x")  # may be annotated
+    assert archive_fingerprint(archive) != before
 
 
 def test_the_fingerprint_changes_with_tables_and_recordings(archive):

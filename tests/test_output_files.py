@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ import pytest
 
 from kenya_birds import files
 from kenya_birds.errors import UserError
-from kenya_birds.files import check_output, is_portable_name
+from kenya_birds.files import PROBE_PREFIX, check_output, is_portable_name
 from kenya_birds.folders import check_can_make, check_new_folder, put_folder_in_place, users_folder
 from kenya_birds.locks import LOCK_FILE
 
@@ -73,6 +74,26 @@ def test_a_folder_that_looks_empty_in_finder_or_explorer_counts_as_empty(name, w
     with users_folder(tmp_path / "out", "the results", overwrite=name == ".DS_Store") as partial:
         (partial / "file").touch()
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/file"]
+
+
+def test_a_probe_that_was_left_behind_is_removed_and_a_folder_of_the_user_is_not(tmp_path):
+    (tmp_path / "out" / f"{PROBE_PREFIX}0a").mkdir(parents=True)
+    with users_folder(tmp_path / "out", "the results") as partial:
+        (partial / "file").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+    (tmp_path / "other" / "desktop.ini").mkdir(parents=True)
+    with pytest.raises(UserError, match="is not an empty folder"):
+        check_new_folder(tmp_path / "other")
+
+
+def test_a_full_disk_is_named_before_the_work(tmp_path, monkeypatch):
+    def full(path, *args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(files, "try_writing", full)
+    for check in (lambda: check_output(tmp_path / "a.csv", False), lambda: check_new_folder(tmp_path / "new")):
+        with pytest.raises(UserError, match=r"cannot be written.*: No space left on device$"):
+            check()
 
 
 def test_files_are_put_beside_a_system_file_that_explorer_has_open(windows, tmp_path, monkeypatch):

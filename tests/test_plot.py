@@ -2,7 +2,7 @@ import json
 import os
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import combinations, pairwise
 from zoneinfo import ZoneInfo
 
@@ -35,6 +35,7 @@ from kenya_birds.inference.activity import (
 from kenya_birds.inference.annotation_boxes import annotations_of
 from kenya_birds.inference.detection_boxes import MAX_LANES, Box, cut, join, stack
 from kenya_birds.inference.detections import Detection, RecordingInfo
+from kenya_birds.inference.local_hours import find_clock_change, hours_of
 from kenya_birds.inference.output_tables import write_tables
 from kenya_birds.inference.plots import detections_of, draw_section, plot_recording
 from kenya_birds.inference.recordings_reader import RunRecordings, read_recordings
@@ -489,6 +490,22 @@ def test_hours_after_a_change_of_clocks_are_those_of_the_tables(tmp_path, day, a
         merged.counts.iloc[0][lambda counts: counts > 0].to_dict()
         == {"20240331": {0: 1, 1: 1, 3: 1, 4: 1}, "20241027": {0: 1, 1: 1, 2: 2}}[day]
     )
+
+
+@pytest.mark.parametrize("hour", [0, 1, 17, 22])
+@pytest.mark.parametrize(("night", "expected"), [("20240330", [1, 3]), ("20241026", [2])])
+def test_a_detection_over_a_change_of_clocks_is_in_the_hours_on_both_sides(night, expected, hour):
+    begin = datetime.strptime(f"{night}{hour:02}", "%Y%m%d%H")
+    if hour < 2:
+        begin += timedelta(days=1)
+    elapsed_s = (26 - hour if hour > 2 else 2 - hour) * 3600 + 3600 * (night == "20241026")
+    change = find_clock_change(
+        TimeAndPlace(None, begin.replace(tzinfo=ZoneInfo("Europe/Berlin")), ZoneInfo("Europe/Berlin")), 12 * 3600
+    )
+    assert change.at_s == elapsed_s
+    rows = table((MORNING, elapsed_s - 600.3, elapsed_s + 600.7, "a", 1))
+    _, hours = hours_of(rows, {MORNING: begin}, {MORNING: change})
+    assert sorted({int(one) % 24 for one in hours}) == expected
 
 
 def test_names_that_do_not_tell_the_time_are_an_error_that_says_so(tmp_path, capsys):

@@ -15,7 +15,7 @@ from PIL import Image
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
 from kenya_birds.exploration.call_examples import encode_clip
-from kenya_birds.exploration.run_summary import short_paths, write_summary
+from kenya_birds.exploration.run_summary import _without_folders, short_paths, write_summary
 from kenya_birds.inference.detections import name_in
 
 RATE = 16_000
@@ -153,6 +153,18 @@ def test_messages_about_sound_that_was_not_analysed_have_no_folders(run_folder, 
     assert f"{name_in(path)} is bad (and/or cut, of an SM3/4)" in failures
     assert "b.wav is bad" in failures
     assert not re.search("(?i)jane|field|temp|host", failures)
+
+
+@pytest.mark.parametrize(
+    ("recording", "reason", "expected"),
+    [
+        ("site/x.wav", "a link to /home/jane d/x.wav, which does not exist", "a link to x.wav, which does not exist"),
+        (r"C:\Jane\a.wav", r"[Errno 13] denied: 'C:\\Jane\\a.wav'", "[Errno 13] denied: 'a.wav'"),
+        ("a.wav", "cannot be opened: '/home/jane d/a.wav'", "cannot be opened: 'a.wav'"),
+    ],
+)
+def test_links_and_errors_of_the_system_are_shown_without_folders(recording, reason, expected):
+    assert _without_folders(reason, recording, name_in(recording)) == expected
 
 
 def test_paths_are_shown_from_where_they_differ():

@@ -14,7 +14,6 @@ from kenya_birds.data.audio import AudioHeader
 from kenya_birds.data.csv_table import read_table
 from kenya_birds.data.recording_places import RecordingPlaces
 from kenya_birds.data.same_recording import same_sound, sound_fingerprints
-from kenya_birds.data.sound_files import is_hidden
 from kenya_birds.errors import UserError
 from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, RECORDINGS_TABLE, SPECIES_FILE, check_layout
 from kenya_birds.folders import is_system_file
@@ -271,8 +270,8 @@ def check_several(classes: list[str], min_annotations: int) -> None:
 def archive_fingerprint(data_dir: str | Path) -> str:
     """Returns a hash of the tables' bytes and of every recording's name, size and modification time.
 
-    The hash changes with the archive, so that clips are cut again. Hidden files in `soundscape_data/`, such as those
-    of Finder and Explorer, do not change it.
+    The hash changes with the archive, so that clips are cut again. The hidden files that Finder and Explorer make in
+    `soundscape_data/` do not change it.
 
     Raises:
         UserError: If a table or the folder of recordings is missing.
@@ -286,7 +285,7 @@ def archive_fingerprint(data_dir: str | Path) -> str:
     if places.is_table:
         digest.update((data_dir / RECORDINGS_TABLE).read_bytes())
     for name, path in sorted(places.paths.items()):
-        if not places.is_table and (is_hidden(name) or is_system_file(name)):
+        if not places.is_table and (is_system_file(name) or name.startswith("._")):
             continue
         if not path.is_file():  # a folder, or a link to nothing
             continue

@@ -22,9 +22,10 @@ from kenya_birds.exploration.call_examples import encode_clip
 from kenya_birds.exploration.charts import to_png_uri
 from kenya_birds.files import check_output, read_json, users_file
 from kenya_birds.inference.activity import draw_activity, measure_activity
+from kenya_birds.inference.analysed_stretches import SHORTEST_S, analysed_stretches
 from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.plots import draw_levels, read_levels, shown_range
-from kenya_birds.inference.recordings_reader import SHORTEST_S, RunRecordings, analysed_stretches
+from kenya_birds.inference.recordings_reader import RunRecordings
 from kenya_birds.inference.sources import find_sources
 from kenya_birds.inference.table_formats import RUN_FILE
 from kenya_birds.plot_style import styled
@@ -44,6 +45,8 @@ SPECIES = ["code", "common_name", "scientific_name"]
 CLIP_INCH, DPI = (3.4, 1.7), 110
 BOX_COLOUR = "#c2185b"
 # A copy of `Source.local_path`.
+# Of a path in quotation marks, as in errors of the system, and of the target of a link.
+FOLDERS = re.compile(r"""(?<=')[^']*[/\\](?=[^'/\\]+')|(?<=a link to ).*[/\\](?=[^/\\]+, which)""")
 DOWNLOADED = re.compile(r"(?:[A-Za-z]:)?[/\\][^:'\"]*[/\\]kenya_birds_\w+[/\\]recording(?:\.\w+)?")
 
 
@@ -272,7 +275,8 @@ def _failures(rows: pd.DataFrame, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _without_folders(text: str, recording: str, name: str) -> str:
-    """Returns a message about a recording with its name instead of its path, or of the path of a downloaded copy."""
+    """Returns a message about a recording with names instead of paths: its own, a downloaded copy's, a link's."""
     for path in (recording, str(Path(recording))):
         text = text.replace(path, name)
-    return DOWNLOADED.sub(lambda _: name, text)
+    text = DOWNLOADED.sub(lambda _: name, text)
+    return FOLDERS.sub("", text)

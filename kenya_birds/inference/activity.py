@@ -25,9 +25,10 @@ from kenya_birds.data.recording_time import TimeAndPlace, find_time_and_place
 from kenya_birds.data.sunrise import time_from_sunrise
 from kenya_birds.errors import UserError
 from kenya_birds.files import check_picture
+from kenya_birds.inference.analysed_stretches import analysed_stretches
 from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.local_hours import NO_CHANGE, ClockChange, even_parts, find_clock_change, hours_of
-from kenya_birds.inference.recordings_reader import RunRecordings, analysed_stretches, read_recordings
+from kenya_birds.inference.recordings_reader import RunRecordings, read_recordings
 from kenya_birds.inference.table_formats import RECORDINGS_TABLE
 from kenya_birds.inference.table_reader import read_detections
 from kenya_birds.plot_style import save_picture, short_name, styled

@@ -68,12 +68,14 @@ def hours_of(
     begin_s = recordings.map({path: _second_of_day(begin) for path, begin in begins.items()}).to_numpy(dtype=float)
     at_s, by_s = (recordings.map({path: change[n] for path, change in changes.items()}).to_numpy() for n in (0, 1))
     first_s, last_s = middles_s(detections)
-    before = begin_s, first_s, np.minimum(last_s, np.nextafter(at_s, 0))
-    after = begin_s + by_s, np.maximum(first_s, at_s), last_s
+    # A detection that lasts until the change is in the hour before it, however the sums are rounded.
+    last_before = np.where(last_s < at_s, np.floor((begin_s + last_s) / 3600), np.ceil((begin_s + at_s) / 3600) - 1)
+    before = first_s < at_s, (begin_s + first_s) / 3600, last_before
+    after = last_s >= at_s, (begin_s + by_s + np.maximum(first_s, at_s)) / 3600, (begin_s + by_s + last_s) / 3600
     found = []
-    for clock_s, from_s, to_s in (before, after):
-        kept = np.flatnonzero(from_s <= to_s)
-        row, hour = spread_rows(*(((clock_s + time_s)[kept] // 3600).astype(int) for time_s in (from_s, to_s)))
+    for is_there, first, last in (before, after):
+        kept = np.flatnonzero(is_there)
+        row, hour = spread_rows(np.floor(first[kept]).astype(int), np.floor(last[kept]).astype(int))
         found.append((kept[row], hour))
     rows, hours = zip(*found, strict=True)
     return np.concatenate(rows), np.concatenate(hours)

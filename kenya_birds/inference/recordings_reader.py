@@ -21,8 +21,6 @@ from kenya_birds.inference.table_reader import read_cells, to_numbers
 
 NUMBERS = ("duration_s", "latitude", "longitude")
 FAILED_TIMES = ("start_s", "end_s")
-# Shorter stretches come from rounded times: they are not analysed sound.
-SHORTEST_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -75,21 +73,6 @@ class RunRecordings:
         """Finds paths with `/`; with the paths of `places` by them."""
         listed = {_with_slashes(path): path for path in self.places}
         return RecordingFinder(listed), listed
-
-
-def analysed_stretches(duration_s: float, gaps: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Returns the analysed stretches of a recording, as start and end in seconds, in order.
-
-    Args:
-        duration_s: Length of the recording.
-        gaps: Stretches that were not analysed.
-    """
-    found, at = [], 0.0
-    for start_s, end_s in [*sorted(gaps), (duration_s, duration_s)]:
-        if min(start_s, duration_s) - at > SHORTEST_S:
-            found.append((at, min(start_s, duration_s)))
-        at = max(at, end_s)
-    return found
 
 
 def _with_slashes(path: str) -> str:
@@ -173,6 +156,8 @@ def _place(row: Mapping[Any, str], zone: tzinfo | None) -> TimeAndPlace:
         offset = local - utc.astimezone(UTC).replace(tzinfo=None)
         # Without a name, an offset of 0 would be the object UTC, which stands for an unknown local time.
         start = local.replace(tzinfo=timezone(offset) if offset else timezone(offset, "UTC+00:00"))
+        if zone is not None and start.astimezone(zone).replace(tzinfo=None) != local:
+            zone = None  # the user has corrected the local time
     latitude, longitude = (float(text) if (text := row.get(name, "")) else None for name in ("latitude", "longitude"))
     site = row.get("site", "")
     site = site[1:] if site.startswith("'") and FORMULA.match(site[1:]) else site

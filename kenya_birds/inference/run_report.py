@@ -14,13 +14,13 @@ from typing import Any, TextIO
 from kenya_birds import __version__
 from kenya_birds.data.sound_files import Skip, Skipped, count_skipped
 from kenya_birds.errors import UserError
-from kenya_birds.files import as_utf8, file_sha256, read_json, replace, try_writing, write_json
+from kenya_birds.files import as_utf8, file_sha256, is_writable, read_json, replace, try_writing, write_json
 from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
 from kenya_birds.folders import check_can_make, contents_of
+from kenya_birds.inference.analysed_stretches import analysed_stretches
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection, RecordingInfo
 from kenya_birds.inference.output_tables import write_tables
-from kenya_birds.inference.recordings_reader import analysed_stretches
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.inference.table_formats import (
     FAILED_COLUMNS,
@@ -212,6 +212,8 @@ class RunFiles:
                 raise UserError(f"{self.folder} is not a folder: give another --output")
             if self.folder.is_dir() and not self.state_folder.is_dir() and contents_of(self.folder):
                 raise UserError(f"{self.folder} is not empty and not from an earlier run: give another --output")
+            if self.folder.is_dir() and is_writable(self.folder, for_folders=True):
+                return
         check_can_make(self.folder)
 
     def prepare(self) -> None:

@@ -10,8 +10,8 @@ import pandas as pd
 
 from kenya_birds.data.recording_time import TimeAndPlace
 from kenya_birds.errors import UserError
+from kenya_birds.inference.analysed_stretches import analysed_stretches
 from kenya_birds.inference.merged_detections import middles_s, spread_rows
-from kenya_birds.inference.recordings_reader import analysed_stretches
 from kenya_birds.verification.occasions import Occasion, Unit, clock_occasions, twilight_occasions
 
 HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
