@@ -492,6 +492,18 @@ def test_hours_after_a_change_of_clocks_are_those_of_the_tables(tmp_path, day, a
     )
 
 
+def test_a_local_time_that_was_corrected_by_hand_is_followed(tmp_path):
+    (tmp_path / "recordings.csv").write_text(
+        "recording,duration_s,local_time,utc_time\n"
+        "a.wav,60,2024-05-01T06:00:00,2024-05-01T04:00:00+00:00\n"
+        "b.wav,60,2024-05-01T07:00:00,2024-05-01T04:00:00+00:00\n"
+    )
+    (tmp_path / "run.json").write_text(json.dumps({"time_zone": "Europe/Berlin"}))
+    run = read_recordings(tmp_path / "detections.csv", [])
+    hours = {path: place.times(timedelta(0))[0].hour for path, place in run.places.items()}
+    assert hours == {"a.wav": 6, "b.wav": 7}
+
+
 @pytest.mark.parametrize("hour", [0, 1, 17, 22])
 @pytest.mark.parametrize(("night", "expected"), [("20240330", [1, 3]), ("20241026", [2])])
 def test_a_detection_over_a_change_of_clocks_is_in_the_hours_on_both_sides(night, expected, hour):

@@ -45,7 +45,7 @@ PUBLISHED = {
     *("confusion_matrix.png", "f1_by_training_clips.png", "precision_recall.png", "reliability.png"),
     "recording_windows.parquet",
     *("recording_calls.csv", "recording_counts.csv", "recording_detections.csv", "recording_species.csv"),
-    *("recall_by_false_detections.png", "recording_timeline.png"),
+    *("recall_by_false_detections.png", "recording_reliability.png", "recording_timeline.png"),
 }
 
 pytestmark = pytest.mark.usefixtures("blank_figures")

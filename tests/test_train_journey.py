@@ -73,6 +73,7 @@ def test_training_leaves_everything_that_a_published_model_needs(trained):
         "recording_counts.csv",
         "recording_detections.csv",
         "recording_species.csv",
+        "recording_reliability.png",
         "recording_timeline.png",
         "reliability.png",
         "run_settings.json",
@@ -322,7 +323,7 @@ def test_the_card_says_before_and_after_calibration_only_of_a_calibrated_model(t
         metrics["test"]["ece_before_calibration"] = before
         (folder / "metrics.json").write_text(json.dumps(metrics))
         card = render_model_card(folder, "ann/birds", shipped_file("model_card.md"))
-        assert f"![Reliability: share of correct predictions {caption}](reliability.png)" in card
+        assert f"![Reliability on clips: share of correct predictions {caption}](reliability.png)" in card
 
 
 @pytest.mark.parametrize(

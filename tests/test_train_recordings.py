@@ -79,6 +79,7 @@ def test_whole_recordings_come_first(trained):
     card = (trained / "README.md").read_text(encoding="utf-8")
     assert "| On whole recordings | Test | 95% interval |" in card
     assert card.index("recording_timeline.png") < card.index("confusion_matrix.png")
+    assert card.index("(recording_reliability.png)") < card.index("(reliability.png)")
     told = (
         "A species is predicted if its score is above 0.5. The scores are probabilities in whole recordings and "
         "rarely exceed 0.5. Judge the model by average precision and by the table of whole recordings.\n\n"
@@ -391,7 +392,7 @@ def test_a_detector_of_one_species_is_learned_from_recordings_alone(tmp_path):
     assert np.isnan(table["ap"][0])
     card = (folder / "README.md").read_text(encoding="utf-8")
     figures = {path.name for path in folder.glob("*.png")}
-    assert figures == {"recording_timeline.png", "recall_by_false_detections.png"}
+    assert figures == {"recording_timeline.png", "recall_by_false_detections.png", "recording_reliability.png"}
     assert set(re.findall(r"!\[.*\]\((.*)\)", card)) == figures
     assert "calibration error" not in card.split("## Results")[1].lower()
     with pytest.raises(SystemExit, match="0"):

@@ -58,7 +58,7 @@ class RecordingScores(EventScores):
     ) -> None:
         super().__init__(detections, truth, tolerance_s=tolerance_s, window_s=window_s)
         self._every = EventScores(every, truth, tolerance_s=tolerance_s, window_s=window_s)
-        self._scored = windows
+        self.windows = windows
         self._settings = {"tolerance_s": tolerance_s, "window_s": window_s}
 
     @classmethod
@@ -71,9 +71,9 @@ class RecordingScores(EventScores):
         truths = [part.truth for part in parts]
         first = np.cumsum([0, *(len(truth.durations_s) for truth in truths)])
         windows = WindowScores(
-            np.concatenate([part._scored.group + number for part, number in zip(parts, first, strict=False)]),
-            np.concatenate([part._scored.scores for part in parts]),
-            np.concatenate([part._scored.targets for part in parts]),
+            np.concatenate([part.windows.group + number for part, number in zip(parts, first, strict=False)]),
+            np.concatenate([part.windows.scores for part in parts]),
+            np.concatenate([part.windows.targets for part in parts]),
         )
         truth = Truth(
             {name: duration_s for truth in truths for name, duration_s in truth.durations_s.items()},
@@ -90,7 +90,7 @@ class RecordingScores(EventScores):
     def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """See `EventScores.weighted`."""
         every = self._every.weighted(weights)
-        scored = self._scored
+        scored = self.windows
         with np.errstate(invalid="ignore", divide="ignore"):
             ap, auroc = weighted_ranking(scored.scores, scored.targets, scored.group, weights.astype(np.float64))
         return {
@@ -102,7 +102,7 @@ class RecordingScores(EventScores):
 
     def per_species(self) -> pd.DataFrame:
         """See `EventScores.per_species`; NaN where no window is known to hold the species."""
-        precision = average_precisions(self._scored.scores, self._scored.targets)
+        precision = average_precisions(self.windows.scores, self.windows.targets)
         return super().per_species().assign(average_precision=precision)
 
     def recall_curve(self) -> tuple[np.ndarray, np.ndarray]:

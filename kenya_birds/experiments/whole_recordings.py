@@ -14,7 +14,8 @@ from kenya_birds.data.event_tables import DECIMALS
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.evaluation.evaluation_report import ARCHIVES, EvaluationContext
 from kenya_birds.evaluation.event_metrics import METRICS, Truth, event_intervals
-from kenya_birds.evaluation.metrics import probabilities
+from kenya_birds.evaluation.figures import save_reliability
+from kenya_birds.evaluation.metrics import calibration_points, probabilities
 from kenya_birds.evaluation.recording_figures import (
     save_recall_by_false_reports,
     save_recording_timeline,
@@ -28,6 +29,7 @@ from kenya_birds.files import json_number, write_table
 from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.postprocessing import DetectionFinder
 from kenya_birds.saved_models import THRESHOLDS_FILE
+from kenya_birds.values import counted
 
 # Metrics over all thresholds use detections with at least this score.
 LEAST_SCORE = 0.01
@@ -35,6 +37,7 @@ RECALL_FILE = "recall_by_false_detections.png"
 # Scores and annotations of all windows (see `WindowPredictions.write`).
 WINDOWS_FILE = "recording_windows.parquet"
 TIMELINE_FILE = "recording_timeline.png"
+WINDOWS_RELIABILITY_FILE = "recording_reliability.png"
 DETECTION_COLUMNS = ("recording", "species", "start_s", "end_s", "score")
 
 
@@ -210,7 +213,8 @@ def write_recordings(
 
     The files: `recording_species.csv`, `recording_counts.csv` (each recording: annotated calls and detections),
     `recording_detections.csv` (each detection: right or not), `recording_calls.csv` (each call: found or not),
-    `recall_by_false_detections.png` and `recording_timeline.png`. Existing files are replaced.
+    `recall_by_false_detections.png`, `recording_reliability.png` (over all windows) and `recording_timeline.png`.
+    Existing files are replaced.
 
     Args:
         folder: Output folder; created if it does not exist.
@@ -240,6 +244,12 @@ def write_recordings(
             float(recordings["found"].sum()) / max(recordings["calls"].sum(), 1),
         ),
         about=f"{context.split}: {len(recordings)} recordings, {hours:.2f} h",
+    )
+    windows = scores.windows
+    save_reliability(
+        {"scores": calibration_points(windows.scores, windows.targets)},
+        folder / WINDOWS_RELIABILITY_FILE,
+        f"{context.split}: {counted(len(windows.group), 'window', ',')} of whole recordings",
     )
     name = typical_recording(recordings)
     save_recording_timeline(

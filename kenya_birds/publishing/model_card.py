@@ -22,7 +22,7 @@ from kenya_birds.evaluation.evaluation_report import (
 from kenya_birds.evaluation.unknown_species import UNKNOWN_SPECIES
 from kenya_birds.experiments.results import OUT_OF_FOLD
 from kenya_birds.experiments.score import DESCRIPTIONS
-from kenya_birds.experiments.whole_recordings import RECALL_FILE, TIMELINE_FILE
+from kenya_birds.experiments.whole_recordings import RECALL_FILE, TIMELINE_FILE, WINDOWS_RELIABILITY_FILE
 from kenya_birds.files import CARD_TEMPLATE, read_json, shipped_file
 from kenya_birds.model.graph_kenya_birds import RUNTIMES
 from kenya_birds.publishing.clips_dataset import markdown_cell
@@ -51,9 +51,10 @@ AT_HALF = ("macro_f1", "weighted_f1")
 PICTURES = {
     TIMELINE_FILE: "One test recording: annotated and detected calls",
     RECALL_FILE: "Recall against false detections per hour",
+    WINDOWS_RELIABILITY_FILE: "Reliability of the scores in all windows of whole recordings",
     CONFUSION_FILE: "Confusion matrix",
     PRECISION_RECALL_FILE: "Precision and recall by species",
-    RELIABILITY_FILE: "Reliability: share of correct predictions by score",
+    RELIABILITY_FILE: "Reliability on clips: share of correct predictions by score",
     F1_FILE: "F1 against training clips",
 }
 

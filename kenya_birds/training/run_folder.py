@@ -45,7 +45,8 @@ RESULT_FILES = (
     *("noise_reduction_kenya_birds.py", "signal_kenya_birds.py"),
     *("metrics.json", "per_species.csv", "predictions.parquet", "thresholds.json", "novelty.safetensors"),
     *("recording_species.csv", "recording_counts.csv", "recording_detections.csv", "recording_calls.csv"),
-    *("recording_windows.parquet", "recall_by_false_detections.png", "recording_timeline.png"),
+    *("recording_windows.parquet", "recall_by_false_detections.png", "recording_reliability.png"),
+    "recording_timeline.png",
     *("confusion_matrix.png", "f1_by_training_clips.png", "precision_recall.png", "reliability.png"),
 )
 # SHA-256 of the results of training, by name. Empty while they are written.
