@@ -163,7 +163,7 @@ def test_the_card_tells_results_and_data_and_no_local_path(trained):
         assert re.search(rf"\| {row['code']} \| [\d, ]+ \| ({row['precision']:.3f})? \| {row['recall']:.3f} \|", body)
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", body):
         assert (trained / picture).is_file()
-    assert body.count("![") == 6
+    assert body.count("![") == 7
     assert body.count(str(trained)) == 1, "the folder stands in the example alone"
 
 
