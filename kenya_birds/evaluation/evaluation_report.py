@@ -257,6 +257,7 @@ def write_report(
     """
     folder, context = Path(folder), context or EvaluationContext()
     folder.mkdir(parents=True, exist_ok=True)
+    reported = _reported(predictions, thresholds, reported)
     table = species_table(
         predictions,
         common_names=context.common_names,
@@ -269,7 +270,7 @@ def write_report(
         write_json(thresholds.to_json(), folder / THRESHOLDS_FILE, allow_nan=False)
     write_table(table, folder / SPECIES_TABLE_FILE, float_format="%.4f")
     write_predictions(predictions, folder / PREDICTIONS_FILE)
-    _save_figures(folder, predictions, uncalibrated, table, context, _reported(predictions, thresholds, reported))
+    _save_figures(folder, predictions, uncalibrated, table, context, reported)
     # Written last: if it exists, the report is complete.
     write_json(dict(context.with_more(context.split, metrics).more), folder / METRICS_FILE, allow_nan=False)
     return metrics

@@ -74,7 +74,7 @@ def leave_one_species_out(
     for label in range(len(classes)):
         others = number > present[:, label]
         unknown, known = present[:, label] & ~others, (windows.targets[:, label] == 0) & others
-        if min(unknown.sum(), known.sum()) >= least and (~of_species[:, label]).sum() >= rank:
+        if _are_enough(unknown, known, least) and (~of_species[:, label]).sum() >= rank:
             cases[label] = unknown, known
     if not cases:
         return {}
@@ -97,9 +97,13 @@ def separate_unlearned(
     """
     unknown = windows.others & (windows.targets == 0).all(axis=1)
     known = windows.present.any(axis=1) & ~windows.others
-    if min(unknown.sum(), known.sum()) < least or len(calls.vectors) < rank:
+    if not _are_enough(unknown, known, least) or len(calls.vectors) < rank:
         return None
     return _separation(NoveltyReference.of(calls.vectors, None, rank).nearest()(windows.vectors), unknown, known)
+
+
+def _are_enough(unknown: np.ndarray, known: np.ndarray, least: int) -> bool:
+    return bool(min(unknown.sum(), known.sum()) >= least)
 
 
 def _separation(distances: np.ndarray, unknown: np.ndarray, known: np.ndarray) -> Separation:

@@ -44,9 +44,9 @@ HIGHEST, LOWEST = "highest score", "lowest score"
 SPECIES = ["code", "common_name", "scientific_name"]
 CLIP_INCH, DPI = (3.4, 1.7), 110
 BOX_COLOUR = "#c2185b"
-# A copy of `Source.local_path`.
 # Of a path in quotation marks, as in errors of the system, and of the target of a link.
 FOLDERS = re.compile(r"""(?<=')[^']*[/\\](?=[^'/\\]+')|(?<=a link to ).*[/\\](?=[^/\\]+, which)""")
+# A copy of `Source.local_path`.
 DOWNLOADED = re.compile(r"(?:[A-Za-z]:)?[/\\][^:'\"]*[/\\]kenya_birds_\w+[/\\]recording(?:\.\w+)?")
 
 

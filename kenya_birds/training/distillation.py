@@ -34,7 +34,6 @@ from kenya_birds.training.recording_windows import SoundWindows
 from kenya_birds.training.run_folder import (
     STATE_FILE,
     checkpoints,
-    delete_checkpoints,
     is_whole,
     last_whole_checkpoint,
     writing_run,
@@ -250,11 +249,10 @@ class Stage:
                 save_file(state, partial)
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
             write_json({"losses": losses, "train_runtime_s": round(trainer.trained_s, 1)}, self.folder / ABOUT_FILE)
-            delete_checkpoints(self.folder)
 
         team.first_does(write)
         if not team.local_rank:
-            # Of another machine, which has a cache of its own. What is left there is never resumed.
+            # On each machine, which may have a cache of its own. What is left there is never resumed.
             for left in checkpoints(self.folder):
                 shutil.rmtree(left, ignore_errors=True)
 
