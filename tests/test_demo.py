@@ -331,6 +331,39 @@ def test_two_events_of_a_page_hear_a_recording_once(uploads):
     assert [session.is_wanted(one) for one in (first, second, third)] == [False, False, True]
 
 
+def test_a_late_answer_does_not_replace_a_newer_one(uploads, analyser, findings, monkeypatch):
+    import gradio as gr
+
+    from kenya_birds.serving import page as serving_page
+
+    class Request:
+        session_hash = "me"
+
+    def draw(*arguments):
+        """Draws, but first answers a newer request."""
+        if not newer:
+            newer.append(None)
+            newer[0] = page.section(3, True, 0.05, None, True, Request)
+        arguments[-1].write_bytes(b"")
+
+    def text(analyser, findings, settings):
+        if settings.merge:
+            newer.append(page.show(True, 0.05, None, False, Request))
+        return "settings"
+
+    page = serving_page.Page(analyser, uploads.sessions)
+    page.open(str(uploads.add()), Request)
+    uploads.sessions.find("me").findings = findings
+    monkeypatch.setattr(serving_page, "settings_text", text)
+    newer = []
+    assert page.show(True, 0.05, None, True, Request) == [gr.skip()] * 9
+    assert newer[0][0].startswith(f"{len(newer[0][1])} detections")
+    monkeypatch.setattr(serving_page, "picture_of_section", draw)
+    newer = []
+    assert page.section(2, True, 0.05, None, True, Request) == gr.skip()
+    assert "Spectrogram from 00:03.0" in newer[0]
+
+
 def test_an_analysis_stops_when_another_overlap_is_chosen(uploads):
     import gradio as gr
 

@@ -13,6 +13,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from kenya_birds.serving import page as serving_page
 from kenya_birds.serving.analysis import Analyser, Stopped, seconds_of
 
 pytestmark = NEEDS_CHROMIUM
@@ -269,6 +270,34 @@ def test_a_choice_during_an_analysis_stops_it(page, recording, monkeypatch):
         return analyse(self, pipeline, path, overlap_s, duration_s, progress, is_stopped)
 
     monkeypatch.setattr(Analyser, "_analyse", endless)
+    page.all("#overlap input")[2].click()
+    assert begun.wait(20)
+    page.all("#overlap input")[0].click()
+    page.until(lambda: "overlap by" not in page.text("#settings"))
+    assert page.complaints() == []
+
+
+def test_a_new_analysis_is_shown_although_the_results_of_the_one_before_are_being_drawn(page, recording, monkeypatch):
+    page.drop(recording)
+    page.results()
+    analyse, text = Analyser.analyse, serving_page.settings_text
+    begun, ended = threading.Event(), threading.Event()
+
+    def analyse_and_tell(self, *arguments, overlap_s, **settings):
+        findings = analyse(self, *arguments, overlap_s=overlap_s, **settings)
+        if overlap_s == 0:
+            ended.set()
+        return findings
+
+    def text_late(analyser, findings, settings):
+        if findings.overlap_s == 0.75:
+            begun.set()
+            assert ended.wait(20)
+            time.sleep(0.5)  # until the page knows
+        return text(analyser, findings, settings)
+
+    monkeypatch.setattr(Analyser, "analyse", analyse_and_tell)
+    monkeypatch.setattr(serving_page, "settings_text", text_late)
     page.all("#overlap input")[2].click()
     assert begun.wait(20)
     page.all("#overlap input")[0].click()

@@ -151,9 +151,11 @@ def _add_view(page: Page, example: Path) -> _View:
 def _connect(page: Page, view: _View, concurrency: int, example: Path) -> None:
     """Connects the components' events with the page's handlers."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    # By default, the page ignores a request while an earlier one of the same event is not answered.
+    newest: dict[str, Any] = {"trigger_mode": "always_last"}
 
     def draw(event: Any) -> None:
-        event.then(page.section, [view.start, *view.filters], view.section, **quiet)
+        event.then(page.section, [view.start, *view.filters], view.section, **newest, **quiet)
 
     def analyse(event: Any, **api: Any) -> None:
         analysed = event.then(
@@ -163,11 +165,11 @@ def _connect(page: Page, view: _View, concurrency: int, example: Path) -> None:
             show_progress_on=view.about,
             concurrency_limit=concurrency,
             concurrency_id="analyse",
-            trigger_mode="multiple",  # the page would ignore a request during an analysis
+            trigger_mode="multiple",
             **((api and {**api, "api_name": "analyse"}) or {"api_visibility": "private"}),
         )
         name = {**api, "api_name": "show"} if api else {"api_visibility": "private"}
-        draw(analysed.then(page.show, view.filters, view.shown, show_progress="hidden", **name))
+        draw(analysed.then(page.show, view.filters, view.shown, show_progress="hidden", **newest, **name))
 
     opening: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     choosing = {**opening, "trigger_mode": "multiple"}
@@ -187,10 +189,10 @@ def _connect(page: Page, view: _View, concurrency: int, example: Path) -> None:
     analyse(chosen.then(page.open, view.recording, opened, api_visibility="private", **opening))
     analyse(view.overlap.input(page.choose_overlap, view.overlap, None, api_visibility="private", **choosing))
     changes = [view.least.change, view.own.input, view.species.input, view.merge.input]
-    draw(gr.on(changes, page.show, view.filters, view.shown, trigger_mode="always_last", **quiet))
-    view.start.input(page.section, [view.start, *view.filters], view.section, trigger_mode="always_last", **quiet)
+    draw(gr.on(changes, page.show, view.filters, view.shown, **newest, **quiet))
+    view.start.input(page.section, [view.start, *view.filters], view.section, **newest, **quiet)
     for table in (view.by_time, view.by_species):
-        moved = table.select(page.go_to, None, [view.start, view.moment], **quiet)
+        moved = table.select(page.go_to, None, [view.start, view.moment], **newest, **quiet)
         moved.then(None, view.moment, None, js=MOVE_SOUND)
         draw(moved)
 

@@ -181,12 +181,15 @@ class Page:
         session = self.sessions.find(_key(request))
         if session is None or session.findings is None:
             return [gr.skip()] * 9
+        is_newest = session.begin_answer("results")
         try:
-            return self._shown(session, self.settings(own, least, species, merge))
+            shown = self._shown(session, self.settings(own, least, species, merge))
         except (OSError, UserError):
-            if session.is_closed.is_set():  # the folder was removed for another recording
+            # The folder was removed for another recording or a newer answer.
+            if session.is_closed.is_set() or not is_newest():
                 return [gr.skip()] * 9
             raise
+        return shown if is_newest() else [gr.skip()] * 9
 
     def _shown(self, session: Session, settings: FindingSettings) -> Sequence[Any]:
         assert session.findings is not None
@@ -244,6 +247,7 @@ class Page:
         session = self.sessions.find(_key(request))
         if session is None or session.findings is None:
             return gr.skip()
+        is_newest = session.begin_answer("section")
         findings, names = session.findings, self.analyser.names
         found = findings.detections(self.settings(own, least, species, merge))
         styles = species_styles(findings.species)  # of all species, so that filters and scrolling keep the colours
@@ -252,10 +256,12 @@ class Page:
             path = session.new_folder("section") / "spectrogram.png"
             picture_of_section(session.recording, found, names, styles, begin_s, path)
         except (OSError, UserError) as error:  # sound that cannot be read cannot be drawn
-            if session.is_closed.is_set():
+            if session.is_closed.is_set() or not is_newest():
                 return gr.skip()
             logger.info("%s", error)
             return message("The spectrogram cannot be drawn here: the recording cannot be read.")
+        if not is_newest():
+            return gr.skip()
         end_s = min(begin_s + SECTION_S, findings.duration_s)
         return picture(path, section_description(begin_s, end_s, findings.duration_s, found, names))
 

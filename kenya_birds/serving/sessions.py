@@ -51,6 +51,7 @@ class Session:
     _chosen_s: float | None = None  # the last overlap that was chosen on the page
     _analysis: int = 0
     _outputs: list[Path] = field(default_factory=list)
+    _answers: dict[str, int] = field(default_factory=dict)  # the number of the last one, by kind
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def choose(self, overlap_s: float) -> None:
@@ -80,6 +81,18 @@ class Session:
     def is_wanted(self, analysis: int) -> bool:
         """Returns True if the session has not ended, and an analysis, by its number, is its last one."""
         return self._analysis == analysis and not self.is_closed.is_set()
+
+    def begin_answer(self, kind: str) -> Callable[[], bool]:
+        """Returns a function that returns True until a later answer of this kind is begun.
+
+        Several events of the page have answers of one kind. A late answer of one would replace a newer one of another.
+
+        Args:
+            kind: What the page shows.
+        """
+        with self._lock:
+            number = self._answers[kind] = self._answers.get(kind, 0) + 1
+        return lambda: self._answers[kind] == number
 
     def new_folder(self, kind: str) -> Path:
         """Creates a folder for files of the page; only the last two of each kind are kept.
