@@ -131,6 +131,7 @@ MISTAKES = {
     f"{TUNE} -- --num_train_epoch 3": "there is no --num_train_epoch: did you mean --num_train_epochs",
     f"{TUNE} -- --batch_size 8": "there is no --batch_size: did you mean --per_device_train_batch_size",
     f"{TUNE} -- --data_dir x": "--data_dir is among the flags",
+    f"{TUNE} --backbones resnet18 dla46_c -- --backbone vgg11": "--backbones and, after --, --backbone were given",
     f"{TUNE} --timeout 10": "there is no --timeout: did you mean --timeout_s",
     f"{TUNE} --cache_dir x": "there is no --cache_dir: give the flags of train_hf.py after --",
     "kenya-birds tune ARCHIVE": "required: --trials",

@@ -143,11 +143,14 @@ def _add_tune(commands: Any) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
+    from kenya_birds.errors import UserError
     from kenya_birds.extras import check_extra
     from kenya_birds.files import check_layouts
     from kenya_birds.training.flags import tuning_flags
 
     flags = tuning_flags(options.data_dirs[0], options.output, options.train_flags)
+    if options.backbones and "backbone" in flags.stated:
+        raise UserError("--backbones and, after --, --backbone were given: expected one of the two")
     check_layouts(options.data_dirs)
     check_extra("optuna", "tuning")
     from kenya_birds.data.joined_archive import one_archive
