@@ -129,7 +129,6 @@ def _first_sample(header: bytes, block_frames: int) -> int | None:
 
 MARK = b"OggS"
 PAGE_HEADER_BYTES = 27
-LARGEST_PAGE_BYTES = PAGE_HEADER_BYTES + 255 + 255 * 255
 FIRST, LAST = 2, 4  # flags of a page
 _REVERSED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 

@@ -254,15 +254,6 @@ def _has_both(targets: np.ndarray) -> np.ndarray:
     return np.asarray((targets == 1).any(axis=0) & (targets == 0).any(axis=0))
 
 
-def negative_log_likelihood(logits: np.ndarray, references: np.ndarray) -> float:
-    """Mean NLL over clips, or over known elements where the references are a matrix; natural logarithm."""
-    logits, references = np.asarray(logits, dtype=np.float64), np.asarray(references)
-    if references.ndim == 1:
-        return float(-log_softmax(logits, axis=1)[np.arange(len(logits)), references].mean())
-    known = references >= 0
-    return float(_binary_nll(logits[known], references[known]).mean())
-
-
 def _fit_temperature(logits: np.ndarray, references: np.ndarray) -> float:
     own = np.arange(len(logits)), references
 

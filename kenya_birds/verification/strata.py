@@ -47,10 +47,6 @@ class Stratum:
         """Reads the dictionary of `to_json`."""
         return cls(**{**content, "by_score": {int(cell): int(count) for cell, count in content["by_score"]}})
 
-    def from_score(self, cell: int) -> int:
-        """Number of detections with a score of at least `SCORE_GRID[cell]`."""
-        return sum(count for at, count in self.by_score.items() if at >= cell)
-
 
 def bin_edges(scores: np.ndarray, clips: int) -> np.ndarray:
     """Chooses score bins on a logarithmic scale of ranks: each bin has half as many detections as the next lower one.
