@@ -225,3 +225,21 @@ def test_tables_by_species_and_recording_add_up():
     assert species.loc["x", ["calls", "found", "detections", "right"]].tolist() == [1, 1, 2, 1]
     recordings = system.per_recording().set_index("recording")
     assert recordings.loc["b", ["calls", "found", "detections", "right", "false_per_h"]].tolist() == [1, 1, 3, 2, 2]
+    # Half of the calls of x are found.
+    found, annotated = [("a", "x", 0, 3, 0.9), ("a", "x", 9, 12, 0.9)], [("a", "x", 1.0), ("a", "x", 60.0)]
+    rates = scored(found, annotated).per_species().set_index("species")[["precision", "recall", "f1"]]
+    assert rates.loc["x"].tolist() == [0.5, 0.5, 0.5]
+    assert rates.loc["y"].isna().all()
+
+
+def test_the_recall_curve_has_a_point_for_each_score():
+    annotated = [("a", "x", time) for time in (1.0, 10.0, 100.0, 200.0)]
+    # Of two detections with the same score, one is right; a third is at an unknown bird and does not count.
+    found = [("a", "x", 0, 3, 0.9), ("a", "x", 9, 12, 0.5), ("a", "x", 40, 43, 0.5), ("a", "y", 60, 63, 0.7)]
+    system = scored(found, annotated, [("a", 61.0, 61.0)], durations_s={"a": 1800.0})
+    false_per_h, recall = system.recall_curve()
+    assert false_per_h.tolist() == [0, 2]
+    assert recall.tolist() == [0.25, 0.5]
+    (metrics,) = metrics_of(system)
+    assert metrics["false_per_h"] == 2
+    assert metrics["recall_at_1_false_per_h"] == 0.25
