@@ -104,7 +104,7 @@ def test_the_folder_has_what_training_writes_and_figures_of_its_own(folder):
     assert "- x/first\n- y/second" in card_of(together, 1.0, 0.1, "x/first@0a1", "y/second@0b2")
     card = (together / "README.md").read_text(encoding="utf-8")
     assert "The model combines 2 networks" in card
-    assert "with seed 42 ran for 1.0 epochs, the best one was 1.0; training with seed 1 ran for" in card
+    assert "with seed 42 ran for 1 epoch, the best one was 1; training with seed 1 ran for" in card
     assert "It combines 2 networks" in run_here(main, "info", together).stdout
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pandas as pd
@@ -164,7 +165,7 @@ def test_the_card_tells_results_and_data_and_no_local_path(trained):
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", body):
         assert (trained / picture).is_file()
     assert body.count("![") == 7
-    assert body.count(str(trained)) == 1, "the folder stands in the example alone"
+    assert body.count(trained.as_posix()) == 2, "the folder stands in the two examples alone"
 
 
 def test_info_shows_species_with_thresholds_data_and_figures(trained, capsys):
@@ -342,6 +343,36 @@ def test_the_card_says_how_the_epoch_was_chosen(trained, tmp_path, result, told)
     summary["result"] = {"epochs": 5.0, "train_runtime_s": 7.0, **result}
     (folder / "training_summary.json").write_text(json.dumps(summary))
     assert told in render_model_card(folder, "ann/birds", shipped_file("model_card.md"))
+
+
+def test_the_card_counts_whole_epochs_and_says_why_fewer_are_averaged(trained, tmp_path):
+    from kenya_birds.publishing.model_card import render_model_card
+
+    folder = shutil.copytree(trained, tmp_path / "birds")
+    summary = json.loads((folder / "training_summary.json").read_text())
+    summary["arguments"]["average_epochs"] = 5
+    summary["result"] |= {"epochs": 12.0, "best_epoch": 10.5, "averaged_epochs": [6.0, 9.0, 10.0, 10.5]}
+    (folder / "training_summary.json").write_text(json.dumps(summary))
+    card = render_model_card(folder, "ann/birds", shipped_file("model_card.md"))
+    assert "Training ran for 12 epochs; the best one was 10.5." in card
+    assert "the mean of the weights of epochs 6, 9, 10, 10.5 (at most a third of all epochs)." in card
+
+
+@pytest.mark.parametrize(
+    ("model", "python", "shell", "title"),
+    [
+        (PureWindowsPath(r"C:\Users\ann\birds"), "C:/Users/ann/birds", "C:/Users/ann/birds", "birds"),
+        (PurePosixPath("my runs/birds"), "my runs/birds", '"my runs/birds"', "birds"),
+        ("ann/birds", "ann/birds", "ann/birds", "birds"),
+    ],
+)
+def test_both_examples_of_the_card_find_the_model(trained, model, python, shell, title):
+    from kenya_birds.publishing.model_card import render_model_card
+
+    card = render_model_card(trained, model, shipped_file("model_card.md"))
+    assert f'\nname = "{python}"\n' in card
+    assert f"\nkenya-birds detect {shell} recordings --output detections" in card
+    assert f"\n# {title}\n" in card
 
 
 def test_the_card_counts_the_recordings_in_which_people_have_checked_detections(trained, tmp_path):

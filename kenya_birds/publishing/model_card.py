@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -27,6 +28,7 @@ from kenya_birds.files import CARD_TEMPLATE, read_json, shipped_file
 from kenya_birds.model.graph_kenya_birds import RUNTIMES
 from kenya_birds.publishing.clips_dataset import markdown_cell
 from kenya_birds.saved_models import THRESHOLDS_FILE
+from kenya_birds.serving.command_line import command_line
 from kenya_birds.training.run_folder import CARD_FILE, SUMMARY_FILE, writing_results
 from kenya_birds.waveform_networks import license_terms
 
@@ -69,14 +71,14 @@ def write_card(output_dir: Path) -> None:
         UserError: If it has another card than that of training.
     """
     with writing_results(output_dir):
-        card = render_model_card(output_dir, str(output_dir), shipped_file(CARD_TEMPLATE))
+        card = render_model_card(output_dir, output_dir, shipped_file(CARD_TEMPLATE))
         (output_dir / CARD_FILE).write_text(card, encoding="utf-8")
     logger.info("Model, card (README.md), metrics, tables and pictures are in %s", output_dir)
 
 
 def render_model_card(
     model_dir: Path,
-    model_id: str,
+    model_id: str | PurePath,
     template: Path,
     *,
     license: str | None = None,
@@ -109,6 +111,8 @@ def render_model_card(
     results = metrics[OUT_OF_FOLD if cross_validated else "test"]
     fold_s = summary["cross_validation"]["train_runtime_s"] if cross_validated else 0.0
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
+    if isinstance(model_id, PurePath):
+        model_id = model_id.as_posix()  # backslashes are escapes in Python
     model_name = model_id.rpartition("/")[2]
     network = config.get("graph")
     if network is not None and license is None and "-sa" in (network["license"] or "").lower():
@@ -144,8 +148,7 @@ def render_model_card(
         source=source,
         dataset_id=dataset_id,
         code_url=code_url,
-        # A local path is useless to readers, and private.
-        shown_id=model_name if Path(model_id).exists() else model_id,
+        shell_id=command_line([model_id]),
         thresholds=thresholds,
         hop_s=round(extractor["clip_s"] - (extractor["clip_s"] / 2 if overlap_s is None else overlap_s), 6),
         config=config,
@@ -166,6 +169,7 @@ def render_model_card(
         whole_names=DESCRIPTIONS,
         metric_names={key: name for key, (_, name) in METRIC_NAMES.items() if results[key] is not None},
         labels=labels,
+        epochs=_epochs,
         figure=_figure,
         cell=markdown_cell,
         interval=_interval,
@@ -275,6 +279,11 @@ def _species_rows(path: Path) -> list[dict[str, str]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: expected the table that training writes ({error})") from None
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def _epochs(numbers: float | list[float]) -> str:
+    """One or more epochs, without a point where they are whole."""
+    return ", ".join(f"{number:.10g}" for number in np.atleast_1d(numbers))
 
 
 def _interval(ends: list[float] | None) -> str:
