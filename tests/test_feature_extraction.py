@@ -251,6 +251,14 @@ def test_less_than_a_quarter_of_a_clip_is_warned_of(waveform):
     assert message.startswith("A waveform is shorter than 0.75 s")
 
 
+def test_a_recording_in_place_of_a_clip_is_warned_of_once():
+    logging.Logger.warning_once.cache_clear()
+    assert not messages_of(lambda: features(song(6 * RATE)))
+    assert not messages_of(lambda: features(np.stack([song(7 * RATE)])))  # training clips with context
+    (message,) = messages_of(lambda: (features([song(), song(7 * RATE)]), features(song(8 * RATE))))
+    assert message.startswith("A waveform is longer than 6 s, but the model scores clips of 3 s: only the middle")
+
+
 def test_one_sample_is_enough():
     assert features(np.array([0.5])).isfinite().all()
 

@@ -401,7 +401,14 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
             raw_speech = [raw_speech]
         if not raw_speech:
             raise ValueError("expected at least one waveform, found an empty batch")
-        return torch.cat([self._clips(_row(waveform, i), i, device) for i, waveform in enumerate(raw_speech)])
+        rows = [_row(waveform, i) for i, waveform in enumerate(raw_speech)]
+        # Not of batches of one shape: who makes these has cut the sound.
+        if max(row.shape[1] for row in rows) > 2 * self.clip_samples:
+            logger.warning_once(
+                f"A waveform is longer than {2 * self.clip_s:g} s, but the model scores clips of {self.clip_s:g} s: "
+                "only the middle of the waveform is scored. Cut recordings into windows, as the model's card shows"
+            )
+        return torch.cat([self._clips(row, i, device) for i, row in enumerate(rows)])
 
     def _clips(
         self, waveform: np.ndarray | torch.Tensor, first: int, device: str | torch.device | None
