@@ -229,7 +229,7 @@ def test_twilight_needs_place_and_utc():
     assert histories.effort_h.sum() == pytest.approx(48 / 60, abs=2 / 60)
     detections = dict(zip(histories.species["code"], histories.detections.sum(axis=(1, 2)), strict=True))
     assert detections == {"dove": 1, "owl": 0}, "at 5:10 it is still night"
-    assert histories.skipped == {"a UTC time": 1, "a place": 1, "a known site": 1}
+    assert histories.skipped == {"without a UTC time": 1, "without a place": 1, "without a site": 1}
 
 
 def test_answers_confirm_remove_and_rename_detections(caplog):
@@ -314,7 +314,7 @@ def run_folder(tmp_path):
     detections[COLUMNS].to_csv(folder / "detections.csv", index=False)
     failed = [("n/A_2.flac", "partly read", "0", "7200", "damaged"), ("x.flac", "failed", "", "", "cannot be read")]
     pd.DataFrame(failed, columns=list(FAILED_COLUMNS)).to_csv(folder / "failed.csv", index=False)
-    (folder / "run.json").write_text(json.dumps({"model": "birds"}))
+    (folder / "run.json").write_text(json.dumps({"model": "birds", "undetected": ["wren", "gull"]}))
     return folder
 
 
@@ -329,6 +329,8 @@ def test_tables_are_those_that_r_reads(run_folder, tmp_path, capsys):
     main(["histories", str(run_folder), "--output", str(tmp_path / "out"), *words])
     told = capsys.readouterr().out
     assert "1 site without recordings, with NA only: C" in told
+    assert "Not detected, and therefore without a matrix: 2 species of the model (wren, gull)" in told
+    assert json.loads((tmp_path / "out" / "histories.json").read_text())["undetected"] == ["wren", "gull"]
     assert "2 species, 3 sites, 2 occasions (local time), 4.00 analysed hours, 2 detections" in told
     out = tmp_path / "out"
     head = ["site", "2021-12-07", "2021-12-08"]
@@ -460,7 +462,11 @@ def test_a_table_of_sites_that_a_spreadsheet_saved_is_read(tmp_path):
         ("site\nA\nA\n", "line 3 has the site A a second time"),
         ("site,latitude\nA,95\n", "line 2: latitude is 95.0: expected -90 to 90"),
         ("site,recordings\nA,n/*\nB,*.flac\n", "matches the patterns of A and B"),
-        ("site\nX\nY\n", "has no sites of recordings.csv"),
+        ("site\nX\nY\n", "has no site of the recordings (their own sites: A, B): found X, Y; correct the column site"),
+        (
+            "site,recordings\nX,north/*\n",
+            "such as 'north/*': expected patterns of paths such as n/A_1.flac (their own",
+        ),
         ("site,hours\nA,3\n", "has the column hours, which the output has too: rename or remove it"),
     ],
 )
@@ -503,6 +509,19 @@ def test_answers_and_thresholds_are_of_this_model_and_a_species_without_one_is_t
         histories = survey_histories(run_folder, tmp_path / f"{len(kept)}", wanted)
         assert histories.detections.sum() == histories.confirmed.sum() == len(kept)
         assert histories.effort_h.sum() == 4
+
+
+def test_recordings_of_other_sites_are_told_apart_from_those_without_a_site(run_folder, tmp_path, capsys):
+    table = pd.read_csv(run_folder / "recordings.csv")
+    table.assign(site=["A", None, "B"]).to_csv(run_folder / "recordings.csv", index=False)
+    (tmp_path / "sites.csv").write_text("site\nA\n")
+    main(["histories", str(run_folder), "--output", str(tmp_path / "out"), "--sites", str(tmp_path / "sites.csv")])
+    told = capsys.readouterr().out
+    assert "Skipped: 1 recording without a site\n" in told
+    assert "Skipped: 1 recording with no row in the table of sites (their own sites: B)\n" in told
+    about = json.loads((tmp_path / "out" / "histories.json").read_text())
+    assert about["skipped"] == {"without a site": 1, "with no row in the table of sites": 1}
+    assert about["other_sites"] == ["B"]
 
 
 def test_other_folders_are_refused(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Commands that summarise detection runs: summary, histories."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,19 +134,27 @@ def _histories(options: argparse.Namespace) -> None:
     check_new_folder(options.output)
     check_file(options.sites, "a table of sites")
     from kenya_birds.inference.activity import ActivityClock
+    from kenya_birds.verification.histories import OTHER_SITE
     from kenya_birds.verification.history_tables import HistorySettings, survey_histories
 
     settings = HistorySettings(options.unit, options.min_effort_h, options.threshold, options.verified)
     clock = ActivityClock(name_pattern, time_zone)
     histories = survey_histories(options.found, options.output, settings, sites=options.sites, clock=clock)
     for reason, count in histories.skipped.items():
-        print(f"Skipped: {counted(count, 'recording')} without {reason}")
+        names = f" (their own sites: {_first(histories.other_sites)})" if reason == OTHER_SITE else ""
+        print(f"Skipped: {counted(count, 'recording')} {reason}{names}")
+    if silent := histories.undetected:
+        print(f"Not detected, and therefore without a matrix: {len(silent)} species of the model ({_first(silent)})")
     empty = [site for site, hours in zip(histories.sites, histories.effort_h.sum(axis=1), strict=True) if not hours]
     if empty:
-        print(f"{counted(len(empty), 'site')} without recordings, with NA only: {', '.join(empty[:3])}")
+        print(f"{counted(len(empty), 'site')} without recordings, with NA only: {_first(empty)}")
     print(
         f"{len(histories.species)} species, {counted(len(histories.sites), 'site')}, "
         f"{counted(len(histories.occasions), 'occasion')} "
         f"({histories.clock}), {histories.effort_h.sum():.2f} analysed hours, "
         f"{counted(histories.detections.sum(), 'detection')}: {options.output}"
     )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -278,7 +278,8 @@ class RunFiles:
         """Writes the tables, then the other files.
 
         Args:
-            report: The report; the detections by species are added to it.
+            report: The report; the detections by species are added to it, and `undetected`, the species that can be
+                detected, is reduced to those without detections.
             recordings: Recordings of the tables.
             detections: Detections in the order of the recordings.
             formats: See `write_tables`.
@@ -304,6 +305,8 @@ class RunFiles:
                     write_failures(outputs.open(FAILED_FILE), report.failures)
                     files = [*written.files, *outputs.commit()]
             report.content["detections"] = written.counts
+            could_be = report.content["undetected"]
+            report.content["undetected"] = [code for code in could_be if not written.counts.get(code)]
             tables = {path.relative_to(self.folder).as_posix(): file_sha256(path) for path in files}
             for name in set(before) - set(tables):
                 (self.folder / name).unlink(missing_ok=True)

@@ -15,6 +15,8 @@ from kenya_birds.inference.merged_detections import middles_s, spread_rows
 from kenya_birds.verification.occasions import Occasion, Unit, clock_occasions, twilight_occasions
 
 HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
+# Why a recording that has a site of its own is skipped.
+OTHER_SITE = "with no row in the table of sites"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Histories:
         max_score: Highest score, same shape; NaN without a detection.
         clock: `local time` or `UTC`.
         skipped: Number of skipped recordings by reason.
+        other_sites: Own sites of the recordings with no row in the table of sites.
         undecided: Codes of species without a threshold, of which only confirmed detections count.
+        undetected: Codes of further species of the model, which have no history because nothing was detected.
     """
 
     sites: list[str]
@@ -65,7 +69,9 @@ class Histories:
     max_score: np.ndarray
     clock: str
     skipped: Mapping[str, int] = field(default_factory=dict)
+    other_sites: Sequence[str] = ()
     undecided: frozenset[str] = frozenset()
+    undetected: Sequence[str] = ()
 
     def detected(self, min_effort_h: float = 0.0) -> np.ndarray:
         """Returns 1 for detected, 0 for not detected and NaN for no information, shape `(species, sites, occasions)`.
@@ -104,7 +110,7 @@ def make_histories(
     skipped: Counter[str] = Counter()
     spans, clock = _divide(recordings, unit, skipped)
     if not spans:
-        told = ", ".join(f"{count} without {reason}" for reason, count in skipped.items())
+        told = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise UserError(
             f"none of {len(recordings)} recordings can be used ({told}): expected site, date and time in "
             "recordings.csv; see --name_pattern, --sites and --time_zone"
@@ -136,7 +142,9 @@ def make_histories(
         np.add.at(confirmed.reshape(-1), place, is_confirmed[row])
         np.maximum.at(highest.reshape(-1), place, score[row])
     highest[np.isinf(highest)] = np.nan
-    return Histories(wanted, _bounds(effort, names), rows, effort_h, counts, confirmed, highest, clock, dict(skipped))
+    others = {each.place.site for each in recordings.values() if each.site is None and each.place.site is not None}
+    bounds = _bounds(effort, names)
+    return Histories(wanted, bounds, rows, effort_h, counts, confirmed, highest, clock, dict(skipped), sorted(others))
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,7 @@ class _Divided:
 
 
 def _divide(recordings: Mapping[str, Recorded], unit: Unit, skipped: Counter[str]) -> tuple[dict[str, _Divided], str]:
-    """Divides the recordings that can be used, and returns the clock; counts the others by what they lack."""
+    """Divides the recordings that can be used, and returns the clock; counts the others by reason."""
     times = {path: recorded.place.times(timedelta(0)) for path, recorded in recordings.items()}
     is_local = unit != "twilight" and any(local is not None for local, _ in times.values())
     found = {}
@@ -184,11 +192,11 @@ def _divide(recordings: Mapping[str, Recorded], unit: Unit, skipped: Counter[str
         local, utc = times[path]
         begin = local if is_local else utc
         if recorded.site is None:
-            skipped["a known site"] += 1
+            skipped["without a site" if recorded.place.site is None else OTHER_SITE] += 1
         elif begin is None:
-            skipped["a local time" if is_local else "a UTC time"] += 1
+            skipped["without a local time" if is_local else "without a UTC time"] += 1
         elif unit == "twilight" and _coordinates(recorded.place) is None:
-            skipped["a place"] += 1
+            skipped["without a place"] += 1
         else:
             found[path] = _divide_one(recorded, recorded.site, begin, unit)
     return found, "local time" if is_local else "UTC"

@@ -27,7 +27,7 @@ from kenya_birds.verification.histories import Histories, Recorded, make_histori
 from kenya_birds.verification.occasions import Unit
 from kenya_birds.verification.reading import ANSWERS_TABLE
 from kenya_birds.verification.survey import Survey
-from kenya_birds.verification.survey_sites import SITE, Sites
+from kenya_birds.verification.survey_sites import PATTERN, SITE, Sites
 
 logger = logging.getLogger(__name__)
 
@@ -143,10 +143,17 @@ def survey_histories(
         sites=None if table is None else table.names,
         species=species,
     )
-    histories = replace(histories, undecided=undecided)
+    known = set(histories.species["code"])
+    undetected = [code for code in _run(survey.folder).get("undetected", []) if code not in known]
+    histories = replace(histories, undecided=undecided, undetected=undetected)
     about = {"found": str(found), **{name: _plain(value) for name, value in vars(settings).items()}}
     write_histories(histories, output, min_effort_h=settings.min_effort_h, about=about, sites=table)
     return histories
+
+
+def _run(found: Path) -> dict[str, Any]:
+    """What `kenya-birds detect` wrote about its run; empty if it was not kept."""
+    return read_json(found / RUN_FILE) if (found / RUN_FILE).is_file() else {}
 
 
 def _plain(value: Any) -> Any:
@@ -180,9 +187,24 @@ def recordings_of(
             place = replace(place, latitude=latitude, longitude=longitude)
         found[path] = Recorded(site, place, duration_s, survey.run.gaps.get(path, ()))
     if sites is not None and all(recorded.site is None for recorded in found.values()):
-        kind = "recordings that match its patterns" if sites.patterns else "sites of recordings.csv"
-        raise UserError(f"{sites.path} has no {kind}: found {', '.join(sites.names[:3])}; {next(iter(found), '')}")
+        raise _no_site(sites, found)
     return found
+
+
+def _no_site(sites: Sites, recordings: Mapping[str, Recorded]) -> UserError:
+    """The error of a table of sites that has no recording of a run."""
+    own = sorted({each.place.site for each in recordings.values() if each.place.site is not None})
+    names = f"their own sites: {', '.join(own[:3]) or 'none'}"
+    if any(sites.patterns):
+        return UserError(
+            f"{sites.path}: no recording matches one of its patterns or sites, such as "
+            f"{next(filter(None, sites.patterns))!r}: expected patterns of paths such as {next(iter(recordings))} "
+            f"({names})"
+        )
+    return UserError(
+        f"{sites.path} has no site of the recordings ({names}): found {', '.join(sites.names[:3])}; correct the "
+        f"column {SITE}, or add a column {PATTERN} with patterns of their paths"
+    )
 
 
 def apply_thresholds(detections: pd.DataFrame, thresholds: Thresholds | float) -> pd.DataFrame:
@@ -307,7 +329,14 @@ def write_histories(
         is_decided = ~histories.species["code"].isin(histories.undecided)
         write_table(species.map(safe_text).assign(has_threshold=is_decided.astype(int)), folder / SPECIES_FILE)
         _write_long(histories, detected, folder / "histories.csv")
-        write_json({**about, "clock": histories.clock, "skipped": dict(histories.skipped)}, folder / "histories.json")
+        content = {
+            **about,
+            "clock": histories.clock,
+            "skipped": dict(histories.skipped),
+            "other_sites": list(histories.other_sites),
+            "undetected": list(histories.undetected),
+        }
+        write_json(content, folder / "histories.json")
         shutil.copyfile(Path(__file__).with_name(R_FILE), folder / R_FILE)
 
 
