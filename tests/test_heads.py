@@ -568,7 +568,7 @@ def test_a_graph_that_takes_no_waveform_and_one_without_a_known_embedding_are_re
     folder = tmp_path / "wrapped"
     words = ["wrap", small, "--labels", write_labels(tmp_path / "labels.txt"), "--output", folder]
     main([str(word) for word in (*words, "--sampling_rate", RATE, "--activation", "sigmoid")])
-    assert "wrap its network again with --embedding" in refusal(backbone=folder)
+    assert "again with --embedding TENSOR (a wrong name, such as x, lists the tensors)" in refusal(backbone=folder)
 
 
 @pytest.mark.parametrize(

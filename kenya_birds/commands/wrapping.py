@@ -102,7 +102,8 @@ def _add_network(command: Any) -> None:
         "--embedding",
         str,
         metavar="TENSOR",
-        help="name of its embedding, for kenya-birds embed and for a head on it; by default none",
+        help="name of its embedding, for kenya-birds embed and for a head on it (a wrong name, such as x, lists the "
+        "tensors); by default none",
     )
     add_option(
         network, "--f_min_hz", NotNegative | None, metavar="HZ", help="lowest frequency that it uses; by default 0"

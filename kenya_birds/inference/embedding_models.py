@@ -206,7 +206,8 @@ def load_embedder(
             raise UserError(f"clip_s is {clip_s}, but '{saved.name}' has windows of {own.clip_s:g} s: remove --clip_s")
         if not classifier.embedding_size:
             raise UserError(
-                f"the embedding of '{saved.name}' is not known: wrap its network again with --embedding TENSOR"
+                f"the embedding of '{saved.name}' is not known: wrap its network again with --embedding TENSOR (a "
+                "wrong name, such as x, lists the tensors)"
             )
         return OwnEmbedder(saved, classifier, own, chosen)
     foreign = load(saved, AutoModel, heads_may_differ=True, trust_remote_code=False)

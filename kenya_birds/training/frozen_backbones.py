@@ -179,7 +179,10 @@ def _of_model(model: ModelArguments, saved: SavedModel) -> FrozenBackbone:
     graph = saved.config.get("graph")
     if graph is not None:
         if graph.get("embedding") is None:
-            raise UserError(f"the embedding of '{name}' is not known: wrap its network again with --embedding TENSOR")
+            raise UserError(
+                f"the embedding of '{name}' is not known: wrap its network again with --embedding TENSOR (a wrong "
+                "name, such as x, lists the tensors)"
+            )
         graph = {**graph, "file": find_graph(graph, saved.folder).resolve().as_posix()}
     front_end = read_json(saved.folder / "preprocessor_config.json")
     if saved.config.get("audio_model") is not None:

@@ -77,7 +77,8 @@ class Teacher:
             if not size:
                 raise UserError(
                     f"the embedding of the teacher '{name}' is not known: wrap its network again with --embedding "
-                    "TENSOR, or learn its scores only with --teacher_targets scores"
+                    "TENSOR (a wrong name, such as x, lists the tensors), or learn its scores only with "
+                    "--teacher_targets scores"
                 )
             self.embedding_size = size
         if targets != "embeddings":
