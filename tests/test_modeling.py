@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForAudioClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import kenya_birds.model
+from kenya_birds.model import configuration_kenya_birds
 from kenya_birds.model.backbone_kenya_birds import build_backbone
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification, classification_loss
@@ -204,6 +205,15 @@ def test_a_new_classifier_does_not_keep_the_old_calibration_and_names(tmp_path, 
         assert config.label2id == {label: index for index, label in config.id2label.items()}
     model.save_pretrained(tmp_path / "again")
     assert KenyaBirdsForAudioClassification.from_pretrained(tmp_path / "again").config.logit_scale is None
+
+
+@pytest.mark.parametrize(("labels", "is_told"), [(["x", "y", "z"], True), (["x", "y"], False)])
+def test_as_many_new_labels_start_from_the_weights_of_the_old_ones(tmp_path, monkeypatch, labels, is_told):
+    build().save_pretrained(tmp_path)
+    messages = []
+    monkeypatch.setattr(configuration_kenya_birds.logger, "warning", messages.append)
+    KenyaBirdsConfig.from_pretrained(tmp_path, id2label=dict(enumerate(labels)))
+    assert [message.startswith("There are as many new labels as old ones") for message in messages] == [True] * is_told
 
 
 def test_the_same_labels_keep_the_calibration(tmp_path):

@@ -83,6 +83,11 @@ class KenyaBirdsConfig(PreTrainedConfig):
         if before is not None and labels != before:
             if config.logit_scale is not None or config.logit_offset is not None:
                 logger.warning("The labels are new: the calibration of the saved model is not used")
+            if len(labels) == len(before):
+                logger.warning(
+                    "There are as many new labels as old ones, so the classifier has the weights of the old ones: "
+                    "train it before you use its scores"
+                )
             config.logit_scale = config.logit_offset = None
             if "label2id" not in kwargs:
                 config.label2id = {label: index for index, label in enumerate(labels)}
