@@ -16,12 +16,21 @@ options = parser.parse_args()
 
 classifier = pipeline("audio-classification", model=options.model, trust_remote_code=True)
 clip_s = classifier.feature_extractor.clip_s
-with soundfile.SoundFile(options.recording) as file:
-    sampling_rate = file.samplerate
-    file.seek(max(round((options.center_s - clip_s / 2) * sampling_rate), 0))
-    waveform = file.read(round(clip_s * sampling_rate), dtype="float32", always_2d=True).mean(axis=1)
+try:
+    with soundfile.SoundFile(options.recording) as file:
+        sampling_rate, duration_s = file.samplerate, file.frames / file.samplerate
+        if not 0 <= options.center_s <= duration_s:
+            parser.error(f"--center_s is {options.center_s:g}: {options.recording} has 0 to {duration_s:g} s")
+        file.seek(max(round((options.center_s - clip_s / 2) * sampling_rate), 0))
+        waveform = file.read(round(clip_s * sampling_rate), dtype="float32", always_2d=True).mean(axis=1)
+except soundfile.LibsndfileError as error:
+    parser.error(str(error))
 
+# Before version 5.23, transformers takes the softmax for multi-label models too.
+is_multi_label = classifier.model.config.problem_type == "multi_label_classification"
+function = "sigmoid" if is_multi_label else None
 print(f"{options.recording}, {clip_s} s round {options.center_s} s:")
-for guess in classifier({"array": waveform, "sampling_rate": sampling_rate}, top_k=5):
+clip = {"array": waveform, "sampling_rate": sampling_rate}
+for guess in classifier(clip, top_k=5, function_to_apply=function):
     names = classifier.model.config.species[guess["label"]]
     print(f"  {guess['score']:.2f}  {guess['label']:8}  {names['common_name']} ({names['scientific_name']})")

@@ -298,6 +298,12 @@ def test_the_readmes_program_says_how_it_is_used(tmp_path, words):
     assert (done.returncode, done.stderr) == (1, "usage: python listen.py recording.wav\n")
 
 
+def test_the_readmes_program_says_in_one_line_that_there_is_no_file(single):
+    words = [sys.executable, "-c", PROGRAM, "none.wav"]
+    done = subprocess.run(words, cwd=single[2], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "none.wav cannot be read: No such file or directory\n")
+
+
 @pytest.mark.parametrize("subtype", ["FLOAT", "PCM_24", None])
 def test_the_readmes_program_says_which_files_it_reads(single, capfd, subtype):
     path = single[2] / "other.wav"

@@ -209,6 +209,11 @@ def test_the_listening_example_prints_names(trained, small_archive):
     assert result.returncode == 0, result.stderr
     assert "3.0 s round 5.0 s" in result.stdout
     assert "Synthetic" in result.stdout
+    for words, told in (((recording, "--center_s", "500"), "--center_s is 500: "), (("none.wav",), "none.wav")):
+        result = run_script("examples/listen.py", trained, *words)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert told in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_archive):

@@ -46,6 +46,8 @@ try:
     with wave.open(sys.argv[1]) as file:
         found = (file.getnchannels(), file.getsampwidth(), file.getframerate())
         samples = file.readframes(file.getnframes())
+except OSError as error:
+    sys.exit(f"{sys.argv[1]} cannot be read: {error.strerror}")
 except (wave.Error, EOFError):  # floats, another format, or no sound at all
     found = None
 if found != (1, 2, sampling_rate_hz):
