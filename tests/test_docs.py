@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -81,7 +82,7 @@ def things(tmp_path_factory):
     first = min((archive / "soundscape_data").iterdir())
     (folder / "KEN_001_20211207_153852.flac").symlink_to(first)
     sound, rate = soundfile.read(first, frames=3 * soundfile.info(first).samplerate)
-    soundfile.write(folder / "clip.wav", sound, rate)
+    soundfile.write(folder / "clip.wav", np.stack([sound, sound], axis=1), rate)
     options = ["--output", f"{folder}/found", "--threshold", "0.1", "--formats", "raven,csv,parquet"]
     with pytest.raises(SystemExit, match="0"):
         main(["detect", f"{folder}/birds", f"{folder}/recordings", *options])

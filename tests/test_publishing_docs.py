@@ -37,7 +37,7 @@ def test_its_python_runs_from_top_to_bottom(hub, clips, tmp_path, monkeypatch, c
     model_dir = save_reference_model("single", tmp_path / "birds")
     (model_dir / "training_summary.json").write_text(json.dumps({"versions": dict.fromkeys(VERSIONS, "1")}))
     shutil.copy(ROOT / "README.md", model_dir)
-    soundfile.write(tmp_path / "clip.wav", [0.1, -0.1] * 24_000, 32_000)
+    soundfile.write(tmp_path / "clip.wav", [[0.1, 0.1], [-0.1, -0.1]] * 24_000, 32_000)
     few = datasets.DatasetDict({split: clips[split].select(range(2)) for split in clips})
     push_clips(few, "ann/birds-of-baringo-clips", title="Clips")
 
