@@ -298,7 +298,7 @@ def _about(pipeline: SoundscapePipeline, model_hash: str) -> dict[str, Any]:
     settings = {name: value for name, value in settings_of(pipeline).items() if name != "thresholds"}
     saved = pipeline.saved
     name = saved.name if saved.starting_point == "model" else saved.starting_point
-    wanted = pipeline.settings.species or pipeline.classes
+    wanted = set(pipeline.settings.species or pipeline.classes)
     thresholds = zip(pipeline.classes, pipeline.thresholds, strict=True)
     detectable = [code for code, threshold in thresholds if code in wanted and threshold <= 1]
     return {"model": name, "model_sha256": model_hash, "settings": settings, "undetected": detectable}
