@@ -47,7 +47,7 @@ from kenya_birds.inference.backbone_runtimes import open_backbone
 from kenya_birds.inference.backends import RUNTIME_PACKAGES
 from kenya_birds.inference.batching import BATCH_SIZES
 from kenya_birds.inference.detect import run_detection
-from kenya_birds.inference.devices import find_device, usual_precision
+from kenya_birds.inference.devices import find_device
 from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.pipeline import SoundscapePipeline
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
@@ -152,7 +152,7 @@ def make_pipeline(row: Row, options: argparse.Namespace) -> SoundscapePipeline:
         device=options.device,
         batch_size=options.batch_size,
         backend=backend,  # type: ignore[arg-type]
-        precision=precision or None,  # type: ignore[arg-type]
+        precision=precision or "float32",  # type: ignore[arg-type]
     )
 
 
@@ -219,8 +219,7 @@ def parts_alone(
     classifier, extractor = load_classifier(find_model(str(row.model)))
     classifier.eval().to(device, memory_format=torch.channels_last)
     backend, _, precision = row.backend.partition(":")
-    precision = precision or usual_precision(device)
-    network = open_backbone(backend, precision, classifier, extractor, threads)  # type: ignore[arg-type]
+    network = open_backbone(backend, precision or "float32", classifier, extractor, threads)  # type: ignore[arg-type]
     size = options.batch_size or (16 if device.type == "cpu" else 128)
     sound, _ = soundfile.read(files[0], frames=size * extractor.clip_samples, dtype="float32", always_2d=True)
     # A recording may be shorter than a batch.

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from kenya_birds import onnx_graphs
 from kenya_birds.cli import main
 from kenya_birds.errors import UserError
-from kenya_birds.inference import backbone_runtimes, backends, window_scorer
+from kenya_birds.inference import backbone_runtimes, backends, pipeline, window_scorer
+from kenya_birds.inference.audio_stream import Stopwatch
 from kenya_birds.inference.backbone_runtimes import BackboneCheck, OnnxBackbone, check_bfloat16
 from kenya_birds.inference.backends import choose_backend
 from kenya_birds.inference.finding_settings import FindingSettings
@@ -223,12 +224,12 @@ def installed(monkeypatch, *names):
 @pytest.mark.parametrize(
     ("extras", "precision", "device", "chosen"),
     [
-        (("onnx", "openvino"), None, "cpu", "openvino"),
-        (("onnx",), None, "cpu", "onnx"),
-        ((), None, "cpu", "torch"),
+        (("onnx", "openvino"), "float32", "cpu", "openvino"),
+        (("onnx",), "float32", "cpu", "onnx"),
+        ((), "float32", "cpu", "torch"),
         (("onnx",), "bfloat16", "cpu", "torch"),
         (("onnx", "openvino"), "bfloat16", None, "openvino"),
-        (("onnx", "openvino"), None, "cuda:1", "torch"),
+        (("onnx", "openvino"), "float32", "cuda:1", "torch"),
     ],
 )
 def test_auto_is_the_fastest_runtime_that_is_installed(model, monkeypatch, extras, precision, device, chosen):
@@ -240,20 +241,20 @@ def test_a_published_network_keeps_its_own_runtime(model, tmp_path):
     saved = find_model(str(save_model(tmp_path / "birds")))
     config = saved.config
     (saved.folder / "config.json").write_text(json.dumps({**config, "graph": {"name": "BirdNET"}}))
-    assert choose_backend("auto", None, saved, "cpu") == "torch"
+    assert choose_backend("auto", "float32", saved, "cpu") == "torch"
     with pytest.raises(UserError, match=r"published network \(BirdNET\), which has a runtime of its own"):
-        choose_backend("onnx", None, saved, "cpu")
+        choose_backend("onnx", "float32", saved, "cpu")
 
 
 def test_what_a_backend_cannot_do_is_refused(model, monkeypatch):
     saved = find_model(str(model))
     with pytest.raises(UserError, match="--backend onnx runs on a CPU, and the device is cuda: give --device cpu"):
-        choose_backend("onnx", None, saved, "cuda")
+        choose_backend("onnx", "float32", saved, "cuda")
     with pytest.raises(UserError, match="--backend onnx computes in float32"):
         choose_backend("onnx", "bfloat16", saved, "cpu")
     monkeypatch.setattr("kenya_birds.extras.find_spec", lambda name: None if name == "openvino" else name)
     with pytest.raises(UserError, match="--backend openvino needs openvino, which is not installed: run pip install"):
-        choose_backend("openvino", None, saved, "cpu")
+        choose_backend("openvino", "float32", saved, "cpu")
 
 
 def test_bfloat16_needs_a_processor_that_has_it(monkeypatch):
@@ -272,3 +273,37 @@ def test_bfloat16_in_torch_is_compared_with_float32(model, recordings, tmp_path,
     _, run = found(model, recordings, tmp_path / "output", precision="bfloat16")
     assert run["settings"]["precision"] == "bfloat16"
     assert run["this_run"]["backend_check"]["largest_score_difference"] > 0
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that numpy cannot read, like one on a GPU."""
+
+    def numpy(self):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def make_scorer(model, device, **options):
+    network, extractor = load_model(model)
+    options = {"backend": "torch", "thresholds": np.full(4, 0.5), **options}
+    return window_scorer.WindowScorer(network, extractor, torch.device(device), 2, Stopwatch(), **options)
+
+
+def test_on_a_gpu_the_default_is_float32_and_bfloat16_is_compared_with_it(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    asked = []
+    monkeypatch.setattr(pipeline, "WindowScorer", lambda *args, **options: asked.append((args[2].type, options)))
+    SoundscapePipeline(model, settings=FindingSettings(threshold=0.5))
+    assert [(device, options["precision"]) for device, options in asked] == [("cuda", "float32")]
+    assert make_scorer(model, "meta", precision="float32").check is None
+    assert make_scorer(model, "meta", precision="bfloat16").check is not None
+
+    scorer = make_scorer(model, "cpu", precision="float32")
+    scorer.check = BackboneCheck("torch", "bfloat16", np.full(4, 0.5))
+    backbone = scorer._backbone
+    scorer._backbone = scorer._reference = lambda features: backbone(features).as_subclass(OnGpu)
+    scorer._score(np.ones((2, scorer._extractor.clip_samples), dtype=np.float32))
+    assert (scorer.check.windows, scorer.check.largest_difference) == (2, 0)

@@ -1,4 +1,4 @@
-"""Which device, how many readers and which precision a computation gets, on machines with GPUs that are not here."""
+"""Which device and how many readers a computation gets, on machines with GPUs that are not here."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import torch
 
 from kenya_birds.distributed import Team
 from kenya_birds.inference import devices
-from kenya_birds.inference.devices import count_readers, device_for, usual_precision
+from kenya_birds.inference.devices import count_readers, device_for
 from kenya_birds.training.logged_trainer import lay_out
 
 
@@ -35,16 +35,6 @@ def test_processes_on_a_machine_share_its_cores_to_read(monkeypatch):
     for processes, readers in ((4, 3), (16, 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         assert count_readers(gpu, None) == readers
-
-
-@pytest.mark.parametrize(
-    ("capability", "precision"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")]
-)
-def test_bfloat16_is_usual_on_gpus_that_have_it(monkeypatch, capability, precision):
-    monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert usual_precision(torch.device("cuda", 1)) == precision
-    assert usual_precision(torch.device("cpu")) == "float32"
 
 
 @pytest.mark.parametrize(("device", "format"), [("cpu", torch.channels_last), ("mps", torch.contiguous_format)])

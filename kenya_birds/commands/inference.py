@@ -85,9 +85,10 @@ def _add_detect(commands: Any) -> None:
     add_option(
         speed,
         "--precision",
-        Precision | None,
-        help="precision of the network; by default bfloat16 on a GPU that has it, otherwise float32; bfloat16 changes "
-        "scores a little, and needs a processor with AVX512-BF16, AMX or such",
+        Precision,
+        "float32",
+        help="precision of the network; bfloat16 changes scores a little, and needs a GPU, or a processor with "
+        "AVX512-BF16, AMX or such; scores are compared with float32 on the first windows",
     )
     add_general(command)
     command.set_defaults(

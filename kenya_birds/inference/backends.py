@@ -18,7 +18,7 @@ RUNTIME_PACKAGES = {
 FASTEST_FIRST: tuple[Backend, ...] = ("openvino", "onnx")
 
 
-def choose_backend(backend: Backend, precision: Precision | None, saved: SavedModel, device: str | None) -> Backend:
+def choose_backend(backend: Backend, precision: Precision, saved: SavedModel, device: str | None) -> Backend:
     """Checks the choice of a backend, and replaces `auto`.
 
     `auto` is OpenVINO if it is installed, otherwise onnxruntime if that is installed, otherwise torch. On a GPU, and
@@ -26,7 +26,7 @@ def choose_backend(backend: Backend, precision: Precision | None, saved: SavedMo
 
     Args:
         backend: The user's choice. Its extra has the name of the backend.
-        precision: Precision of the backbone; None: the default.
+        precision: Precision of the backbone.
         saved: The model.
         device: The device, such as `cuda:1`; None: not known yet.
 

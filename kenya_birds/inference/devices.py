@@ -1,4 +1,4 @@
-"""The device of a computation, the number of threads that read for it, and its usual precision."""
+"""The device of a computation, and the number of threads that read for it."""
 
 import os
 
@@ -6,7 +6,6 @@ import torch
 
 from kenya_birds.console import user_errors
 from kenya_birds.errors import UserError
-from kenya_birds.inference.backends import Precision
 from kenya_birds.saved_models import SavedModel
 
 MAX_READERS = 8
@@ -57,16 +56,3 @@ def count_readers(device: torch.device, num_workers: int | None) -> int:
     allowed = getattr(os, "sched_getaffinity", None)  # Linux
     cores = os.cpu_count() or 1 if allowed is None else len(allowed(0))
     return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), MAX_READERS)
-
-
-def usual_precision(device: torch.device) -> Precision:
-    """Precision of a network: bfloat16 on a GPU that has instructions for it, otherwise float32.
-
-    Args:
-        device: The device of the computation.
-    """
-    if device.type != "cuda":
-        return "float32"
-    # GPUs before Ampere (V100, T4) compute bfloat16 more slowly than float32.
-    has_bfloat16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bfloat16" if has_bfloat16 else "float32"

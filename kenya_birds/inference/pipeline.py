@@ -77,7 +77,7 @@ class SoundscapePipeline:
         thresholds: File with decision thresholds, such as that of `kenya-birds verify read`, instead of the model's
             own. Species that are not in it are never reported.
         backend: What computes the backbone on a CPU: `torch`, `onnx`, `openvino`, or `auto` (see `choose_backend`).
-        precision: Precision of the backbone; by default see `usual_precision`.
+        precision: Precision of the backbone: `float32`, or `bfloat16`, which changes scores.
 
     Attributes:
         saved: The model's files.
@@ -108,7 +108,7 @@ class SoundscapePipeline:
         channel: Channel | None = None,
         thresholds: str | Path | None = None,
         backend: Backend = "torch",
-        precision: Precision | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.settings, self.channel = settings or FindingSettings(), channel
         self.saved = model if isinstance(model, SavedModel) else find_model(model)

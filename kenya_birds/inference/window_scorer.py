@@ -14,7 +14,6 @@ from kenya_birds.inference.backbone_runtimes import BackboneCheck, TorchBackbone
 from kenya_birds.inference.backends import Backend, Precision
 from kenya_birds.inference.batching import BatchPool
 from kenya_birds.inference.detections import SCORE_DIGITS
-from kenya_birds.inference.devices import usual_precision
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 
@@ -33,14 +32,14 @@ class WindowScorer(BatchPool):
         batch_size: Windows per batch; by default 16 on a CPU and 128 on a GPU.
         stopwatch: Measures the time of features and model.
         backend: What computes the backbone: `torch`, `onnx` or `openvino`.
-        precision: Precision of the backbone; by default see `usual_precision`.
+        precision: Precision of the backbone.
         thresholds: Score from which each class is reported, shape `(classes,)`; for `check`.
         reference: Training calls, from which the novelty of each window is measured; None: it is not measured.
 
     Attributes:
         backend: The backend.
         precision: Precision of the backbone, `float32` or `bfloat16`.
-        check: Comparison with torch in float32; None on a GPU, and for torch in float32.
+        check: Comparison with torch in float32; None for torch in float32 itself.
 
     Raises:
         UserError: If the backend cannot compute this network on this processor.
@@ -55,7 +54,7 @@ class WindowScorer(BatchPool):
         stopwatch: Stopwatch,
         *,
         backend: Backend,
-        precision: Precision | None,
+        precision: Precision,
         thresholds: np.ndarray,
         reference: NoveltyReference | None = None,
     ) -> None:
@@ -68,11 +67,11 @@ class WindowScorer(BatchPool):
         self._novelty = None if reference is None else reference.measure(device)
         self._multi_label = model.config.problem_type == "multi_label_classification"
         self.backend: Backend = backend
-        self.precision: Precision = precision or usual_precision(device)
-        self._backbone = open_backbone(backend, self.precision, model, extractor, self.threads)
+        self.precision: Precision = precision
+        self._backbone = open_backbone(backend, precision, model, extractor, self.threads)
         self._reference = TorchBackbone(model, "float32")
-        is_reference = device.type != "cpu" or (backend, self.precision) == ("torch", "float32")
-        self.check = None if is_reference else BackboneCheck(backend, self.precision, thresholds)
+        is_reference = (backend, precision) == ("torch", "float32")
+        self.check = None if is_reference else BackboneCheck(backend, precision, thresholds)
 
     @torch.inference_mode()
     def _score(self, sound: np.ndarray) -> np.ndarray:
@@ -97,7 +96,7 @@ class WindowScorer(BatchPool):
             reference = self._reference(features)
             expected = self._scores(reference)
             _check_finite(expected[is_sound], "torch")
-            self.check.add_inputs(reference.numpy()[is_sound], head_input.numpy()[is_sound])
+            self.check.add_inputs(reference.cpu().numpy()[is_sound], head_input.cpu().numpy()[is_sound])
             self.check.add(expected[is_sound], results[is_sound, : expected.shape[1]])
         _check_finite(results[is_sound], self.backend)
         return results
