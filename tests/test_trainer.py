@@ -244,6 +244,15 @@ def test_inherited_arguments_that_do_silent_damage_are_refused(tmp_path, setting
         KenyaBirdsTrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", **settings)
 
 
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_the_launcher_can_choose_the_cpu_where_there_is_a_gpu(tmp_path, monkeypatch, bfloat16):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # as `accelerate launch --cpu` does
+    args = KenyaBirdsTrainingArguments(str(tmp_path / "run"), report_to="none")
+    assert (args.use_cpu, args.bf16, args.fp16) == (True, False, False)
+
+
 def test_arguments_can_be_changed_after_they_were_checked(tmp_path):
     """As cross-validation and tuning do: transformers has put other values in place of some."""
     args = KenyaBirdsTrainingArguments(str(tmp_path / "run"), use_cpu=True, metric_for_best_model="eval_loss")

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from kenya_birds.defaults import CLIPS_PER_BATCH
@@ -21,13 +22,16 @@ class KenyaBirdsTrainingArguments(TrainerArguments, TrainingArguments):
     """`TrainingArguments` with the additional arguments and the defaults of `TrainerArguments`."""
 
     def __post_init__(self) -> None:
-        """Chooses mixed precision and checks the values.
+        """Chooses the device and mixed precision, and checks the values.
 
         Raises:
             UserError: If a value is out of range.
         """
         self.check()
         check_inherited(vars(self), defaults(type(self)))
+        # With `accelerate launch --cpu`, transformers would leave the model on the CPU, and move batches to a GPU.
+        if parse_flag_from_env("ACCELERATE_USE_CPU"):
+            self.use_cpu = True
         # `accelerate launch` sets "no" by default.
         chosen = self.bf16 or self.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
         if self.auto_mixed_precision and not chosen and not self.use_cpu and torch.cuda.is_available():
