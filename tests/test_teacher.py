@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from foreign import save_wav2vec2
 from networks import wrapped
 from running import flags, settings_of, start_ranks, train
 from safetensors.torch import load_file
@@ -66,9 +67,9 @@ def names_of(archive):
     return codes, {code: {name: names.at[code, column] for name, column in columns.items()} for code in codes}
 
 
-def teacher_of(name, archive, targets="both"):
+def teacher_of(name, archive, targets="both", device="cpu"):
     classes, species = names_of(archive)
-    return Teacher(str(name), classes, species, targets=targets, clip_s=3.0, device=torch.device("cpu"))
+    return Teacher(str(name), classes, species, targets=targets, clip_s=3.0, device=torch.device(device))
 
 
 def test_the_summary_says_what_was_learned(taught, network):
@@ -216,6 +217,13 @@ def test_a_teacher_hears_sound_at_its_own_rate(network, small_archive):
 def tiny_student(answers, embedding_size):
     model = KenyaBirdsForAudioClassification(KenyaBirdsConfig(backbone="test_convnext", num_labels=2))
     return Student(model, answers, embedding_size, torch.Generator().manual_seed(0))
+
+
+def test_a_teacher_of_transformers_computes_on_the_cpu_of_a_mac(small_archive, tmp_path):
+    name = save_wav2vec2(tmp_path / "teacher")
+    teacher = teacher_of(name, small_archive, targets="embeddings", device="mps")
+    assert teacher.device.type == "cpu"
+    assert teacher(np.ones((2, teacher.clip_samples), dtype=np.float32), teacher.sampling_rate).shape == (2, 16)
 
 
 def test_the_loss_is_cosine_distance_and_cross_entropy():

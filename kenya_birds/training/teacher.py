@@ -36,10 +36,11 @@ class Teacher:
         species: Names by eBird code.
         targets: `embeddings`, `scores` or `both`.
         clip_s: Length of a window, for a model of transformers; other models have their own.
-        device: Device for the computation.
+        device: Device for the computation; on one of Apple's GPUs, models of transformers run on the CPU.
 
     Attributes:
         saved: The model's files.
+        device: Device for the computation.
         sampling_rate: In Hz.
         clip_samples: Length of a window at that rate.
         embedding_size: Numbers of an embedding; 0 if embeddings are not learned.
@@ -70,7 +71,9 @@ class Teacher:
             self.sampling_rate, self.clip_samples = self._extractor.sampling_rate, self._extractor.clip_samples
             size = self._model.embedding_size
         else:
-            self._embedder = load_embedder(self.saved, clip_s=clip_s, device=str(device))
+            if device.type not in ("cpu", "cuda"):  # not every model of transformers computes on Apple's GPUs
+                self.device = torch.device("cpu")
+            self._embedder = load_embedder(self.saved, clip_s=clip_s, device=str(self.device))
             self.sampling_rate, self.clip_samples = self._embedder.sampling_rate, self._embedder.clip_samples
             size = self._embedder.size
         if targets != "scores":
