@@ -1,6 +1,8 @@
 """Batches: which sound, which labels."""
 
 import dataclasses
+import io
+import pickle
 
 import numpy as np
 import pytest
@@ -107,6 +109,37 @@ def test_a_partner_is_mixed_into_the_rows_that_are_mixed():
     first, second = clips.waveform(batch)[:, 0] / 0.5
     assert first == 0
     assert second == pytest.approx(0.75 * 10_000 + 0.25 * 20_000)
+
+
+class Sender(pickle.Pickler):
+    """Refuses tensors of a device, as Apple's GPUs do."""
+
+    def reducer_override(self, value):
+        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+            raise RuntimeError("_share_filename_: only available on CPU")
+        return NotImplemented
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_processes_that_read_batches_are_sent_no_tensor_of_the_device(resident):
+    clips = training_clips(dataset([1.0, 2.0], [0, 1]), noise_probability=1.0, background_probability=1.0)
+    clips.augmentation = Augmentation(
+        clips.augmentation.args, EXTRACTOR, torch.Generator(), torch.zeros(3, RATE, device="meta"), "meta"
+    )
+    if resident:
+        clips.move_to(torch.device("meta"))
+    sent = io.BytesIO()
+    Sender(sent).dump(clips)
+    there = pickle.loads(sent.getvalue())  # noqa: S301  (our own)
+    draws = [draw(1), draw(0, noise_on=0.2)]
+    batch, expected = there.__getitems__(draws), clips.__getitems__(draws)
+    assert batch["sound"].keys() == expected["sound"].keys()
+    torch.testing.assert_close(batch, expected)
+    with pytest.raises(AttributeError, match="noise"):
+        there.augmentation(torch.zeros(2, RATE), batch["amounts"])
+    if resident:
+        with pytest.raises(AttributeError, match="resident"):
+            there.waveform(batch)
 
 
 def test_a_multi_label_target_has_a_one_for_every_species_in_the_clip():

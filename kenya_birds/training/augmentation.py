@@ -5,6 +5,7 @@ on the distribution of clips over batches, processes and devices.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -185,6 +186,12 @@ class Augmentation:
                 for slope_db in NOISE_SLOPES_DB
             ]
             self.noise = torch.stack(noise).to(device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Its state in a process that reads batches: without tensors, because not every device can send its own."""
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("bands_hz", "noise", "background")
+        }
 
     def amounts(self, chance: np.ndarray) -> dict[str, torch.Tensor]:
         """Parameters of each augmentation.

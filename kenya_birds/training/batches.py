@@ -162,6 +162,7 @@ class TrainingClips(MixableSound):
         self.scale = torch.tensor(clips["scale"][:])
         self.weight = torch.tensor(clips[WEIGHT][:]) if WEIGHT in clips.column_names else None
         self.waveforms = rows_of(clips, "waveform")
+        self.is_resident = False
         self.resident: torch.Tensor | None = None
         self.context = (len(self.waveforms[0]) - self.clip_samples) // 2
         self.calls = _Calls(clips, augmentation.extractor.clip_s) if multi_label and self.context else None
@@ -176,7 +177,11 @@ class TrainingClips(MixableSound):
 
     def move_to(self, device: torch.device) -> None:
         """Copies all waveforms to the device; batches then contain their indices only."""
-        self.resident = torch.from_numpy(np.stack(self.waveforms)).to(device)
+        self.resident, self.is_resident = torch.from_numpy(np.stack(self.waveforms)).to(device), True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Its state in a process that reads batches: without the tensor of the device, which it cannot be sent."""
+        return {name: value for name, value in self.__dict__.items() if name != "resident"}
 
     def __getitems__(self, draws: Sequence[ClipDraw]) -> dict[str, Any]:
         """A batch.
@@ -225,7 +230,7 @@ class TrainingClips(MixableSound):
 
     def _sound(self, clip: np.ndarray, shift: np.ndarray) -> dict[str, torch.Tensor]:
         start = (self.context + shift) % len(self.waveforms[0])
-        if self.resident is not None:
+        if self.is_resident:
             return {"scale": self.scale[clip], "clip": torch.from_numpy(clip), "start": torch.from_numpy(start)}
         samples = np.empty((len(clip), self.clip_samples), dtype=np.int16)
         for row, index, first in zip(samples, clip, start, strict=True):
