@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kenya_birds.console import one_line_errors, show_log
+from kenya_birds.console import enough_memory, one_line_errors, show_log
 from kenya_birds.errors import LostProcessError, UserError, WriteError
 from kenya_birds.process import keep_freed_memory, print_anything, use_utf8
-from kenya_birds.training.flags import TrainFlags, after_stop, parse_train_flags
+from kenya_birds.training.flags import SMALLER_BATCHES, TrainFlags, after_stop, parse_train_flags
 
 if TYPE_CHECKING:
     from kenya_birds.training.settings import Settings
@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None, program: str = "train_hf.py") -> No
     """
     flags = parse_train_flags(sys.argv[1:] if arguments is None else arguments, program)
     try:
-        train(flags)
+        with enough_memory(SMALLER_BATCHES):
+            train(flags)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(after_stop(flags.training["output_dir"])) from None
     except (WriteError, LostProcessError) as error:

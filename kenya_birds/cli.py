@@ -14,7 +14,7 @@ from kenya_birds.commands import (
     verification,
     wrapping,
 )
-from kenya_birds.console import one_line_errors, show_log
+from kenya_birds.console import enough_memory, one_line_errors, show_log
 from kenya_birds.parsing import Parser, add_general
 from kenya_birds.process import check_alone, cleaned_up_at_signals, keep_freed_memory, print_anything, use_utf8
 
@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
     options.train_flags = words[end + 1 :]
     show_log()
     program = " ".join(["kenya-birds", options.command, *filter(None, [getattr(options, "step", "")])])
-    with one_line_errors(program, options.after_stop), cleaned_up_at_signals(program):
+    smaller = "give a smaller --batch_size, or " if hasattr(options, "batch_size") else ""
+    memory = enough_memory(f"{smaller}end other programs that use it")
+    with one_line_errors(program, options.after_stop), cleaned_up_at_signals(program), memory:
         if options.command != SHARED:
             check_alone(program)
         options.run(options)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kenya_birds.errors import LostProcessError, UsageError, UserError
+from kenya_birds.errors import DeviceMemoryError, LostProcessError, UsageError, UserError
 
 
 @contextmanager
@@ -42,6 +42,27 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise UserError(str(error)) from None
+
+
+# Of the errors that are no `torch.OutOfMemoryError`: on Apple's GPUs, and of a device whose memory others have taken.
+_NO_MEMORY = ("MPS backend out of memory", "CUDA error: out of memory")
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turns torch's errors about the memory of the device into `DeviceMemoryError`.
+
+    Args:
+        advice: What to do.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        from torch import OutOfMemoryError  # not above: it takes seconds
+
+        if not isinstance(error, OutOfMemoryError) and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        raise DeviceMemoryError(f"the device has too little memory: {advice}") from None
 
 
 @contextmanager

@@ -21,6 +21,10 @@ class DivergedError(UserError):
     """Error of a training whose scores or weights are no longer numbers."""
 
 
+class DeviceMemoryError(UserError):
+    """Error of a device that has too little memory for a computation."""
+
+
 class UsageError(UserError):
     """Error in a command line.
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from fresh_python import run_fresh
@@ -522,6 +523,35 @@ def test_a_stopped_training_says_whether_it_can_be_resumed(error, code, told, tm
             train_hf.main([])
         assert ended.value.code == code
         assert capsys.readouterr().err == f"train_hf.py: {told}; {said}\n"
+
+
+@pytest.mark.parametrize("told", ["CUDA out of memory. Tried to allocate", "MPS backend out of memory", "CUDA error"])
+def test_a_device_with_too_little_memory_ends_a_command_with_one_line(told, tmp_path, monkeypatch, capsys):
+    import torch
+
+    import train_hf
+
+    def fail(*_):
+        raise torch.OutOfMemoryError(told) if "CUDA out" in told else RuntimeError(told)
+
+    monkeypatch.setattr(train_hf, "train", fail)
+    monkeypatch.setattr(
+        train_hf, "parse_train_flags", lambda *_: argparse.Namespace(training={"output_dir": tmp_path})
+    )
+    monkeypatch.setattr("kenya_birds.commands.evaluation._evaluate", fail)
+    evaluate = ["evaluate", "birds", "archive", "--output", str(tmp_path / "x")]
+    for command, advice in (
+        (train_hf.command, "give half the --per_device_train_batch_size and twice the --gradient_accumulation_steps"),
+        (partial(cli.main, evaluate), "give a smaller --batch_size, or end other programs that use it"),
+    ):
+        if told == "CUDA error":  # another error
+            with pytest.raises(RuntimeError, match=told):
+                command()
+            continue
+        with pytest.raises(SystemExit, match="2"):
+            command()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"error: the device has too little memory: {advice}" in line
 
 
 def test_a_command_whose_other_process_has_ended_says_how_to_resume(capsys):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import optuna
 import pandas as pd
 import pytest
+import torch
 from archives import write_archive
 from optuna.trial import TrialState
 from running import flags, start, tuning_words, wait_until
@@ -205,9 +206,22 @@ def test_points_that_fail_every_time_are_given_up(tmp_path, small_archive, cache
     assert other != first
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (DivergedError("its weights are not numbers"), "its training diverged"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "too little memory: give half the --per_device_train_batch_size",
+        ),
+    ],
+)
 @pytest.mark.usefixtures("blank_pictures")
-def test_a_trial_whose_training_diverges_is_pruned_and_counts(tmp_path, small_archive, cache, monkeypatch):
-    scores = iter([DivergedError("its weights are not numbers"), (0.5, 1.0), (0.7, 2.0)])
+def test_a_trial_that_cannot_be_trained_is_pruned_and_counts(
+    tmp_path, small_archive, cache, monkeypatch, caplog, error, told
+):
+    caplog.set_level("INFO", "kenya_birds")
+    scores = iter([error, (0.5, 1.0), (0.7, 2.0)])
 
     def score(settings, splits):
         found = next(scores)
@@ -218,6 +232,7 @@ def test_a_trial_whose_training_diverges_is_pruned_and_counts(tmp_path, small_ar
     monkeypatch.setattr(tuning, "_best_epoch", score)
     study = search(small_archive, tmp_path, cache, trials=2)
     assert [trial.state for trial in study.trials] == [TrialState.PRUNED, TrialState.COMPLETE]
+    assert len([line for line in caplog.messages if line.startswith("Trial 0 is pruned: ") and told in line]) == 1
     assert pd.read_csv(tmp_path / "out" / "history.csv")["mean_macro_f1"].isna().tolist() == [True, False]
     assert json.loads((tmp_path / "out" / "best.json").read_text())["mean_macro_f1"] == pytest.approx(0.6)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kenya_birds.errors import UserError
+from kenya_birds.console import enough_memory
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.windows import Windows
 
@@ -270,9 +270,5 @@ def _computed(batches: Iterator[_Batch], submit: Submit, threads: int) -> Iterat
 
 
 def _result(results: "Future[np.ndarray]", pool: BatchPool) -> np.ndarray:
-    try:
+    with enough_memory(f"give a smaller --batch_size than {pool.batch_size}"):
         return results.result()
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"the device has too little memory for batches of {pool.batch_size} windows: give a smaller --batch_size"
-        ) from None

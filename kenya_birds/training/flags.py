@@ -260,6 +260,13 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
     return flags
 
 
+# What to do if the device has too little memory for training; such a run can be resumed.
+SMALLER_BATCHES = (
+    "give half the --per_device_train_batch_size and twice the --gradient_accumulation_steps, so that each step has "
+    "as many clips as before; or end other programs that use it"
+)
+
+
 def after_stop(output_dir: str | Path) -> str:
     """What to do after training was stopped by Ctrl+C or a full disk.
 

@@ -26,16 +26,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from kenya_birds.console import user_errors
+from kenya_birds.console import enough_memory, user_errors
 from kenya_birds.data.archive import archive_fingerprint
 from kenya_birds.data.dataset import make_folds
 from kenya_birds.data.splits import recordings_in
-from kenya_birds.errors import DivergedError, UserError
+from kenya_birds.errors import DeviceMemoryError, DivergedError, UserError
 from kenya_birds.files import read_json, write_json
 from kenya_birds.folders import is_new_or_empty
 from kenya_birds.locks import shared_lock
 from kenya_birds.training.callbacks import SHOWN
-from kenya_birds.training.flags import tuning_flags
+from kenya_birds.training.flags import SMALLER_BATCHES, tuning_flags
 from kenya_birds.training.search_space import SearchSpace, SeededTPESampler
 from kenya_birds.training.settings import Settings
 from kenya_birds.training.training_run import Run
@@ -312,7 +312,12 @@ def _objective(settings: Settings, space: SearchSpace, table: pd.DataFrame, outp
         for fold in range(folds):
             folder = output / f"trial-{trial.number}" / f"fold-{fold}"
             try:
-                score, epoch = _best_epoch(settings.changed(output_dir=str(folder), **flags), fold_splits(table, fold))
+                with enough_memory(SMALLER_BATCHES):
+                    changed = settings.changed(output_dir=str(folder), **flags)
+                    score, epoch = _best_epoch(changed, fold_splits(table, fold))
+            except DeviceMemoryError as error:
+                logger.warning("Trial %d is pruned: %s", trial.number, error)
+                raise TrialPruned from None
             except DivergedError:
                 logger.info("Trial %d is pruned: its training diverged", trial.number)
                 raise TrialPruned from None
@@ -351,15 +356,13 @@ def _is_worse(trial: Trial, fold: int, mean: float) -> bool:
 
 def _best_epoch(settings: Settings, splits: pd.DataFrame) -> tuple[float, float]:
     """Trains; returns the metric of the trained model on validation, and its best epoch."""
+    gc.collect()  # the trainer of the training before and its model hold each other
+    torch.cuda.empty_cache()
     trainer, _, _ = Run(settings, splits).train()
     metric = f"eval_{settings.training.metric_for_best_model}"
     evaluations = [entry for entry in trainer.state.log_history if not math.isnan(entry.get(metric, math.nan))]
     best = max(evaluations, key=lambda entry: entry[metric])
-    score = trainer.best_metric
-    del trainer
-    gc.collect()  # a trainer and its model hold each other
-    torch.cuda.empty_cache()
-    return score, float(best["epoch"])
+    return trainer.best_metric, float(best["epoch"])
 
 
 def _remove_ended(study: Study, output: Path) -> None:
