@@ -400,8 +400,11 @@ def test_a_study_of_another_archive_is_refused(tmp_path, small_archive, cache, m
 def test_mistakes_end_with_one_line(tmp_path, small_archive, cache, capsys, monkeypatch, more, told):
     monkeypatch.chdir(tmp_path)
     own, _, given = " ".join(more).partition(" -- ")
+    words = tuning_words(cache)
+    if "--backbones" in more:
+        del words[(at := words.index("--backbone")) : at + 2]
     with pytest.raises(SystemExit) as stopped:
-        main(["tune", str(small_archive), *own.split(), "--", *tuning_words(cache), *given.split()])
+        main(["tune", str(small_archive), *own.split(), "--", *words, *given.split()])
     assert stopped.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert told in line
