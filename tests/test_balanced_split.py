@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
 
 from kenya_birds.data import assignment as integer_programme
 from kenya_birds.data import balanced_split as balanced_strategy
@@ -305,6 +306,18 @@ def test_stratified_folds_are_the_test_splits_of_stratified_split():
     for fold in range(5):
         tested = members(stratified_split(annotations, fold=fold, seed=1), "test")
         assert table.loc[table["fold"] == fold, "recording"].tolist() == tested
+
+
+def test_all_stratified_folds_come_from_one_division(monkeypatch):
+    divide, divisions = StratifiedGroupKFold.split, []
+
+    def counted(self, *args):
+        divisions.append(self)
+        return divide(self, *args)
+
+    monkeypatch.setattr(StratifiedGroupKFold, "split", counted)
+    stratified_folds(table_of({f"r{i:02d}": {f"s{i % 2}": 5 + i} for i in range(20)}), 5)
+    assert len(divisions) == 1
 
 
 def test_both_strategies_are_chosen_by_name():

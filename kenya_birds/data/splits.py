@@ -105,9 +105,8 @@ def stratified_folds(
     check_can_fold(annotations, folds)
     tables = []
     for name, part in _parts(annotations, folds, inner=1).items():
-        for fold in range(folds):
-            _, chosen = _fold(part, name == "stratifiable", folds, fold, seed, least_rest=1)
-            tables.append(pd.DataFrame({"recording": chosen["recording"].unique(), "fold": fold}))
+        for fold, (_, chosen) in enumerate(_folds(part, name == "stratifiable", folds, seed, least_rest=1)):
+            tables.append(pd.DataFrame({"recording": part["recording"].iloc[chosen].unique(), "fold": fold}))
     table = pd.concat(tables).sort_values("recording").reset_index(drop=True)
     return separated(table, every, same_sound)
 
@@ -388,6 +387,14 @@ def _fold(
     annotations: pd.DataFrame, stratify: bool, folds: int, fold: int, seed: int, least_rest: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the annotations of the other folds (at least `least_rest` recordings), and those of fold `fold`."""
+    rest, chosen = _folds(annotations, stratify, folds, seed, least_rest)[fold]
+    return annotations.iloc[rest], annotations.iloc[chosen]
+
+
+def _folds(
+    annotations: pd.DataFrame, stratify: bool, folds: int, seed: int, least_rest: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the rows of the other folds (at least `least_rest` recordings) and those of each fold."""
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     groups = annotations["recording"].to_numpy()
@@ -405,5 +412,4 @@ def _fold(
         if all(len(chosen) and len(np.unique(groups[rest])) >= least_rest for rest, chosen in pairs):
             break
         logger.warning("%d stratified folds would be too unequal: using folds without stratification", folds)
-    rest, chosen = pairs[fold]
-    return annotations.iloc[rest], annotations.iloc[chosen]
+    return pairs
