@@ -96,6 +96,14 @@ def test_recording_names_are_unique_and_sorted(recordings):
     assert names == sorted(names)
 
 
+def test_a_thousand_sites_have_numbers_of_four_digits_and_the_same_times():
+    names, _ = synthetic._recording_names(3998)
+    assert (names[0], names[-1]) == ("SYN_0001_20211207_053000.flac", "SYN_1000_20240903_163000.flac")
+    assert names == sorted(names)
+    hours = {synthetic._hour(name) for name in synthetic._recording_names(3998, synthetic.FIELD_HOURS)[0]}
+    assert hours == {6.5, 12.5, 17.5, 20.5}
+
+
 def test_annotations_are_centre_points_in_tenths_of_a_second_inside_the_recording(archive):
     table = read_annotations(archive)
     assert (table["Start Time (s)"] == table["End Time (s)"]).all()

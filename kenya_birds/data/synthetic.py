@@ -340,18 +340,19 @@ def _call_times_s(calls: int, duration_s: float, rng: np.random.Generator) -> np
 
 def _hour(name: str) -> float:
     """Time of day at the start of a recording, in hours."""
-    start = datetime.strptime(name[8:23], "%Y%m%d_%H%M%S")
+    start = datetime.strptime(Path(name).stem[-15:], "%Y%m%d_%H%M%S")
     return start.hour + start.minute / 60
 
 
 def _recording_names(recordings: int, hours: tuple[int, ...] = QUIET_HOURS) -> tuple[list[str], np.ndarray]:
     """Returns sorted file names, and the index of each one's site."""
     sites = np.sort(np.arange(recordings) % max(min(recordings, 2), round(recordings / 4)))
+    digits = max(3, len(str(sites[-1] + 1)))
     names = []
     for index, site in enumerate(sites.tolist()):
         visit = index - int(np.searchsorted(sites, site))
         start = datetime(2021, 12, 7, 5, 30) + timedelta(days=site + visit, hours=hours[visit % len(hours)])
-        names.append(f"SYN_{site + 1:03d}_{start:%Y%m%d_%H%M%S}.flac")
+        names.append(f"SYN_{site + 1:0{digits}d}_{start:%Y%m%d_%H%M%S}.flac")
     return names, sites
 
 
