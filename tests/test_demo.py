@@ -13,7 +13,9 @@ import socket
 import sys
 import threading
 import time
+import tracemalloc
 import urllib.parse
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -36,7 +38,7 @@ from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.pipeline import SoundscapePipeline
 from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.plot_style import species_styles
-from kenya_birds.serving import markup
+from kenya_birds.serving import analysis, markup
 from kenya_birds.serving.analysis import Analyser, Stopped, clock, detect_command, seconds_of, species_rows
 from kenya_birds.serving.guard import READ, Guard
 from kenya_birds.serving.sessions import IDLE_S, UPLOAD_GRACE_S, Sessions
@@ -108,6 +110,33 @@ def test_detections_are_those_of_the_pipeline_under_any_settings(model, heard, s
     expected = pipeline(chirps(40, 1), RATE, name=NAME)
     assert len(expected) > 3
     assert heard(overlap_s).detections(settings) == expected
+
+
+@pytest.mark.parametrize("at_a_time", [1, 17 * len(CODES)])
+def test_detections_do_not_depend_on_how_many_scores_are_held_at_a_time(heard, monkeypatch, at_a_time):
+    settings = FindingSettings(threshold=0.3, merge=True)
+    expected = heard(0.5).detections(settings)
+    monkeypatch.setattr(analysis, "SCORES_AT_A_TIME", at_a_time)
+    assert heard(0.5).detections(settings) == expected
+
+
+def test_memory_of_detections_does_not_grow_with_windows_times_classes(findings):
+    starts = np.arange(4000) * RATE
+    found = replace(
+        findings,
+        classes=[f"species{number}" for number in range(5000)],
+        thresholds=None,
+        starts=starts,
+        ends=starts + RATE,
+        labels=np.zeros(4000, dtype=np.int32),
+        scores=np.full(4000, 0.6),
+    )
+    tracemalloc.start()
+    try:
+        assert len(found.detections(FindingSettings(threshold=0.5, merge=False))) == 4000
+        assert tracemalloc.get_traced_memory()[1] < 60e6  # scores of windows x classes would take 160 MB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("asked", [None, 0.999999, -1, 1e9, float("nan"), "0.5", [0.5]])

@@ -28,7 +28,7 @@ from kenya_birds.values import Count, Device, Positive, checked
 
 # Lower scores are not stored; thresholds on the page are never lower.
 FLOOR = 0.05
-WINDOWS_AT_A_TIME = 4096
+SCORES_AT_A_TIME = 1_000_000  # of all windows and classes; limits memory
 OVERLAP_SHARES = (0.0, 0.5, 0.75)  # of a window; limits the work for one visitor
 # Uploaded clips have few windows, and batches are always padded.
 CPU_BATCH_SIZE = 4
@@ -100,8 +100,9 @@ class Findings:
         found: list[Detection] = []
         starts, first, window = np.unique(self.starts, return_index=True, return_inverse=True)
         ends = self.ends[first]
-        for begin in range(0, len(starts), WINDOWS_AT_A_TIME):
-            end = min(begin + WINDOWS_AT_A_TIME, len(starts))
+        length = max(1, SCORES_AT_A_TIME // len(self.classes))
+        for begin in range(0, len(starts), length):
+            end = min(begin + length, len(starts))
             rows = slice(*np.searchsorted(window, (begin, end)))
             scores = np.zeros((end - begin, len(self.classes)))
             scores[window[rows] - begin, self.labels[rows]] = self.scores[rows]
