@@ -129,6 +129,17 @@ def test_memory_does_not_grow_with_clips_times_recordings():
         tracemalloc.stop()
 
 
+def test_memory_does_not_grow_with_calls_times_recordings():
+    group = np.arange(20_000)
+    scores, references = np.random.default_rng(0).random((20_000, 1)), (group[:, None] % 40 == 0).astype(int)
+    tracemalloc.start()
+    try:
+        weighted_metrics(scores, references, group, np.ones((2, 20_000)))
+        assert tracemalloc.get_traced_memory()[1] < 30e6  # counts of calls x recordings would take 80 MB
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_a_thousand_resamples_of_2000_clips_and_100_classes_take_seconds(multi_label):
     scores, references, recordings = case(multi_label, clips=2000, classes=100, recordings=35)

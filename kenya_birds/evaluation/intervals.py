@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+from scipy import sparse
 
 from kenya_birds.evaluation.metrics import (
     CALIBRATION_BINS,
@@ -178,6 +179,8 @@ def weighted_ranking(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average precision and AUROC, both of shape `(resamples, classes)`."""
     ap, auroc = (np.full((len(weights), scores.shape[1]), np.nan) for _ in range(2))
+    # In this order, products with sparse matrices need no copy.
+    weights = np.asfortranarray(weights)
     for label in range(scores.shape[1]):
         target = references[:, label] if references.ndim == 2 else references == label
         known = np.flatnonzero(target >= 0)
@@ -211,7 +214,7 @@ def _class_ranking(
     present = np.bincount(group[at], minlength=weights.shape[1])
     absent_total, total = weights @ (every - present), weights @ present
     ranked, absent_higher, absent_as_high = (
-        _RunningCount(group, counted, weights) for counted in (None, ~is_present, ~is_present)
+        _RunningCount(group, counted, weights) for counted in (np.ones_like(is_present), ~is_present, ~is_present)
     )
     precisions, below = np.zeros(len(weights)), np.zeros(len(weights))
     for first in range(0, len(at), PRESENT_BLOCK):
@@ -229,12 +232,12 @@ class _RunningCount:
 
     Args:
         group: Number of each clip's group, shape `(clips,)`.
-        counted: Whether each clip is counted; None: all are.
+        counted: Whether each clip is counted, shape `(clips,)`.
         weights: Shape `(resamples, groups)`.
     """
 
-    def __init__(self, group: np.ndarray, counted: np.ndarray | None, weights: np.ndarray) -> None:
-        self._group, self._counted, self._weights = group, counted, weights
+    def __init__(self, group: np.ndarray, counted: np.ndarray, weights: np.ndarray) -> None:
+        self._group, self._counted, self._weights = group, counted.astype(np.float64), weights
         self._seen = 0
         self._count = np.zeros(len(weights))
 
@@ -247,14 +250,12 @@ class _RunningCount:
         Returns:
             Shape `(resamples, len(numbers))`.
         """
-        groups = self._weights.shape[1]
         new = slice(self._seen, numbers[-1])
-        # Clips between one number and the next, by group.
-        step = np.repeat(np.arange(len(numbers)), np.diff(numbers, prepend=self._seen))
-        cell = step * groups + self._group[new]
-        counts = np.bincount(
-            cell if self._counted is None else cell[self._counted[new]], minlength=len(numbers) * groups
-        ).reshape(len(numbers), groups)
-        drawn = (self._weights @ counts.T.astype(np.float64)).cumsum(axis=1) + self._count[:, None]
+        # Clips between one number and the next, by group: nearly all are zero.
+        counts = sparse.csr_array(
+            (self._counted[new], self._group[new], np.append(0, numbers - self._seen)),
+            shape=(len(numbers), self._weights.shape[1]),
+        )
+        drawn = np.ascontiguousarray((counts @ self._weights.T).T).cumsum(axis=1) + self._count[:, None]
         self._seen, self._count = numbers[-1], drawn[:, -1]
         return drawn
