@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kenya_birds.evaluation import event_metrics
-from kenya_birds.evaluation.event_metrics import METRICS, EventScores, Truth, event_intervals, match_events
+from kenya_birds.evaluation.event_metrics import METRICS, EventScores, event_intervals, match_events
+from kenya_birds.evaluation.event_windows import Truth
 
 
 def detections(*rows):
@@ -209,6 +210,20 @@ def test_memory_does_not_grow_with_detections_times_resamples(monkeypatch):
     assert peaks[1] < peaks[0] / 8
     for name in METRICS:
         np.testing.assert_array_equal(results[0][name], results[1][name])
+
+
+def test_memory_does_not_grow_with_recordings_or_windows_times_species():
+    durations_s = {f"r{number}": 30.0 for number in range(500)}
+    annotated, found = [("r0", "s0", 1.0), ("r9", "s1", 4.0)], [("r0", "s0", 0, 3, 0.9), ("r9", "s0", 3, 6, 0.3)]
+    tracemalloc.start()
+    try:
+        system = scored(found, annotated, durations_s=durations_s, classes=[f"s{number}" for number in range(2000)])
+        metrics = system.weighted(np.ones((2, 500)))
+        assert tracemalloc.get_traced_memory()[1] < 20e6  # scores of windows x species would take 40 MB, counts 32 MB
+    finally:
+        tracemalloc.stop()
+    # The first of 5000 windows, and one that is as good as all that have no score.
+    assert metrics["cmap"].tolist() == [(1 + 1 / 5000) / 2] * 2
 
 
 def test_one_recording_has_no_interval():

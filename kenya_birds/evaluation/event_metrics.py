@@ -1,20 +1,16 @@
 """Event-based metrics: detections are matched with annotated calls, and the matches are scored."""
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from kenya_birds.data.planning import least_overlap
-from kenya_birds.evaluation.intervals import LEVEL, RESAMPLES, centred_interval, weighted_ranking
-from kenya_birds.evaluation.metrics import MASKED
+from kenya_birds.evaluation.event_windows import ROUNDING_S, EventWindows, Truth
+from kenya_birds.evaluation.intervals import LEVEL, RESAMPLES, centred_interval
 from kenya_birds.files import json_number
-
-# Differences of decimal times are rounded: 3.3 s - 1.8 s is less than 1.5 s.
-ROUNDING_S = 1e-9
 
 
 @dataclass(frozen=True)
@@ -108,26 +104,8 @@ METRICS = (
     "cmap",
     "auroc",
 )
-SPAN = ("recording", "start_s", "end_s")
 # Numbers in an array of a block of resamples, so that memory grows neither with resamples nor much with detections.
 BLOCK_NUMBERS = 2_000_000
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Annotations of the recordings on which detections are scored.
-
-    Attributes:
-        durations_s: Length in seconds of every scored recording, by name.
-        classes: Codes of the scored species.
-        calls: `recording`, `species`, `start_s`, `end_s`; a call is a point in time where both are equal.
-        unknown: `recording`, `start_s`, `end_s` of unidentified birds.
-    """
-
-    durations_s: dict[str, float]
-    classes: list[str]
-    calls: pd.DataFrame
-    unknown: pd.DataFrame
 
 
 class EventScores:
@@ -155,7 +133,7 @@ class EventScores:
         self.matches: Matches = match_events(detections, calls, truth.unknown, tolerance_s=tolerance_s)
         self.detections = detections.assign(is_right=self.matches.is_right, is_ignored=self.matches.is_ignored)
         self.calls = calls.assign(is_found=self.matches.is_found)
-        self._windows = _Windows(detections, truth, window_s, tolerance_s)
+        self._windows = EventWindows(detections, truth, window_s, tolerance_s)
         names = {name: number for number, name in enumerate(truth.durations_s)}
         labels = {code: number for number, code in enumerate(truth.classes)}
         self._group, self._call_group = (_numbers(table["recording"], names) for table in (detections, calls))
@@ -227,7 +205,8 @@ class EventScores:
         with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
             warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
             precision, recall = right / reported, found / calls
-            of_species = [weights @ each for each in sums]
+            # The order in memory decides how the mean over species is rounded.
+            of_species = [np.ascontiguousarray(weights @ each) for each in sums]
             species_precision = np.where(of_species[1] > 0, of_species[0] / of_species[1], 0)
             species_f1 = _f1(species_precision, of_species[2] / of_species[3])
             ap, auroc = self._windows.ranking(weights)
@@ -243,14 +222,12 @@ class EventScores:
                 "auroc": np.nanmean(auroc, axis=1),
             }
 
-    def _sums(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _sums(self) -> tuple[sparse.csr_array, ...]:
         """Right and reported detections, found and annotated calls, each of shape `(recordings, classes)`."""
         shape = (len(self.truth.durations_s), len(self.truth.classes))
 
-        def count(group: np.ndarray, label: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            sums = np.zeros(shape)
-            np.add.at(sums, (group[rows], label[rows]), 1)
-            return sums
+        def count(group: np.ndarray, label: np.ndarray, rows: np.ndarray) -> sparse.csr_array:
+            return sparse.csr_array((np.ones(rows.sum()), (group[rows], label[rows])), shape=shape)
 
         counted = ~self.matches.is_ignored
         return (
@@ -327,83 +304,8 @@ def event_intervals(
     return described
 
 
-class _Windows:
-    """Adjacent windows of all recordings: the annotations in each, and the highest score of each class."""
-
-    def __init__(self, detections: pd.DataFrame, truth: Truth, window_s: float, tolerance_s: float) -> None:
-        labels = {code: number for number, code in enumerate(truth.classes)}
-        counts = [int(duration_s / window_s + 1e-9) for duration_s in truth.durations_s.values()]
-        self._group = np.repeat(np.arange(len(counts)), counts)
-        first = dict(zip(truth.durations_s, np.cumsum([0, *counts[:-1]]), strict=True))
-        number = dict(zip(truth.durations_s, counts, strict=True))
-        shape = (sum(counts), len(labels))
-        self._scores = np.zeros(shape, dtype=np.float32)
-        self._targets = np.zeros(shape, dtype=np.int8)
-        is_named = np.zeros(shape[0], dtype=bool)
-        for recording, start_s, end_s, species, score in _rows(detections, *SPAN, "species", "score"):
-            for window in _overlapped(start_s, end_s, window_s, number[recording]):
-                cell = (first[recording] + window, labels[species])
-                self._scores[cell] = max(self._scores[cell], score)
-                is_named[cell[0]] = True
-        present = np.zeros(shape, dtype=bool)
-        for recording, start_s, end_s, species in _rows(truth.calls, *SPAN, "species"):
-            inside, near = _holding(start_s, end_s, window_s, number[recording], tolerance_s)
-            present[first[recording] + inside, labels[species]] = True
-            self._targets[first[recording] + near, labels[species]] = MASKED
-        for recording, start_s, end_s in _rows(truth.unknown, *SPAN):
-            inside, near = _holding(start_s, end_s, window_s, number[recording], tolerance_s)
-            self._targets[first[recording] + np.concatenate([inside, near]), :] = MASKED
-        self._targets[present] = 1
-        is_empty = (self._targets == 0).all(axis=1)
-        self._empty = np.bincount(self._group[is_empty], minlength=len(counts))
-        self._named = np.bincount(self._group[is_empty & is_named], minlength=len(counts))
-
-    def ranking(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision and AUROC of each class, both of shape `(resamples, classes)`."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return weighted_ranking(self._scores, self._targets, self._group, weights.astype(np.float64))
-
-    def named_empty(self, weights: np.ndarray) -> np.ndarray:
-        """Share of the windows without a call in which something is detected, shape `(resamples,)`."""
-        return (weights @ self._named) / (weights @ self._empty)
-
-
 def _numbers(names: pd.Series, numbers: dict[str, int]) -> np.ndarray:
     return np.array([numbers[name] for name in names], dtype=np.int64)
-
-
-def _rows(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, ...]]:
-    return table[list(columns)].itertuples(index=False, name=None)
-
-
-def _overlapped(start_s: float, end_s: float, window_s: float, windows: int) -> list[int]:
-    """Windows that overlap a detection by half of the shorter of the two."""
-    found = []
-    for window in range(max(int(start_s / window_s), 0), min(int(end_s / window_s) + 1, windows)):
-        overlap_s = min(end_s, (window + 1) * window_s) - max(start_s, window * window_s)
-        if overlap_s > 0 and overlap_s >= least_overlap(end_s - start_s, window_s) - ROUNDING_S:
-            found.append(window)
-    return found
-
-
-def _holding(
-    start_s: float, end_s: float, window_s: float, windows: int, tolerance_s: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Windows that contain a call, and windows near it for which this is uncertain."""
-    around = range(int((start_s - tolerance_s) / window_s) - 1, int((end_s + tolerance_s) / window_s) + 2)
-    if end_s > start_s:
-        inside = _overlapped(start_s, end_s, window_s, windows)
-    else:
-        inside = [window for window in (int(start_s / window_s),) if 0 <= window < windows]
-    touched = [
-        window
-        for window in around
-        if 0 <= window < windows
-        and window not in inside
-        and start_s < (window + 1) * window_s + tolerance_s
-        and end_s > window * window_s - tolerance_s
-    ]
-    return np.array(inside, dtype=int), np.array(touched, dtype=int)
 
 
 def _f1(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Confidence intervals of the metrics, from a bootstrap over recordings."""
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from scipy import sparse
@@ -178,17 +179,33 @@ def weighted_ranking(
     scores: np.ndarray, references: np.ndarray, group: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average precision and AUROC, both of shape `(resamples, classes)`."""
-    ap, auroc = (np.full((len(weights), scores.shape[1]), np.nan) for _ in range(2))
+
+    def column(label: int) -> tuple[np.ndarray, np.ndarray]:
+        return scores[:, label], references[:, label] if references.ndim == 2 else references == label
+
+    return weighted_rankings(column, scores.shape[1], group, weights)
+
+
+def weighted_rankings(
+    column: Callable[[int], tuple[np.ndarray, np.ndarray]], classes: int, group: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `weighted_ranking`, for scores and targets of which only one class is in memory.
+
+    Args:
+        column: Returns scores and targets of a class, both of shape `(clips,)`.
+        classes: Number of classes.
+        group: Number of each clip's group, shape `(clips,)`.
+        weights: Shape `(resamples, groups)`.
+    """
+    ap, auroc = (np.full((len(weights), classes), np.nan) for _ in range(2))
     # In this order, products with sparse matrices need no copy.
     weights = np.asfortranarray(weights)
-    for label in range(scores.shape[1]):
-        target = references[:, label] if references.ndim == 2 else references == label
-        known = np.flatnonzero(target >= 0)
-        order = known[np.argsort(-scores[known, label], kind="stable")]
-        if (target[order] == 1).any():
-            ap[:, label], auroc[:, label] = _class_ranking(
-                scores[order, label], target[order] == 1, group[order], weights
-            )
+    for label in range(classes):
+        score, target = column(label)
+        if (target == 1).any():
+            known = np.flatnonzero(target >= 0)
+            order = known[np.argsort(-score[known], kind="stable")]
+            ap[:, label], auroc[:, label] = _class_ranking(score[order], target[order] == 1, group[order], weights)
     return ap, auroc
 
 
@@ -256,6 +273,7 @@ class _RunningCount:
             (self._counted[new], self._group[new], np.append(0, numbers - self._seen)),
             shape=(len(numbers), self._weights.shape[1]),
         )
+        # The order in memory decides how sums of the result are rounded.
         drawn = np.ascontiguousarray((counts @ self._weights.T).T).cumsum(axis=1) + self._count[:, None]
         self._seen, self._count = numbers[-1], drawn[:, -1]
         return drawn

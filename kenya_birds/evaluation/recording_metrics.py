@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kenya_birds.evaluation.event_metrics import FALSE_PER_H, EventScores, Truth
+from kenya_birds.evaluation.event_metrics import FALSE_PER_H, EventScores
+from kenya_birds.evaluation.event_windows import Truth
 from kenya_birds.evaluation.intervals import weighted_ranking
 from kenya_birds.evaluation.metrics import average_precisions
 

@@ -15,7 +15,8 @@ from kenya_birds.data.event_tables import EventTable, read_events
 from kenya_birds.data.recording_matching import RecordingFinder, names_elsewhere
 from kenya_birds.data.same_recording import recording_key
 from kenya_birds.errors import UserError
-from kenya_birds.evaluation.event_metrics import METRICS, WINDOW_S, EventScores, Truth, event_intervals
+from kenya_birds.evaluation.event_metrics import METRICS, WINDOW_S, EventScores, event_intervals
+from kenya_birds.evaluation.event_windows import Truth
 from kenya_birds.files import read_json, read_text, write_json, write_table
 from kenya_birds.folders import is_new_or_empty
 from kenya_birds.inference.table_formats import RUN_FILE

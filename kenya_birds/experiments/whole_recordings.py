@@ -13,7 +13,8 @@ from kenya_birds.data.archive import Archive
 from kenya_birds.data.event_tables import DECIMALS
 from kenya_birds.evaluation.calibration import Calibration
 from kenya_birds.evaluation.evaluation_report import ARCHIVES, EvaluationContext
-from kenya_birds.evaluation.event_metrics import METRICS, Truth, event_intervals
+from kenya_birds.evaluation.event_metrics import METRICS, event_intervals
+from kenya_birds.evaluation.event_windows import Truth
 from kenya_birds.evaluation.figures import save_reliability
 from kenya_birds.evaluation.metrics import calibration_points, probabilities
 from kenya_birds.evaluation.recording_figures import (
