@@ -275,8 +275,9 @@ def test_answers_about_another_run_are_refused():
 def test_a_species_without_a_threshold_is_na_where_nobody_has_confirmed_it():
     rows = found(("a", 10, "owl", 0.9), ("a", 20, "dove", 0.9)).assign(confirmed=True)
     histories = make_histories({"a": recorded()}, rows, "day")
-    decided = dataclasses.replace(histories, undecided=frozenset({"dove"})).detected()
-    np.testing.assert_equal(decided[:, 0], [[1, np.nan], [1, 0]])
+    decided = dataclasses.replace(histories, undecided=frozenset({"dove"}))
+    np.testing.assert_equal(decided.detected()[:, 0], [[1, np.nan], [1, 0]])
+    np.testing.assert_equal(decided.detected(species=slice(1, 2))[:, 0], [[1, 0]])
 
 
 def test_another_species_that_calls_too_is_confirmed_once():
@@ -522,6 +523,31 @@ def test_recordings_of_other_sites_are_told_apart_from_those_without_a_site(run_
     about = json.loads((tmp_path / "out" / "histories.json").read_text())
     assert about["skipped"] == {"without a site": 1, "with no row in the table of sites": 1}
     assert about["other_sites"] == ["B"]
+
+
+def test_only_listed_species_are_written(run_folder, tmp_path, capsys):
+    listed = tmp_path / "species.txt"
+    words = ["histories", str(run_folder), "--unit", "night", "--species", str(listed), "--output"]
+    listed.write_text("Owl  # by its name\ngull\nrobin\n")
+    main([*words, str(tmp_path / "out")])
+    told, logged = capsys.readouterr()
+    assert f"Skipped 1 names in {listed} that have no detection in {run_folder}: robin (line 3)" in logged
+    assert "Writing histories.csv of 4 rows: 1 species, 2 sites, 2 occasions" in logged
+    assert "without a matrix: 1 species of the model (gull)" in told
+    assert "1 species, 2 sites, 2 occasions (local time), 4.00 analysed hours, 2 detections" in told
+    assert [path.name for path in (tmp_path / "out" / "matrices").iterdir()] == ["owl.csv"]
+    assert {row[0] for row in rows_of(tmp_path / "out" / "histories.csv")[1:]} == {"owl"}
+    about = json.loads((tmp_path / "out" / "histories.json").read_text())
+    assert about["species"] == str(listed)
+    assert about["undetected"] == ["gull"]
+    listed.write_text("robin\n")
+    with pytest.raises(
+        UserError, match=r"no detection of a species in .*: found robin \(line 1\); .* owl, dove, wren"
+    ):
+        survey_histories(run_folder, tmp_path / "none", HistorySettings(species=listed))
+    with pytest.raises(SystemExit):
+        main([*words[:-2], str(tmp_path / "missing.txt"), "--output", str(tmp_path / "none")])
+    assert "missing.txt" in capsys.readouterr().err
 
 
 def test_other_folders_are_refused(tmp_path, capsys):

@@ -122,6 +122,13 @@ def _add_histories(commands: Any) -> None:
         help="output of kenya-birds verify read: its thresholds are used, detections that a person found wrong are "
         "left out, and confirmed ones are counted",
     )
+    add_option(
+        accepted,
+        "--species",
+        Path | None,
+        metavar="FILE",
+        help="write only the species in this file (one per line, eBird code or name); by default all detected ones",
+    )
     add_general(command)
     command.set_defaults(run=_histories, after_stop=RUN_AGAIN)
 
@@ -133,11 +140,14 @@ def _histories(options: argparse.Namespace) -> None:
     name_pattern, time_zone = read_name_pattern(options), read_time_zone(options)
     check_new_folder(options.output)
     check_file(options.sites, "a table of sites")
+    check_file(options.species, "a list of species")
     from kenya_birds.inference.activity import ActivityClock
     from kenya_birds.verification.histories import OTHER_SITE
     from kenya_birds.verification.history_tables import HistorySettings, survey_histories
 
-    settings = HistorySettings(options.unit, options.min_effort_h, options.threshold, options.verified)
+    settings = HistorySettings(
+        options.unit, options.min_effort_h, options.threshold, options.verified, options.species
+    )
     clock = ActivityClock(name_pattern, time_zone)
     histories = survey_histories(options.found, options.output, settings, sites=options.sites, clock=clock)
     for reason, count in histories.skipped.items():

@@ -1,6 +1,7 @@
 """Names of a model's species, and species lists of users."""
 
 import difflib
+import logging
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import NamedTuple
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_text
 from kenya_birds.saved_models import SavedModel
+
+logger = logging.getLogger(__name__)
 
 
 class SpeciesNames(NamedTuple):
@@ -91,6 +94,33 @@ def read_species(
     if not found and not skipped:
         raise UserError(f"{path} has no species: expected one per line, by eBird code or name")
     return tuple(code for code in known if code in found)
+
+
+def read_found_species(path: str | Path, known: Mapping[str, SpeciesNames], found: str | Path) -> tuple[str, ...]:
+    """Reads a list of species of which only those with detections are wanted; the others are logged.
+
+    Args:
+        path: See `read_species`.
+        known: Species with detections by code.
+        found: Where the detections are, for messages.
+
+    Returns:
+        eBird codes, each once, in the order of `known`.
+
+    Raises:
+        UserError: If the file cannot be read, or no species in it has a detection.
+    """
+    skipped: list[str] = []
+    chosen = read_species(path, known, skipped)
+    shown = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
+    if not chosen:
+        raise UserError(
+            f"{found} has no detection of a species in {path}: found {shown}; give codes or names of its species, "
+            f"such as {', '.join(list(known)[:3])}"
+        )
+    if skipped:
+        logger.warning("Skipped %d names in %s that have no detection in %s: %s", len(skipped), path, found, shown)
+    return chosen
 
 
 def _index(known: Mapping[str, SpeciesNames]) -> dict[str, set[str]]:

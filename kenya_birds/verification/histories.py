@@ -73,16 +73,18 @@ class Histories:
     undecided: frozenset[str] = frozenset()
     undetected: Sequence[str] = ()
 
-    def detected(self, min_effort_h: float = 0.0) -> np.ndarray:
+    def detected(self, min_effort_h: float = 0.0, species: slice = slice(None)) -> np.ndarray:
         """Returns 1 for detected, 0 for not detected and NaN for no information, shape `(species, sites, occasions)`.
 
         Args:
             min_effort_h: Occasions of a site with fewer analysed hours give no information. An occasion without any
                 analysed sound never does, nor one without a detection of an undecided species.
+            species: Species of the result.
         """
         known = (self.effort_h > 0) & (self.effort_h >= min_effort_h)
-        is_decided = ~self.species["code"].isin(self.undecided).to_numpy()[:, None, None]
-        return np.where(known & (is_decided | (self.detections > 0)), self.detections > 0, np.nan)
+        is_decided = ~self.species["code"][species].isin(self.undecided).to_numpy()[:, None, None]
+        is_detected = self.detections[species] > 0
+        return np.where(known & (is_decided | is_detected), is_detected, np.nan)
 
 
 def make_histories(

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from kenya_birds.files import SPECIES_FILE, is_portable_name, read_json, users_f
 from kenya_birds.folders import check_new_folder, users_folder
 from kenya_birds.inference.activity import USUAL_CLOCK, ActivityClock
 from kenya_birds.inference.detections import name_in
+from kenya_birds.inference.species import SpeciesNames, read_found_species
 from kenya_birds.inference.table_formats import RUN_FILE, safe_text
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.values import NotNegative, Share, check_fields
@@ -50,6 +51,7 @@ class HistorySettings:
         min_effort_h: See `Histories.detected`.
         threshold: Least score of a detection; None: all detections of the table count.
         verified: Output folder of `kenya-birds verify read`, whose thresholds and answers are used.
+        species: List of the wanted species (see `read_species`); None: all.
 
     Raises:
         UserError: If a value is out of range, or both threshold and verified are given.
@@ -59,6 +61,7 @@ class HistorySettings:
     min_effort_h: NotNegative = 0.0
     threshold: Share | None = None
     verified: Path | None = None
+    species: Path | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -92,17 +95,7 @@ class HistorySettings:
                 f"mean something else: check a sample of {survey.folder}"
             )
         accepted = apply_answers(detections, read_csv(path))
-        codes = sorted({*detections["code"], *accepted["code"]})
-        if silent := [code for code in codes if thresholds.species.get(code) is None]:
-            logger.warning(
-                "%d of %d species have no threshold in %s: occasions with a confirmed detection are 1, all others NA "
-                "(%s%s)",
-                len(silent),
-                len(codes),
-                self.verified,
-                ", ".join(silent[:10]),
-                " ..." if len(silent) > 10 else "",
-            )
+        silent = {code for code in {*detections["code"], *accepted["code"]} if thresholds.species.get(code) is None}
         # A person heard the confirmed ones, whatever their score.
         counted = [accepted[accepted["confirmed"]], apply_thresholds(accepted[~accepted["confirmed"]], thresholds)]
         return pd.concat(counted), frozenset(silent)
@@ -134,21 +127,42 @@ def survey_histories(
     if own:
         raise UserError(f"{sites} has the column {own[0]}, which the output has too: rename or remove it in {sites}")
     survey = Survey.read(found)
-    species = survey.detections[list(SPECIES_NAMES)].drop_duplicates().itertuples(index=False, name=None)
     accepted, undecided = settings.accept(survey)
+    species = pd.concat([accepted, survey.detections])[list(SPECIES_NAMES)].drop_duplicates("code")
+    undetected = _run(survey.folder).get("undetected", [])
+    if settings.species is not None and (len(species) or undetected):
+        wanted = _wanted(settings.species, species, undetected, survey.folder)
+        accepted, species = (each[each["code"].isin(wanted)] for each in (accepted, species))
+        undetected = [code for code in undetected if code in wanted]
+    if silent := sorted(undecided & set(species["code"])):
+        logger.warning(
+            "%d of %d species have no threshold in %s: occasions with a confirmed detection are 1, all others NA "
+            "(%s%s)",
+            len(silent),
+            len(species),
+            settings.verified,
+            ", ".join(silent[:10]),
+            " ..." if len(silent) > 10 else "",
+        )
     histories = make_histories(
         recordings_of(survey, clock=clock, sites=table),
         accepted,
         settings.unit,
         sites=None if table is None else table.names,
-        species=species,
+        species=species.itertuples(index=False, name=None),
     )
     known = set(histories.species["code"])
-    undetected = [code for code in _run(survey.folder).get("undetected", []) if code not in known]
+    undetected = [code for code in undetected if code not in known]
     histories = replace(histories, undecided=undecided, undetected=undetected)
     about = {"found": str(found), **{name: _plain(value) for name, value in vars(settings).items()}}
     write_histories(histories, output, min_effort_h=settings.min_effort_h, about=about, sites=table)
     return histories
+
+
+def _wanted(path: Path, detected: pd.DataFrame, undetected: Sequence[str], found: Path) -> set[str]:
+    """Returns the codes of the species in a list, of those that the model can detect."""
+    known = {code: SpeciesNames(*names) for code, *names in detected.itertuples(index=False)}
+    return set(read_found_species(path, known | {code: SpeciesNames(code, "") for code in undetected}, found))
 
 
 def _run(found: Path) -> dict[str, Any]:
@@ -316,19 +330,24 @@ def write_histories(
     Raises:
         UserError: If the folder cannot be written.
     """
-    detected = histories.detected(min_effort_h)
+    logger.info(
+        "Writing histories.csv of %s rows: %d species, %d sites, %d occasions",
+        f"{histories.detections.size:,}",
+        *histories.detections.shape,
+    )
     names = histories.occasions["occasion"].tolist()
     with users_folder(Path(output), f"the histories {output}") as folder:
         (folder / MATRICES).mkdir()
         species = histories.species.assign(matrix=_matrix_files(histories.species["code"]))
         for at, name in enumerate(species["matrix"]):
-            _write_matrix(detected[at], histories.sites, names, folder / name, "%d")
+            detected = histories.detected(min_effort_h, slice(at, at + 1))
+            _write_matrix(detected[0], histories.sites, names, folder / name, "%d")
         _write_matrix(histories.effort_h, histories.sites, names, folder / "effort_h.csv", "%.6g")
         write_table(histories.occasions, folder / "occasions.csv")
         write_table(_site_rows(histories, sites), folder / "sites.csv")
         is_decided = ~histories.species["code"].isin(histories.undecided)
         write_table(species.map(safe_text).assign(has_threshold=is_decided.astype(int)), folder / SPECIES_FILE)
-        _write_long(histories, detected, folder / "histories.csv")
+        _write_long(histories, min_effort_h, folder / "histories.csv")
         content = {
             **about,
             "clock": histories.clock,
@@ -359,7 +378,7 @@ def _site_rows(histories: Histories, sites: Sites | None) -> pd.DataFrame:
     return table.assign(**dict(zip(SITE_EFFORT, effort, strict=True)))
 
 
-def _write_long(histories: Histories, detected: np.ndarray, path: Path) -> None:
+def _write_long(histories: Histories, min_effort_h: float, path: Path) -> None:
     """Writes one row for each species, site and occasion."""
     names, sites = histories.occasions["occasion"].to_numpy(), np.array(histories.sites, dtype=object)
     site_at, occasion_at = (index.ravel() for index in np.indices(histories.effort_h.shape))
@@ -371,7 +390,7 @@ def _write_long(histories: Histories, detected: np.ndarray, path: Path) -> None:
                     **{name: safe_text(str(text)) for name, text in zip(SPECIES_NAMES, names_of, strict=True)},
                     SITE: sites[site_at],
                     "occasion": names[occasion_at],
-                    "detected": detected[at].ravel(),
+                    "detected": histories.detected(min_effort_h, slice(at, at + 1)).ravel(),
                     "detections": histories.detections[at].ravel(),
                     "confirmed": histories.confirmed[at].ravel(),
                     "max_score": histories.max_score[at].ravel().round(6),

@@ -15,7 +15,7 @@ from kenya_birds.files import file_sha256, is_portable_name, users_file
 from kenya_birds.folders import check_can_make, is_new_or_empty
 from kenya_birds.inference.detections import SCORE_DIGITS
 from kenya_birds.inference.recordings_reader import read_recordings
-from kenya_birds.inference.species import read_species
+from kenya_birds.inference.species import read_found_species
 from kenya_birds.locks import locked
 from kenya_birds.values import Count, Seconds, Seed, check_fields
 from kenya_birds.verification.check_folder import (
@@ -279,7 +279,7 @@ def _draw(
     _log_scores(table, scores)
     chosen = set(scores.species.texts)
     if species is not None:
-        chosen = _listed(table, species)
+        chosen = set(read_found_species(species, table.names(), table.path))
     unknown = settings.by is not None and not any(scores.group.texts)
     if unknown:
         raise UserError(
@@ -309,23 +309,6 @@ def _draw(
     for stratum, rows in strata:
         by_key.setdefault((stratum.species, stratum.group), []).append((stratum, rows))
     return [one for its in by_key.values() for one in draw_clips(its, settings.per_species, settings.seed)]
-
-
-def _listed(table: FoundTable, species: str | Path) -> set[str]:
-    """Returns the listed species that the table contains; the others are logged."""
-    skipped: list[str] = []
-    chosen = set(read_species(species, table.names(), skipped))
-    shown = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
-    if not chosen:
-        raise UserError(
-            f"{table.path} has no detection of a species in {species}: found {shown}; give codes or names of its "
-            f"species, such as {', '.join(list(table.names())[:3])}"
-        )
-    if skipped:
-        logger.warning(
-            "Skipped %d names in %s that have no detection in %s: %s", len(skipped), species, table.path, shown
-        )
-    return chosen
 
 
 def _log_scores(table: FoundTable, scores: Scores) -> None:
