@@ -231,6 +231,31 @@ def test_what_may_be_secret_in_a_url_is_told_to_nobody(server):
     assert "cannot be reached (Connection" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("reference://a.wav", "begins with reference:"),
+        ("data:audio/wav;base64,AAAA", "begins with data:"),
+        ("memory://a.wav::https://me:secret@evil.org/refs.json", "joins several addresses with '::'"),
+        ("file:///a.wav::memory://b", "joins several addresses with '::'"),
+        ("simplecache::https://me:secret@evil.org/a.wav", "joins several addresses with '::'"),
+    ],
+)
+def test_an_address_that_may_run_code_is_not_opened(folder, monkeypatch, address, why):
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: pytest.fail(f"{url} was opened"))
+    (folder / "list.txt").write_text(f"# recordings of site 3\n{address}\n")
+    for place in (address, folder / "list.txt"):
+        with pytest.raises(UserError, match=f"{why}.*expected one address.* https://") as error:
+            find_sources([place])
+        assert "secret" not in str(error.value)
+
+
+def test_a_local_file_may_have_two_colons_in_its_name(folder):
+    (folder / "a::b.wav").write_bytes(b"1")
+    assert contents(find_sources([folder / "a::b.wav"])[0]) == b"1"
+    assert names(f"file://{folder}/b.flac") == [f"{folder}/b.flac"]
+
+
 def test_an_empty_file_and_a_pipe_are_errors(tmp_path):
     (tmp_path / "empty.wav").touch()
     os.mkfifo(tmp_path / "pipe.wav")

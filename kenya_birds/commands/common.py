@@ -8,7 +8,9 @@ from kenya_birds.parsing import add_option
 from kenya_birds.values import Channel, Count, Device
 
 MODEL = "model: a folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face Hub"
-RECORDINGS = "recording, folder, glob pattern, list of paths (.txt, one per line), or URL (any that fsspec supports)"
+RECORDINGS = (
+    "recording, folder, glob pattern, list of paths (.txt, one per line), or URL (such as https, s3, gs, az, hf, sftp)"
+)
 DETECTIONS = "table of detections: CSV, Parquet, or a selection table of Raven (.txt)"
 RUN_AGAIN = "nothing was written; run the same command again"
 

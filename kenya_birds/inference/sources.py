@@ -38,6 +38,12 @@ COPIED_BYTES = 2**20
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Names that file systems use for the time or version of a file.
 VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+# Storage that is only read. fsspec also has protocols that run code or wrap another address (reference, simplecache).
+_LOCAL = ("file", "local")
+_REMOTE = (
+    *("http", "https", "ftp", "sftp", "ssh", "smb", "webdav", "webhdfs", "hdfs", "memory"),
+    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf"),
+)
 # Errors of the file systems' libraries if a file cannot be reached.
 _UNREACHABLE = (OSError, ValueError, RuntimeError, ImportError)
 
@@ -200,7 +206,8 @@ def find_sources(paths: str | Path | Iterable[str | Path] | FoundSources) -> Fou
     Args:
         paths: One path or several: files with any suffix; folders, searched with all subfolders for suffixes of sound
             (see `find_sound`); patterns with `*`, `?`, `[...]` and `**`; lists of such paths, one per line, in files
-            that end in `.txt` (`#` begins a comment); URLs of files, folders or patterns on any file system of fsspec.
+            that end in `.txt` (`#` begins a comment); URLs of files, folders or patterns on the web or in storage that
+            fsspec reads (such as `https`, `s3`, `gs`, `az`, `hf`, `sftp`; not chained with `::`).
             A result of this function is returned unchanged.
 
     Raises:
@@ -256,9 +263,11 @@ def _nothing(name: str, skipped: Sequence[Skipped]) -> str:
 
 def _expand(name: str, *, must_exist: bool) -> _Part:
     protocol, _ = split_protocol(name)
-    if protocol not in (None, "file", "local"):
+    if protocol is not None:
+        _check_address(name, protocol)
+    if protocol in _REMOTE:
         return _expand_remote(name, must_exist=must_exist)
-    path = Path(fsspec.core.url_to_fs(name)[1] if name.startswith(("file://", "local://")) else name)
+    path = Path(name if protocol is None else fsspec.core.url_to_fs(name)[1])
     if path.is_dir():
         return _Part.of_files(find_sound(path))
     if not path.exists() and glob.has_magic(str(path)):
@@ -268,6 +277,20 @@ def _expand(name: str, *, must_exist: bool) -> _Part:
     if must_exist and not os.path.lexists(path):
         raise UserError(f"there is no file, folder or pattern '{name}'")
     return _Part.of_file(str(path))
+
+
+def _check_address(name: str, protocol: str) -> None:
+    """Raises `UserError` for a URL that may do more than read a file: tables and lists come from other people."""
+    if protocol in (*_LOCAL, *_REMOTE) and "::" not in name:
+        return
+    # Not the whole: a later part may contain a password.
+    first = name.split("::")[0]
+    shown = _public(first)[:80] if split_protocol(first)[0] else first
+    what = "joins several addresses with '::'" if "::" in name else f"begins with {protocol}:"
+    raise UserError(
+        f"the address '{shown}' {what}: expected one address that begins with one of "
+        f"{' '.join(f'{kind}://' for kind in (*_REMOTE, *_LOCAL))}; or download the recording and give the file"
+    )
 
 
 def _expand_pattern(path: Path) -> _Part:
