@@ -27,6 +27,7 @@ from kenya_birds.inference import embeddings as search_module
 from kenya_birds.inference.detect import hash_model
 from kenya_birds.inference.embedding_models import Embedder, load_embedder
 from kenya_birds.inference.embeddings import Hit, embed_recordings, read_about, search_embeddings
+from kenya_birds.model.audio_model_kenya_birds import AudioModel
 from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model
 
@@ -150,16 +151,37 @@ def test_ours_keep_their_window(model):
     assert load_embedder(str(model), clip_s=CLIP_S, device="cpu").clip_samples == RATE
 
 
-def test_no_code_of_a_models_own_is_run(tmp_path):
+@pytest.mark.parametrize("model_type", ["remote", "wav2vec2"])
+def test_no_code_of_a_models_own_is_run(model_type, tmp_path):
     folder = save_wav2vec2(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    config["model_type"] = "remote"
+    config["model_type"] = model_type
     config["auto_map"] = {"AutoConfig": "remote.Config", "AutoModel": "remote.Model"}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "remote.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
-    with pytest.raises(UserError, match="trust_remote_code"):
-        load_embedder(str(folder), device="cpu")
+    if model_type == "wav2vec2":
+        assert load_embedder(str(folder), device="cpu").size == 16
+    else:
+        with pytest.raises(UserError, match="model_type remote: expected one of audio-spectrogram-transformer, clap"):
+            load_embedder(str(folder), device="cpu")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_type_that_loads_further_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("timm.create_model", lambda *names, **options: pytest.fail("timm was asked for a model"))
+    wrapper = {
+        "model_type": "timm_wrapper",
+        "architecture": "test_convnext",
+        "model_args": {"checkpoint_path": "a.pt"},
+    }
+    folder = save_wav2vec2(tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps(wrapper))
+    with pytest.raises(
+        UserError, match="'.*model' is no audio model that can be used: it has the model_type timm_wrap"
+    ):
+        load_embedder(str(folder), device="cpu")
+    with pytest.raises(ValueError, match="it has the model_type timm_wrapper: expected one of"):
+        AudioModel.of_settings(wrapper, {"feature_extractor_type": "ASTFeatureExtractor"})
 
 
 def test_pickled_or_missing_weights_are_refused(tmp_path):

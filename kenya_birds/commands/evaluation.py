@@ -239,7 +239,7 @@ def _add_probe(commands: Any) -> None:
         commands,
         "probe",
         "measure how well a frozen model separates an archive's species",
-        "Fits a classifier on the embeddings of a frozen model (of this package or any audio model of transformers), "
+        "Fits a classifier on the embeddings of a frozen model (of this package or an audio model of transformers), "
         "and evaluates it with the splits, metrics and files of training. Remote code of the model is not run.",
         "kenya-birds probe birds archive --folds 5 --output probe",
     )

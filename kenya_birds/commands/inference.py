@@ -347,7 +347,7 @@ def _add_embed(commands: Any) -> None:
         commands,
         "embed",
         "compute embeddings of the windows of recordings",
-        "Computes the embedding of every window of recordings with a model of this package or any audio model of "
+        "Computes the embedding of every window of recordings with a model of this package or an audio model of "
         "transformers, and writes a Parquet file. Exit codes: 0, all recordings were embedded completely; 3, some "
         "or all were not (NAME_failed.csv in the same folder lists them); 2, an error ended the run.",
         "kenya-birds embed birds recordings --output embeddings.parquet --overlap_s 1.5",

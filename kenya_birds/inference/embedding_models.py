@@ -1,4 +1,4 @@
-"""Embedding models: models of this package, and any audio model of transformers."""
+"""Embedding models: models of this package, and audio models of transformers."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -12,7 +12,7 @@ from kenya_birds.console import user_errors
 from kenya_birds.data.builders import DEFAULT_CLIP_S
 from kenya_birds.errors import UserError
 from kenya_birds.inference.devices import device_for
-from kenya_birds.model.audio_model_kenya_birds import AudioModel
+from kenya_birds.model.audio_model_kenya_birds import AudioModel, check_type
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureExtractor
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
@@ -188,7 +188,7 @@ def load_embedder(
 
     Args:
         model: A folder, `owner/name` or `owner/name@revision` on the Hub, or a `SavedModel`: a model of this package,
-            or any that `AutoFeatureExtractor` and `AutoModel` load without remote code.
+            or an audio model of transformers (`AUDIO_MODELS`).
         clip_s: Length of a window in seconds, for a model of transformers; by default 3. Models of this package have
             their own length.
         device: Device such as `cpu` or `cuda:1`; by default a GPU if there is one.
@@ -210,6 +210,10 @@ def load_embedder(
                 "wrong name, such as x, lists the tensors)"
             )
         return OwnEmbedder(saved, classifier, own, chosen)
+    try:
+        check_type(saved.config.get("model_type"))
+    except ValueError as error:
+        raise UserError(f"'{saved.name}' is no audio model that can be used: {error}, or kenya_birds") from None
     foreign = load(saved, AutoModel, heads_may_differ=True, trust_remote_code=False)
     with user_errors(OSError, ValueError, ImportError):
         extractor = AutoFeatureExtractor.from_pretrained(saved.folder, local_files_only=True, trust_remote_code=False)

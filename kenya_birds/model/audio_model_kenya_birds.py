@@ -7,6 +7,20 @@ import transformers
 from torch import nn
 from transformers import SequenceFeatureExtractor
 
+# Others may load weights of further files: timm_wrapper, and those whose parts may be of any type.
+AUDIO_MODELS = (
+    *("audio-spectrogram-transformer", "clap", "data2vec-audio", "granite_speech5_encoder", "hubert", "lasr_encoder"),
+    *("moonshine", "nemotron_asr_streaming_encoder", "parakeet_encoder", "qwen2_audio_encoder", "sew", "sew-d"),
+    *("speech_to_text", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm"),
+    "whisper",
+)
+
+
+def check_type(model_type: Any) -> None:
+    """Raises `ValueError` if a model's `model_type` is not in `AUDIO_MODELS`."""
+    if model_type not in AUDIO_MODELS:
+        raise ValueError(f"it has the model_type {model_type}: expected one of {', '.join(AUDIO_MODELS)}")
+
 
 class AudioModel(nn.Module):
     """An audio model of transformers with its feature extractor.
@@ -37,12 +51,13 @@ class AudioModel(nn.Module):
         """A model with random weights.
 
         Args:
-            config: Its configuration, with `model_type`.
+            config: Its configuration, with `model_type`, which must be in `AUDIO_MODELS`.
             extractor: Settings of its feature extractor, with `feature_extractor_type`.
 
         Raises:
-            ValueError: If transformers has no such feature extractor.
+            ValueError: If it is no such model, or transformers has no such feature extractor.
         """
+        check_type(config["model_type"])
         kind: Any = getattr(transformers, str(extractor["feature_extractor_type"]), None)
         if not (isinstance(kind, type) and issubclass(kind, SequenceFeatureExtractor)):
             raise ValueError(f"transformers has no feature extractor {extractor['feature_extractor_type']}")
