@@ -167,6 +167,17 @@ def test_no_code_of_a_models_own_is_run(model_type, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_an_audio_model_in_a_model_folder_names_no_code(tmp_path, monkeypatch):
+    folder = save_wav2vec2(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {"AutoModel": "evil/repo--modeling.Evil"}, "_name_or_path": "evil/repo"}
+    # As for a type that this version of transformers knows, but has no model of.
+    monkeypatch.setattr("transformers.AutoModel._model_mapping", {})
+    monkeypatch.setattr("builtins.input", lambda text: pytest.fail(f"the user was asked: {text}"))
+    with pytest.raises(ValueError, match="Unrecognized configuration class"):
+        AudioModel.of_settings(config, {"feature_extractor_type": "Wav2Vec2FeatureExtractor"})
+
+
 def test_a_model_type_that_loads_further_files_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("timm.create_model", lambda *names, **options: pytest.fail("timm was asked for a model"))
     wrapper = {
@@ -177,7 +188,7 @@ def test_a_model_type_that_loads_further_files_is_refused(tmp_path, monkeypatch)
     folder = save_wav2vec2(tmp_path / "model")
     (folder / "config.json").write_text(json.dumps(wrapper))
     with pytest.raises(
-        UserError, match="'.*model' is no audio model that can be used: it has the model_type timm_wrap"
+        UserError, match=r"'.*model' is no audio model that can be used: it has the model_type timm_wrap"
     ):
         load_embedder(str(folder), device="cpu")
     with pytest.raises(ValueError, match="it has the model_type timm_wrapper: expected one of"):

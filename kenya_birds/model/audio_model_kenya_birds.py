@@ -61,11 +61,15 @@ class AudioModel(nn.Module):
         kind: Any = getattr(transformers, str(extractor["feature_extractor_type"]), None)
         if not (isinstance(kind, type) and issubclass(kind, SequenceFeatureExtractor)):
             raise ValueError(f"transformers has no feature extractor {extractor['feature_extractor_type']}")
-        values = {name: value for name, value in config.items() if name != "model_type"}
+        # auto_map names code of another repository, _name_or_path where it is; others with _ are no settings either.
+        values = {
+            name: value for name, value in config.items() if name not in ("model_type", "auto_map") and name[0] != "_"
+        }
         # Not imported above: with the Auto classes our own classes are imported, which import this file.
         settings = transformers.AutoConfig.for_model(config["model_type"], **values)
         # Not in the precision that the configuration states: heads are trained on embeddings in float32.
-        model = transformers.AutoModel.from_config(settings, dtype=torch.get_default_dtype())
+        dtype = torch.get_default_dtype()
+        model = transformers.AutoModel.from_config(settings, dtype=dtype, trust_remote_code=False)
         return cls(model, kind(**extractor))
 
     def features(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
