@@ -129,3 +129,27 @@ def test_nothing_is_written_into_a_folder_that_is_not_empty(tmp_path):
     archive = write_archive(tmp_path / "archive", [("a.wav", 4.0, "owl1")])
     with pytest.raises(UserError, match="is not an empty folder"):
         export_annotations(archive, archive, "raven")
+
+
+@pytest.mark.parametrize("form", ["raven", "audacity", "csv"])
+def test_a_recording_outside_of_the_archive_is_not_exported(form, tmp_path):
+    archive = write_archive(tmp_path / "home/archive", [("a.wav", 4.0, "owl1")])
+    mine = tmp_path / "home/thesis.txt"
+    mine.write_text("my only copy")
+    for name in ("../../thesis.txt", str(mine)):
+        edit(archive / "annotations.csv", "a.wav,4.0", f"{name},4.0")
+        with pytest.raises(UserError, match=r"1 of 1 annotated recordings are not in .*thesis.txt"):
+            export_annotations(archive, tmp_path / "home/out", form)
+        edit(archive / "annotations.csv", f"{name},4.0", "a.wav,4.0")
+    assert mine.read_text() == "my only copy"
+    assert not (tmp_path / "home/out").exists()
+
+
+def test_cells_that_are_no_numbers_are_not_exported(sound, tmp_path):
+    archive = archive_of(tmp_path, sound, [("a.wav", 1.5, 2.5, 500, 900, "owl1", "")])
+    edit(archive / "annotations.csv", "500.0", "=1+1")
+    export_annotations(archive, tmp_path / "out", "audacity")
+    assert (tmp_path / "out/a.wav.txt").read_text() == "1.5\t2.5\towl1\n"
+    edit(archive / "annotations.csv", "1.5", "=1+1")
+    with pytest.raises(UserError, match=r"annotations.csv line 2, a.wav: start_s is '=1\+1', expected seconds"):
+        export_annotations(archive, tmp_path / "again", "audacity")

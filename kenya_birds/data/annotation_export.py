@@ -16,6 +16,7 @@ from kenya_birds.data.archive import (
     UNKNOWN_SPECIES,
     VERIFIED_COLUMNS,
     WEAK_COLUMN,
+    as_seconds,
 )
 from kenya_birds.data.csv_table import read_csv, read_table
 from kenya_birds.data.recording_places import RecordingPlaces
@@ -62,7 +63,8 @@ def export_annotations(data_dir: str | Path, output: str | Path, form: Form) -> 
         The files.
 
     Raises:
-        UserError: If the archive cannot be read, or the folder is not empty or cannot be written.
+        UserError: If the archive cannot be read, a time is not a number, or the folder is not empty or cannot be
+            written.
     """
     data_dir, output = Path(data_dir), Path(output)
     check_new_folder(output)
@@ -70,6 +72,10 @@ def export_annotations(data_dir: str | Path, output: str | Path, form: Form) -> 
     places = RecordingPlaces.of(data_dir)
     optional = {**BOX_COLUMNS, **WEAK_COLUMN, **VERIFIED_COLUMNS, "Annotator": "annotator"}
     table = read_table(data_dir / ANNOTATIONS_FILE, ANNOTATION_COLUMNS, optional)
+    for column in ("start_s", "end_s"):
+        as_seconds(table, column, data_dir / ANNOTATIONS_FILE)
+    for column in BOX_COLUMNS.values():
+        table[column] = table[column].where(pd.to_numeric(table[column], errors="coerce").notna(), "")
     if weak := table.loc[table["weak"].str.lower().isin(TRUE), "recording"].nunique():
         logger.warning(
             "%d recordings have weak labels, which the tables do not say: annotate all their calls before they are "

@@ -172,7 +172,7 @@ def read_archive(data_dir: str | Path) -> Archive:
     if annotations.empty:
         raise UserError(f"{data_dir / ANNOTATIONS_FILE} has no annotations: expected at least one row")
     for column in ("start_s", "end_s"):
-        annotations[column] = _as_seconds(annotations, column, data_dir / ANNOTATIONS_FILE)
+        annotations[column] = as_seconds(annotations, column, data_dir / ANNOTATIONS_FILE)
     for column in BOX_COLUMNS.values():
         # Frequencies are for pictures and reports alone.
         annotations[column] = pd.to_numeric(annotations[column], errors="coerce").astype(float)
@@ -295,7 +295,17 @@ def archive_fingerprint(data_dir: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _as_seconds(annotations: pd.DataFrame, column: str, path: Path) -> pd.Series:
+def as_seconds(annotations: pd.DataFrame, column: str, path: Path) -> pd.Series:
+    """Returns a column of times as numbers.
+
+    Args:
+        annotations: Rows of the table, with `row` and `recording`.
+        column: Name of the column.
+        path: The table.
+
+    Raises:
+        UserError: If a cell is not a number.
+    """
     seconds = pd.to_numeric(annotations[column], errors="coerce")
     bad = annotations[seconds.isna() | seconds.isin([float("inf"), float("-inf")])]
     if not bad.empty:

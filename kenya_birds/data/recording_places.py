@@ -141,11 +141,12 @@ class RecordingPlaces:
             names: As in a table.
 
         Returns:
-            The name in `paths` by the name in the table, without recordings that do not exist.
+            The name in `paths` by the name in the table, without recordings that do not exist or are elsewhere: a name
+            such as `../a.wav` is none of the archive, even if there is such a file.
         """
         found = spellings(self.paths, names, None if self.is_table else self.source)
         # `Path.exists` raises if a name is too long.
-        return {name: file for name, file in found.items() if os.path.exists(self.path(file))}
+        return {name: file for name, file in found.items() if is_inside(file) and os.path.exists(self.path(file))}
 
     def path(self, name: str) -> Path:
         """Returns the path of a recording."""
