@@ -216,6 +216,20 @@ def _patiently(act: Callable[[], None]) -> None:
     return act()
 
 
+def partial_of(path: Path) -> Path:
+    """Returns the path at which a file is written until it is complete; a link there is deleted.
+
+    Folders of other people may contain links, and what is written to a link goes into the file that it leads to.
+
+    Args:
+        path: The file's final path.
+    """
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    if partial.is_symlink():
+        partial.unlink()
+    return partial
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Gives a temporary path; the file is renamed to `path` at the end of the block, or removed after an error.
@@ -223,7 +237,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Args:
         path: The file's path; an existing file is replaced.
     """
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = partial_of(path)
     try:
         yield partial
         replace(partial, path)

@@ -377,6 +377,18 @@ def test_a_part_file_that_has_its_length_is_checked(kind, zenodo, data_dir):
     assert zenodo.ranges(ZIP_FILE) == ([] if kind == "whole" else [None])
 
 
+def test_nothing_is_written_through_a_link(zenodo, data_dir, tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("my settings")
+    names = (ZIP_FILE, "species.csv", ".download.json", "soundscape_data/KEN_001.flac")
+    (data_dir / "soundscape_data").mkdir(parents=True)
+    for name in names:
+        (data_dir / f"{name}.part").symlink_to(mine)
+    download_record(data_dir, api_url=zenodo.api_url)
+    assert contents(data_dir) == UNPACKED
+    assert mine.read_text() == "my settings"
+
+
 # What is not what was promised
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from kenya_birds import files
 from kenya_birds.errors import UserError
-from kenya_birds.files import PROBE_PREFIX, check_output, is_portable_name
+from kenya_birds.files import PROBE_PREFIX, check_output, is_portable_name, users_file
 from kenya_birds.folders import check_can_make, check_new_folder, put_folder_in_place, users_folder
+from kenya_birds.inference.table_formats import Outputs
 from kenya_birds.locks import LOCK_FILE
 
 
@@ -285,3 +286,23 @@ def test_usual_names_are_portable(name):
 )
 def test_names_that_some_system_does_not_take_are_not_portable(name):
     assert not is_portable_name(name)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_in_the_folder_of_other_people_leads_nothing_out_of_it(is_there, tmp_path):
+    mine, folder = tmp_path / "mine", tmp_path / "folder"
+    folder.mkdir()
+    if is_there:
+        mine.write_text("my settings")
+    for name in ("verify.csv", "detections.csv"):
+        (folder / f"{name}.part").symlink_to(mine)
+    with users_file(folder / "verify.csv") as partial:
+        partial.write_text("new")
+    with Outputs(folder) as outputs:
+        outputs.open("detections.csv").write("new")
+        outputs.commit()
+    assert mine.read_text() == "my settings" if is_there else not mine.exists()
+    assert {path.name: (path.read_text(), path.is_symlink()) for path in folder.iterdir()} == {
+        "verify.csv": ("new", False),
+        "detections.csv": ("new", False),
+    }

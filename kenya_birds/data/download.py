@@ -13,10 +13,8 @@ from typing import Any
 from kenya_birds.data.archive import ANNOTATIONS_FILE, RECORDINGS_FOLDER, SPECIES_FILE
 from kenya_birds.data.transfer import Client, Transfer, shown
 from kenya_birds.data.unpacking import (
-    PART_SUFFIX,
     Expected,
     check_free_disk,
-    part_of,
     put_in_place,
     same_file,
     size_text,
@@ -24,7 +22,7 @@ from kenya_birds.data.unpacking import (
 )
 from kenya_birds.defaults import KENYA_RECORD, ZENODO_API_URL
 from kenya_birds.errors import UserError
-from kenya_birds.files import is_portable_name
+from kenya_birds.files import PARTIAL_SUFFIX, is_portable_name, partial_of
 from kenya_birds.locks import locked
 from kenya_birds.values import Count, checked
 
@@ -127,7 +125,7 @@ class _Manifest:
         )
         content = {"record": self.record, "files": files, "recordings": recordings}
         content |= {"mtimes_ns": self.mtimes_ns, "validators": self.validators}
-        part_of(self.path).write_text(json.dumps(content, indent=1), "utf-8")
+        partial_of(self.path).write_text(json.dumps(content, indent=1), "utf-8")
         put_in_place(self.path)
 
     def set_validator(self, name: str, validator: str | None) -> None:
@@ -231,7 +229,7 @@ def _listed(entry: Any, where: str) -> _Listed:
         raise UserError(f"{where} lists a file without key, size, checksum and link: {str(entry)[:200]}") from None
     # Names with a leading dot are used by this module. File systems allow 255 bytes, including `.part`.
     plain = isinstance(name, str) and is_portable_name(name) and not name.startswith(".")
-    ours = plain and (name.lower() == RECORDINGS_FOLDER or name.lower().endswith(PART_SUFFIX))
+    ours = plain and (name.lower() == RECORDINGS_FOLDER or name.lower().endswith(PARTIAL_SUFFIX))
     if not plain or ours or len(name.encode()) > 250:
         raise UserError(f"{where} lists a file {name!r}: expected a plain file name that is valid on every system")
     if not isinstance(size_bytes, int) or size_bytes < 0:
@@ -244,7 +242,7 @@ def _listed(entry: Any, where: str) -> _Listed:
 def _forget_other_versions(manifest: _Manifest, listed: list[_Listed]) -> None:
     for file in listed:
         if manifest.files.get(file.name, file.expected) != file.expected:
-            part_of(manifest.data_dir / file.name).unlink(missing_ok=True)
+            partial_of(manifest.data_dir / file.name).unlink(missing_ok=True)
             manifest.validators.pop(file.name, None)
 
 
@@ -264,7 +262,7 @@ def _is_there(manifest: _Manifest, file: _Listed) -> bool:
 def _check_disk(manifest: _Manifest, missing: list[_Listed]) -> None:
     needed_bytes = 0
     for file in missing:
-        needed_bytes += file.expected.size_bytes - _size_bytes(part_of(manifest.data_dir / file.name))
+        needed_bytes += file.expected.size_bytes - _size_bytes(partial_of(manifest.data_dir / file.name))
         if file.name == ZIP_FILE:  # FLAC has about the same size inside and outside a zip
             folder = manifest.data_dir / RECORDINGS_FOLDER
             unpacked_bytes = sum(map(_size_bytes, folder.iterdir())) if folder.is_dir() else 0

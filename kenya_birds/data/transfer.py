@@ -18,8 +18,9 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from kenya_birds import __version__
-from kenya_birds.data.unpacking import Expected, part_of, progress_bar, put_in_place
+from kenya_birds.data.unpacking import Expected, progress_bar, put_in_place
 from kenya_birds.errors import UserError
+from kenya_birds.files import partial_of
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class Transfer:
         self.client = client
         self.url = url
         self.path = path
-        self.part = part_of(path)
+        self.part = partial_of(path)
         self.expected = expected
         self.what = what
         self.validator = validator

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from kenya_birds.errors import UserError
-from kenya_birds.files import is_portable_name, replace
+from kenya_birds.files import PARTIAL_SUFFIX, is_portable_name, partial_of, replace
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ MAX_UNPACKED_BYTES = 1 << 40
 # FLAC does not get much smaller in a zip; a zip that grows twentyfold has other content.
 MAX_GROWTH = 20
 CHUNK_BYTES = 1 << 20
-PART_SUFFIX = ".part"
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,6 @@ class Expected:
             return _crc32_text(crc32)
 
 
-def part_of(path: Path) -> Path:
-    """Returns the path to which a file is written until it is complete."""
-    return path.with_name(path.name + PART_SUFFIX)
-
-
 def same_file(name: str) -> str:
     """Returns a key that is equal for names of one file on file systems that ignore case and Unicode forms."""
     return unicodedata.normalize("NFC", name).casefold()
@@ -70,9 +64,9 @@ def same_file(name: str) -> str:
 
 def put_in_place(path: Path) -> None:
     """Gives a complete `.part` file its final name, atomically."""
-    with part_of(path).open("r+b") as file:
+    with partial_of(path).open("r+b") as file:
         os.fsync(file.fileno())
-    replace(part_of(path), path)
+    replace(partial_of(path), path)
 
 
 def check_free_disk(folder: Path, needed_bytes: int, purpose: str) -> None:
@@ -168,7 +162,7 @@ def _recordings(archive: zipfile.ZipFile, zip_path: Path) -> dict[str, zipfile.Z
         # macOS adds `__MACOSX/._NAME` beside each file.
         if info.is_dir() or name.startswith(".") or not name.lower().endswith(".flac"):
             continue
-        if not is_portable_name(name + PART_SUFFIX):
+        if not is_portable_name(name + PARTIAL_SUFFIX):
             raise UserError(
                 f"{zip_path}: {info.filename!r} is not a valid name on Windows: nothing is unpacked; unpack the zip "
                 "by hand, and rename this recording in the annotations too"
@@ -213,7 +207,7 @@ def _is_there(path: Path, expected: Expected) -> bool:
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, bar: "tqdm") -> None:
     size_bytes = crc32 = 0
     try:
-        with archive.open(info) as source, part_of(path).open("wb") as target:
+        with archive.open(info) as source, partial_of(path).open("wb") as target:
             while chunk := source.read(CHUNK_BYTES):
                 size_bytes += len(chunk)
                 if size_bytes > info.file_size:
@@ -225,7 +219,7 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, bar: "
             raise zipfile.BadZipFile(f"{info.filename!r} does not match its size or checksum in the zip")
         put_in_place(path)
     except BaseException:
-        part_of(path).unlink(missing_ok=True)
+        partial_of(path).unlink(missing_ok=True)
         raise
 
 

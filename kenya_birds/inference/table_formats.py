@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import split_protocol
 
-from kenya_birds.files import PARTIAL_SUFFIX, as_utf8, replace
+from kenya_birds.files import as_utf8, partial_of, replace
 from kenya_birds.inference.detections import SCORE_DIGITS, RecordingInfo, Row, When, decimal_s
 
 
@@ -83,7 +83,7 @@ class Outputs:
     def _partial(self, name: str) -> Path:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._partials[path] = path.with_name(path.name + PARTIAL_SUFFIX)
+        self._partials[path] = partial_of(path)
         return self._partials[path]
 
     def commit(self) -> list[Path]:
