@@ -268,10 +268,16 @@ def test_only_ids_and_files_of_the_sample_are_known(desk, check):
     (check.parent / "secret.flac").write_bytes(b"secret")
     rows.loc[0, "clip"] = "clips/../../secret.flac"
     rows.loc[1, "clip"] = str(check.parent / "secret.flac")
+    for row, name in enumerate(("evil.html", "evil.txt", "..\\secret.flac", "link.flac"), 2):
+        rows.loc[row, "clip"] = f"clips/{name}"
+        (check / "clips" / name).write_bytes(b"secret")
+    (check / "clips" / "link.flac").unlink()
+    (check / "clips" / "link.flac").symlink_to(check.parent / "secret.flac")
     rows.to_parquet(check / "sample.parquet", index=False)
-    for name in rows["id"][:2]:
+    for name in rows["id"][:6]:
         with pytest.raises(UnknownDetectionError):
             desk.clip(name)
+    assert (check / "clips") in desk.clip(rows.loc[6, "id"]).parents
 
 
 def test_detections_without_a_clip_are_not_asked(desk, check):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
+from typing import get_args
 
 import pandas as pd
 
@@ -23,8 +24,10 @@ from kenya_birds.verification.check_folder import (
     read_species_table,
     write_answers,
 )
-from kenya_birds.verification.clips import CLIPS_FOLDER, PICTURES_FOLDER
+from kenya_birds.verification.clips import CLIPS_FOLDER, PICTURES_FOLDER, ClipFormat
 
+# Of the files that a sample has.
+SUFFIXES = {"clip": tuple(f".{form}" for form in get_args(ClipFormat)), "picture": (".png",)}
 MAX_NOTE, MAX_NAME = 2000, 100
 WAIT_S = 10.0
 
@@ -212,8 +215,9 @@ class Answering:
         with self._lock:
             rows = read_rows(self.folder)
         path = PurePosixPath(str(rows.at[name, column])) if name in rows.index else PurePosixPath()
-        # Folders may come from other people: only files that a sample has are opened.
-        if path.parts[:1] != (inside,) or len(path.parts) != 2 or not (self.folder / path).is_file():
+        is_name = path.parts[:1] == (inside,) and len(path.parts) == 2 and "\\" not in path.name
+        # Folders may come from other people: only files that a sample has are opened, and no links that lead out.
+        if not is_name or path.suffix not in SUFFIXES[column] or not _is_file_of(self.folder, self.folder / path):
             raise UnknownDetectionError(f"there is no {column} of {name} in {self.folder}")
         return self.folder / path
 
@@ -240,6 +244,10 @@ class Answering:
         # A sample may be stopped between a clip and its picture.
         shown = rows.assign(picture=[name if name in found else "" for name in rows["picture"]])
         return _Content(rows, shown[[name in found for name in rows["clip"]]], species, answers)
+
+
+def _is_file_of(folder: Path, path: Path) -> bool:
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
 def _is_later(one: Answer, other: Answer) -> bool:
