@@ -177,7 +177,8 @@ def graph_settings(
     """
     shape = spectrogram_shape(tensor)
     return {
-        "file": path.resolve().as_posix(),
+        # Not resolved: on Windows a drive letter would become the name of another computer (see `find_graph`).
+        "file": path.absolute().as_posix(),
         "sha256": file_sha256(path),
         "input": tensor.name,
         "scores": settings.scores,

@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -45,6 +47,7 @@ from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
 from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.network_labels import NetworkLabel, read_labels, restrict_labels
+from kenya_birds.model.graph_kenya_birds import find_graph
 from kenya_birds.model.modeling_kenya_birds import HEAD_EPSILON, log_odds
 from kenya_birds.model.network_input_kenya_birds import magnitude_spectrogram, with_peak
 from kenya_birds.publishing.hub import upload_files
@@ -290,6 +293,7 @@ def test_a_loaded_model_is_saved_with_the_network_that_it_came_with(tmp_path, is
 STRANGER = """
 import json
 import sys
+from pathlib import Path
 
 class NotInstalled:
     def find_spec(self, name, path=None, target=None):
@@ -528,3 +532,15 @@ def test_presets_are_those_that_the_command_offers(capsys):
     with pytest.raises(SystemExit):
         main(["wrap", "--help"])
     assert f"one of {', '.join(PRESETS)}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("file", ["//attacker/share/network.onnx", "\\\\attacker\\share\\network.onnx"])
+def test_a_network_on_another_computer_is_not_asked_for(file, wrapped, tmp_path, monkeypatch):
+    asked = []
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path) or is_file(path))
+    with pytest.raises(FileNotFoundError, match=r"is not there, and a file on another computer .* is not opened"):
+        find_graph({"file": file}, tmp_path)
+    assert all(path.is_relative_to(tmp_path) for path in asked)
+    shutil.copy(wrapped / "network.onnx", tmp_path)
+    assert find_graph({"file": "//attacker/share/network.onnx"}, tmp_path) == tmp_path / "network.onnx"

@@ -10,6 +10,7 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -239,21 +240,24 @@ def find_graph(graph: dict[str, Any], model: Any, **options: Any) -> Path:
         **options: Those of `from_pretrained` that say where the model is: see `HUB_OPTIONS`.
 
     Raises:
-        OSError: If it is in neither place.
+        OSError: If it is in neither place, or the path is on another computer.
     """
     path = Path(graph["file"])
+    # On Windows, a question about such a path sends the user's name and a hash of the password to that computer.
+    is_elsewhere = str(graph["file"])[:2].replace("\\", "/") == "//"
+    places = [] if is_elsewhere else [path]
     if Path(model).is_dir():
-        beside = Path(model) / options.get("subfolder", "") / path.name
+        places.insert(0, Path(model) / options.get("subfolder", "") / path.name)
     else:
         from transformers.utils import cached_file
 
-        try:
-            beside = Path(cached_file(model, path.name, **options))
-        except OSError:  # it is not in the repository
-            beside = path
-    found = next((file for file in (beside, path) if file.is_file()), None)
+        with suppress(OSError):  # it is not in the repository
+            places.insert(0, Path(cached_file(model, path.name, **options)))
+    found = next((file for file in places if file.is_file()), None)
     if found is None:
         where = "there" if path.name == str(path) else f"there or at {path}"
+        if is_elsewhere:
+            where = f"there, and a file on another computer ({path}) is not opened"
         source = f"get it from {graph['source']} and " if graph.get("source") else ""
         raise FileNotFoundError(
             f"the file of its published network, {path.name}, is not {where}: {source}put it into the model's folder "
