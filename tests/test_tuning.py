@@ -333,6 +333,21 @@ def test_workers_that_start_a_study_together_share_it(tmp_path):
     assert json.loads((tmp_path / "out" / "study.json").read_text())["study_name"] == "kenya_birds"
 
 
+def test_a_password_in_the_query_of_the_database_is_not_written(tmp_path):
+    address = f"sqlite:///{tmp_path}/study.db"
+    study = TuningSettings(3, storage=f"{address}?timeout=61")
+    tuning._begin(study, 0, {"space": {}, "settings": {}}, tmp_path / "out")
+    path = tmp_path / "out" / "study.json"
+    written = json.loads(path.read_text())
+    assert written["storage"] == address
+    # A study of an earlier version is resumed.
+    path.write_text(json.dumps({**written, "storage": study.storage}))
+    tuning._begin(study, 0, {"space": {}, "settings": {}}, tmp_path / "out")
+    assert json.loads(path.read_text()) == written
+    password = "postgresql://me:secret@h/db?user=me&password=secret"
+    assert tuning._shown(password) == "postgresql://me:***@h/db"
+
+
 @pytest.mark.usefixtures("without_training")
 def test_results_are_not_replaced_by_those_of_a_database_in_another_folder(
     tmp_path, small_archive, cache, monkeypatch

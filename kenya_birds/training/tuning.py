@@ -177,8 +177,7 @@ def _log_progress(study: Study, tuning: TuningSettings) -> None:
 def _begin(tuning: TuningSettings, seed: int, description: dict[str, Any], output: Path) -> Study:
     """Opens the study and its output folder, one process after the other."""
     with user_errors(SQLAlchemyError):
-        shown_storage = make_url(tuning.storage).render_as_string(hide_password=True)
-    owner = {"study_name": tuning.study_name, "storage": shown_storage, **description}
+        owner = {"study_name": tuning.study_name, "storage": _shown(tuning.storage), **description}
     database = _database(tuning.storage)
     _check_output(output, owner, database)
     with ExitStack() as stack, user_errors(OSError):
@@ -191,6 +190,11 @@ def _begin(tuning: TuningSettings, seed: int, description: dict[str, Any], outpu
         output.mkdir(parents=True, exist_ok=True)
         write_json(owner, output / STUDY_FILE)
     return study
+
+
+def _shown(storage: str) -> str:
+    """The address of a database without its password, which may also be in the query."""
+    return make_url(storage).set(query={}).render_as_string(hide_password=True)
 
 
 def _database(storage: str) -> Path | None:
@@ -208,6 +212,8 @@ def _check_output(output: Path, description: dict[str, Any], database: Path | No
     if not (output / STUDY_FILE).is_file():
         raise UserError(f"--output {output} exists and has no study: choose a new or empty folder")
     found = read_json(output / STUDY_FILE)
+    with suppress(SQLAlchemyError, KeyError):
+        found["storage"] = _shown(found["storage"])  # earlier versions wrote the query
     searched = [name for name in found.get("space", {}) if name not in description["space"]]
     others = {name: value for name, value in description["settings"].items() if name not in searched}
     if searched and found.get("settings") == others:
