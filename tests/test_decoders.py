@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header
 from kenya_birds.data.compressed_frames import CRC8, CRC16, find_flac_frame, flac_headers
+from kenya_birds.data.compressed_frames import possible_ends as real_possible_ends
 from kenya_birds.data.decoders import DecodingError, SoundfileDecoder
 from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.errors import UserError
@@ -447,6 +448,23 @@ def test_what_only_looks_like_a_frame_header_does_not_mislead_the_search(tmp_pat
             ((first, found),) = PyavDecoder(path).read(start, start + RATE)
             assert first == start
             np.testing.assert_array_equal(found, sound[start : start + RATE] / np.float32(32768))
+
+
+def test_thousands_of_false_frame_headers_do_not_make_the_search_long(tmp_path, monkeypatch):
+    head, frames = frames_of(FLAC, tmp_path)
+    false = with_checksum(frames[0][:4] + b"\x01") * 3000
+    path = write(tmp_path, head + b"".join([*frames[:16], false, *frames[16:]]))
+    searched = []
+
+    def possible_ends(data):
+        searched.append(len(data))
+        return real_possible_ends(data)
+
+    monkeypatch.setattr("kenya_birds.data.pyav_decoder.possible_ends", possible_ends)
+    ((start, found),) = PyavDecoder(path).read(0, len(SOUND))
+    assert start == 0
+    np.testing.assert_array_equal(found, SOUND / np.float32(32768))
+    assert sum(searched) < 2**23
 
 
 @pytest.mark.parametrize(("index", "bits"), [(2, 0x0F), (2, 0xCF), (3, 0xB8), (3, 0x06), (3, 0x09)])

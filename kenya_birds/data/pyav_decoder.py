@@ -1,5 +1,6 @@
 """Decoder of sound files with FFmpeg (PyAV), for files that libsndfile cannot read."""
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from functools import lru_cache
@@ -22,6 +23,9 @@ from kenya_birds.data.decoders import BLOCK_S, MAX_FRAMES, DecodingError, error_
 
 # Containers with exact seeks, if they contain FLAC or PCM.
 POSITIONED_FORMATS = ("flac", "wav", "w64", "aiff", "au", "caf")
+# Each FLAC frame that cannot be decoded is searched for its end. This many bytes are searched in a file, and so many
+# more for each of its bytes: a small file can have thousands of false frame headers.
+SEARCHED_BYTES, SEARCHED_PER_BYTE = 2**22, 4
 # Allowed containers. FFmpeg also reads play lists, which open other files.
 FORMATS = ",".join(
     (*POSITIONED_FORMATS, "mp3", "ogg", "mov", "aac", "ac3", "amr", "ape", "asf", "avi", "matroska", "tta", "wv")
@@ -180,14 +184,15 @@ class PyavDecoder:
         largest = self._block_frames * self.channels * 5 + 1024  # bytes, at up to 33 bits a sample
         has_ended = False
         with self._path.open("rb", buffering=0) as file:
+            left = SEARCHED_BYTES + SEARCHED_PER_BYTE * os.fstat(file.fileno()).st_size
             headers = flac_headers(file, self._block_frames, find_flac_frame(file, self._block_frames, first))
             for (offset, place), (end, _) in pairwise(chain(headers, [(MAX_FRAMES, 0)])):
                 data = read_at(file, offset, min(end - offset, largest))
                 frames = _decode_packet(context, av.Packet(data))
-                if not frames:  # it may end before the next header, or contain a false header
+                if not frames and left > 0:  # it may end before the next header, or contain a false header
                     data = read_at(file, offset, largest)
-                    tries = (_decode_packet(context, av.Packet(data[:length])) for length in possible_ends(data))
-                    frames = next(filter(None, tries), None)
+                    frames, searched = _decode_start(context, data)
+                    left -= searched
                 if frames:
                     if has_ended:  # if headers count frames, only the last frame may be short
                         return
@@ -239,6 +244,17 @@ def _packets(container: av.container.InputContainer, start_s: float) -> Iterator
         yield from container.demux(stream)
     except av.FFmpegError:
         return
+
+
+def _decode_start(context: av.AudioCodecContext, data: bytes) -> tuple[list[av.AudioFrame] | None, int]:
+    """Returns the FLAC frame at the start of `data`, which may go on after it, and how many bytes were searched."""
+    searched = len(data)
+    for length in possible_ends(data):
+        frames = _decode_packet(context, av.Packet(data[:length]))
+        searched += length
+        if frames or searched > SEARCHED_BYTES:
+            return frames, searched
+    return None, searched
 
 
 def _decode_packet(context: av.AudioCodecContext, packet: av.Packet) -> list[av.AudioFrame] | None:
