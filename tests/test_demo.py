@@ -734,6 +734,37 @@ def test_routes_that_the_page_does_not_use_are_closed(visitor, path):
     assert visitor.http.request("DELETE", path).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),  # programs
+        ({"Origin": "http://birds.example:7860", "Host": "birds.example:7860"}, 200),
+        ({"Origin": "http://BIRDS.example", "Host": "birds.example"}, 200),
+        ({"Origin": "https://birds.example", "X-Forwarded-Host": "birds.example"}, 200),
+        ({"Origin": "https://birds.example:8443", "X-Forwarded-Host": "birds.example, inner"}, 200),
+        ({"Origin": "http://[::1]:7860", "Host": "[::1]:7860"}, 200),
+        ({"Origin": "https://birds.example", "Sec-Fetch-Site": "same-origin"}, 200),  # a proxy that hides the name
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://evil.example", "X-Forwarded-Host": "birds.example"}, 403),
+        ({"Origin": "http://localhost:1"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://[evil"}, 403),
+        ({"Origin": "https://other.birds.example", "Host": "birds.example", "Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://birds.example", "Host": "birds.example", "Sec-Fetch-Site": "cross-site"}, 403),
+    ],
+)
+def test_requests_that_a_page_of_another_site_sends_are_refused(visitor, headers, status):
+    upload = visitor.http.post("/gradio_api/upload", files={"files": ("a.wav", b"RIFF")}, headers=headers)
+    assert upload.status_code == status
+    joined = visitor.http.post("/gradio_api/queue/join", content=b"no JSON", headers=headers)
+    assert joined.status_code == (403 if status == 403 else 400)
+    # Links on other sites open the page.
+    assert visitor.http.get("/", headers=headers).status_code == 200
+
+
 def test_too_much_is_refused(visitor, tmp_path):
     large = tmp_path / "large.wav"
     large.write_bytes(bytes(2_100_000))

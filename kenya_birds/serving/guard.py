@@ -1,8 +1,9 @@
-"""Request filter of the web server: only the routes of the page, bodies of limited size, and no addresses."""
+"""Request filter of the web server: only the page's routes and requests, bodies of limited size, and no addresses."""
 
 import json
 import re
 import shutil
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ class Guard:
             await PlainTextResponse("This page does not exist.", 404)(scope, receive, answer)
         elif method != "POST":
             await self._app(scope, receive, answer)
+        elif _is_of_another_site({name.decode(): value.decode("latin-1") for name, value in scope["headers"]}):
+            reason = (
+                "Requests of pages of other sites are refused: open the page itself. A proxy in front of it must set "
+                "X-Forwarded-Host to the page's host name."
+            )
+            await PlainTextResponse(reason, 403)(scope, receive, answer)
         elif path.rstrip("/") == UPLOAD:
             await self._upload(scope, receive, answer)
         else:
@@ -119,6 +126,25 @@ class Guard:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, again, send)
+
+
+def _is_of_another_site(headers: dict[str, str]) -> bool:
+    """Returns True if the browser says that a page of another site sent a request; programs say nothing of it."""
+    site = headers.get("sec-fetch-site")
+    if "origin" not in headers or site in ("same-origin", "none", "cross-site"):
+        return site == "cross-site"
+    hosts = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
+    try:
+        origin = urllib.parse.urlsplit(headers["origin"])
+        own = [urllib.parse.urlsplit(f"//{host.strip()}") for host in hosts]
+        # Some proxies leave out the port.
+        return not any(
+            host.hostname == origin.hostname and (host.port == origin.port or None in (host.port, origin.port))
+            for host in own
+            if host.hostname
+        )
+    except ValueError:
+        return True
 
 
 def _limited(receive: Receive, most: int) -> Receive:
