@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from kenya_birds.data import compressed_frames, pyav_decoder
+from kenya_birds.data import compressed_frames, compressed_sound, pyav_decoder
 from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header
 from kenya_birds.data.compressed_frames import find_missing_avi, find_ogg_damage, frame_bytes, frame_count, tag_bytes
+from kenya_birds.data.decoders import TooLongError
 from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.data.recording_check import check_recording
 from kenya_birds.errors import UserError
@@ -243,6 +244,17 @@ def test_a_file_is_decoded_once_for_its_length(tmp_path, monkeypatch):
     path.write_bytes(vorbis(3))
     assert read_header(path).duration_s == 3
     assert len(surveys) == 2
+
+
+def test_a_file_over_a_limit_is_not_decoded_to_its_end(tmp_path, monkeypatch):
+    path = write(tmp_path, vorbis(20, 8_000))
+    packets, add = [], compressed_sound._Surveyor.add
+    monkeypatch.setattr(compressed_sound._Surveyor, "add", lambda *args: packets.append(1) or add(*args))
+    with pytest.raises(TooLongError):
+        read_header(path, 5)
+    at_limit = len(packets)
+    assert read_header(path).duration_s == read_header(path, 20).duration_s == 20
+    assert 3 * at_limit < len(packets) - at_limit
 
 
 def test_windows_in_order_are_decoded_in_one_go(tmp_path, monkeypatch):

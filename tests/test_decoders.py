@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kenya_birds.data.audio import RecordingReader, UndecodableError, read_header
 from kenya_birds.data.compressed_frames import CRC8, CRC16, find_flac_frame, flac_headers
 from kenya_birds.data.compressed_frames import possible_ends as real_possible_ends
-from kenya_birds.data.decoders import DecodingError, SoundfileDecoder
+from kenya_birds.data.decoders import DecodingError, SoundfileDecoder, TooLongError
 from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.errors import UserError
 
@@ -331,6 +331,13 @@ def without_seek_table(flac):
     """libsndfile writes two blocks: stream information, and a table or comment."""
     length = int.from_bytes(flac[43:46])
     return flac[:4] + bytes([flac[4] | 128]) + flac[5:42] + flac[46 + length :]
+
+
+def test_flac_without_a_length_is_counted_up_to_a_limit(tmp_path):
+    path = write(tmp_path, with_length(FLAC, 0))
+    assert read_header(path, 4).frames == len(SOUND)
+    with pytest.raises(TooLongError):
+        read_header(path, 3.9)
 
 
 def write(folder, content, name="recording.flac"):

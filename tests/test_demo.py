@@ -209,6 +209,9 @@ def test_a_recording_over_the_limit_is_refused_before_it_is_heard(analyser, tmp_
     soundfile.write(tmp_path / "long.wav", np.zeros(8000 * 200, dtype=np.int16), 8000)
     with pytest.raises(UserError, match=r"^long\.wav is 0\.06 hours long: expected at most 0\.05"):
         analyser.analyse(tmp_path / "long.wav")
+    soundfile.write(tmp_path / "long.ogg", np.zeros(8000 * 200, dtype=np.int16), 8000)
+    with pytest.raises(UserError, match=r"^long\.ogg is too long: expected at most 0\.05 hours"):
+        analyser.analyse(tmp_path / "long.ogg")
 
 
 BAD_FILES = {

@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 
 from kenya_birds.data.channels import SECTION_S, find_best_channel, sections
-from kenya_birds.data.decoders import MAX_FRAMES, REFUSED_ENCODINGS, DecodingError, SoundfileDecoder
+from kenya_birds.data.decoders import MAX_FRAMES, REFUSED_ENCODINGS, DecodingError, SoundfileDecoder, TooLongError
 from kenya_birds.data.pyav_decoder import PyavDecoder
 from kenya_birds.data.sound_extent import JOINED_FLAC, find_sound
 from kenya_birds.errors import UserError
@@ -77,13 +77,18 @@ class Block:
     reason: str
 
 
-def read_header(path: str | Path) -> AudioHeader:
+def read_header(path: str | Path, max_s: float = math.inf) -> AudioHeader:
     """Reads a recording's header. A recording without a length in its header is decoded once to its end.
+
+    Args:
+        path: The recording.
+        max_s: Decoding ends where the recording is longer, in seconds.
 
     Raises:
         UserError: If the file cannot be read as audio, or has no samples.
+        TooLongError: If decoding has ended at `max_s`.
     """
-    with RecordingReader(path) as reader:
+    with RecordingReader(path, max_s=max_s) as reader:
         return reader.header
 
 
@@ -120,6 +125,7 @@ class RecordingReader:
             sample grid as if the whole recording were resampled. By default the recording's own rate.
         channel: `mix` for the mean of the channels, `best` for the clearest one (see `find_best_channel`), or the
             number of a channel, from 0. By default the mean, or the loudest channel if the channels cancel each other.
+        max_s: See `read_header`.
 
     Attributes:
         path: The recording.
@@ -131,11 +137,19 @@ class RecordingReader:
 
     Raises:
         UserError: If the file cannot be opened as audio, has no samples, or lacks the channel.
+        TooLongError: See `read_header`.
     """
 
-    def __init__(self, path: str | Path, sampling_rate: int | None = None, channel: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        sampling_rate: int | None = None,
+        channel: str | None = None,
+        *,
+        max_s: float = math.inf,
+    ) -> None:
         path = Path(path)
-        self.path, self._channel = path, channel
+        self.path, self._channel, self._max_s = path, channel, max_s
         self.decoder: str | None = None
         self._errors: dict[str, str] = {}  # last error message by decoder
         self._soundfile: SoundfileDecoder | None = None
@@ -351,7 +365,7 @@ class RecordingReader:
     def _open_pyav(self) -> PyavDecoder | None:
         """Returns PyAV's decoder if it can open the file and finds the same sampling rate and channels."""
         if self._pyav is None and PyavDecoder.name not in self._errors:
-            pyav = self._try(PyavDecoder.name, lambda: PyavDecoder(self.path))
+            pyav = self._try(PyavDecoder.name, lambda: PyavDecoder(self.path, self._max_s))
             if pyav is not None:
                 file = self._soundfile
                 # For formats such as MP3, FFmpeg's values are used.
@@ -371,7 +385,7 @@ class RecordingReader:
             return call()
         except DecodingError as error:
             self._errors[decoder] = str(error)
-        except MemoryError:
+        except (MemoryError, TooLongError):
             raise
         except Exception as error:
             logger.debug("%s failed on %s", decoder, self.path, exc_info=True)

@@ -4,6 +4,7 @@ The position of a sample is the number of samples decoded before it, because tim
 formats: in Vorbis they are exact only at the ends of pages, and in Matroska they are in milliseconds.
 """
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import av
 import numpy as np
 
 from kenya_birds.data.compressed_frames import find_missing_avi, find_ogg_damage, follow_frames
-from kenya_birds.data.decoders import PROBED_S, error_text, to_mono
+from kenya_birds.data.decoders import PROBED_S, TooLongError, error_text, to_mono
 
 # Formats whose packets have time stamps: a larger jump in seconds means that packets are missing. The limits are large
 # because phones and browsers write inexact times, and a complete MP4 has all packets in its table.
@@ -56,16 +57,22 @@ class Survey:
     is_end_known: bool
 
 
-def survey_sound(container: av.container.InputContainer, path: Path) -> Survey:
+def survey_sound(container: av.container.InputContainer, path: Path, max_s: float = math.inf) -> Survey:
     """Decodes a whole file, counts its samples and detects damage.
 
     Args:
         container: The file, opened and not yet read.
         path: The same file.
+        max_s: Longest sound in seconds.
+
+    Raises:
+        TooLongError: If the file has more sound.
     """
     surveyor = _Surveyor(container, path)
     for packet, frames, error in _decoded_packets(container):
         surveyor.add(packet, frames, error)
+        if surveyor.is_longer_than(max_s):
+            raise TooLongError
     return surveyor.finish()
 
 
@@ -219,6 +226,10 @@ class _Surveyor:
         samples = sum(frame.samples * self._form[0] // frame.sample_rate for frame in self._counted(frames))
         self._largest = max(self._largest, samples)
         self._total += samples
+
+    def is_longer_than(self, max_s: float) -> bool:
+        """Returns True if the packets so far have more sound than `max_s` seconds."""
+        return self._total > max_s * self._form[0]
 
     def finish(self) -> Survey:
         """Returns the result, after the last packet."""

@@ -33,6 +33,10 @@ class DecodingError(Exception):
     """Raised if a decoder cannot decode the requested sound; the message is the decoder's."""
 
 
+class TooLongError(Exception):
+    """Raised while a recording is decoded to find its length, if it is longer than allowed."""
+
+
 class SoundfileDecoder:
     """Decoder that uses libsndfile: one open file, a seek and a read for each window.
 

@@ -1,5 +1,6 @@
 """Decoder of sound files with FFmpeg (PyAV), for files that libsndfile cannot read."""
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from kenya_birds.data.compressed_sound import (
     survey_sound,
     to_mono_float,
 )
-from kenya_birds.data.decoders import BLOCK_S, MAX_FRAMES, DecodingError, error_text, find_lone_channel
+from kenya_birds.data.decoders import BLOCK_S, MAX_FRAMES, DecodingError, TooLongError, error_text, find_lone_channel
 
 # Containers with exact seeks, if they contain FLAC or PCM.
 POSITIONED_FORMATS = ("flac", "wav", "w64", "aiff", "au", "caf")
@@ -41,6 +42,7 @@ class PyavDecoder:
 
     Args:
         path: The recording.
+        max_s: Longest recording in seconds, where its length is found by decoding it.
 
     Attributes:
         sample_rate_hz: Samples per second.
@@ -53,12 +55,13 @@ class PyavDecoder:
 
     Raises:
         DecodingError: If FFmpeg cannot open the file, or finds no sound in it.
+        TooLongError: If the recording is longer than `max_s`.
     """
 
     name = "PyAV"
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, max_s: float = math.inf) -> None:
+        self._path, self._max_s = path, max_s
         self._survey: Survey | None = None
         with _open(self._path) as container:
             context = container.streams.audio[0].codec_context
@@ -71,8 +74,7 @@ class PyavDecoder:
                 container_name in POSITIONED_FORMATS and context.name.startswith("pcm_")
             )
             if not self.is_positioned:
-                state = path.stat()
-                self._survey = _survey(path, state.st_size, state.st_mtime_ns)
+                self._survey = _survey(path, max_s)
                 if not self._survey.frames:
                     raise DecodingError(self._survey.damage or "no sound in it")
                 self.sample_rate_hz, self.channels = self._survey.sample_rate_hz, self._survey.channels
@@ -108,10 +110,18 @@ class PyavDecoder:
         Returns:
             Number of frames up to the last one that can be decoded. In files without exact positions, frames after
             damage are included.
+
+        Raises:
+            TooLongError: If there are more than `max_s` allows.
         """
         if self._survey:
             return self._survey.frames
-        return max((at + len(sound) for at, sound in self._decode(0)), default=0)
+        end = 0
+        for at, sound in self._decode(0):
+            end = at + len(sound)
+            if end > self._max_s * self.sample_rate_hz:
+                raise TooLongError
+        return end
 
     def read(self, first: int, last: int) -> list[tuple[int, np.ndarray]]:
         """Reads the frames `[first, last)` as far as they can be decoded; sequential reads are fastest.
@@ -208,11 +218,20 @@ class PyavDecoder:
                 yield round(frame.pts * frame.time_base * self.sample_rate_hz), frame
 
 
+def _survey(path: Path, max_s: float) -> Survey:
+    """Surveys a file once, however often it is opened."""
+    state = path.stat()
+    found = _surveys(path, state.st_size, state.st_mtime_ns)
+    if not found:
+        with _open(path) as container:
+            found.append(survey_sound(container, path, max_s))
+    return found[0]
+
+
 @lru_cache(maxsize=100_000)
-def _survey(path: Path, size: int, mtime_ns: int) -> Survey:
-    """Surveys a file once, however often it is opened; `size` and `mtime_ns` detect a changed file."""
-    with _open(path) as container:
-        return survey_sound(container, path)
+def _surveys(path: Path, size: int, mtime_ns: int) -> list[Survey]:
+    """Returns the kept list of a file's survey, empty at first; `size` and `mtime_ns` detect a changed file."""
+    return []
 
 
 def _open(path: Path) -> av.container.InputContainer:

@@ -1,5 +1,6 @@
 """Analysis of uploaded recordings; detections with any threshold come from the stored scores."""
 
+import math
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from kenya_birds.data.audio import read_header
+from kenya_birds.data.decoders import TooLongError
 from kenya_birds.defaults import MAX_HOURS
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
@@ -194,12 +196,7 @@ class Analyser:
             Stopped: If `is_stopped` returned True.
         """
         # Messages must not contain paths of the server.
-        duration_s = _without_folder(path, lambda: read_header(path).duration_s)
-        if duration_s > self.max_hours * 3600:
-            raise UserError(
-                f"{path.name} is {duration_s / 3600:.2f} hours long: expected at most {self.max_hours:g}. "
-                "Cut it, or use `kenya-birds detect`, which has no limit"
-            )
+        duration_s = self._duration_s(path)
         overlap_s = self.allowed_overlap_s(overlap_s)
         pipeline = self._idle.get()
         try:
@@ -208,6 +205,20 @@ class Analyser:
             )
         finally:
             self._idle.put(pipeline)
+
+    def _duration_s(self, path: Path) -> float:
+        """Returns a recording's length, after checking it."""
+        try:
+            duration_s = _without_folder(path, lambda: read_header(path, self.max_hours * 3600).duration_s)
+        except TooLongError:  # it was not decoded to its end
+            duration_s = math.inf
+        if duration_s > self.max_hours * 3600:
+            found = f"{duration_s / 3600:.2f} hours long" if math.isfinite(duration_s) else "too long"
+            raise UserError(
+                f"{path.name} is {found}: expected at most {self.max_hours:g} hours. "
+                "Cut it, or use `kenya-birds detect`, which has no limit"
+            )
+        return duration_s
 
     def _analyse(
         self,
