@@ -132,7 +132,7 @@ def users_folder(folder: Path, what: str, *, overwrite: bool = False) -> Iterato
     Args:
         folder: A new or empty folder.
         what: The folder in messages, such as `the archive birds`.
-        overwrite: Replaces an existing folder at the end of the block.
+        overwrite: Replaces an existing folder at the end of the block, unless it has to stay (see `has_to_stay`).
 
     Raises:
         UserError: If it cannot be written.
@@ -148,7 +148,8 @@ def users_folder(folder: Path, what: str, *, overwrite: bool = False) -> Iterato
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        if overwrite and partial.parent != place and folder.is_dir() and contents_of(folder):
+        is_replaced = overwrite and partial.parent != place and not has_to_stay(folder)
+        if is_replaced and folder.is_dir() and contents_of(folder):
             replace_folder(partial, folder)
         else:
             put_folder_in_place(partial, folder)

@@ -55,8 +55,14 @@ def test_a_folder_that_has_to_stay_gets_the_files(kind, tmp_path, monkeypatch):
     assert [path.relative_to(output).as_posix() for path in output.rglob("*")] == ["folder", "folder/file"]
     assert (tmp_path / "empty").stat().st_ino == before
     assert sorted(path.name for path in tmp_path.iterdir()) == (["empty", "link"] if kind == "link" else ["empty"])
-    with pytest.raises(UserError, match=r"(?i)not empty"), users_folder(output, "the archive"):
-        pass
+    for overwrite in (False, True):
+        with (
+            pytest.raises(UserError, match=r"(?i)not empty"),
+            users_folder(output, "the archive", overwrite=overwrite) as partial,
+        ):
+            (partial / "other").touch()
+        assert [path.name for path in output.iterdir()] == ["folder"]
+        assert output.is_symlink() == (kind == "link")
 
 
 def test_a_folder_with_nothing_but_a_lock_file_counts_as_empty(tmp_path):
