@@ -221,6 +221,17 @@ def test_a_name_that_is_not_unicode_is_escaped(archive, stray, tmp_path, num_pro
     assert "(first: two\\nlines.wav)" in format_check(check)
 
 
+def test_no_cell_is_a_formula_in_a_spreadsheet(archive, tmp_path):
+    (sound_folder(archive) / "=cmd.wav").write_text("not audio")
+    add_lines(archive, "a.flac,1.0,1.0,@crow", "+lost.flac,1.0,1.0,owl1")
+    write_check(check_archive(archive), tmp_path / "check.csv")
+    table = pd.read_csv(tmp_path / "check.csv", keep_default_na=False)
+    assert {"./=cmd.wav", "./+lost.flac"} <= {*table["recording"]}
+    assert "'@crow" in {*table["species"]}
+    for name in ("recording", "species", "detail"):
+        assert not table[name].str.match(r"[=+\-@]").any()
+
+
 def test_what_is_not_a_file_is_told_and_does_not_hold_up_the_check(archive):
     folder = sound_folder(archive)
     (folder / "folder.wav").mkdir()

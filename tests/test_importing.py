@@ -334,6 +334,16 @@ def test_rows_without_one_meaning_are_told_with_file_and_line(tmp_path, do_impor
     assert found(result, "changed") == [("t.csv", 10, "was cut at the start or end of its recording")]
 
 
+def test_no_cell_of_the_report_is_a_formula_in_a_spreadsheet(tmp_path, do_import):
+    record(tmp_path / "in", "=cmd.wav")
+    write(tmp_path / "in/=t.csv", "file,start,end,species\n=cmd.wav,1,2,owl\n=cmd.wav,1,x,owl\n+lost.wav,1,2,owl\n")
+    result = do_import()
+    report = pd.read_csv(result.archive / "import_report.csv", keep_default_na=False)
+    assert {"./=t.csv"} == {*report["file"]}
+    assert "./+lost.wav" in {*report["recording"]}
+    assert not report["detail"].str.match(r"[=+\-@]").any()
+
+
 def test_columns_that_an_import_does_not_need_cost_no_row(tmp_path, do_import):
     record(tmp_path / "in", "a.wav", "b.wav")
     rows = [

@@ -15,12 +15,14 @@ from kenya_birds.cli import main
 from kenya_birds.data.csv_table import read_csv
 from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
+from kenya_birds.inference.species import SpeciesNames
 from kenya_birds.verification.check_folder import (
     Answer,
     read_answers,
     read_rows,
     read_species_table,
     write_answers,
+    write_species,
 )
 from kenya_birds.verification.history_tables import apply_answers
 from kenya_birds.verification.reading import read_checks
@@ -228,6 +230,14 @@ def test_unsure_and_missing_answers_are_left_out_and_counted(check, tmp_path, ca
     (first, second) = rows_of(tmp_path / "verified" / "verified_species.csv")
     assert (first["unsure"], first["unanswered"]) == ("15", "15")
     assert int(second["right"]) + int(second["wrong"]) == 60 - 15 - 17
+
+
+def test_names_that_a_spreadsheet_would_run_are_guarded_and_read_back(tmp_path):
+    species = {"=code": SpeciesNames("+Owl", "@Avis"), "owl1": SpeciesNames("'Ōwl'", "Avis -2")}
+    write_species(tmp_path, species)
+    lines = (tmp_path / "species.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[1:] == ["'@Avis,'=code,'+Owl", "Avis -2,owl1,'Ōwl'"]
+    assert read_species_table(tmp_path).items() >= species.items()
 
 
 def test_earlier_results_are_replaced_only_if_wanted_and_only_results(check, tmp_path, capsys):

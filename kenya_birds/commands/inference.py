@@ -436,8 +436,9 @@ def _search(options: argparse.Namespace) -> None:
     examples = find_sources(options.examples)
     if options.model is not None:
         check_model(options.model)
+    from kenya_birds.formulas import safe_path
     from kenya_birds.inference.embeddings import search_embeddings
-    from kenya_birds.inference.table_formats import csv_writer, safe_path
+    from kenya_birds.inference.table_formats import csv_writer
     from kenya_birds.process import print_tables
 
     hits = search_embeddings(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from kenya_birds.files import write_table
+from kenya_birds.formulas import safe_path, safe_text
 
 # Effects of a finding, the most serious first.
 NOT_TAKEN, CHANGED, NOTE = "not taken", "changed", "note"
@@ -55,7 +56,10 @@ class Findings:
 
     def write(self, path: Path) -> None:
         """Writes all findings as CSV; an existing file is replaced."""
-        write_table(self.table(), path)
+        table = self.table()
+        for name, guard in (("file", safe_path), ("recording", safe_path), ("detail", safe_text)):
+            table[name] = table[name].map(guard, na_action="ignore")
+        write_table(table, path)
 
     def format(self) -> list[str]:
         """Returns one line for each kind of finding: how many, and the first."""

@@ -15,8 +15,9 @@ from kenya_birds.data.recording_matching import RecordingFinder
 from kenya_birds.data.recording_time import TimeAndPlace, parse_time_zone
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
+from kenya_birds.formulas import unguarded_text
 from kenya_birds.inference.detections import name_in
-from kenya_birds.inference.table_formats import FAILED_COLUMNS, FAILED_FILE, FORMULA, RECORDINGS_TABLE, RUN_FILE
+from kenya_birds.inference.table_formats import FAILED_COLUMNS, FAILED_FILE, RECORDINGS_TABLE, RUN_FILE
 from kenya_birds.inference.table_reader import read_cells, to_numbers
 
 NUMBERS = ("duration_s", "latitude", "longitude")
@@ -159,6 +160,5 @@ def _place(row: Mapping[Any, str], zone: tzinfo | None) -> TimeAndPlace:
         if zone is not None and start.astimezone(zone).replace(tzinfo=None) != local:
             zone = None  # the user has corrected the local time
     latitude, longitude = (float(text) if (text := row.get(name, "")) else None for name in ("latitude", "longitude"))
-    site = row.get("site", "")
-    site = site[1:] if site.startswith("'") and FORMULA.match(site[1:]) else site
+    site = unguarded_text(row.get("site", ""))
     return TimeAndPlace(site or None, start, zone, latitude, longitude)

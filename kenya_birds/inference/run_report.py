@@ -17,6 +17,7 @@ from kenya_birds.errors import UserError
 from kenya_birds.files import as_utf8, file_sha256, is_writable, read_json, replace, try_writing, write_json
 from kenya_birds.fingerprints import DECODERS, MODEL, library_versions
 from kenya_birds.folders import check_can_make, contents_of
+from kenya_birds.formulas import safe_path
 from kenya_birds.inference.analysed_stretches import analysed_stretches
 from kenya_birds.inference.audio_stream import Reading
 from kenya_birds.inference.detections import Detection, RecordingInfo
@@ -29,7 +30,6 @@ from kenya_birds.inference.table_formats import (
     RUN_FILE,
     Outputs,
     csv_writer,
-    safe_path,
 )
 from kenya_birds.values import counted
 

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from types import TracebackType
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from fsspec.core import split_protocol
 
 from kenya_birds.files import as_utf8, partial_of, replace
+from kenya_birds.formulas import safe_path, safe_text
 from kenya_birds.inference.detections import SCORE_DIGITS, RecordingInfo, Row, When, decimal_s
 
 
@@ -128,8 +128,6 @@ FAILED_FILE = "failed.csv"
 RUN_FILE = "run.json"
 FAILED_COLUMNS = ("recording", "status", "start_s", "end_s", "reason")
 ROW_GROUP_ROWS = 1 << 16
-# Spreadsheets read text that begins with these characters as a formula.
-FORMULA = re.compile(r"[=+\-@\t\r]")
 
 
 class TableWriter(Protocol):
@@ -377,13 +375,3 @@ class ParquetTable:
             arrays = [pa.array(values, field.type) for values, field in zip(self._columns, self._schema, strict=True)]
             self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
             self._columns = [[] for _ in self._schema]
-
-
-def safe_path(path: str) -> str:
-    """Returns a path that spreadsheets do not read as a formula (see `CsvTable`)."""
-    return f"./{path}" if FORMULA.match(path) else path
-
-
-def safe_text(text: str) -> str:
-    """Returns a text that spreadsheets do not read as a formula (see `CsvTable`)."""
-    return f"'{text}" if FORMULA.match(text) else text

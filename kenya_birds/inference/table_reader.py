@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_text
+from kenya_birds.formulas import FORMULA
 from kenya_birds.inference.detections import SCORE_DIGITS
-from kenya_birds.inference.table_formats import FORMULA
 
 COLUMNS = ("recording", "start_s", "end_s", "code", "common_name", "scientific_name", "score")
 # Their names in a selection table; `end_s` is computed.

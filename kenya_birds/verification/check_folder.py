@@ -16,8 +16,9 @@ from kenya_birds.data.csv_table import TextTable, parse_any_table, read_table
 from kenya_birds.data.species_names import plain_name
 from kenya_birds.errors import UserError
 from kenya_birds.files import SPECIES_FILE, as_utf8, read_json, read_text, users_file, write_json, write_table
+from kenya_birds.formulas import safe_path, safe_text, unguarded_text
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.table_formats import FORMULA, csv_writer, safe_path, safe_text
+from kenya_birds.inference.table_formats import csv_writer
 from kenya_birds.verification.strata import Stratum
 
 SAMPLE_FILE, ROWS_FILE, ANSWERS_FILE = "sample.json", "sample.parquet", "verify.csv"
@@ -136,7 +137,9 @@ def read_rows(folder: Path) -> pd.DataFrame:
 def write_species(folder: Path, species: Mapping[str, SpeciesNames]) -> None:
     """Writes `species.csv`, in the format of an archive, if there is none; a person may add species to it."""
     if not (folder / SPECIES_FILE).is_file():
-        rows = [(names.scientific_name, code, names.common_name) for code, names in species.items()]
+        rows = [
+            tuple(map(safe_text, (names.scientific_name, code, names.common_name))) for code, names in species.items()
+        ]
         write_table(pd.DataFrame(rows, columns=list(SPECIES_COLUMNS)), folder / SPECIES_FILE)
 
 
@@ -147,7 +150,8 @@ def read_species_table(folder: Path) -> dict[str, SpeciesNames]:
         UserError: If the file cannot be read.
     """
     table = read_table(folder / SPECIES_FILE, SPECIES_COLUMNS)
-    rows = table[["species", "common_name", "scientific_name"]].itertuples(index=False)
+    columns = (map(unguarded_text, table[name]) for name in ("species", "common_name", "scientific_name"))
+    rows = zip(*columns, strict=True)
     return {UNKNOWN_SPECIES: SpeciesNames("", ""), **{code: SpeciesNames(*names) for code, *names in rows}}
 
 
@@ -191,7 +195,7 @@ def read_answers(path: str | Path, rows: pd.DataFrame, species: Mapping[str, Spe
         if not any(texts):
             continue
         where = f"{path} line {line}"
-        answer = _checked(Answer(*map(_unguarded, texts)), codes, where)
+        answer = _checked(Answer(*map(unguarded_text, texts)), codes, where)
         if name not in rows.index:
             if answer == Answer():
                 continue
@@ -295,11 +299,6 @@ def _printable(text: str) -> str:
     if not text.isprintable():
         text = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
     return text.strip()
-
-
-def _unguarded(text: str) -> str:
-    """A text without the apostrophe with which `safe_text` protects it."""
-    return text[1:] if text.startswith("'") and FORMULA.match(text[1:]) else text
 
 
 def _codes(species: Mapping[str, SpeciesNames]) -> dict[str, list[str]]:

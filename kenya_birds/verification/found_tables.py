@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from kenya_birds.data.recording_time import NIGHT_START
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_json
+from kenya_birds.formulas import FORMULA
 from kenya_birds.inference.detections import SCORE_DIGITS
 from kenya_birds.inference.output_tables import STEM
 from kenya_birds.inference.run_report import RunFiles
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.table_formats import FORMULA, RUN_FILE
+from kenya_birds.inference.table_formats import RUN_FILE
 from kenya_birds.inference.table_reader import csv_encoding, csv_separator
 
 logger = logging.getLogger(__name__)

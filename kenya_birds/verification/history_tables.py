@@ -17,10 +17,11 @@ from kenya_birds.errors import UserError
 from kenya_birds.evaluation.thresholds import Thresholds
 from kenya_birds.files import SPECIES_FILE, is_portable_name, read_json, users_file, write_json, write_table
 from kenya_birds.folders import check_new_folder, users_folder
+from kenya_birds.formulas import safe_text
 from kenya_birds.inference.activity import USUAL_CLOCK, ActivityClock
 from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.species import SpeciesNames, read_found_species
-from kenya_birds.inference.table_formats import RUN_FILE, safe_text
+from kenya_birds.inference.table_formats import RUN_FILE
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.values import NotNegative, Share, check_fields
 from kenya_birds.verification.check_folder import OTHER, RIGHT, WRONG

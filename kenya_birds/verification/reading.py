@@ -23,8 +23,8 @@ from kenya_birds.folders import (
     is_new_or_empty,
     users_folder,
 )
+from kenya_birds.formulas import safe_path, safe_text
 from kenya_birds.inference.species import SpeciesNames
-from kenya_birds.inference.table_formats import safe_path, safe_text
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.verification.check_folder import (
     ANSWERS_FILE,

@@ -1,0 +1,21 @@
+"""Cells of CSV tables that spreadsheets would read as formulas."""
+
+import re
+
+# Spreadsheets read text that begins with these characters as a formula.
+FORMULA = re.compile(r"[=+\-@\t\r]")
+
+
+def safe_path(path: str) -> str:
+    """Returns a path that spreadsheets do not read as a formula: with `./` in front, which is the same file."""
+    return f"./{path}" if FORMULA.match(path) else path
+
+
+def safe_text(text: str) -> str:
+    """Returns a text that spreadsheets do not read as a formula: with an apostrophe in front."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def unguarded_text(text: str) -> str:
+    """Returns a text without the apostrophe of `safe_text`."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text[1:]) else text
