@@ -107,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: expected a file that training wrote ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} does not contain a JSON object: expected a file that training wrote")

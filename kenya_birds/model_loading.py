@@ -21,6 +21,7 @@ _UNREADABLE = (
     RuntimeError,
     LookupError,
     TypeError,
+    AttributeError,
     ImportError,
     SafetensorError,
     StrictDataclassError,

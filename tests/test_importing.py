@@ -784,6 +784,21 @@ def test_headers_are_kept_and_read_again_when_the_file_has_changed(tmp_path, do_
     assert read_archive(archive).headers["a.wav"].frames == 4 * RATE
 
 
+@pytest.mark.parametrize(
+    ("column", "number"),
+    [("Frames", "9" * 30), ("Frames", "9" * 19), ("Frames", "0"), ("Sampling Rate (Hz)", "0"), ("Channels", "0")],
+)
+def test_a_kept_header_that_no_recording_has_is_read_again(tmp_path, do_import, column, number):
+    record(tmp_path / "in", "a.wav")
+    write(tmp_path / "in/a.txt", "1\t2\towl\n")
+    archive = do_import().archive
+    table = pd.read_csv(archive / "recordings.csv", dtype=str)
+    table[column] = number
+    table.to_csv(archive / "recordings.csv", index=False)
+    header = read_archive(archive).headers["a.wav"]
+    assert (header.frames, header.sample_rate_hz, header.channels) == (RATE * SECONDS, RATE, 1)
+
+
 def test_the_command_imports_and_refuses_in_one_line(tmp_path, capsys):
     record(tmp_path / "in", "a.wav")
     table = write(tmp_path / "in/t.csv", 'clip,"Begin, s",End,bird\na.wav,1,2,owl\n')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import typing
@@ -114,3 +115,17 @@ def test_paths_may_be_texts_and_models_paths(folder, tmp_path):
 def test_a_model_that_is_not_there_is_a_user_error(tmp_path):
     with pytest.raises(kenya_birds.UserError, match="no model"):
         kenya_birds.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a":' * 20_000, r"config\.json cannot be read as JSON"),
+        ('{"model_type": "kenya_birds", "backbone": ["x"]}', "cannot be loaded"),
+    ],
+)
+def test_a_config_with_values_that_cannot_be_is_a_user_error(folder, tmp_path, text, reason):
+    edited = shutil.copytree(folder, tmp_path / "edited")
+    (edited / "config.json").write_text(text)
+    with pytest.raises(kenya_birds.UserError, match=reason):
+        kenya_birds.load_model(edited)

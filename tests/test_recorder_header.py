@@ -91,6 +91,7 @@ def test_an_audiomoth_recording_that_was_compressed_keeps_its_time(tmp_path):
         (guano(Loc_Position="36.8"), "the place '36.8' cannot be read"),
         (comment("Aufgenommen um 10:25 am 4.12.2020 von AudioMoth 24"), "its comment has an unknown form"),
         (comment("opso_metadata{broken"), "its comment is not valid JSON"),
+        (comment("opso_metadata" + '{"a":' * 20_000), "its comment is not valid JSON"),
         (comment(AUDIOMOTH.format(time="10:25:00 31/02/2020", zone="")), "'2020-02-31T10:25:00Z' does not exist"),
     ],
 )

@@ -200,7 +200,14 @@ def test_thresholds_are_read_as_they_were_written(tmp_path):
     chosen = choose_thresholds(scores, references, CLASSES)
     (tmp_path / "thresholds.json").write_text(json.dumps(chosen.to_json()))
     assert Thresholds.read(tmp_path / "thresholds.json") == chosen
-    for text in ("{", '{"species": {}}', "[]", '{"wanted_precision": null, "every_species": null, "species": []}'):
+    deep = '{"species":' * 20_000
+    for text in (
+        deep,
+        "{",
+        '{"species": {}}',
+        "[]",
+        '{"wanted_precision": null, "every_species": null, "species": []}',
+    ):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(UserError, match=r"other\.json is not a thresholds file"):
             Thresholds.read(tmp_path / "other.json")

@@ -215,7 +215,7 @@ def _comment_notes(comment: str) -> Iterator[_Note]:
     if comment.startswith("opso_metadata{"):
         try:
             about = json.loads(comment.removeprefix("opso_metadata"))
-        except ValueError:
+        except (ValueError, RecursionError):
             yield _Note("opensoundscape", fault="its comment is not valid JSON")
             return
         # It knows where the original recording was cut; the original comment has the start of the whole.

@@ -7,8 +7,9 @@ from pathlib import Path, PureWindowsPath
 
 import pandas as pd
 
-from kenya_birds.data.audio import AudioHeader, read_header
+from kenya_birds.data.audio import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ, AudioHeader, read_header
 from kenya_birds.data.csv_table import read_table
+from kenya_birds.data.decoders import MAX_FRAMES
 from kenya_birds.data.same_recording import recording_key, spellings
 from kenya_birds.errors import UserError
 from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, RECORDINGS_TABLE, write_table
@@ -206,7 +207,13 @@ def write_places(places: Iterable[Place], path: Path) -> None:
 
 
 def _kept(table: pd.DataFrame) -> dict[str, KeptHeader]:
+    """Returns the headers in a table; one that no recording can have is left out, and read from the file later."""
     numbers = table[list(HEADER_COLUMNS.values())]
-    is_whole = numbers.apply(lambda column: column.str.fullmatch("[0-9]+")).all(axis=1)
-    rows = zip(table.loc[is_whole, "recording"], numbers[is_whole].astype("int64").to_numpy().tolist(), strict=True)
-    return {name: KeptHeader(AudioHeader(*header), size, modified) for name, (*header, size, modified) in rows}
+    is_whole = numbers.apply(lambda column: column.str.fullmatch("[0-9]{1,19}")).all(axis=1)
+    rows = zip(table.loc[is_whole, "recording"], numbers[is_whole].to_numpy().tolist(), strict=True)
+    kept = {}
+    for name, texts in rows:
+        frames, rate_hz, channels, size, modified_ns = map(int, texts)
+        if 0 < frames <= MAX_FRAMES and MIN_SAMPLE_RATE_HZ <= rate_hz <= MAX_SAMPLE_RATE_HZ and channels:
+            kept[name] = KeptHeader(AudioHeader(frames, rate_hz, channels), size, modified_ns)
+    return kept

@@ -78,7 +78,7 @@ class Thresholds:
         try:
             read = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
             values = {f"the threshold of {code}": value for code, value in read.species.items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is not a thresholds file of training: {error}") from None
         for name, value in (("every_species", read.every_species), *values.items()):
             THRESHOLD.check(f"{path}: {name}", value)
