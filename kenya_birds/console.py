@@ -2,11 +2,19 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kenya_birds.errors import DeviceMemoryError, LostProcessError, UsageError, UserError
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but the tab and the line end
+
+
+def without_controls(text: str) -> str:
+    """Returns a text with its control characters escaped: names of files can have them, and terminals obey them."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @contextmanager
@@ -26,7 +34,7 @@ def one_line_errors(program: str, after_stop: str = "") -> Iterator[None]:
         program = getattr(error, "program", program)  # for errors of the command line, with the subcommand
         hint = f"; {after_stop}" if after_stop and isinstance(error, LostProcessError) else ""
         if is_first or not isinstance(error, UsageError):
-            print(f"{program}: error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
+            print(f"{program}: error: {without_controls(' '.join(str(error).split()))}{hint}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
         hint = str(stop) or after_stop
@@ -79,6 +87,14 @@ def transformers_bars_hidden() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+class _Formatter(logging.Formatter):
+    """Log format without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the text of a record."""
+        return without_controls(super().format(record))
+
+
 class _Once(logging.Filter):
     """Log filter that shows messages about an archive once, although every fold of a cross-validation reads it."""
 
@@ -100,7 +116,7 @@ def show_log(level: int = logging.INFO) -> None:
     """Shows the package's log on stderr, from `level` on; other libraries' logs are unchanged."""
     logger = logging.getLogger("kenya_birds")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
     handler.addFilter(_Once())
     logger.handlers = [handler]
     logger.setLevel(level)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ from running import ROOT
 
 from kenya_birds import cli
 from kenya_birds.cli import _parser
-from kenya_birds.console import one_line_errors
+from kenya_birds.console import one_line_errors, show_log
 from kenya_birds.errors import LostProcessError, UserError
 from kenya_birds.training.flags import GROUPS, TITLES, train_parser
 from kenya_birds.training.trainer_arguments import TRACKERS, TrainerArguments, trainer_kinds
@@ -562,6 +563,17 @@ def test_a_command_whose_other_process_has_ended_says_how_to_resume(capsys):
         with pytest.raises(SystemExit, match="2"), one_line_errors("me", "do it again"):
             raise error
         assert capsys.readouterr().err == f"me: error: {told}\n"
+
+
+def test_no_name_of_a_file_gives_orders_to_the_terminal(capsys):
+    name = "a\x1b]0;owned\x07\x9b2J ä ሰላም می\u200cخواهم 🦉.wav"
+    shown = name.replace("\x1b", "\\x1b").replace("\x07", "\\x07").replace("\x9b", "\\x9b")
+    with pytest.raises(SystemExit, match="2"), one_line_errors("me"):
+        raise UserError(f"{name} is missing")
+    assert capsys.readouterr().err == f"me: error: {shown} is missing\n"
+    show_log()
+    logging.getLogger("kenya_birds").warning("%s:\n\t2 rows", name)
+    assert capsys.readouterr().err == f"WARNING: {shown}:\n\t2 rows\n"
 
 
 @pytest.mark.parametrize("command", ["evaluate", "embed", "tune", "combine", "verify read", "info", "detect"])
