@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kenya_birds.console import enough_memory, one_line_errors, show_log
-from kenya_birds.errors import LostProcessError, UserError, WriteError
+from kenya_birds.errors import DeviceMemoryError, LostProcessError, UserError, WriteError
 from kenya_birds.process import keep_freed_memory, print_anything, use_utf8
 from kenya_birds.training.flags import SMALLER_BATCHES, TrainFlags, after_stop, parse_train_flags
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None, program: str = "train_hf.py") -> No
             train(flags)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(after_stop(flags.training["output_dir"])) from None
-    except (WriteError, LostProcessError) as error:
+    except (WriteError, LostProcessError, DeviceMemoryError) as error:
         raise UserError(f"{error}; {after_stop(flags.training['output_dir'])}") from None
 
 

@@ -53,7 +53,10 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 
 # Of the errors that are no `torch.OutOfMemoryError`: on Apple's GPUs, and of a device whose memory others have taken.
-_NO_MEMORY = ("MPS backend out of memory", "CUDA error: out of memory")
+_NO_MEMORY = (
+    *("MPS backend out of memory", "CUDA error: out of memory", "HIP error: out of memory"),
+    *("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
+)
 
 
 @contextmanager
@@ -66,9 +69,9 @@ def enough_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        from torch import OutOfMemoryError  # not above: it takes seconds
-
-        if not isinstance(error, OutOfMemoryError) and not any(words in str(error) for words in _NO_MEMORY):
+        torch = sys.modules.get("torch")  # not imported here: it takes seconds
+        is_torchs = torch is not None and isinstance(error, torch.OutOfMemoryError)
+        if not is_torchs and not any(words in str(error) for words in _NO_MEMORY):
             raise
         raise DeviceMemoryError(f"the device has too little memory: {advice}") from None
 

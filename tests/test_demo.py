@@ -394,6 +394,9 @@ def test_a_late_answer_does_not_replace_a_newer_one(uploads, analyser, findings,
     newer = []
     assert page.section(2, True, 0.05, None, True, Request) == gr.skip()
     assert "Spectrogram from 00:03.0" in newer[0]
+    # Nor does one about a recording that was closed meanwhile.
+    monkeypatch.setattr(serving_page, "settings_text", lambda *about: page.close(Request))
+    assert page.show(True, 0.05, None, True, Request) == [gr.skip()] * 9
 
 
 def test_an_analysis_stops_when_another_overlap_is_chosen(uploads):

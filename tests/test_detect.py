@@ -647,7 +647,7 @@ def test_the_account_says_what_was_done(model, recordings, tmp_path, capsys):
     assert detect_command(model, recordings, "--time_zone", "Africa/Nairobi", output=output) == 0
     report = json.loads((output / "run.json").read_text())
     assert report["time_zone"] == "Africa/Nairobi"
-    assert (set(report["detections"]), report["undetected"]) == (set(CODES[:3]), [])
+    assert (set(report["detections"]), report["undetected"]) == (set(CODES[:3]), {})
     assert report["hours"] == pytest.approx(sum(LENGTHS_S) / 3600)
     assert report["detections"] == {
         code: sum(row["code"] == code for row in rows(output)) for code in report["detections"]
@@ -660,4 +660,6 @@ def test_the_account_says_what_was_done(model, recordings, tmp_path, capsys):
     # Not the species that has no threshold.
     assert detect_command(model, recordings, "--min_confidence", "1", output=tmp_path / "none") == 0
     report = json.loads((tmp_path / "none" / "run.json").read_text())
-    assert report["undetected"] == [code for code in CODES[:3] if code not in report["detections"]]
+    assert report["undetected"] == {
+        code: [f"Bird {code}", f"Avis {code}"] for code in CODES[:3] if code not in report["detections"]
+    }

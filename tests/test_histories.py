@@ -315,8 +315,11 @@ def run_folder(tmp_path):
     detections[COLUMNS].to_csv(folder / "detections.csv", index=False)
     failed = [("n/A_2.flac", "partly read", "0", "7200", "damaged"), ("x.flac", "failed", "", "", "cannot be read")]
     pd.DataFrame(failed, columns=list(FAILED_COLUMNS)).to_csv(folder / "failed.csv", index=False)
-    (folder / "run.json").write_text(json.dumps({"model": "birds", "undetected": ["wren", "gull"]}))
+    (folder / "run.json").write_text(json.dumps({"model": "birds", "undetected": UNDETECTED}))
     return folder
+
+
+UNDETECTED = {"wren": ["Wren", "Troglodytes"], "gull": ["Grey Gull", "Larus"]}
 
 
 def rows_of(path):
@@ -519,19 +522,27 @@ def test_recordings_of_other_sites_are_told_apart_from_those_without_a_site(run_
     main(["histories", str(run_folder), "--output", str(tmp_path / "out"), "--sites", str(tmp_path / "sites.csv")])
     told = capsys.readouterr().out
     assert "Skipped: 1 recording without a site\n" in told
-    assert "Skipped: 1 recording with no row in the table of sites (their own sites: B)\n" in told
+    assert "Skipped: 1 recording without a matching row in the table of sites (their own sites: B)\n" in told
     about = json.loads((tmp_path / "out" / "histories.json").read_text())
-    assert about["skipped"] == {"without a site": 1, "with no row in the table of sites": 1}
+    assert about["skipped"] == {"without a site": 1, "without a matching row in the table of sites": 1}
     assert about["other_sites"] == ["B"]
+
+
+def test_a_recording_without_a_time_keeps_its_site(run_folder, tmp_path, capsys):
+    table = pd.read_csv(run_folder / "recordings.csv")
+    table.loc[0, "local_time"] = None
+    table.to_csv(run_folder / "recordings.csv", index=False)
+    main(["histories", str(run_folder), "--output", str(tmp_path / "out")])
+    assert "Skipped: 1 recording without a local time\n" in capsys.readouterr().out
 
 
 def test_only_listed_species_are_written(run_folder, tmp_path, capsys):
     listed = tmp_path / "species.txt"
     words = ["histories", str(run_folder), "--unit", "night", "--species", str(listed), "--output"]
-    listed.write_text("Owl  # by its name\ngull\nrobin\n")
+    listed.write_text("Owl  # by its name\nGrey Gull\nrobin\n")
     main([*words, str(tmp_path / "out")])
     told, logged = capsys.readouterr()
-    assert f"Skipped 1 names in {listed} that have no detection in {run_folder}: robin (line 3)" in logged
+    assert f"Skipped 1 name in {listed} without a detection in {run_folder}: robin (line 3)" in logged
     assert "Writing histories.csv of 4 rows: 1 species, 2 sites, 2 occasions" in logged
     assert "without a matrix: 1 species of the model (gull)" in told
     assert "1 species, 2 sites, 2 occasions (local time), 4.00 analysed hours, 2 detections" in told

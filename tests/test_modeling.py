@@ -216,6 +216,17 @@ def test_as_many_new_labels_start_from_the_weights_of_the_old_ones(tmp_path, mon
     assert [message.startswith("There are as many new labels as old ones") for message in messages] == [True] * is_told
 
 
+def test_labels_of_a_config_file_are_not_new(tmp_path, monkeypatch):
+    """There, the numbers of 12 labels are texts."""
+    labels = {str(number): f"bird{number}" for number in range(12)}
+    KenyaBirdsConfig(id2label={int(number): label for number, label in labels.items()}).save_pretrained(tmp_path)
+    messages = []
+    monkeypatch.setattr(configuration_kenya_birds.logger, "warning", messages.append)
+    config = KenyaBirdsConfig.from_pretrained(tmp_path, id2label=labels)
+    assert messages == []
+    assert config.id2label[11] == "bird11"
+
+
 def test_the_same_labels_keep_the_calibration(tmp_path):
     labels = {0: "bird0", 1: "bird1", 2: "bird2"}
     build(logit_scale=0.5, species={"bird1": {"common_name": "Bee-eater"}}).save_pretrained(tmp_path)

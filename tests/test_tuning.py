@@ -206,22 +206,10 @@ def test_points_that_fail_every_time_are_given_up(tmp_path, small_archive, cache
     assert other != first
 
 
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (DivergedError("its weights are not numbers"), "its training diverged"),
-        (
-            torch.OutOfMemoryError("CUDA out of memory"),
-            "too little memory: give half the --per_device_train_batch_size",
-        ),
-    ],
-)
 @pytest.mark.usefixtures("blank_pictures")
-def test_a_trial_that_cannot_be_trained_is_pruned_and_counts(
-    tmp_path, small_archive, cache, monkeypatch, caplog, error, told
-):
+def test_a_trial_whose_training_diverges_is_pruned_and_counts(tmp_path, small_archive, cache, monkeypatch, caplog):
     caplog.set_level("INFO", "kenya_birds")
-    scores = iter([error, (0.5, 1.0), (0.7, 2.0)])
+    scores = iter([DivergedError("its weights are not numbers"), (0.5, 1.0), (0.7, 2.0)])
 
     def score(settings, splits):
         found = next(scores)
@@ -232,7 +220,7 @@ def test_a_trial_that_cannot_be_trained_is_pruned_and_counts(
     monkeypatch.setattr(tuning, "_best_epoch", score)
     study = search(small_archive, tmp_path, cache, trials=2)
     assert [trial.state for trial in study.trials] == [TrialState.PRUNED, TrialState.COMPLETE]
-    assert len([line for line in caplog.messages if line.startswith("Trial 0 is pruned: ") and told in line]) == 1
+    assert "Trial 0 is pruned: its training diverged" in caplog.messages
     assert pd.read_csv(tmp_path / "out" / "history.csv")["mean_macro_f1"].isna().tolist() == [True, False]
     assert json.loads((tmp_path / "out" / "best.json").read_text())["mean_macro_f1"] == pytest.approx(0.6)
 
@@ -397,6 +385,36 @@ def test_a_study_of_another_archive_is_refused(tmp_path, small_archive, cache, m
     monkeypatch.setattr(tuning, "archive_fingerprint", lambda folder: "0123")
     with pytest.raises(UserError, match=r"another archive: fingerprint is .* there and 0123 here"):
         search(small_archive, tmp_path, cache, trials=2)
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_memory_that_others_need_uses_up_no_trials(tmp_path, small_archive, cache, monkeypatch):
+    def full(settings, splits):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tuning, "_best_epoch", full)
+    with pytest.raises(UserError, match="too little memory: give half the --per_device_train_batch_size"):
+        search(small_archive, tmp_path, cache, trials=2)
+    monkeypatch.setattr(tuning, "_best_epoch", lambda settings, splits: (0.5, 1.0))
+    study = search(small_archive, tmp_path, cache, trials=2)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_a_backbone_that_needs_more_memory_than_another_is_pruned(tmp_path, small_archive, cache, monkeypatch, caplog):
+    fitting = []
+
+    def score(settings, splits):
+        fitting.append(settings.model.backbone)
+        if settings.model.backbone != fitting[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 0.5, 1.0
+
+    monkeypatch.setattr(tuning, "_best_epoch", score)
+    study = search(small_archive, tmp_path, cache, trials=6, backbones=("test_convnext", "test_convnext2"))
+    states = {(trial.params["backbone"] == fitting[0], trial.state) for trial in study.trials}
+    assert states == {(True, TrialState.COMPLETE), (False, TrialState.PRUNED)}
+    assert any("is pruned: the device has too little memory" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize(

@@ -155,11 +155,13 @@ def _tune(options: argparse.Namespace) -> None:
     check_extra("optuna", "tuning")
     from kenya_birds.data.joined_archive import one_archive
     from kenya_birds.training.tuning import tune
+    from kenya_birds.training.tuning_report import BEST_FILE
 
     settings = read_fields(options, TuningSettings)
     archive = one_archive(options.data_dirs, flags.data.cache_dir)
     tune(archive, options.output, settings, options.train_flags)
-    print(f"The best settings (for train_hf.py --params), history and figures are in {options.output}")
+    best = "best settings (for train_hf.py --params), " if (options.output / BEST_FILE).is_file() else ""
+    print(f"The {best}history and figures are in {options.output}")
 
 
 def _add_combine(commands: Any) -> None:

@@ -118,8 +118,9 @@ class ActivityClock:
             return TimeAndPlace()
         if known is None or known.start is None:
             found = find_time_and_place(name, pattern=pattern, time_zone=zone)
-            place = None if known is None else (known.latitude, known.longitude)
-            return found if place is None else replace(found, latitude=place[0], longitude=place[1])
+            if known is None:
+                return found
+            return replace(found, site=found.site or known.site, latitude=known.latitude, longitude=known.longitude)
         start = known.start
         read = (parse_recording_name(name, pattern) if is_matched else None) or RecordingName(None, None)
         if reads_time and read.start is not None and not _is_clock_of(read.start, start):

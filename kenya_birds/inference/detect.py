@@ -300,7 +300,9 @@ def _about(pipeline: SoundscapePipeline, model_hash: str) -> dict[str, Any]:
     name = saved.name if saved.starting_point == "model" else saved.starting_point
     wanted = set(pipeline.settings.species or pipeline.classes)
     thresholds = zip(pipeline.classes, pipeline.thresholds, strict=True)
-    detectable = [code for code, threshold in thresholds if code in wanted and threshold <= 1]
+    detectable = {
+        code: list(pipeline.names[code]) for code, threshold in thresholds if code in wanted and threshold <= 1
+    }
     return {"model": name, "model_sha256": model_hash, "settings": settings, "undetected": detectable}
 
 

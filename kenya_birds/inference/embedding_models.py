@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel, SequenceFeatureExtractor
 
-from kenya_birds.console import user_errors
+from kenya_birds.console import enough_memory, user_errors
 from kenya_birds.data.builders import DEFAULT_CLIP_S
 from kenya_birds.errors import UserError
 from kenya_birds.inference.devices import device_for
@@ -153,9 +153,10 @@ class TransformersEmbedder(Embedder):
         self.audio_model: Any = AudioModel(model, extractor).eval().to(device)
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, (1, self.clip_samples)).astype(np.float32)
         try:
-            self._check_not_cropped(noise)
-            with torch.inference_mode():
-                self.size = self._embed(noise).shape[1]
+            with enough_memory("end other programs that use it, or give --device cpu"):
+                self._check_not_cropped(noise)
+                with torch.inference_mode():
+                    self.size = self._embed(noise).shape[1]
         except _UNSUITABLE as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(

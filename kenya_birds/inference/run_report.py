@@ -305,8 +305,8 @@ class RunFiles:
                     write_failures(outputs.open(FAILED_FILE), report.failures)
                     files = [*written.files, *outputs.commit()]
             report.content["detections"] = written.counts
-            could_be = report.content["undetected"]
-            report.content["undetected"] = [code for code in could_be if not written.counts.get(code)]
+            could_be = report.content["undetected"].items()
+            report.content["undetected"] = {code: names for code, names in could_be if not written.counts.get(code)}
             tables = {path.relative_to(self.folder).as_posix(): file_sha256(path) for path in files}
             for name in set(before) - set(tables):
                 (self.folder / name).unlink(missing_ok=True)

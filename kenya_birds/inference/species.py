@@ -11,6 +11,7 @@ from typing import NamedTuple
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_text
 from kenya_birds.saved_models import SavedModel
+from kenya_birds.values import counted
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,9 @@ def read_found_species(path: str | Path, known: Mapping[str, SpeciesNames], foun
             f"such as {', '.join(list(known)[:3])}"
         )
     if skipped:
-        logger.warning("Skipped %d names in %s that have no detection in %s: %s", len(skipped), path, found, shown)
+        logger.warning(
+            "Skipped %s in %s without a detection in %s: %s", counted(len(skipped), "name"), path, found, shown
+        )
     return chosen
 
 

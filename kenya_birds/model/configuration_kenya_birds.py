@@ -79,6 +79,7 @@ class KenyaBirdsConfig(PreTrainedConfig):
         before = None if saved is None else [saved[index] for index in sorted(saved, key=int)]
         built = super().from_dict(config_dict, **kwargs)
         config = built[0] if isinstance(built, tuple) else built
+        config.id2label = {int(index): label for index, label in config.id2label.items()}  # JSON has texts
         labels = [config.id2label[index] for index in sorted(config.id2label)]
         if before is not None and labels != before:
             if config.logit_scale is not None or config.logit_offset is not None:

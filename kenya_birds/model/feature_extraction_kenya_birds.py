@@ -402,7 +402,7 @@ class KenyaBirdsFeatureExtractor(SequenceFeatureExtractor):
         if not raw_speech:
             raise ValueError("expected at least one waveform, found an empty batch")
         rows = [_row(waveform, i) for i, waveform in enumerate(raw_speech)]
-        # Not of batches of one shape: who makes these has cut the sound.
+        # There is no warning about batches of shape (batch, samples): a program has cut them.
         if max(row.shape[1] for row in rows) > 2 * self.clip_samples:
             logger.warning_once(
                 f"A waveform is longer than {2 * self.clip_s:g} s, but the model scores clips of {self.clip_s:g} s: "

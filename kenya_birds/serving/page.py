@@ -185,8 +185,7 @@ class Page:
         try:
             shown = self._shown(session, self.settings(own, least, species, merge))
         except (OSError, UserError):
-            # The folder was removed for another recording or a newer answer.
-            if session.is_closed.is_set() or not is_newest():
+            if not is_newest():  # the folder was removed for another recording or a newer answer
                 return [gr.skip()] * 9
             raise
         return shown if is_newest() else [gr.skip()] * 9
@@ -256,7 +255,7 @@ class Page:
             path = session.new_folder("section") / "spectrogram.png"
             picture_of_section(session.recording, found, names, styles, begin_s, path)
         except (OSError, UserError) as error:  # sound that cannot be read cannot be drawn
-            if session.is_closed.is_set() or not is_newest():
+            if not is_newest():
                 return gr.skip()
             logger.info("%s", error)
             return message("The spectrogram cannot be drawn here: the recording cannot be read.")

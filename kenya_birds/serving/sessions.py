@@ -83,7 +83,7 @@ class Session:
         return self._analysis == analysis and not self.is_closed.is_set()
 
     def begin_answer(self, kind: str) -> Callable[[], bool]:
-        """Returns a function that returns True until a later answer of this kind is begun.
+        """Returns a function that returns True until a later answer of this kind is begun, or the session ends.
 
         Several events of the page have answers of one kind. A late answer of one would replace a newer one of another.
 
@@ -92,7 +92,7 @@ class Session:
         """
         with self._lock:
             number = self._answers[kind] = self._answers.get(kind, 0) + 1
-        return lambda: self._answers[kind] == number
+        return lambda: self._answers[kind] == number and not self.is_closed.is_set()
 
     def new_folder(self, kind: str) -> Path:
         """Creates a folder for files of the page; only the last two of each kind are kept.

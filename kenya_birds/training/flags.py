@@ -263,7 +263,8 @@ def parse_train_flags(words: Sequence[str], program: str = "train_hf.py", *, new
 # What to do if the device has too little memory for training; such a run can be resumed.
 SMALLER_BATCHES = (
     "give half the --per_device_train_batch_size and twice the --gradient_accumulation_steps, so that each step has "
-    "as many clips as before; or end other programs that use it"
+    "as many clips as before (in the evaluation, half the --per_device_eval_batch_size); or end other programs that "
+    "use it"
 )
 
 

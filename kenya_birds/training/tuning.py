@@ -322,6 +322,8 @@ def _objective(settings: Settings, space: SearchSpace, table: pd.DataFrame, outp
                     changed = settings.changed(output_dir=str(folder), **flags)
                     score, epoch = _best_epoch(changed, fold_splits(table, fold))
             except DeviceMemoryError as error:
+                if not _others_fit(trial):
+                    raise
                 logger.warning("Trial %d is pruned: %s", trial.number, error)
                 raise TrialPruned from None
             except DivergedError:
@@ -348,6 +350,13 @@ def _objective(settings: Settings, space: SearchSpace, table: pd.DataFrame, outp
         return mean
 
     return objective
+
+
+def _others_fit(trial: Trial) -> bool:
+    """Whether the device has enough memory for other backbones of the study, and not for that of a trial."""
+    complete = trial.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    fitting = {one.params.get("backbone") for one in complete} - {None}
+    return bool(fitting) and trial.params["backbone"] not in fitting
 
 
 def _is_worse(trial: Trial, fold: int, mean: float) -> bool:

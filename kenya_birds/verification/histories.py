@@ -16,7 +16,7 @@ from kenya_birds.verification.occasions import Occasion, Unit, clock_occasions, 
 
 HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
 # Why a recording that has a site of its own is skipped.
-OTHER_SITE = "with no row in the table of sites"
+OTHER_SITE = "without a matching row in the table of sites"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Histories:
         max_score: Highest score, same shape; NaN without a detection.
         clock: `local time` or `UTC`.
         skipped: Number of skipped recordings by reason.
-        other_sites: Own sites of the recordings with no row in the table of sites.
+        other_sites: Own sites of the recordings without a matching row in the table of sites.
         undecided: Codes of species without a threshold, of which only confirmed detections count.
         undetected: Codes of further species of the model, which have no history because nothing was detected.
     """

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from kenya_birds.inference.detections import name_in
 from kenya_birds.inference.species import SpeciesNames, read_found_species
 from kenya_birds.inference.table_formats import RUN_FILE
 from kenya_birds.saved_models import THRESHOLDS_FILE
-from kenya_birds.values import NotNegative, Share, check_fields
+from kenya_birds.values import NotNegative, Share, check_fields, counted
 from kenya_birds.verification.check_folder import OTHER, RIGHT, WRONG
 from kenya_birds.verification.histories import Histories, Recorded, make_histories
 from kenya_birds.verification.occasions import Unit
@@ -130,11 +130,12 @@ def survey_histories(
     survey = Survey.read(found)
     accepted, undecided = settings.accept(survey)
     species = pd.concat([accepted, survey.detections])[list(SPECIES_NAMES)].drop_duplicates("code")
-    undetected = _run(survey.folder).get("undetected", [])
+    found_names = read_json(survey.folder / RUN_FILE).get("undetected", {})
+    undetected = {code: SpeciesNames(*names) for code, names in found_names.items()}
     if settings.species is not None and (len(species) or undetected):
         wanted = _wanted(settings.species, species, undetected, survey.folder)
         accepted, species = (each[each["code"].isin(wanted)] for each in (accepted, species))
-        undetected = [code for code in undetected if code in wanted]
+        undetected = {code: names for code, names in undetected.items() if code in wanted}
     if silent := sorted(undecided & set(species["code"])):
         logger.warning(
             "%d of %d species have no threshold in %s: occasions with a confirmed detection are 1, all others NA "
@@ -153,22 +154,17 @@ def survey_histories(
         species=species.itertuples(index=False, name=None),
     )
     known = set(histories.species["code"])
-    undetected = [code for code in undetected if code not in known]
-    histories = replace(histories, undecided=undecided, undetected=undetected)
+    silent_species = [code for code in undetected if code not in known]
+    histories = replace(histories, undecided=undecided, undetected=silent_species)
     about = {"found": str(found), **{name: _plain(value) for name, value in vars(settings).items()}}
     write_histories(histories, output, min_effort_h=settings.min_effort_h, about=about, sites=table)
     return histories
 
 
-def _wanted(path: Path, detected: pd.DataFrame, undetected: Sequence[str], found: Path) -> set[str]:
+def _wanted(path: Path, detected: pd.DataFrame, undetected: Mapping[str, SpeciesNames], found: Path) -> set[str]:
     """Returns the codes of the species in a list, of those that the model can detect."""
     known = {code: SpeciesNames(*names) for code, *names in detected.itertuples(index=False)}
-    return set(read_found_species(path, known | {code: SpeciesNames(code, "") for code in undetected}, found))
-
-
-def _run(found: Path) -> dict[str, Any]:
-    """What `kenya-birds detect` wrote about its run; empty if it was not kept."""
-    return read_json(found / RUN_FILE) if (found / RUN_FILE).is_file() else {}
+    return set(read_found_species(path, {**known, **undetected}, found))
 
 
 def _plain(value: Any) -> Any:
@@ -332,9 +328,11 @@ def write_histories(
         UserError: If the folder cannot be written.
     """
     logger.info(
-        "Writing histories.csv of %s rows: %d species, %d sites, %d occasions",
-        f"{histories.detections.size:,}",
-        *histories.detections.shape,
+        "Writing histories.csv of %s: %d species, %s, %s",
+        counted(histories.detections.size, "row", ","),
+        len(histories.species),
+        counted(len(histories.sites), "site"),
+        counted(len(histories.occasions), "occasion"),
     )
     names = histories.occasions["occasion"].tolist()
     with users_folder(Path(output), f"the histories {output}") as folder:
