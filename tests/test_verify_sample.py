@@ -452,7 +452,7 @@ def test_listed_species_without_a_detection_are_skipped_and_told(run, tmp_path, 
     listed.write_text("bcdef1\nrare warbler\n", encoding="utf-8")
     draw_sample(run, tmp_path / "check", SMALL, species=listed)
     assert set(read_table(tmp_path / "check")["species"]) == {"bcdef1"}
-    assert "Skipped 1 names" in caplog.text
+    assert "Skipped 1 name in " in caplog.text
     assert "rare warbler (line 2)" in caplog.text
     listed.write_text("rare warbler\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"no detection of a species in .*: found rare warbler \(line 1\)"):
