@@ -360,6 +360,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         target: The new path.
     """
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # Linux would link a link, which leads nowhere if it is relative
     except OSError:
         shutil.copyfile(source, target)

@@ -285,6 +285,15 @@ def test_detections_without_a_clip_are_not_asked(desk, check):
     desk.clip(first.id).unlink()
     assert desk.question().id == first.next
     assert desk.question().progress.total == 13
+    # Nor those whose clip is not sent.
+    second = desk.clip(desk.question().id)
+    second.rename(check.parent / second.name)
+    second.symlink_to(check.parent / second.name)
+    assert desk.question().progress.total == 12
+    (check / "clips").rename(check.parent / "elsewhere")
+    (check / "clips").symlink_to(check.parent / "elsewhere")
+    with pytest.raises(UserError, match="clips is a link to another folder"):
+        Answering(check)
 
 
 @pytest.fixture

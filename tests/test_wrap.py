@@ -47,12 +47,15 @@ from kenya_birds.data.synthetic import synthesize_archive
 from kenya_birds.errors import UserError
 from kenya_birds.inference.finding_settings import FindingSettings
 from kenya_birds.inference.network_labels import NetworkLabel, read_labels, restrict_labels
+from kenya_birds.model import graph_kenya_birds
 from kenya_birds.model.graph_kenya_birds import find_graph
 from kenya_birds.model.modeling_kenya_birds import HEAD_EPSILON, log_odds
 from kenya_birds.model.network_input_kenya_birds import magnitude_spectrogram, with_peak
 from kenya_birds.publishing.hub import upload_files
 from kenya_birds.saved_models import THRESHOLDS_FILE
 from kenya_birds.serving.analysis import Analyser
+from kenya_birds.training.arguments import ModelArguments
+from kenya_birds.training.frozen_backbones import find_backbone
 from kenya_birds.waveform_networks import PRESETS
 
 NETWORK = ("--sampling_rate", str(RATE), "--activation", "sigmoid", "--embedding", "embedding", "--threshold", "0.5")
@@ -534,8 +537,11 @@ def test_presets_are_those_that_the_command_offers(capsys):
     assert f"one of {', '.join(PRESETS)}" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("file", ["//attacker/share/network.onnx", "\\\\attacker\\share\\network.onnx"])
+@pytest.mark.parametrize(
+    "file", ["//attacker/share/network.onnx", "\\\\attacker\\share\\network.onnx", "\\??\\UNC\\attacker\\network.onnx"]
+)
 def test_a_network_on_another_computer_is_not_asked_for(file, wrapped, tmp_path, monkeypatch):
+    monkeypatch.setattr(graph_kenya_birds, "IS_WINDOWS", True)
     asked = []
     is_file = Path.is_file
     monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path) or is_file(path))
@@ -544,3 +550,23 @@ def test_a_network_on_another_computer_is_not_asked_for(file, wrapped, tmp_path,
     assert all(path.is_relative_to(tmp_path) for path in asked)
     shutil.copy(wrapped / "network.onnx", tmp_path)
     assert find_graph({"file": "//attacker/share/network.onnx"}, tmp_path) == tmp_path / "network.onnx"
+
+
+def test_a_network_on_another_computer_is_bundled(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(graph_kenya_birds, "IS_WINDOWS", True)  # an absolute path without a drive letter
+    network, labels = write_onnx(tmp_path / "network.onnx"), write_labels(tmp_path / "labels.txt")
+    words = ("wrap", network, "--labels", labels, "--output", tmp_path / "model", *NETWORK)
+    assert "is on another computer, where the model would not open it: give --bundle" in refusal(capsys, *words)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_network_behind_a_relative_link_is_wrapped_and_gets_a_head(tmp_path):
+    """As in the cache of the Hub, where a link leads to a file without a suffix."""
+    (tmp_path / "blobs").mkdir()
+    write_onnx(tmp_path / "network.onnx").rename(tmp_path / "blobs" / "0123")
+    (tmp_path / "network.onnx").symlink_to(Path("blobs") / "0123")
+    model = wrap(tmp_path, *NETWORK, network=tmp_path / "network.onnx")
+    graph = json.loads((model / "config.json").read_text())["graph"]
+    assert graph["file"] == (tmp_path / "network.onnx").as_posix()
+    backbone = find_backbone(ModelArguments(backbone=str(model)), {})
+    assert backbone.graph["file"] == graph["file"]

@@ -146,8 +146,12 @@ class RecordingPlaces:
             such as `../a.wav` is none of the archive, even if there is such a file.
         """
         found = spellings(self.paths, names, None if self.is_table else self.source)
-        # `Path.exists` raises if a name is too long.
-        return {name: file for name, file in found.items() if is_inside(file) and os.path.exists(self.path(file))}
+
+        def is_here(file: str) -> bool:
+            # `Path.exists` raises if a name is too long.
+            return (file in self.paths or is_inside(file)) and os.path.exists(self.path(file))
+
+        return {name: file for name, file in found.items() if is_here(file)}
 
     def path(self, name: str) -> Path:
         """Returns the path of a recording."""

@@ -286,7 +286,7 @@ def _check_address(name: str, protocol: str) -> None:
     # Not the whole: a later part may contain a password.
     first = name.split("::")[0]
     shown = _public(first)[:80] if split_protocol(first)[0] else first
-    what = "joins several addresses with '::'" if "::" in name else f"begins with {protocol}:"
+    what = "joins several addresses with '::'" if "::" in name else f"begins with {protocol.rstrip(':')}:"
     raise UserError(
         f"the address '{shown}' {what}: expected one address that begins with one of "
         f"{' '.join(f'{kind}://' for kind in (*_REMOTE, *_LOCAL))}; or download the recording and give the file"

@@ -18,7 +18,7 @@ from kenya_birds.inference.network_labels import as_species
 from kenya_birds.inference.published_networks import NetworkPlan
 from kenya_birds.model.configuration_kenya_birds import KenyaBirdsConfig
 from kenya_birds.model.feature_extraction_kenya_birds import WAVEFORM, KenyaBirdsFeatureExtractor
-from kenya_birds.model.graph_kenya_birds import open_graph
+from kenya_birds.model.graph_kenya_birds import is_elsewhere, open_graph
 from kenya_birds.model.modeling_kenya_birds import MULTI_LABEL, KenyaBirdsForAudioClassification
 from kenya_birds.model.network_input_kenya_birds import network_input
 from kenya_birds.model_loading import load_model
@@ -48,6 +48,11 @@ def wrap_network(plan: NetworkPlan, output_dir: str | Path, *, bundle: bool = Fa
     """
     output_dir = Path(output_dir).resolve()
     check_new_folder(output_dir)
+    if not bundle and is_elsewhere(str(plan.path.absolute())):
+        raise UserError(
+            f"{plan.path} is on another computer, where the model would not open it: give --bundle, or its path with "
+            "a drive letter"
+        )
     with users_folder(output_dir, f"the model {output_dir}") as partial:
         _write(plan, partial, bundle=bundle)
         copy = partial / plan.path.name

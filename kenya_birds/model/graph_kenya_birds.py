@@ -5,6 +5,7 @@ This file imports the runtimes only where a network is opened.
 
 import hashlib
 import importlib
+import os
 import shutil
 import threading
 import warnings
@@ -23,6 +24,7 @@ RUNTIMES = {".onnx": ("onnxruntime", "onnxruntime"), ".tflite": ("ai_edge_litert
 # Arguments of `from_pretrained` that say where a model is.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 ACTIVATIONS = ("sigmoid", "softmax", "none")
+IS_WINDOWS = os.name == "nt"
 
 
 class GraphTensor(NamedTuple):
@@ -231,6 +233,17 @@ def import_runtime(path: Path, part: str = "") -> Any:
         ) from None
 
 
+def is_elsewhere(file: str) -> bool:
+    """Whether Windows may ask another computer about a file: its path begins with a slash, not with a drive letter.
+
+    Such a question sends the user's name and a hash of the password to that computer. Other systems never do so.
+
+    Args:
+        file: The path.
+    """
+    return IS_WINDOWS and file[:1] in ("/", "\\")
+
+
 def find_graph(graph: dict[str, Any], model: Any, **options: Any) -> Path:
     """Finds the file of a published network: in the model's folder or repository, or at the path that it had.
 
@@ -243,9 +256,7 @@ def find_graph(graph: dict[str, Any], model: Any, **options: Any) -> Path:
         OSError: If it is in neither place, or the path is on another computer.
     """
     path = Path(graph["file"])
-    # On Windows, a question about such a path sends the user's name and a hash of the password to that computer.
-    is_elsewhere = str(graph["file"])[:2].replace("\\", "/") == "//"
-    places = [] if is_elsewhere else [path]
+    places = [] if is_elsewhere(str(graph["file"])) else [path]
     if Path(model).is_dir():
         places.insert(0, Path(model) / options.get("subfolder", "") / path.name)
     else:
@@ -256,7 +267,7 @@ def find_graph(graph: dict[str, Any], model: Any, **options: Any) -> Path:
     found = next((file for file in places if file.is_file()), None)
     if found is None:
         where = "there" if path.name == str(path) else f"there or at {path}"
-        if is_elsewhere:
+        if is_elsewhere(str(graph["file"])):
             where = f"there, and a file on another computer ({path}) is not opened"
         source = f"get it from {graph['source']} and " if graph.get("source") else ""
         raise FileNotFoundError(

@@ -183,7 +183,7 @@ def _of_model(model: ModelArguments, saved: SavedModel) -> FrozenBackbone:
                 f"the embedding of '{name}' is not known: wrap its network again with --embedding TENSOR (a wrong "
                 "name, such as x, lists the tensors)"
             )
-        graph = {**graph, "file": find_graph(graph, saved.folder).resolve().as_posix()}
+        graph = {**graph, "file": find_graph(graph, saved.folder).absolute().as_posix()}
     front_end = read_json(saved.folder / "preprocessor_config.json")
     if saved.config.get("audio_model") is not None:
         _refuse_settings_of_networks(model, saved)

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -136,6 +136,9 @@ class Answering:
         self._lock = threading.Lock()
         self._given: dict[str, Answer] = {}
         if self._read().rows.empty:
+            clips = folder / CLIPS_FOLDER
+            if clips.is_symlink():
+                raise UserError(f"{clips} is a link to another folder: put the clips into {clips} itself")
             raise UserError(f"{folder} has no clips: run kenya-birds verify sample again to write them")
 
     def species(self) -> dict[str, SpeciesNames]:
@@ -239,11 +242,20 @@ class Answering:
             for name, one in self._given.items()
             if name in rows.index and (name not in answers or _is_later(one, answers[name]))
         }
-        folders = [name for name in (CLIPS_FOLDER, PICTURES_FOLDER) if (self.folder / name).is_dir()]
-        found = {f"{name}/{file}" for name in folders for file in os.listdir(self.folder / name)}
+        found = {file for name in (CLIPS_FOLDER, PICTURES_FOLDER) for file in _files_in(self.folder, name)}
         # A sample may be stopped between a clip and its picture.
         shown = rows.assign(picture=[name if name in found else "" for name in rows["picture"]])
         return _Content(rows, shown[[name in found for name in rows["clip"]]], species, answers)
+
+
+def _files_in(folder: Path, name: str) -> Iterator[str]:
+    """Yields the files of a subfolder that may be sent (see `Answering.clip`)."""
+    if not (folder / name).is_dir() or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        return
+    with os.scandir(folder / name) as entries:
+        for entry in entries:
+            if not entry.is_symlink() or _is_file_of(folder, Path(entry.path)):
+                yield f"{name}/{entry.name}"
 
 
 def _is_file_of(folder: Path, path: Path) -> bool:
