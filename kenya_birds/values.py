@@ -19,7 +19,7 @@ import math
 import numbers
 import re
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -315,6 +315,16 @@ def counted(number: int, noun: str, form: str = "") -> str:
         form: Format of the number, such as `,` to divide thousands.
     """
     return f"{number:{form}} {noun}{'' if number == 1 else 's'}"
+
+
+def first_names(names: Sequence[str], most: int = 3) -> str:
+    """Returns the first of some names, with `...` after them if there are more.
+
+    Args:
+        names: The names.
+        most: How many of them.
+    """
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def nearest_name(word: str, names: Iterable[str]) -> str | None:

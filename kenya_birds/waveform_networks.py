@@ -18,6 +18,8 @@ from kenya_birds.saved_models import RUNTIME_EXTRAS
 LEAST_SAMPLES = 2048
 LEAST_BINS = 33
 SHOWN_TENSORS = 8
+# What to do if a network was wrapped without its embedding.
+WRAP_AGAIN = "wrap its network again with --embedding TENSOR (a wrong name, such as x, lists the tensors)"
 # The spectrograms that networks may take: see `magnitude_spectrogram`.
 MAGNITUDE = "magnitude"
 

@@ -109,6 +109,14 @@ class Visit:
         """Where the player stands."""
         return self.driver.execute_script("return document.querySelector('#recording audio').currentTime")
 
+    def choose_no_overlap_while(self, begun):
+        """Chooses the largest overlap, and none when its work has begun: the results without overlap are shown."""
+        self.all("#overlap input")[2].click()
+        assert begun.wait(20)
+        self.all("#overlap input")[0].click()
+        self.until(lambda: "overlap by" not in self.text("#settings"))
+        assert self.complaints() == []
+
     def complaints(self):
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
@@ -270,11 +278,7 @@ def test_a_choice_during_an_analysis_stops_it(page, recording, monkeypatch):
         return analyse(self, pipeline, path, overlap_s, duration_s, progress, is_stopped)
 
     monkeypatch.setattr(Analyser, "_analyse", endless)
-    page.all("#overlap input")[2].click()
-    assert begun.wait(20)
-    page.all("#overlap input")[0].click()
-    page.until(lambda: "overlap by" not in page.text("#settings"))
-    assert page.complaints() == []
+    page.choose_no_overlap_while(begun)
 
 
 def test_a_new_analysis_is_shown_although_the_results_of_the_one_before_are_being_drawn(page, recording, monkeypatch):
@@ -298,11 +302,7 @@ def test_a_new_analysis_is_shown_although_the_results_of_the_one_before_are_bein
 
     monkeypatch.setattr(Analyser, "analyse", analyse_and_tell)
     monkeypatch.setattr(serving_page, "settings_text", text_late)
-    page.all("#overlap input")[2].click()
-    assert begun.wait(20)
-    page.all("#overlap input")[0].click()
-    page.until(lambda: "overlap by" not in page.text("#settings"))
-    assert page.complaints() == []
+    page.choose_no_overlap_while(begun)
 
 
 def test_an_example_can_be_tried(page):

@@ -24,6 +24,7 @@ from running import ROOT, flags, run, train
 
 import kenya_birds
 import train_hf
+from kenya_birds.model.audio_model_kenya_birds import AUDIO_MODELS
 
 matplotlib.use("Agg")
 
@@ -320,3 +321,9 @@ def anchors(page):
     """What GitHub calls the headings of a page in links."""
     headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_page_lists_the_types_of_audio_models():
+    page = (ROOT / "docs" / "embeddings.md").read_text(encoding="utf-8")
+    listed = page.partition("must be one of these: ")[2].partition(".")[0]
+    assert re.findall("`(.*?)`", listed) == sorted(AUDIO_MODELS)

@@ -1,7 +1,6 @@
 """Commands that summarise detection runs: summary, histories."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from kenya_birds.commands.common import (
     read_time_zone,
 )
 from kenya_birds.parsing import add_general, add_option, new_command
-from kenya_birds.values import NotNegative, Share, Whole, counted
+from kenya_birds.values import NotNegative, Share, Whole, counted, first_names
 
 FOUND = "output folder of kenya-birds detect, with a table in CSV or Parquet"
 
@@ -151,20 +150,17 @@ def _histories(options: argparse.Namespace) -> None:
     clock = ActivityClock(name_pattern, time_zone)
     histories = survey_histories(options.found, options.output, settings, sites=options.sites, clock=clock)
     for reason, count in histories.skipped.items():
-        names = f" (their own sites: {_first(histories.other_sites)})" if reason == OTHER_SITE else ""
+        names = f" (their own sites: {first_names(histories.other_sites)})" if reason == OTHER_SITE else ""
         print(f"Skipped: {counted(count, 'recording')} {reason}{names}")
     if silent := histories.undetected:
-        print(f"Not detected, and therefore without a matrix: {len(silent)} species of the model ({_first(silent)})")
+        names = first_names(silent)
+        print(f"Not detected, and therefore without a matrix: {len(silent)} species of the model ({names})")
     empty = [site for site, hours in zip(histories.sites, histories.effort_h.sum(axis=1), strict=True) if not hours]
     if empty:
-        print(f"{counted(len(empty), 'site')} without recordings, with NA only: {_first(empty)}")
+        print(f"{counted(len(empty), 'site')} without recordings, with NA only: {first_names(empty)}")
     print(
         f"{len(histories.species)} species, {counted(len(histories.sites), 'site')}, "
         f"{counted(len(histories.occasions), 'occasion')} "
         f"({histories.clock}), {histories.effort_h.sum():.2f} analysed hours, "
         f"{counted(histories.detections.sum(), 'detection')}: {options.output}"
     )
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

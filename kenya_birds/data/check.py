@@ -37,7 +37,7 @@ from kenya_birds.files import (
     check_output,
     write_table,
 )
-from kenya_birds.formulas import safe_path, safe_text
+from kenya_birds.formulas import guard_columns
 from kenya_birds.values import Channel, Count, checked, counted
 
 # Effect of a finding on training.
@@ -152,8 +152,7 @@ def write_check(check: ArchiveCheck, path: str | Path, *, overwrite: bool = Fals
         columns=["kind", *(field.name for field in fields(RecordingCheck)), "duration_s"],
     )
     table = pd.concat([measures, check.findings.astype(object)], ignore_index=True)
-    for name, guard in (("recording", safe_path), ("species", safe_text), ("detail", safe_text)):
-        table[name] = table[name].map(guard, na_action="ignore")
+    guard_columns(table, paths=["recording"], texts=["species", "detail"])
     columns = [*FINDING_COLUMNS, *(column for column in measures if column not in FINDING_COLUMNS)]
     write_table(table[columns].replace([np.inf, -np.inf], np.nan), path, float_format="%.10g")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from kenya_birds.files import write_table
-from kenya_birds.formulas import safe_path, safe_text
+from kenya_birds.formulas import guard_columns
 
 # Effects of a finding, the most serious first.
 NOT_TAKEN, CHANGED, NOTE = "not taken", "changed", "note"
@@ -57,8 +57,7 @@ class Findings:
     def write(self, path: Path) -> None:
         """Writes all findings as CSV; an existing file is replaced."""
         table = self.table()
-        for name, guard in (("file", safe_path), ("recording", safe_path), ("detail", safe_text)):
-            table[name] = table[name].map(guard, na_action="ignore")
+        guard_columns(table, paths=["file", "recording"], texts=["detail"])
         write_table(table, path)
 
     def format(self) -> list[str]:

@@ -13,6 +13,7 @@ from kenya_birds.data.decoders import MAX_FRAMES
 from kenya_birds.data.same_recording import recording_key, spellings
 from kenya_birds.errors import UserError
 from kenya_birds.files import ANNOTATIONS_FILE, RECORDINGS_FOLDER, RECORDINGS_TABLE, write_table
+from kenya_birds.values import first_names
 
 PLACE_COLUMNS = {"Filename": "recording", "Folder": "folder"}
 HEADER_COLUMNS = {
@@ -172,7 +173,7 @@ class RecordingPlaces:
         Args:
             names: At least one name.
         """
-        shown = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        shown = first_names(names)
         if not self.is_table:
             return f"are not in {self.source}: {shown}: download them, or remove their rows from {ANNOTATIONS_FILE}"
         if len(spellings(self.paths, names)) < len(names):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from kenya_birds.data.planning import least_overlap
-from kenya_birds.evaluation.intervals import weighted_rankings
+from kenya_birds.evaluation.intervals import weighted_ranking_by_class
 from kenya_birds.evaluation.metrics import MASKED
 
 # Differences of decimal times are rounded: 3.3 s - 1.8 s is less than 1.5 s.
@@ -79,7 +79,7 @@ class EventWindows:
             return self._scores.written_to(none, label), self._targets.written_to(self._unknown.copy(), label)
 
         with np.errstate(invalid="ignore", divide="ignore"):
-            return weighted_rankings(column, self._scores.classes, self._group, weights.astype(np.float64))
+            return weighted_ranking_by_class(column, self._scores.classes, self._group, weights.astype(np.float64))
 
     def named_empty(self, weights: np.ndarray) -> np.ndarray:
         """Share of the windows without a call in which something is detected, shape `(resamples,)`."""

@@ -183,10 +183,10 @@ def weighted_ranking(
     def column(label: int) -> tuple[np.ndarray, np.ndarray]:
         return scores[:, label], references[:, label] if references.ndim == 2 else references == label
 
-    return weighted_rankings(column, scores.shape[1], group, weights)
+    return weighted_ranking_by_class(column, scores.shape[1], group, weights)
 
 
-def weighted_rankings(
+def weighted_ranking_by_class(
     column: Callable[[int], tuple[np.ndarray, np.ndarray]], classes: int, group: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `weighted_ranking`, for scores and targets of which only one class is in memory.

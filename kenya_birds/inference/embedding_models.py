@@ -18,6 +18,7 @@ from kenya_birds.model.feature_extraction_kenya_birds import KenyaBirdsFeatureEx
 from kenya_birds.model.modeling_kenya_birds import KenyaBirdsForAudioClassification
 from kenya_birds.model_loading import load, load_classifier
 from kenya_birds.saved_models import SavedModel, find_model
+from kenya_birds.waveform_networks import WRAP_AGAIN
 
 # Long enough for the last step of any feature extractor.
 _END_S = 0.025
@@ -206,10 +207,7 @@ def load_embedder(
         if clip_s is not None and round(clip_s * own.sampling_rate) != own.clip_samples:
             raise UserError(f"clip_s is {clip_s}, but '{saved.name}' has windows of {own.clip_s:g} s: remove --clip_s")
         if not classifier.embedding_size:
-            raise UserError(
-                f"the embedding of '{saved.name}' is not known: wrap its network again with --embedding TENSOR (a "
-                "wrong name, such as x, lists the tensors)"
-            )
+            raise UserError(f"the embedding of '{saved.name}' is not known: {WRAP_AGAIN}")
         return OwnEmbedder(saved, classifier, own, chosen)
     try:
         check_type(saved.config.get("model_type"))

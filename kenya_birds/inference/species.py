@@ -11,7 +11,7 @@ from typing import NamedTuple
 from kenya_birds.errors import UserError
 from kenya_birds.files import read_text
 from kenya_birds.saved_models import SavedModel
-from kenya_birds.values import counted
+from kenya_birds.values import counted, first_names
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def read_found_species(path: str | Path, known: Mapping[str, SpeciesNames], foun
     """
     skipped: list[str] = []
     chosen = read_species(path, known, skipped)
-    shown = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
+    shown = first_names(skipped, 5)
     if not chosen:
         raise UserError(
             f"{found} has no detection of a species in {path}: found {shown}; give codes or names of its species, "

@@ -256,7 +256,8 @@ def find_graph(graph: dict[str, Any], model: Any, **options: Any) -> Path:
         OSError: If it is in neither place, or the path is on another computer.
     """
     path = Path(graph["file"])
-    places = [] if is_elsewhere(str(graph["file"])) else [path]
+    is_asked = not is_elsewhere(str(graph["file"]))
+    places = [path] if is_asked else []
     if Path(model).is_dir():
         places.insert(0, Path(model) / options.get("subfolder", "") / path.name)
     else:
@@ -267,7 +268,7 @@ def find_graph(graph: dict[str, Any], model: Any, **options: Any) -> Path:
     found = next((file for file in places if file.is_file()), None)
     if found is None:
         where = "there" if path.name == str(path) else f"there or at {path}"
-        if is_elsewhere(str(graph["file"])):
+        if not is_asked:
             where = f"there, and a file on another computer ({path}) is not opened"
         source = f"get it from {graph['source']} and " if graph.get("source") else ""
         raise FileNotFoundError(

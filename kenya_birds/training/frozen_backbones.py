@@ -18,7 +18,7 @@ from kenya_birds.training.arguments import (
     ModelArguments,
     WaveformArguments,
 )
-from kenya_birds.waveform_networks import PRESETS, NetworkSettings, embedder_settings
+from kenya_birds.waveform_networks import PRESETS, WRAP_AGAIN, NetworkSettings, embedder_settings
 
 # Random changes of spectrograms, which a network that takes the waveform does not have.
 SPECTRAL = ("pitch_probability", "speed_probability", "mask_probability")
@@ -179,10 +179,7 @@ def _of_model(model: ModelArguments, saved: SavedModel) -> FrozenBackbone:
     graph = saved.config.get("graph")
     if graph is not None:
         if graph.get("embedding") is None:
-            raise UserError(
-                f"the embedding of '{name}' is not known: wrap its network again with --embedding TENSOR (a wrong "
-                "name, such as x, lists the tensors)"
-            )
+            raise UserError(f"the embedding of '{name}' is not known: {WRAP_AGAIN}")
         graph = {**graph, "file": find_graph(graph, saved.folder).absolute().as_posix()}
     front_end = read_json(saved.folder / "preprocessor_config.json")
     if saved.config.get("audio_model") is not None:

@@ -21,6 +21,7 @@ from kenya_birds.model_loading import load_classifier
 from kenya_birds.saved_models import find_model, runtime_of
 from kenya_birds.training.embedding_cache import Block, EmbeddingCache, blocks_of
 from kenya_birds.training.frozen_training import known_classes
+from kenya_birds.waveform_networks import WRAP_AGAIN
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,7 @@ class Teacher:
         if targets != "scores":
             if not size:
                 raise UserError(
-                    f"the embedding of the teacher '{name}' is not known: wrap its network again with --embedding "
-                    "TENSOR (a wrong name, such as x, lists the tensors), or learn its scores only with "
+                    f"the embedding of the teacher '{name}' is not known: {WRAP_AGAIN}, or learn its scores only with "
                     "--teacher_targets scores"
                 )
             self.embedding_size = size
